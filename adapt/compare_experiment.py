@@ -1,11 +1,11 @@
 """Methods of fine-tuning side by side, under one recipe: the table of the paper.
 
 python -m adapt compare                                            METER-mini on Shapes-VQA, every method, three seeds
-python -m adapt compare with vilt_nlvr2 seeds=1 steps=200          quicker, of another model and task
+python -m adapt compare with vilt_nlvr2 seeds=1 train.steps=200    quicker, of another model and task
 python -m adapt compare with 'methods=["adapter","das"]' 'skip_nums=[2,4]'
 python -m adapt compare with 'method_settings={"lora":{"rank":8}}'
-python -m adapt compare with data_root=DIR supernet=FILE           on data of one's own, masks searched on its supernet
-python -m adapt compare with resume=9                              go on with run 9, which was stopped
+python -m adapt compare with data_root=DIR supernet=FILE           on your own data, masks searched on its supernet
+python -m adapt compare with resume=9                              continue run 9, which was stopped
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
 searched first, in runs of their own: on the bundled table where there is one, else on the supernet; random masks are
@@ -16,13 +16,12 @@ The model of each row that is best on the reward split is kept there: `python -m
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-from das_gym.adapt.adapt_experiment import SearchFirst, check_test_images, searched, told_to_any_search
+from das_gym.adapt.adapt_experiment import check_test_images
+from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
 from das_gym.adapt.compare.kept import RECORD, kept_file, remove_others, trials_to_keep
 from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
@@ -30,18 +29,20 @@ from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial,
 from das_gym.adapt.compare.variants import MASKED, MethodVariant, method_variants
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.step_loss import check_training
-from das_gym.adapt.training import TrainingConfig
+from das_gym.adapt.training import TrainingConfig, check_ranges
+from das_gym.agents.search_experiment import SearchSettings
 
-from das_gym.commandline import typed, used
-from das_gym.config import build, check_names, choice, part_of
+from das_gym.commandline import format_command
+from das_gym.config import check_names, choice, nested, settings_dict
 from das_gym.drawing.architecture import Architecture
-from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
+from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json, write_text
 from das_gym.models.base import VLP
+from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_splits, task_class
-from das_gym.processes import is_first, of_first
-from das_gym.registration import find_environment
+from das_gym.processes import is_main_process
+from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
 from das_gym.wording import counted
 
@@ -57,7 +58,14 @@ AROUND = (0.25, 1.0, 4.0)
 
 
 @dataclass(frozen=True)
-class CompareSettings(TrainingConfig, ProblemSettings):
+class CompareTraining(TrainingConfig):
+    """Settings of training for a comparison."""
+
+    steps: int = 600
+
+
+@dataclass(frozen=True)
+class CompareSettings(ProblemSettings):
     """The settings of `python -m adapt compare`.
 
     Attributes:
@@ -66,8 +74,9 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
         learning_rates: Learning rates to choose from on the reward split. None given means 5e-4, 2e-3 and 8e-3, or a
             quarter, once and four times the paper's for a model of base size.
-        learning_rate, head_learning_rate: Refused here, since they are chosen from `learning_rates`.
+        seed: Random seed of the first training of each method.
         seeds: Number of trainings of each method, with seeds from `seed` on.
+        train: Settings of training.
         search: Settings of the searches, as in `search.evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
@@ -77,20 +86,20 @@ class CompareSettings(TrainingConfig, ProblemSettings):
 
     group: ClassVar[str] = "Comparison"
 
-    steps: int = 600
     methods: tuple[str, ...] = choice((), METHODS)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[int, ...] = (2, 4, 6)
     learning_rates: tuple[float, ...] = ()
+    seed: int = 0
     seeds: int = 3
-    search: dict[str, Any] = field(default_factory=dict)
+    train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
+    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
     keep: Literal["best", "all", "none"] = "best"
 
     def __post_init__(self) -> None:
-        TrainingConfig.__post_init__(self)
-        ProblemSettings.__post_init__(self)
+        super().__post_init__()
         check_names(self.methods, METHODS, "method", own=True)
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method with settings, which has to be among methods,")
@@ -98,10 +107,9 @@ class CompareSettings(TrainingConfig, ProblemSettings):
             given = getattr(self, name)
             if (not given and name == "skip_nums") or len(set(given)) < len(given):
                 raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
-        if self.seeds < 1 or min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
-            raise ValueError("seeds is 1 or more, learning_rates are above 0, skip_nums 0 or more")
-        if self.learning_rate is not None or self.head_learning_rate is not None:
-            raise ValueError("the learning rate is chosen from a grid here: give learning_rates=[...]")
+        check_ranges(self, seed=(0, 2**32 - 1), seeds=(1, float("inf")), test_examples=(1, float("inf")))
+        if min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
+            raise ValueError("learning_rates are above 0, skip_nums 0 or more")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
@@ -110,64 +118,31 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
 
 
-class CompareExperiment(RunsExperiment):
-    """`python -m adapt compare`.
-
-    Args:
-        search_first: As for `SearchingExperiment.search_with`.
-    """
-
-    def __init__(self, search_first: SearchFirst | None = None) -> None:
-        super().__init__("adapt compare", save_git_info=False)
-        self.search_first = search_first
-        self.add_settings(CompareSettings)
-        self.add_problems()
-        self.main(compare)
-
-    def run(
-        self,
-        command_name: str | None = None,
-        config_updates: Mapping[str, Any] | None = None,
-        named_configs: Sequence[str] = (),
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """As `RunsExperiment.run`, after a search for every number of layers; all is checked before the first one."""
-        given = self.prepared(config_updates, named_configs)
-        if command_name in (None, self.default_command) and given.get("resume") is None and self.search_first is not None:
-            try:
-                settings = check(build(CompareSettings, {**self.named_settings(named_configs), **given}))
-            except MISTAKES as error:
-                raise RunError(str(error)) from error
-            found = dict(settings.searches)
-            for k in settings.searched_nums:
-                if str(k) not in found:
-                    then = lambda run, k=k: self.command_with(named_configs, {**given, "searches": {**found, str(k): run}})  # noqa: E731
-                    found[str(k)] = of_first(partial(self.search_first, told_to_search(settings, k), then))
-            given["searches"] = found
-        return super().run(command_name, given, named_configs, *args, **kwargs)
-
-
-def check(settings: CompareSettings) -> CompareSettings:
-    """Refuse what the model cannot do, before anything is searched; the settings with their methods named.
+def prepare(settings: CompareSettings) -> CompareSettings:
+    """Refuse what the model does not support, then search a mask for every number of layers.
 
     Raises:
-        ValueError: a method that it cannot have, more layers to skip than it has, or what `check_training` refuses.
+        ValueError: A method that the model cannot have, or more layers to skip than it has.
     """
-    problem = settings.problem()
+    problem = settings.problem_config
     backbone = load_backbone(problem)
     vlp = backbone.vlp
-    check_training(backbone, task_class(problem.task)(backbone.processor), settings, settings.itm_weight)
-    settings = settings if settings.methods else with_methods(settings, vlp)[0]
-    if {str(k) for k in settings.searched_nums} - settings.searches.keys():
+    check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
+    named = settings if settings.methods else with_methods(settings, vlp)[0]
+    needed = [k for k in named.searched_nums if str(k) not in settings.searches]
+    if needed:
         check_problem(problem)
     n_layers = len(vlp.layers)
-    if max(settings.searched_nums, default=0) > n_layers:
+    if max(named.searched_nums, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
-    for name in settings.methods:
+    for name in named.methods:
         make_method(name, settings.method_settings.get(name, {})).check(vlp)
     check_prompts(backbone, problem)
-    return settings
+    found = dict(settings.searches)
+    for k in needed:
+        continue_command = command_of("adapt compare", settings, searches={**found, str(k): SEARCH_ID})
+        found[str(k)] = search_first(values_for_search(settings, k), continue_command)
+    return dataclasses.replace(settings, searches=found)
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
@@ -189,24 +164,23 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, 
     return dataclasses.replace(settings, methods=tuple(having)), left_out
 
 
-def told_to_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
-    """Settings of `python -m agents` for a search of masks that skip so many layers: on the table where one is bundled."""
-    told = {**told_to_any_search(settings), "skip_num": skip_num}
+def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
+    """Return settings of `python -m agents` for masks that skip so many layers: on the bundled table, if there is one."""
+    values = {**search_values(settings), "skip_num": skip_num}
     entry = find_environment(settings.model, settings.task)
-    ours = not changed_settings(settings).keys() - {"model", "task", "device"}
-    if ours and entry.table is not None:
-        told = {name: value for name, value in told.items() if name != "device"} | {"env_id": entry.tabular_id}
-    return {**told, **settings.search}
+    is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
+    if is_bundled and entry.table is not None:
+        values.pop("device", None)
+        values["env_id"] = entry.tabular_id
+    return {**values, **settings.search}
 
 
-def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, method_settings: Any) -> float | None:
+def compare(settings: CompareSettings, run: Run) -> float | None:
     """Train, measure, print and keep; the best score of DAS, or of all where it takes no part, is the result."""
-    del search, searches, method_settings  # named so that Sacred lets them hold keys of their own
-    settings = build(CompareSettings, _config)
-    folder, problem = required_folder(_run), settings.problem()
+    folder, problem = required_folder(run), settings.problem_config
     splits = load_splits(problem)
-    training = part_of(TrainingConfig, settings)
-    context = ComparisonContext(problem, splits, training, folder, settings.test_examples, _run.log_scalar)
+    training = dataclasses.replace(settings.train, seed=settings.seed)
+    context = ComparisonContext(problem, splits, training, folder, settings.test_examples, run.log_scalar)
     check_test_images(context.task, splits.test)
     settings, left_out = (settings, []) if settings.methods else with_methods(settings, load_backbone(problem).vlp)
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
@@ -220,13 +194,13 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
         return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
 
     def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
-        if not is_first():
+        if not is_main_process():
             return
         if model is not None and last in trials_to_keep(trials, settings.keep):
             model.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
         lines = lines_of(trials)
         record = {
-            "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
+            "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
@@ -234,7 +208,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
             "verdict": verdict(lines),
-            "use": used(),
+            "plugins": imported_plugins(),
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
@@ -245,21 +219,21 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
-    if not is_first():
+    if not is_main_process():
         return None
     lines = lines_of(trials)
     for line in lines:
-        _run.log_scalar(f"{line.key}.test", line.score)
+        run.log_scalar(f"{line.key}.test", line.score)
     plot_scores(folder / PICTURE, lines, context.metric_name, title)
     for name in (RECORD, TABLE, PICTURE):
-        _run.add_artifact(folder / name)
+        run.add_artifact(folder / name)
     comparison_table(title, lines, [*verdict(lines), *left_out]).print(WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
     kept = trials_to_keep(trials, settings.keep)
     if kept:
         best = max(kept, key=lambda trial: trial.merit)
         words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
-        print(f"{len(kept)} trained models are kept there, too; one of them: {typed('adapt evaluate', *words)}")
+        print(f"{len(kept)} trained models are kept there, too; one of them: {format_command('adapt evaluate', *words)}")
     found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
     return max(found)
 
@@ -270,7 +244,9 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     for k in settings.searched_nums:
         if str(k) not in settings.searches:
             raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
-        mask = searched(settings.runs_dir, settings.searches[str(k)], changed_settings(settings)).mask
+        mask = choice_from_search(
+            settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)
+        ).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
@@ -289,11 +265,11 @@ def plan(
     """What is going to be done, and how to have less of it; of a model of base size what the paper has otherwise, too."""
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
-    pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.pairs_per_step)
+    pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.train.pairs_per_step)
     tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
     told = (
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
-        f"{counted(settings.steps, 'step')} of {counted(pairs, 'example')}; steps=, seeds=, methods= make it shorter"
+        f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
     return f"{context.about}\n{told}" if context.plain.backbone.vlp.size == "base" else told
 
@@ -301,4 +277,8 @@ def plan(
 def _title(settings: CompareSettings, context: ComparisonContext) -> str:
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
     metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
-    return f"{model}: {metric} after {counted(settings.steps, 'step')}, {tested}"
+    return f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
+
+
+ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)
+"""`python -m adapt compare`."""

@@ -27,7 +27,7 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, new_head, shuffled, task_class
-from das_gym.processes import of_first
+from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
 
 
@@ -266,7 +266,7 @@ def joint_search(
 def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
     # On the main process alone: with dropout, each process would compute other losses.
-    losses = of_first(lambda: training.losses(masks, examples))
+    losses = run_on_main_process(lambda: training.losses(masks, examples))
     if not np.isfinite(losses).all():
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(

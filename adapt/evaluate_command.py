@@ -21,17 +21,16 @@ from typing import Any
 from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
 from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
 
-from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, task_class
-from das_gym.runs import RUNS_DIR
+from das_gym.runs import RUNS_DIR, PluginSettings
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(CommandSettings):
+class EvaluateSettings(PluginSettings):
     """The settings of `python -m adapt evaluate` and `predict`.
 
     Attributes:
@@ -101,11 +100,8 @@ class EvaluateSettings(CommandSettings):
         return subnet, examples, data_root
 
 
-def evaluation_main(words: Sequence[str]) -> None:
-    """Evaluate as the words behind `python -m adapt evaluate` say."""
-    settings = parse_or_help(EvaluateSettings, words, "adapt evaluate")
-    if settings is None:
-        return
+def evaluation_main(settings: EvaluateSettings) -> None:
+    """Score the examples; print the numbers, and write the answers where asked for."""
     subnet, examples, data_root = settings.load()
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
@@ -116,11 +112,8 @@ def evaluation_main(words: Sequence[str]) -> None:
         print(f"answers: {settings.out}")
 
 
-def prediction_main(words: Sequence[str]) -> None:
-    """Predict as the words behind `python -m adapt predict` say."""
-    settings = parse_or_help(EvaluateSettings, words, "adapt predict")
-    if settings is None:
-        return
+def prediction_main(settings: EvaluateSettings) -> None:
+    """Write the answers to the examples."""
     if settings.out is None:
         raise ValueError("predict needs a file to write answers to: pass out=answers.json")
     subnet, examples, _ = settings.load()

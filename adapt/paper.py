@@ -1,20 +1,16 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
-`python -m adapt paper` prints them, where the paper, its scripts and its code differ, and the tables of scores with the
-command of each cell (`das_gym.adapt.published`).
-`python -m adapt das with paper` runs with them.
+`python -m adapt paper` prints them (`das_gym.adapt.paper_command`), `python -m adapt das with paper` runs with them.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from das_gym.adapt.training import SCHEDULES
+from das_gym.adapt.training import POSITIVE, SCHEDULES, check_ranges
 
-from das_gym.commandline import HELP, fit_docstring, typed
 from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
 
@@ -92,33 +88,24 @@ class DASSettings:
     power: float = _from("code's configs: polynomial decay to 0, power 1")
 
     def __post_init__(self) -> None:
-        least = {
-            "skip_num": 0,
-            "warmup_epochs": 0,
-            "search_epochs": 1,
-            "finetune_epochs": 0,
-            "steps_per_turn": 1,
-            "masks_per_turn": 2,
-            "reward_examples": 1,
-            "batch_size": 1,
-        }
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use {lowest} or more")
-        for name in ("update_rate", "learning_rate", "head_multiplier", "fusion_multiplier", "power"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use a number above 0")
+        ranges: dict[str, tuple[float, float]] = {"masks_per_turn": (2, math.inf), "dropout": (0, 1 - 1e-9)}
+        for name in ("search_epochs", "steps_per_turn", "reward_examples", "batch_size"):
+            ranges[name] = (1, math.inf)
+        for name in ("skip_num", "warmup_epochs", "finetune_epochs", "projector_learning_rate", "itm_weight"):
+            ranges[name] = (0, math.inf)
+        for name in (
+            "update_rate",
+            "learning_rate",
+            "finetune_learning_rate",
+            "head_multiplier",
+            "fusion_multiplier",
+            "power",
+        ):
+            ranges[name] = POSITIVE
+        check_ranges(self, **ranges)
         check_names([self.schedule], SCHEDULES, "schedule")
         check_names([self.finetune_from], ("new", "search"), "finetune_from")
-        if self.finetune_learning_rate is not None and not self.finetune_learning_rate > 0:
-            raise ValueError(f"finetune_learning_rate={self.finetune_learning_rate} is not allowed; use a number above 0")
-        for name in ("projector_learning_rate", "itm_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 0 or more")
-        if self.reward_split not in ("reward", "train"):
-            raise ValueError(f"reward_split={self.reward_split!r} is unknown; choose reward or train")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is not allowed; use 0 or more, below 1")
+        check_names([self.reward_split], ("reward", "train"), "reward_split")
 
 
 METER_VQA = DASSettings(
@@ -295,40 +282,3 @@ def ours_of(model: str) -> dict[str, tuple[Any, str]]:
 def sources() -> dict[str, str]:
     """Where each setting comes from, by name."""
     return {f.name: f.metadata["source"] for f in fields(DASSettings)}
-
-
-def main(words: Sequence[str] = ()) -> None:
-    """Print the paper's settings for every model and task, ours, their sources, the differences, and its tables."""
-    from das_gym.adapt.published import print_published
-    from rich import box
-    from rich.table import Table
-
-    from das_gym.console import Console
-
-    if words and words[0] in HELP:
-        print(fit_docstring(__doc__ or ""))
-        return
-    if words:
-        raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
-    console = Console()
-    console.width = max(console.width, 80)
-    print("Settings of the paper's pipeline, and ours where they are others:")
-    for model in dict.fromkeys(model for model, _ in PAPER):
-        of_tasks = {task: settings for (of, task), settings in PAPER.items() if of == model}
-        table = Table(title=model, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-        for head in ("setting", *of_tasks, "ours"):
-            table.add_column(head, no_wrap=True)
-        for name in sources():
-            own = ours_of(model)
-            ours = str(own[name][0]) if name in own else "same"
-            table.add_row(name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours)
-        console.print(table)
-    for title, lines in (
-        ("Where each comes from:", sources().items()),
-        ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in ours_of("VLM").items())),
-        ("Where the paper, its scripts and its code differ:", DIFFERENCES),
-    ):
-        print(title)
-        for name, told in lines:
-            print(textwrap.fill(f"{name}: {told}", 80, initial_indent="  ", subsequent_indent="      "))
-    print_published({cell: settings.image_size for cell, settings in PAPER.items()})

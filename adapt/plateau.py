@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from das_gym.processes import of_first
+from das_gym.processes import run_on_main_process
 
 CHECKS = 40
 """Number of checks within the limit of steps."""
@@ -57,7 +57,7 @@ class Plateau:
         """Measure the loss where one is due, and begin the decay if it has not improved for too long."""
         if step % self.every or step >= self.decay_start:
             return
-        loss = of_first(self.measure)
+        loss = run_on_main_process(self.measure)
         if loss < self.best * (1 - MIN_IMPROVEMENT):
             self.best, self.bad_checks = loss, 0
         else:

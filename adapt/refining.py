@@ -26,7 +26,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, shuffled
-from das_gym.processes import is_first, of_first
+from das_gym.processes import is_main_process, run_on_main_process
 
 REFINED = "refined.json"
 
@@ -90,7 +90,7 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
                 print(f"{title}: {error} It counts as the worst.")
             loss = None if loss is None or not math.isfinite(loss) else loss
             rounds[number] = dataclasses.replace(rounds[number], losses=(*rounds[number].losses, loss))
-            if is_first():
+            if is_main_process():
                 write_json(path, {"rounds": [dataclasses.asdict(each) for each in rounds]})
                 for finished in folder.glob("refining-*.pt"):  # also one that an interrupted run could not remove
                     finished.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def refine(
         subnet = cut_subnet(problem, splits, mask)
         encoder = encoder or EncoderCache(subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30))
         finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
-        return of_first(partial(_held_out_loss, subnet, splits, title))
+        return run_on_main_process(partial(_held_out_loss, subnet, splits, title))
 
     return halve(masks, config.steps, folder, train)
 
@@ -156,6 +156,3 @@ def _held_out_loss(subnet: AdaptedModel, splits: Splits[Any], title: str) -> flo
     """Return the loss on the examples that searches score masks by, in nats."""
     examples = shuffled(subnet.task, splits.reward, subnet.task.reward_examples)
     return evaluate(subnet, examples, title, rank_images=1).loss
-
-
-taken = selected_mask

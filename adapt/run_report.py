@@ -1,15 +1,11 @@
-"""`python -m adapt report RUN...`: the results of runs of `adapt` and its sub-commands as one HTML file.
-
-python -m adapt report 2                        runs/2/report.html
-python -m adapt report 2 5 with out=both.html   side by side, with the searches that preceded them
-"""
+"""The reports of runs of `adapt` and its sub-commands, and `python -m agents report`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,22 +15,23 @@ from das_gym.adapt.compare.table import Line, comparison_table
 from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import results_table
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
+from das_gym.agents.run_report import search_report
 
-from das_gym.config import build
+from das_gym.config import build, settings_dict
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.command import report, rerun_command
+from das_gym.drawing.command import ReportSettings, report, rerun_command
 from das_gym.drawing.report import Heat, Progress, RunReport
 from das_gym.files import read_json
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, grouped_settings
 from das_gym.registration import ENVIRONMENTS
 
 SHRUNK_RECORD = "shrink.json"
 SEARCH_RECORD = "search.json"
 
 
-def main(words: Sequence[str]) -> int:
-    """Write the report of the runs that the words name, and return the exit code."""
-    return report(words, "adapt report", run_report)
+def main(settings: ReportSettings) -> None:
+    """Write the report of runs of any command."""
+    report(settings, run_report)
 
 
 def run_report(folder: Path) -> RunReport:
@@ -44,8 +41,6 @@ def run_report(folder: Path) -> RunReport:
         FileNotFoundError: no run of a known kind ended there.
         ValueError: its record cannot be read.
     """
-    from das_gym.agents.run_report import search_report
-
     if (folder / SEARCH_RECORD).is_file():
         return search_report(folder)
     kinds: dict[str, Callable[[Path, dict[str, Any]], RunReport]] = {
@@ -78,16 +73,16 @@ def _adapted(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.adapt_experiment import AdaptSettings
 
     mask = json.dumps(record["models"][0]["mask"], separators=(",", ":"))
-    changes = {**_problem(record["problem"]), "mask": mask, "search_run": None, "search": None}
-    command = rerun_command(folder, "adapt", dataclasses.asdict(AdaptSettings()), **changes)
+    changes = {**grouped_settings(_problem(record["problem"])), "mask": mask, "search_run": None, "search": None}
+    command = rerun_command(folder, "adapt", settings_dict(AdaptSettings()), **changes)
     return _finetuned(folder, record, "fine-tuned", command)
 
 
 def _joint(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.das_experiment import JointSearchSettings
 
-    defaults = dataclasses.asdict(JointSearchSettings())
-    command = rerun_command(folder, "adapt das", defaults, **_problem(record["problem"]))
+    defaults = settings_dict(JointSearchSettings())
+    command = rerun_command(folder, "adapt das", defaults, **grouped_settings(_problem(record["problem"])))
     result = _finetuned(folder, record, "searched while adapters trained, then fine-tuned", command)
     turns = record["search"]["turns"]
     rewards = [reward for turn in turns for reward in turn["rewards"]]
@@ -153,7 +148,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
     best = max(lines, key=lambda line: line.score)
     shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
     mask = next(list(trial["mask"]) for trial in record["trials"] if trial["variant"] == shown.key)
-    changes = {**_problem(record["problem"]), "searches": None}
+    changes = {**grouped_settings(_problem(record["problem"])), "searches": None}
     metric = record["metric"].replace("_", " ")
     return RunReport(
         name=f"run {folder.name}",
@@ -165,7 +160,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
         },
         architecture=Architecture.of_record(record["units"]),
         mask=mask,
-        commands=[rerun_command(folder, "adapt compare", dataclasses.asdict(CompareSettings()), **changes)],
+        commands=[rerun_command(folder, "adapt compare", settings_dict(CompareSettings()), **changes)],
         table=comparison_table("Method by method", lines, record["verdict"]),
         versions=record["versions"],
     )

@@ -14,15 +14,15 @@ from das_gym.adapt.compare.kept import kept_model
 from das_gym.adapt.export.loading import is_exported, load_exported
 from das_gym.adapt.methods.saving import restore_adaptation
 
-from das_gym.commandline import typed, used
-from das_gym.commandline import use as import_modules
+from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.files import at_home, read_json, write_json
+from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
-from das_gym.runs import RunSettings, find_run, library_versions
+from das_gym.runs import PluginSettings, find_run, library_versions
 from das_gym.trust import trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
@@ -58,7 +58,9 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
     if (folder / COMPARED).is_file():
         return kept_model(folder, method, seed), folder
     if method is not None or seed is not None:
-        raise ValueError(f"`method` and `seed` select a model of a run of `{typed('adapt compare')}`: got {folder}.")
+        raise ValueError(
+            f"`method` and `seed` select a model of a run of `{format_command('adapt compare')}`: got {folder}."
+        )
     return folder, folder
 
 
@@ -72,14 +74,14 @@ def load_moved(place: Path, device: str, checkpoint: str | None, trust_remote_co
     return load_subnet(place, **changes)
 
 
-def load_subnet(path: str | os.PathLike[str], *, use: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
+def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
     """Return a fine-tuned subnet, its skipped layers removed, in eval mode.
 
     Args:
         path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
             file in it, such as those that `python -m adapt compare` keeps; or a folder that `python -m adapt export` wrote,
             none of whose code is run.
-        use: Modules to import first. A record imports none by itself: name those that the run was given by `use=`, or
+        plugins: Modules to import first. A record imports none by itself: name those that the run was given, or
             import them.
         **changes: Fields of `ProblemConfig` that differ from the record, such as `device="cpu"`, or `checkpoint=` if it was
             moved. An exported folder has `device` and `max_text_length` alone.
@@ -93,7 +95,7 @@ def load_subnet(path: str | os.PathLike[str], *, use: str | Sequence[str] = (), 
         >>> subnet = load_subnet("runs/adapt/1")  # doctest: +SKIP
         >>> subnet.backbone.vlp.pruned_mask  # doctest: +SKIP
     """
-    import_modules(use)
+    import_plugins(plugins)
     path = at_home(path)
     if is_exported(path):
         check_names(changes, ("device", "max_text_length"), "setting")
@@ -103,23 +105,23 @@ def load_subnet(path: str | os.PathLike[str], *, use: str | Sequence[str] = (), 
     adaptation = Adaptation.load(file) if file.is_file() else None
     if adaptation is not None and adaptation.mask is None and adaptation.method is None:
         raise ValueError(
-            f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask of it by `{typed('adapt')}`."
+            f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
     names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
     record = record_in(folder, names)
     if record is None or adaptation is None:
         missing = " or ".join(names) if record is None else file.name
         raise FileNotFoundError(
-            f"There is no {missing} in {folder}. Give the folder of a finished run of `{typed('adapt')}`."
+            f"There is no {missing} in {folder}. Give the folder of a finished run of `{format_command('adapt')}`."
         )
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
     content = read_json(record)
     with _named(record):
         recorded, settings = dict(content["problem"]), dict(content["model_settings"])
         recorded |= {name: None for name in OPTIONAL_PATHS if recorded.get(name) and not Path(recorded[name]).exists()}
-        modules = build(RunSettings, {"use": content.get("use", ())}).use
+        modules = build(PluginSettings, {"plugins": content.get("plugins", ())}).plugins
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
-    with _named(record, "Import the module that registers it (use=MODULE), or fine-tune it again."):
+    with _named(record, "Import the module that registers it (plugins=MODULE), or fine-tune it again."):
         problem = build(ProblemConfig, {**recorded, **changes})
     put_back = restore if adaptation.method is None else restore_adaptation
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
@@ -207,7 +209,7 @@ def save(
         "problem": recorded_settings(dataclasses.asdict(backbone.config)),
         "model_settings": dict(backbone.settings),
         **(record or {}),
-        "use": used(),
+        "plugins": imported_plugins(),
         "versions": library_versions(),
     }
     write_json(folder / name, content)

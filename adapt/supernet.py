@@ -22,7 +22,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 
@@ -100,7 +100,7 @@ def train_supernet(
         return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
 
     trainer.run(step, "supernet", log, step_loss.describe_step)
-    if is_first():
+    if is_main_process():
         check = check_image_reliance(model, splits)
         scores = {} if check is None else {"seeing": dict(check.seeing), "blind": dict(check.blind)}
         model.adaptation(kind="supernet", **vars(config), **scores).save(out)

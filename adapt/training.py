@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
-from das_gym.processes import is_first, rank, world
+from das_gym.processes import is_main_process, rank, world
 from das_gym.progress import progress
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ class Trainer:
         device = self.accelerator.device
         rng = self._gather(torch.get_rng_state())
         device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-        if not is_first():
+        if not is_main_process():
             return
         scaler, buffer = self.accelerator.scaler, io.BytesIO()
         state = {

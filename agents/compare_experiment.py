@@ -5,7 +5,7 @@
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
-    python -m agents compare with meter_vqa table=mine.npz           a table of one's own (python -m agents table)
+    python -m agents compare with meter_vqa table=mine.npz           your own table (python -m agents table)
     python -m agents compare with meter_vqa live=True seeds=5        on the model; regret is to the best that any found
 
 A comparison is kept in runs/<id>/: compare.json holds quartiles of every curve, and of every seed the answer with its
@@ -14,9 +14,8 @@ reward and test score; compare.png is the picture.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,9 +32,9 @@ from das_gym.agents.searching.loop import SearchConfig
 from rich import box
 from rich.table import Table
 
-from das_gym.config import build, choice
+from das_gym.config import choice, settings_dict
 from das_gym.console import Console
-from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import absolute, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
 from das_gym.progress import progress
@@ -103,7 +102,7 @@ class CompareSettings(RunSettings, BudgetSettings):
         fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
         if is_algorithm(agent):
-            return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
+            return sb3_config(fields, action=None, start_from=None)
         check_agent_name(agent)
         check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
@@ -114,23 +113,16 @@ class CompareSettings(RunSettings, BudgetSettings):
         return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
 
-def check(settings: CompareSettings) -> None:
-    """Refuse what the environment or one of the agents would refuse; all are made for that."""
+def check(settings: CompareSettings) -> CompareSettings:
+    """Make environment and agents, so that they refuse wrong settings before a run begins."""
     oracle = settings.oracle()
     for agent in settings.agents:
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
+    return settings
 
 
-ex = RunsExperiment("agents compare", save_git_info=False)
-ex.add_settings(CompareSettings, check)
-ex.add_named_configs(lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()})
-
-
-@ex.main
-def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any) -> None:
+def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and keep."""
-    del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
-    settings = build(CompareSettings, _config)
     oracle = settings.oracle()
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
         results = run_comparison(
@@ -143,12 +135,12 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
             on_agent=lambda agent: bar.update(),
         )
     title = f"{oracle.env_id}, {describe_budget(oracle)}, {counted(settings.seeds, 'seed')}"
-    folder = run_folder(_run)
+    folder = run_folder(run)
     if folder is not None:
         write_json(folder / RECORD, record(settings, oracle, results))
         plot_comparison(folder / PICTURE, results, title)
         for name in (RECORD, PICTURE):
-            _run.add_artifact(folder / name)
+            run.add_artifact(folder / name)
     print_results(results, title)
     if folder is not None:
         print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
@@ -165,7 +157,7 @@ def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentRes
     """What is kept in `compare.json`."""
     return {
         "format": FORMAT,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings_dict(settings),
         "env_id": oracle.env_id,
         "budget": oracle.space.budget.as_dict(),
         "masks": oracle.space.size,
@@ -222,3 +214,13 @@ def _whole(value: float) -> str:
 def _spread(values: Any) -> str:
     low, median, high = (float(quantile(values, percent)) for percent in (25, 50, 75))
     return f"{median:.4f} ({low:.4f}-{high:.4f})" if np.isfinite(median) else "-"
+
+
+ex = RecordedCommand(
+    "agents compare",
+    CompareSettings,
+    compare_agents,
+    lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
+    prepare=check,
+)
+"""`python -m agents compare`."""

@@ -7,26 +7,23 @@ python -m agents explore meter_vqa with runs=[3,4]          with searches to be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from das_gym.agents.searching.picture import progress_of
 from das_gym.agents.searching.record import SearchResult
 
-from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
-from das_gym.drawing.command import with_settings
 from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.files import at_home
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import RUNS_DIR, PluginSettings, find_run
 from das_gym.tables.table import SubnetTable
 
 
 @dataclass(frozen=True)
-class ExploreSettings(CommandSettings):
+class ExploreSettings(PluginSettings):
     """The settings of `python -m agents explore`.
 
     Attributes:
@@ -56,18 +53,14 @@ class ExploreSettings(CommandSettings):
         return bundled_table(entries[self.table].model, entries[self.table].task)
 
 
-def main(words: Sequence[str]) -> int:
-    """Write the page that the words ask for; the exit code."""
-    settings = parse_or_help(ExploreSettings, with_settings(words, "table", one=True), "agents explore")
-    if settings is None:
-        return 0
+def main(settings: ExploreSettings) -> None:
+    """Write the page."""
     path = settings.path()
     table = load_table(path)
     replays = [replay_of(find_run(settings.runs_dir, run), table) for run in settings.runs]
     out = Path(settings.out or f"explore_{Path(settings.table).stem}.html")
     write_explorer(out, table, replays)
     print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
-    return 0
 
 
 def replay_of(folder: Path, table: SubnetTable) -> Replay:

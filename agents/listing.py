@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
@@ -11,12 +10,13 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS
 from rich.table import Table
 
-from das_gym.commandline import CommandSettings, parse_or_help, typed
+from das_gym.commandline import format_command
 from das_gym.console import Console
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objectives
+from das_gym.runs import PluginSettings
 
 NARROWEST = 80
 """Columns of text at least; a narrower terminal wraps the lines itself."""
@@ -34,7 +34,7 @@ def environments(columns: int = ROOMY) -> Table:
     Args:
         columns: Of text, that there is room for; with fewer than `ROOMY`, model, task and data are left out.
     """
-    title = f"environments: gymnasium.make(id), {typed('agents', '<short>')}"
+    title = f"environments: gymnasium.make(id), {format_command('agents', '<short>')}"
     first = next(iter(ENVIRONMENTS.values()))
     others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on"
     if columns < ROOMY:
@@ -65,7 +65,7 @@ def _layers(entry: EnvEntry) -> str:
 
 def agents() -> Table:
     """Names with hyper-parameters, what a search sets them to, and what the agent is."""
-    title = f"agents: {typed('agents', '<name>', 'agent_kwargs.<setting>=...')}"
+    title = f"agents: {format_command('agents', '<name>', 'agent_kwargs.<setting>=...')}"
     table = _table(title, "name", "settings", "what it is", whole=2)
     for name in AGENTS:
         cls = agent_class(name)
@@ -77,7 +77,7 @@ def agents() -> Table:
 
 def algorithms() -> Table:
     """Algorithms of Stable-Baselines3 with their class and action spaces."""
-    title = f"algorithms of SB3: {typed('agents', '<name>', 'hyperparameters.<setting>=...')}"
+    title = f"algorithms of SB3: {format_command('agents', '<name>', 'agent_kwargs.<setting>=...')}"
     table = _table(title, "name", "class", "action spaces", whole=3)
     for algorithm in ALGORITHMS.values():
         table.add_row(algorithm.name, algorithm.path, ", ".join(algorithm.actions))
@@ -115,15 +115,12 @@ def _table(title: str, *columns: str, whole: int = 1) -> Table:
 
 
 @dataclass(frozen=True)
-class ListSettings(CommandSettings):
-    """The settings of `python -m agents list`: those of every command."""
+class ListSettings(PluginSettings):
+    """The settings of `python -m agents list`."""
 
 
-def main(words: Sequence[str] = ()) -> None:
-    """Print all, wide enough that nothing wraps where no terminal reads it."""
-    settings = parse_or_help(ListSettings, words, "agents list")
-    if settings is None:
-        return
+def main(settings: ListSettings) -> None:
+    """Print all, without line breaks where the output is not a terminal."""
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(console.width), agents(), algorithms(), rewards(), statistics()):

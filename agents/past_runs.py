@@ -21,13 +21,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from das_gym.commandline import CommandSettings, is_ours, parse_or_help, typed
+from das_gym.commandline import format_command, is_our_program
 from das_gym.config import check_names, choice
 from das_gym.console import Console
 from das_gym.files import read_json
 from das_gym.locks import is_locked
 from das_gym.registration import ENVIRONMENTS
-from das_gym.runs import RUNS_DIR, runs_dir_words
+from das_gym.runs import RUNS_DIR, PluginSettings, is_run_id, runs_dir_words
 
 ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
@@ -49,7 +49,7 @@ NARROWEST = 80
 
 
 @dataclass(frozen=True)
-class RunsSettings(CommandSettings):
+class RunsSettings(PluginSettings):
     """The settings of `python -m agents runs`.
 
     Attributes:
@@ -113,7 +113,7 @@ def past_runs(settings: RunsSettings) -> list[PastRun]:
     """
     if not Path(settings.runs_dir).is_dir():
         raise FileNotFoundError(f"no folder {Path(settings.runs_dir).absolute()}: run something first, or give runs_dir=")
-    files = [path for path in Path(settings.runs_dir).glob("*/run.json") if path.parent.name.isdecimal()]
+    files = [path for path in Path(settings.runs_dir).glob("*/run.json") if is_run_id(path.parent.name)]
     runs = [run for run in map(_read, files) if _is_asked_for(run, settings)]
     runs.sort(key=lambda run: -run.id)
     if settings.order == "best":
@@ -218,22 +218,18 @@ def table_of(runs: Sequence[PastRun], grouped: bool = True) -> Table:
     return table
 
 
-def main(words: Sequence[str] = ()) -> int:
-    """Print the list; the exit code."""
-    settings = parse_or_help(RunsSettings, words, "agents runs")
-    if settings is None:
-        return 0
+def main(settings: RunsSettings) -> None:
+    """Print the list, and how to resume what stopped."""
     runs = past_runs(settings)
     if not runs:
         print(f"no such run in {settings.runs_dir}")
-        return 0
+        return
     console = Console()
     console.width = max(console.width, NARROWEST)
     console.print(table_of(runs[: settings.limit], grouped=settings.order == "best"))
     for run in runs[: settings.limit]:
-        if run.status in (DIED, "stopped") and run.resumes and is_ours(run.command):
+        if run.status in (DIED, "stopped") and run.resumes and is_our_program(run.command):
             words = f"resume={run.id}", runs_dir_words(Path(settings.runs_dir) / str(run.id))
-            print(f"run {run.id} {run.status}. Resume it with: {typed(printable(run.command), *words)}")
+            print(f"run {run.id} {run.status}. Resume it with: {format_command(printable(run.command), *words)}")
     if len(runs) > settings.limit:
         print(f"{len(runs) - settings.limit} more: limit={len(runs)} shows all")
-    return 0

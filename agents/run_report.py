@@ -1,15 +1,8 @@
-"""`python -m agents report RUN...`: the results of searches as one HTML file.
-
-python -m agents report 3                       runs/3/report.html
-python -m agents report 3 4 5 with out=all.html     side by side
-python -m agents report 3 with use=my_module    a record imports nothing that is not named again
-"""
+"""The report of a search."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +12,14 @@ from das_gym.agents.compare.oracle import is_tabular, make_scored
 from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
-from das_gym.commandline import typed
-from das_gym.drawing.command import report, rerun_command
+from das_gym.commandline import format_command
+from das_gym.config import settings_dict
+from das_gym.drawing.command import rerun_command
 from das_gym.drawing.report import CostChart, Heat, RunReport
 from das_gym.drawing.table import Table
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.tables.table import SPLITS
 from das_gym.trust import trusted_settings
-
-
-def main(words: Sequence[str]) -> int:
-    """Write the report of the runs that the words name, and return the exit code."""
-    return report(words, "agents report", search_report)
 
 
 def search_report(folder: Path) -> RunReport:
@@ -47,16 +36,15 @@ def search_report(folder: Path) -> RunReport:
 
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(
-            f"no search ended in {folder}. `{typed('adapt report')} {folder.name}` reports on runs of adapt, and "
-            f"`{typed('agents', f'resume={folder.name}')}` resumes a search."
+            f"no search ended in {folder}. `{format_command('agents', f'resume={folder.name}')}` resumes a search."
         )
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
-    trusted_settings(folder / RECORD, result.use, recorded)
+    trusted_settings(folder / RECORD, result.plugins, recorded)
     env = make_scored(result.env_id, {}, result.env_kwargs) if on_table else None
     probabilities = [turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]
-    defaults = {**asdict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
+    defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
     return RunReport(
         name=f"run {folder.name}",
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",

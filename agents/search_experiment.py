@@ -6,10 +6,10 @@
     python -m agents with meter_vqa latency_saved=0.15              or parameters_saved, memory_saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with bandit agent_kwargs.learning_rate=10      a setting of the agent
-    python -m agents with meter_vqa ppo hyperparameters.learning_rate=1e-3      of Stable-Baselines3
+    python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
-    python -m agents with my_model_vqa use=my_module                what my_module.py registers
-    python -m agents with resume=3                                  go on with run 3, which was stopped
+    python -m agents with my_model_vqa plugins=my_module              what my_module.py registers
+    python -m agents with resume=3                                  continue run 3, which was stopped
 
 A run is kept in runs/<id>/: the found mask in search.json and search.png, its turns in search_history.json.
 """
@@ -17,8 +17,8 @@ A run is kept in runs/<id>/: the found mask in search.json and search.png, its t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,12 +34,11 @@ from das_gym.agents.searching.loop import SearchConfig, check_search, search, wi
 from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
-from das_gym.commandline import typed
-from das_gym.config import build, choice
+from das_gym.commandline import format_command
+from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.envs.scoring import REWARD_BATCHES
-from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ComputeSettings, ModelSettings, setting_path
+from das_gym.experiment import RecordedCommand, Run, run_folder
+from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.problem.rewards import REWARDS
 from das_gym.progress import progress
@@ -51,58 +50,54 @@ PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSettings(ModelSettings, ComputeSettings):
-    """Arguments of the environment, besides action and budget, as settings. Those that are not the default are passed on.
+class EnvSettings(ModelSettings):
+    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
 
     Attributes:
         reward: How a mask is rewarded. `python -m agents list` shows the formulas.
-        macs_price: Reward for saving all MACs of the baseline. A mask that saves half of them gets half of it.
         reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
             retrieval.
-        reward_batches: Examples of each step: always the same (`fixed`), the next ones (`cycle`) or drawn anew
-            (`resample`).
-        latency_batch: Examples per forward pass when latency is measured for `latency_saved`.
-        costs: JSON file with known costs of the layers, instead of measuring them.
+        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
+            of `python -m adapt` take as `problem.NAME`.
     """
 
     group: ClassVar[str] = "Reward"
 
     reward: str = choice("exp_neg_loss", REWARDS)
-    macs_price: float = 0.0
     reward_examples: int | None = None
-    reward_batches: str = choice("fixed", REWARD_BATCHES)
-    latency_batch: int = 1
-    costs: str | None = None
+    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
 
     @property
-    def given_to_env(self) -> dict[str, Any]:
-        """The settings that are not the default, as keyword arguments of the environment."""
-        values = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(EnvSettings) if getattr(self, f.name) != f.default
-        }
-        return {name: str(setting_path(name, value)) if name in PATH_SETTINGS else value for name, value in values.items()}
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """All keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default.
 
-
-ENV_SETTINGS = tuple(f.name for f in dataclasses.fields(EnvSettings))
+        Raises:
+            ValueError: A setting is given twice.
+        """
+        kwargs = dict(self.env_kwargs)
+        for field in dataclasses.fields(EnvSettings):
+            value = getattr(self, field.name)
+            if field.name == "env_kwargs" or value == field.default:
+                continue
+            if field.name in kwargs:
+                raise ValueError(
+                    f"{field.name}={value} is given, and env_kwargs.{field.name}={kwargs[field.name]} too; give one of them"
+                )
+            kwargs[field.name] = str(setting_path(field.name, value)) if field.name in PATH_SETTINGS else value
+        return kwargs
 
 
 @dataclass(frozen=True)
-class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
+class SearchSettings(ResumableSettings, EnvSettings, SearchConfig):
     """The settings of `python -m agents search`.
 
-    Those declared here are for algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
-
     Attributes:
-        hyperparameters: Hyperparameters of an algorithm of Stable-Baselines3, as in `hyperparameters.learning_rate=1e-3`.
-        n_envs: Number of parallel environments of an algorithm of Stable-Baselines3. None means `masks_per_turn`.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
         start_from: Trained agent to continue training: an agent.zip, or the folder of its run.
     """
 
     group: ClassVar[str] = "Stable-Baselines3"
 
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    n_envs: int | None = None
     action: str | None = choice(None, ACTION_MODES)
     start_from: str | None = None
 
@@ -114,76 +109,59 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         if is_algorithm(self.agent):
             return
         check_agent_name(self.agent)
-        for name in ("hyperparameters", "n_envs", "action", "start_from"):
-            if getattr(self, name) not in (None, {}):
+        for name in ("action", "start_from"):
+            if getattr(self, name) is not None:
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
         super()._check_agent()
         check_agent_kwargs(self.agent, self.agent_kwargs)
 
     def search_config(self) -> SearchConfig:
-        """The search that they ask for.
+        """Return the search that the settings ask for.
 
         Raises:
-            ValueError: a setting of the environment that is given twice.
+            ValueError: A setting of the environment is given twice.
         """
-        env_kwargs = dict(self.env_kwargs)
-        for name, value in self.given_to_env.items():
-            if name in env_kwargs:
-                raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
-            env_kwargs[name] = value
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
-        fields["env_kwargs"] = env_kwargs
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SearchConfig)}
+        fields["env_kwargs"] = self.all_env_kwargs
         if is_algorithm(self.agent):
-            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from)
+            return sb3_config(fields, self.action, self.start_from)
         return SearchConfig(**fields)
 
 
-def named_configs() -> dict[str, dict[str, Any]]:
-    """Settings by the word that stands for them: environments, their tables, agents, algorithms."""
+def problem_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of environments and of their tables."""
     entries = named_environments()
-    return {
-        **{name: {"env_id": entry.id} for name, entry in entries.items()},
-        **{f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()},
-        **{name: {"agent": name} for name in AGENTS},
-        **{name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS},
-    }
+    tables = {f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()}
+    return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
 
 
-def check(settings: SearchSettings) -> None:
-    """Refuse what environment or agent would refuse; both are made for that, model and data loaded.
+def agent_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
+    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
 
-    Raises:
-        ValueError, FileNotFoundError, gymnasium.error.Error: what there is to mend.
-    """
+
+def check(settings: SearchSettings) -> SearchSettings:
+    """Make environment and agent, so that they refuse wrong settings before a run begins."""
     config = settings.search_config()
     if not isinstance(config, SB3Config):
-        return check_search(config)
+        check_search(config)
+        return settings
     if config.start_from is not None:
         agent_file(config.start_from)
     make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
-    return None
+    return settings
 
 
-ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
-ex.add_settings(SearchSettings, check)
-ex.add_named_configs(named_configs)
-
-
-@ex.main
-def search_mask(
-    _run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any, hyperparameters: Any
-) -> float | None:
+def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
-    del env_kwargs, agent_kwargs, hyperparameters  # named so that Sacred lets them hold keys of their own
-    settings = build(SearchSettings, _config)
-    folder, resumed = run_folder(_run), settings.resume is not None
+    folder, resumed = run_folder(run), settings.resume is not None
     config = with_costs(settings.search_config(), folder if resumed else None)
-    log = _Log(_run, config)
+    log = _Log(run, config)
     try:
         if isinstance(config, SB3Config):
             from das_gym.agents.sb3.experiment import search_with_sb3
 
-            result = search_with_sb3(config, _run, folder, log, resumed)
+            result = search_with_sb3(config, run, folder, log, resumed)
         else:
             result = search(config, folder, on_turn=log, resume=resumed)
     finally:
@@ -194,10 +172,10 @@ def search_mask(
             title = f"{config.agent}, {config.env_id}, seed {config.seed}"
             mask = np.array(result.mask, bool)
             plot_skip_probabilities(folder / PROBABILITIES, probabilities, result.layer_names, mask, title)
-            _run.add_artifact(folder / PROBABILITIES)
+            run.add_artifact(folder / PROBABILITIES)
         draw_search(folder / PICTURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
         for name in (PICTURE, RECORD):
-            _run.add_artifact(folder / name)
+            run.add_artifact(folder / name)
     print(summary(result, folder))
     return result.reward
 
@@ -254,8 +232,6 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         )
     if folder is not None:
         lines.append(f"  record: {folder / RECORD}")
-    if folder is not None and ex.suggests:
-        lines.append(f"Next: {typed('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
     return "\n".join(lines)
 
 
@@ -269,22 +245,41 @@ def budget_lines(env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> list[str
     ]
 
 
+def next_command(folder: Path) -> str:
+    """Return the command that continues with the found mask."""
+    return format_command("adapt", f"search_run={folder.name}", runs_dir_words(folder))
+
+
+ex = RecordedCommand(
+    "agents",
+    SearchSettings,
+    search_mask,
+    named_configs=lambda: {**problem_configs(), **agent_configs()},
+    prepare=check,
+    next_command=next_command,
+)
+"""`python -m agents`."""
+
+
 def run_search(
-    config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()
+    config_updates: Mapping[str, Any] | None = None,
+    named_configs: Sequence[str] = (),
+    on_started: Callable[[str], object] | None = None,
 ) -> tuple[str, Path, SearchResult]:
-    """Run the experiment as `python -m agents with ...` does.
+    """Run a search as `python -m agents with ...` does.
 
     Args:
         config_updates: Settings, see `SearchSettings`.
         named_configs: Names such as "meter_vqa", "bandit".
+        on_started: Called with the run's id, once the search can be resumed.
 
     Returns:
         The run's id, its folder and the result.
 
     Raises:
-        das_gym.experiment.RunError: a setting or a file that is refused.
+        das_gym.experiment.RunError: A setting or a file is refused.
     """
-    run = ex.run(config_updates=config_updates, named_configs=named_configs)
+    run = ex.run(config_updates, named_configs, on_started=on_started)
     folder = run_folder(run)
     if folder is None:
         raise RuntimeError("the search left no run folder")

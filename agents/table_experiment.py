@@ -1,15 +1,15 @@
 """Score every mask of a problem on the reward and the test split: ground truth for searches, in one file.
 
 python -m agents table with meter_vqa                      writes to runs/<id>/table.npz
-python -m agents table with vilt_nlvr2 out=FILE            of another model, on another task, to a file of one's own
+python -m agents table with vilt_nlvr2 out=FILE            of another model, on another task, to this file
 python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
 python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table anew
-python -m agents table with meter_vqa workers=ray num_workers=8
+python -m agents table with meter_vqa problem.workers=ray problem.num_workers=8
                                                            over the workers of a Ray cluster, or of this machine
-python -m agents table with resume=3                       go on with run 3, which was stopped
+python -m agents table with resume=3                       continue run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
 """
@@ -24,15 +24,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.config import build
 from das_gym.engine.spending import Spending
-from das_gym.experiment import Run, RunsExperiment, required_folder
+from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.progress import progress
-from das_gym.registration import EnvEntry, find_environment
+from das_gym.registration import find_environment, named_problems
 from das_gym.tables.build import build_table, check_table, recount, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
@@ -60,7 +59,6 @@ class TableSettings(ProblemSettings):
         out: File to write. None is `table.npz` in the run's folder.
         recount: Existing table to count costs and measure layer statistics of again, without scoring masks. None scores all
             masks.
-        seed: Has no effect: a table is not random. Sacred records it with every run.
     """
 
     group: ClassVar[str] = "Table"
@@ -72,72 +70,56 @@ class TableSettings(ProblemSettings):
     latency_batch: int | None = None
     out: str | None = None
     recount: str | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision != "float32":
-            raise ValueError(f"precision={self.precision!r}: tables are the truth to compare with; leave precision out")
+        if self.problem.precision != "float32":
+            raise ValueError(f"`problem.precision`: got {self.problem.precision!r}; tables are exact, leave it out")
         for name in ("reward_examples", "test_examples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None for the whole split")
 
-    def entry(self) -> EnvEntry:
-        """The environment whose masks are scored."""
-        return find_environment(self.model, self.task)
-
     def file(self, folder: Path) -> Path:
-        """Where the table of a run in a folder is written."""
+        """Return where the table of a run in a folder is written."""
         return folder / TABLE if self.out is None else at_home(self.out)
 
-    def recounted(self) -> SubnetTable | None:
-        """The table whose MACs are to be counted anew."""
-        return None if self.recount is None else SubnetTable.load(at_home(self.recount))
 
-    def check(self) -> None:
-        """Load model and data, and refuse what cannot be scored or counted.
-
-        Raises:
-            ValueError: too many layers, or a table of another problem.
-        """
-        problem, table = load_problem(self.problem()), self.recounted()
-        if table is None and self.max_skipped is not None:
-            masks_up_to(len(problem.layer_names), self.max_skipped)
-        elif table is None:
-            every_mask(len(problem.layer_names))
-        else:
-            check_table(table, problem)
+def check(settings: TableSettings) -> TableSettings:
+    """Load model and data; refuse too many layers, and a table of another problem to recount."""
+    problem = load_problem(settings.problem_config)
+    if settings.recount is not None:
+        check_table(SubnetTable.load(at_home(settings.recount)), problem)
+    elif settings.max_skipped is not None:
+        masks_up_to(len(problem.layer_names), settings.max_skipped)
+    else:
+        every_mask(len(problem.layer_names))
+    return settings
 
 
-ex = RunsExperiment("agents table", save_git_info=False)
-ex.add_settings(TableSettings, lambda settings: settings.check())
-ex.add_problems()
-
-
-@ex.main
-def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
+def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
-    settings = build(TableSettings, _config)
-    folder = required_folder(_run)
+    folder, problem = required_folder(run), load_problem(settings.problem_config)
     out = settings.file(folder)
-    problem = load_problem(settings.problem())
-    if (old := settings.recounted()) is not None:
-        recount(old, problem).save(out)
-        print(f"table: {out}, its costs counted and its statistics measured anew")
+    if settings.recount is not None:
+        recount(SubnetTable.load(at_home(settings.recount)), problem).save(out)
+        print(f"table: {out}, with its costs counted and its statistics measured again")
         return
-    env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
+    env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
-        file, most = folder / CHECKPOINT, settings.max_skipped
-        more: dict[str, Any] = {"max_skipped": most, "each": settings.each, "latency_batch": settings.latency_batch}
-        table, spent = build_table(problem, env_id, *counts, checkpoint=file, on_chunk=bar.update, **more)
+        options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}
+        table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update, **options)
     problem.evaluator.close()
     table.save(out)
     write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
     (folder / CHECKPOINT).unlink()
-    _run.add_artifact(out)
-    _run.add_artifact(folder / RECORD)
+    run.add_artifact(out)
+    run.add_artifact(folder / RECORD)
     print(summary(table, spent))
     print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
+
+
+ex = RecordedCommand("agents table", TableSettings, make_table, named_problems, prepare=check)
+"""`python -m agents table`."""
 
 
 def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
@@ -187,14 +169,12 @@ def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
 
 
 def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()) -> SubnetTable:
-    """Run the experiment as `python -m agents table with ...` does.
+    """Run the command as `python -m agents table with ...` does, and return the table.
 
     Args:
         config_updates: Settings, see `TableSettings`.
         named_configs: Names such as "meter_vqa".
-
-    Raises:
-        das_gym.experiment.RunError: a setting or a file that is refused.
     """
-    run = ex.run(config_updates=config_updates, named_configs=named_configs)
-    return SubnetTable.load(build(TableSettings, run.config).file(required_folder(run)))
+    run = ex.run(config_updates, named_configs)
+    out = run.config["out"]
+    return SubnetTable.load(required_folder(run) / TABLE if out is None else at_home(out))

@@ -18,13 +18,14 @@ from typing import Any, cast
 
 from das_gym.agents.searching.blocks import file_beside
 
-from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.commandline import parse_or_help
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import at_home, write_json
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import PluginSettings
 from das_gym.tables.build import check_table, table_examples
 
 
@@ -50,7 +51,7 @@ def measure_beside(table: Path, **paths: str | None) -> Path:
 
 
 @dataclass(frozen=True)
-class BlocksSettings(CommandSettings):
+class BlocksSettings(PluginSettings):
     """The settings of `python -m benchmarks.blocks`.
 
     Attributes:

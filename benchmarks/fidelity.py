@@ -37,10 +37,10 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.agents.table_experiment import TableSettings
 
 from benchmarks.machine import describe_machine
-from das_gym.commandline import use
 from das_gym.config import build
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
+from das_gym.plugins import import_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
 from das_gym.problem.mask_space import every_mask
@@ -240,10 +240,10 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
         FileNotFoundError, ValueError: the run does not exist or is incomplete, or it names modules that are not imported.
     """
     recorded = read_config(folder)
-    recorded = {**trusted_settings(folder, recorded.get("use") or (), recorded), "out": recorded.get("out")}
+    recorded = {**trusted_settings(folder, recorded.get("plugins") or (), recorded), "out": recorded.get("out")}
     names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
     settings = build(TableSettings, {name: recorded[name] for name in names})
-    return settings.problem(), SubnetTable.load(settings.file(folder))
+    return settings.problem_config, SubnetTable.load(settings.file(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
     which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, instead of --env")
-    parser.add_argument("--use", default=None, help="modules that --run was given by use=, to import first")
+    parser.add_argument("--plugins", default=None, help="modules that --run was given, to import first")
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run is not None:
         options.env = str(options.run)
     try:
-        use(options.use)  # first: they may register the run's model and task
+        import_plugins(options.plugins)  # first: they may register the run's model and task
         problem, table = bundled(options.env) if options.run is None else own(options.run)
         masks, top = drawn_masks(table, options.skip_num, options.masks)
     except (OSError, ValueError) as error:

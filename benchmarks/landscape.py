@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.commandline import parse_or_help
 from das_gym.config import choice
 from das_gym.files import at_home
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, SUITE_SPLITS, load_suite
 from das_gym.tables.table import SubnetTable
 
@@ -85,7 +86,7 @@ def landscape(masks: np.ndarray, values: np.ndarray, budget: Budget) -> Landscap
 
 
 @dataclass(frozen=True)
-class LandscapeSettings(CommandSettings):
+class LandscapeSettings(PluginSettings):
     """The settings of `python -m benchmarks.landscape`.
 
     Attributes:

@@ -122,7 +122,8 @@ class Workplace:
             ["search.agent=bayes", "search.skip_num=4", "search.evaluations=30"] if model == "METER" else [f"mask={MASK}"]
         )
         runs = f"runs_dir=runs_{model}"
-        training = ["steps=20", "batch_size=32", "learning_rate=1e-3", "head_learning_rate=1e-3", "seed=0"]
+        training = ["train.steps=20", "train.batch_size=32", "seed=0"]
+        training += ["train.learning_rate=1e-3", "train.head_learning_rate=1e-3"]
         self.run("das_gym.adapt", "with", f"model={model}", "task=vqa", self.data(), runs, *chosen, *training)
         return newest_run(self.folder / f"runs_{model}")
 
@@ -221,7 +222,8 @@ def das(place: Workplace) -> Values:
 
 def supernet(place: Workplace) -> Values:
     """A supernet."""
-    training = ["steps=20", "batch_size=32", "learning_rate=2e-3", "head_learning_rate=2e-3", "seed=0", "max_skipped=8"]
+    training = ["train.steps=20", "train.batch_size=32", "train.max_skipped=8", "seed=0"]
+    training += ["train.learning_rate=2e-3", "train.head_learning_rate=2e-3"]
     where = [place.data(), "runs_dir=runs_supernet"]
     place.run("das_gym.adapt", "supernet", "with", "model=METER", "task=vqa", *where, *training)
     run = newest_run(place.folder / "runs_supernet")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
 
 
 class Console(RichConsole):
@@ -15,7 +15,7 @@ class Console(RichConsole):
 
     def render_str(self, text: str, **kwargs: Any) -> Text:
         """As rich's, without markup and what a terminal would obey: a file's words may be in it."""
-        return super().render_str(shown(text), **{**kwargs, "markup": False, "emoji": False})
+        return super().render_str(escape_control_chars(text), **{**kwargs, "markup": False, "emoji": False})
 
     def on_broken_pipe(self) -> None:
         """Raise the error on."""

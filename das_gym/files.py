@@ -101,7 +101,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_beside(path: Path) -> Iterator[Path]:
-    """Give a hidden, empty folder beside `path` that is removed after the block, or, after a kill, with the next write."""
+    """Give a hidden, empty folder next to `path` that is removed after the block, or, after a kill, with the next write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = _temporary_path(path)
     try:
@@ -120,12 +120,12 @@ def _name_target(error: Exception, part: Path, path: Path) -> OSError | None:
     if isinstance(error, OSError):
         hidden = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(part)  # open files have no name
         return OSError(error.errno, error.strerror, str(path)) if error.errno is not None and hidden else None
-    rust = re.search(r"\(os error (\d+)\)$", str(error))  # safetensors and tokenizers have error classes of their own
+    rust = re.search(r"\(os error (\d+)\)$", str(error))  # safetensors and tokenizers have other error classes
     return OSError(int(rust[1]), os.strerror(int(rust[1])), str(path)) if rust else None
 
 
 def _temporary_path(path: Path) -> Path:
-    """Return a new hidden path beside `path`, and remove those whose process on this machine has ended."""
+    """Return a new hidden path next to `path`, and remove those whose process on this machine has ended."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
         writer = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
         if writer.isdecimal() and (len(writer) > 10 or not psutil.pid_exists(int(writer))):

@@ -1,6 +1,6 @@
-"""Several processes that do one training together, as `accelerate launch` and `torchrun` start them.
+"""Several processes that train together, as `accelerate launch` and `torchrun` start them.
 
-Each asks here which one it is. The first one keeps the run, prints, and writes; alone, a process is the first one.
+The main process keeps the run, prints and writes. A single process is the main process.
 """
 
 from __future__ import annotations
@@ -15,59 +15,54 @@ Value = TypeVar("Value")
 
 
 def rank() -> int:
-    """The number of this process, from 0 on."""
+    """Return the number of this process, from 0 on."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Whether this process keeps the run, prints, and writes."""
+def is_main_process() -> bool:
+    """Return whether this process keeps the run, prints and writes."""
     return rank() == 0
 
 
-def lonely() -> str | None:
-    """What is wrong where `accelerate launch` was to start several processes and this one is alone; None where nothing is.
-
-    On CPUs it starts one unless it is given `--mpirun_hostfile`.
-    """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if not launched or "WORLD_SIZE" in os.environ:
-        return None
-    command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m adapt ..."
-    return f"accelerate launch started one process alone; on CPUs: `{command}`"
-
-
 @cache
-def _tell(line: str) -> None:
-    """Print a line where errors go, once in a process."""
-    print(line, file=sys.stderr)
+def warn_if_single_process() -> None:
+    """Warn once if `accelerate launch` started a single process, as it does on CPUs without `--mpirun_hostfile`."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ:
+        command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m adapt ..."
+        print(f"accelerate launch started a single process. On CPUs use `{command}`", file=sys.stderr)
 
 
 def join() -> None:
-    """Meet the other processes, and take the device that is this one's; alone, `lonely` is told, once, and nothing else."""
-    alone = lonely()
-    if alone is not None:
-        _tell(alone)
+    """Join the other processes, and take this one's device.
+
+    Raises:
+        ValueError: The environment names several processes that cannot be joined.
+    """
+    warn_if_single_process()
     if world() > 1:
         import torch
         from accelerate import PartialState
 
-        told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-        PartialState(cpu=told or not torch.cuda.is_available())
+        use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        PartialState(cpu=use_cpu or not torch.cuda.is_available())
         if not torch.distributed.is_initialized():
-            ways = "`accelerate launch`, or on CPUs `torchrun`"
-            raise ValueError(f"WORLD_SIZE={world()}, but the processes did not meet: start them by {ways}")
+            raise ValueError(
+                f"WORLD_SIZE={world()}, but the processes did not join: start them by `accelerate launch`, or on CPUs by "
+                "`torchrun`"
+            )
 
 
-def of_first(make: Callable[[], Value]) -> Value:
-    """What `make` gives in the first process, in all of them; it is called there alone.
+def run_on_main_process(make: Callable[[], Value]) -> Value:
+    """Call `make` on the main process, and return its value on all processes.
 
     Raises:
-        FloatingPointError: it does so there; in all of them, since there are those who go on without what is no number.
+        FloatingPointError: `make` raised it. It is raised on all processes, since callers catch it and continue.
     """
     if world() == 1:
         return make()
@@ -75,7 +70,7 @@ def of_first(make: Callable[[], Value]) -> Value:
 
     join()
     box: list[Any] = [None]
-    if is_first():
+    if is_main_process():
         try:
             box = [make()]
         except FloatingPointError as error:

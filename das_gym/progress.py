@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TextIO
 
 from tqdm import tqdm
 
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 
 DELAY = 2.0
 """Seconds of work before a bar is shown."""
@@ -31,7 +31,7 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         unit: What is counted, singular.
         initial: Where it starts.
     """
-    stream = sys.__stderr__ if is_first() else None
+    stream = sys.__stderr__ if is_main_process() else None
     if stream is None or not stream.isatty():
         return Lines(total, description, unit, initial, stream)
     return Bar(total=total, desc=description, unit=unit, initial=initial, file=stream, dynamic_ncols=True, leave=None)
@@ -171,7 +171,7 @@ def waiting(what: str) -> Iterator[None]:
     Args:
         what: Goes on within, in a word or three.
     """
-    stream = sys.__stderr__ if is_first() else None
+    stream = sys.__stderr__ if is_main_process() else None
     if stream is None:
         yield
         return

@@ -213,6 +213,11 @@ def named_environments() -> dict[str, EnvEntry]:
     return data_sets | {entry.short: entry for entry in ENVIRONMENTS.values()}
 
 
+def named_problems() -> dict[str, dict[str, str]]:
+    """Return the named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
+    return {name: {"model": entry.model, "task": entry.task} for name, entry in named_environments().items()}
+
+
 def find_class(name: str | Any) -> Any:
     """What "module:name" names; what is no text stays what it is.
 

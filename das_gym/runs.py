@@ -1,10 +1,11 @@
-"""Runs: folders `runs/<id>/` and the versions that they record."""
+"""Run folders `runs/<id>/`: the settings that name them, finding one, and the versions that they record."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +18,44 @@ from das_gym.files import read_json
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
-MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
-"""What a wrong setting or a broken file raises: told in one paragraph, without a traceback."""
+
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
+"""What a wrong setting or a broken file raises: commands print its message, without a traceback."""
 
 LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
+NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSettings:
+    """The setting of every command; it is read first.
+
+    Attributes:
+        plugins: Python modules to import first, for the models, tasks and agents that they register. A text lists several,
+            separated by commas.
+    """
+
+    group: ClassVar[str] = "Run"
+
+    plugins: str | tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What the settings of all commands that keep runs have in common.
+class RunSettings(PluginSettings):
+    """The settings of every command that keeps runs.
 
     Attributes:
         runs_dir: Folder of all runs. Each run gets a numbered folder in it.
-        use: Python modules to import first, for the models, tasks and agents that they register.
     """
 
     group: ClassVar[str] = "Run"
 
     runs_dir: str = RUNS_DIR
-    use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ResumableSettings(RunSettings):
-    """Those of commands that can go on with a stopped run.
+    """The settings of commands that can continue a stopped run.
 
     Attributes:
         resume: Id of a stopped run to continue. Its settings are taken from that run.
@@ -52,61 +67,63 @@ class ResumableSettings(RunSettings):
 
 
 def runs_dir_words(folder: Path) -> str:
-    """The setting `runs_dir` as it is typed to find the run in `folder`; empty for the usual place."""
+    """Return the setting `runs_dir` as it is typed to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 
+def is_run_id(name: str) -> bool:
+    """Return whether a folder's name is a run id: ASCII digits, which `str.isdecimal` and `int` do not agree on."""
+    return re.fullmatch(r"[0-9]+", name) is not None
+
+
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
-    """The folder of run `run_id`.
+    """Return the folder of a run.
 
     Raises:
-        FileNotFoundError: there is none; the message lists those that exist.
+        FileNotFoundError: There is no such run; the message lists those that exist.
     """
     runs_dir = Path(runs_dir)
-    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
+    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if is_run_id(run.parent.name))
     if str(run_id) not in map(str, ids):
-        there = f"it holds runs {', '.join(map(str, ids))}: give one of them, or" if ids else "it holds no runs: give"
-        raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {there} runs_dir=...")
+        known = f"it holds runs {', '.join(map(str, ids))}: give one of them, or" if ids else "it holds no runs: give"
+        raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {known} runs_dir=...")
     return runs_dir / str(run_id)
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a run folder through whose links something elsewhere would be written; a folder `_sources` beside it counts.
+    """Refuse a run folder with links, through which a run would write elsewhere, or with pipes and devices.
+
+    The folder `_sources` beside it, to which Sacred writes, is checked too.
 
     Raises:
-        ValueError: names the link, or the pipe or device, which would be waited for.
+        ValueError: Names the link, pipe or device.
     """
     inside = (Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
     for path in (folder, folder.parent / "_sources", *inside):
         if path.is_symlink():
-            raise ValueError(f"{path} is a link, and a run writes into its own folder alone: put a copy in its place")
+            raise ValueError(f"{path} is a link, but a run writes only into its own folder. Replace it by a copy.")
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a regular file, which no run writes. Remove it")
+            raise ValueError(f"{path} is not a regular file. Remove it from the run folder.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the settings of a run, as plain values.
+    """Return the settings of a run, as plain values.
 
     Raises:
         ValueError: `config.json` holds something else.
     """
-    path = folder / CONFIG
-    settings = read_json(path)
+    settings = read_json(folder / CONFIG)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, not settings; begin a new run")
+        raise ValueError(f"{folder / CONFIG} holds a {type(settings).__name__}, not settings; start a new run")
     return settings
 
 
-MISSING = "not installed"
-"""The version of a library that is not there."""
-
-
 def library_versions() -> dict[str, str]:
-    """Version of Python, of das_gym and of each of `LIBRARIES`; `MISSING` where one is."""
+    """Return the versions of Python, das_gym and `LIBRARIES`; `NOT_INSTALLED` for those that are missing."""
     versions = {"python": platform.python_version(), "das_gym": das_gym.__version__}
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = MISSING
+            versions[name] = NOT_INSTALLED
     return versions

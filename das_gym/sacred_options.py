@@ -13,16 +13,17 @@ from typing import Any
 
 import yaml
 
+from das_gym.config import merge, nest
 from das_gym.progress import waiting
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
-"""Sacred's options for databases: the flag, the library that it needs, and the extra that brings it."""
+"""Sacred's options for databases: the flag, the library that it needs, and the extra that installs it."""
 
 DATABASE_MS = 5000
 """Milliseconds that a MongoDB may take to answer."""
 
-REFUSED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e"}
-"""Sacred's options that are not supported: runs are numbered by their folder, kept there, and do not look at git."""
+NOT_SUPPORTED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e"}
+"""Options of Sacred that do not apply: runs are numbered by their folder, kept there, and do not look at git."""
 
 CONFIG_FILES = (".json", ".yaml", ".yml")
 
@@ -37,30 +38,44 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Read the settings in a JSON or YAML file behind `with`.
+    """Read the settings in a JSON or YAML file.
 
     Raises:
-        ValueError: another kind of file, a damaged one, or one without settings by name.
+        ValueError: Another kind of file, a damaged one, or one that does not hold settings by name.
     """
     if Path(path).suffix not in CONFIG_FILES:
-        raise ValueError(f"{path} is no file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
+        raise ValueError(f"{path} is not a file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
     read: Callable[[bytes], Any] = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
     try:
         content = read(Path(path).read_bytes())
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it") from error
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no settings by name; give name: value")
+        raise ValueError(f"{path} does not hold settings by name; give name: value")
     return content
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse those of Sacred's options that mean nothing here, and a database that is not there.
+def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets.
 
     Raises:
-        ValueError: an option of `REFUSED`; a library that `-m` or `-s` lacks, with its extra; no answer.
+        ValueError: A name is not a text, or has empty parts.
     """
-    for option, flag in REFUSED.items():
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{source} names a setting by {name!r}; give a text")
+        nested = merge(nested, nest(name, nest_settings(value, source) if isinstance(value, Mapping) else value))
+    return nested
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of Sacred that are not supported, and a database that does not answer.
+
+    Raises:
+        ValueError: Names the option, and the extra to install where a library is missing.
+    """
+    for option, flag in NOT_SUPPORTED.items():
         if options.get(option):
             raise ValueError(f"{flag} ({option}) is not supported. Leave it out")
     for option, (flag, library, extra) in DATABASES.items():
@@ -74,12 +89,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         except Exception as error:  # each library has its own
             reason = textwrap.shorten(str(error), 160, placeholder=" ...")
             raise ValueError(
-                f"{flag}: no database to write to ({reason}). The run's folder has all without {flag}"
+                f"{flag}: no database to write to ({reason}). The run folder has everything without {flag} too"
             ) from error
 
 
 def _ask_database(option: str, place: str) -> None:
-    """Raise what a database's library raises where it does not answer."""
+    """Connect to a database; its library raises where it does not answer."""
     if option == "--sql":
         import sqlalchemy
 

@@ -1,23 +1,22 @@
-"""The standard streams of a command: open, and able to say all that there is to say."""
+"""The standard streams of a command: open, and able to write every character."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-UNREAD = 141
-"""Exit code of a command whose output nobody reads any more, as in `... | head`; as shells have it."""
+BROKEN_PIPE = 141
+"""Exit code of a command whose standard output was closed, as in `... | head`; shells use the same."""
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
-def ready() -> None:
-    """Open the streams that are closed, and have standard output write line by line, and "?" for what its encoding lacks.
+def prepare_streams() -> None:
+    """Open closed streams, and let standard output write line by line, with "?" for what its encoding lacks.
 
-    Sacred ignores errors of a flush, so a pipe that nobody reads would go unnoticed until the end, and a log would lag.
-
-    Were one left closed, the next file that is opened would be it, and a library's words would be written into that. An
-    encoding may lack letters of names, and what our tables are drawn with: the end of a long search is no time to find out.
+    Sacred ignores errors of a flush: without line buffering, a closed pipe would go unnoticed until the end.
+    The next opened file would take the number of a closed stream, and a library's messages would be written into it.
+    An encoding may lack letters of names and the lines of our tables, which come at the end of a long search.
     """
     for number, (name, mode) in enumerate(STREAMS):
         try:
@@ -33,14 +32,14 @@ def ready() -> None:
         reconfigure(errors="replace", line_buffering=True)
 
 
-def unread() -> int:
-    """Let standard output go nowhere, where nobody reads it any more, so that Python's end says nothing of it; `UNREAD`."""
+def silence_stdout() -> int:
+    """Discard further standard output, so that Python reports no broken pipe when it ends; return the exit code."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-    return UNREAD
+    return BROKEN_PIPE
 
 
-def shown(text: str) -> str:
-    """A text without what a terminal would obey, and a reader not see: a file's words may be in it. Lines stay."""
+def escape_control_chars(text: str) -> str:
+    """Return a text with its control characters escaped, except line breaks: a file's content may be in it."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

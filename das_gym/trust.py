@@ -1,4 +1,4 @@
-"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user names it again."""
+"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user repeats it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from das_gym.commandline import repeat_command, use
+from das_gym.commandline import repeat_command
+from das_gym.plugins import import_plugins
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
 """Packages whose modules every record may name."""
@@ -20,14 +21,20 @@ CHANGE_NO_SCORE = (*WRITES, "num_workers", "gpus_per_worker")
 """Settings that a replayed record leaves out."""
 
 NAMES_CODE = ("env_id", "agent", "agents", "baselines")
-"""Settings of which Gymnasium or das_gym imports everything before a colon, whatever it looks like."""
+"""Settings of which Gymnasium or das_gym imports everything before a colon."""
 
 DEVICES = ("device", "device_map")
-"""Settings whose colon means something else: `cuda:0`."""
+"""Settings with a colon that names no module: `cuda:0`."""
 
 
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
-    """Return the modules that a setting names, in nested values too, and that are neither `known` nor of a known package."""
+    """Return the modules that a setting names, also in nested values, and that are neither `known` nor of a known package.
+
+    Args:
+        value: The value of the setting.
+        name: Its name.
+        known: Modules that need no confirmation.
+    """
     if name in DEVICES:
         return []
     if isinstance(value, Mapping):
@@ -36,7 +43,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
         return [module for each in value for module in unknown_modules(each, name, known)]
     if not isinstance(value, str):
         return []
-    named = value.split(",") if name == "use" else []
+    named = value.split(",") if name == "plugins" else []
     if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
     unknown = (each for each in named if each and each not in known)
@@ -44,39 +51,39 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
-    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `use` the unknown modules."""
+    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `plugins` the unknown modules."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name in DEVICES:
             continue
-        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` asks only whether it is true
+        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
             found |= {name: value} if value else {}
         elif isinstance(value, Mapping):
             found |= {f"{name}.{inner}": each for inner, each in sensitive_settings(value, known).items()}
-        elif isinstance(value, list | tuple) and name != "use":
+        elif isinstance(value, list | tuple) and name != "plugins":
             found |= {name: value} if any(sensitive_settings({name: each}, known) for each in value) else {}
         elif modules := unknown_modules(value, name, known):
-            found[name] = ",".join(modules) if name == "use" else value
+            found[name] = ",".join(modules) if name == "plugins" else value
     return found
 
 
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Refuse settings that nobody confirmed.
+    """Refuse settings that were not confirmed.
 
     Args:
-        what: Who names them, as in "run 3 was started".
-        settings: By dotted name; nothing is raised where there are none.
+        what: What has the settings, as in "run 3 was started".
+        settings: By dotted name; nothing is raised for an empty mapping.
         command: The command that confirms them; empty is the running command with them.
 
     Raises:
-        ValueError: names the settings, and the whole command that confirms them.
+        ValueError: Names the settings, and the whole command that confirms them.
     """
     if not settings:
         return
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
     writes = {name.rpartition(".")[2] in WRITES for name in settings}
     effect = " and ".join(["runs code"] * (False in writes) + ["writes or uploads elsewhere"] * (True in writes))
-    imported = " or import the module first" if "use" in settings else ""
+    imported = " or import the module first" if "plugins" in settings else ""
     confirm = command or repeat_command(settings) or f"pass {words}{imported}"
     pronoun = "it" if len(settings) == 1 else "them"
     message = f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}"
@@ -84,29 +91,27 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
 
 
 def trusted_settings(
-    source: object, modules: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
+    source: object, plugins: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a record without those of `CHANGE_NO_SCORE`, once all code that it names is confirmed.
+    """Return the settings of a record without `CHANGE_NO_SCORE`, once the code that it names is confirmed.
 
     Args:
         source: The record.
-        modules: The modules that it was made with.
-        settings: Its settings that nobody gave again.
-        trust_remote_code: Whether the user confirmed this setting.
+        plugins: The modules that it was made with.
+        settings: Its settings, but for those that the user gave.
+        trust_remote_code: Whether the user gave this setting.
 
     Raises:
-        ValueError: a module that is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` without the user's.
+        ValueError: A module is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` was not given again.
     """
     kept: dict[str, Any] = _without_writes(settings)
-    unknown = dict.fromkeys(unknown_modules({"use": list(modules), **kept}))
-    missing: dict[str, Any] = {"use": ",".join(unknown)} if unknown else {}
-    remote = [
-        name for name, value in sensitive_settings(kept).items() if not unknown_modules(value, name.rpartition(".")[2])
-    ]
-    if remote and not trust_remote_code:
-        missing[REMOTE_CODE] = True
+    unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))
+    missing: dict[str, Any] = {"plugins": ",".join(unknown)} if unknown else {}
+    for name, value in sensitive_settings(kept).items():
+        if not unknown_modules(value, name.rpartition(".")[2]) and not trust_remote_code:
+            missing[REMOTE_CODE] = True
     ask_to_repeat(f"{source} was made", missing)
-    use(modules)  # so that the commands that we print name them
+    import_plugins(plugins)  # so that printed commands name them
     return kept
 
 

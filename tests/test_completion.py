@@ -47,11 +47,11 @@ def test_words_that_are_offered(tmp_path: Path, words: str, last: str, offered: 
 
 
 def test_commands_know_their_words():
-    known = {name: PROGRAM.commands[name].known() for name in ("search", "runs", "compare")}
+    known = {name: PROGRAM.commands[name].completions() for name in ("search", "runs", "compare")}
     assert {"meter_vqa", "bayes", "seed=", "macs_saved="} <= set(known["search"])
     assert {"order=", "limit="} <= set(known["runs"])
     assert {"seeds=", "vilt_vqa"} <= set(known["compare"])
-    assert all(command.known() for command in PROGRAM.commands.values())
+    assert all(command.completions() for command in PROGRAM.commands.values())
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 
-from das_gym.config import build, check_names, choice, read_array, settings_text
+from das_gym.config import build, check_names, choice, nested, read_array, settings_dict
+from das_gym.settings_help import defaults_of, settings_text
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,51 @@ def test_settings_text_keeps_order_and_groups_and_lists_choices():
         "  seed=3  (a whole number)",
         "      Random seed.",
     ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training.
+
+    Attributes:
+        seed: Random seed.
+        rate: Learning rate.
+    """
+
+    seed: int = 0
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Grouped.
+
+    Attributes:
+        seed: Random seed.
+        train: Settings of training.
+        search: Settings of the search.
+    """
+
+    seed: int = 0
+    train: Training = nested(Training, without=("seed",))
+    search: dict[str, Any] = nested(Training, listed=False, default=dict)
+
+
+def test_nested_settings_are_built_listed_and_suggested():
+    settings = build(Grouped, {"train": {"rate": 1}, "search": {"rate": 2}})
+    assert (settings.train, settings.search) == (Training(rate=1.0), {"rate": 2})
+    assert settings_dict(settings) == {"seed": 0, "train": {"rate": 1.0}, "search": {"rate": 2}}
+    assert build(Grouped, settings_dict(settings)) == settings
+    text = settings_text(Grouped, settings_dict(settings))
+    assert "train.NAME=VALUE\n      Settings of training.\n* train.rate=1.0  (a number; default 0.5)" in text
+    assert "train.seed" not in text
+    assert "train.rate=0.5" in settings_text(Grouped, defaults_of(Grouped))
+    with pytest.raises(ValueError, match=r"unknown setting 'rate'\. Did you mean `train\.rate`"):
+        build(Grouped, {"rate": 1})
+    with pytest.raises(ValueError, match=r"'train\.seed'\. Did you mean `seed`"):
+        build(Grouped, {"train": {"seed": 1}})
+    with pytest.raises(ValueError, match="unknown setting of train, 'rat'; did you mean 'rate'"):
+        build(Grouped, {"train": {"rat": 1}})
 
 
 def test_a_missing_field_is_named():

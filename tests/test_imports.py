@@ -26,15 +26,20 @@ LEAVES = (
     "intervals",
     "lazy",
     "locks",
+    "plugins",
     "processes",
     "progress",
     "runs",
     "sacred_options",
+    "settings_help",
     "streams",
     "trust",
     "wording",
 )
 """Modules at the top that everybody may import; they import each other alone."""
+
+RUNS = ("experiment", "run_folder")
+"""Modules at the top that record runs; commands import them."""
 
 REGISTRATION_FROM = "problem"
 """`registration` is for this layer and those above; it imports those below, to check what is registered."""
@@ -113,11 +118,11 @@ def allowed(name: str, target: str) -> bool:
         return False
     if own == "registration":
         return other in LAYERS[: LAYERS.index(REGISTRATION_FROM)]
-    if own == "experiment" and other in LAYERS:
+    if own in RUNS and (other in LAYERS or other in RUNS):
         return other not in ("agents", "adapt")
     if other == "registration":
-        return own in ("", "experiment", *LAYERS[LAYERS.index(REGISTRATION_FROM) :])
-    if other == "experiment":
+        return own in ("", *RUNS, *LAYERS[LAYERS.index(REGISTRATION_FROM) :])
+    if other in RUNS:
         return own in ("agents", "adapt") and bool(COMMAND.search(name))
     return own in LAYERS and other in LAYERS and LAYERS.index(other) <= LAYERS.index(own)
 

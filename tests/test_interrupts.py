@@ -117,7 +117,7 @@ def training(small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
     """A training of some seconds, as it is typed."""
     monkeypatch.chdir(tmp_path)
     data = [f"{name}={value}" for name, value in small_kwargs.items() if name != "supernet"]
-    return " ".join(["python -m adapt supernet with", *data, "steps=150 save_every=20 batch_size=8"])
+    return " ".join(["python -m adapt supernet with", *data, "train.steps=150 train.save_every=20 train.batch_size=8"])
 
 
 @pytest.mark.slow
@@ -166,4 +166,4 @@ def test_an_interrupted_search_of_adapt_tells_both_commands(
     assert first == "Stopped by SIGTERM. Go on with: python -m agents with resume=1 'runs_dir=my runs'"
     start_of_second, *words = shlex.split(second.removeprefix("and then: python -m adapt with "))
     assert start_of_second == "bandit"
-    assert set(words) == {*data.split(), "runs_dir=my runs", "search_run=1", "steps=7"}
+    assert set(words) == {*data.split(), "runs_dir=my runs", "search_run=1", "train.steps=7"}

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import signal
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,37 +15,42 @@ from typing import Any
 import pytest
 from das_gym.agents.search_experiment import ex as search
 
-from das_gym import experiment as module
 from das_gym import sacred_options
-from das_gym.experiment import RunError, RunsExperiment, run_folder
+from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
+from das_gym.run_folder import LOSSES
 from das_gym.runs import ResumableSettings
 from das_gym.sacred_options import read_config_file
 from tests.faults.harness import Fault, in_fork
 
 
+@dataclass(frozen=True)
+class Settings(ResumableSettings):
+    seed: int = 0
+    number: Any = 2.0
+    search: dict[str, Any] = field(default_factory=dict)
+    agents: tuple[str, ...] = ()
+
+
+def count(settings: Settings, run: Run) -> float:
+    for step in range(3):
+        run.log_scalar("some.loss", 1 / (step + 1), step)
+    return settings.number
+
+
 @pytest.fixture
-def experiment() -> RunsExperiment:
-    ex = RunsExperiment("trial", save_git_info=False)
-    ex.add_config(seed=0, runs_dir="runs", resume=None, number=2.0)
-
-    @ex.main
-    def count(_run, number):
-        for step in range(3):
-            _run.log_scalar("some.loss", 1 / (step + 1), step)
-        return number
-
-    return ex
+def command() -> RecordedCommand[Settings]:
+    return RecordedCommand("trial", Settings, count)
 
 
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
-def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(experiment, tmp_path: Path):
+def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(command, tmp_path: Path):
     pytest.importorskip("sqlalchemy")
     folder, database = tmp_path / "runs", tmp_path / "runs.db"
-    experiment.run(config_updates={"runs_dir": str(folder)})
-    run = experiment.run(config_updates={"runs_dir": str(folder)}, options={"--sql": f"sqlite:///{database}"})
+    command.run({"runs_dir": str(folder)})
+    run = command.run({"runs_dir": str(folder)}, options={"--sql": f"sqlite:///{database}"})
     assert run_folder(run) == folder / "2"
     assert run._id == "2"
-    experiment.run(config_updates={"runs_dir": str(tmp_path / "other")}, options={"--sql": f"sqlite:///{database}"})
+    command.run({"runs_dir": str(tmp_path / "other")}, options={"--sql": f"sqlite:///{database}"})
     with sqlite3.connect(database) as connection:
         rows = connection.execute("select run_id, status, result from run").fetchall()
     assert [row[1:] for row in rows] == [("COMPLETED", 2.0)] * 2
@@ -66,7 +71,7 @@ def mongodb(monkeypatch) -> Any:
 
 def test_a_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "bandit", "evaluations": 9, "runs_dir": str(tmp_path)}
-    search.run(config_updates=settings, options={"--mongo_db": "place:1:das"})
+    search.run(settings, options={"--mongo_db": "place:1:das"})
     database, folder = mongodb["das"], tmp_path / "1"
     (kept,) = database["runs"].find()
     assert (kept["status"], kept["experiment"]["name"]) == ("COMPLETED", "agents")
@@ -81,9 +86,9 @@ def test_a_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
 
 
-def test_mongodb_has_settings_metrics_and_files(mongodb, experiment, tmp_path: Path):
+def test_mongodb_has_settings_metrics_and_files(mongodb, command, tmp_path: Path):
     client, folder = mongodb, tmp_path / "runs"
-    run = experiment.run(config_updates={"runs_dir": str(folder), "number": 5.0}, options={"--mongo_db": "place:1:das"})
+    run = command.run({"runs_dir": str(folder), "number": 5.0}, options={"--mongo_db": "place:1:das"})
     run.add_artifact(folder / "1" / "config.json")
     (kept,) = client["das"]["runs"].find()
     assert (kept["status"], kept["result"], kept["config"]["number"]) == ("COMPLETED", 5.0, 5.0)
@@ -94,13 +99,12 @@ def test_mongodb_has_settings_metrics_and_files(mongodb, experiment, tmp_path: P
     assert run_folder(run) == folder / "1"
 
 
-def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys):
+def test_a_missing_library_is_told_before_a_run_begins(command, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for flag, extra in (("-m", "das_gym[mongo]"), ("-s", "das_gym[sql]")):
-        with pytest.raises(SystemExit):
-            experiment.run_commandline(["trial", flag, "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
-        assert f"{flag} needs" in (told := capsys.readouterr().err)
-        assert extra in told
+        with pytest.raises(RunError, match=f"{flag} needs") as error:
+            command.run_words([flag, "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
+        assert extra in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
@@ -118,13 +122,11 @@ def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Pat
         (["-e"], "-e (--enforce_clean) is not supported"),
     ],
 )
-def test_an_option_of_no_use_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys, words, says):
+def test_an_option_of_no_use_is_told_before_a_run_begins(command, tmp_path: Path, monkeypatch, words, says):
     monkeypatch.setattr(sacred_options, "DATABASE_MS", 50)
-    with pytest.raises(SystemExit):
-        experiment.run_commandline(["trial", *words, "with", f"runs_dir={tmp_path / 'runs'}"])
-    told = capsys.readouterr().err
-    assert says in told
-    assert "Traceback" not in told
+    with pytest.raises(RunError) as error:
+        command.run_words([*words, "with", f"runs_dir={tmp_path / 'runs'}"])
+    assert says in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
@@ -132,25 +134,24 @@ def test_an_option_of_no_use_is_told_before_a_run_begins(experiment, tmp_path: P
     ("name", "content", "says"),
     [
         ("bad.json", "{bad", "bad.json cannot be read (Expecting property name"),
-        ("list.yaml", "- 1", "list.yaml holds no settings by name"),
-        ("settings.pickle", "x", "settings.pickle is no file of settings. Give one that ends in .json"),
+        ("list.yaml", "- 1", "list.yaml does not hold settings by name"),
+        ("settings.pickle", "x", "settings.pickle is not a file of settings. Give one that ends in .json"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_named(experiment, tmp_path: Path, capsys, name, content, says):
+def test_a_file_that_holds_no_settings_is_named(command, tmp_path: Path, name, content, says):
     (tmp_path / name).write_text(content)
-    with pytest.raises(SystemExit):
-        experiment.run_commandline(["trial", "with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
-    assert says in (told := capsys.readouterr().err)
-    assert "Traceback" not in told
+    with pytest.raises(RunError) as error:
+        command.run_words(["with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
+    assert says in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
-def test_a_settings_file_builds_no_object(experiment, tmp_path: Path, name: str):
+def test_a_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
     (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
-        experiment.run(config_updates={"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
+        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
     assert not (tmp_path / "MARK").exists()
 
 
@@ -176,31 +177,28 @@ def test_a_damaged_yaml_file_is_named(tmp_path: Path, text: str):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"use": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
+    "settings", [{"plugins": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
 )
-def test_a_file_of_settings_chooses_no_module(experiment, tmp_path: Path, settings):
+def test_a_file_of_settings_chooses_no_module(command, tmp_path: Path, settings):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(RunError, match=r"settings\.json .*`use=harm_me`"):
-        experiment.run(config_updates={"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
+    with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
+        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
 
 
-def test_files_of_settings_and_words_are_taken_in_their_order(experiment, tmp_path: Path):
+def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path: Path):
     paths = [str(tmp_path / f"{n}.json") for n in (1, 2)]
     for n, path in enumerate(paths, 1):
         Path(path).write_text(json.dumps({"number": float(n)}))
     for given, names, number in (({}, paths, 2.0), ({}, paths[::-1], 1.0), ({"number": 3.0}, paths, 3.0)):
-        run = experiment.run(config_updates={"runs_dir": str(tmp_path / "r"), **given}, named_configs=names)
+        run = command.run({"runs_dir": str(tmp_path / "r"), **given}, named_configs=names)
         assert run.result == number
         assert run.meta_info["named_configs"] == names
-    assert not experiment.named_configs
 
 
 @pytest.mark.slow
-def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(experiment, tmp_path: Path):
+def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(command, tmp_path: Path):
     def begin_or_go_on(runs: Path) -> None:
-        experiment.run(
-            config_updates={"runs_dir": str(runs), **({"resume": 1} if (runs / "1/config.json").is_file() else {})}
-        )
+        command.run({"runs_dir": str(runs), **({"resume": 1} if (runs / "1/config.json").is_file() else {})})
 
     job: Any = SimpleNamespace(begin_or_go_on=begin_or_go_on)
     code, calls, _ = in_fork(job, tmp_path / "whole", Fault())
@@ -214,45 +212,27 @@ def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(experiment, tmp_pat
         assert [path.name for path in runs.rglob("*.part")] == []
 
 
-def test_a_cut_copy_of_a_source_is_written_again(experiment, tmp_path: Path):
-    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+def test_a_cut_copy_of_a_source_is_written_again(command, tmp_path: Path):
+    command.run({"runs_dir": str(tmp_path)})
     (copy,) = (tmp_path / "_sources").glob("test_observers_*.py")
     assert copy.read_bytes() == Path(__file__).read_bytes()
     copy.write_bytes(b"cut")
-    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    command.run({"runs_dir": str(tmp_path)})
     assert copy.read_bytes() == Path(__file__).read_bytes()
     sources = json.loads((tmp_path / "2/run.json").read_text())["experiment"]["sources"]
     assert ["test_observers.py", f"_sources/{copy.name}"] in [[Path(name).name, place] for name, place in sources]
 
 
-def test_settings_of_another_type_and_saved_ones_pass_without_a_warning(tmp_path: Path, capsys, monkeypatch):
-    @dataclass(frozen=True)
-    class Settings(ResumableSettings):
-        seed: int = 0
-        skip_num: int | str = "auto"
-
-    monkeypatch.chdir(tmp_path)
-    ex = RunsExperiment("trial", save_git_info=False)
-    ex.add_settings(Settings)
-    ex.main(lambda skip_num: float(skip_num))
-    ex.run_commandline(["trial", "save_config", "with", "skip_num=4", "config_filename=saved.json"])
-    assert ex.run_commandline(["trial", "with", "saved.json", "skip_num=3"]).result == 3.0
-    assert "WARNING" not in capsys.readouterr().err
-
-
-def test_losses_are_drawn(experiment, tmp_path: Path):
+def test_losses_are_drawn(command, tmp_path: Path):
     from PIL import Image
 
-    run = experiment.run(config_updates={"runs_dir": str(tmp_path)})
-    with Image.open(run_folder(run) / module.LOSSES) as picture:
+    run = command.run({"runs_dir": str(tmp_path)})
+    with Image.open(run_folder(run) / LOSSES) as picture:
         assert len(picture.getcolors(10_000)) > 3  # a line on paper
 
 
-def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
-    ex = RunsExperiment("trial", save_git_info=False)
-    ex.add_settings(ResumableSettings)
-    ex.main(lambda: 0.0)
-    ex.run_commandline(["trial", "print_config", "with", "runs_dir=elsewhere"])
+def test_print_config_describes_settings(command, capsys):
+    command.run_words(["print_config", "with", "runs_dir=elsewhere"])
     printed = capsys.readouterr().out
     assert "* runs_dir=elsewhere  (a text; default runs)\n      Folder of all runs." in printed
     assert "  resume=None  (a whole number or None)\n      Id of a stopped run to continue." in printed

@@ -144,4 +144,4 @@ def test_a_task_named_by_its_module_is_checked_when_it_is_loaded():
 def test_coco_is_named_after_its_data_set():
     named = registration.named_environments()
     assert (named["meter_coco"].id, named["vilt_coco"].id) == ("DAS-METER-F30K-v0", "DAS-ViLT-F30K-v0")
-    assert supernet_experiment.ex.named_configs["meter_coco"]() == {"model": "METER", "task": "retrieval"}
+    assert supernet_experiment.ex.named_configs()["meter_coco"] == {"model": "METER", "task": "retrieval"}

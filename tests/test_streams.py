@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
 
 PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def test_what_an_encoding_lacks_is_a_question_mark():
-    code = "from das_gym.streams import ready; ready(); print('a \\u25a0 \\xe9 \\udce9')"
+    code = "from das_gym.streams import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
     done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
     assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path):
-    code = "import os, sys; from das_gym.streams import ready; ready(); print('a', file=sys.stderr); print('b')\n"
+    code = "import os, sys\nfrom das_gym.streams import prepare_streams\nprepare_streams()\n"
+    code += "print('a', file=sys.stderr)\nprint('b')\n"
     code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
     subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=True)
 
@@ -55,4 +56,4 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
 
 
 def test_what_a_terminal_would_obey_is_shown():
-    assert shown("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"
+    assert escape_control_chars("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from das_gym.adapt.compare.trials import Trial, read_trials
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.config import check_names
 from das_gym.files import read_json
 
@@ -53,7 +53,7 @@ def kept_trials(folder: Path) -> dict[Path, Trial]:
     """
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or "trials" not in record:
-        raise ValueError(f"{folder} is not a run of `{typed('adapt compare')}`.")
+        raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
     trials = {kept_file(folder, t): t for t in read_trials(folder / RECORD) if t.test is not None}
     kept = {path: trial for path, trial in trials.items() if path.is_file()}
     if not kept:

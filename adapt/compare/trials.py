@@ -29,7 +29,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled, task_class
-from das_gym.processes import of_first
+from das_gym.processes import run_on_main_process
 from das_gym.progress import progress
 
 
@@ -258,7 +258,7 @@ def _choose_rate(
                 trial = Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=())
             add(trial)
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
-        best = of_first(partial(_best_rate, tried))
+        best = run_on_main_process(partial(_best_rate, tried))
         if best == rate:
             best_model = model
     if trials[variant.key, best, seed].reward_loss is None:

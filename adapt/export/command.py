@@ -8,7 +8,6 @@ python -m adapt export with run=5 method=das_4 out=smaller
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_moved, place_of, record_in
 
-from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
-from das_gym.runs import RUNS_DIR
+from das_gym.runs import RUNS_DIR, PluginSettings
 
 
 @dataclass(frozen=True)
-class ExportSettings(CommandSettings):
+class ExportSettings(PluginSettings):
     """The settings of `python -m adapt export`.
 
     Attributes:
@@ -80,7 +78,7 @@ def run_export(settings: ExportSettings) -> Exported:
     record = _compared(folder, place) if place != folder else _record(folder)
     if config is None or MODELS[config.model].reads == "pairs":
         return export(subnet, out, settings.onnx, record)
-    if settings.onnx:  # of a model that `use=` has registered by now
+    if settings.onnx:  # of a model that a plugin has registered by now
         _check_onnx({"model": config.model})
     from das_gym.adapt.export.answering import export_answering
 
@@ -119,11 +117,8 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
     return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [told]}
 
 
-def main(words: Sequence[str]) -> None:
-    """Export as the words behind `python -m adapt export` say."""
-    settings = parse_or_help(ExportSettings, words, "adapt export")
-    if settings is None:
-        return
+def main(settings: ExportSettings) -> None:
+    """Export, and print how far the result differs from the masked model."""
     written = run_export(settings)
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
     print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")

@@ -18,13 +18,13 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 from das_gym.adapt.shrink.saving import check_out
 
-from das_gym.commandline import used
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import DAS_GYM, ExportedModel, export_head
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.remote_code import copy_code
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
+from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
@@ -118,7 +118,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
             "image_size": processor.image_size,
             "max_text_length": processor.max_text_length,
             "num_images": num_images,
-            "use": list(used()),
+            "plugins": list(imported_plugins()),
             "version": versions["das_gym"],
             CHECKSUM: checksum(tensors, {}),
         },

@@ -24,7 +24,7 @@ class _ExportedConfig:
     labels: tuple[str, ...]
     image_size: int
     max_text_length: int
-    use: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (1 <= self.image_size <= MAX_SIDE and 1 <= self.max_text_length <= 2**16):
@@ -52,7 +52,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     with damage_named(folder / "config.json", "export the run again"):
         fields = {name: value for name, value in config[DAS_GYM].items() if name in _ExportedConfig.__dataclass_fields__}
         about = build(_ExportedConfig, fields)
-    trusted_settings(folder, about.use, {})
+    trusted_settings(folder, about.plugins, {})
     loaded = load_checkpoint(folder, image_size=about.image_size)
     vlp = loaded.vlp
     vlp.freeze()

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
@@ -45,7 +45,7 @@ def check(settings: ShrinkSettings) -> None:
     if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
         return
     choice = settings.choice()
-    config = settings.problem() if choice is None else choice.problem
+    config = settings.problem_config if choice is None else choice.problem
     _check_config(settings, config)
     problem = load_problem(config)
     _check_model(settings, as_vlm(problem))

@@ -3,7 +3,7 @@
 python -m adapt shrink compare                                                       the bundled model, 20 % of the MACs
 python -m adapt shrink compare with recover=none                                     faster: deletion alone
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
-python -m adapt shrink compare with resume=9                                         go on with run 9, which was stopped
+python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
 Each method is a search with a run of its own. Their ids are in searches.json, so that a resumed comparison resumes them.
 compare.json has every number, compare.md the table.
@@ -12,8 +12,7 @@ compare.json has every number, compare.md the table.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -21,21 +20,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import searched
+from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
 from das_gym.adapt.shrink.compare import Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.settings import ShrinkSettings, search_settings
+from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
+from das_gym.agents.ask_tell.base import check_agent_kwargs
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.sb3.config import check_agent_name
+from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import SearchResult, best_rows
 
-from das_gym.commandline import used
-from das_gym.config import build, part_of
-from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.config import build, settings_dict
+from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import damage_named, read_json, write_json, write_text
-from das_gym.problem.budget import BudgetSettings
-from das_gym.problem.config import ProblemSettings, changed_settings
+from das_gym.plugins import imported_plugins
+from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
@@ -48,8 +50,6 @@ SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
-
-Search = Callable[[dict[str, Any], Callable[[int], object]], int]
 
 
 @dataclass(frozen=True)
@@ -66,33 +66,25 @@ class StartedSearch:
 
 
 @dataclass(frozen=True)
-class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
+class CompareSettings(AnsweringSettings):
     """The settings of `python -m adapt shrink compare`.
 
     Attributes:
         methods: Agents that choose the layers to delete.
         evaluations: Masks that an agent may score, at least 1.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.METHOD.NAME=VALUE`.
-        skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
-        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        generate_batch_size: Prompts that are answered at a time.
         searches: Ids of searches that ran before, by method, as in `searches.bayes=17`.
     """
 
     group: ClassVar[str] = "Comparison"
 
-    model: str = "VLM"
-    task: str = "answering"
     methods: tuple[str, ...] = METHODS
-    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skip_num: int | None = None
     evaluations: int = 120
-    test_examples: int | None = 500
-    generate_batch_size: int = 8
+    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
     searches: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shrink_settings()
+        super().__post_init__()
         check_ranges(self, evaluations=POSITIVE)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
@@ -100,72 +92,47 @@ class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
             if name not in self.methods:
                 raise ValueError(f"{name!r} is not among `methods`: {', '.join(self.methods)}.")
 
-    def shrink_settings(self) -> ShrinkSettings:
-        """Return the settings of shrinking the same model, which are checked then."""
-        shared = {f.name for f in dataclasses.fields(ShrinkSettings)} & {f.name for f in dataclasses.fields(self)}
-        return ShrinkSettings(**{name: getattr(self, name) for name in shared})
-
     @property
-    def budget(self) -> dict[str, Any]:
-        """The budget of the searches."""
-        return self.shrink_settings().budget
+    def shrink_settings(self) -> ShrinkSettings:
+        """The settings of shrinking the same model."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(AnsweringSettings)}
+        return ShrinkSettings(**shared)
 
 
-class CompareExperiment(RunsExperiment):
-    """`python -m adapt shrink compare`.
-
-    Args:
-        search: Runs a search with settings of `python -m agents` and returns its id. Its second argument is called with the
-            id once the search can be resumed. None if all searches exist.
-        check_method: Checks an agent's name and hyperparameters.
-    """
-
-    def __init__(
-        self, search: Search | None = None, check_method: Callable[[str, Mapping[str, Any]], object] | None = None
-    ) -> None:
-        super().__init__("adapt shrink compare", save_git_info=False)
-
-        def check_settings(settings: CompareSettings) -> None:
-            for method in settings.methods:
-                if check_method is not None:
-                    check_method(method, settings.agent_kwargs.get(method, {}))
-            check(settings.shrink_settings())
-            for method, run in settings.searches.items():
-                check_search(settings, method, run)
-
-        self.add_settings(CompareSettings, check_settings)
-
-        @self.main
-        def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: Any) -> float:
-            """Search, evaluate, print and save. The result is the test loss of the best method before recovery."""
-            del agent_kwargs, searches  # named so that Sacred lets them hold keys of their own
-            return run_comparison(_run, build(CompareSettings, _config), search)
+def prepare(settings: CompareSettings) -> CompareSettings:
+    """Check agents, model and given searches before a run; the model is loaded."""
+    for method in settings.methods:
+        check_agent_name(method)
+        if method not in ALGORITHMS:
+            check_agent_kwargs(method, settings.agent_kwargs.get(method, {}))
+    check(settings.shrink_settings)
+    for method, run in settings.searches.items():
+        check_search(settings, method, run)
+    return settings
 
 
-def run_comparison(_run: Any, settings: CompareSettings, search: Search | None) -> float:
-    """Search, evaluate, print and save, and return the test loss of the best method before recovery."""
-    folder = required_folder(_run)
-    problem = load_problem(settings.problem())
-    if search is not None:
-        search_all(settings, problem, folder, search)
+def compare(settings: CompareSettings, run: Run) -> float:
+    """Search, evaluate, print and save; the test loss of the best method before recovery is the result."""
+    folder = required_folder(run)
+    problem = load_problem(settings.problem_config)
+    search_all(settings, problem, folder)
     searches = {**read_searches(folder), **{method: StartedSearch(run) for method, run in settings.searches.items()}}
     for method in settings.methods:
         if method not in searches:
             raise ValueError(f"`searches` lacks {method}. Give the run of every method, or leave it out.")
     settings = dataclasses.replace(settings, searches={method: searches[method].run for method in settings.methods})
     test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    recovery = part_of(RecoveryConfig, settings)
-    evaluator = MaskEvaluator(problem, as_vlm(problem), test, recovery, settings.generate_batch_size, folder)
+    evaluator = MaskEvaluator(problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder)
     full, results = read_results(folder)
     full = full or evaluator.quality(evaluator.full, "full model")
     for result in results:
         evaluator.remember(result)
     left_out: dict[str, str] = {}
-    budget = requested_budget(settings.shrink_settings(), problem)
+    budget = requested_budget(settings.shrink_settings, problem)
     todo = [method for method in settings.methods if method not in {result.found.method for result in results}]
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in todo:
-            choice = searched(settings.runs_dir, searches[method].run, changed_settings(settings))
+            choice = choice_from_search(settings.runs_dir, searches[method].run, changed_settings(settings.problem_config))
             try:
                 choice = fallback_if_not_removable(choice, problem, budget)
             except ValueError as error:
@@ -179,17 +146,17 @@ def run_comparison(_run: Any, settings: CompareSettings, search: Search | None) 
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(left_out.values())}")
     write_results(folder, settings, full, results, left_out)
     for result in results:
-        _run.log_scalar(f"{result.found.method}.loss", result.before.loss)
+        run.log_scalar(f"{result.found.method}.loss", result.before.loss)
     table = comparison_table(title_of(settings, len(test)), full, results, left_out)
     write_text(folder / TABLE, f"# {table.title}\n\n{table.markdown()}\n")
     for name in (RECORD, TABLE):
-        _run.add_artifact(folder / name)
+        run.add_artifact(folder / name)
     table.print(width=130)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}")
     return min(result.before.loss for result in results)
 
 
-def search_all(settings: CompareSettings, problem: Problem, folder: Path, search: Search) -> None:
+def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> None:
     """Run the search of every method that lacks one; resume those that were stopped.
 
     The encoder outputs are computed first, and scores of masks are forgotten before each search, so that no method profits
@@ -206,8 +173,8 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path, search
     nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
     problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
 
-    def keep(method: str, seconds: float, run: int) -> None:
-        started[method] = StartedSearch(run, seconds)
+    def keep(method: str, seconds: float, run: str) -> None:
+        started[method] = StartedSearch(int(run), seconds)
         write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in started.items()})
 
     with progress(len(todo), "searches", unit="method") as bar:
@@ -215,12 +182,12 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path, search
             problem.evaluator.forget()
             agent_kwargs = settings.agent_kwargs.get(method, {})
             more = {"agent": method, "evaluations": settings.evaluations, "agent_kwargs": agent_kwargs}
-            given, seconds = search_settings(settings, more), 0.0
+            given, seconds = search_values(settings, settings.budget, more), 0.0
             if method in started:  # the other settings are given again, as confirmation of an untrusted run's settings
                 stopped = started[method]
                 seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
                 given["resume"] = stopped.run
-            search(given, partial(keep, method, seconds))
+            run_search(given, on_started=partial(keep, method, seconds))
             bar.update()
 
 
@@ -257,7 +224,7 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
     Raises:
         FileNotFoundError, ValueError: it is not.
     """
-    searched(settings.runs_dir, run, changed_settings(settings))
+    choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config))
     agent = read_json(find_run(settings.runs_dir, run) / "search.json")["agent"]
     if agent != method:
         raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
@@ -299,7 +266,7 @@ def write_results(
 ) -> None:
     """Write `compare.json`."""
     record = {
-        "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
+        "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
         "full": dataclasses.asdict(full),
         "methods": [dataclasses.asdict(result) for result in results],
         "left_out": left_out,
@@ -314,5 +281,11 @@ def title_of(settings: CompareSettings, count: int) -> str:
     name, value = next(iter(settings.budget.items()))
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.checkpoint is None else display_name(Path(settings.checkpoint))
-    recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.steps, 'step')}"
+    recovery = (
+        "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.train.steps, 'step')}"
+    )
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
+
+
+ex = RecordedCommand("adapt shrink compare", CompareSettings, compare, prepare=prepare)
+"""`python -m adapt shrink compare`."""

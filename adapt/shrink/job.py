@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
-from das_gym.adapt.shrink.measuring import FULL, RECOVERED, SHRUNK, Measured, loss_of, measure
+from das_gym.adapt.shrink.measuring import FULL, GENERATE_BATCH_SIZE, RECOVERED, SHRUNK, Measured, loss_of, measure
 from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
@@ -23,7 +22,7 @@ from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSet
 from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
-from das_gym.commandline import used
+from das_gym.config import settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
@@ -31,11 +30,18 @@ from das_gym.models.transformers.inserted_adapters import full_with_adapters_of,
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import IMAGE, VLM
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.plugins import imported_plugins
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
 from das_gym.runs import library_versions
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
+
+LATENCY_BLOCKS = 9
+"""Timed blocks of each model."""
+
+MEASURE_PEAK = True
+"""Whether the full model's peak memory is measured too, in a process of its own."""
 
 
 class ShrinkJob:
@@ -65,7 +71,7 @@ class ShrinkJob:
             log: Called with name, value and step.
         """
         if self.choice.remark:
-            print(shown(self.choice.remark))
+            print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         mask, rounds = self._refine(teacher)
@@ -133,12 +139,12 @@ class ShrinkJob:
             backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
-        batch_size, blocks = self.settings.generate_batch_size, self.settings.latency_blocks
-        return measure(models, costs, mask, self.problem.task, self.test, self.dtype, batch_size, blocks)
+        parts = self.problem.task, self.test, self.dtype
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS)
 
     def _full_model_peak(self, probes: Probes) -> int | None:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
-        if not self.settings.peak_memory or self.choice.problem.tokenizer is not None:
+        if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
             return None
         if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full.device):
             print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
@@ -151,8 +157,8 @@ class ShrinkJob:
 
     def _origin(self, rounds: Sequence[Round]) -> str:
         settings = self.settings
-        if settings.front is not None:
-            return f"point {settings.point} of the front of run {settings.front}"
+        if settings.point is not None:
+            return f"point {settings.point} of the front of run {settings.search_run}"
         if settings.search_run is None:
             return "a mask that was given"
         refined = f", the best of {len(rounds[0].masks)} of its masks after short recoveries" if rounds else ""
@@ -170,7 +176,7 @@ class ShrinkJob:
             answers.append({"key": example.key, "question": prompt.question, **texts})
         difference, low, high = measured.difference()
         return {
-            "settings": json.loads(json.dumps({**asdict(self.settings), "use": used()})),
+            "settings": {**settings_dict(self.settings), "plugins": list(imported_plugins())},
             "problem": recorded_settings(asdict(self.choice.problem)),
             "source": str(self.source),
             "out": str(self.out.absolute()),

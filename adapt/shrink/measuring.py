@@ -21,6 +21,9 @@ from das_gym.tasks.base import Task
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
 
+GENERATE_BATCH_SIZE = 8
+"""Prompts that are answered at a time."""
+
 DECODED_TOKENS = 16
 """Number of tokens that are generated to time one of them."""
 

@@ -12,12 +12,7 @@ from das_gym.problem.mask_space import MaskSpace
 
 
 class RandomSearch(Agent):
-    """Random masks, no mask twice; the baseline to beat.
-
-    Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
-    """
+    """Random masks, no mask twice; the baseline to beat."""
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
@@ -26,10 +21,6 @@ class RandomSearch(Agent):
 
 class Exhaustive(Agent):
     """Every mask within the budget, in the order of `MaskSpace.masks`.
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used.
 
     Raises:
         ValueError: there are too many masks to list.

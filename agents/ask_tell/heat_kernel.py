@@ -70,12 +70,7 @@ class HeatProcess(Process):
 
 
 class HeatKernel(Bayes):
-    """Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633).
-
-    Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
-    """
+    """Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633)."""
 
     logarithms: ClassVar[float] = 0.0
 

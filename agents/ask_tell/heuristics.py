@@ -29,10 +29,6 @@ class Uniform(Heuristic):
     """Layers spread evenly over the model: every n/k-th layer in mask order, starting half a step in.
 
     With a budget by cost, k is the smallest number of layers that satisfies the budget when spread this way.
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used.
     """
 
     def best(self) -> Masks:
@@ -188,12 +184,6 @@ class Angular(BlockHeuristic):
     parallel, as METER's text and image layers do, a block consists of whole stages, and its distance is the mean over its
     streams; of its last stage only as many layers are skipped as the budget needs. A block does not run from one tower
     into another (vision layers into the decoder's).
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used.
-        statistics: Statistic name to (n_layers,) values, used if `blocks` is None.
-        blocks: What `das_gym.problem.blocks.measure_blocks` returns.
     """
 
     def best(self) -> Masks:
@@ -234,12 +224,6 @@ class Interlace(BlockHeuristic):
     (github.com/pmadinei/Interlace), pairs follow where triplets do not suffice, and the last layer is in neither. Ours:
     where pairs do not suffice either, the remaining layers follow by their own similarity, and METER's triplets lie within
     its streams and are ranked together. The training that INTERLACE adds is recovery, not choice.
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used.
-        statistics: Statistic name to (n_layers,) values, used if `blocks` is None.
-        blocks: What `das_gym.problem.blocks.measure_blocks` returns.
     """
 
     def best(self) -> Masks:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import used
+from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import skipped_names
@@ -124,6 +124,6 @@ class FrontResult:
             "hypervolume": hypervolume(front.saved, front.losses, reference),
             "searched": searched.record(),
             "baselines": {name: scored.record() for name, scored in self.baselines.items()},
-            "use": used(),
+            "plugins": imported_plugins(),
             "versions": library_versions(),
         }

@@ -9,7 +9,6 @@ python -m agents policy with out=FILE problems=50                  fewer problem
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from das_gym.agents.policy.choosing import suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import choice
+from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
 
 
 @dataclass(frozen=True)
-class PolicySettings(CommandSettings):
+class PolicySettings(PluginSettings):
     """The settings of `python -m agents policy`.
 
     Attributes:
@@ -144,11 +143,8 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
     return network.eval()
 
 
-def main(words: Sequence[str]) -> None:
-    """Train as the words behind `python -m agents policy` say."""
-    settings = parse_or_help(PolicySettings, words, "agents policy")
-    if settings is None:
-        return
+def main(settings: PolicySettings) -> None:
+    """Train the policies and write them to one file."""
     seeds = range(settings.seed, settings.seed + settings.members)
     UnitNetworks(train_policy(replace(settings, seed=seed)) for seed in seeds).save(settings.out)
     print(f"policy: {Path(settings.out).absolute()}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.agents.ask_tell.base import AGENTS, check_number
+from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.sb3.algorithms import ALGORITHMS, choose_action, find_algorithm, with_defaults
 from das_gym.agents.searching.loop import SearchConfig
 
@@ -54,34 +54,19 @@ def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
     return dict(env_kwargs) if action == "mask" else {**env_kwargs, "action": action}
 
 
-def sb3_config(
-    fields: Mapping[str, Any],
-    hyperparameters: Mapping[str, Any],
-    n_envs: int | None,
-    action: str | None,
-    start_from: str | None,
-) -> SB3Config:
+def sb3_config(fields: Mapping[str, Any], action: str | None, start_from: str | None) -> SB3Config:
     """Return the checked settings of a search from those of `python -m agents`.
 
     Args:
         fields: Those of `SearchConfig`.
-        hyperparameters: More hyperparameters, beside `agent_kwargs`.
-        n_envs: `masks_per_turn` by SB3's name; None keeps that.
         action: As in `SB3Config`.
         start_from: As in `SB3Config`.
 
     Raises:
-        ValueError: a hyperparameter that is given twice, or that the algorithm does not have.
+        ValueError: a hyperparameter that the algorithm does not have.
     """
-    agent_kwargs = fields["agent_kwargs"]
-    for name in agent_kwargs.keys() & hyperparameters.keys():
-        raise ValueError(f"`hyperparameters.{name}` and `agent_kwargs.{name}` are both given. Give one of them")
-    if n_envs is not None:
-        check_number("n_envs", n_envs, minimum=1, whole=True)
-    turn = fields["masks_per_turn"] if n_envs is None else n_envs
-    given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(absolute(start_from))
-    config = SB3Config(**given, action=action, start_from=start_from)
+    config = SB3Config(**fields, action=action, start_from=start_from)
     cls, known = find_algorithm(config.agent)
     choose_action(known, config.action)
     with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)

@@ -1,8 +1,8 @@
 """A search with an algorithm of Stable-Baselines3 as a run of `python -m agents`.
 
     python -m agents with meter_vqa ppo                              PPO, 4 of METER's layers, 1,000 masks
-    python -m agents with meter_vqa_table maskable_ppo n_envs=8      on the table, eight environments side by side
-    python -m agents with sac macs_saved=0.12 hyperparameters.learning_rate=3e-4
+    python -m agents with meter_vqa_table maskable_ppo masks_per_turn=8      on the table, eight environments side by side
+    python -m agents with sac macs_saved=0.12 agent_kwargs.learning_rate=3e-4
     python -m agents with agent=sb3_contrib:CrossQ                   any class of SB3's kind
     python -m agents with ppo start_from=runs/3                      train further what run 3 kept
     python -m agents with resume=4                                   go on with run 4, which stopped: agents/sb3/train.py

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.environment import continue_examples
 from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -76,7 +77,7 @@ class Recorder(VectorWrapper):
         if self._state is not None:
             base: Any = self.env.unwrapped
             with damage_named(self._path, "start a new search"):
-                base.set_state({**self._state, "episode": base.get_state().get("episode")})
+                continue_examples(base, self._state)
             self._state = None
         return observations, info
 
@@ -108,8 +109,8 @@ class Recorder(VectorWrapper):
         if not len(rows):
             return
         scores: dict[str, Any] = {name: plain_numbers(info[name][rows]) for name in SCORES}
-        own = {"skip_probabilities": None, "preferences": None}
-        turn = Turn(masks=masks[rows].astype(int).tolist(), rewards=rewards[rows].tolist(), **own, **scores)
+        scores |= {"masks": masks[rows].astype(int).tolist(), "rewards": rewards[rows].tolist()}
+        turn = Turn(**scores, skip_probabilities=None, preferences=None)
         self.turns.append(turn)
         self.evaluations += len(rows)
         if self.on_turn is not None:

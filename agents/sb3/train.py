@@ -41,6 +41,7 @@ from das_gym.agents.sb3.config import SB3_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.environment import continue_examples
 from das_gym.agents.searching.loop import OnTurn, with_costs
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, best_row, plain_numbers
 
@@ -175,11 +176,12 @@ class _Training:
         config, refusals = self.config, []
         for self.action in actions:
             kwargs = with_action(config.mask_kwargs, self.action)
-            env: Any = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            base: Any = env.unwrapped
             try:
                 checkpoint = None
                 if resume and self.folder is not None:
-                    checkpoint = Checkpoint.load(self.folder, config, len(env.unwrapped.layer_names), SB3_NAMES)
+                    checkpoint = Checkpoint.load(self.folder, config, len(base.layer_names), SB3_NAMES)
                 self.recorder = Recorder(env, config.evaluations, checkpoint, self.folder)
                 vec_env = VecMonitor(SB3VecEnv(self.recorder))
                 self.model = make_model(cls, self.hyperparameters, vec_env, config.seed, own)
@@ -282,7 +284,7 @@ class _Training:
             env.reset(seed=self.config.seed)
             base: Any = env.unwrapped
             if hasattr(base, "set_state"):
-                base.set_state({**self.base.get_state(), "episode": base.get_state().get("episode")})
+                continue_examples(base, self.base.get_state())
             _, rewards, _, _, info = env.step(masks.astype(np.int8))
         finally:
             env.close()

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
@@ -30,7 +30,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bo
     if env_id.rpartition(":")[2] in {*SUITE_IDS, *vector_rewards}:
         raise ValueError(
             f"`env_id` has not one problem with one reward: got {env_id}, expected an id such as {DEFAULT_ENV}. "
-            f"`{typed('agents list')}` shows all."
+            f"`{format_command('agents list')}` shows all."
         )
     with explained_errors(env_id):
         return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
@@ -56,14 +56,14 @@ def explained_errors(env_id: str) -> Iterator[None]:
         yield
     except gymnasium.error.UnregisteredEnv as error:
         named = named_environments().get(env_id)
-        hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{typed('agents list')}` shows all."
+        hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
         raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.')}. {hint}") from error
     except TypeError as error:
         if str(gymnasium.spec(env_id).entry_point).startswith("das_gym."):
             raise
         raise ValueError(
             f"`env_id` is not an environment of das_gym: got {env_id}, expected an id such as {DEFAULT_ENV}. "
-            f"`{typed('agents list')}` shows all."
+            f"`{format_command('agents list')}` shows all."
         ) from error
 
 
@@ -100,6 +100,17 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
 def has_fewer_examples(scorer: Any) -> bool:
     """Whether masks can be scored on some of the reward examples; a table of means cannot."""
     return hasattr(scorer, "batch_size")
+
+
+def continue_examples(base: Any, state: Mapping[str, Any]) -> None:
+    """Let an environment score on the examples that come next by `state`, but keep its own episodes.
+
+    Args:
+        base: The environment, which may have another number of environments than the one that `state` comes from.
+        state: What `get_state` returned.
+    """
+    episodes = {name: value for name, value in base.get_state().items() if name in ("episode", "waiting")}
+    base.set_state({**state, **episodes})
 
 
 class LayerStatistics(dict[str, Floats]):

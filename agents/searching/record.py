@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from das_gym.agents.searching.environment import find_scorer
 
-from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
+from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
@@ -177,7 +177,7 @@ class SearchResult:
         versions: Versions of Python and the libraries.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
-        use: Modules that register the environment or the agent.
+        plugins: Modules that register the environment or the agent.
         units: Layout of the layers, see `das_gym.drawing.architecture.Architecture.record`.
         statistics: Layer statistic name to (n_layers,) values, for reports.
         history: Every turn; stored in `search_history.json`.
@@ -209,7 +209,7 @@ class SearchResult:
     versions: dict[str, str]
     free_budget: bool = False
     statistic_masks: int = 0
-    use: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     units: tuple[dict[str, Any], ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
@@ -267,7 +267,7 @@ class SearchResult:
             statistic_masks=statistic_masks,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
             versions=library_versions(),
-            use=used(),
+            plugins=imported_plugins(),
             history=tuple(turns),
             **rest,
         )

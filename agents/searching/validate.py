@@ -1,21 +1,18 @@
 """Replay a search record: are reward, loss and MACs what it claims?
 
-    python -m agents validate with file=runs/3                        or, shorter, validate runs/3
-    python -m agents validate with file=runs/3/search.json tolerance=1e-3
-    python -m agents validate with file=theirs use=their_module     confirm the modules that a record imports
+    checks = validate(SearchResult.load("runs/3"))
+    assert all(check.agrees for check in checks)
 
 The environment scores the answer and the best scored mask again; both have to satisfy the budget. Where the examples change
 from step to step, all turns are replayed in order (search_history.json). What follows from masks and turns is derived
 again: skipped layers, the number of evaluations, the best scored mask. Rewards, losses and metrics agree if they differ by
 at most the tolerance, relative to the claim or absolute, whichever is larger: 1e-4 by default, since other machines and
-libraries round differently. MACs and derived values have to be equal. The exit code is 1 if something differs.
+libraries round differently. MACs and derived values have to be equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +23,8 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
 
-from das_gym.commandline import CommandSettings, parse_or_help
-from das_gym.drawing.command import with_settings
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_space import skipped_names
-from das_gym.runs import MISTAKES, library_versions
-from das_gym.streams import shown
 from das_gym.trust import trusted_settings
 
 TOLERANCE = 1e-4
@@ -73,7 +66,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     """
     check_number("tolerance", tolerance, minimum=0)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs}
-    trusted = trusted_settings("the record", result.use, recorded, trust_remote_code)
+    trusted = trusted_settings("the record", result.plugins, recorded, trust_remote_code)
     result = dataclasses.replace(result, env_kwargs=trusted["env_kwargs"])
     check_agent_name(result.agent)
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
@@ -139,60 +132,3 @@ def _derived(result: SearchResult) -> list[Check]:
         pairs["evaluations"] = (result.masks_asked, masks_of(result.history))
         pairs |= {f"best seen, of all turns: {name}": (best[name], row[name]) for name in ("mask", *CLAIMS)}
     return [Check(what, claimed, found, claimed == found) for what, (claimed, found) in pairs.items()]
-
-
-@dataclass(frozen=True)
-class ValidateSettings(CommandSettings):
-    """The settings of `python -m agents validate`.
-
-    Attributes:
-        file: Record of a search (search.json), or the folder of the run.
-        tolerance: Largest allowed difference of scores, relative for values above 1, absolute below.
-        trust_remote_code: Whether code in the checkpoint's folder may run, if the record says so.
-    """
-
-    file: str
-    tolerance: float = TOLERANCE
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, minimum=0)
-
-
-def main(words: Sequence[str]) -> int:
-    """Validate the record that the words after `python -m agents validate` name; return the exit code."""
-    settings = parse_or_help(ValidateSettings, with_settings(words, "file", one=True), "agents validate")
-    if settings is None:
-        return 0
-    try:
-        result = SearchResult.load(settings.file)
-        checks = validate(result, settings.tolerance, settings.trust_remote_code)
-    except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # the last: an environment without scores
-        message = str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
-        print(f"cannot validate {settings.file}: {shown(message)}", file=sys.stderr)
-        return 1
-    print(shown(report(settings.file, result, checks, settings.tolerance)))
-    return 0 if all(check.agrees for check in checks) else 1
-
-
-def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[Check], tolerance: float) -> str:
-    """Format the answer's numbers, whatever differs, and the verdict."""
-    lines = [f"{file}: {result.agent} on {result.env_id}, skips {', '.join(result.skipped_layers) or 'nothing'}"]
-    answer = [f"answer: {name}" for name in CLAIMS]
-    for check in checks:
-        if check.what in answer or not check.agrees:
-            differs = "" if check.agrees else "  DIFFERS"
-            lines.append(f"  {check.what:<20s} claimed {check.claimed}, found {check.found}{differs}")
-    here = library_versions()
-    changed = {name: version for name, version in result.versions.items() if here.get(name) != version}
-    if changed:
-        words = [f"{name} {version} (here {here.get(name)})" for name, version in changed.items()]
-        lines.append(f"  made with {', '.join(words)}")
-    if result.masks_asked and not result.history:
-        lines.append(
-            "  no search_history.json beside it: evaluations and the best scored mask are not compared with the turns"
-        )
-    wrong = sum(not check.agrees for check in checks)
-    verdict = f"{wrong} of {len(checks)} values differ" if wrong else f"valid: all {len(checks)} values agree"
-    lines.append(f"{verdict} (rewards, losses and metrics to {tolerance:g}, the others exactly)")
-    return "\n".join(lines)

@@ -28,13 +28,13 @@ from benchmarks.leaderboard.cache import ResultCache
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.leaderboard.planted_section import NEXT_HEADING, PlantedComparison, planted_section, with_planted_section
 from benchmarks.leaderboard.regression import RIVALS
-from das_gym.commandline import CommandSettings, parse_or_help, typed
+from das_gym.commandline import format_command, parse_or_help
 from das_gym.config import check_names
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
-from das_gym.runs import library_versions
+from das_gym.runs import PluginSettings, library_versions
 from das_gym.tables.suite import load_suite
 from das_gym.wording import counted
 
@@ -206,7 +206,7 @@ random search's.
 
 
 @dataclass(frozen=True)
-class LeaderboardSettings(CommandSettings):
+class LeaderboardSettings(PluginSettings):
     """The settings of `python -m benchmarks.leaderboard`.
 
     Attributes:
@@ -270,7 +270,7 @@ def run_tables(settings: LeaderboardSettings, cache: ResultCache) -> str:
     """Return the file without that section, and print which tables are missing."""
     tables = find_tables(None if settings.tables is None else at_home(settings.tables))
     if not tables:
-        command = typed("agents table", ENVIRONMENTS[DEFAULT_ENV].short)
+        command = format_command("agents table", ENVIRONMENTS[DEFAULT_ENV].short)
         raise ValueError(f"no tables <short>_table.npz in {settings.tables or 'the assets'}. Make one: `{command}`")
     suite = load_suite(settings.suite, "test")
     further = further_tables() if settings.tables is None else []

@@ -17,10 +17,6 @@ class LinearRegression(Bayes):
     """Bayesian linear regression of the reward on the skipped layers, with expected improvement.
 
     Rewards are standardized, not ranked. The noise is the likeliest of a few. Masks are proposed as `Bayes` proposes them.
-
-    Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
     """
 
     pairs: ClassVar[float] = 0.0
@@ -41,12 +37,7 @@ class LinearRegression(Bayes):
 
 
 class QuadraticRegression(LinearRegression):
-    """Bayesian regression on the skipped layers and on all pairs of them, with expected improvement.
-
-    Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
-    """
+    """Bayesian regression on the skipped layers and on all pairs of them, with expected improvement."""
 
     pairs: ClassVar[float] = 0.5
 

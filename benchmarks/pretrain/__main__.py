@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.pretrain.experiment import ex
+import sys
+
+from das_gym.commandline import Command, Program
 
 if __name__ == "__main__":
-    ex.run_commandline()
+    program = Program(
+        "benchmarks.pretrain", {"run": Command("benchmarks.pretrain.experiment:ex", "", "")}, "run", runs_alone=True
+    )
+    sys.exit(program.run(sys.argv[1:]))

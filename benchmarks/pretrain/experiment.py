@@ -11,17 +11,15 @@ python -m benchmarks.pretrain with resume=5                        resume run 5
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
 from benchmarks.pretrain.models import ANSWERING_MODELS
 from benchmarks.pretrain.recipe import pretrain
-from das_gym.commandline import typed
-from das_gym.config import build
-from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.commandline import format_command
+from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.runs import ResumableSettings
 
 
@@ -38,17 +36,11 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
     out: str | None = None
 
 
-ex = RunsExperiment("benchmarks.pretrain", save_git_info=False)
-ex.add_settings(PretrainSettings)
-
-
-@ex.main
-def main(_run: Any, _config: Mapping[str, Any]) -> None:
+def main(settings: PretrainSettings, run: Run) -> None:
     """Pre-train and write the checkpoint."""
-    settings = build(PretrainSettings, _config)
-    folder = required_folder(_run)
+    folder = required_folder(run)
     out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
-    pretrain(settings, out, folder, _run.log_scalar)
+    pretrain(settings, out, folder, run.log_scalar)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
     print(f"checkpoint: {out}\nNext: {_next(settings.model, out)}")
@@ -58,4 +50,7 @@ def _next(model: str, out: Path) -> str:
     """What to do with the checkpoint."""
     if model in ANSWERING_MODELS:
         return f"AutoModelForImageTextToText.from_pretrained({str(out)!r})"
-    return typed("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))
+    return format_command("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))
+
+
+ex = RecordedCommand("benchmarks.pretrain", PretrainSettings, main)

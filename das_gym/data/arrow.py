@@ -136,7 +136,7 @@ def read_rows(path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
     """Yield the rows of a table as plain values by column, without the columns of bytes.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It is damaged, has no rows, or lacks a column of the required kind.
     """
     table = open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
@@ -156,7 +156,7 @@ def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | Non
 
     Raises:
         ImportError: pyarrow is not installed.
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It is truncated, damaged or no arrow file, or a column is missing or of another kind.
     """
     check_plain([path])

@@ -19,7 +19,7 @@ HINT = 'Correct it, or pass on_bad_example="skip"'
 
 
 class BadExamples:
-    """What a reader does with a bad example, and what it has skipped so far.
+    """The policy for bad examples, and a record of those skipped so far.
 
     A reader makes one per data set, turns entries into examples with `parse`, removes those without a usable image with
     `drop_broken`, and ends with `splits`. A file that cannot be read at all always raises.

@@ -37,7 +37,7 @@ def load_image(path: str | Path) -> Image.Image:
         The image, mode RGB.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: The file is truncated, corrupt, not an image, or has more than PIL's `MAX_IMAGE_PIXELS`.
     """
     return decode_image(path, f"the image {path}")

@@ -42,7 +42,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image in a file of its own.
+    """An image file.
 
     Example:
         >>> from pathlib import Path

@@ -83,7 +83,7 @@ def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
     """Return a group number for each example. Examples that share a key, directly or through others, are in one group.
 
     Args:
-        keys: The keys of each example; an example without keys is a group of its own.
+        keys: The keys of each example; an example without keys forms a separate group.
     """
     parents = list(range(len(keys)))
 

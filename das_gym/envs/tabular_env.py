@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
@@ -183,7 +183,8 @@ class ExampleScorer(TableScorer):
         if table.examples is None:
             raise ValueError(
                 "`reward_examples` and `reward_batches` are not supported: this table holds means over all examples. Leave "
-                f"them out, make a table with `{typed('agents table', '... each=True')}`, or use {table.meta.env_id} itself."
+                f"them out, make a table with `{format_command('agents table', '... each=True')}`, or use "
+                f"{table.meta.env_id}."
             )
         super().__init__(table, **others)
         if self.objective.reward.needs_divergences:
@@ -323,9 +324,10 @@ def bundled_table(model: str, task: str) -> Path:
     check_names([model], MODELS, "model", own=True)
     entry = find_environment(model, task)
     if entry.table is None:
+        command = format_command("agents table", entry.short, "out=FILE")
         raise ValueError(
-            f"no table of {model} on {task} is bundled. Make one with `{typed('agents table', entry.short, 'out=FILE')}`, "
-            "then pass table=FILE; a search takes it as env_kwargs.table=FILE."
+            f"no table of {model} on {task} is bundled. `{command}` makes one. Pass it as table=FILE; a search takes it as "
+            "env_kwargs.table=FILE."
         )
     return entry.table
 

@@ -322,7 +322,7 @@ def _infer_heads(name: str, width_name: str, width: int, fixed: bool) -> int:
         return width // HEAD_WIDTH
     raise ValueError(
         f"{width_name}={width} does not tell the number of attention heads: pass `{name}=`, a divisor of {width}, to "
-        f"load_checkpoint, or write a copy by `python -m adapt convert with source=IN out=OUT {name}=N`"
+        "load_checkpoint. For commands, write a copy: save_checkpoint(OUT, load_checkpoint(IN, ...).vlp)"
     )
 
 

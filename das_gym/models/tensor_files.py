@@ -58,7 +58,7 @@ def read_tensors(path: str | Path) -> TensorFile:
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: expected an official .ckpt file, a transformers folder, or a folder or .safetensors "
-            "file of ours. `python -m adapt convert with source=IN out=OUT` writes one"
+            "file of ours, as das_gym.models.checkpoints.save_checkpoint writes"
         )
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)

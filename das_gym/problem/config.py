@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from das_gym.commandline import typed
-from das_gym.config import check_names, choice, part_of
+from das_gym.commandline import format_command, setting_words
+from das_gym.config import check_names, choice, nested
 from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
@@ -34,6 +34,9 @@ WORKERS = ("ray",)
 WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
 """Fields of `ProblemConfig` that change no score: records leave them out."""
 
+COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", *WORKER_SETTINGS)
+"""Fields of `ProblemConfig` that say how masks are scored."""
+
 
 def setting_path(name: str, value: str, model: str | None = None) -> Path:
     """Return the absolute path of one of `PATH_SETTINGS`.
@@ -54,23 +57,19 @@ def is_hub_id(value: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which weights and which data to load.
+    """Which weights and which data to load, and where to.
 
     Attributes:
         checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
             name of another bundled model (`llava_mini`). None loads the bundled model.
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
-        size: Size of a METER or ViLT model. `base` needs `checkpoint`. None reads the size from the checkpoint.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
-        image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
-        max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
-        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
             (`sublayers`). None means `layers`.
         vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
         dtype: Number format of a transformers model: `auto` (as the checkpoint), `float32`, `bfloat16`, `float16`.
-        device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
+        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         trust_remote_code: Whether Python code in the checkpoint's folder may run.
     """
 
@@ -79,24 +78,24 @@ class ModelSettings:
     checkpoint: str | None = None
     data_root: str | None = None
     supernet: str | None = None
-    size: str | None = choice(None, SIZES)
     tokenizer: str | None = None
-    image_size: int | None = None
-    max_text_length: int | None = None
-    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     units: str | None = choice(None, UNITS)
     vision: bool | None = None
     dtype: str | None = None
-    device_map: str | None = None
+    device: str = "auto"
     trust_remote_code: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeSettings:
-    """Where and how masks are scored.
+class ProblemOptions:
+    """Settings of model, data and evaluation that are rarely changed. Commands take them as `problem.NAME`.
 
     Attributes:
-        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        size: Size of a METER or ViLT model. `base` needs `checkpoint`. None reads the size from the checkpoint.
+        image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
+        max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
+        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
+        device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
@@ -105,9 +104,13 @@ class ComputeSettings:
         gpus_per_worker: GPUs of each Ray worker: 0, a fraction such as 0.5, or a whole number.
     """
 
-    group: ClassVar[str] = "Hardware"
+    group: ClassVar[str] = "Model and data"
 
-    device: str = "auto"
+    size: str | None = choice(None, SIZES)
+    image_size: int | None = None
+    max_text_length: int | None = None
+    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
+    device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
@@ -117,7 +120,7 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True)
-class ProblemConfig(ModelSettings, ComputeSettings):
+class ProblemConfig(ModelSettings, ProblemOptions):
     """What to load; every field left out stands for the bundled model or data.
 
     Attributes:
@@ -219,23 +222,54 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
 
 
-def problem_words(config: ProblemConfig, *more: str) -> str:
-    """Return model and data as words of a command line: the named config, settings other than the default, and more."""
-    changed = changed_settings(config)
-    given = [shlex.quote(f"{name}={value}") for name, value in changed.items() if name not in ("model", "task", "supernet")]
+def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
+    """Return fields of `ProblemConfig` as the settings of a command: those of `ProblemOptions` within `group`."""
+    options = {field.name for field in fields(ProblemOptions)}
+    own = {name: value for name, value in values.items() if name not in options}
+    nested = {name: value for name, value in values.items() if name in options}
+    return {**own, group: nested} if nested else own
+
+
+def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
+    """Return model and data as they are typed behind `with`: the named config, settings that are not the default, and more.
+
+    Args:
+        config: Model and data.
+        *more: Further words.
+        group: The setting of the command that holds what `ProblemOptions` has: `problem`, or `env_kwargs` of `agents`.
+    """
+    changed = {name: value for name, value in changed_settings(config).items() if name not in ("model", "task", "supernet")}
+    given = setting_words(grouped_settings(changed, group))
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 
 def supernet_command(config: ProblemConfig) -> str:
     """Return the command that trains a supernet, with the modules that register its model and task."""
     modules = [REGISTERED_IN[name] for name in (config.model, config.task) if name in REGISTERED_IN]
-    return typed("adapt supernet", problem_words(config), modules=modules)
+    return format_command("adapt supernet", problem_words(config), plugins=modules)
 
 
 @dataclass(frozen=True)
-class ProblemSettings(ResumableSettings, ProblemConfig):
-    """The settings of a command about one model and its data."""
+class ProblemSettings(ResumableSettings, ModelSettings):
+    """The settings of a command about one model and its data.
 
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
+    Attributes:
+        model: Kind of model.
+        task: Downstream task.
+        problem: Further settings of model, data and evaluation.
+    """
+
+    group: ClassVar[str] = "Model and data"
+
+    model: str = choice(DEFAULT_MODEL, MODELS)
+    task: str = choice(DEFAULT_TASK, TASKS)
+    problem: ProblemOptions = nested(ProblemOptions)
+
+    def __post_init__(self) -> None:
+        _ = self.problem_config  # which checks itself
+
+    @cached_property
+    def problem_config(self) -> ProblemConfig:
+        """Model, task and data, as `load_problem` takes them."""
+        own = {field.name: getattr(self, field.name) for field in fields(ProblemConfig) if hasattr(self, field.name)}
+        return ProblemConfig(**own, **vars(self.problem))

@@ -27,7 +27,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task, check_task
 
 PAIRS_PER_BATCH = 128
@@ -167,7 +167,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
     splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
     if splits.left_out:
-        first = shown("\n".join(splits.left_out[:3]))
+        first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{first}", stacklevel=2)
     return splits
 

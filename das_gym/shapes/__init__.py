@@ -1,1 +1,1 @@
-"""The generated world: scenes of coloured shapes, what is said of them, and data sets of them in the official formats."""
+"""Generated data sets of coloured shapes in the official formats."""

@@ -80,7 +80,7 @@ class There:
 
 @dataclass(frozen=True)
 class Counted:
-    """`2 crosses` or `3 red objects`: exactly so many."""
+    """`2 crosses` or `3 red objects`: exactly n of them."""
 
     number: int
     color: str | None = None

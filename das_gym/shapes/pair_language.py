@@ -42,7 +42,7 @@ _TRIES = 60
 
 @dataclass(frozen=True)
 class Kind:
-    """What a scene must contain.
+    """A condition on a scene.
 
     Attributes:
         objects: Objects that it needs.
@@ -193,7 +193,7 @@ def sample_set(rng: np.random.Generator, families: Sequence[str]) -> StatementSe
 
 
 def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> tuple[ScenePair, ...] | None:
-    """Draw four pairs of scenes, with the kinds of each statement in an order of its own."""
+    """Draw four pairs of scenes, with the kinds of each statement in random order."""
     orders = [rng.permutation(len(KINDS)).tolist() for _ in statements]
     pairs = []
     for place in range(len(KINDS)):

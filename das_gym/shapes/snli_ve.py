@@ -61,7 +61,7 @@ def _draw_hypothesis(rng: np.random.Generator, scene: Scene, curtain: bool) -> t
 
 
 def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
-    """Draw a scene that has captions, and whether a curtain beside its objects; return both and the JPEG file."""
+    """Draw a scene that has captions, and whether it has a curtain, which hides no object; return its JPEG file too."""
     left = pick(rng, (0, IMAGE_SIZE - CURTAIN_WIDTH))
     curtain = bool(rng.random() < 0.5)
     nearest, furthest = left - MAX_RADIUS, left + CURTAIN_WIDTH + MAX_RADIUS

@@ -112,11 +112,12 @@ def _write_split(
         image_id += 1
         bar.update()
     common = {"info": _INFO, "license": _LICENSE, "data_type": "mscoco", "data_subtype": split}
-    for name, content in (
-        (f"v2_OpenEnded_mscoco_{split}_questions.json", {"task_type": "Open-Ended", "questions": questions}),
-        (f"v2_mscoco_{split}_annotations.json", {"annotations": annotations}),
-    ):
-        (folder / name).write_text(json.dumps({**common, **content}, separators=(",", ":")), encoding="utf-8")
+    files: dict[str, dict[str, Any]] = {
+        f"v2_OpenEnded_mscoco_{split}_questions.json": {"task_type": "Open-Ended", "questions": questions},
+        f"v2_mscoco_{split}_annotations.json": {"annotations": annotations},
+    }
+    for name, entries in files.items():
+        (folder / name).write_text(json.dumps({**common, **entries}, separators=(",", ":")), encoding="utf-8")
 
 
 def _answers(question: Question, rng: np.random.Generator, disagreement: float) -> list[str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import numpy as np
 
 from das_gym.bundled import ASSETS
 from das_gym.files import read_json
-from das_gym.problem.config import ComputeSettings, ProblemConfig, changed_settings
+from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import problem_hashes
 
-UNCHECKED = {"model", "task", "checkpoint", *(field.name for field in fields(ComputeSettings))}
+UNCHECKED = {"model", "task", "checkpoint", *COMPUTE_SETTINGS}
 """Settings that may differ from their default: the hashes cover them, or they change losses by rounding at most."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, check_names, near_miss
+from das_gym.config import build, check_names, nearest_names
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.mask_cost import SAVED, MaskCost
@@ -351,8 +351,8 @@ class Suite:
             return names.index(str(problem))
         if is_whole(problem) and 0 <= int(problem) < len(names):
             return int(problem)
-        near = near_miss(problem, names) if isinstance(problem, str) else None
-        hint = f" Did you mean {near!r}?" if near else f" Names are such as {names[0]!r}."
+        near = nearest_names(problem, names)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Names are such as {names[0]!r}."
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")
 
 

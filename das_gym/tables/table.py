@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
 from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
@@ -385,7 +385,7 @@ class SubnetTable:
             )
             raise ValueError(
                 f"this table of {self.meta.env_id} is of another problem: {differences}. "
-                f"Make one with `{typed('agents table', '...')}`"
+                f"Make one with `{format_command('agents table', '...')}`"
             )
 
     def save(self, path: str | Path) -> None:
@@ -410,7 +410,9 @@ class SubnetTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no table at {path}; `{typed('agents table', shlex.quote(f'out={path}'))}` makes one")
+            raise FileNotFoundError(
+                f"no table at {path}; `{format_command('agents table', shlex.quote(f'out={path}'))}` makes one"
+            )
         try:
             return cls._from_arrays(read_arrays(path))
         except BAD_ARRAYS as error:
@@ -446,7 +448,9 @@ class SubnetTable:
         """`values`, larger = better."""
         values = self.values(by, split)
         if np.isnan(values).any():
-            raise ValueError(f"this table holds no {by} of the {split} split: make it again with `{typed('agents table')}`")
+            raise ValueError(
+                f"this table holds no {by} of the {split} split: make it again with `{format_command('agents table')}`"
+            )
         return values if _larger_is_better(by) else -values
 
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ class Task(ABC):
 
     @property
     def logit_names(self) -> tuple[str, ...]:
-        """What the logits stand for, in words; may be empty."""
+        """The names of the logits; may be empty."""
         return self.labels
 
     @classmethod
@@ -98,7 +98,7 @@ class Task(ABC):
 
     @classmethod
     def examples_for_pairs(cls, pairs: int) -> int:
-        """Return how many examples, at least 1, have no more than so many pairs, which is what a batch costs."""
+        """Return the number of examples, at least 1, with at most `pairs` pairs, which determine the cost of a batch."""
         return max(pairs // cls.passes, 1)
 
     @classmethod
@@ -136,7 +136,7 @@ class Task(ABC):
         """
 
     def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Initialize a new head from `pretrained_head` among the heads of a checkpoint, by name, if it is there."""
+        """Initialize a new head from `pretrained_head` among the heads of a checkpoint, by name, if it exists."""
         if self.pretrained_head is not None and self.pretrained_head in heads:
             load_head(head, self.pretrained_head, heads[self.pretrained_head])
 

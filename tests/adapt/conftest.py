@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from das_gym.adapt.commands import main
+from das_gym.adapt.commands import PROGRAM
+from das_gym.agents.commands import PROGRAM as AGENTS
 
 
 @pytest.fixture
@@ -12,8 +13,7 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["adapt", *words])
-        return end.value.code or 0, "".join(capsys.readouterr())
+        code = (AGENTS if words[0] == "report" else PROGRAM).run(words)
+        return code, "".join(capsys.readouterr())
 
     return run

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.adapt.adapt_experiment import AdaptExperiment, AdaptSettings, best_mask, choose
-from das_gym.adapt.commands import searching_agents
+from das_gym.adapt import adapt_experiment
+from das_gym.adapt.adapt_experiment import AdaptSettings, ex, prepare
+from das_gym.adapt.choosing import best_mask, choose
 
+from das_gym.config import build
 from das_gym.experiment import RunError
 from das_gym.files import write_json
 
@@ -77,7 +78,7 @@ def test_a_search_on_the_table_can_be_adapted(run_folder: Path):
 
 def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
-    with pytest.raises(ValueError, match=r"run 1 searched DAS-Mine-VQA-v0, which is not registered here.*use=<module>"):
+    with pytest.raises(ValueError, match=r"DAS-Mine-VQA-v0, which is not registered.*plugins=<module>"):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
@@ -93,7 +94,7 @@ def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path)
         ({"env_kwargs": {"batch_size": "x"}}, None),
         ({"env_id": 3}, "env_id=3"),
         ({"reward": float("nan")}, "reward=nan"),
-        ({"use": 3}, "use=3"),
+        ({"plugins": 3}, "plugins=3"),
         ({"env_id": None}, "env_id=None"),
     ],
 )
@@ -122,18 +123,14 @@ def test_a_record_chooses_no_place_to_write(run_folder: Path):
 
 def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: Path):
     with pytest.raises(RunError, match="no run 99"):
-        AdaptExperiment().run(config_updates={"search_run": 99, "runs_dir": str(run_folder.parent)})
+        ex.run({"search_run": 99, "runs_dir": str(run_folder.parent)})
     assert [path.name for path in run_folder.parent.iterdir()] == ["1"]
 
 
 def test_a_mask_of_another_width_begins_no_run(tmp_path: Path):
     with pytest.raises(RunError, match=r"got shape \(2,\), expected \(12,\)"):
-        AdaptExperiment().run(config_updates={"mask": [1, 0], "runs_dir": str(tmp_path)})
+        ex.run({"mask": [1, 0], "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
-
-
-class SearchedError(Exception):
-    """Ends a run after its search was asked for."""
 
 
 @pytest.mark.parametrize(
@@ -142,60 +139,49 @@ class SearchedError(Exception):
         ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0, "evaluations": 80}),
         ((), {"search": {"evaluations": 9}}, {"evaluations": 9}),
         (("bandit",), {"seed": 3}, {"agent": "bandit", "seed": 3}),
-        (
-            ("vilt_nlvr2", "ppo"),
-            {"search": {"evaluations": 9}},
-            {"env_id": "DAS-ViLT-NLVR2-v0", "agent": "ppo", "evaluations": 9},
-        ),
+        (("vilt_nlvr2", "ppo"), {"search": {"evaluations": 9}}, {"env_id": "DAS-ViLT-NLVR2-v0", "agent": "ppo"}),
         (("bandit",), {"search": {"agent": "random"}, "device": "cpu"}, {"agent": "random", "device": "cpu"}),
+        ((), {"problem": {"max_text_length": 20}}, {"env_kwargs": {"max_text_length": 20}}),
     ],
 )
-def test_what_the_search_is_told(
+def test_search_gets_model_data_and_its_own_settings(
     names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(AdaptExperiment, "check_first", lambda *_: None)  # which loads the model
-    told: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
 
-    def search_first(settings: dict[str, Any], then: Callable[[int], str]) -> int:
-        told.update(settings)
-        raise SearchedError
+    def search_first(values: dict[str, Any], continue_command: str) -> int:
+        seen.update(values, continue_command=continue_command)
+        return 7
 
-    with pytest.raises(SearchedError):
-        AdaptExperiment(search_first, searching_agents).run(config_updates=given, named_configs=names)
-    assert asked.items() <= told.items()
-    assert ("evaluations" in told) == ("evaluations" in asked)  # other agents keep their default
-
-
-def never(settings: dict[str, Any], then: Callable[[int], str]) -> int:
-    """Searches nothing."""
-    raise AssertionError(settings)
-
-
-def test_a_damaged_test_picture_is_named_before_anything_is_searched(tmp_path: Path, small_kwargs: dict[str, str]):
-    data = tmp_path / "data"
-    shutil.copytree(small_kwargs["data_root"], data)
-    for path in (data / "val2014").glob("*"):
-        path.write_bytes(b"no picture")
-
-    updates = {**small_kwargs, "data_root": str(data), "runs_dir": str(tmp_path / "runs")}
-    with pytest.raises(RunError, match=r"val2014.* cannot be read"):
-        AdaptExperiment(never, searching_agents).run(config_updates=updates)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    monkeypatch.setattr(adapt_experiment, "search_first", search_first)
+    values, _ = ex.resolve(given, names)
+    assert prepare(build(AdaptSettings, values)).search_run == 7
+    assert asked.items() <= seen.items()
+    assert "search_run=SEARCH_RUN" in seen["continue_command"]
+    assert "search." not in seen["continue_command"]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "text"),
     [
-        ({"itm_weight": 0.5}, "vqa has no image-text-matching loss"),
-        ({"mixed_precision": "fp16", "device": "cpu"}, "mixed_precision=fp16 needs a GPU"),
+        ({}, "val2014.* cannot be read"),
+        ({"train": {"itm_weight": 0.5}}, "itm_weight"),
+        ({"train": {"mixed_precision": "fp16"}, "device": "cpu"}, "mixed_precision"),
     ],
 )
-def test_what_training_refuses_is_told_before_anything_is_searched(
-    given: dict[str, Any], told: str, tmp_path: Path, small_kwargs: dict[str, str]
+def test_what_cannot_be_trained_or_tested_is_refused_before_a_search(
+    given: dict[str, Any], text: str, tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(RunError, match=told):
-        AdaptExperiment(never, searching_agents).run(config_updates={**small_kwargs, **given, "runs_dir": str(tmp_path)})
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(adapt_experiment, "search_first", lambda *_: pytest.fail("it searched"))
+    data = Path(small_kwargs["data_root"])
+    if not given:
+        data = tmp_path / "data"
+        shutil.copytree(small_kwargs["data_root"], data)
+        for path in (data / "val2014").glob("*"):
+            path.write_bytes(b"no image")
+    with pytest.raises(RunError, match=text):
+        ex.run({**small_kwargs, **given, "data_root": str(data), "runs_dir": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()
 
 
 def front_of(folder: Path) -> None:
@@ -210,47 +196,33 @@ def front_of(folder: Path) -> None:
     )
 
 
-def test_a_point_of_a_front_is_taken_with_its_model(run_folder: Path):
+def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
     front_of(run_folder)
-    choice = choose(AdaptSettings(front=1, point=1, runs_dir=str(run_folder.parent)))
+    choice = choose(AdaptSettings(search_run=1, point=1, runs_dir=str(run_folder.parent)))
     assert choice.mask.astype(int).tolist() == ANSWER
     assert (choice.problem.model, choice.problem.task, choice.problem.data_root) == ("ViLT", "vqa", str(run_folder))
     assert choice.remark == "point 1 of run 1: 20.0 % of the MACs saved, loss 0.5000, skips a, a"
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "text"),
     [
-        ({"front": 1}, "front=1 needs the number of one of its points: give point=3, say"),
-        ({"point": 2}, "point=2 is the number, from 0 on, of a point of a front: give it with front=<run id>"),
-        ({"front": 1, "point": -1}, "point=-1 is the number, from 0 on"),
-        ({"front": 1, "point": 0, "search_run": 2}, "both search_run=2 and front=1 are given; give one of them"),
-        ({"front": 1, "point": 2}, r"point=2: the front of run 1 has points 0\.\.1; use one of them"),
+        ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
+        ({"point": 2}, "point=2 is a point of a front"),
+        ({"search_run": 1, "point": -1}, "point=-1"),
+        ({"search_run": 1, "mask": (0, 1)}, "both `mask` and `search_run`=1"),
+        ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
+        ({"mask": (0, 2)}, "other values than 0"),
+        ({"refine": 0}, "refine=0"),
+        ({"refine": 2, "mask": (0, 1)}, "refine=2"),
     ],
 )
-def test_points_that_there_are_not(run_folder: Path, given: dict[str, int], told: str):
+def test_choice_that_is_impossible_is_refused(run_folder: Path, given: dict[str, Any], text: str):
     front_of(run_folder)
-    with pytest.raises(ValueError, match=told):
-        choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=text):
+        choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))
 
 
-def test_a_run_without_a_front_is_told(run_folder: Path):
-    with pytest.raises(FileNotFoundError, match=r"run 1 is none of `.* agents pareto`, or one that did not end"):
-        choose(AdaptSettings(front=1, point=0, runs_dir=str(run_folder.parent)))
-
-
-def test_a_front_needs_no_search(run_folder: Path):
-    front_of(run_folder)
-    searches = []
-    experiment = AdaptExperiment(lambda settings: searches.append(settings) or 1, searching_agents)
-    with pytest.raises(RunError, match=r"points 0\.\.1"):
-        experiment.run(config_updates={"front": 1, "point": 7, "runs_dir": str(run_folder.parent)})
-    assert not searches
-
-
-@pytest.mark.parametrize("setting", ["skip_num=6", "macs_saved=0.2", "evaluations=9"])
-def test_a_setting_of_the_search_alone_says_how_it_is_given(run_here, setting: str):
-    code, told = run_here("with", "meter_vqa", setting)
-    assert code == 1
-    name = setting.partition("=")[0]
-    assert f"unknown setting '{name}'; the search's is 'search.{name}'" in told
+def test_run_without_a_front_is_named(run_folder: Path):
+    with pytest.raises(FileNotFoundError, match=r"run 1 is not a finished front \(`python -m agents pareto with resume=1`"):
+        choose(AdaptSettings(search_run=1, point=0, runs_dir=str(run_folder.parent)))

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 MASK = [1, 0, 0, 0, 0, 1]
-QUICK = ("steps=4", "batch_size=8")
+QUICK = ("train.steps=4", "train.batch_size=8")
 
 
 def words_of(settings: dict[str, str]) -> list[str]:
@@ -197,7 +197,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
             path.read_text().replace("red", "rot").replace("what color", "welche Farbe 🐈").replace('"yes"', '"ja"')
         )
     model = words_of({name: small_kwargs[name] for name in ("checkpoint", "tokenizer")})
-    code, printed = run_here("supernet", "with", *model, f"data_root={data}", "steps=3", "batch_size=500")
+    code, printed = run_here("supernet", "with", *model, f"data_root={data}", "train.steps=3", "train.batch_size=500")
     assert code == 0, printed
     supernet = tmp_path / "runs/1/supernet.safetensors"
     assert "ja" in Adaptation.load(supernet).answers
@@ -217,17 +217,17 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("with", "search_run=7"), "no run 7"),
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),
         (("with", "mask=[1,0]"), "12 layers"),
-        (("with", "stepz=3"), "did you mean 'steps'"),
+        (("with", "train.stepz=3"), "did you mean 'steps'"),
         (("with", "test_examples=0"), "test_examples=0 is not allowed"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
         (("shrink", "with", "model=METER"), "model=METER does not answer in words"),
         (("with", "none.yaml"), "no settings file"),
-        (("with", "steps=0"), "`steps` is out of range"),
+        (("with", "train.steps=0"), "`steps` is out of range"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
-        (("supernet", "with", "save_every=0"), "`save_every` is out of range"),
-        (("supernet", "with", "steps=1", "--unobserved"), "leave --unobserved"),
-        (("supernet", "with", "stepz=3"), "did you mean 'steps'"),
-        (("supernet", "with", "steps=many"), "steps"),
+        (("supernet", "with", "train.save_every=0"), "`save_every` is out of range"),
+        (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
+        (("supernet", "with", "train.stepz=3"), "did you mean 'steps'"),
+        (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )
 def test_a_mistake_is_told_in_a_paragraph(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
@@ -254,7 +254,7 @@ def test_a_damaged_image_is_named_and_nothing_half_written_is_left(run_here, tmp
 
 @pytest.mark.long
 def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
-    settings = [*words_of(small_kwargs), f"mask={MASK}", "batch_size=8", "save_every=1", "steps=8"]
+    settings = [*words_of(small_kwargs), f"mask={MASK}", "train.batch_size=8", "train.save_every=1", "train.steps=8"]
     code, printed = run_here("with", *settings, "runs_dir=whole")
     assert code == 0, printed
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

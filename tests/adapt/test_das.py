@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, Turns, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import DASExperiment
+from das_gym.adapt.das_experiment import ex
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.step_loss import batch_at, set_up
 from das_gym.adapt.training import TrainingConfig
@@ -24,6 +23,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.task import matching_losses
+from tests.adapt.choosers import paper_bandit
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 
@@ -185,7 +185,7 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
         "runs_dir": str(tmp_path),
         "das": {**TINY, "search_epochs": 2, "finetune_epochs": 1, "steps_per_turn": 3},
     }
-    run = DASExperiment(paper_bandit).run(config_updates=updates, named_configs=["meter_vqa", "paper"])
+    run = ex.run(config_updates=updates, named_configs=["meter_vqa", "paper"])
     record = read_json(tmp_path / "1" / "das.json")
     assert run.result == record["models"][0]["evaluation"]["metric"]
     assert record["pipeline"]["reward_dropout"] is True
@@ -217,9 +217,7 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
 )
 def test_das_command_names_a_wrong_setting(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
     with pytest.raises(RunError, match=text):
-        DASExperiment(paper_bandit).run(
-            config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)}
-        )
+        ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt import load_subnet
-from das_gym.adapt.commands import paper_bandit
-from das_gym.adapt.das_experiment import SUPERNET_FILE, DASExperiment
+from das_gym.adapt.das_experiment import SUPERNET_FILE, ex
 from das_gym.adapt.paper import das_settings
 
 from das_gym.experiment import RunError
@@ -28,17 +27,16 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(
     small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
 ):
     given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
-    given["image_size"] = 96
+    given["problem"] = {"image_size": 96}
     das = {**SHORT, "finetune_from": start}
-    DASExperiment(paper_bandit).run(
-        config_updates={**given, "runs_dir": str(tmp_path), "references": False, "das": das}, named_configs=["meter_vqa"]
-    )
+    ex.run(config_updates={**given, "runs_dir": str(tmp_path), "references": False, "das": das}, named_configs=["meter_vqa"])
     folder = tmp_path / "1"
     supernet = Adaptation.load(folder / SUPERNET_FILE)
     subnet = load_subnet(folder).adaptation().tensors
     kept = [bool(np.array_equal(supernet.tensors[name], tensor)) for name, tensor in subnet.items()]
     assert all(kept) is (start == "search")
     assert read_json(folder / "das.json")["pipeline"]["finetune_from"] == start
+    given |= given.pop("problem")
     problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
     printed = capsys.readouterr().out
@@ -48,9 +46,9 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(
 
 
 def test_das_refuses_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
-    given: dict[str, Any] = {**small_kwargs, "supernet": None, "image_size": 96, "das": {"bottleneck": 24}}
+    given: dict[str, Any] = {**small_kwargs, "supernet": None, "problem": {"image_size": 96}, "das": {"bottleneck": 24}}
     with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
-        DASExperiment(paper_bandit).run(config_updates={**given, "runs_dir": str(tmp_path)})
+        ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
 

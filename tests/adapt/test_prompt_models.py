@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.adapt_experiment import AdaptExperiment
-from das_gym.adapt.commands import paper_bandit
+from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.das import Training, joint_search, new_model
-from das_gym.adapt.das_experiment import DASExperiment
+from das_gym.adapt.das_experiment import ex as das
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
@@ -24,6 +23,7 @@ from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
 from das_gym.registration import named_environments
+from tests.adapt.choosers import paper_bandit
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder, write_lines
 
@@ -120,7 +120,7 @@ def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tm
     given = {"model": "VLM", "task": "answering", "checkpoint": config.checkpoint, "data_root": config.data_root}
     updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
     with pytest.raises(RunError, match="nothing of this model can train: layers of the vision tower have no adapters"):
-        AdaptExperiment().run(config_updates=updates)
+        adapt.run(updates)
     assert not list(tmp_path.iterdir())  # no run was begun
 
 
@@ -129,7 +129,7 @@ def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tm
 def test_prompts_that_are_too_long_begin_no_run(
     config: ProblemConfig, tmp_path: Path, run_here: Run, words: tuple[str, ...]
 ):
-    given = (f"checkpoint={config.checkpoint}", f"data_root={config.data_root}", "max_text_length=8", "device=cpu")
+    given = (f"checkpoint={config.checkpoint}", f"data_root={config.data_root}", "problem.max_text_length=8", "device=cpu")
     code, printed = run_here(words[0], "with", "vlm_answering", *given, *words[1:])
     assert code == 1
     assert "tokens with its answer's" in printed
@@ -138,7 +138,7 @@ def test_prompts_that_are_too_long_begin_no_run(
 
 
 def test_named_configs_of_the_papers_data_sets():
-    settings = DASExperiment(paper_bandit).named_settings(["llava_slake", "paper"])
+    settings, _ = das.resolve({}, ["llava_slake", "paper"])
     assert settings["published"] == [21, 24, 25, 26]
     assert (settings["model"], settings["task"], settings["recipe"]) == ("VLM", "answering", "paper")
     assert named_environments()["scienceqa"].short == "vlm_answering"

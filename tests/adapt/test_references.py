@@ -14,18 +14,19 @@ from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 
+from das_gym.config import build
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import AdaptedModel, load_splits
 
 
 def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
-    problem = settings.problem()
+    problem = settings.problem_config
     return cut_subnet(problem, load_splits(problem), np.zeros(12, bool), adapters=name == FULL_MODEL)
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
-    config, _ = resolve_defaults(settings.finetuning(), model)
-    return load_reference(model, settings.problem(), config, name)
+    config, _ = resolve_defaults(settings.training, model)
+    return load_reference(model, settings.problem_config, config, name)
 
 
 @pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
@@ -33,7 +34,7 @@ def test_load_reference_serves_the_default_settings(name: str):
     settings = AdaptSettings()
     model = untrained(settings, name)
     assert loads(settings, model, name)
-    kept = Adaptation.load(reference_file(settings.problem(), name))  # type: ignore[arg-type]
+    kept = Adaptation.load(reference_file(settings.problem_config, name))  # type: ignore[arg-type]
     assert kept.tensors.keys() == model.adaptation().tensors.keys()
     assert all(torch.equal(tensor, kept.tensors[key]) for key, tensor in model.adaptation().tensors.items())
 
@@ -41,17 +42,17 @@ def test_load_reference_serves_the_default_settings(name: str):
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        ({"device": "cpu", "save_every": 10, "encoder_cache_gib": 0.5, "rank_images": 5, "runs_dir": "elsewhere"}, True),
-        ({"search": {"evaluations": 9}, "mask": (0,) * 12, "micro_batch_size": 8}, True),
+        ({"device": "cpu", "train": {"save_every": 10, "encoder_cache_gib": 0.5}, "runs_dir": "elsewhere"}, True),
+        ({"search": {"evaluations": 9}, "mask": (0,) * 12, "train": {"micro_batch_size": 8}}, True),
         ({"seed": 1}, False),
-        ({"steps": 299}, False),
-        ({"learning_rate": 2e-3}, False),
-        ({"max_text_length": 20}, False),
-        ({"mixed_precision": "bf16"}, False),
+        ({"train": {"steps": 299}}, False),
+        ({"train": {"learning_rate": 2e-3}}, False),
+        ({"problem": {"max_text_length": 20}}, False),
+        ({"train": {"mixed_precision": "bf16"}}, False),
     ],
 )
 def test_load_reference_only_serves_settings_that_learn_the_same(changes: dict[str, Any], same: bool):
-    settings = dataclasses.replace(AdaptSettings(), **changes)
+    settings = build(AdaptSettings, changes)
     assert loads(settings, untrained(settings, BASELINE), BASELINE) == same
 
 

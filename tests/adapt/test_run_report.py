@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.compare.table import Line
 from das_gym.adapt.run_report import run_report
+from das_gym.agents.commands import PROGRAM
 from das_gym.agents.search_experiment import run_search
 
 from das_gym.drawing.architecture import Architecture

@@ -10,23 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from das_gym.adapt.adapt_experiment import SearchFirst
-from das_gym.adapt.commands import search_first, searching_agents
+from das_gym.adapt.choosing import search_values
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+from das_gym.adapt.shrink.compare_experiment import ex as compare_command
 from das_gym.adapt.shrink.settings import DEFAULT_SHARE, PENDING, ShrinkSettings
 from das_gym.adapt.shrink.verifying import VerificationError
-from das_gym.adapt.shrink_experiment import ShrinkExperiment
+from das_gym.adapt.shrink_experiment import ex
 from das_gym.adapt.training import Trainer
 from PIL import Image
 
+from das_gym.config import build, merge
 from das_gym.experiment import RunError, run_folder
 from das_gym.files import read_json, write_json
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
-QUICK = {"steps": 3, "latency_blocks": 1, "peak_memory": False, "save_every": 1, "device": "cpu"}
+QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def shrink(given: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the experiment in an empty folder."""
+def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the command in an empty folder, with short measurements."""
+    monkeypatch.setattr(job, "LATENCY_BLOCKS", 1)
+    monkeypatch.setattr(job, "MEASURE_PEAK", False)
 
-    def run(search_by: SearchFirst | None = None, /, **settings: Any) -> Any:
-        updates = {**given, **QUICK, "runs_dir": str(tmp_path / "runs"), **settings}
-        updates = {name: value for name, value in updates.items() if value is not None}
-        return ShrinkExperiment(search_by, searching_agents).run(config_updates=updates)
+    def run(**settings: Any) -> Any:
+        updates = merge({**given, **QUICK, "runs_dir": str(tmp_path / "runs")}, settings)
+        return ex.run({name: value for name, value in updates.items() if value is not None})
 
     return run
 
@@ -62,7 +63,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """With a search before and a fresh process behind it, as a person has it."""
     out = tmp_path / "out"
-    run = shrink(search_first, macs_saved=0.1, out=str(out), search={"evaluations": 6})
+    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6})
     folder, printed = run_folder(run), capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     record = read_json(folder / "shrink.json")
@@ -97,7 +98,7 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
 def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path):
     """Loaded in a fresh process by the code that lies in the folder; what they cost is counted."""
     out = tmp_path / "out"
-    run = shrink(mask=(0, 1, 0, 0), recover="adapters", bottleneck=4, skip_bottleneck=6, out=str(out))
+    run = shrink(mask=(0, 1, 0, 0), recover="adapters", train={"bottleneck": 4, "skip_bottleneck": 6}, out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
     full, shrunk, recovered = record["models"]
     added = recovered["parameters"] - shrunk["parameters"]
@@ -168,7 +169,7 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
         shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
     assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
     assert not (tmp_path / "out").exists()
-    ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
+    ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
     assert steps == [0, 1, "stopped", 2]
     assert (tmp_path / "out" / "config.json").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
@@ -179,8 +180,8 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):
     del trusting
-    asked = {"skip_num": 1, "steps": 4, "refine": 3, "test_examples": 2, "search": {"evaluations": 4}}
-    folder = run_folder(shrink(search_first, **asked))
+    asked = {"skip_num": 1, "train": {"steps": 4}, "refine": 3, "test_examples": 2, "search": {"evaluations": 4}}
+    folder = run_folder(shrink(**asked))
     whole = read_json(folder / "shrink.json")
     searched = read_json(folder.parent / "1" / "search.json")
     first, second = whole["refined"]
@@ -205,7 +206,7 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
     monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         shrink(search_run=1, **{**asked, "search": {}})
-    ShrinkExperiment().run(config_updates={"resume": 3, "runs_dir": str(tmp_path / "runs")})
+    ex.run({"resume": 3, "runs_dir": str(tmp_path / "runs")})
     assert trained == [0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 2, 3]
     again = read_json(folder.parent / "3" / "shrink.json")
     assert (again["refined"], again["mask"]) == (whole["refined"], whole["mask"])
@@ -236,16 +237,10 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     record = read_json(run / ("shrink.json" if after else PENDING))
     assert (run / "shrink.json").exists() is after
     saved = (tmp_path / "out" / "config.json").read_bytes()
-    resumed = ShrinkExperiment().run(
-        config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")}
-    )
+    resumed = ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
     assert read_json(run / "shrink.json") == record
     assert resumed.result == record["models"][-1]["score"]
     assert (tmp_path / "out" / "config.json").read_bytes() == saved
-
-
-def never(settings: dict[str, Any], *_: Any) -> int:
-    raise AssertionError(f"nothing is to be searched: {settings}")
 
 
 @pytest.mark.parametrize(
@@ -277,19 +272,19 @@ def never(settings: dict[str, Any], *_: Any) -> int:
             {"mask": (0, 1, 0, 0), "memory_saved": 0.2},
             r"not at least 20 % of the memory saved. Leave out `mask` or `memory_saved`",
         ),
-        ({"mask": (0, 1, 0, 2)}, "holds other values than 0 \\(keep\\) and 1 \\(delete\\)"),
-        ({"mask": (0, 1, 0, 0), "search_run": 3}, "both mask and search_run=3 are given; give one of them"),
+        ({"mask": (0, 1, 0, 2)}, "holds other values than 0"),
+        ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
         ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
         (
             {"supernet": "{checkpoint}/model.safetensors"},
             "`supernet` is not supported",
         ),
-        ({"device_map": "auto"}, "`device_map` is not supported"),
+        ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
-        ({"steps": 0}, "`steps` is out of range"),
+        ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
-        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
+        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask and point"),
         ({"test_examples": 0}, "test_examples"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
@@ -301,7 +296,7 @@ def test_what_is_refused_before_anything_begins(
 ):
     filled = {name: value.format(**given) if isinstance(value, str) else value for name, value in settings.items()}
     with pytest.raises(RunError, match=text) as refused:
-        shrink(never, **filled)
+        shrink(**filled)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
@@ -311,9 +306,8 @@ def test_a_damaged_test_picture_is_named_before_anything_is_searched(given: dict
     making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
     (tmp_path / "data" / "images" / "20.png").write_bytes(b"no picture")
     updates = {**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
-    experiment = CompareExperiment(never) if command else ShrinkExperiment(never, searching_agents)
     with pytest.raises(RunError, match=r"20\.png cannot be read"):
-        experiment.run(config_updates=updates)
+        (compare_command if command else ex).run(updates)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -328,7 +322,7 @@ def test_a_text_that_is_too_long_is_named_before_anything_is_searched(
     long["conversations"][1]["value"] = "red " * 600
     write_json(path, entries)
     with pytest.raises(RunError, match=rf"^{name}\.json.*tokens with its answer's .*, the model reads 512: take it out"):
-        shrink(never, data_root=str(tmp_path / "data"))
+        shrink(data_root=str(tmp_path / "data"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -363,7 +357,7 @@ def test_an_entry_that_the_model_cannot_read_is_named_before_anything_is_searche
     data = spoilt(tmp_path / "data", name, **changes)
     making.draw(data / "images" / "many.png")
     with pytest.raises(RunError, match=rf"^{name}\.json.*: the question .*{text}") as refused:
-        shrink(never, data_root=str(data), batch_size=12)
+        shrink(data_root=str(data), train={"batch_size": 12})
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -374,7 +368,7 @@ def test_a_picture_cut_short_is_named_before_anything_is_searched(shrink: Callab
     picture = (data / "images" / "0.png").read_bytes()
     (data / "images" / "short.png").write_bytes(picture[:50])
     with pytest.raises(RunError, match=rf"^{name}\.json.*: the image .*short\.png cannot be read"):
-        shrink(never, data_root=str(data), batch_size=12)
+        shrink(data_root=str(data), train={"batch_size": 12})
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -387,7 +381,7 @@ def test_a_picture_of_too_many_tokens_is_named_before_anything_is_searched(shrin
     data = spoilt(tmp_path / "data", "test", image="large.png", conversations=making.said("<image>\nx", "no"))
     Image.new("RGB", (440, 400)).save(data / "images" / "large.png")
     with pytest.raises(RunError, match=r"^test\.json.*comes to \d{3} tokens .*or make its pictures smaller"):
-        shrink(never, data_root=str(data), checkpoint=str(folder))
+        shrink(data_root=str(data), checkpoint=str(folder))
 
 
 def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):
@@ -395,7 +389,7 @@ def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(s
     making.text_folder(tmp_path / "data", train=12, val=6, test=6)
     tiny.save("gpt2", tmp_path / "gpt2")
     with pytest.raises(RunError, match="recover=full"):
-        shrink(never, data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
+        shrink(data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
 
@@ -405,7 +399,7 @@ def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., 
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     with pytest.raises(RunError, match=r"holds quantised weights \(gptq\).*pass the folder of the full weights"):
-        shrink(never, checkpoint=str(folder))
+        shrink(checkpoint=str(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
@@ -422,14 +416,14 @@ def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any
     )
     given = {"checkpoint": str(folder), "data_root": str(data), "trust_remote_code": True}
     with pytest.raises(RunError, match=r"recover=adapters does not support .* recover=lora"):
-        shrink(never, **given, recover="adapters")
+        shrink(**given, recover="adapters")
 
 
 def test_a_disk_that_is_too_full_is_told_first(shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(RunError, match=r"too full: 1 MiB free, 64 MiB needed"):
-        shrink(never, out=str(tmp_path / "out"))
+        shrink(out=str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
@@ -449,20 +443,15 @@ def test_nothing_bundled_is_told(shrink: Callable[..., Any], monkeypatch: pytest
     entry = checks.MODELS["VLM"]
     monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
     with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
-        shrink(never, checkpoint=None)
+        shrink(checkpoint=None)
 
 
-def test_what_the_search_is_told(given: dict[str, str]):
-    experiment = ShrinkExperiment()
-    told = experiment.search_settings({**given, "dtype": "float32", "seed": 3, "search": {"agent": "greedy"}})
-    assert told["macs_saved"] == DEFAULT_SHARE
-    assert (told["env_id"], told["agent"], told["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
-    assert told["env_kwargs"] == {"dtype": "float32"}
-    assert "dtype" not in told
-    told = experiment.search_settings({**given, "skip_num": 2})
-    assert told["skip_num"] == 2
-    assert "macs_saved" not in told
-    assert "agent" not in told  # the default of searches
+def test_search_gets_model_budget_and_its_own_settings(given: dict[str, str]):
+    settings = build(ShrinkSettings, {**given, "dtype": "float32", "seed": 3, "problem": {"max_text_length": 99}})
+    values = search_values(settings, settings.budget, {"agent": "greedy"})
+    assert values["macs_saved"] == DEFAULT_SHARE
+    assert (values["env_id"], values["agent"], values["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
+    assert (values["dtype"], values["env_kwargs"]) == ("float32", {"max_text_length": 99})
 
 
 def test_the_home_folder_by_its_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

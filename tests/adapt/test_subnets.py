@@ -14,7 +14,7 @@ from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
-from das_gym import commandline
+from das_gym import plugins
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
@@ -77,7 +77,7 @@ def test_load_subnet_needs_neither_data_nor_supernet(folder: Path, splits: Split
 def test_load_subnet_imports_the_modules_that_it_is_given(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
 ):
-    monkeypatch.setattr(commandline, "_used", [])
+    monkeypatch.setattr(plugins, "_imported", [])
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "module_of_mine.py").write_text(
         "from das_gym import ModelEntry, register_model\n"
@@ -88,10 +88,10 @@ def test_load_subnet_imports_the_modules_that_it_is_given(
     write_json(folder / RECORD, record)
     with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*Import the module that registers it"):
         load_subnet(folder)
-    write_json(folder / RECORD, {**record, "use": ["module_of_mine"]})
+    write_json(folder / RECORD, {**record, "plugins": ["module_of_mine"]})
     with as_before():
-        assert torch.equal(logits(load_subnet(folder, use="module_of_mine"), splits), logits(subnet, splits))
-    assert commandline.used() == ("module_of_mine",)
+        assert torch.equal(logits(load_subnet(folder, plugins="module_of_mine"), splits), logits(subnet, splits))
+    assert plugins.imported_plugins() == ("module_of_mine",)
 
 
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path, tmp_path: Path):
@@ -113,8 +113,8 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path, tmp
     [
         {"problem": 3},
         {"problem": {"task": "vqa", "model": 3}},
-        {"use": 3},
-        {"use": [3]},
+        {"plugins": 3},
+        {"plugins": [3]},
         {"model_settings": 3},
     ],
 )

@@ -26,7 +26,7 @@ def asked(made_up_table, tmp_path):
 
 
 def test_a_run_keeps_every_mask_and_the_front(asked, made_up_table, tmp_path, capsys):
-    run = ex.run(config_updates=asked)
+    run = ex.run(asked)
     record = read_json(tmp_path / "runs" / "1" / "front.json")
     table = SubnetTable.load(made_up_table)
     searched = Scored.from_record(record["searched"])
@@ -50,8 +50,8 @@ def test_a_run_keeps_every_mask_and_the_front(asked, made_up_table, tmp_path, ca
 
 def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
     settings = ParetoSettings(**asked)
-    whole = search(settings.problem(), settings)
-    problem, path = settings.problem(), tmp_path / "checkpoint.json"
+    whole = search(settings.front_problem(), settings)
+    problem, path = settings.front_problem(), tmp_path / "checkpoint.json"
     score, calls = FrontProblem.score, []
 
     def fails(self, masks):
@@ -79,13 +79,13 @@ def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
 )
 def test_what_is_refused(asked, update, told):
     with pytest.raises((RunError, TypeError), match=told):
-        ex.run(config_updates={**asked, **update})
+        ex.run({**asked, **update})
 
 
 def test_a_cost_that_nothing_saves_is_refused_before_anything_is_scored(asked, monkeypatch):
     monkeypatch.setattr(MaskCost, "range", property(lambda self: (-0.2, -0.1)))
     with pytest.raises(RunError, match="no mask of this model saves MACs"):
-        ex.run(config_updates=asked)
+        ex.run(asked)
 
 
 def test_layers_are_drawn_kind_by_kind():
@@ -95,4 +95,4 @@ def test_layers_are_drawn_kind_by_kind():
 
 
 def test_the_program_knows_it():
-    assert PROGRAM.commands["pareto"].load() is ex
+    assert PROGRAM.commands["pareto"].load()[0] is ex

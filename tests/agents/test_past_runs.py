@@ -140,8 +140,8 @@ def test_a_run_that_died_is_listed_with_the_command_that_resumes_it(tmp_path: Pa
 
 
 def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "use=no_such_module"]) == 1
-    assert "use=no_such_module cannot be imported" in capsys.readouterr().err
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "plugins=no_such_module"]) == 1
+    assert "plugins=no_such_module cannot be imported" in capsys.readouterr().err
 
 
 def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

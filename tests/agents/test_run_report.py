@@ -66,7 +66,7 @@ def test_the_told_command_does_it_again(runs: Path, made_up_table: Path):
     words = shlex.split(told)
     assert words[:3] == ["python", "-m", "agents"]
     assert words[3:5] == ["with", "agent=bandit"]
-    kwargs = f"env_kwargs={ {'table': str(made_up_table)} }"
+    kwargs = f"env_kwargs.table={made_up_table}"
     assert set(words[5:]) == {"env_id=DAS-METER-VQA-Tabular-v0", kwargs, "evaluations=30", "seed=4", "skip_num=3"}
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str])
     shutil.copytree(runs / "1", runs / "3", dirs_exist_ok=True)
     (runs / "3/search.json").unlink()
     assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
-    assert "no search ended in" in capsys.readouterr().err
+    assert "no run ended there" in capsys.readouterr().err
     shutil.rmtree(runs / "3")
 
 
@@ -100,7 +100,6 @@ def test_the_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, 
     [
         (["meter_vqx"], "unknown table .* 'meter_vqx'; did you mean 'meter_vqa'"),
         (["none.npz"], "no table at none.npz"),
-        (["a", "b"], "`table` takes one value"),
         (
             ["vilt_vqa", "with", "runs=[1]", "runs_dir={runs}"],
             "run 1 searched 8 units of DAS-METER-VQA-v0, and the table is of 12",

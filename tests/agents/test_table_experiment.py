@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from das_gym.agents.table_experiment import TableSettings, ex, run_table, summary
 
+from das_gym.commandline import setting_words
 from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
@@ -19,7 +20,7 @@ from tests.commands import start, stop_when
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_kwargs: dict[str, str]) -> dict:
     """A small problem, few examples, runs in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    return {**small_kwargs, "eval_batch_size": 4, "reward_examples": 10, "test_examples": 6}
+    return {**small_kwargs, "problem": {"eval_batch_size": 4}, "reward_examples": 10, "test_examples": 6}
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_the_summary_says_what_the_table_says(small_table: SubnetTable):
     [
         ({"reward_exampels": 4}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
         ({"reward_examples": 0}, "reward_examples"),
-        ({"precision": "bfloat16"}, "precision='bfloat16': tables are the truth to compare with"),
+        ({"problem": {"precision": "bfloat16"}}, "`problem.precision`: got 'bfloat16'"),
         ({"supernet": "/nonexistent"}, "supernet=/nonexistent: no such file"),
         ({"task": "vqq"}, "unknown task 'vqq'"),
     ],
@@ -93,16 +94,15 @@ def test_a_wrong_setting_begins_no_run(small: dict, update: dict, text: str):
 def test_every_problem_has_its_named_config():
     for name in ("meter_vqa", "meter_nlvr2", "meter_retrieval", "vilt_vqa", "vilt_nlvr2", "vilt_retrieval"):
         model, _, task = name.partition("_")
-        settings = TableSettings(**ex.named_configs[name]())
+        settings = TableSettings(**ex.named_configs()[name])
         assert (settings.model.lower(), settings.task) == (model, task)
-        assert settings.entry().short == name
 
 
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_command_killed_and_resumed(small: dict, capsys: pytest.CaptureFixture[str]):
-    settings = {**small, "eval_batch_size": 1, "reward_examples": 30, "test_examples": 2}
-    words = ["with", "meter_vqa", *(f"{name}={value}" for name, value in settings.items())]
+    settings = {**small, "problem": {"eval_batch_size": 1}, "reward_examples": 30, "test_examples": 2}
+    words = ["with", "meter_vqa", *setting_words(settings)]
     killed = start(" ".join(["python -m agents table", *words]))
     error = stop_when(killed, Path("runs/1/table_checkpoint.npz").exists, signal.SIGINT)
     assert killed.returncode == 130, error

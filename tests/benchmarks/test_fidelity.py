@@ -89,7 +89,7 @@ def test_what_it_refuses(words: list[str], said: str, capsys: pytest.CaptureFixt
 
 
 def test_a_run_from_elsewhere_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "config.json").write_text('{"use": ["evil"]}')
+    (tmp_path / "config.json").write_text('{"plugins": ["evil"]}')
     with pytest.raises(SystemExit):
         main(["--run", str(tmp_path)])
     assert "evil" in capsys.readouterr().err
@@ -117,9 +117,9 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     write_shapes(tmp_path / "data", train_scenes=20, val_scenes=12)
-    words = ["with", "use=fidelity_task", "model=METER", "task=mine", "data_root=data", "device=cpu"]
+    words = ["with", "plugins=fidelity_task", "model=METER", "task=mine", "data_root=data", "device=cpu"]
     with as_before():
-        for command in (adapt_main, ["supernet", *words, "steps=2"]), (agents_main, ["table", *words, *TABLE]):
+        for command in (adapt_main, ["supernet", *words, "train.steps=2"]), (agents_main, ["table", *words, *TABLE]):
             with pytest.raises(SystemExit) as end:
                 command[0](["command", *command[1]])
             assert not end.value.code

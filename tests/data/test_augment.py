@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from PIL import Image
@@ -37,9 +35,3 @@ def test_augmentation_seed_differs_by_run_step_and_image():
     seeds = {augmentation_seed(*place) for place in places}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_randaugment_without_torchvision_names_the_extra(picture: Image.Image, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
-    with pytest.raises(ImportError, match=r"das_gym\[augment\]"):
-        randaugment(picture, 0, num_ops=1)

@@ -26,11 +26,10 @@ def fail(path: Path, block: Block, why: str) -> None:
 
 @cache
 def known(program: str, command: str) -> frozenset[str]:
-    """What may stand behind a command's `with`."""
-    if command == "shrink compare":
-        experiment = adapt_commands._shrink_compare_experiment()
-        return frozenset([*experiment.named_configs, *(f"{name}=" for name in experiment.settings.__dataclass_fields__)])
-    return frozenset(PROGRAMS[program].commands[command].known())
+    """Return what may stand behind a command's `with`."""
+    first, _, second = command.partition(" ")
+    found = PROGRAMS[program].commands[first]
+    return frozenset((found.subcommands[second] if second else found).completions())
 
 
 def wrong_words(words: list[str]) -> str | None:
@@ -56,7 +55,7 @@ def wrong_words(words: list[str]) -> str | None:
     may = known(name, command)
     for word in settings:
         setting, sign, _ = word.partition("=")
-        own = any(other.startswith("use=") for other in settings)
+        own = any(other.startswith("plugins=") for other in settings)
         if not (f"{setting.partition('.')[0]}=" in may if sign else word in may or own or re.fullmatch(r"<\w+>", word)):
             return f"{name} {command} knows no {word!r}"
     return None
@@ -136,7 +135,7 @@ def run(path: Path, block: Block, command: list[str]) -> None:
         ("python -m benchmarks.nothing", "there is no benchmarks.nothing"),
         ("python -m agents explode meter_vqa", "explode"),
         ("python -m adapt shrink compare with 'methods=[\"bayes\"]' das=1", "adapt shrink compare knows no 'das=1'"),
-        ("python -m agents with my_agent use=my_module seed=1  # and so on", None),
+        ("python -m agents with my_agent plugins=my_module seed=1  # and so on", None),
     ],
 )
 def test_a_mistake_in_a_page_is_found(line: str, wrong: str | None):

@@ -103,18 +103,22 @@ def test_with_search_adds_charts_facts_and_commands():
     assert told.commands == [*search.commands, *own.commands]
 
 
-def test_report_takes_runs_before_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for run in ("3", "4"):
         (tmp_path / "runs" / run).mkdir(parents=True)
         write_json(tmp_path / "runs" / run / "run.json", {})
-    words = [f"runs_dir={tmp_path / 'runs'}"]
-    assert command.report(["3", "with", *words], "agents report", lambda f: a_report(f"run {f.name}")) == 0
+
+    def report(*runs: str) -> None:
+        settings = command.ReportSettings(runs=runs, runs_dir=str(tmp_path / "runs"))
+        command.report(settings, lambda folder: a_report(f"run {folder.name}"))
+
+    report("3")
     assert (tmp_path / "runs/3/report.html").is_file()
-    assert command.report(["3", "4", "with", *words], "agents report", lambda f: a_report(f"run {f.name}")) == 0
+    report("3", "4")
     assert "report_3_4.html (" in capsys.readouterr().out
-    for wrong, says in ((["5", "with", *words], "no run '5'"), ([], "`runs` is missing"), (["nowhere"], "got nowhere")):
+    for wrong, says in ((("5",), "no run '5'"), ((), "`runs` is missing"), (("nowhere",), "got nowhere")):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
-            command.report(wrong, "agents report", a_report)
+            report(*wrong)
 
 
 def test_rerun_command(tmp_path: Path):

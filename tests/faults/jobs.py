@@ -22,7 +22,7 @@ from tests.small_world import small_world
 from tests.tasks.answering import making
 
 MASK = [0, 1, 0, 0, 1, 0]
-TRAINING = {"steps": 4, "save_every": 1, "batch_size": 4, "rank_images": None}
+TRAINING = {"train": {"steps": 4, "save_every": 1, "batch_size": 4}, "rank_images": None}
 DAS = {"search_epochs": 2, "warmup_epochs": 1, "finetune_epochs": 1, "steps_per_turn": 2, "skip_num": 2}
 DAS |= {
     "masks_per_turn": 2,
@@ -97,14 +97,14 @@ def _without_supernet(folder: Path) -> dict[str, str]:
     return {name: value for name, value in world_in(folder).items() if name != "supernet"}
 
 
-def _run(experiment: Callable[[], Any], *patches: AbstractContextManager[Any]) -> Callable[[dict[str, Any]], Any]:
-    """What runs an experiment with settings; patches hold meanwhile alone."""
+def _run(command: Callable[[], Any], *patches: AbstractContextManager[Any]) -> Callable[[dict[str, Any]], Any]:
+    """Return what runs a command with settings; patches hold meanwhile alone."""
 
     def run(settings: dict[str, Any]) -> Any:
         with ExitStack() as stack:
             for each in patches:
                 stack.enter_context(each)
-            return experiment().run(config_updates=settings)
+            return command().run(settings)
 
     return run
 
@@ -133,7 +133,7 @@ def _table_search(folder: Path) -> Job:
 def _table(folder: Path) -> Job:
     from das_gym.agents.table_experiment import ex
 
-    counts = {"reward_examples": 6, "test_examples": 4, "eval_batch_size": 2}
+    counts = {"reward_examples": 6, "test_examples": 4, "problem": {"eval_batch_size": 2}}
     return Job(_run(lambda: ex), ("table.npz",), {**world_in(folder), **counts})
 
 
@@ -146,19 +146,18 @@ def _supernet(folder: Path) -> Job:
 
 def _finetune(folder: Path) -> Job:
     from das_gym.adapt import report
-    from das_gym.adapt.adapt_experiment import AdaptExperiment
+    from das_gym.adapt.adapt_experiment import ex
 
     files = ("adapter.safetensors", "full_model_adapter.safetensors")
-    return Job(_run(AdaptExperiment, _time_little(report)), files, {**world_in(folder), **TRAINING, "mask": MASK})
+    return Job(_run(lambda: ex, _time_little(report)), files, {**world_in(folder), **TRAINING, "mask": MASK})
 
 
 def _das(folder: Path) -> Job:
     from das_gym.adapt import report
-    from das_gym.adapt.commands import paper_bandit
-    from das_gym.adapt.das_experiment import DASExperiment
+    from das_gym.adapt.das_experiment import ex
 
     settings = {**_without_supernet(folder), "das": DAS, "save_every": 1}
-    run = _run(lambda: DASExperiment(paper_bandit), _time_little(report))
+    run = _run(lambda: ex, _time_little(report))
     return Job(run, ("adapter.safetensors", "found.json"), settings)
 
 
@@ -173,33 +172,34 @@ def answering_in(folder: Path) -> dict[str, Any]:
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink import job
     from das_gym.adapt.shrink.verifying import Verified
-    from das_gym.adapt.shrink_experiment import ShrinkExperiment
+    from das_gym.adapt.shrink_experiment import ex
 
     checked = Verified(3, 0.0, ("with a cache",), 1000)
-    run = _run(ShrinkExperiment, patch.object(job, "verify", lambda *_: checked))  # a fresh process writes nothing
+    quick = {"LATENCY_BLOCKS": 1, "MEASURE_PEAK": False, "verify": lambda *_: checked}  # a fresh process writes nothing
+    run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
-    quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1}
-    return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
+    training = {"train": {"steps": 2, "save_every": 1}}
+    return Job(run, ("model.safetensors", "config.json"), {**given, **training}, out="smaller")
 
 
 def _shrink_compare(folder: Path) -> Job:
-    from das_gym.adapt.commands import search_within
-    from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+    from das_gym.adapt.shrink.compare_experiment import ex
 
-    quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4, "steps": 2, "save_every": 1}
+    quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4}
+    quick["train"] = {"steps": 2, "save_every": 1}
     volatile = re.compile(r"settings|run|(.*_)?seconds")
-    run = _run(lambda: CompareExperiment(search_within))
-    return Job(run, ("compare.json",), {**answering_in(folder), **quick}, volatile=volatile)
+    return Job(_run(lambda: ex), ("compare.json",), {**answering_in(folder), **quick}, volatile=volatile)
 
 
 def _adapt_compare(folder: Path) -> Job:
     from das_gym.adapt.compare import trials
-    from das_gym.adapt.compare_experiment import CompareExperiment
+    from das_gym.adapt.compare_experiment import ex
 
-    rows = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all", "steps": 2, "batch_size": 4}
+    rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all"}
+    rows["train"] = {"steps": 2, "batch_size": 4}
     files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the picture comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
-    run = _run(CompareExperiment, _time_little(trials))
+    run = _run(lambda: ex, _time_little(trials))
     return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,18 @@ from PIL import Image
 
 from das_gym.data.image_checks import decode_errors
 from das_gym.data.images import ImageFile
-from das_gym.experiment import RunsExperiment
+from das_gym.experiment import RecordedCommand, Run
 from das_gym.files import read_json, whole_folder, write_json
+from das_gym.runs import RunSettings
 from das_gym.shapes.writing import bundled_root
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """The settings of a process."""
+
+    number: int = 0
+
 
 PROCESSES = 16
 SHARED = 3
@@ -44,22 +54,20 @@ def generate(folder: Path) -> None:
 
 def work(number: int, folder: Path, begin: multiprocessing.synchronize.Barrier) -> None:
     """One of the processes."""
-    ex = RunsExperiment("trial")
-    ex.add_config(seed=0, runs_dir="runs", resume=None, number=0)
 
-    @ex.main
-    def main(number: int) -> int:
+    def main(settings: Settings, run: Run) -> int:
+        del run
         assert (bundled_root("made", generate, "what is made") / "a.txt").read_text() == "a" * 1000
         mine = [*pictures(folder)[:SHARED], pictures(folder)[SHARED + number]]
         assert not list(decode_errors({image.key: image for image in mine}))
         for _ in range(20):
             write_json(folder / "all.json", {"by": [number] * 500})
             assert len(set(read_json(folder / "all.json")["by"])) == 1
-        return number
+        return settings.number
 
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     begin.wait()
-    ex.run(config_updates={"runs_dir": str(folder / "runs"), "number": number})
+    RecordedCommand("trial", Settings, main).run({"runs_dir": str(folder / "runs"), "number": number})
 
 
 def hold(lock: Path, held: multiprocessing.synchronize.Event) -> None:

@@ -1,4 +1,4 @@
-"""Run folders and records that name code, uploads and places to write: nothing of it happens unless it is typed again."""
+"""Run folders and records that name code, uploads and places to write: nothing happens unless the user confirms it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
 from rich.table import Table
 
-from das_gym import commandline, locks
-from das_gym.config import plain
+from das_gym import locks, plugins
+from das_gym.config import settings_dict
 from das_gym.console import Console
-from das_gym.experiment import RunsExperiment
-from das_gym.files import read_json, write_json
+from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.adaptation import Adaptation
 from das_gym.registration import ASSETS
 
@@ -55,7 +54,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_json(model / "config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil_code.Evil"}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(commandline, "_used", [])
+    monkeypatch.setattr(plugins, "_imported", [])
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     yield path
     for name in ("evilmod", "evil-mod"):
@@ -72,11 +71,10 @@ def call(program: str, *words: str) -> int:
 
 def stopped_run(program: str, command: str, **settings: Any) -> None:
     """Write `runs/1`, a stopped run of a command with these settings."""
-    experiment: RunsExperiment = PROGRAMS[program].commands[command].load()
-    assert experiment.settings is not None
-    defaults = plain(dataclasses.asdict(experiment.settings()))
-    write_json(Path("runs/1/config.json"), {**defaults, **settings})
-    run = {"experiment": {"name": experiment.path}, "command": experiment.default_command, "status": "FAILED"}
+    target, cls = PROGRAMS[program].commands[command].load()
+    assert cls is not None
+    write_json(Path("runs/1/config.json"), {**settings_dict(cls()), **settings})
+    run = {"experiment": {"name": target.name}, "command": target.name, "status": "FAILED"}
     write_json(Path("runs/1/run.json"), run)
 
 
@@ -86,7 +84,14 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}, "use": []}
+    rest = {
+        "macs_full": 100,
+        "evaluations": 0,
+        "preferences": None,
+        "skip_probabilities": None,
+        "versions": {},
+        "plugins": [],
+    }
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
     return {
         "format": 1,
@@ -117,7 +122,7 @@ def finished_run(**changes: Any) -> None:
     dataclasses.replace(supernet, mask=tuple(MASK)).save(folder / "adapter.safetensors")
 
 
-def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path, capsys: pytest.CaptureFixture[str]):
+def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path):
     """The replay: what proves that one run is one's own is copied beside a record that somebody else wrote."""
     assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
     for name in ("config.json", ".signature"):
@@ -125,24 +130,23 @@ def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path, capsys:
             shutil.copy(Path("shared/1", name), Path("runs/1", name))
     settings = {"checkpoint": "runs/1/model", "trust_remote_code": True}
     write_json(Path("runs/1/search.json"), record_of_search(env_id="DAS-VLM-Answering-v0", env_kwargs=settings))
-    assert call("agents", "validate", "runs/1") == 1
-    assert not canary.exists()
-    assert "`trust_remote_code=True`" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`trust_remote_code=True`"):
+        validate(SearchResult.load("runs/1"))
     write_json(Path("runs/1/search.json"), record_of_search(env_id="evilmod:X-v0"))
-    assert call("agents", "validate", "runs/1") == 1
+    with pytest.raises(ValueError, match="`plugins=evilmod`"):
+        validate(SearchResult.load("runs/1"))
     assert not canary.exists()
-    assert "`use=evilmod`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("program", "command"), RESUMABLE)
 def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureFixture[str], program: str, command: str):
-    stopped_run(program, command, use=["evilmod"])
+    stopped_run(program, command, plugins=["evilmod"])
     words = () if command in ("search", "run") else (command,)
     assert call(program, *words, "with", "resume=1") == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`use=evilmod`" in told
-    again = f"python -m {' '.join((program, *words))} with resume=1 use=evilmod"
+    assert "`plugins=evilmod`" in told
+    again = f"python -m {' '.join((program, *words))} with resume=1 plugins=evilmod"
     assert again in told
     call(*shlex.split(again)[2:])
     assert canary.exists()
@@ -171,7 +175,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"trust_remote_code": True},
         {"out": "/anywhere"},
         {"encoder_cache": "/anywhere"},
-        {"hyperparameters": {"tensorboard_log": "/anywhere"}},
+        {"agent_kwargs": {"tensorboard_log": "/anywhere"}},
         {"trackers": ["wandb"]},
         {"workers": "ray"},
     ],
@@ -217,7 +221,7 @@ def test_resume_refuses_recorded_settings_with_dotted_names(
 def test_a_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
     write_json(Path("mine.json"), {"env_id": {"": "evil-mod:X"}})
     assert call("agents", "with", "mine.json") == 1
-    assert "`use=evil-mod`" in capsys.readouterr().err
+    assert "empty name" in capsys.readouterr().err
     assert not canary.exists()
 
 
@@ -227,10 +231,10 @@ def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFix
     assert call("agents", "with", "resume=1") == 1
     command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
     assert f"out={value}" in shlex.split(command)
-    stopped_run("agents", "search", use=[value])
+    stopped_run("agents", "search", plugins=[value])
     assert call("agents", "with", "resume=1") == 1
     command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
-    assert f"use={value}" in shlex.split(command)
+    assert f"plugins={value}" in shlex.split(command)
 
 
 def test_a_report_prints_no_escapes_in_its_commands(canary: Path):
@@ -259,7 +263,7 @@ def test_the_name_of_a_command_in_a_run_folder_is_quoted(canary: Path, capsys: p
     assert call("agents", "runs") == 0
     command = capsys.readouterr().out.partition("Resume it with: ")[2].partition("\n")[0]
     assert call("agents", "with", "resume=1") == 1
-    for line in (command, capsys.readouterr().err.partition("was begun by `")[2].partition("`")[0]):
+    for line in (command, capsys.readouterr().err.partition("is one of `")[2].partition("`")[0]):
         subprocess.run(line, shell=True, check=False, capture_output=True)
     assert "evilmod" not in command
     assert not canary.exists()
@@ -290,32 +294,30 @@ def test_a_pasted_setting_builds_no_object(canary: Path):
 
 
 READERS = {
-    "validate": ("agents", "validate", "runs/1"),
     "report": ("agents", "report", "runs/1"),
-    "adapt report": ("adapt", "report", "runs/1"),
     "search_run": ("adapt", "with", "search_run=1"),
-    "front": ("adapt", "with", "front=1", "point=0"),
+    "front": ("adapt", "with", "search_run=1", "point=0"),
     "shrink search_run": ("adapt", "shrink", "with", "search_run=1"),
-    "shrink front": ("adapt", "shrink", "with", "front=1", "point=0"),
+    "shrink front": ("adapt", "shrink", "with", "search_run=1", "point=0"),
     "evaluate": ("adapt", "evaluate", "with", "run=1"),
     "predict": ("adapt", "predict", "with", "run=1", "out=answers.json"),
     "export": ("adapt", "export", "with", "run=1", "out=exported"),
 }
-WITHOUT_FRONT = ("report", "adapt report")
+WITHOUT_FRONT = ("report",)
 """Commands that take a folder with a front for the run of `agents pareto` that it is."""
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    finished_run(use=["evilmod"])
+    finished_run(plugins=["evilmod"])
     if reader in WITHOUT_FRONT:
         Path("runs/1/front.json").unlink()
     assert call(*READERS[reader]) == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`use=evilmod`" in told
+    assert "`plugins=evilmod`" in told
     words = READERS[reader]
-    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "use=evilmod"])
+    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "plugins=evilmod"])
     assert f"confirm: {again}" in told
 
 
@@ -332,8 +334,8 @@ def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixtur
     assert canary.exists()
 
 
-@pytest.mark.parametrize("name", ["macs", "macs_full", "loss"])
-def test_a_number_beyond_floats_is_refused(canary: Path, name: str):
+@pytest.mark.parametrize("name", ["reward", "loss"])
+def test_a_number_beyond_floats_is_rejected(canary: Path, name: str):
     del canary
     finished_run()
     write_json(Path("runs/1/search.json"), {**read_json(Path("runs/1/search.json")), name: 10**400})
@@ -343,43 +345,42 @@ def test_a_number_beyond_floats_is_refused(canary: Path, name: str):
 
 @pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
 def test_a_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
-    finished_run(use=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
+    finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("env_id", ["evilmod:X-v0", "evilmod:DAS-METER-VQA-Tabular-v0"])
-@pytest.mark.parametrize("reader", ["validate", "report", "adapt report"])
-def test_the_environment_of_a_record_imports_nothing(canary: Path, reader: str, env_id: str):
+def test_the_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
     finished_run(env_id=env_id)
     Path("runs/1/front.json").unlink()
-    assert call(*READERS[reader]) == 1
+    assert call(*READERS["report"]) == 1
     assert not canary.exists()
 
 
 def test_validate_in_python_imports_nothing(canary: Path):
     finished_run(env_id="evilmod:X-v0")
-    with pytest.raises(ValueError, match="`use=evilmod`"):
+    with pytest.raises(ValueError, match="`plugins=evilmod`"):
         validate(SearchResult.load("runs/1"))
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("changes", [{"use": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
+@pytest.mark.parametrize("changes", [{"plugins": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
 def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
     finished_run(**changes)
-    with pytest.raises(ValueError, match=r"`use=evilmod`|`trust_remote_code=True`"):
+    with pytest.raises(ValueError, match=r"`plugins=evilmod`|`trust_remote_code=True`"):
         load_subnet("runs/1")
     assert not canary.exists()
-    confirmed: dict[str, Any] = {"use": "evilmod"} if "use" in changes else REMOTE_CODE
+    confirmed: dict[str, Any] = {"plugins": "evilmod"} if "plugins" in changes else REMOTE_CODE
     with pytest.raises(ValueError, match="which ends a command that was confirmed"):
         load_subnet("runs/1", **confirmed)
     assert canary.exists()
 
 
 def test_an_exported_folder_imports_nothing(canary: Path):
-    about = {"task": "vqa", "labels": ["yes"], "image_size": 32, "max_text_length": 8, "use": ["evilmod"]}
+    about = {"task": "vqa", "labels": ["yes"], "image_size": 32, "max_text_length": 8, "plugins": ["evilmod"]}
     write_json(Path("exported/config.json"), {"das_gym": about})
-    with pytest.raises(ValueError, match="`use=evilmod`"):
+    with pytest.raises(ValueError, match="`plugins=evilmod`"):
         load_subnet("exported")
     assert not canary.exists()
 
@@ -388,7 +389,7 @@ def test_a_record_chooses_no_place_to_write(canary: Path):
     finished_run(settings={"encoder_cache": str(Path("cache").absolute()), "eval_batch_size": 8})
     record = read_json(Path("runs/1/search.json"))
     write_json(Path("runs/1/search.json"), {**record, "env_kwargs": {**record["env_kwargs"], "reward_examples": 8}})
-    assert call("agents", "validate", "runs/1") == 1  # the record's numbers are made up
+    assert not all(check.agrees for check in validate(SearchResult.load("runs/1")))  # the record's numbers are made up
     assert not Path("cache").exists()
 
 
@@ -457,5 +458,14 @@ def test_a_file_of_a_suite_is_a_plain_name(tmp_path: Path, made_up_suite: Path, 
     index = json.loads((made_up_suite / "suite.json").read_text())
     index["tables"][0]["file"] = name
     write_json(tmp_path / "suite.json", index)
-    with pytest.raises(ValueError, match=r"suite\.json is damaged .*file="):
+    with pytest.raises(ValueError, match=r"suite\.json is damaged .*`file`"):
         read_suite(tmp_path)
+
+
+def test_a_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, text in enumerate(["{", "[]", '{"experiment": {"name": "[/x]\\u001b[2J"}, "result": 1.0}'], start=1):
+        write_text(tmp_path / str(number) / "run.json", text)
+    assert call("agents", "runs", "with", f"runs_dir={tmp_path}") == 0
+    output = capsys.readouterr().out
+    assert output.count("damaged") == 2
+    assert "[/x]?[2J" in output

@@ -139,9 +139,9 @@ def test_das_trains_the_adapters_that_a_mask_leaves(own):
 
 def test_the_pipeline_leaves_sizes_to_the_model(own, settings):
     asked = JointSearchSettings(model="BridgeTower", **settings)
-    config = asked.problem()
+    config = asked.problem_config
     assert (config.image_size, config.max_text_length) == (None, None)
-    made = new_model(config, load_splits(config), asked.pipeline(), 0)
+    made = new_model(config, load_splits(config), asked.pipeline, 0)
     assert made.backbone.vlp.skippable(0).skip_adapter.down.out_features == 64 // 8
     wide = das_settings("BridgeTower", "vqa", skip_bottleneck=24)
     assert new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable(0).skip_adapter.down.out_features == 24

@@ -137,7 +137,7 @@ def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dic
 def test_supernet_command_names_the_registering_module():
     with as_before():
         register_model(replace(MODELS["METER"], name="Mine"))  # in Python: commands need the module
-        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* use={__name__}`"
+        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* plugins={__name__}`"
         with pytest.raises(ValueError, match=advice):
             build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
 

@@ -14,7 +14,7 @@ from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
 from das_gym.models.transformers.model import VLM, ModelCapabilities, batch_experts
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 
 QUERY_TRANSFORMER = (
     "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes"
@@ -99,7 +99,7 @@ def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: 
             raise ValueError(
                 f"{compare.name} is not supported: without layers {several} it differs from skipping them: {tied}"
             )
-    if reload and is_first():  # of several processes, the others save nothing
+    if reload and is_main_process():  # of several processes, the others save nothing
         with tempfile.TemporaryDirectory() as folder, quiet_loading():
             smaller.save_pretrained(folder)
             dtype = next(smaller.parameters()).dtype

@@ -1,1 +1,1 @@
-"""Generated answers: a model says the answer in words of its own vocabulary."""
+"""Generated answers: the task, its readers, its metric."""

@@ -52,7 +52,7 @@ class AnswerExample:
 
 
 def instructed(question: str, instruction: str = SHORT_ANSWER) -> str:
-    """Return a question with an instruction on a line of its own."""
+    """Return a question with an instruction on a new line."""
     return f"{question.strip()}\n{instruction}"
 
 

@@ -10,7 +10,7 @@ from das_gym.data.entries import check_text
 from das_gym.data.images import ImageFile, files_in, is_folder
 
 IMAGE_FOLDERS = ("", "images", "imgs", "image", "img")
-"""Where images are looked for first: beside the file that names them, in the data root, and one folder above the file."""
+"""Where images are searched first: in the folder of the file that names them, in the data root, and one folder above."""
 
 DEPTH, MAX_FOLDERS = 2, 256
 """Then in the folders of the data root, up to this depth and number."""

@@ -34,7 +34,7 @@ MISSPELLED = "conversatons"
 """The field in files of LLaVA-Med."""
 
 MAX_CLASSES = 100
-"""The largest number of answers to a single question that are taken for its options."""
+"""The largest number of answers to a single question that become its options."""
 
 Rounds = tuple[tuple[str, str], ...]
 

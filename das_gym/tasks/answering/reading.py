@@ -35,7 +35,7 @@ FORMATS = (
     f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
     "one folder of images per class, or arrow tables vqav2_*.arrow or nlvr2_*.arrow"
 )
-"""What a data root may hold."""
+"""The supported formats of a data root."""
 
 DEPTH = 2
 """How deep below the data root files are looked for."""

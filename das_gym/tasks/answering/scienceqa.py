@@ -1,6 +1,6 @@
 """Read ScienceQA: `problems.json`, `pid_splits.json` and the images `{split}/{pid}/image.png`.
 
-The images are beside the files or in a folder `images`; about half of the problems have none. A problem is asked with
+The images are in the folder of the files or in `images`; about half of the problems have none. A problem is asked with
 its hint as context and its choices lettered, and the answer is a letter, as in LLaVA-1.5. Val is the reward split.
 """
 

@@ -20,7 +20,7 @@ from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 class NLVR2Task(ClassificationTask):
     """NLVR2: the model gets the sentence with each image, and the head the features of both.
 
-    The second image has a token type of its own. Logits are of false and true, in this order.
+    The second image has a separate token type. Logits are of false and true, in this order.
     """
 
     name = "nlvr2"

@@ -42,8 +42,8 @@ def cached_columns(files: Sequence[Path], bad: BadExamples, read: Callable[[], V
     with contextlib.suppress(*BAD_ARRAYS), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         texts = json.loads(arrays["texts"].tobytes())
         if texts["stamp"] == stamp and (bad.skips or not texts["lines"]):  # with `raise`, bad entries must raise again
-            names = {"questions": tuple(texts["questions"]), "names": tuple(texts["names"])}
-            columns = VQAColumns(**names, **{name: arrays[name] for name in _ARRAYS})
+            questions, names = tuple(texts["questions"]), tuple(texts["names"])
+            columns = VQAColumns(questions=questions, names=names, **{name: arrays[name] for name in _ARRAYS})
             bad.lines += texts["lines"]
             bad.count += texts["count"]
             return columns
@@ -53,6 +53,6 @@ def cached_columns(files: Sequence[Path], bad: BadExamples, read: Callable[[], V
     texts |= {"lines": bad.lines[lines:], "count": bad.count - count}
     content = {name: getattr(columns, name) for name in _ARRAYS}
     content["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
-    with contextlib.suppress(OSError), replacing(path) as part, part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **content)
+    with contextlib.suppress(OSError), replacing(path) as part, part.open("wb") as out:
+        np.savez(out, allow_pickle=False, **content)
     return columns

@@ -16,14 +16,14 @@ from das_gym.adapt.compare.kept import kept_file, kept_model, remove_others, tri
 from das_gym.adapt.compare.table import Line, comparison_table, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, Trial
 from das_gym.adapt.compare.variants import method_variants
-from das_gym.adapt.compare_experiment import GRID, CompareSettings, check, grid_of
+from das_gym.adapt.compare_experiment import GRID, CompareSettings, grid_of, prepare
 from das_gym.adapt.export import command as export_command
 
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
 
 METHODS = '["lora","das"]'
-QUICK = ("steps=2", "batch_size=4", "seeds=2", "skip_nums=[2]", "learning_rates=[1e-3,1e-2]", "test_examples=6")
+QUICK = ("train.steps=2", "train.batch_size=4", "seeds=2", "skip_nums=[2]", "learning_rates=[1e-3,1e-2]", "test_examples=6")
 
 
 def words(small_kwargs: dict[str, str]) -> list[str]:
@@ -88,7 +88,14 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
 ):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    quick = ("steps=2", "batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","prompt"]', "keep=all")
+    quick = (
+        "train.steps=2",
+        "train.batch_size=4",
+        "seeds=2",
+        "learning_rates=[1e-2]",
+        'methods=["lora","prompt"]',
+        "keep=all",
+    )
     code, told = run_here("compare", "with", *given, *quick)
     assert code == 0, told
     assert "4 trained models are kept there, too; one of them: " in told
@@ -160,12 +167,12 @@ def test_kept_models(tmp_path: Path):
 def test_compare_refuses_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
-        ("learning_rate=0.5", "give learning_rates="),
+        ("train.learning_rate=0.5", "train.learning_rate"),
         ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
-        ("seeds=0", "seeds is 1 or more"),
+        ("seeds=0", "`seeds` is out of range"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
-        ("itm_weight=0.5", "vqa has no image-text-matching loss"),
-        ("mixed_precision=fp16", "needs a GPU"),
+        ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),
+        ("train.mixed_precision=fp16", "needs a GPU"),
     ):
         code, said = run_here(*words(small_kwargs), given)
         assert code == 1
@@ -175,9 +182,9 @@ def test_compare_refuses_wrong_settings_before_a_search(run_here, small_kwargs: 
 
 def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, str]):
     given = {name: value for name, value in small_kwargs.items() if name != "supernet"}
-    check(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
+    prepare(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
     with pytest.raises(ValueError, match="neither a supernet nor a head"):
-        check(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
+        prepare(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 
 def test_grid_of_a_base_model_surrounds_the_papers_rate():

@@ -1,4 +1,4 @@
-"""One process of a training, as `test_processes.py` starts it: supernet, what it came to, and what one alone fails with."""
+"""One process of a training, started by `test_processes.py`: it trains a supernet, and then fails in the main process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.processes import is_first, of_first, rank
+from das_gym.processes import is_main_process, rank, run_on_main_process
 
 torch.set_num_threads(1)
 problem, training, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 logged: list[tuple[str, float, int]] = []
 out, checkpoint = folder / "supernet.safetensors", folder / "checkpoint.pt"
 train_supernet(SupernetConfig(**training), ProblemConfig(**problem), out, checkpoint, lambda *entry: logged.append(entry))
-if is_first():
+if is_main_process():
     (folder / "logged.json").write_text(json.dumps(logged))
 
 
@@ -26,9 +26,9 @@ def fail() -> None:
     raise FloatingPointError("the loss is nan")
 
 
-for _ in range(2):  # whoever goes on without such a number does so in all processes
+for _ in range(2):  # a caller that handles the error does so in all processes
     try:
-        of_first(fail)
+        run_on_main_process(fail)
     except FloatingPointError as error:
         (folder / f"failed{rank()}.txt").write_text(str(error))
 

@@ -10,15 +10,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from das_gym.adapt.commands import PROGRAM, check_method, search_within
+from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.shrink.compare import TIE, Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.compare_experiment import (
-    CompareExperiment,
-    CompareSettings,
-    StartedSearch,
-    read_searches,
-    title_of,
-)
+from das_gym.adapt.shrink.compare_experiment import CompareSettings, StartedSearch, ex, read_searches, title_of
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.heuristics import Heuristic
@@ -104,12 +98,19 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     making.llava_folder(place / "data", train=12, val=6, test=6)
     tiny.save("llava", place / "llava")
     settings = {"checkpoint": str(place / "llava"), "data_root": str(place / "data"), "runs_dir": str(place / "runs")}
-    return {**settings, "skip_num": 1, "evaluations": 4, "device": "cpu", "steps": 2, "methods": ["bayes", "angular"]}
+    return {
+        **settings,
+        "skip_num": 1,
+        "evaluations": 4,
+        "device": "cpu",
+        "train": {"steps": 2},
+        "methods": ["bayes", "angular"],
+    }
 
 
 @pytest.mark.slow
 def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
-    run = CompareExperiment(search_within).run(config_updates=given)
+    run = ex.run(given)
     folder = Path(given["runs_dir"]) / "1"
     record = read_json(folder / "compare.json")
     assert [row["found"]["method"] for row in record["methods"]] == ["bayes", "angular"]
@@ -137,7 +138,7 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[st
     tower = f"{__name__}:WholeTower"
     more = {"checkpoint": str(tmp_path / "model"), "vision": True, "skip_num": 3, "recover": "none"}
     settings = {**given, **more, "methods": [tower, "random"], "runs_dir": str(tmp_path / "runs")}
-    CompareExperiment(search_within).run(config_updates=settings)
+    ex.run(settings)
     record = read_json(tmp_path / "runs" / "1" / "compare.json")
     assert [row["found"]["method"] for row in record["methods"]] == ["random"]
     assert list(record["left_out"]) == [tower]
@@ -145,7 +146,7 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[st
     assert told in record["left_out"][tower]
     assert told in (tmp_path / "runs" / "1" / "compare.md").read_text()
     with pytest.raises(RunError, match=f"no method found a mask that can be removed: {told}"):
-        CompareExperiment(search_within).run(config_updates={**settings, "methods": [tower]})
+        ex.run({**settings, "methods": [tower]})
 
 
 class Calls:
@@ -174,7 +175,7 @@ class Calls:
     def run(self, settings: dict[str, Any], stop: tuple[str, int] = ("", 0)) -> None:
         self.made, self.stop = [], stop
         with pytest.raises(KeyboardInterrupt) if stop[0] else nullcontext():
-            CompareExperiment(search_within).run(config_updates=settings)
+            ex.run(settings)
 
 
 def without_times(record: dict[str, Any]) -> list[Any]:
@@ -187,7 +188,7 @@ def test_compare_resumes_to_the_same_result(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     calls = Calls(monkeypatch, (SearchLoop, "take_turn"), (MaskEvaluator, "quality"), (Trainer, "take_step"))
-    given = {**given, "save_every": 1}
+    given = {**given, "train": {"steps": 2, "save_every": 1}}
     calls.run({**given, "runs_dir": str(tmp_path / "whole")})
     turns = calls.made.count("take_turn")
     assert calls.made.count("quality") == 5
@@ -227,13 +228,10 @@ def test_compare_resumes_to_the_same_result(
 )
 def test_compare_refuses_wrong_settings(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
     with pytest.raises((RunError, FileNotFoundError), match=told):
-        CompareExperiment(search_within, check_method).run(config_updates={**given, "runs_dir": str(tmp_path), **update})
+        ex.run({**given, "runs_dir": str(tmp_path), **update})
     assert not list(tmp_path.iterdir())
 
 
 def test_program_finds_compare_behind_shrink(capsys: pytest.CaptureFixture[str]):
-    shrink: Any = PROGRAM.commands["shrink"].load()
-    with pytest.raises(SystemExit):
-        shrink.run_commandline(["adapt", "compare", "with"])
+    assert PROGRAM.run(["shrink", "compare", "with"]) == 2
     assert "adapt shrink compare with name=value" in capsys.readouterr().err
-    assert shrink.compare().path == "adapt shrink compare"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
+from das_gym.agents.commands import PROGRAM
 from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, conditional_cost
-from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
+from das_gym.agents.policy.training import PolicySettings, mean_scaled, train_policy
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
@@ -246,7 +247,7 @@ def test_train_policy_improves(made_up_suite: Path, tmp_path: Path, capsys: pyte
     best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
     assert best > start + 0.02
     words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=64", "n_envs=4", "n_steps=8"]
-    main([*words, "batch_size=32", "problems=3", "members=2", 'budgets=["macs", "latency"]'])
+    assert PROGRAM.run(["policy", *words, "batch_size=32", "problems=3", "members=2", 'budgets=["macs", "latency"]']) == 0
     assert "policy:" in capsys.readouterr().out
     first, second = UnitNetworks.load(tmp_path / "p.safetensors").members
     assert first.config.statistics == NEIGHBOURS

@@ -21,7 +21,7 @@ def small(tmp_path, monkeypatch) -> dict:
 
 def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     run_id, folder, result = run_search(
-        {**small, "n_envs": 2, "hyperparameters": {"n_steps": 4, "learning_rate": 1e-3}}, ["meter_vqa_table", "ppo"]
+        {**small, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 4, "learning_rate": 1e-3}}, ["meter_vqa_table", "ppo"]
     )
     assert (run_id, folder) == ("1", Path("runs/1"))
     assert (result.agent, result.masks_per_turn, result.evaluations, result.n_skipped) == ("ppo", 2, 24, 3)
@@ -38,14 +38,13 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     printed = (folder / "cout.txt").read_text()
     assert "| train/" in printed
     assert "ppo in action space 'scores', 24 steps; its own answer:" in printed
-    assert printed.endswith("Next: python -m adapt with search_run=1\n")
     assert list((folder / "tensorboard").glob("events*"))
     assert load_sb3(folder, trust=True)[1]["algorithm"] == "ppo"
 
 
 def test_a_run_without_tensorboard_says_so(small: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("stable_baselines3.common.logger.SummaryWriter", None)
-    folder = run_search({**small, "hyperparameters": {"n_steps": 4}}, ["meter_vqa_table", "ppo"])[1]
+    folder = run_search({**small, "agent_kwargs": {"n_steps": 4}}, ["meter_vqa_table", "ppo"])[1]
     said = [line for line in (folder / "cout.txt").read_text().splitlines() if "TensorBoard" in line]
     assert len(said) == 1
     assert not (folder / "tensorboard").exists()
@@ -61,11 +60,10 @@ def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
     ("update", "names", "text"),
     [
         ({"agent": "maskable_pp"}, [], "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
-        ({"hyperparameters": {"gama": 1}}, ["ppo"], "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        ({"hyperparameters": {"gamma": 1.0}, "agent_kwargs": {"gamma": 0.5}}, ["ppo"], "agent_kwargs.gamma` are both given"),
+        ({"agent_kwargs": {"gama": 1}}, ["ppo"], "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
         ({"action": "scores"}, ["dqn"], "`action` is not supported by dqn"),
-        ({"hyperparameters": {"gamma": 1.0}}, ["bandit"], "agent 'bandit' has no setting hyperparameters"),
-        ({"n_envs": 0}, ["ppo"], "`n_envs` is out of range"),
+        ({"action": "scores"}, ["bandit"], "agent 'bandit' has no setting action"),
+        ({"masks_per_turn": 0}, ["ppo"], "masks_per_turn"),
     ],
 )
 def test_a_wrong_setting_begins_no_run(small: dict, update: dict, names: list[str], text: str):
@@ -80,7 +78,7 @@ def test_an_impossible_budget_says_what_is_possible(small: dict):
 
 
 def test_a_stopped_run_resumes(small: dict):
-    update = {**small, "evaluations": 24, "save_every": 1, "hyperparameters": {"n_steps": 4}}
+    update = {**small, "evaluations": 24, "save_every": 1, "agent_kwargs": {"n_steps": 4}}
 
     def interrupted(*args, **kwargs):
         raise OSError("the disk is full")

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 
+import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, SearchResult, search
-from das_gym.agents.searching.validate import main, validate
+from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID
 
 
@@ -78,32 +78,6 @@ def test_validate_refuses_layers_of_another_model(tmp_path):
         validate(dataclasses.replace(result, layer_names=["other", *result.layer_names[1:]]))
 
 
-def test_validate_command(tmp_path, capsys):
-    search_record(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    assert main([str(tmp_path / "search.json")]) == 0
-    printed = capsys.readouterr().out
-    assert "valid: all 23 values agree (rewards, losses and metrics to 0.0001, the others exactly)" in printed
-    assert "no search_history.json" not in printed
-    record = json.loads((tmp_path / "search.json").read_text())
-    record["loss"] += 0.01
-    record["versions"]["torch"] = "1.0"
-    (tmp_path / "search.json").write_text(json.dumps(record))
-    assert main([str(tmp_path)]) == 1
-    printed = capsys.readouterr().out
-    assert "DIFFERS" in printed
-    assert "made with torch 1.0 (here " in printed
-    assert "1 of 23 values differ" in printed
-    assert main(["with", f"file={tmp_path}", "tolerance=0.1"]) == 0
-    (tmp_path / "search_history.json").unlink()
-    assert main([str(tmp_path), "with", "tolerance=0.1"]) == 0
-    assert (
-        "no search_history.json beside it: evaluations and the best scored mask are not compared" in capsys.readouterr().out
-    )
-    assert main([str(tmp_path / "nowhere")]) == 1
-    assert "cannot validate" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle"])
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.12}])
 def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp_path):
@@ -154,7 +128,7 @@ def test_validate_needs_no_code_of_your_own_agent(tmp_path):
     ("change", "text"),
     [
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
-        ({"env_id": "nowhere:Env-v0"}, "`use=nowhere`"),
+        ({"env_id": "nowhere:Env-v0"}, "`plugins=nowhere`"),
         ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym"),
         ({"seed": -1}, "(?i)seed"),
         ({"agent": "bandti"}, "did you mean 'bandit'"),
@@ -168,23 +142,15 @@ def test_validate_needs_no_code_of_your_own_agent(tmp_path):
         ({"best_seen": {"reward": "high"}}, "reward"),
     ],
 )
-def test_validate_reports_a_broken_record(change, text, tmp_path, capsys):
+def test_validate_reports_a_broken_record(change, text, tmp_path):
     search_record(tmp_path)
     path = tmp_path / "search.json"
     record = json.loads(path.read_text())
     if change.get("best_seen"):
         change = {"best_seen": {**record["best_seen"], **change["best_seen"]}}
     path.write_text(json.dumps({**record, **change}))
-    assert main([str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"cannot validate {tmp_path}: ")
-    assert re.search(text, error), error
-
-
-@pytest.mark.parametrize(("words", "text"), [(["with", "file=x", "tolerance=-1"], "tolerance"), ([], "file")])
-def test_validate_refuses_settings(words, text):
-    with pytest.raises(ValueError, match=text):
-        main(words)
+    with pytest.raises((ValueError, TypeError, gymnasium.error.Error), match=text):
+        validate(SearchResult.load(tmp_path))
 
 
 @pytest.mark.slow

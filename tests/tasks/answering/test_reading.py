@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +24,6 @@ from tests.arrow_tables import write_nlvr2, write_vqa
 from tests.tasks.answering.making import (
     assert_disjoint,
     draw,
-    entry,
     images_of,
     llava_folder,
     parts_of,
@@ -101,23 +99,6 @@ def test_a_folder_for_each_part(tmp_path: Path):
     assert sizes(tmp_path / "data" / "train" / "annotations.json") == [7, 1, 1]
 
 
-def test_all_questions_about_an_image_stay_together(tmp_path: Path):
-    root = tmp_path / "data"
-    draw(*(root / f"{n}.png" for n in range(20)))
-    write(root / "x.json", [entry(f"{n}-{m}", image=f"{n}.png") for m in range(3) for n in range(20)])
-    assert sizes(root) == [48, 6, 6]
-    assert_disjoint(load_answers(root))
-
-
-def test_texts_without_images_are_divided_by_what_is_asked(tmp_path: Path):
-    entries = [entry(f"{n}-{m}", f"What is {n}?", str(m), image=None) for n in range(20) for m in range(2)]
-    write(tmp_path / "data" / "x.json", entries)
-    splits = load_answers(tmp_path / "data")
-    asked = [{example.question for example in part} for part in parts_of(splits).values()]
-    assert [len(questions) for questions in asked] == [16, 2, 2]
-    assert len(set.union(*asked)) == 20
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_images_to_divide_are_rejected(tmp_path: Path, count: int):
     root = llava_folder(tmp_path / "data", x=count)
@@ -140,18 +121,6 @@ def conversations(numbers: list[list[int]]) -> list[Conversation]:
         )
         for index, own in enumerate(numbers)
     ]
-
-
-@given(IMAGES)
-def test_one_file_is_divided_so_that_no_image_is_in_two_splits(numbers: list[list[int]]):
-    made = conversations(numbers)
-    try:
-        splits = divide({"all": made}, "x.json", BadExamples())
-    except ValueError as error:
-        assert "expected 3 or more" in str(error)  # noqa: PT017 - whether it raises depends on what was drawn
-        return
-    assert_disjoint(splits)
-    assert sum(map(len, parts_of(splits).values())) == 2 * len(made)
 
 
 @given(IMAGES, PARTS)
@@ -396,28 +365,7 @@ def test_class_folders(tmp_path: Path, above: str):
     assert_disjoint(splits)
 
 
-def test_class_folders_in_folders_of_splits(tmp_path: Path):
-    assert sizes(aid(tmp_path / "data", "train", "test")) == [19, 2, 21]
-    assert sizes(aid(tmp_path / "data", "train", "valid", "test")) == [21, 21, 21]
-
-
-def test_classes_that_are_one_in_words_keep_the_names_of_their_folders(tmp_path: Path):
-    draw(*(tmp_path / "data" / folder / f"{n}.png" for folder in ("BareLand", "bare_land") for n in range(4)))
-    assert load_answers(tmp_path / "data").test[0].options == ("BareLand", "bare_land")
-
-
-def test_an_unreadable_image_in_a_class_folder(tmp_path: Path):
-    root = aid(tmp_path / "data")
-    (root / "Airport" / "3.jpg").write_bytes(b"no image")
-    assert load_answers(root, "skip").left_out_count == 1
-
-
 # --- unknown formats ---
-
-
-def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="`data_root` does not exist"):
-        load_answers(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -466,13 +414,6 @@ def test_two_files_for_one_part(tmp_path: Path):
         load_answers(root)
 
 
-def test_several_files_for_everything(tmp_path: Path):
-    root = llava_folder(tmp_path / "data", one=9, two=3)
-    with pytest.raises(ValueError, match=r"data holds 2 data sets: .*one\.json \(LLaVA's conversations\), .*two\.json"):
-        load_answers(root)
-    assert sizes(root / "two.json") == [1, 1, 1]
-
-
 def test_two_formats_in_a_folder(tmp_path: Path):
     root = slake(tmp_path / "data")
     llava_folder(root, train_llava=9, test_llava=3)
@@ -494,12 +435,6 @@ def test_a_named_file_of_another_format_is_described(tmp_path: Path, name: str, 
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=text):
         load_answers(tmp_path / name)
-
-
-def test_names_of_files_that_are_not_utf8_are_read(tmp_path: Path):
-    root = aid(tmp_path / "data")
-    shutil.copy(root / "Airport" / "0.jpg", os.fsencode(root / "Airport") + b"/\xff.jpg")
-    assert sum(sizes(root)) == 22
 
 
 def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from das_gym.data.images import ImageFile
-from das_gym.tasks.retrieval.captions import NUM_TEXTS, CaptionedImage, retrieval_examples
+from das_gym.tasks.retrieval.captions import NUM_TEXTS
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
 SIZES = {"train": 5, "restval": 1, "val": 4, "test": 4}
@@ -79,12 +78,7 @@ def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
             others = {f"Caption {n} of image {i}." for i in imgids for n in range(5) if i != example.image_id}
             assert others.issuperset(example.texts[1:])
     assert set(splits.train[0].texts[1:]) != set(splits.train[1].texts[1:])
-
-
-def test_texts_are_fixed(root: Path):
-    first, second = (load_flickr30k(root).train for _ in range(2))
-    assert [e.texts for e in first] == [e.texts for e in second]
-    assert first[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
+    assert splits.train[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
 
 
 def test_hard_negatives_are_among_the_texts(root: Path):
@@ -157,14 +151,6 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]],
     assert len(splits.left_out) == 1
 
 
-def test_a_damaged_image_counts_all_its_captions(root: Path):
-    change(root, lambda entries: entries[1]["sentences"][0].update(raw=""))
-    for name in ("1.jpg", "2.jpg"):
-        (root / "flickr30k-images" / name).write_bytes(b"cut")
-    splits = load_flickr30k(root, "skip")
-    assert (len(splits.train), len(splits.left_out), splits.left_out_count) == (20, 3, 10)
-
-
 def test_a_split_that_becomes_too_small_names_what_was_skipped(root: Path):
     (root / "flickr30k-images" / "12.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
@@ -187,23 +173,3 @@ def test_a_damaged_file_is_named(root: Path, content: bytes):
         load_flickr30k(root)
     with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
         load_flickr30k(root / "nowhere")
-
-
-def test_145000_examples_take_little_memory():
-    tracemalloc.start()
-    images = [
-        CaptionedImage(
-            ImageFile(Path(f"{i}.jpg")),
-            i,
-            tuple(f"caption {n} of {i}" for n in range(5)),
-            tuple(range(5 * i, 5 * i + 5)),
-            ((),) * 5,
-        )
-        for i in range(600)
-    ]
-    before = tracemalloc.get_traced_memory()[0]
-    examples = retrieval_examples(images, "train")
-    grown = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    assert len(examples) == 3000
-    assert grown / len(examples) < 400  # bytes: 145,000 take less than 60 MB

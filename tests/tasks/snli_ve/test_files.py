@@ -98,11 +98,3 @@ def test_a_missing_image_is_named(root: Path):
         load_snli_ve(root)
     with pytest.raises(ValueError, match=r"snli_ve_test\.jsonl holds no usable example.*3 examples were skipped"):
         load_snli_ve(root, "skip")
-
-
-def test_a_missing_file_is_named(root: Path, tmp_path: Path):
-    (root / "snli_ve_dev.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no snli_ve_dev\.jsonl .*got flickr"):
-        load_snli_ve(root)
-    with pytest.raises(FileNotFoundError, match="`data_root` is not a folder"):
-        load_snli_ve(tmp_path / "nowhere")

@@ -13,7 +13,7 @@ from das_gym.tasks.vqa import arrow, cache
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, in_reward_split
+from das_gym.tasks.vqa.vqav2 import in_reward_split
 from tests.arrow_tables import vqa_row, write_table, write_vqa
 
 
@@ -41,11 +41,6 @@ def test_load_arrow_vqa_turns_scores_into_ten_answers(folder: Path):
         for answer in set(example.answers) - {OUT_OF_VOCABULARY}:
             assert vqa_accuracy(answer, example.answers) == pytest.approx(soft_score(example.answers.count(answer)))
     assert normalize_answer(OUT_OF_VOCABULARY) == OUT_OF_VOCABULARY
-
-
-def test_out_of_vocabulary_is_never_the_most_frequent_answer(folder: Path):
-    write_table(folder / "vqav2_train.arrow", [vqa_row(7, answers=[["a b"], ["c"]], answer_scores=[[0.3], [0.6]])])
-    assert answer_vocabulary(load_arrow_vqa(folder).train, min_count=1) == ("b", "c")
 
 
 def test_val_is_halved_as_with_the_original_files(folder: Path, tmp_path: Path):

@@ -125,15 +125,6 @@ def test_the_halves_of_val2014_are_fixed_and_disjoint(root: Path):
     assert [in_reward_split(image_id) for image_id in (42, 262148, 500_001, 581_929)] == [False, True, True, True]
 
 
-def test_names_of_vqa_v1_are_read(root: Path):
-    for path in root.glob("v2_*"):
-        path.rename(root / path.name.removeprefix("v2_"))
-    assert len(read_vqav2(root, "train2014")) == 3
-    (root / "v3_mscoco_train2014_annotations.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"several annotations files: .*expected v2_mscoco_train2014_annotations\.json"):
-        read_vqav2(root, "train2014")
-
-
 def test_questions_without_answers_are_read_alone(root: Path):
     """VQA's test-dev is a part of test2015, whose images it has; no other file is needed."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
@@ -169,17 +160,10 @@ def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
         load_vqav2(root)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_a_data_root_that_is_no_folder_is_named(tmp_path: Path, name: str):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileNotFoundError, match=rf"`data_root` is not a folder: got '.*{name}'"):
-        load_vqav2(tmp_path / name)
-
-
 @pytest.mark.parametrize("name", [TRAIN_QUESTIONS, TRAIN_ANNOTATIONS, VAL_QUESTIONS, VAL_ANNOTATIONS])
 def test_a_missing_file_is_named(root: Path, name: str):
     (root / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"birds has no .*: got train2014, v2_.*expected {name}"):
+    with pytest.raises(FileNotFoundError, match=rf"birds has no {name}: got train2014"):
         load_vqav2(root)
 
 
@@ -226,11 +210,6 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[st
     splits = load_vqav2(root, "skip")
     assert len(splits.train) == 2
     assert re.search(message, splits.left_out[0])
-
-
-def test_one_of_ten_answers_may_be_empty(root: Path):
-    edit(root / TRAIN_ANNOTATIONS, lambda whole: whole["annotations"][0]["answers"][4].update(answer=""))
-    assert read_vqav2(root, "train2014")[2].answers.count("") == 1
 
 
 def test_questions_and_annotations_must_match(root: Path):
@@ -286,13 +265,6 @@ def test_bad_entries_are_skipped_with_a_line_each_also_from_the_cache(root: Path
         load_vqav2(root)
 
 
-def test_skipping_everything_is_rejected(root: Path):
-    for path in (root / "train2014").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"{TRAIN_QUESTIONS} holds no usable example.*3 examples were skipped"):
-        load_vqav2(root, on_bad_example="skip")
-
-
 def test_large_files_are_read_once_until_they_change(root: Path, kept_cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = load_vqav2(root)
     with monkeypatch.context() as patch:
@@ -305,12 +277,6 @@ def test_large_files_are_read_once_until_they_change(root: Path, kept_cache: Pat
     assert read_vqav2(root, "train2014")[0].question == "Another question?"
     for path in kept_cache.glob("vqav2/*.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    assert len(load_vqav2(root).train) == 3
-
-
-def test_an_unwritable_cache_costs_only_time(root: Path, kept_cache: Path):
-    kept_cache.mkdir()
-    (kept_cache / "vqav2").write_text("in the way")
     assert len(load_vqav2(root).train) == 3
 
 

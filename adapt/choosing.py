@@ -1,0 +1,267 @@
+"""Which mask a command takes: your own, a search's or a point of a Pareto front; or it searches first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from das_gym.agents.pareto.record import RECORD as FRONT
+from das_gym.agents.search_experiment import SearchSettings, agent_configs, run_search
+from das_gym.agents.search_experiment import ex as search_command
+from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
+
+from das_gym.commandline import format_command, setting_words
+from das_gym.config import build, merge, nested, settings_dict
+from das_gym.files import damage_named, read_json
+from das_gym.problem.budget import keeps_budget
+from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
+from das_gym.processes import run_on_main_process
+from das_gym.registration import ENVIRONMENTS, find_environment, named_problems
+from das_gym.runs import find_run
+from das_gym.trust import trusted_settings
+
+SEARCH_ID = "SEARCH_RUN"
+"""Stands for the id of a search in the command that continues with it."""
+
+
+@dataclass(frozen=True)
+class ChoosingSettings:
+    """Which mask a command takes.
+
+    Attributes:
+        search_run: Id of the search whose mask, model and data are used, or of a run of `python -m agents pareto`, with
+            `point`. If neither this nor `mask` is given, a search runs first.
+        point: Number of a point of the Pareto front of `search_run`, from 0 on.
+        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
+        search: Settings of the search that runs first, as in `search.evaluations=100`, `search.agent=bandit`.
+            `python -m agents --help` lists them.
+        refine: Number of the search's best masks to train briefly; the best of them replaces the search's answer. 1 trusts
+            the search.
+    """
+
+    group: ClassVar[str] = "Layers"
+
+    search_run: int | None = None
+    point: int | None = None
+    mask: tuple[int, ...] | None = None
+    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
+    refine: int = 1
+
+    @property
+    def needs_search(self) -> bool:
+        """Whether a search runs first."""
+        return self.mask is None and self.search_run is None
+
+    def check_choice(self) -> None:
+        """Refuse settings that choose a mask twice, or a point without its front.
+
+        Raises:
+            ValueError: Names the settings.
+        """
+        if self.mask is not None and self.search_run is not None:
+            raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
+        if self.mask is not None and not set(self.mask) <= {0, 1}:
+            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
+        if self.point is not None and (self.search_run is None or self.point < 0):
+            raise ValueError(f"point={self.point} is a point of a front, from 0 on: give it with search_run=<its run id>")
+        if self.refine < 1:
+            raise ValueError(f"refine={self.refine} is not allowed; use 1 or more")
+        if self.refine > 1 and (self.mask is not None or self.point is not None):
+            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask and point")
+
+
+class ChoosingCommandSettings(Protocol):
+    """Settings of a command that takes a mask."""
+
+    search_run: int | None
+    point: int | None
+    mask: tuple[int, ...] | None
+    runs_dir: str
+
+    @property
+    def problem_config(self) -> ProblemConfig:
+        """Model and data."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A mask, and what it is for.
+
+    Attributes:
+        mask: (n_layers,) bool, True = skipped.
+        problem: The model and data.
+        remark: Why it is not the search's answer, where it is not; else empty.
+        others: Other masks that the search saw and may answer, (n_layers,) bool each, the best first.
+    """
+
+    mask: np.ndarray
+    problem: ProblemConfig
+    remark: str = ""
+    others: tuple[np.ndarray, ...] = ()
+
+
+def named_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of commands that search first: problems, and agents for the search."""
+    return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
+
+
+def choose(settings: ChoosingCommandSettings) -> Choice:
+    """Return the mask that the settings choose.
+
+    Raises:
+        FileNotFoundError: There is no such run, or it did not finish.
+        ValueError: Its record is damaged, or of an environment that is not registered.
+    """
+    problem = settings.problem_config
+    if settings.mask is not None:
+        return Choice(np.array(settings.mask, dtype=bool), problem)
+    if settings.search_run is None:
+        raise ValueError("no mask: give mask=[...] or search_run=<id>")
+    given = changed_settings(problem)
+    if settings.point is not None:
+        return choice_from_front(settings.runs_dir, settings.search_run, settings.point, given)
+    return choice_from_search(settings.runs_dir, settings.search_run, given)
+
+
+def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
+    """Return the mask that a search found.
+
+    Args:
+        runs_dir: Folder of all runs.
+        run: Id of the search.
+        given: Fields of `ProblemConfig` that differ from the search's.
+
+    Raises:
+        FileNotFoundError: There is no such search, or it did not finish.
+        ValueError: Its record is damaged, or of an environment that is not registered.
+    """
+    folder = find_run(runs_dir, run)
+    path = folder / RECORD
+    if not path.is_file() and (folder / FRONT).is_file():
+        raise ValueError(f"run {run} is a Pareto front: give the number of one of its points too, as in point=3")
+    if not path.is_file():
+        resume = format_command("agents", f"resume={run}")
+        raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished search (`{resume}` continues one)")
+    record = vars(SearchResult.load(path))
+    mask, remark = best_mask(record)
+    seen = [np.array(row["mask"], dtype=bool) for row in best_rows(record["history"], record["env_kwargs"])]
+    others = tuple(other for other in seen if (other != mask).any())
+    return Choice(mask, _recorded_problem(record, path, given), remark, others)
+
+
+def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Choice:
+    """Return a point of a Pareto front; arguments and errors as for `choice_from_search`."""
+    folder = find_run(runs_dir, run)
+    path = folder / FRONT
+    if not path.is_file():
+        resume = format_command("agents pareto", f"resume={run}")
+        raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished front (`{resume}` continues one)")
+    record = read_front(path)
+    points = record["points"]
+    if point >= len(points):
+        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(points) - 1}; use one of them")
+    chosen = points[point]
+    remark = (
+        f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {record['cost']} saved, "
+        f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
+    )
+    return Choice(np.array(chosen["mask"], dtype=bool), _recorded_problem(record, path, given), remark)
+
+
+def read_front(path: Path) -> dict[str, Any]:
+    """Return the record of a Pareto front.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    record = read_json(path)
+    with damage_named(path, f"run `{format_command('agents pareto')}` again"):
+        points = record["points"]
+        masks = np.array([each["mask"] for each in points])
+        numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)
+        if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
+            raise ValueError("masks or numbers of its points")
+        names_are_texts = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
+        if not (names_are_texts and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
+            raise TypeError("names or environment")
+    return dict(record)
+
+
+def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """Return the mask of a search's record, and a remark where it is not the agent's answer.
+
+    The best mask that the search saw is taken where it has the higher reward, on the same examples, and keeps the budget.
+    """
+    seen, budget = record["best_seen"], record["env_kwargs"]
+    answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
+    is_kept = keeps_budget(budget, seen["mask"], seen["macs_saved"])
+    same_examples = budget.get("reward_batches", "fixed") == "fixed"
+    if not (best > answer and is_kept and same_examples):
+        return np.array(record["mask"], dtype=bool), ""
+    remark = (
+        f"{record['agent']}'s answer has the reward {answer:.4f}; a mask that its search saw has {best:.4f} "
+        f"and is taken instead: skip {', '.join(seen['skipped_layers']) or 'nothing'}"
+    )
+    return np.array(seen["mask"], dtype=bool), remark
+
+
+def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
+    """Return the model and data of a record, but for what is given."""
+    known = {each.name for each in fields(ProblemConfig)}
+    recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
+    trusted = trusted_settings(path, record.get("plugins", ()), recorded)
+    for entry in ENVIRONMENTS.values():
+        if record["env_id"] in (entry.id, entry.tabular_id):
+            return build(ProblemConfig, {"model": entry.model, "task": entry.task, **trusted, **given})
+    raise ValueError(
+        f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
+        "(plugins=<module>, as the search did), or give mask=[...] with model= and task="
+    )
+
+
+def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `python -m agents` for a search on a command's model and data.
+
+    Args:
+        settings: The command's: a `ProblemSettings` with a `seed`.
+        *overrides: Further settings of the search; later ones win.
+    """
+    own = changed_settings(settings.problem_config)
+    model, task = own.pop("model", settings.model), own.pop("task", settings.task)
+    values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
+    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs")}
+    for each in overrides:
+        values = merge(values, each)
+    return values
+
+
+def search_first(values: Mapping[str, Any], continue_command: str) -> int:
+    """Run a search as a run of its own and return its id; with several processes, the main one searches.
+
+    Args:
+        values: Settings of `python -m agents`.
+        continue_command: The command that continues, with `SEARCH_ID` in place of the id; it is printed after an interrupt.
+    """
+    try:
+        return run_on_main_process(partial(_search_run_id, values))
+    except KeyboardInterrupt as interrupt:
+        if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
+            interrupt.add_note(f"Go on with: {command}")
+            interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
+        raise
+
+
+def _search_run_id(values: Mapping[str, Any]) -> int:
+    return int(run_search(values)[0])
+
+
+def command_of(name: str, settings: Any, **changes: Any) -> str:
+    """Return the command with these settings, as it is typed; a change to None leaves a setting out."""
+    values, defaults = settings_dict(settings), settings_dict(type(settings)())
+    for each, value in {"plugins": None, "resume": None, **changes}.items():
+        values[each] = defaults.get(each) if value is None else value
+    return format_command(name, *setting_words(values, defaults))

@@ -1,0 +1,48 @@
+"""Plugins: modules of users that register models, tasks, agents, ...; `plugins=MODULE` imports them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+_imported: list[str] = []
+
+
+def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Import modules, so that their `register_model`, `register_task`, ... take effect; return their names.
+
+    The working folder is searched too.
+
+    Args:
+        modules: Their names; a text holds several behind commas.
+
+    Raises:
+        ValueError: A module cannot be imported, or registers something that is refused.
+    """
+    names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
+    if names:
+        add_working_folder()
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(
+                f"plugins={name} cannot be imported ({type(error).__name__}: {error}); name a module of the working folder "
+                "or an installed one, without .py"
+            ) from error
+        if name not in _imported:
+            _imported.append(name)
+    return names
+
+
+def imported_plugins() -> tuple[str, ...]:
+    """Return the names of all modules that `import_plugins` imported."""
+    return tuple(_imported)
+
+
+def add_working_folder() -> None:
+    """Let imports find modules of the working folder first, as `python -m` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))

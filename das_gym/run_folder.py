@@ -1,0 +1,146 @@
+"""The observer that keeps a Sacred run in `runs/<id>/`, written so that a kill or a full disk damages no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # and calls pkgutil.find_loader on Python 3.12
+    from sacred.dependencies import get_digest
+    from sacred.observers import FileStorageObserver
+    from sacred.serializer import flatten
+
+from filelock import FileLock
+
+from das_gym.config import plain
+from das_gym.drawing.charts import draw_curves
+from das_gym.files import read_json, write_bytes, write_text
+from das_gym.locks import lock_folder
+from das_gym.runs import is_run_id
+
+LOSSES = "losses.png"
+INFO = "info.json"
+"""Sacred writes it where there is something to tell; incense, which reads run folders, needs it always."""
+
+
+class RunError(ValueError):
+    """A user's mistake: its message is printed without a traceback, and the exit code is 1."""
+
+
+def lock_run(folder: Path) -> FileLock:
+    """Lock a run folder for this process and return the lock, see `das_gym.locks`.
+
+    Raises:
+        RunError: Another process holds the lock, or nothing can be written there.
+    """
+    try:
+        return lock_folder(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    except OSError as error:
+        raise not_writable(folder.parent, error) from None
+
+
+def not_writable(runs_dir: str | Path, error: OSError) -> RunError:
+    """Return the error of a folder of runs that cannot be written to."""
+    return RunError(f"runs_dir={runs_dir} cannot be written to ({error.strerror}); give another folder")
+
+
+class RunFolder(FileStorageObserver):
+    """Keeps a run in `<runs_dir>/<id>/`. Each of its JSON files is written completely or not at all.
+
+    A database numbers runs by itself. This observer comes last, so that the run's id is the folder's.
+
+    Args:
+        runs_dir: Folder of all runs.
+        reopen: Folder of a stopped run to continue, instead of a new one.
+        on_started: Called with the id, once the folder exists.
+    """
+
+    cout: str
+
+    def __init__(self, runs_dir: str | Path, reopen: Path | None, on_started: Callable[[str], object]) -> None:
+        super().__init__(runs_dir)
+        self.priority = -100
+        self.reopen = reopen
+        self.on_started = on_started
+        self.lock: FileLock | None = None
+
+    def _maximum_existing_run_id(self) -> int:
+        # Sacred asks str.isdigit, which is true of "²", and then fails in int.
+        ids = [int(path.name) for path in Path(self.basedir).iterdir() if path.is_dir() and is_run_id(path.name)]
+        return max(ids, default=0)
+
+    def _make_run_dir(self, _id: str | None) -> None:
+        try:
+            if self.reopen is None:
+                super()._make_run_dir(_id)
+            else:
+                (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
+                self.dir = str(self.reopen)
+        except OSError as error:
+            raise not_writable(self.basedir, error) from None
+        if self.dir is not None and self.reopen is None:
+            self.lock = lock_run(Path(self.dir))
+
+    def started_event(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin as Sacred does; leave no run folder behind after an error or an interrupt."""
+        try:
+            id = super().started_event(*args, **{**kwargs, "_id": None})
+            if not (Path(self.dir) / INFO).exists():
+                self.save_json({}, INFO)
+            self.on_started(id)
+            return id
+        except (OSError, RunError, KeyboardInterrupt) as error:
+            if self.reopen is None and self.dir is not None:
+                shutil.rmtree(self.dir, ignore_errors=True)
+            self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
+            raise not_writable(self.basedir, error) if isinstance(error, OSError) else error from None
+
+    def completed_event(self, stop_time: Any, result: Any) -> None:
+        """Draw the logged losses, then end as Sacred does: a completed run is never continued."""
+        try:
+            self._draw_losses()
+        finally:
+            super().completed_event(stop_time, result)
+
+    def _draw_losses(self) -> None:
+        folder = Path(self.dir)
+        metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+        curves = {name: (m["steps"], m["values"]) for name, m in metrics.items() if name.split(".")[-1] == "loss"}
+        if any(len(steps) > 1 for steps, _ in curves.values()):
+            draw_curves(folder / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {folder.name}")
+
+    def find_or_save(self, filename: str, store_dir: Path) -> Path:
+        """Copy a source file as Sacred does, and again where an earlier copy was interrupted."""
+        source, digest = Path(filename), get_digest(filename)
+        stored = Path(store_dir) / f"{source.stem}_{digest}{source.suffix}"
+        if not stored.is_file() or get_digest(str(stored)) != digest:
+            write_bytes(stored, source.read_bytes())
+        return stored
+
+    def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
+        """Record the failure, unless the folder could not be made."""
+        if self.dir is not None:
+            super().failed_event(fail_time, fail_trace)
+
+    def interrupted_event(self, interrupt_time: Any, status: str) -> None:
+        """Record the interrupt, unless the folder could not be made."""
+        if self.dir is not None:
+            super().interrupted_event(interrupt_time, status)
+
+    def save_cout(self) -> None:
+        """Write the output as Sacred does, also where file names in it are not UTF-8."""
+        self.cout = self.cout.encode("utf-8", "replace").decode("utf-8")
+        super().save_cout()
+
+    def save_json(self, obj: Any, filename: str) -> None:
+        """Write a file atomically and as plain JSON: tuples become lists."""
+        write_text(Path(self.dir) / os.fspath(filename), json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))

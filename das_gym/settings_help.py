@@ -1,0 +1,143 @@
+"""Help texts of settings, in 80 columns: groups, values, what is allowed, defaults and descriptions."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from das_gym.config import describe_type, group_fields, plain
+
+WIDTH = 80
+
+GROUPS = (
+    *("Search", "Budget", "Layers", "Model and data", "Reward", "Stable-Baselines3"),
+    *("Recovery", "Training", "Evaluation", "Hardware", "Run"),
+)
+"""The order of headings. Those of a single command stand before them."""
+
+
+def describe_fields(cls: type) -> dict[str, str]:
+    """Return the description of each field, from the "Attributes" in the docstrings of a dataclass and its bases."""
+    texts: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        part = inspect.cleandoc(each.__doc__ or "").partition("\nAttributes:\n")[2]
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", part, re.MULTILINE):
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return {field.name: texts[field.name] for field in dataclasses.fields(cls) if field.name in texts}
+
+
+def group_headings(cls: type) -> dict[str, list[str]]:
+    """Return the field names under each heading: the class variable `group` of the class that declares a field first."""
+    owners: dict[str, type] = {}
+    for base in reversed(cls.__mro__):
+        for name in inspect.get_annotations(base) if dataclasses.is_dataclass(base) else ():
+            owners.setdefault(name, base)
+    headings: dict[str, list[str]] = {}
+    for base in cls.__mro__:
+        own = [field.name for field in dataclasses.fields(cls) if owners[field.name] is base]
+        if own:
+            headings.setdefault(vars(base).get("group", "Settings"), []).extend(own)
+    return dict(sorted(headings.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field; None for one without."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Return the default of every field of a dataclass; None for those without."""
+    return {field.name: default_of(field) for field in dataclasses.fields(cls)}
+
+
+def settings_text(cls: type, values: Mapping[str, Any]) -> str:
+    """Return the settings of a dataclass under headings: value, what is allowed, default and description.
+
+    Args:
+        cls: The dataclass.
+        values: Values of its fields. `*` marks those that are not the default.
+    """
+    fields, texts = {field.name: field for field in dataclasses.fields(cls)}, describe_fields(cls)
+    lines: list[str] = []
+    for heading, names in group_headings(cls).items():
+        lines += ["", heading]
+        for name in names:
+            if not fields[name].metadata.get("listed"):
+                lines += _setting_lines(cls, fields[name], name, values[name])
+    for name, field in fields.items():
+        if field.metadata.get("listed"):
+            inner = field.metadata["group"]
+            given = values[name] if isinstance(values[name], Mapping) else vars(values[name])
+            lines += ["", f"{name}.NAME=VALUE", *_wrap(texts.get(name, ""), "      ")]
+            for each in group_fields(field).values():
+                lines += _setting_lines(inner, each, f"{name}.{each.name}", given.get(each.name, default_of(each)))
+    return "\n".join(lines[1:])
+
+
+def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any) -> list[str]:
+    required = field.default is field.default_factory is dataclasses.MISSING
+    value, default = plain(value), plain(default_of(field))
+    is_changed, is_missing = not required and value != default, required and value is None
+    remark = "; required" if is_missing else f"; default {_as_typed(default)}" if is_changed else ""
+    allowed = _allowed_values(get_type_hints(cls)[field.name], field.metadata.get("choices"))
+    line = f"{name}={'...' if is_missing else _as_typed(value)}  ({allowed}{remark})"
+    mark = "* " if is_changed else "  "
+    head = textwrap.wrap(line, WIDTH, break_on_hyphens=False, initial_indent=mark, subsequent_indent=" " * 10)
+    return [*head, *_wrap(describe_fields(cls).get(field.name, ""), "      ")]
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value as it stands behind `=`: texts without quotes where they are read back as texts."""
+    if isinstance(value, str) and value:
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+    return repr(value)
+
+
+def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
+    if choices is None:
+        return describe_type(kind)
+    inner = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    names = list(choices)
+    several = "some of " if any(get_origin(each) is tuple for each in inner) else "one of " if len(names) > 1 else ""
+    return f"{several}{', '.join(names)}{' or None' if type(None) in inner else ''}"
+
+
+def help_text(cls: type, about: str | None) -> str:
+    """Return the help of a command.
+
+    Args:
+        cls: The dataclass of its settings.
+        about: The docstring of its module.
+    """
+    return f"{fit_docstring(inspect.cleandoc(about or ''))}\n\n{settings_text(cls, defaults_of(cls))}"
+
+
+def fit_docstring(text: str) -> str:
+    """Return a docstring in 80 columns: paragraphs are filled again, comments on commands get lines of their own."""
+    lines: list[str] = []
+    for block in text.split("\n\n"):
+        lines.append("")
+        if not block.lstrip().startswith(("python ", "accelerate ")):
+            lines += _wrap(" ".join(block.split()), "")
+            continue
+        for line in map(str.strip, block.splitlines()):
+            command, _, comment = line.partition("  ")
+            is_command = command.startswith(("python ", "accelerate "))
+            lines += [f"  {command}"] if is_command else []
+            lines += _wrap(comment if is_command else line, "      ")
+    return "\n".join(lines[1:])
