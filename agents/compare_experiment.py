@@ -68,7 +68,7 @@ class CompareSettings(RunSettings, BudgetSettings):
 
     group: ClassVar[str] = "Comparison"
 
-    env_id: str = DEFAULT_ENV
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
     agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS))
     seeds: int = 50
     evaluations: int = 120

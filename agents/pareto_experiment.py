@@ -34,7 +34,7 @@ from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
-from das_gym.registration import DEFAULT_ENV, MODELS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
@@ -49,7 +49,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
-        env_id: Id of the environment to search, see `python -m agents list`. Its budget is ignored.
+        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table. Its budget is ignored.
         cost: Cost that is traded off against the loss. Latency is measured on this machine.
         evaluations: Number of masks to score, at least 12. The baselines are scored in addition.
         seed: Random seed of the search, 0..2^32 - 1.
@@ -59,7 +59,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
 
     group: ClassVar[str] = "Search"
 
-    env_id: str = DEFAULT_ENV
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
     cost: str = choice("MACs", tuple(SAVED.values()))
     evaluations: int = 400
     seed: int = 0

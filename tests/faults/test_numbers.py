@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate, predict
 from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
@@ -29,6 +28,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, Problem, build_problem, load_splits
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
+from tests.adapt.choosers import paper_bandit
 
 HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
 
