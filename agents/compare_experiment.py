@@ -6,7 +6,7 @@
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
     python -m agents compare with meter_vqa table=mine.npz           a table of your own (python -m agents table)
-    python -m agents compare with meter_vqa live=True seeds=5        on the model; regret relative to the best mask that any agent found
+    python -m agents compare with meter_vqa live=True seeds=5        on the model; regret to the best mask of any agent
 
 A run is kept in runs/<id>/: compare.json holds the quartiles of every curve, and the answer of every seed with its reward
 and test score; compare.png draws them.
