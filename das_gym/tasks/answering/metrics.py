@@ -69,12 +69,10 @@ def score_answer(example: AnswerExample, generated: str) -> float:
     return exact_match(generated, example.answer)
 
 
-def summary_by_kind(examples: Sequence[AnswerExample], scores: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return the mean of the scores, one per example: `overall`, and of each kind of the data set (`kind/CLOSED`)."""
+def mean_by_kind(examples: Sequence[AnswerExample], scores: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Return the mean of the scores, one per example, of each kind of the data set (`kind/CLOSED`)."""
     groups: defaultdict[str, list[float]] = defaultdict(list)
     for example, score in zip(examples, scores, strict=True):
-        groups["overall"].append(float(score))
         if example.kind:
             groups[f"kind/{example.kind}"].append(float(score))
-    names = ["overall", *sorted(groups.keys() - {"overall"})]
-    return {name: sum(groups[name]) / len(groups[name]) for name in names}
+    return {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}

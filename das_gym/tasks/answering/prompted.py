@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     `a`, are skipped and counted whatever `on_bad_example` is; VQAv2 has some.
     """
     splits = VQATask.load_splits(data_root, on_bad_example)
-    parts = [splits.train, splits.reward, splits.test]
+    parts = [cast(VQATable, part) for part in (splits.train, splits.reward, splits.test)]
     kept = [_answerable(part) for part in parts]
     skipped = sum(map(len, parts)) - sum(map(len, kept))
     lines = [f"{data_root}: {skipped} questions whose every answer is empty when it is normalized"] if skipped else []
@@ -48,27 +49,22 @@ def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "
 
     The answers of the last two are not public.
     """
-    read: Sequence[VQAExample] = read_vqav2(data_root, part, BadExamples(on_bad_example))
+    read = read_vqav2(data_root, part, BadExamples(on_bad_example))
     if part in SPLITS:
         read = _answerable(read)
     return Mapped(read, partial(_example, by_question=_few_question_types([read])))
 
 
-def _few_question_types(parts: Iterable[Sequence[VQAExample]]) -> bool:
+def _few_question_types(parts: Iterable[VQATable]) -> bool:
     """Return whether questions have types, and few of them."""
     types: set[str] = set()
     for part in parts:
-        if isinstance(part, VQATable):
-            types |= {part.columns.names[code] for code in np.unique(part.columns.question_types[part.rows])}
-        else:
-            types |= {example.question_type for example in part}
+        types |= {part.columns.names[code] for code in np.unique(part.columns.question_types[part.rows])}
     return 0 < len(types - {""}) <= MAX_QUESTION_TYPES
 
 
-def _answerable(part: Sequence[VQAExample]) -> Sequence[VQAExample]:
+def _answerable(part: VQATable) -> VQATable:
     """Return the questions that have an answer of at least one character."""
-    if not isinstance(part, VQATable):
-        return [example for example in part if any(example.answers)]
     names = part.columns.names
     if "" not in names:
         return part

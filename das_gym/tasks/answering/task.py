@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
-from das_gym.tasks.answering.metrics import score_answer, summary_by_kind
+from das_gym.tasks.answering.metrics import mean_by_kind, score_answer
 from das_gym.tasks.answering.reading import load_answers, load_answers_part
 from das_gym.tasks.base import PARTS, Task
 
@@ -108,8 +108,7 @@ class AnsweringTask(Task):
 
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return mean loss, and the share of right answers: overall and by kind (`kind/CLOSED`)."""
-        kinds = {name: mean for name, mean in summary_by_kind(examples, metrics).items() if name != "overall"}
-        return {**super().summary(examples, losses, metrics), **kinds}
+        return {**super().summary(examples, losses, metrics), **mean_by_kind(examples, metrics)}
 
     def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
         """Return the examples without their options."""

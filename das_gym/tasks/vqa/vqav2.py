@@ -1,8 +1,8 @@
 """Read VQAv2, and any data set in its format, from the official files.
 
 A data root holds, for train2014 and val2014 each, `v2_OpenEnded_mscoco_{split}_questions.json`,
-`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`. VQA v1, whose names lack the
-`v2_`, is read as well. Content of large files is kept in the cache folder until they change.
+`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`. Content of large files
+is kept in the cache folder until they change.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import data_folder, some
+from das_gym.data.entries import data_folder, find_file, some
 from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.accuracy import normalize_answer
 from das_gym.tasks.vqa.cache import cached_columns
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
-from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, find_split_file, read_columns
+from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, read_columns
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
@@ -98,8 +98,8 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     if split not in (*SPLITS, *UNANSWERED):
         raise ValueError(f"unknown `split`: got {split!r}, expected {', '.join((*SPLITS, *UNANSWERED))}")
     root, bad = data_folder(data_root, "VQAv2's JSON files and images"), bad or BadExamples()
-    questions = find_split_file(root, split, "questions")
-    annotations = find_split_file(root, split, "annotations") if split in SPLITS else None
+    questions = find_file(root, [f"v2_OpenEnded_mscoco_{split}_questions.json"])
+    annotations = find_file(root, [f"v2_mscoco_{split}_annotations.json"]) if split in SPLITS else None
     files = [path for path in (questions, annotations) if path]
     columns = cached_columns(files, bad, lambda: read_columns(questions, annotations, bad))
     images = CocoImages.of(root / UNANSWERED.get(split, split))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_characters, check_fields, check_text, read_list, some
+from das_gym.data.entries import Fields, check_characters, check_fields, check_text, read_list
 from das_gym.tasks.vqa.examples import Question, VQAColumns, build_columns
 
 SPLITS = ("train2014", "val2014")
@@ -28,26 +28,6 @@ _ANNOTATION_FIELDS: Fields = {
 
 Entries = dict[int, dict[str, Any]]
 """Entries of one file by question_id; the answers of an annotation are plain strings."""
-
-
-def find_split_file(root: Path, split: str, kind: str) -> Path:
-    """Return the file of `questions` or `annotations` of a split: the official name, else the only one with another prefix.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: There are several.
-    """
-    name = f"OpenEnded_mscoco_{split}_questions.json" if kind == "questions" else f"mscoco_{split}_annotations.json"
-    official = root / f"v2_{name}"
-    if official.is_file():
-        return official
-    found = [path for path in sorted(root.glob(f"*{name}")) if path.is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{root} has several {kind} files: got {some([p.name for p in found])}, expected {official.name}")
-    if not found:
-        content = some(sorted(path.name for path in root.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{root} has no {kind} file of {split}: got {content}, expected {official.name}")
-    return found[0]
 
 
 def read_columns(questions_path: Path, annotations_path: Path | None, bad: BadExamples) -> VQAColumns:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.metrics import chosen_option, exact_match, score_answer, summary_by_kind, vqa_accuracy_of
+from das_gym.tasks.answering.metrics import chosen_option, exact_match, mean_by_kind, score_answer, vqa_accuracy_of
 
 TEXTS = st.text(st.sampled_from("aAbBnoyes 012,.'()the\n"), max_size=12)
 LETTERED = ("A", "B", "C", "D")
@@ -105,9 +105,6 @@ def test_score_answer_by_options_annotators_or_reference():
     assert score_answer(example(), "blue") == 0.0
 
 
-def test_summary_by_kind():
+def test_mean_by_kind():
     examples = [example(kind=kind) for kind in ("OPEN", "CLOSED", "OPEN", "")]
-    summary = summary_by_kind(examples, [1.0, 0.5, 0.0, 0.0])
-    assert summary == {"overall": 0.375, "kind/CLOSED": 0.5, "kind/OPEN": 0.5}
-    assert next(iter(summary)) == "overall"
-    assert summary_by_kind([example()], [0.25]) == {"overall": 0.25}
+    assert mean_by_kind(examples, [1.0, 0.5, 0.0, 0.0]) == {"kind/CLOSED": 0.5, "kind/OPEN": 0.5}
