@@ -29,7 +29,6 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, Problem, build_problem, load_splits
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistic_inputs import measure_activity
-from tests.adapt.choosers import paper_bandit
 
 HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
 
