@@ -1,6 +1,6 @@
 """The adapters of DAS in a model of transformers, in the form that its authors gave them for LLaVA.
 
-A kept layer reads `x + A(x)` in the place of the normed input `x` of its attention, and of its MLP; a skipped layer is
+A kept layer reads `x + A(x)` instead of the normed input `x` of its attention, and of its MLP; a skipped layer is
 `h + A(norm(h))` with the norm before its attention. `A(x) = up(relu(down(x)))` has no norm of its own.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import Site
 from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, change_hidden
-from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input, in_output_form
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
 """Names of the norm before a layer's attention."""
@@ -57,10 +57,10 @@ class RemovedLayer(nn.Module):
             if isinstance(value, int | float | str | bool) and name not in vars(self):
                 setattr(self, name, value)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the input."""
         del args, kwargs
-        return hidden_states
+        return in_output_form(self, hidden_states)
 
 
 class _AdapterHook:
@@ -73,7 +73,7 @@ class _AdapterHook:
     def __call__(self, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *output: Any) -> Any:
         del part
         adapter = getattr(self.layer, self.name)
-        if not output:  # before the part: it reads its input plus what the adapter makes of it
+        if not output:  # before the part: it reads its input plus the output of the adapter
             return change_hidden(args, kwargs, lambda x: x + adapter(x))
         added = adapter(first_input(args, kwargs))
         return (output[0][0] + added, *output[0][1:]) if isinstance(output[0], tuple) else output[0] + added
@@ -102,7 +102,7 @@ def sites_of(layer: nn.Module) -> tuple[Site, ...]:
 
 
 def missing_parts(layer: nn.Module) -> str | None:
-    """Say which parts that adapters need a layer does not have under a known name; None = it has all."""
+    """Return a message with the parts for adapters that a layer does not have under a known name; None = it has all."""
     parts = (("attention", ATTENTION_NAMES), ("MLP", MLP_NAMES), ("norm before its attention", INPUT_NORMS))
     missing = [part for part, names in parts if child(layer, names) is None]
     return f"A {type(layer).__name__} has no {', no '.join(missing)} under a known name for adapters." if missing else None
@@ -127,7 +127,7 @@ def strip_adapters(layer: nn.Module) -> None:
 
 
 def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
-    """Make what runs in the place of a layer when it is skipped; the norm is a frozen copy of the layer's."""
+    """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
     unit = SkippedLayer(child(layer, INPUT_NORMS), input_adapter(hidden_size, bottleneck, generator))
     unit.norm.requires_grad_(False)
     return unit

@@ -177,7 +177,7 @@ def _has_16_bits(module: nn.Module) -> bool:
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
     """Have every module with parameters of 16 bits compute in 32; its weights are converted while it runs alone.
 
-    So it takes the memory of one module's weights. A copy made of the model meanwhile (`share_copy`) does the same.
+    So it takes the memory of one module's weights. A `share_copy` of the model does the same.
     """
     handles = []
     for module in model.modules():

@@ -6,7 +6,7 @@ way, and two exact short cuts, which a model uses if `probing.probe_capabilities
 
   `run_plain`          every prompt by itself, each layer at all its positions
   `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
-  `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values elsewhere
+  `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values at others
 
 For the short cuts the model's forward is recorded in parts, each behind a cache of the tokens before it, as in generation.
 
@@ -27,7 +27,7 @@ from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.recording import Call, LayerCache, Recording, keys_and_values, run_layer
 
 SHORTEST_PREFIX = 8
-"""Common tokens for which a pass of their own is worth it."""
+"""Common tokens for which a separate pass is worth it."""
 
 
 class Block(NamedTuple):
@@ -93,7 +93,6 @@ def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, row
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer at all positions."""
-    place = min(place, len(block.calls) - 1)  # MACs are counted of deleted layers, too
     return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
 
 

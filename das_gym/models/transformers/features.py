@@ -82,7 +82,7 @@ def _as_lists(value: Any) -> Any:
 
 @contextmanager
 def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Have the model take these features in the place of its vision tower's.
+    """Have the model take these features instead of its vision tower's.
 
     Args:
         model: The model of transformers.

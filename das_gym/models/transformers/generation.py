@@ -35,8 +35,7 @@ def generate_answers(
     """
     from das_gym.models.transformers.inserted_adapters import export_form
 
-    saved = export_form(subnet) if subnet.tunable else subnet
-    answers = generate_tokens(saved, processor, prompts, title, max_new_tokens=max_new_tokens)
+    answers = generate_tokens(export_form(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
     cut = sum(len(tokens) == max_new_tokens for tokens in answers)
     if cut:
         warnings.warn(f"{cut} of {len(answers)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2)
@@ -80,7 +79,7 @@ def generate_tokens(
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
     found: dict[int, list[int]] = {}
-    chunk = size * 4  # so many prompts have their pixels in memory
+    chunk = size * 4  # prompts whose pixels are in memory
     with progress(len(prompts), title, unit="answer") as bar:
         for start in range(0, len(prompts), chunk):
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]

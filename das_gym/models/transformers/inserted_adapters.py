@@ -1,4 +1,4 @@
-"""The adapters of DAS in a model whose layers were removed: next to kept layers, and in the place of removed ones.
+"""The adapters of DAS in a model whose layers were removed: next to kept layers, and instead of removed ones.
 
 Such a model is saved with the code that inserts its adapters, see `modeling_das_adapters`.
 """
@@ -65,7 +65,7 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
         smaller: As `pruned_copy` made it.
         full: The model that it was made of.
         bottleneck: Width of the adapters before attention and MLP, at least 1.
-        skip_bottleneck: Width of those in the place of removed layers.
+        skip_bottleneck: Width of those that replace removed layers.
 
     Raises:
         ValueError: Layers without a place for adapters.
@@ -119,7 +119,7 @@ def export_form(subnet: VLM) -> VLM:
         for module in projector.modules():
             module._forward_pre_hooks.clear()
             module._forward_hooks.clear()
-    removed = subnet.removed_layers(mask) if subnet.tunable else []
+    removed = subnet.removed_layers(mask)
     delete_layers(model, removed)
     difference = reload_difference(model)
     if difference is not None:
@@ -151,7 +151,7 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
 
     Args:
         full: The model before anything was removed.
-        smaller: What `insert_into_pruned` made of it, trained.
+        smaller: The result of `insert_into_pruned`, trained.
         mask: (n_layers,) bool, what was removed.
     """
     settings = getattr(smaller.model.config, ADAPTED)
@@ -187,7 +187,7 @@ def write_code(folder: Path, model: Any) -> None:
 
 
 def _skipped_layers(smaller: VLM) -> list[Any]:
-    """Return what runs in the place of removed layers, in order."""
+    """Return the modules that replace removed layers, in order."""
     units: list[Any] = []
     for layer in smaller.stack.layers:
         units += [*getattr(layer, "gone_before", ()), *getattr(layer, "gone_behind", ())]

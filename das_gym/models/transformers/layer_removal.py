@@ -181,7 +181,7 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
 
     Args:
         full: The model before anything was removed.
-        smaller: What `pruned_copy` made of it, trained or not.
+        smaller: Its `pruned_copy`, trained or not.
         mask: (n_layers,) bool, what was removed.
     """
     model = share_copy(full.model)
@@ -297,7 +297,7 @@ def _shorten_config(config: Any, kept: Sequence[int], count: int) -> None:
             continue
         setattr(config, name, value)
     config.num_hidden_layers = len(kept)
-    own = vars(config).get("_heterogeneity_spec")  # transformers' layers with settings of their own
+    own = vars(config).get("_heterogeneity_spec")  # settings of single layers
     if own is not None:
         settings = own.per_layer_overrides.items()
         config.per_layer_config = {kept.index(place): dict(value) for place, value in settings if place in kept}
@@ -332,7 +332,7 @@ def _renumber_reads(part: Any, kept: Sequence[int], count: int) -> None:
 
 
 def reload_difference(model: Any) -> str | None:
-    """Say how a model that is built from this one's configuration differs from it; None = it does not.
+    """Return how a model that is built from this one's configuration differs from it; None = it does not.
 
     The other model is built on torch's `meta` device, at no cost of memory.
     """

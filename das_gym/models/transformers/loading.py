@@ -23,7 +23,7 @@ from das_gym.models.transformers.rejecting import check_sublayers, prepare_exper
 from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
-"""Files that AutoGPTQ and AutoAWQ wrote before config.json said that weights are quantized."""
+"""Files of AutoGPTQ and AutoAWQ from before config.json had an entry for quantization."""
 
 LAYER_COUNTS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
@@ -61,11 +61,11 @@ def load_vlm(
         dropout: 0 or None: such models have none.
         bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
             training takes them away. None follows the hidden size, see `adapters.default_widths`.
-        skip_bottleneck: Width of skip adapters, likewise.
+        skip_bottleneck: Width of skip adapters, with the same default.
         projector: Whether the projector between vision tower and decoder trains with the adapters.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no processor in it.
+        FileNotFoundError: The folder or its processor is missing.
         ValueError: The model is not supported, or the folder is damaged, with the reason.
     """
     if dropout:

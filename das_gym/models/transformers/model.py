@@ -31,7 +31,6 @@ from das_gym.models.transformers.adapters import (
 from das_gym.models.transformers.driver import Block, flatten, make_block, plan_blocks
 from das_gym.models.transformers.features import compute_in_float32, find_projectors, image_features, use_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
-from das_gym.models.transformers.layer_removal import delete_layers
 from das_gym.models.transformers.recording import Recording, cache_name, filled_cache, record, run_layer
 from das_gym.models.transformers.stack import (
     ATTENTION_NAMES,
@@ -136,7 +135,7 @@ def batch_experts(model: Any) -> None:
 class VLM(VLP):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
-    Its decoder layers are the units, each a stage of its own, or with `units="sublayers"` the attention and the MLP of each.
+    Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
     Vision layers, if `capabilities.tower` is given, come behind them in a mask and before them in the stages. How layers run
     is in `das_gym.models.transformers.driver` (decoder) and `das_gym.models.transformers.tower` (vision).
 
@@ -183,7 +182,6 @@ class VLM(VLP):
             self.untrainable = next((reason for reason in reasons if reason), "")
         self.feature_size = int(self.text_config.hidden_size)
         self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector behind it trains
-        self.deleted: frozenset[int] = frozenset()
         self.source_processor: Any = None
         self._image_macs: dict[Any, int] = {}
         self._enter_macs: dict[Any, int] = {}
@@ -193,11 +191,11 @@ class VLM(VLP):
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
-        """Put adapters into every unit, and skip adapters in their places; see `das_gym.models.transformers.adapters`.
+        """Put adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
 
         Args:
             bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
-            skip_bottleneck: Width of skip adapters, likewise.
+            skip_bottleneck: Width of skip adapters, with the same default.
             generator: Draws their weights.
 
         Raises:
@@ -227,7 +225,7 @@ class VLM(VLP):
     def open_projector(self, reads: tuple[int, ...]) -> None:
         """Have the projector between vision tower and decoder train with the adapters, in 32 bits at least.
 
-        The tower's outputs are kept once an image; the projector runs anew each time.
+        The tower's outputs are kept once an image; the projector runs each time.
 
         Args:
             reads: Positions of the vision layers that the model reads, as in `TowerCapabilities`.
@@ -253,28 +251,16 @@ class VLM(VLP):
             strip_adapters(layer)
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the skipped layers for good; see `das_gym.models.transformers.layer_removal.delete_layers`.
+        """Delete the weights of skipped layers. Their places stay, where a skip adapter may run.
 
-        With adapters, the place of a skipped layer stays, and its skip adapter runs there.
+        To remove the places, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
         """
-        array = self.check_mask(mask)
         if self.unit_kind != "layers":
             raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")
-        super().prune(array)
-        removed, removed_vision = self.removed_layers(array), self.removed_layers(array, IMAGE)
-        if self.tunable:
-            for place in removed:
-                self.stack.layers[place] = RemovedLayer(self.stack.layers[place])
-            return
-        self.model = delete_layers(self.model, removed, removed_vision)
-        self.stack = find_decoder(self.model)
-        if self.tower is not None:
-            self.tower = VisionTower(self.model, self.tower.capabilities.without(removed_vision))
-        self.deleted = frozenset(np.flatnonzero(array).tolist())
-        places = []
-        for place, unit in zip(self.places, self.layers, strict=True):
-            places.append(place - sum(other < place for other in (removed if unit.stream == JOINT else removed_vision)))
-        self.places = tuple(places)
+        super().prune(mask)
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            layers, place = self.stack_of(index).layers, self.places[index]
+            layers[place] = RemovedLayer(layers[place])
 
     def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
         """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips."""
@@ -325,7 +311,7 @@ class VLM(VLP):
 
     def alike(self, index: int) -> Hashable:
         """As `VLP.alike`: decoder layers that are built the same, with the same layers up to the next unit."""
-        if self.deleted or self.layers[index].stream == IMAGE:
+        if self.layers[index].stream == IMAGE:
             return index
         end = self._end(index)
         layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
@@ -530,9 +516,8 @@ class VLM(VLP):
         del memo
         if self.layers[index].stream == IMAGE:
             return self._run_vision_layer(index, state, skipped)
-        place, kind, end = self.places[index], self.layers[index].kind, self._end(index)
-        chosen, after = self.skippable(index).chosen(skipped), place + (index not in self.deleted)
-        is_last = pooled_only and after == len(self.stack.layers)
+        place, kind, chosen = self.places[index], self.layers[index].kind, self.skippable(index).chosen(skipped)
+        is_last = pooled_only and place == len(self.stack.layers) - 1
 
         def run(block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             if skipped:
@@ -544,7 +529,7 @@ class VLM(VLP):
         layer = chosen if kind == LAYER or skipped else self.stack.layers[place]
         with nullcontext() if skipped else self._without_other_half(layer, kind):
             hidden = self._run_blocks(state, state.hidden[JOINT], run)
-        return self._run_fixed(state, hidden, after, end, pooled_only)
+        return self._run_fixed(state, hidden, place + 1, self._end(index), pooled_only)
 
     def _run_fixed(self, state: State, hidden: Tensor, start: int, end: int, pooled_only: bool) -> Tensor:
         """Run the layers between two units, which no mask skips; add what the model adds before each and before `end`."""
@@ -569,13 +554,12 @@ class VLM(VLP):
         """New hidden states of the stream `image`, see `das_gym.models.transformers.tower`."""
         tower: Any = self.tower
         place, kind, hidden = self.places[index], self.layers[index].kind, state.hidden[IMAGE]
-        chosen, is_deleted = self.skippable(index).chosen(skipped), index in self.deleted
-        if not (skipped and is_deleted):
-            layer = chosen if kind == LAYER or skipped else tower.stack.layers[place]
-            with nullcontext() if skipped else self._without_other_half(layer, kind):
-                run = None if skipped else partial(run_layer, layer)
-                hidden = tower.step(hidden, state.extras["images"], place, run, is_half_done=kind == MLP)
-        return self._run_fixed_vision(state, hidden, place + (not is_deleted), self._end(index))
+        chosen = self.skippable(index).chosen(skipped)
+        layer = chosen if kind == LAYER or skipped else tower.stack.layers[place]
+        with nullcontext() if skipped else self._without_other_half(layer, kind):
+            run = None if skipped else partial(run_layer, layer)
+            hidden = tower.step(hidden, state.extras["images"], place, run, is_half_done=kind == MLP)
+        return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
 
     def _run_fixed_vision(self, state: State, hidden: Tensor, start: int, end: int) -> Tensor:
         """Run the vision layers between two units, up to the last one that the model reads."""
@@ -634,7 +618,7 @@ class VLM(VLP):
         return forward
 
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.served`: its own forward up to the first token, at all positions, as its folder runs elsewhere.
+        """As `VLP.served`: its own forward up to the first token, at all positions, as transformers runs its folder.
 
         With adapters, which no folder of transformers has, as `ready` runs it.
         """
@@ -657,9 +641,8 @@ class VLM(VLP):
             return forward
 
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
-            skips = self._skips(mask)
-            units = [index for index in range(len(self.layers)) if index not in self.deleted]
-            with replace_forwards({self.module_of(index): marked(index, skips[index], mark) for index in units}):
+            skips = enumerate(self._skips(mask))
+            with replace_forwards({self.module_of(index): marked(index, skipped, mark) for index, skipped in skips}):
                 return self.run(encodings).last_hidden_state[:, -1]
 
         return timed

@@ -4,7 +4,7 @@
 
 loads it from a folder that holds this file and adapters.py, with torch and transformers alone. The adapters are those of
 "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form
-that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` in the place of their normed input
+that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
 `x`, and a removed layer leaves `h + A(norm(h))` behind, with `A(x) = up(relu(down(x)))`.
 """
 
@@ -20,7 +20,7 @@ from das_gym.models.adapters import Adapter
 
 
 class SkippedLayer(nn.Module):
-    """What runs in the place of a skipped layer: `h + A(norm(h))`.
+    """Replaces a skipped layer: `h + A(norm(h))`.
 
     Args:
         norm: The one before its attention, or one of that shape; copied.

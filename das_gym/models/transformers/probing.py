@@ -67,7 +67,7 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
     compare.processor = compare.processor.with_answer_type(answer_type)
-    why = "the model adds features of the picture behind it"
+    why = "the model adds image features behind it"
     plain_way = ModelCapabilities(
         additive_layers=tuple(sorted(added)),
         answer_type=answer_type,
@@ -108,7 +108,7 @@ def _answer_type(compare: Comparison) -> int | None:
 def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCapabilities:
     """Find out how the model computes logits, and whether layers that run one by one give those.
 
-    Images of several prompts go in together, or, where they are told apart by numbers in their batch (Molmo 2), as features
+    Images of several prompts go in together, or, where they are numbered within their batch (Molmo 2), as features
     of each.
     """
     projection = compare.model.get_output_embeddings()
@@ -140,7 +140,7 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
     if plain.shape != own.shape:
         return 1.0
     if softcap is not None:
-        clear = own.abs() < 0.9 * softcap  # where a rounded logit still tells what was capped
+        clear = own.abs() < 0.9 * softcap  # elsewhere a rounded logit is too close to the cap
         plain, own = plain[clear], softcap * torch.atanh(own[clear] / softcap)
     scale = float((plain * own).sum() / (plain * plain).sum())
     if not np.isfinite(scale):
@@ -153,7 +153,7 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
 def _fixed_ends(model: Any) -> dict[int, str]:
     """Return the first and the last layer, if a configuration always makes them of one kind (Gemma 4)."""
     last = len(find_decoder(model).layers) - 1
-    why = "without it the model would not load again as it was"
+    why = "without it the model would not reload unchanged"
     return {at: why for at in (0, last) if reload_difference(delete_layers(share_copy(model), [at])) is not None}
 
 

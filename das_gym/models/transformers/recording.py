@@ -91,7 +91,7 @@ def _finite_mask(value: Any) -> Any:
 
 
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
-    """Return the layer's output; `cache` is given to it in the place of transformers' own."""
+    """Return the layer's output; `cache` replaces transformers' own."""
     if not call.made:
         return hidden
     kwargs = dict(call.kwargs)
@@ -124,11 +124,11 @@ def filled_cache(rows: int, tokens: int, layers: int) -> Any:
 
 
 class LayerCache:
-    """Keys and values of earlier positions, in the place of transformers' cache, for calls of one layer.
+    """Keys and values of earlier positions: replaces transformers' cache in calls of one layer.
 
     Args:
         keys: (batch, heads, tokens, head_size); None = nothing comes before.
-        values: Likewise.
+        values: Of the same shape.
         each: How many rows of a call come behind each row of `keys`.
     """
 

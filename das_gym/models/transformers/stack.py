@@ -61,7 +61,7 @@ def find_decoder(model: nn.Module) -> Stack:
     behind_first = [*list(parts.values())[at + 1 :], *list(parts.values())[:at]]
     norm = next((part for part in behind_first if "norm" in type(part).__name__.lower()), None)
     if norm is None:
-        raise ValueError(f"{name} is not supported: its decoder has no norm beside its list of layers.")
+        raise ValueError(f"{name} is not supported: its decoder has no norm next to its list of layers.")
     return Stack(decoder, list_name, norm)
 
 
@@ -153,6 +153,6 @@ def skip_forward(layer: nn.Module, instead: Callable[[Tensor], Tensor] = lambda 
 
     Args:
         layer: The layer.
-        instead: What is computed in its place, such as by a skip adapter.
+        instead: What is computed instead, such as by a skip adapter.
     """
     return lambda *args, **kwargs: in_output_form(layer, instead(first_input(args, kwargs)))

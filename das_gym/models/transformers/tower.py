@@ -8,7 +8,7 @@ states in it, in order: (1, (1 + kept) * tokens, hidden_size).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,12 +34,6 @@ class TowerCapabilities:
 
     reads: tuple[int, ...]
     protected: Mapping[int, str] = field(default_factory=dict)
-
-    def without(self, removed: Sequence[int]) -> TowerCapabilities:
-        """Return those of the tower without some layers: the model reads the layer before a removed one instead."""
-        kept = [place for place in range(max(self.reads) + 1) if place not in removed]
-        reads = {sum(other <= place for other in kept) - 1 for place in self.reads}
-        return replace(self, reads=tuple(sorted(reads - {-1})), protected={})
 
 
 @dataclass(frozen=True)
@@ -78,8 +72,8 @@ class ImageBatch(NamedTuple):
         return int(torch.Size(self.shape[:-1]).numel())
 
     def call(self, place: int) -> Call:
-        """Return the arguments of a layer; those of the last one for a layer that was deleted, of which MACs are counted."""
-        call = self.calls[min(place, len(self.calls) - 1)]
+        """Return the arguments of a layer."""
+        call = self.calls[place]
         return Call(*tree_map(IntegerTensor.back, (call.args, call.kwargs)))
 
 
@@ -187,7 +181,7 @@ class VisionTower:
         Args:
             hidden: The stream behind the last layer that is read; without content (on `meta`), zeros are taken.
             batches: As `begin` returned them.
-            slices: Likewise.
+            slices: As `begin` returned them.
             given: Pixels and sizes of each prompt's images.
         """
         if hidden.is_meta:

@@ -16,8 +16,8 @@ from das_gym.models.transformers.rejecting import separating_sets
 from das_gym.models.transformers.stack import find_vision_tower, note_output_forms
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
-UNREAD = "nobody reads what it gives"
-TIED = "without it the model reads other layers, or would not load again as it was"
+UNREAD = "its output is never read"
+TIED = "without it the model reads other layers, or would not reload unchanged"
 
 
 def probe_tower(compare: Comparison) -> TowerCapabilities:

@@ -1,4 +1,4 @@
-"""The files of a folder that hold a model's weights: which they are, and of which type and size, their content unread."""
+"""The files of a folder that hold a model's weights: which they are, and of which dtype and size, their content unread."""
 
 from __future__ import annotations
 
@@ -8,35 +8,33 @@ from typing import Any
 
 import torch
 
-from das_gym.files import parse_json, read_json
+from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
-INDEX = "model.safetensors.index.json"
-INDICES = (INDEX, "pytorch_model.bin.index.json")
-"""What tells of weights in several files."""
-
-MAX_HEADER = 10**8
-"""Bytes of a header. Source: safetensors' own limit."""
-
-WHOLE = "1000GB"
-"""Shard size of a model that was in one file."""
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads weights from: safetensors, or else torch's own."""
+    """Return the files that transformers loads weights from: safetensors, or else torch's own."""
     found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     return found or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def source_dtype(folder: Path) -> torch.dtype:
-    """The type that most of the weights of a folder have; of torch's own files what its configuration says, if it does."""
+    """Return the dtype of most weights of a folder; of torch's own files, what its configuration says, if it does."""
+    from safetensors import SafetensorError, safe_open
+
     counts, files = Counter[Any](), weight_files(folder)
     for path in files:
         if path.suffix == ".safetensors":
-            for entry in _tensors_of(path):
-                counts[DTYPES.get(entry["dtype"])] += entry["data_offsets"][1] - entry["data_offsets"][0]
+            try:
+                with safe_open(path, "pt") as file:
+                    for part in (file.get_slice(name) for name in file.keys()):  # noqa: SIM118 - no mapping
+                        counts[DTYPES.get(part.get_dtype())] += torch.Size(part.get_shape()).numel()
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
     named = None if counts else _named_dtype(folder)
     if files and not counts and named is None:
         smallest = min(files, key=lambda path: path.stat().st_size)
@@ -46,12 +44,12 @@ def source_dtype(folder: Path) -> torch.dtype:
 
 
 def loaded_dtype(folder: Path) -> torch.dtype:
-    """The type that `dtype="auto"` computes in: what the configuration says, or else that of the weights."""
+    """Return the dtype of a model loaded with `dtype="auto"`: the configuration's, or else that of the weights."""
     return _named_dtype(folder) or source_dtype(folder)
 
 
 def _named_dtype(folder: Path) -> torch.dtype | None:
-    """The type that a configuration names."""
+    """Return the dtype that a configuration names."""
     config = read_json(folder / "config.json")
     places = (config, config.get("text_config") or {})
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
@@ -59,28 +57,13 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def _tensors_of(path: Path) -> list[dict[str, Any]]:
-    """What a file of safetensors says of each tensor; nothing else of it is read."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(path.stat().st_size, MAX_HEADER):
-            raise ValueError(f"{path} is not a whole safetensors file: its header has {length} bytes, it says")
-        header = parse_json(file.read(length), f"the header of {path}", "copy it again")
-    try:
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        return [{"dtype": str(e["dtype"]), "data_offsets": [int(at) for at in e["data_offsets"]]} for e in entries]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error!r}); copy it again") from error
-
-
 def shard_size(folder: Path) -> str:
-    """The size of a folder's largest shard, as `save_pretrained` takes it; enough for one file where there is one."""
-    if not any((folder / name).is_file() for name in INDICES):
-        return WHOLE
-    sizes = [
-        max(entry["data_offsets"][1] for entry in _tensors_of(path))
-        if path.suffix == ".safetensors"
-        else path.stat().st_size
-        for path in weight_files(folder)
-    ]
+    """Return the size of a folder's largest file of weights, as `save_pretrained` takes it; no limit if it has one file."""
+    if not any((folder / name).is_file() for name in INDEX_FILES):
+        return "1000GB"
+    sizes = []
+    for path in weight_files(folder):
+        with path.open("rb") as file:  # of a safetensors file, its header does not count
+            header = 8 + int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else 0
+        sizes.append(path.stat().st_size - header)
     return f"{-(-max(sizes) // 1000)}KB"

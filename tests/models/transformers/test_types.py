@@ -35,7 +35,7 @@ def vision_of(model: Driven) -> str:
     try:
         tower = model.with_vision().vlm.capabilities.tower
     except ValueError as error:
-        return f"none: {str(error).partition(': leave')[0]}"
+        return f"none: {str(error).partition('. Leave')[0]}"
     why = dict.fromkeys(tower.protected.values())
     told = [f"{', '.join(str(p) for p, r in tower.protected.items() if r == reason)} ({reason})" for reason in why]
     return f"all but {' and '.join(told)}" if told else "all"
@@ -47,7 +47,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
     if driven is None:
         with pytest.raises(ValueError, match="supported") as error:
             load_vlm(folder)
-        kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("refused: ")[1]
+        kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("supported: ")[1]
         return f"| {kind} | {title} | none: {why} | - | - |"
     traits, kind = driven.vlm.capabilities, driven.vlm.model.config.model_type
     layers = "all"
