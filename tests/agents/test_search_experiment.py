@@ -127,7 +127,7 @@ def test_whatever_a_problem_has_can_be_set_and_reaches_it():
         ({"env_id": "DAS-METER-VQA-v0", "supernet": "none.safetensors"}, r"supernet=.*none\.safetensors: no such file"),
         ({"agent": "ppo", "start_from": "none"}, "no agent at .*none"),
         ({"env_id": "DAS-METER-VQA-v0", "device": "gpu"}, "device='gpu' cannot be used here"),
-        ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"data_root": "none"}}, "data_root=none: no such file or folder"),
+        ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"data_root": "none"}}, "`data_root` does not exist"),
         ({"skip_num": 13}, "`skip_num` is out of range"),
         ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"rewrd": "metric"}}, "'rewrd'; did you mean 'reward'"),
         ({"env_id": "DAS-METER-VQA-v0", "reward": "metrc"}, "unknown reward 'metrc'; did you mean 'metric'"),

@@ -9,7 +9,7 @@ from das_gym.agents import MaskSpace
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
-from tests.agents.landscapes import MACS, SAVINGS, SPACES
+from tests.agents.landscapes import SAVINGS, SPACES
 
 COST = SPACES["cost"]
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
@@ -124,7 +124,7 @@ def test_distinct_masks_end_when_there_are_no_more():
 def test_many_layers_are_not_listed():
     space = SPACES["many, by cost"]
     assert space.size is None
-    with pytest.raises(ValueError, match=r"cannot be listed .* search them with an agent that samples, such as bayes"):
+    with pytest.raises(ValueError, match="cannot be listed"):
         _ = space.masks
     assert SPACES["many, by count"].size == 735_471
     masks = space.distinct(50, lambda: space.sample(np.random.default_rng(0)), np.random.default_rng(1))
@@ -132,30 +132,8 @@ def test_many_layers_are_not_listed():
     assert space.contains(masks).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
-        ({"skip_num": 2.5}, r"skip_num=2\.5: the model has 12 skippable layers; use 0\.\.12, a whole number"),
-        ({"skip_num": True}, "skip_num=True: the model has 12"),
-        ({"skip_num": "4"}, "skip_num='4': the model has 12"),
-        ({"n_layers": 0, "skip_num": 0}, "n_layers=0 is not allowed"),
-        ({"n_layers": 2.5, "skip_num": 0}, r"n_layers=2\.5 is not allowed; give a whole number"),
-        ({"saved": True, "cost": MACS}, "macs_saved=True is not allowed; give a share"),
-        ({}, "a budget that binds nothing"),
-        ({"skip_num": 1, "saved": 0.1, "cost": MACS}, "are both given"),
-        ({"saved": 0.1}, "needs to know what masks cost"),
-        ({"saved": 0.6, "cost": MACS}, r"macs_saved=0\.6 is out of reach.*saves is 0\.5400 .*; ask for that or less"),
-        ({"saved": float("nan"), "cost": MACS}, "macs_saved=nan is not allowed"),
-        ({"n_layers": 5, "saved": 0.1, "cost": MACS}, "costs of 12 layers; give those of the 5"),
-        ({"n_layers": 24, "saved": 0.6, "cost": MaskCost(100, 100, np.full(24, 2))}, r"saves is 0\.4800"),
-    ],
-)
-def test_impossible_budgets(arguments, text):
-    with pytest.raises(ValueError, match=text):
-        MaskSpace(Budget(**{"n_layers": 12, **arguments}))
-
-
-def test_a_space_is_made_of_a_budget():
-    with pytest.raises(TypeError, match=r"MaskSpace\(12\): give a Budget, such as Budget\(n_layers=12, skip_num=4\)"):
-        MaskSpace(12)
+def test_mask_space_rejects_free_budgets_and_other_objects():
+    with pytest.raises(ValueError, match="allows every mask"):
+        MaskSpace(Budget(12))
+    with pytest.raises(TypeError, match="Budget"):
+        MaskSpace(12)  # type: ignore[arg-type]
