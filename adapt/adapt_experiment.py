@@ -35,7 +35,7 @@ from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference
-from das_gym.adapt.refining import Round, candidates, refine, taken
+from das_gym.adapt.refining import Round, candidates, refine, selected_mask
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, compare, print_report, write_answers
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
@@ -200,7 +200,7 @@ def refine_choice(
     if len(masks) < 2:
         return choice.mask, []
     rounds = refine(choice.problem, splits, masks, settings.training, folder)
-    return taken(rounds, masks), rounds
+    return selected_mask(rounds, masks), rounds
 
 
 def check_test_images(task: Task, test: Sequence[Any]) -> None:

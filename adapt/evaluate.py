@@ -1,4 +1,4 @@
-"""Evaluation of a subnet by plain forward passes: what the task reports of a whole split."""
+"""Evaluate a subnet on a split by plain forward passes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from das_gym.progress import progress
 from das_gym.registration import MODELS, find_class
 from das_gym.tasks.base import Gallery
 
+NEW_TOKENS = 128
+"""Default limit of generated tokens."""
+
+RANKED_IMAGES = 100
+"""Default number of images that are ranked with all of their texts; the field's test sets have 1,000."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a subnet scores on a set of examples.
+    """The scores of a subnet on a set of examples.
 
     Attributes:
         metric: The task's metric, 0..1.
-        metric_name: What it is.
+        metric_name: Its name.
         loss: Mean loss, nats.
-        numbers: All that the task reports, `metric` and `loss` among it; see `Task.summary`.
-        examples: How many.
-        predictions: What it answered to each, see `Task.predictions`.
+        numbers: All numbers of the task, `metric` and `loss` among them; see `Task.summary`.
+        examples: Number of examples.
+        predictions: The answer to each, see `Task.predictions`.
         metrics: The metric of each example, whose mean is `metric`.
     """
 
@@ -42,32 +48,17 @@ class Evaluation:
 
 
 def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
-    """(3, height, width) float32: the mean of the images of the examples, which have one size, as the model sees them."""
+    """Return the (3, height, width) float32 mean of the images of the examples, which have one size."""
     sources = {pair.image.key: pair.image for pair in subnet.task.pairs(examples)}
-    total: Tensor | None = None
-    for key in sorted(sources):
-        image = subnet.task.processor.image(sources[key])
-        total = image if total is None else total + image
-    if total is None:
-        raise ValueError("no examples; give at least one")
-    return total / len(sources)
-
-
-NEW_TOKENS = 128
-"""Most tokens of an answer in words, unless more are asked for."""
-
-RANKED_IMAGES = 100
-"""Images that are ranked, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
+    images = [subnet.task.processor.image(sources[key]) for key in sorted(sources)]
+    total: Tensor = sum(images[1:], images[0])
+    return total / len(images)
 
 
 def check_rank_images(rank_images: int | None) -> None:
-    """Refuse a number of images that cannot be ranked.
-
-    Raises:
-        ValueError: less than 1.
-    """
+    """Raise ValueError if a number of images is less than 1."""
     if rank_images is not None and rank_images < 1:
-        raise ValueError(f"rank_images={rank_images} is not allowed; use 1 or more, or None for all test images")
+        raise ValueError(f"`rank_images` is out of range: got {rank_images}, expected 1 or more, or None for all.")
 
 
 @torch.inference_mode()
@@ -79,18 +70,18 @@ def evaluate(
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
-    """Solve examples by plain forward passes; a task with a gallery also ranks its texts and images.
+    """Evaluate examples; a retrieval task also ranks its texts and images.
 
     Args:
         subnet: A pruned model with its head.
         examples: At least one.
         title: Of the progress bar.
-        pairs: At most so many go through the model at a time.
-        blind: (3, height, width) image to show instead of every image, or None.
-        rank_images: Most images that are ranked, None = all; nothing is ranked blind.
+        pairs: Largest number of pairs of text and image in a batch.
+        blind: (3, height, width) image that replaces every image, or None.
+        rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
 
     Raises:
-        FloatingPointError: what it says of an example is not a number.
+        FloatingPointError: an output is not finite.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
@@ -98,7 +89,7 @@ def evaluate(
     for chunk, logits in answered(subnet, examples, title, pairs, blind):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
-        _check_numbers(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
+        _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
         rows += zip(losses.tolist(), metrics.tolist(), strict=True)
         predictions += task.predictions(chunk, logits)
     losses, metrics = np.array(rows).T
@@ -120,29 +111,33 @@ def predict(
         subnet: A pruned model with its head.
         examples: At least one.
         title: Of the progress bar.
-        pairs: At most so many go through the model at a time, where answers are chosen.
-        max_new_tokens: Most tokens of an answer in words; a warning tells how many answers are cut there.
+        pairs: Largest number of pairs in a batch, if answers are classes.
+        max_new_tokens: Limit of generated tokens. A warning tells how many answers reach it.
 
     Raises:
-        FloatingPointError: what it says of an example is not a number.
-        TypeError: the examples want answers in words, and the model says none.
+        FloatingPointError: an output is not finite.
+        TypeError: the examples need generated answers, and the model cannot generate.
     """
     task = subnet.task
-    asked = [task.generation_prompt(example) for example in examples]
-    chosen = [example for example, prompt in zip(examples, asked, strict=True) if prompt is None]
-    free = [prompt for prompt in asked if prompt is not None]
-    said = iter(_said(subnet, free, title, max_new_tokens) if free else ())
-    batches = answered(subnet, chosen, title, pairs) if chosen else ()
-    rows = (row for chunk, logits in batches for row in task.predictions(chunk, logits))
-    pairs_of = zip(examples, asked, strict=True)
-    return [next(rows) if prompt is None else task.format_generated(example, next(said)) for example, prompt in pairs_of]
+    prompts = [task.generation_prompt(example) for example in examples]
+    to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
+    to_generate = [prompt for prompt in prompts if prompt is not None]
+    texts = iter(_generate(subnet, to_generate, title, max_new_tokens) if to_generate else ())
+    classified: list[dict[str, Any]] = []
+    for chunk, logits in answered(subnet, to_classify, title, pairs) if to_classify else ():
+        classified += task.predictions(chunk, logits)
+    classes = iter(classified)
+    return [
+        next(classes) if prompt is None else task.format_generated(example, next(texts))
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
 
 
-def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
+def _generate(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
-        raise TypeError(f"a {type(vlp).__name__} says no answers in words: register how it does, as ModelEntry(say=...)")
+        raise TypeError(f"a {type(vlp).__name__} cannot generate answers. Register how it does, as `ModelEntry(say=...)`.")
     answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
     return answers
 
@@ -150,7 +145,7 @@ def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_toke
 def answered(
     subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int, blind: Tensor | None = None
 ) -> Iterator[tuple[Sequence[Any], Tensor]]:
-    """Batches of examples with their logits; the arguments are those of `evaluate`."""
+    """Yield batches of examples with their logits; arguments as for `evaluate`."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
     step = task.examples_for_pairs(pairs)
@@ -160,15 +155,15 @@ def answered(
             pairs_of = task.pairs(chunk)
             pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
             logits = subnet.head(task.group_features(pooled))
-            largest = logits.reshape(len(logits), -1).amax(1)  # small beside a vocabulary of logits; NaN where one is
-            _check_numbers(subnet, chunk, largest.isnan() | largest.isposinf())
+            largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
+            _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())
             yield chunk, logits
             bar.update(len(chunk))
 
 
-def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor) -> None:
-    """Refuse to go on with numbers that are none: (rows,) bool, a row an example, or else nobody knows whose it is."""
-    rows = wrong.tolist()
+def _check_finite(subnet: AdaptedModel, examples: Sequence[Any], broken: Tensor) -> None:
+    """Raise FloatingPointError if any of (rows,) bool is true; a row is an example, unless there are more rows."""
+    rows = broken.tolist()
     if not any(rows):
         return
     keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
@@ -179,14 +174,14 @@ def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor)
 
 
 def _blind(subnet: AdaptedModel, pairs: Sequence[Any], image: Tensor) -> Tensor:
-    """Pooled features of pairs that all show one image."""
+    """Return pooled features of pairs that all show one image."""
     vlp, batch = subnet.backbone.vlp, subnet.task.processor(pairs)
     batch["image"] = image.expand(len(batch["image"]), -1, -1, -1)
     return vlp({name: tensor.to(vlp.device) for name, tensor in batch.items()})
 
 
 def ranked(subnet: AdaptedModel, gallery: Gallery, title: str) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways (`tr_r1`, ..., `ir_r10`, 0..1) and `ranked_images`, how many images were ranked."""
+    """Return recall at 1, 5 and 10 both ways (`tr_r1`, ..., `ir_r10`, 0..1) and the number of `ranked_images`."""
     images, texts = gallery.images, gallery.texts
     with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
         scores = rank(subnet.backbone.vlp, subnet.head, subnet.task.processor, images, texts, progress=bar.update)

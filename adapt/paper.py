@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from das_gym.adapt.training import SCHEDULES
+from das_gym.adapt.training import POSITIVE, SCHEDULES, check_ranges
 
 from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
@@ -87,33 +88,24 @@ class DASSettings:
     power: float = _from("code's configs: polynomial decay to 0, power 1")
 
     def __post_init__(self) -> None:
-        least = {
-            "skip_num": 0,
-            "warmup_epochs": 0,
-            "search_epochs": 1,
-            "finetune_epochs": 0,
-            "steps_per_turn": 1,
-            "masks_per_turn": 2,
-            "reward_examples": 1,
-            "batch_size": 1,
-        }
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use {lowest} or more")
-        for name in ("update_rate", "learning_rate", "head_multiplier", "fusion_multiplier", "power"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use a number above 0")
+        ranges: dict[str, tuple[float, float]] = {"masks_per_turn": (2, math.inf), "dropout": (0, 1 - 1e-9)}
+        for name in ("search_epochs", "steps_per_turn", "reward_examples", "batch_size"):
+            ranges[name] = (1, math.inf)
+        for name in ("skip_num", "warmup_epochs", "finetune_epochs", "projector_learning_rate", "itm_weight"):
+            ranges[name] = (0, math.inf)
+        for name in (
+            "update_rate",
+            "learning_rate",
+            "finetune_learning_rate",
+            "head_multiplier",
+            "fusion_multiplier",
+            "power",
+        ):
+            ranges[name] = POSITIVE
+        check_ranges(self, **ranges)
         check_names([self.schedule], SCHEDULES, "schedule")
         check_names([self.finetune_from], ("new", "search"), "finetune_from")
-        if self.finetune_learning_rate is not None and not self.finetune_learning_rate > 0:
-            raise ValueError(f"finetune_learning_rate={self.finetune_learning_rate} is not allowed; use a number above 0")
-        for name in ("projector_learning_rate", "itm_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 0 or more")
-        if self.reward_split not in ("reward", "train"):
-            raise ValueError(f"reward_split={self.reward_split!r} is unknown; choose reward or train")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is not allowed; use 0 or more, below 1")
+        check_names([self.reward_split], ("reward", "train"), "reward_split")
 
 
 METER_VQA = DASSettings(

@@ -156,6 +156,3 @@ def _held_out_loss(subnet: AdaptedModel, splits: Splits[Any], title: str) -> flo
     """Return the loss on the examples that searches score masks by, in nats."""
     examples = shuffled(subnet.task, splits.reward, subnet.task.reward_examples)
     return evaluate(subnet, examples, title, rank_images=1).loss
-
-
-taken = selected_mask

@@ -1,4 +1,4 @@
-"""Evaluate and measure fine-tuned models, and report them beside the baseline: table, conclusion, answers."""
+"""Evaluate and measure fine-tuned models, and report them next to the baseline: table, conclusion, answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
-"""Numbers shown beside the metric if the task reports them."""
+"""Numbers shown next to the metric if the task reports them."""
 
 BASELINE = "baseline"
 FULL_MODEL = "full_model"

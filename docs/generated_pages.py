@@ -1,4 +1,4 @@
-"""The pages that are made when the site is built: one for each environment, and what stands elsewhere in the repository.
+"""Pages generated when the site is built: one for each environment, and copies of files outside docs/.
 
 `mkdocs.yml` names this file as a hook. Environments are described by their docstrings, in Gymnasium's headings, and by the
 bundled table, which knows layers and statistics without a model.
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+from figures import search_figure
 from mkdocs.structure.files import File, Files
-from pictures import search_picture
 
 from das_gym import ENVIRONMENTS
 from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
@@ -26,15 +26,15 @@ COPIES = {
     "security.md": ("SECURITY.md", "Extend it"),
     "changelog.md": ("CHANGELOG.md", "Extend it"),
 }
-"""Pages that are files elsewhere in the repository, and under which title of the navigation they stand."""
+"""Pages copied from files outside docs/, with their section of the navigation."""
 
 SOURCES = {f"../{source}": page for page, (source, _) in COPIES.items()} | {
     "../das_gym/envs/skip_env.py": "environments/index.md"
 }
-"""What the pages in docs/ link to, so that their links work on GitHub, and the page of the site that is made of it."""
+"""Link targets in docs/ that work on GitHub, and the page of the site for each."""
 
 OPTIONAL = {"suite.md": "Environments"}
-"""Pages that stand in the navigation once somebody has written them."""
+"""Pages that join the navigation if they exist."""
 
 
 def on_config(config: Any) -> Any:
@@ -51,7 +51,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages and the pictures in them."""
+    """Add the generated pages and their figures."""
     for name, (source, _) in COPIES.items():
         files.append(File.generated(config, name, content=_without_outside_links((ROOT / source).read_text("utf-8"))))
     files.append(File.generated(config, "environments/index.md", content=overview()))
@@ -60,7 +60,7 @@ def on_files(files: Files, config: Any) -> Files:
     for entry in ENVIRONMENTS.values():
         files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
         if entry.table is not None:
-            files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
+            files.append(File.generated(config, f"environments/{entry.id}.png", content=search_figure(entry.id)))
     return files
 
 
@@ -84,12 +84,12 @@ def overview() -> str:
     for e in ENVIRONMENTS.values():
         table = "no table is bundled" if e.table is None else f"[{e.tabular_id}](tabular.md)"
         lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | {table} |")
-    lines += ["", "Models and tasks of your own get ids of their own: [Extending](../extending.md)."]
+    lines += ["", "Custom models and tasks get ids, too: [Extend das_gym](../extending.md)."]
     return "\n".join(lines)
 
 
 def environment_page(entry: EnvEntry) -> str:
-    """An environment: what it is made of, a picture where there is a table to search, and its docstring."""
+    """Describe an environment: its parts, a figure if it has a table, and its docstring."""
     needed = "" if entry.bundled else ", supernet=..."
     facts = {
         "made by": f'`gymnasium.make("{entry.id}"{needed})`, many at once by `gymnasium.make_vec` with `num_envs=...`',
@@ -113,7 +113,7 @@ def environment_page(entry: EnvEntry) -> str:
 
 
 def _table_facts(entry: EnvEntry) -> dict[str, str]:
-    """What the bundled table knows of an environment."""
+    """Return facts about an environment from its bundled table."""
     env: Any = gymnasium.make(entry.tabular_id).unwrapped
     meta = env.table.meta
     statistics = [name.partition("/")[2] for name in env.feature_names if name.startswith(f"{meta.layer_names[0]}/")]

@@ -35,7 +35,7 @@ class Args:
 
 
 class Replay:
-    """The last so many transitions, each part in an array of its own."""
+    """Ring buffer of the last transitions, with one array for each part."""
 
     def __init__(self, size: int) -> None:
         self.size, self.count, self.parts = size, 0, []
@@ -55,7 +55,7 @@ class Replay:
 
 
 def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
-    """Environments side by side, which begin anew within the step that ends an episode."""
+    """Make vectorized environments that reset within the step that ends an episode."""
     kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
     return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
 
@@ -84,7 +84,7 @@ def final_regret(network: nn.Module, env_id: str) -> float:
 
 
 def main(**settings) -> float:
-    """Train with these fields of `Args`; the regret of what was learnt, in units of reward."""
+    """Train with these fields of `Args`; return the regret of the result, in units of reward."""
     args = Args(**settings)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

@@ -49,7 +49,7 @@ class Agent(nn.Module):
 
 
 def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
-    """Environments side by side, which begin anew within the step that ends an episode."""
+    """Make vectorized environments that reset within the step that ends an episode."""
     kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
     return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
 
@@ -74,7 +74,7 @@ def final_regret(agent: Agent, env_id: str) -> float:
 
 
 def advantages_of(rewards, values, ended, last_value, args: Args) -> torch.Tensor:
-    """(num_steps, num_envs) generalised advantage estimates; `ended` says which steps were an episode's last."""
+    """(num_steps, num_envs) generalised advantage estimates; `ended` marks the last steps of episodes."""
     found, running = torch.zeros_like(rewards), torch.zeros(rewards.shape[1])
     for step in reversed(range(len(rewards))):
         following = last_value if step + 1 == len(rewards) else values[step + 1]
@@ -100,7 +100,7 @@ def improve(agent: Agent, optimizer: torch.optim.Optimizer, batch: list[torch.Te
 
 
 def main(**settings) -> float:
-    """Train with these fields of `Args`; the regret of what was learnt, in units of reward."""
+    """Train with these fields of `Args`; return the regret of the result, in units of reward."""
     args = Args(**settings)
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs)

@@ -1,4 +1,4 @@
-"""Optimisers from elsewhere: Optuna, and twenty lines of one's own. They call an oracle, which answers from a table."""
+"""External optimisers on a table: Optuna, and simulated annealing in twenty lines."""
 
 import numpy as np
 import optuna

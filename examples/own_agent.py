@@ -1,4 +1,4 @@
-"""Your own agent: registered by name, searched with, and compared with random search on a table."""
+"""A custom agent: registered by name, used in a search, and compared with random search on a table."""
 
 from das_gym.agents import Agent, SearchConfig, compare_agents, make_oracle, register_agent, search
 

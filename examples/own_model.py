@@ -1,4 +1,4 @@
-"""A model of one's own, without editing das_gym: transformers' BridgeTower, whose encoders feed every cross-modal layer."""
+"""A custom model: transformers' BridgeTower, whose encoders feed every cross-modal layer."""
 
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from das_gym.models.meter.inputs import meter_transform  # CLIP's pixels, which 
 
 class BridgeTower(VLP):
     tunable = ("skip_adapter", "cross_modal_text_pooler", "cross_modal_image_pooler")
-    promptless = "every stage adds to its tokens what the encoders made of them"
+    promptless = "every stage adds the encoders' outputs to its tokens"
 
     def __init__(self, bridge, bottleneck):
         super().__init__()

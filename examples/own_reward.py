@@ -1,4 +1,4 @@
-"""A reward of one's own: registered by name, searched for, and compared with the paper's on a table."""
+"""A custom reward: registered by name, used in a search, and compared with the paper's on a table."""
 
 import gymnasium
 import numpy as np
@@ -25,7 +25,7 @@ def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 120) -> fl
         result = search(config)
         rank = table.rank(np.array(result.mask), reward, skip_num=4)
         test = table.values("metric", "test")[table.index(result.mask)]
-        print(f"{reward:>12}: {result.reward:.4f}, rank {rank} of its own, test accuracy {test:.4f}")
+        print(f"{reward:>12}: {result.reward:.4f}, rank {rank}, test accuracy {test:.4f}")
     return float(table.values("above_chance")[table.index(result.mask)])
 
 

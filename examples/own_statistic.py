@@ -1,4 +1,4 @@
-"""A layer statistic of one's own: registered by name, observed, and layers ranked by it in one shot."""
+"""A custom layer statistic: registered by name, observed, and used to rank layers."""
 
 import gymnasium
 import numpy as np

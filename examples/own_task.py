@@ -1,4 +1,4 @@
-"""A task of one's own, without editing das_gym: is there such a thing in the picture? Its environment, and a search."""
+"""A custom task: does the image contain the named object? Its environment, and a search."""
 
 import tempfile
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Methods of fine-tuning side by side: who takes part, one training of each, and what all of them come to."""
+"""Comparison of fine-tuning methods: variants, trainings, kept models and the table."""

@@ -281,7 +281,7 @@ def read_trials(path: Path) -> list[Trial]:
     """
     if not path.is_file():
         return []
-    with damage_named(path, "remove it, and all is trained anew"):
+    with damage_named(path, "remove it, and all is trained again"):
         return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 

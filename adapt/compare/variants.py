@@ -62,7 +62,7 @@ def method_variants(
     variants: list[MethodVariant] = []
     for name in methods:
         own = dict(settings.get(name, {}))
-        make_method(name, own)  # refuses wrong settings before anything trains
+        make_method(name, own)  # rejects wrong settings before anything trains
         if name != MASKED:
             variants.append(MethodVariant(name, find_class(METHODS[name]).title, name, own))
             continue

@@ -96,7 +96,7 @@ def _card(source: Path, exported: Exported, adapted: bool, vlm: VLM, record: Map
     if removed:
         about.append(f"Removed layers: {', '.join(removed)}.")
     if adapted:
-        about.append("Adapters of DAS (arXiv 2309.01479) are in their place, and beside the remaining layers.")
+        about.append("Adapters of DAS (arXiv 2309.01479) are inserted instead, and next to the remaining layers.")
     parts = [
         front_matter(source, auto, ()),
         f"# {name}, fine-tuned",

@@ -97,7 +97,7 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
-    """Refuse a 16-bit dtype that this machine computes tens of times slower than float32.
+    """Reject a 16-bit dtype that this machine computes tens of times slower than float32.
 
     Raises:
         ValueError: names the settings that help.
@@ -140,7 +140,7 @@ def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: n
 
 
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
-    """Refuse a budget for which every layer of the decoder, or of the vision tower, would have to go."""
+    """Reject a budget for which every layer of the decoder, or of the vision tower, would have to go."""
     stacks = {JOINT: vlm.stack} if vlm.tower is None else {JOINT: vlm.stack, IMAGE: vlm.tower.stack}
     units = {stream: [n for n, unit in enumerate(vlm.layers) if unit.stream == stream] for stream in stacks}
     fully_skippable = [units[stream] for stream, stack in stacks.items() if len(units[stream]) == len(stack.layers)]
@@ -186,11 +186,11 @@ def is_removable(problem: Problem, mask: np.ndarray) -> bool:
 
 
 _KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
-"""The reason why a mask was refused, empty for accepted masks, by model and mask."""
+"""The reason why a mask was rejected, empty for accepted masks, by model and mask."""
 
 
 def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Refuse a mask without whose layers the model does not generate as it should. The result is cached.
+    """Reject a mask without whose layers the model does not generate as it should. The result is cached.
 
     Raises:
         ValueError: the reason.

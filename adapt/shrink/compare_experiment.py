@@ -200,7 +200,7 @@ def read_searches(folder: Path) -> dict[str, StartedSearch]:
     path = folder / SEARCHES
     if not path.is_file():
         return {}
-    with damage_named(path, "remove it, and all methods search anew"):
+    with damage_named(path, "remove it, and all methods search again"):
         started = {method: build(StartedSearch, each, "entry") for method, each in read_json(path).items()}
     return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
@@ -257,7 +257,7 @@ def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
     if not path.is_file():
         return None, []
     record = read_json(path)
-    with damage_named(path, "remove it, and all methods are measured anew"):
+    with damage_named(path, "remove it, and all methods are measured again"):
         return build(Quality, record["full"]), [build(MethodResult, each) for each in record["methods"]]
 
 

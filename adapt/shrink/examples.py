@@ -26,7 +26,7 @@ class _Length(NamedTuple):
 
 
 def check_examples(task: Task, examples: Sequence[Any]) -> None:
-    """Refuse examples that the model cannot read.
+    """Reject examples that the model cannot read.
 
     All texts are tokenized and all images decoded. Only the longest prompts are encoded with their image tokens, since that
     takes long for thousands of examples.
@@ -66,7 +66,7 @@ def check_examples(task: Task, examples: Sequence[Any]) -> None:
             tokens = _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
             if one.pixels:
                 tokens_per_pixel = max(tokens_per_pixel, (tokens - one.words) / one.pixels)
-    for one in [one for one in lengths if not one.prompt.images][:1]:  # some templates refuse prompts without an image
+    for one in [one for one in lengths if not one.prompt.images][:1]:  # some templates reject prompts without an image
         _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
 
 

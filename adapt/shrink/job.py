@@ -41,7 +41,7 @@ LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
 
 MEASURE_PEAK = True
-"""Whether the full model's peak memory is measured too, in a process of its own."""
+"""Whether the full model's peak memory is measured too, in a separate process."""
 
 
 class ShrinkJob:

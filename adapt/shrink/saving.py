@@ -69,7 +69,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `out` if the block ends without an error.
 
     Raises:
-        ValueError: the disk refuses it, or `out` exists by then.
+        ValueError: the disk rejects it, or `out` exists by then.
     """
     try:
         with whole_folder(out) as part:

@@ -1,4 +1,4 @@
-"""Run as a script, in a process of its own: load a folder with transformers alone, and write its logits and texts.
+"""Run as a script, in a separate process: load a folder with transformers alone, and write its logits and texts.
 
     python -P subprocess_main.py FOLDER INPUT OUTPUT
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class DasGymBlocker:
-    """Refuse every import of das_gym."""
+    """Reject every import of das_gym."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:

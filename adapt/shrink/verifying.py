@@ -273,7 +273,7 @@ def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Ten
 
 @torch.no_grad()
 def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int], tolerance: float, where: str) -> None:
-    """Refuse a generated token that is not the masked model's most likely one, except for rounding."""
+    """Reject a generated token that is not the masked model's most likely one, except for rounding."""
     start = encoding.answer
     ids = torch.cat((encoding.ids[:start], torch.tensor(tokens)))
     types = {}

@@ -94,7 +94,8 @@ def run_agent(
     searches = [search(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     if len(different) < len(seeds):
         searches = searches * len(seeds)
-    return AgentResult(agent, *map(np.array, zip(*searches, strict=True)))
+    answers, curves, used, milliseconds = (np.array(column) for column in zip(*searches, strict=True))
+    return AgentResult(agent, answers, curves, used, milliseconds)
 
 
 def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:

@@ -120,8 +120,8 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
     x, losses = 100 * front.saved, _finite(searched.losses)
     axes.scatter(100 * searched.saved, losses, s=8, color=_GREY, label="scored", zorder=1)
     for index, (name, scored) in enumerate(result.baselines.items(), start=1):
-        style = {"s": 30, "color": f"C{index}", "marker": "v^<>DP*X"[index % 8]}
-        axes.scatter(100 * scored.saved, _finite(scored.losses), label=name, zorder=2, **style)
+        colour, marker = f"C{index}", "v^<>DP*X"[index % 8]
+        axes.scatter(100 * scored.saved, _finite(scored.losses), s=30, color=colour, marker=marker, label=name, zorder=2)
     axes.step(x, front.losses, where="pre", color="C0", linewidth=2.0, zorder=3)
     axes.scatter(x, front.losses, s=22, color="C0", label="front, numbered", zorder=4)
     axes.scatter(100 * searched.saved[:1], losses[:1], s=90, color="black", marker="s", label="full model", zorder=3)
@@ -132,7 +132,8 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
     axes.legend(frameon=False)
     axes.set_title(title)
     figure.draw_without_rendering()  # so that the transformation to pixels is known
-    points, numbered = axes.transData.transform(np.column_stack([x, front.losses])), []
+    points = axes.transData.transform(np.column_stack([x, front.losses]))
+    numbered: list[int] = []  # points at least 20 pt apart, so that their numbers do not overlap
     for number, point in enumerate(points):
         if all(np.hypot(*(point - points[other])) >= 20 * figure.dpi / 72 for other in numbered):
             numbered.append(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ class AgentResult:
             evaluations; -inf while it has none. An agent that is done keeps its answer.
         evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
-        best_reward: Reward of the best mask; None before `judge`.
+        best_reward: Reward of the best mask; NaN before `judge`.
         ranks: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None without ground truth.
-        test_metrics: (seeds,) metrics of the answers on the test split, NaN where it had none; None before `judge`.
+        test_metrics: (seeds,) metrics of the answers on the test split, NaN where it had none; empty before `judge`.
     """
 
     agent: str
@@ -39,14 +39,13 @@ class AgentResult:
     curves: Floats
     evaluations: npt.NDArray[np.int64]
     milliseconds: Floats | None = None
-    best_reward: float | None = None
+    best_reward: float = float("nan")
     ranks: Floats | None = None
-    test_metrics: Floats | None = None
+    test_metrics: Floats = field(default_factory=lambda: np.zeros(0))
 
     @property
     def regret(self) -> Floats:
         """(seeds, evaluations): the best reward minus the answer's; inf while there is no answer."""
-        assert self.best_reward is not None, "judge() comes first"
         return np.maximum(self.best_reward - self.curves, 0.0)
 
     @property
@@ -57,7 +56,7 @@ class AgentResult:
     @property
     def near(self) -> npt.NDArray[np.bool_]:
         """(seeds, evaluations): whether the regret is within `TOLERANCE` of the best reward."""
-        return self.regret <= TOLERANCE * abs(self.best_reward or 0.0)
+        return self.regret <= TOLERANCE * abs(self.best_reward)
 
     def needed(self) -> Floats:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
@@ -87,7 +86,7 @@ class AgentResult:
             "evaluations": self.evaluations.tolist(),
             "answers": self.answers.astype(int).tolist(),
             "rewards": _plain(self.curves[:, -1]),
-            "test_metrics": None if self.test_metrics is None else _plain(self.test_metrics),
+            "test_metrics": _plain(self.test_metrics),
         }
 
 

@@ -109,8 +109,8 @@ class Recorder(VectorWrapper):
         if not len(rows):
             return
         scores: dict[str, Any] = {name: plain_numbers(info[name][rows]) for name in SCORES}
-        own = {"skip_probabilities": None, "preferences": None}
-        turn = Turn(masks=masks[rows].astype(int).tolist(), rewards=rewards[rows].tolist(), **own, **scores)
+        scores |= {"masks": masks[rows].astype(int).tolist(), "rewards": rewards[rows].tolist()}
+        turn = Turn(**scores, skip_probabilities=None, preferences=None)
         self.turns.append(turn)
         self.evaluations += len(rows)
         if self.on_turn is not None:

@@ -176,11 +176,12 @@ class _Training:
         config, refusals = self.config, []
         for self.action in actions:
             kwargs = with_action(config.mask_kwargs, self.action)
-            env: Any = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            base: Any = env.unwrapped
             try:
                 checkpoint = None
                 if resume and self.folder is not None:
-                    checkpoint = Checkpoint.load(self.folder, config, len(env.unwrapped.layer_names), SB3_NAMES)
+                    checkpoint = Checkpoint.load(self.folder, config, len(base.layer_names), SB3_NAMES)
                 self.recorder = Recorder(env, config.evaluations, checkpoint, self.folder)
                 vec_env = VecMonitor(SB3VecEnv(self.recorder))
                 self.model = make_model(cls, self.hyperparameters, vec_env, config.seed, own)

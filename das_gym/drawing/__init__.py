@@ -1,1 +1,1 @@
-"""Pictures and pages of architectures under a mask: what environments render, and what reports and the explorer show."""
+"""Images of environments, plots, reports and the explorer."""

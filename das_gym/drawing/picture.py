@@ -36,7 +36,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture.
+    """The content of an image.
 
     Attributes:
         architecture: The model's units.
@@ -118,13 +118,13 @@ def _clipped(text: str, limit: int = 22) -> str:
 
 
 def height_of(architecture: Architecture) -> int:
-    """Return the height of a picture in pixels; even, as video codecs need it."""
+    """Return the height of an image in pixels; even, as video codecs need it."""
     height = layout(architecture).bottom + CHART + MARGIN
     return height + height % 2
 
 
 def draw(scene: Scene, height: int | None = None) -> np.ndarray:
-    """Return a (height, WIDTH, 3) uint8 picture.
+    """Return a (height, WIDTH, 3) uint8 image.
 
     Args:
         scene: The content.

@@ -1,4 +1,4 @@
-"""Training ends where the reward split stops getting better, and goes on after a stop as if there had been none."""
+"""Training ends when the reward split stops improving, and resumes to the same bits."""
 
 from __future__ import annotations
 

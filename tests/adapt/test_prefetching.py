@@ -46,8 +46,8 @@ def no_process_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pictures that this process read itself; the others inherit the watch, not the list."""
+def own_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each image that this process reads itself; workers inherit the patch, not the list."""
     read, here, seen = Processor.read, os.getpid(), list[int]()
 
     def watched(self: Processor, *given):
@@ -60,7 +60,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def trained(problem: ProblemConfig, workers: int, **settings) -> tuple[list[torch.Tensor], Logged]:
-    """What a fine-tuning comes to, its losses beside."""
+    """Return the weights and the logged losses of a fine-tuning."""
     splits, logged = load_splits(problem), Logged()
     subnet = new_subnet(problem, splits)
     config = FinetuneConfig(**{"steps": 6, "batch_size": 4, "dataloader_num_workers": workers, **settings})
@@ -76,13 +76,13 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 3, "batch_size": 7}, {"encoder_cache_gib": 0.0}])
-def test_prefetcher_changes_no_bit_of_a_training(problem: ProblemConfig, elsewhere: list[int], settings: dict):
+def test_prefetcher_changes_no_bit_of_a_training(problem: ProblemConfig, own_reads: list[int], settings: dict):
     alone, curve = trained(problem, 0, **settings)
-    del elsewhere[:]
+    del own_reads[:]
     read, other = trained(problem, 2, **settings)
     assert same(alone, read)
     assert curve == other
-    assert len(elsewhere) <= 1  # the estimate of memory looks at one
+    assert len(own_reads) <= 1  # the estimate of memory looks at one
 
 
 def stopped_at(step_loss: StepLoss, last: int, step: int) -> Iterator[StepResult]:

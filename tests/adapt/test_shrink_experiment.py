@@ -60,8 +60,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """With a search before and a fresh process behind it, as a person has it."""
+def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6})
     folder, printed = run_folder(run), capsys.readouterr().out
@@ -95,8 +94,7 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path):
-    """Loaded in a fresh process by the code that lies in the folder; what they cost is counted."""
+def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_path: Path):
     out = tmp_path / "out"
     run = shrink(mask=(0, 1, 0, 0), recover="adapters", train={"bottleneck": 4, "skip_bottleneck": 6}, out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
@@ -112,7 +110,7 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_without_recovery_a_mask_and_nothing_else(
+def test_shrink_without_recovery(
     shrink: Callable[..., Any],
     given: dict[str, str],
     tmp_path: Path,
@@ -120,7 +118,7 @@ def test_without_recovery_a_mask_and_nothing_else(
     capsys: pytest.CaptureFixture[str],
 ):
     del trusting
-    cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # as the Hub's downloads lie
+    cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # the Hub's cache
     cached.mkdir(parents=True)
     for path in Path(given["checkpoint"]).iterdir():
         (cached / path.name).symlink_to(path)
@@ -140,7 +138,7 @@ def test_without_recovery_a_mask_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_the_model_is_removed(
+def test_shrink_removes_a_folder_that_fails_verification(
     shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def wrong(*_: Any) -> None:
@@ -153,7 +151,9 @@ def test_a_folder_that_is_not_the_model_is_removed(
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch):
+def test_shrink_resumes_the_training(
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+):
     del trusting
     original, steps = Trainer.take_step, []
 
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
 
 
 @pytest.mark.slow
-def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_nothing(
+def test_refine_chooses_among_masks_and_resumes(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):
     del trusting
@@ -199,7 +199,7 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         trained.append(self.step)
-        if len(trained) == 5:  # amid the second round
+        if len(trained) == 5:  # in the second round
             raise KeyboardInterrupt
         return original(self, *arguments)
 
@@ -215,10 +215,9 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before the record", "behind it"])
-def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
+def test_shrink_resumes_after_the_model_was_saved(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch, after: bool
 ):
-    """The model is whole by then: `out` is there, and that is no mistake."""
     del trusting
     original = Path.replace
 
@@ -248,86 +247,49 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     [
         ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
         ({"out": "{data_root}"}, "`out` exists"),
-        ({"macs_saved": 0.99}, "`macs_saved` is out of reach"),
-        (
-            {"memory_saved": 0.99},
-            "`memory_saved` is out of reach",
-        ),
+        ({"memory_saved": 0.99}, "`memory_saved` is out of reach"),
         ({"parameters_saved": 0.5, "memory_saved": 0.2}, "more than one budget"),
-        ({"skip_num": 9}, "`skip_num` is out of range"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
-        (
-            {"parameters_saved": 0.3},
-            r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less",
-        ),
-        ({"skip_num": 1, "macs_saved": 0.2}, "more than one budget"),
+        ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
         ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
-        ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers would be deleted: leave one at least"),
-        (
-            {"mask": (0, 1, 0, 0), "skip_num": 2},
-            r"`mask` does not keep the budget: it skips 1 layers, .* of the MACs, and not exactly 2 of 4 layers",
-        ),
-        (
-            {"mask": (0, 1, 0, 0), "memory_saved": 0.2},
-            r"not at least 20 % of the memory saved. Leave out `mask` or `memory_saved`",
-        ),
+        ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
+        ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
         ({"mask": (0, 1, 0, 2)}, "holds other values than 0"),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
-        ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
-        (
-            {"supernet": "{checkpoint}/model.safetensors"},
-            "`supernet` is not supported",
-        ),
+        ({"units": "sublayers"}, "`units=sublayers`"),
+        ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
         ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
-        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask and point"),
-        ({"test_examples": 0}, "test_examples"),
+        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_refused_before_anything_begins(
+def test_shrink_rejects_wrong_settings_before_a_search(
     shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, settings: dict[str, Any], text: str
 ):
     filled = {name: value.format(**given) if isinstance(value, str) else value for name, value in settings.items()}
-    with pytest.raises(RunError, match=text) as refused:
+    with pytest.raises(RunError, match=text) as rejected:
         shrink(**filled)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(rejected.value)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["", "compare"])
-def test_a_damaged_test_picture_is_named_before_anything_is_searched(given: dict[str, str], tmp_path: Path, command: str):
+def test_compare_rejects_a_damaged_image_before_a_search(given: dict[str, str], tmp_path: Path):
     making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    (tmp_path / "data" / "images" / "20.png").write_bytes(b"no picture")
-    updates = {**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
+    (tmp_path / "data" / "images" / "20.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"20\.png cannot be read"):
-        (compare_command if command else ex).run(updates)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-@pytest.mark.parametrize(("name", "number"), [("train", 2), ("test", 20)])
-def test_a_text_that_is_too_long_is_named_before_anything_is_searched(
-    shrink: Callable[..., Any], tmp_path: Path, name: str, number: int
-):
-    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    path = tmp_path / "data" / f"{name}.json"
-    entries = read_json(path)
-    long = next(entry for entry in entries if entry["image"] == f"{number}.png")
-    long["conversations"][1]["value"] = "red " * 600
-    write_json(path, entries)
-    with pytest.raises(RunError, match=rf"^{name}\.json.*tokens with its answer's .*, the model reads 512: take it out"):
-        shrink(data_root=str(tmp_path / "data"))
+        compare_command.run({**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")})
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def spoilt(place: Path, name: str, **changes: Any) -> Path:
-    """Data whose last entry of a split is another one."""
+    """Write data in which the last entry of a split is changed."""
     making.llava_folder(place, train=12, val=12, test=12)
     entries = read_json(place / f"{name}.json")
     entries[-1] = {**entries[-1], **changes}
@@ -335,57 +297,46 @@ def spoilt(place: Path, name: str, **changes: Any) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", ["train", "val", "test"])
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("name", "changes", "text"),
     [
+        ("train", {"conversations": making.said("<image>\nx", "red " * 600)}, "tokens .* 512"),
+        ("val", {"conversations": making.said("<image>\nx", "</s>")}, "'</s>'"),
         (
-            {"conversations": making.said("<image>\nx", "</s>")},
-            "the answer '</s>' comes to no token: take it out",
-        ),
-        (
+            "test",
             {"image": ["many.png"] * 40, "conversations": making.said("<image>" * 40, "red")},
-            r"comes to 6\d\d tokens with its answer's 3, the model reads 512: take it out",
+            r"has 6\d\d tokens",
         ),
+        ("train", {"image": "short.png"}, r"the image .*short\.png cannot be read"),
     ],
-    ids=["an answer of no token", "many pictures"],
+    ids=["a long answer", "an answer without tokens", "many images", "a truncated image"],
 )
-def test_an_entry_that_the_model_cannot_read_is_named_before_anything_is_searched(
+def test_shrink_rejects_unreadable_examples_before_a_search(
     shrink: Callable[..., Any], tmp_path: Path, name: str, changes: dict[str, Any], text: str
 ):
-    """Wherever it stands, and although its text is shorter than others."""
     data = spoilt(tmp_path / "data", name, **changes)
     making.draw(data / "images" / "many.png")
-    with pytest.raises(RunError, match=rf"^{name}\.json.*: the question .*{text}") as refused:
+    (data / "images" / "short.png").write_bytes((data / "images" / "0.png").read_bytes()[:50])
+    with pytest.raises(RunError, match=rf"^{name}\.json.*{text}") as rejected:
         shrink(data_root=str(data), train={"batch_size": 12})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(rejected.value)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_a_picture_cut_short_is_named_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path, name: str):
-    data = spoilt(tmp_path / "data", name, image="short.png")
-    picture = (data / "images" / "0.png").read_bytes()
-    (data / "images" / "short.png").write_bytes(picture[:50])
-    with pytest.raises(RunError, match=rf"^{name}\.json.*: the image .*short\.png cannot be read"):
-        shrink(data_root=str(data), train={"batch_size": 12})
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_a_picture_of_too_many_tokens_is_named_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):
-    """Qwen's pictures are as many tokens as they have squares; the others' texts are longer."""
+def test_shrink_rejects_an_image_of_too_many_tokens(shrink: Callable[..., Any], tmp_path: Path):
+    """Qwen's images have as many tokens as squares; other prompts have longer texts."""
     folder = tiny.save("qwen2_5_vl", tmp_path / "qwen")
     settings = read_json(folder / "processor_config.json")
     settings["image_processor"]["size"] = {"shortest_edge": 256, "longest_edge": 10**6}
     write_json(folder / "processor_config.json", settings)
     data = spoilt(tmp_path / "data", "test", image="large.png", conversations=making.said("<image>\nx", "no"))
     Image.new("RGB", (440, 400)).save(data / "images" / "large.png")
-    with pytest.raises(RunError, match=r"^test\.json.*comes to \d{3} tokens .*or make its pictures smaller"):
+    with pytest.raises(RunError, match=r"^test\.json.* \d{3} tokens .*smaller images"):
         shrink(data_root=str(data), checkpoint=str(folder))
 
 
-def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):
-    """GPT-2's layers are convolutions of one position."""
+def test_shrink_rejects_lora_without_linear_layers(shrink: Callable[..., Any], tmp_path: Path):
+    """GPT-2's layers are transformers' Conv1D."""
     making.text_folder(tmp_path / "data", train=12, val=6, test=6)
     tiny.save("gpt2", tmp_path / "gpt2")
     with pytest.raises(RunError, match="recover=full"):
@@ -393,18 +344,17 @@ def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
 
-def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):
+def test_shrink_rejects_quantised_weights(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):
     folder = tmp_path / "packed"
     shutil.copytree(given["checkpoint"], folder)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    with pytest.raises(RunError, match=r"holds quantised weights \(gptq\).*pass the folder of the full weights"):
+    with pytest.raises(RunError, match="gptq"):
         shrink(checkpoint=str(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
-def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any], tmp_path: Path):
-    """Its folder names one class of transformers alone; that it loads is seen on the way."""
+def test_shrink_rejects_adapters_for_remote_code(shrink: Callable[..., Any], tmp_path: Path):
     folder, data = tiny.save("llama", tmp_path / "mine"), making.text_folder(tmp_path / "data", train=4, val=2, test=2)
     config = read_json(folder / "config.json")
     brought = {"AutoConfig": "code.MineConfig", "AutoModelForCausalLM": "code.Mine"}
@@ -419,15 +369,7 @@ def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any
         shrink(**given, recover="adapters")
 
 
-def test_a_disk_that_is_too_full_is_told_first(shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    with pytest.raises(RunError, match=r"too full: 1 MiB free, 64 MiB needed"):
-        shrink(out=str(tmp_path / "out"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_type_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
+def test_check_dtype(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
     source = Path(given["checkpoint"])
     monkeypatch.setattr(checks, "bfloat16_hardware", lambda _: None)
     check_dtype(torch.float32, torch.device("cpu"), source)
@@ -439,7 +381,7 @@ def test_a_type_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, given: d
         check_dtype(torch.float16, torch.device("cpu"), source)
 
 
-def test_nothing_bundled_is_told(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_shrink_without_a_bundled_model(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     entry = checks.MODELS["VLM"]
     monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
     with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
@@ -454,13 +396,13 @@ def test_search_gets_model_budget_and_its_own_settings(given: dict[str, str]):
     assert (values["dtype"], values["env_kwargs"]) == ("float32", {"max_text_length": 99})
 
 
-def test_the_home_folder_by_its_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_out_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ShrinkSettings(out="~/smaller").out_folder(Path("runs/1")) == tmp_path / "smaller"
     assert ShrinkSettings().out_folder(Path("runs/1")) == Path("runs/1/model")
 
 
-def test_the_settings_have_a_budget():
+def test_budget_of_settings():
     assert ShrinkSettings().budget == {"macs_saved": 0.2}
     assert ShrinkSettings(skip_num=1).budget == {"skip_num": 1}
     assert ShrinkSettings(latency_saved=0.3).budget == {"latency_saved": 0.3}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate, predict
 from das_gym.adapt.hardware import ONE_DEVICE, make_accelerator
@@ -16,6 +15,7 @@ from das_gym.adapt.paper import das_settings
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import Trainer
+from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.searching.loop import SearchConfig, search
 from torch import nn
@@ -185,7 +185,8 @@ def test_a_joint_search_that_diverges_leaves_its_preferences(shapes_folder: Path
     settings = das_settings("METER", "vqa", "das_gym", batch_size=16, reward_examples=8, warmup_epochs=0, augment=False)
     problem = ProblemConfig(data_root=str(shapes_folder))
     splits = load_splits(problem)
-    training, chooser = Training(new_model(problem, splits, settings, 0), splits, settings, 0), paper_bandit(12, 4, 0, 1.0)
+    training = Training(new_model(problem, splits, settings, 0), splits, settings, 0)
+    chooser = Bandit(MaskSpace(Budget(12, 4)), 0, learning_rate=1.0)
     monkeypatch.setattr(training, "losses", lambda masks, _: np.array([1.0, np.nan, 1.0]))
     with pytest.raises(FloatingPointError, match=r"at step 0, .* skips layers \[\d.*\], on examples '\S+', .* 5 more\. Try"):
         joint_search(training, splits, chooser)

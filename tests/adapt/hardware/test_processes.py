@@ -52,7 +52,7 @@ def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
 def test_two_processes_train_as_one_does(problem: dict[str, str], tmp_path: Path):
     """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients.
 
-    Each of the two has a process that reads its pictures.
+    Each of the two has a worker that reads images.
     """
     port, two = free_port(), tmp_path / "two"
     two.mkdir()

@@ -1,4 +1,4 @@
-"""One process of a training, as `test_processes.py` starts it: supernet, what it came to, and what one alone fails with."""
+"""One process of a training, started by `test_processes.py`: it trains a supernet, and then fails in the main process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fail() -> None:
     raise FloatingPointError("the loss is nan")
 
 
-for _ in range(2):  # whoever goes on without such a number does so in all processes
+for _ in range(2):  # a caller that handles the error does so in all processes
     try:
         run_on_main_process(fail)
     except FloatingPointError as error:

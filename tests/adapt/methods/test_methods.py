@@ -114,7 +114,7 @@ def test_method_trains_what_it_says_and_nothing_else(worlds: dict[str, World], f
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[0] == "METER" or pair[1] in ("lora", "das")])
 def test_training_on_another_device(worlds: dict[str, World], family: str, name: str, monkeypatch: pytest.MonkeyPatch):
-    """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
+    """All tensors lie on that device, which raises where they meet tensors of the CPU, as CUDA does."""
     monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")  # it asks where tensors lie in memory
     world = worlds[family]
     with elsewhere():
@@ -162,7 +162,7 @@ def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, na
         assert example_costs(model, world.splits).macs(mask) == without
 
 
-def said(model: AdaptedModel, splits: Any) -> torch.Tensor:
+def logits_of(model: AdaptedModel, splits: Any) -> torch.Tensor:
     with torch.no_grad():
         features = model.backbone.vlp.ready(model.task.processor, model.task.pairs(splits.test[:2]))()
         return model.head(model.task.group_features(features))
@@ -192,7 +192,7 @@ def test_restore_adaptation_to_the_bit(worlds: dict[str, World], family: str, na
     again = Adaptation.load(tmp_path / "kept.safetensors")
     assert again.info == {"seed": 3}
     restored = restore_adaptation(load_backbone(world.problem), again, world.problem.task, "kept.safetensors")
-    assert torch.equal(said(restored, world.splits), said(model, world.splits))
+    assert torch.equal(logits_of(restored, world.splits), logits_of(model, world.splits))
     weights = sum(p.numel() for p in model.backbone.vlp.parameters())
     if name != "full":
         assert sum(tensor.numel() for tensor in kept.tensors.values()) < weights / 2
@@ -210,7 +210,7 @@ OF_TRAINING: dict[str, tuple[Any, ...]] = {
 
 
 def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path | None = None) -> AdaptedModel:
-    """A model trained by a method; with a checkpoint it is stopped before its third step, and another one goes on."""
+    """Return a model trained by a method; with a checkpoint it is interrupted before its third step and resumed."""
 
     def ready() -> tuple[AdaptedModel, StepLoss, Trainer]:
         model = world.model()
@@ -235,7 +235,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
 
 @pytest.mark.slow
 def test_every_pair_of_training_settings(worlds: dict[str, World], tmp_path: Path):
-    """Stopped and gone on with it comes to the same weights; so it does in parts, and without what is kept."""
+    """Weights are the same after a resume, with micro-batches, and without cached encoder outputs."""
     rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
     for number, row in enumerate(crossed(OF_TRAINING)):
         world, method = worlds[row["family"]], make_method(row["method"])
@@ -254,7 +254,7 @@ def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World], tmp_path:
     inserted = [name for name in kept.tensors if "lora_" in name]
     assert len(inserted) == 2 * 6 * 2 * 2
     again = restore_adaptation(load_backbone(worlds["METER"].problem), kept, "vqa", "kept")
-    assert torch.equal(said(again, worlds["METER"].splits), said(model, worlds["METER"].splits))
+    assert torch.equal(logits_of(again, worlds["METER"].splits), logits_of(model, worlds["METER"].splits))
 
 
 @pytest.mark.parametrize(
@@ -283,10 +283,10 @@ def test_adaptation_of_a_method_is_not_a_supernet(worlds: dict[str, World], tmp_
     _, kept = changed(worlds["METER"], "bitfit")
     kept.save(tmp_path / "kept.safetensors")
     problem = dataclasses.replace(worlds["METER"].problem, supernet=str(tmp_path / "kept.safetensors"))
-    with pytest.raises(ValueError, match="holds what bitfit learnt, not a supernet"):
+    with pytest.raises(ValueError, match="the result of bitfit"):
         find_supernet(problem)
     model = worlds["METER"].model()
-    with pytest.raises(ValueError, match="what the method bitfit learnt is loaded by"):
+    with pytest.raises(ValueError, match="the method bitfit is loaded by"):
         kept.apply(model.backbone.vlp, model.head, model.backbone.base)
 
 

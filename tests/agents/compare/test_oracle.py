@@ -79,7 +79,7 @@ def test_live_oracle_agrees_with_the_engine(tiny_kwargs):
     assert result.ranks is None
     assert (result.regret == 0).all()
     mask = result.answers[:1]
-    problem = gymnasium.make("DAS-METER-VQA-v0", **env_kwargs).unwrapped.scorer.problem
-    scores = problem.evaluator.evaluate(mask, problem.splits.reward[:4])
-    assert result.curves[0, -1] == pytest.approx(np.exp(-scores.losses[0]))
+    scorer = gymnasium.make("DAS-METER-VQA-v0", **env_kwargs).unwrapped.scorer
+    problem = scorer.problem
+    assert result.curves[0, -1] == np.exp(-problem.evaluator.losses(mask, scorer.fixed_examples))[0]
     assert result.test_metrics[0] == problem.evaluator.evaluate(mask, problem.splits.test).metrics[0]

@@ -1,4 +1,4 @@
-"""The pictures of the environments' pages."""
+"""Figures of the environments' pages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from das_gym import ENVIRONMENTS
 TURNS = 20
 
 
-def search_picture(env_id: str) -> bytes:
-    """What the environment `env_id` shows at the end of a search by `bayes` on its table, as PNG."""
+def search_figure(env_id: str) -> bytes:
+    """Render `env_id` at the end of a search by `bayes` on its table, as PNG."""
     env: Any = gymnasium.make(ENVIRONMENTS[env_id].tabular_id, render_mode="rgb_array").unwrapped
     agent = make_agent("bayes", MaskSpace(Budget(env.n_layers, 4)), seed=0)
     env.reset(seed=0)
