@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,18 @@ def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
     """Return the full model before fine-tuning, and its data.
 
     It is the model of `load_problem`, with the supernet's parameters. Without a supernet it has new adapters and the model's
-    own head. Do not train it: `cut` makes copies.
+    own head. It comes from a process-wide cache. Do not train it: `cut` makes copies.
     """
     if find_supernet(config) is None:
-        splits = load_splits(config)
-        return new_subnet(config, splits), splits
+        return _new_model(config)
     problem = load_problem(config)
     return AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits
+
+
+@lru_cache(maxsize=1)
+def _new_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
+    splits = load_splits(config)
+    return new_subnet(config, splits), splits
 
 
 def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:

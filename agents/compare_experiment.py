@@ -5,11 +5,11 @@
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
-    python -m agents compare with meter_vqa table=mine.npz           your own table (python -m agents table)
-    python -m agents compare with meter_vqa live=True seeds=5        on the model; regret is to the best that any found
+    python -m agents compare with meter_vqa table=mine.npz           a table of your own (python -m agents table)
+    python -m agents compare with meter_vqa live=True seeds=5        on the model; regret to the best mask of any agent
 
-A comparison is kept in runs/<id>/: compare.json holds quartiles of every curve, and of every seed the answer with its
-reward and test score; compare.png is the picture.
+A run is kept in runs/<id>/: compare.json holds the quartiles of every curve, and the answer of every seed with its reward
+and test score; compare.png draws them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FORMAT = 1
 RECORD = "compare.json"
 PICTURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
-"""Every agent but the one that scores everything; Stable-Baselines3's are compared if named."""
+"""The agents that are compared by default: all of ours but the one that scores every mask."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CompareSettings(RunSettings, BudgetSettings):
     """The settings of `python -m agents compare`.
 
     Attributes:
-        env_id: Id of the environment to compare on. Agents play on its table.
+        env_id: Id of the environment to compare on. Its table is used.
         agents: Agents to compare, or "module:class" of your own.
         seeds: Number of searches of each agent, at least 1, with seeds from `seed` on.
         evaluations: Masks that a search may score, at least 1.
@@ -68,7 +68,7 @@ class CompareSettings(RunSettings, BudgetSettings):
 
     group: ClassVar[str] = "Comparison"
 
-    env_id: str = DEFAULT_ENV
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
     agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS))
     seeds: int = 50
     evaluations: int = 120
@@ -94,7 +94,7 @@ class CompareSettings(RunSettings, BudgetSettings):
             )
 
     def search_config(self, agent: str) -> SearchConfig:
-        """A search with that agent: what a comparison makes many of."""
+        """Return the settings of one search with an agent."""
         entry = ENVIRONMENTS.get(self.env_id)
         table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
@@ -108,13 +108,13 @@ class CompareSettings(RunSettings, BudgetSettings):
         return SearchConfig(**fields)
 
     def oracle(self) -> Oracle:
-        """Where agents play."""
+        """Return the environment that scores masks, with its ground truth."""
         config = self.search_config(self.agents[0])
         return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
 
 def check(settings: CompareSettings) -> CompareSettings:
-    """Make environment and agents, so that they refuse wrong settings before a run begins."""
+    """Make environment and agents, which refuse wrong settings before a run begins."""
     oracle = settings.oracle()
     for agent in settings.agents:
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
@@ -122,7 +122,7 @@ def check(settings: CompareSettings) -> CompareSettings:
 
 
 def compare_agents(settings: CompareSettings, run: Run) -> None:
-    """Compare, print and keep."""
+    """Compare, print and save."""
     oracle = settings.oracle()
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
         results = run_comparison(
@@ -147,14 +147,14 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
 
 
 def describe_budget(oracle: Oracle) -> str:
-    """The budget in words, and how many masks keep it."""
+    """Return the budget in words, and how many masks it allows."""
     space = oracle.space
     budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
     return budget if space.size is None else f"{budget} ({counted(space.size, 'mask')})"
 
 
 def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentResult]) -> dict[str, Any]:
-    """What is kept in `compare.json`."""
+    """Return the content of `compare.json`."""
     return {
         "format": FORMAT,
         "settings": settings_dict(settings),
@@ -169,12 +169,12 @@ def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentRes
 
 
 def checkpoints(evaluations: int) -> list[int]:
-    """After how many evaluations the table shows regrets: a quarter, half and all of the budget."""
+    """Return the numbers of evaluations whose regrets the table shows: a quarter, half and all of them."""
     return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
 
 
 def print_results(results: Sequence[AgentResult], title: str) -> None:
-    """A table for a person, the agent with the lowest mean regret first."""
+    """Print a table, the agent with the lowest mean regret first."""
     evaluations = results[0].regret.shape[1]
     near = f"within {100 * TOLERANCE:g} % of its reward"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
@@ -195,7 +195,7 @@ def print_results(results: Sequence[AgentResult], title: str) -> None:
 
 
 def cells(result: AgentResult) -> list[str]:
-    """A row of numbers: regrets, rank, found, near, needed, used, test metric; "-" where there is none."""
+    """Return a row of the table: regrets, rank, found, near, needed, used, test metric; "-" for missing numbers."""
     return [
         *(_spread(result.regret[:, count - 1]) for count in checkpoints(result.regret.shape[1])),
         "-" if result.ranks is None else _whole(float(quantile(result.ranks[:, -1], 50))),

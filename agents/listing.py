@@ -19,20 +19,20 @@ from das_gym.registration import ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objecti
 from das_gym.runs import PluginSettings
 
 NARROWEST = 80
-"""Columns of text at least; a narrower terminal wraps the lines itself."""
+"""Least width in columns. Narrower terminals wrap the lines."""
 
 ROOMY = 170
-"""Columns that the whole table of environments takes; where there are fewer, it says the less."""
+"""Width in columns of the complete table of environments. Narrower ones leave columns out."""
 
 WIDE = 200
-"""Columns of text at least where no terminal reads them."""
+"""Least width in columns of output that does not go to a terminal."""
 
 
 def environments(columns: int = ROOMY) -> Table:
-    """Ids with named config, model, task, layers of the bundled model as its table names them, and data.
+    """Return a table of ids with named config, model, task, layers of the bundled table, and data.
 
     Args:
-        columns: Of text, that there is room for; with fewer than `ROOMY`, model, task and data are left out.
+        columns: Width. Below `ROOMY`, model, task and data are left out.
     """
     title = f"environments: gymnasium.make(id), {format_command('agents', '<short>')}"
     first = next(iter(ENVIRONMENTS.values()))
@@ -52,7 +52,7 @@ def environments(columns: int = ROOMY) -> Table:
 
 
 def _layers(entry: EnvEntry) -> str:
-    """Their number and, of each kind, the first and the last; "-" where no table is bundled."""
+    """Return the number of layers, and the first and last of each kind; "-" if no table is bundled."""
     try:
         names = load_table(bundled_table(entry.model, entry.task)).meta.layer_names
     except ValueError:
@@ -64,7 +64,7 @@ def _layers(entry: EnvEntry) -> str:
 
 
 def agents() -> Table:
-    """Names with hyper-parameters, what a search sets them to, and what the agent is."""
+    """Return a table of agents with their hyperparameters."""
     title = f"agents: {format_command('agents', '<name>', 'agent_kwargs.<setting>=...')}"
     table = _table(title, "name", "settings", "what it is", whole=2)
     for name in AGENTS:
@@ -76,7 +76,7 @@ def agents() -> Table:
 
 
 def algorithms() -> Table:
-    """Algorithms of Stable-Baselines3 with their class and action spaces."""
+    """Return a table of the algorithms of Stable-Baselines3."""
     title = f"algorithms of SB3: {format_command('agents', '<name>', 'agent_kwargs.<setting>=...')}"
     table = _table(title, "name", "class", "action spaces", whole=3)
     for algorithm in ALGORITHMS.values():
@@ -85,12 +85,12 @@ def algorithms() -> Table:
 
 
 def first_line(cls: type) -> str:
-    """The first line of a class's docstring."""
+    """Return the first line of a class's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
 def rewards() -> Table:
-    """Names with formulas and ranges."""
+    """Return a table of rewards with their formulas."""
     table = _table("rewards: reward=<name>", "name", "formula", "range")
     table.caption = f"macs_price=... adds to each: {PRICE_FORMULA}"
     for reward in REWARDS.values():
@@ -99,7 +99,7 @@ def rewards() -> Table:
 
 
 def statistics() -> Table:
-    """Names with formulas and ranges."""
+    """Return a table of layer statistics with their formulas."""
     table = _table("layer statistics: env_kwargs.statistics='[<name>, ...]'", "name", "formula", "range")
     for statistic in STATISTICS.values():
         table.add_row(statistic.name, statistic.formula, f"{statistic.low:g}..{statistic.high:g}")
@@ -107,7 +107,7 @@ def statistics() -> Table:
 
 
 def _table(title: str, *columns: str, whole: int = 1) -> Table:
-    """An empty table; entries of its first `whole` columns are never cut in two: they are there to be copied."""
+    """Return an empty table. Entries of its first `whole` columns are not wrapped, so that they can be copied."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for index, name in enumerate(columns):
         table.add_column(name, overflow="fold", no_wrap=index < whole)
@@ -120,7 +120,7 @@ class ListSettings(PluginSettings):
 
 
 def main(settings: ListSettings) -> None:
-    """Print all, without line breaks where the output is not a terminal."""
+    """Print all tables."""
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(console.width), agents(), algorithms(), rewards(), statistics()):

@@ -34,7 +34,7 @@ from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
-from das_gym.registration import DEFAULT_ENV, MODELS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
@@ -49,7 +49,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
-        env_id: Id of the environment to search, see `python -m agents list`. Its budget is ignored.
+        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table. Its budget is ignored.
         cost: Cost that is traded off against the loss. Latency is measured on this machine.
         evaluations: Number of masks to score, at least 12. The baselines are scored in addition.
         seed: Random seed of the search, 0..2^32 - 1.
@@ -59,7 +59,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
 
     group: ClassVar[str] = "Search"
 
-    env_id: str = DEFAULT_ENV
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
     cost: str = choice("MACs", tuple(SAVED.values()))
     evaluations: int = 400
     seed: int = 0
@@ -76,18 +76,18 @@ class ParetoSettings(ResumableSettings, EnvSettings):
                 raise ValueError(f"baselines holds {name!r}, which searches; give rules such as {', '.join(BASELINES)}")
 
     def front_problem(self) -> FrontProblem:
-        """Return what is searched; model and data are loaded."""
+        """Load model and data, and return the problem."""
         return FrontProblem(self.env_id, self.all_env_kwargs, self.cost)
 
 
 def check(settings: ParetoSettings) -> ParetoSettings:
-    """Make the environment, so that it refuses wrong settings before a run begins."""
+    """Make the environment, which refuses wrong settings before a run begins."""
     settings.front_problem()
     return settings
 
 
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
-    """Search, draw, print and keep; the front's hypervolume is the result."""
+    """Search, draw, print and save; the hypervolume of the front is the result."""
     problem, folder = settings.front_problem(), run_folder(run)
     searched = search(problem, settings, None if folder is None else folder / CHECKPOINT)
     env_settings = EnvSettings.__dataclass_fields__
@@ -116,12 +116,12 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
 
 
 def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | None = None) -> Scored:
-    """Spend the evaluations; what was scored, in order.
+    """Search the front, and return the scored masks in order.
 
     Args:
-        problem: What is searched.
-        settings: How.
-        checkpoint: File that is kept while searching, and gone on from where it is there.
+        problem: The problem to search.
+        settings: The settings of the search.
+        checkpoint: File to save the state in, and to continue from if it exists.
     """
     searcher = FrontSearch(problem.n_layers, problem.saved, agent_generator(settings.seed))
     parts: list[Scored] = []
@@ -158,7 +158,7 @@ def restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
 
 
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:
-    """The masks that a rule gives at ten budgets, spread evenly up to nine tenths of what can be saved; each once."""
+    """Score the masks of a heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
     found, env = {}, (settings.env_id, settings.all_env_kwargs)
     for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:
         space = problem.within(float(share))
@@ -168,7 +168,7 @@ def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Sco
 
 
 def drawn(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
-    """Which layers are kept and which not, kind by kind: `■■□■ ■□□■`."""
+    """Return a drawing of a mask, kind by kind, with □ for skipped layers: `■■□■ ■□□■`."""
     kinds = [name.rpartition(".")[0] for name in layer_names]
     texts = dict.fromkeys(kinds, "") if len(set(kinds)) <= 2 else {"": ""}
     for kind, skipped in zip(kinds, mask, strict=True):
@@ -177,7 +177,7 @@ def drawn(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
 
 
 def print_front(result: FrontResult, metric: str) -> None:
-    """The points as a table of 80 columns, and what they are."""
+    """Print the points as a table in 80 columns."""
     from rich.table import Table
 
     from das_gym.console import Console

@@ -31,16 +31,16 @@ from das_gym.runs import RUNS_DIR, PluginSettings, is_run_id, runs_dir_words
 
 ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
-"""What Sacred calls the states of a run, and what they are called here."""
+"""Sacred's names of the states of a run, and ours."""
 
 DAMAGED = "damaged"
 """The state of a run whose files cannot be read."""
 
 DIED = "died"
-"""The state of a run whose process ended without saying so: killed, out of memory, or its machine went down."""
+"""The state of a run whose process was killed, ran out of memory, or lost its machine."""
 
 SILENCE = timedelta(minutes=2)
-"""Age of the last heartbeat after which a run is dead, where its lock tells nothing; Sacred writes one every 10 s."""
+"""Age of the last heartbeat after which a run without a readable lock is dead. Sacred writes one every 10 s."""
 
 MODELS_RECORDS = ("adapt.json", "das.json", "shrink.json")
 """Records that hold a list of models."""
@@ -80,18 +80,18 @@ class RunsSettings(PluginSettings):
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run as the list shows it.
+    """One line of the list.
 
     Attributes:
-        id: Its folder's name.
-        command: What was typed: `agents`, `adapt shrink`, ...
-        agent: Who searched; "-" where nobody did.
-        env: The environment's short name, `_table` behind it where a table answered.
-        result: Reward of a search, test score of an adaptation; None where there is none.
-        macs_saved: Share of the MACs; None where that is not recorded.
+        id: Name of its folder.
+        command: The command, such as `agents` or `adapt shrink`.
+        agent: Search algorithm, or "-".
+        env: Short name of the environment, with `_table` if a table was used.
+        result: Reward of a search or test score of a model; None without a result.
+        macs_saved: Fraction of the MACs saved; None if it is not recorded.
         status: `done`, `failed`, `stopped`, `running`, `died`, `damaged`.
         started: UTC, to the minute.
-        resumes: Whether `resume` can continue it, unless it is done.
+        resumes: Whether its command has the setting `resume`.
     """
 
     id: int
@@ -106,36 +106,36 @@ class PastRun:
 
 
 def past_runs(settings: RunsSettings) -> list[PastRun]:
-    """The runs that the settings ask for, in their order.
+    """Return the runs that match the settings, in the order that they ask for.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: The folder does not exist.
     """
     if not Path(settings.runs_dir).is_dir():
         raise FileNotFoundError(f"no folder {Path(settings.runs_dir).absolute()}: run something first, or give runs_dir=")
     files = [path for path in Path(settings.runs_dir).glob("*/run.json") if is_run_id(path.parent.name)]
-    runs = [run for run in map(_read, files) if _is_asked_for(run, settings)]
+    runs = [run for run in map(_read, files) if _matches(run, settings)]
     runs.sort(key=lambda run: -run.id)
     if settings.order == "best":
         runs.sort(key=lambda run: (run.env, run.command, math.inf if run.result is None else -run.result))
     return runs
 
 
-def _is_asked_for(run: PastRun, settings: RunsSettings) -> bool:
+def _matches(run: PastRun, settings: RunsSettings) -> bool:
     exact = {name: getattr(settings, name) for name in ("agent", "command", "status")}
     same = all(wanted is None or getattr(run, name) == wanted for name, wanted in exact.items())
     return same and (settings.env is None or settings.env in run.env)
 
 
 def _read(path: Path) -> PastRun:
-    """What a run's files say; one damaged run hides no other."""
+    """Return a run; one with damaged files is listed as damaged."""
     try:
-        return _told(path)
+        return _past_run(path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
         return PastRun(int(path.parent.name), "-", "-", "-", None, None, DAMAGED, "")
 
 
-def _told(path: Path) -> PastRun:
+def _past_run(path: Path) -> PastRun:
     run, folder = read_json(path), path.parent
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     result, saved = run.get("result"), _saved(folder)
@@ -154,10 +154,10 @@ def _told(path: Path) -> PastRun:
 
 
 def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Whether the process of a run is alive.
+    """Return whether the process of a run is alive.
 
-    Its lock tells on its own machine, and elsewhere if it is seen to be held: not every shared file system passes locks on
-    to other machines. Otherwise the heartbeat tells.
+    A lock that is held proves it. A free lock disproves it only on the run's own machine, since some shared file systems
+    keep locks local. Otherwise the age of the heartbeat decides.
     """
     locked = is_locked(folder)
     same_machine = run.get("host", {}).get("hostname") == platform.node()
@@ -168,13 +168,12 @@ def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
 
 
 def _problem(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What names model and task: a run's record, or its settings unless they leave both to a search or a front."""
+    """Return the settings of model and task: from the record, or from the config unless a search decides them."""
     records = (read_json(folder / name) for name in MODELS_RECORDS if (folder / name).is_file())
-    told = next((record["problem"] for record in records if "problem" in record), None)
-    if told is not None:
-        return dict(told)
-    left = any(config.get(name) is not None for name in ("search_run", "front"))
-    return {} if left else config
+    recorded = next((record["problem"] for record in records if "problem" in record), None)
+    if recorded is not None:
+        return dict(recorded)
+    return {} if config.get("search_run") is not None else config
 
 
 def _short(config: Mapping[str, Any]) -> str:
@@ -187,7 +186,7 @@ def _short(config: Mapping[str, Any]) -> str:
 
 
 def _saved(folder: Path) -> float | None:
-    """Of what the run came to; None where its record does not say."""
+    """Return the fraction of the MACs that the result saves; None if it is not recorded."""
     if (folder / RECORD).is_file():
         return read_json(folder / RECORD).get("macs_saved")
     for name in MODELS_RECORDS:
@@ -198,12 +197,12 @@ def _saved(folder: Path) -> float | None:
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal would obey."""
+    """Return a text with its control characters replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def table_of(runs: Sequence[PastRun], grouped: bool = True) -> Table:
-    """The runs as a table that fits 80 columns; `grouped` draws a line between environments and commands."""
+    """Return the runs as a table in 80 columns; `grouped` separates environments and commands by lines."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
     numbers = ("run", "result", "MACs\nsaved")
     for name in ("run", "command", "agent", "environment", "result", "MACs\nsaved", "status", "started\nUTC"):
@@ -219,7 +218,7 @@ def table_of(runs: Sequence[PastRun], grouped: bool = True) -> Table:
 
 
 def main(settings: RunsSettings) -> None:
-    """Print the list, and how to resume what stopped."""
+    """Print the list, and the commands that resume stopped runs."""
     runs = past_runs(settings)
     if not runs:
         print(f"no such run in {settings.runs_dir}")

@@ -141,7 +141,7 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 
 def check(settings: SearchSettings) -> SearchSettings:
-    """Make environment and agent, so that they refuse wrong settings before a run begins."""
+    """Make environment and agent, which refuse wrong settings before a run begins."""
     config = settings.search_config()
     if not isinstance(config, SB3Config):
         check_search(config)
@@ -206,21 +206,21 @@ class _Log:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the finite ones."""
+    """Return the mean of the finite values; None if there are none."""
     finite = [value for value in values if value is not None]
     return float(np.mean(finite)) if finite else None
 
 
 def summary(result: SearchResult, folder: Path | None) -> str:
-    """What a search found, in a few lines for a person; on a table, how that stands against the ground truth."""
+    """Return a summary of a search in a few lines; on a table, with the rank of the mask found."""
 
-    def shown(value: float | None) -> str:
+    def number(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4f}"
 
     lines = [
         f"{result.agent} on {result.env_id}, seed {result.seed}: {counted(result.evaluations, 'mask')} scored",
         f"  skips {result.n_skipped} of {len(result.layer_names)} layers: {', '.join(result.skipped_layers) or 'none'}",
-        f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
+        f"  reward {number(result.reward)}, loss {number(result.loss)}, metric {number(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (baseline: {result.macs_full:,})",
     ]
     lines += [f"  {line}" for line in budget_lines(result.env_kwargs, result.mask)]
@@ -236,7 +236,7 @@ def summary(result: SearchResult, folder: Path | None) -> str:
 
 
 def budget_lines(env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> list[str]:
-    """What a mask saves of another cost than MACs, where the budget is of one."""
+    """Return the savings of a mask in costs other than MACs that the budget limits."""
     row = np.array([mask], dtype=bool)
     return [
         f"{100 * cost.saved(row)[0]:.1f} % of the {SAVED[setting]} saved, asked for at least {100 * env_kwargs[setting]:g} %"

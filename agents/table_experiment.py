@@ -41,7 +41,7 @@ TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
 SUMMARY_SKIP_NUM = 4
-"""The paper's k, for which the summary names the best, median and worst mask; fewer of a table that has no more."""
+"""The number of skipped layers, the paper's k, for which the summary shows the best, median and worst mask."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 
 
 def summary(table: SubnetTable, spent: Spending) -> str:
-    """What a table says, in a few lines for a person.
+    """Return a summary of a table in a few lines.
 
     Args:
         table: The table.
-        spent: What it cost.
+        spent: Work that building it took.
     """
     meta = table.meta
     lines = [

@@ -1,4 +1,4 @@
-"""Checksums of the bundled files, compared when one is read; `python -m benchmarks.checksums` writes them anew."""
+"""Checksums of the bundled files, compared when a file is read. `python -m benchmarks.checksums` writes them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ UNLISTED = ("checksums.json", "README.md")
 
 
 def check_bundled(path: Path) -> None:
-    """Compare a bundled file, or every file of a bundled folder, with its checksum, once in a process.
+    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process.
 
     Args:
-        path: Any path; one outside of the bundled files is not looked at.
+        path: Any path. Only bundled files are checked.
 
     Raises:
-        ValueError: a file is missing or has changed.
+        ValueError: A file is missing or has changed.
     """
     if path.is_relative_to(ASSETS):
         _compare(path)

@@ -1,4 +1,4 @@
-"""Completion of a program's words in bash and zsh: sub-commands, `with`, named configs, settings."""
+"""Completion in bash and zsh: sub-commands, `with`, named configs and settings."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ complete -o bashdefault -o default -F _das_python python python3
 
 
 def script(program: str, main: str, words: Mapping[str, Sequence[str]]) -> str:
-    """The script to source.
+    """Return the script to source.
 
     Args:
         program: `agents` or `adapt`.
-        main: The sub-command that `with ...` behind the program's name means.
-        words: Of each sub-command, what may stand behind its `with`.
+        main: The sub-command that runs if none is given.
+        words: The words that each sub-command accepts behind `with`.
     """
     cases = "\n".join(f'      {name}) words="{" ".join(known)}" ;;' for name, known in words.items())
     return _SCRIPT.substitute(program=program, main=main, commands=" ".join(words), cases=cases)
 
 
 def setting_names(cls: type) -> list[str]:
-    """The fields of a dataclass as they are typed: `seed=`."""
+    """Return the names of a dataclass's fields as they are typed: `seed=`."""
     return [f"{field.name}=" for field in dataclasses.fields(cls)]

@@ -1,4 +1,4 @@
-"""rich's console, whose output may find no reader."""
+"""The console that commands print tables with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from das_gym.streams import escape_control_chars
 
 
 class Console(RichConsole):
-    """As rich's; where nobody reads the output any more, the command that writes is told, as `print` does, and not ended."""
+    """A console of rich that raises BrokenPipeError as `print` does, where rich would end the process."""
 
     def render_str(self, text: str, **kwargs: Any) -> Text:
-        """As rich's, without markup and what a terminal would obey: a file's words may be in it."""
+        """Render a text literally: without markup, emoji codes and control characters, since it may come from a file."""
         return super().render_str(escape_control_chars(text), **{**kwargs, "markup": False, "emoji": False})
 
     def on_broken_pipe(self) -> None:
-        """Raise the error on."""
+        """Raise the error again."""
         raise

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command without a traceback; a run that they stop can be resumed.
+"""Ctrl-C, SIGTERM and SIGHUP end a command without a traceback, and its run can be resumed.
 
 Slurm, Kubernetes and `timeout` send SIGTERM, a terminal that closes sends SIGHUP. In a command each of them raises a
 KeyboardInterrupt, and the exit code is 128 plus the signal's number, as in shells. A signal that the caller ignores stays
@@ -23,13 +23,13 @@ COMMANDS = ("agents", "adapt")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
 
 REPEAT = 5.0
-"""Seconds in which further signals count as the first one: a scheduler and a launcher may both send one."""
+"""Seconds during which further signals are ignored, since a scheduler and a launcher may both send one."""
 
 _last_raised = -REPEAT
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP; whatever handles Ctrl-C handles this, too."""
+    """Raised for SIGTERM and SIGHUP. Code that handles Ctrl-C handles it too."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -42,19 +42,19 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def stop_message(interrupt: KeyboardInterrupt) -> str:
-    """Return what is printed after an interrupt, with the notes that were added to it."""
+    """Return the message of an interrupt, with its notes."""
     stopped = f"Stopped by {interrupt}." if isinstance(interrupt, Terminated) else "Stopped."
     first, *others = getattr(interrupt, "__notes__", None) or [""]
     return "\n".join([f"{stopped} {first}".rstrip(), *others])
 
 
 def raise_interrupts() -> None:
-    """Let signals raise from here on, since there is a run to end."""
+    """Let signals raise from now on, so that the run can end in order."""
     _handle(raise_interrupt)
 
 
 def finish() -> None:
-    """Let the process end with its exit code, since nothing is left to save; Ctrl-C ends it at once."""
+    """Ignore further signals, since everything is saved; only Ctrl-C ends the process at once."""
     _handle(_end, signal.SIGINT)
     _handle(signal.SIG_IGN, *SIGNALS[1:])  # a handler would not last: Python removes all of them before it ends
 
@@ -85,14 +85,14 @@ def raise_interrupt(number: int, frame: Any) -> None:
     if time.monotonic() - _last_raised < REPEAT:
         return
     _last_raised = time.monotonic()
-    for stream in (1, 2):  # a terminal that was closed would refuse every word, and the run would fail
+    for stream in (1, 2):  # writing to a closed terminal would fail the run
         if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _restore_defaults() -> None:
-    """Give a forked process the handlers of any Python process: a worker ends silently, its parent reports."""
+    """Restore the default handlers in a forked process: a worker ends silently, its parent reports."""
     for number in SIGNALS:
         if signal.getsignal(number) in (raise_interrupt, _end):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Names that a package offers and imports when one of them is first asked for, so that importing the package is light."""
+"""Lazy imports: the names of a package are imported when they are first used."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def lazy(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__`.
+    """Return a package's `__getattr__` and `__dir__`.
 
     Args:
-        package: Its `__name__`.
-        places: Each name that it offers, and the module that has it.
+        package: `__name__` of the package.
+        places: The names of the package, and the module that defines each.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks that let one process at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-"""The file of a folder that says that a process is at work in it."""
+"""Name of the lock file in a folder."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What file systems without locks, some of those of clusters, answer."""
+"""Errors of file systems without locks, which some clusters have."""
 
 
 def lock_folder(folder: Path) -> FileLock:
-    """The lock of a folder, taken; it is released when its process ends, however that comes about.
+    """Lock a folder and return the lock. The system releases it when the process ends, even if it is killed.
 
-    Where the file system knows no locks it is not taken, and a line says so.
+    On a file system without locks, a warning is printed and nothing is locked.
 
     Raises:
-        ValueError: another process has it.
-        OSError: nothing can be written there.
+        ValueError: Another process holds the lock.
+        OSError: The folder cannot be written to.
     """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is at work in {folder}: wait for it, or stop it and then go on") from None
+        raise ValueError(f"another process is at work in {folder}. Wait for it, or stop it first") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
-        print(f"{folder.parent} knows no locks: let no two processes work in {folder.name} at a time", file=sys.stderr)
+        print(f"{folder.parent} does not support locks. Use {folder.name} in one process at a time", file=sys.stderr)
     return lock
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Return whether a process works in a folder; None where that cannot be known: no locks, no permission, or a link."""
+    """Return whether a process has locked a folder; None if it cannot be known: no locks, no permission, or a link."""
     if not (folder / LOCK).exists():
         return False
     if (folder / LOCK).is_symlink():

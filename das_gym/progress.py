@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines elsewhere, such as in the log of a job on a cluster."""
+"""Progress: a bar on a terminal, else lines, as for the log of a job on a cluster."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ DELAY = 2.0
 """Seconds of work before a bar is shown."""
 
 MIN_PAUSE, MAX_PAUSE = 30.0, 600.0
-"""Seconds between two lines: a twentieth of the time that the work has taken, within these bounds."""
+"""Bounds of the seconds between two lines, which are a twentieth of the elapsed time."""
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Progress:
-    """Return a progress bar, or what prints lines where standard error is no terminal; only the main process shows any.
+    """Return a progress bar, or `Lines` if standard error is not a terminal. Only the main process prints.
 
-    It writes to the process's own standard error, which Sacred does not capture.
+    Both write to the original standard error, which Sacred does not capture.
 
     Args:
-        total: Where it ends.
-        description: What goes on.
-        unit: What is counted, singular.
-        initial: Where it starts.
+        total: Final count.
+        description: Title.
+        unit: Singular noun of what is counted.
+        initial: First count.
     """
     stream = sys.__stderr__ if is_main_process() else None
     if stream is None or not stream.isatty():
@@ -38,7 +38,7 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
 
 
 class Lines:
-    """Progress as plain lines, each of all that goes on: the first one when the outermost work has taken 30 s."""
+    """Progress as lines, each about all open tasks. The first is printed after the outermost task has run for 30 s."""
 
     _open: ClassVar[list[Lines]] = []
     _last_line: ClassVar[float] = 0.0
@@ -61,22 +61,22 @@ class Lines:
         self.close()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Set what is shown beside the counts, as tqdm's method does; it is printed with the next line."""
+        """Set a text that is printed beside the counts with the next line, like the method of tqdm."""
         del refresh
         self.postfix = text
 
     def update(self, n: float = 1) -> None:
-        """Count, and print a line if it is time for one."""
+        """Increase the count, and print a line if one is due."""
         self.n += n
         now = monotonic()
-        if now - self.start < 1:  # a resumed search counts at once what it had done: that is not its speed
+        if now - self.start < 1:  # a resumed search counts its earlier work at once; leave it out of the speed
             self._done_before, self._speed_from = self.n, now
         elapsed = now - Lines._open[0].start
         if now - Lines._last_line >= min(max(MIN_PAUSE, elapsed / 20), MAX_PAUSE):
             self._print(" | ".join(map(str, Lines._open)))
 
     def close(self) -> None:
-        """End; the outermost work prints how far it came if it has printed before."""
+        """End. The outermost task prints a last line if it has printed before."""
         if self in Lines._open:
             Lines._open.remove(self)
             if not Lines._open and Lines._last_line > self.start:
@@ -99,9 +99,9 @@ class Lines:
 
 
 class Bar(tqdm):
-    """A tqdm bar that is shown after `DELAY` seconds, and below what is printed meanwhile.
+    """A tqdm bar that appears after `DELAY` seconds and stays below printed text.
 
-    tqdm itself ignores its `delay` when a postfix is set or when somebody prints.
+    tqdm ignores its own `delay` when a postfix is set or text is printed.
     """
 
     _open: ClassVar[list[Bar]] = []
@@ -116,19 +116,19 @@ class Bar(tqdm):
         return not self.disable and time() >= self.start_t + DELAY
 
     def refresh(self, *args: Any, **settings: Any) -> Any:
-        """As tqdm's own; not before the bar is to be seen."""
+        """Do as tqdm does, once the bar is visible."""
         if not self._shown():
             return None
-        self.last_print_t = time()  # or `close` takes it for one that was never seen
+        self.last_print_t = time()  # or `close` takes the bar for an invisible one
         return super().refresh(*args, **settings)
 
     def clear(self, *args: Any, **settings: Any) -> None:
-        """As tqdm's own; not before the bar is to be seen."""
+        """Do as tqdm does, once the bar is visible."""
         if self._shown():
             super().clear(*args, **settings)
 
     def close(self) -> None:
-        """As tqdm's own; the last bar gives the streams back."""
+        """Close the bar. The last one restores the streams."""
         super().close()
         if self in Bar._open:
             Bar._open.remove(self)
@@ -139,7 +139,7 @@ class Bar(tqdm):
 
 
 class _Above:
-    """A stream whose lines, once they are whole, are written above the bars."""
+    """A stream that writes complete lines above the bars."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._rest = stream, ""
@@ -153,7 +153,7 @@ class _Above:
         return len(text)
 
     def end(self) -> Any:
-        """The stream itself, with what was not a whole line yet."""
+        """Write the incomplete last line, and return the original stream."""
         self._stream.write(self._rest)
         return self._stream
 
@@ -166,10 +166,10 @@ Progress = Bar | Lines
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what takes so long where nothing can be counted: soon on a terminal, where it is then wiped, else after 30 s.
+    """Print a description while the body runs: after 2 s on a terminal, where it is erased afterwards, else after 30 s.
 
     Args:
-        what: Goes on within, in a word or three.
+        what: The description, a few words.
     """
     stream = sys.__stderr__ if is_main_process() else None
     if stream is None:

@@ -1,6 +1,6 @@
 """The tables of models, tasks and environment ids.
 
-A model or task of one's own gets its line with `register_model` or `register_task`; nothing else has to change.
+`register_model` and `register_task` add further models and tasks; nothing else has to change.
 Classes are named by "module:name", so that importing das_gym imports none of them.
 """
 
@@ -24,20 +24,18 @@ class ModelEntry:
     """A kind of model.
 
     Attributes:
-        name: How ids and settings name it.
-        vlp: Its class, a `das_gym.models.base.VLP`, or that class's "module:name"; `load` likewise.
-        load: Takes the path of a checkpoint, `generator=` for what the checkpoint lacks, and, where its signature has them,
-            those of `image_size`, `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the
-            model, or what holds it as `vlp`, with the `heads` that came with it and a `report`; see
-            `das_gym.models.checkpoints.Loaded`.
+        name: Name in ids and settings.
+        vlp: Class, a subclass of `das_gym.models.base.VLP`, or its "module:name".
+        load: Function that loads a checkpoint, or its "module:name". It is called with the path, with `generator=` for
+            weights that the checkpoint lacks, and with those of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck`
+            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.Loaded`, or a model.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
-        others: Folders of further bundled checkpoints: `checkpoint=` takes their last names as it takes paths.
-        reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. Tasks say likewise what
-            they give; only those that agree make an environment.
-        options: Settings of `ProblemConfig` that `load` takes besides.
-        say: Takes a pruned model that reads prompts, its processor, prompts whose answers need not be known, the title of a
-            progress bar, and the most tokens of an answer. Gives its own answer to each in words, greedy. Or its
-            "module:name"; None = it says none.
+        others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
+        reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
+            environment if `reads` of the one is `gives` of the other.
+        options: Settings of `ProblemConfig` that `load` takes in addition.
+        say: Function that answers prompts in words, greedily, or its "module:name"; None if the model cannot. It is called
+            with a pruned model, its processor, prompts, the title of a progress bar and the maximum number of tokens.
     """
 
     name: str
@@ -60,10 +58,10 @@ class TaskEntry:
     """A downstream task.
 
     Attributes:
-        name: How settings and asset files name it.
-        title: How ids name it.
-        task: Its class, a `das_gym.tasks.base.Task`, or that class's "module:name".
-        data: What its data are, in words.
+        name: Name in settings and asset files.
+        title: Name in ids.
+        task: Class, a subclass of `das_gym.tasks.base.Task`, or its "module:name".
+        data: Description of its data.
         gives: `pairs` or `prompts`, see `ModelEntry.reads`.
     """
 
@@ -76,12 +74,12 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class EnvEntry:
-    """One environment: its id, and what is searched on what.
+    """One environment: a model and a task.
 
     Attributes:
-        id: As for `gymnasium.make`.
+        id: Id for `gymnasium.make`.
         model, task: Names in `MODELS` and `TASKS`.
-        data: What the task's data are.
+        data: Description of the task's data.
     """
 
     id: str
@@ -91,12 +89,12 @@ class EnvEntry:
 
     @property
     def tabular_id(self) -> str:
-        """The id of the environment that answers from a table: `DAS-METER-VQA-Tabular-v0`."""
+        """The id of the environment that reads scores from a table: `DAS-METER-VQA-Tabular-v0`."""
         return f"{self.id.removesuffix('-v0')}-Tabular-v0"
 
     @property
     def bundled(self) -> bool:
-        """Whether all that it needs comes with das_gym: a model that brings its head, or a supernet."""
+        """Whether its model is bundled with das_gym, and its supernet if the model needs one."""
         entry = MODELS[self.model]
         needed = "config.json" if entry.reads == "prompts" else f"{self.task}_supernet.safetensors"
         return entry.assets is not None and (entry.assets / needed).is_file()
@@ -159,13 +157,13 @@ TASKS: dict[str, TaskEntry] = {
 """Every task by name."""
 
 DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
-"""What a person gets who names none."""
+"""The defaults of commands and functions."""
 
 DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0") | {
     "meter_coco": "DAS-METER-F30K-v0",
     "vilt_coco": "DAS-ViLT-F30K-v0",
 }
-"""Named configs after data sets of the paper, and the environment of each; `data_root` names the files."""
+"""Named configs for the paper's data sets, and their environments. The user gives the files with `data_root`."""
 
 REWARD_THRESHOLDS = {
     "DAS-METER-VQA-Tabular-v0": 0.8111,
@@ -176,30 +174,29 @@ REWARD_THRESHOLDS = {
     "DAS-ViLT-F30K-Tabular-v0": 0.7173,
     "DAS-VLM-Answering-Tabular-v0": 0.9205,
 }
-"""What the best mask of a bundled table earns at the default settings, rounded down: `reward_threshold` of the specs.
+"""`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
-A test reads the tables and says so. Specs have no `max_episode_steps`: every episode ends by itself, after n_layers steps at
-the latest, and a limit would wrap what `make` returns.
+A test compares them with the tables. Specs have no `max_episode_steps`: every episode ends after at most n_layers steps, and
+a limit would wrap the environment.
 """
 
 REGISTERED_IN: dict[str, str] = {}
-"""Module of a person's own in which a model or task was registered, by the entry's name: what commands have to be given by
-`use=`."""
+"""The user's module that registered a model or task, by the entry's name; commands take it as `plugins=`."""
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
-"""Every pair of a model and a task that go together, by id; `register_all` fills it."""
+"""Every pair of a model and a task that fit, by id; `register_all` fills it."""
 
 
 def many_objectives(id: str) -> str:
-    """The id of an environment's form with a vector for a reward: `DAS-METER-VQA-MO-v0`."""
+    """Return the id of the variant with a reward per objective: `DAS-METER-VQA-MO-v0`."""
     return f"{id.removesuffix('-v0')}-MO-v0"
 
 
 def find_environment(model: str, task: str) -> EnvEntry:
-    """The environment of a model and a task, keys of `MODELS` and `TASKS`.
+    """Return the environment of a model and a task, keys of `MODELS` and `TASKS`.
 
     Raises:
-        ValueError: they do not go together.
+        ValueError: The model does not support the task.
     """
     if MODELS[model].reads != TASKS[task].gives:
         fitting = [name for name, other in TASKS.items() if other.gives == MODELS[model].reads]
@@ -219,10 +216,10 @@ def named_problems() -> dict[str, dict[str, str]]:
 
 
 def find_class(name: str | Any) -> Any:
-    """What "module:name" names; what is no text stays what it is.
+    """Return the object that "module:name" names. Anything but a string is returned unchanged.
 
     Raises:
-        ValueError: the text has another form, or there is no such module or name in it.
+        ValueError: It cannot be imported.
     """
     try:
         return pkgutil.resolve_name(name) if isinstance(name, str) else name
@@ -231,12 +228,12 @@ def find_class(name: str | Any) -> Any:
 
 
 def register_model(entry: ModelEntry) -> None:
-    """Add a model, or replace the one of that name, with an environment for every task that it can be asked.
+    """Add a model, or replace the one of that name, and register an environment for every task that it supports.
 
     Raises:
-        TypeError: it is no `ModelEntry`, or its class does not offer what a model has to; the text names all that it
-            lacks. A class given as "module:name" is checked when it is loaded.
-        ValueError: its name cannot be part of an id, or differs from another model's in case alone.
+        TypeError: `entry` is not a `ModelEntry`, or its class lacks methods of a model, which the message lists. A class
+            given as "module:name" is checked when it is loaded.
+        ValueError: The name cannot be part of an id, or differs only in case from another model's.
     """
     _check_entry(entry, ModelEntry)
     _check_word("name", entry.name)
@@ -251,12 +248,12 @@ def register_model(entry: ModelEntry) -> None:
 
 
 def register_task(entry: TaskEntry) -> None:
-    """Add a task, or replace the one of that name, with an environment for every model that can be asked it.
+    """Add a task, or replace the one of that name, and register an environment for every model that supports it.
 
     Raises:
-        TypeError: it is no `TaskEntry`, or its class does not offer what a task has to; the text names all that it lacks.
-            A class given as "module:name" is checked when it is loaded.
-        ValueError: its name or title cannot be part of an id, or its title is another task's.
+        TypeError: `entry` is not a `TaskEntry`, or its class lacks methods of a task, which the message lists. A class
+            given as "module:name" is checked when it is loaded.
+        ValueError: The name or title cannot be part of an id, or the title is another task's.
     """
     _check_entry(entry, TaskEntry)
     for field in ("name", "title"):
@@ -274,7 +271,7 @@ def register_task(entry: TaskEntry) -> None:
 
 
 def _forget(task: str) -> None:
-    """Take back the ids of a task."""
+    """Unregister the environments of a task."""
     for entry in [entry for entry in ENVIRONMENTS.values() if entry.task == task]:
         del ENVIRONMENTS[entry.id]
         for id in (entry.id, entry.tabular_id):
@@ -283,7 +280,7 @@ def _forget(task: str) -> None:
 
 
 def _remember(name: str, caller: Mapping[str, Any]) -> None:
-    """Note the module that registers an entry; a script is called as it would be imported."""
+    """Record the module that registers an entry; for a script, the name under which it can be imported."""
     module = str(caller.get("__name__", "__main__"))
     if module == "__main__":
         module = Path(caller["__file__"]).stem if "__file__" in caller else "MODULE"
@@ -292,7 +289,7 @@ def _remember(name: str, caller: Mapping[str, Any]) -> None:
 
 
 def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> None:
-    """Refuse what is not the entry that a function registers."""
+    """Raise if an entry has the wrong type."""
     if not isinstance(entry, wanted):
         kinds = {ModelEntry: "register_model", TaskEntry: "register_task"}
         other = kinds.get(type(entry), kinds[wanted])
@@ -301,16 +298,18 @@ def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> N
 
 
 def _check_distinct(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
-    """Refuse an entry whose field differs from that of another one in case alone, or not at all."""
+    """Raise if another entry has the same value of a field, ignoring case."""
     word = getattr(entry, field)
     for other in table.values():
         if other.name != entry.name and getattr(other, field).lower() == word.lower():
             kind = type(entry).__name__.removesuffix("Entry").lower()
-            raise ValueError(f"{field}={word!r} is that of the {kind} {other.name!r}; give {entry.name!r} another")
+            raise ValueError(
+                f"{field}={word!r} is already the {field} of the {kind} {other.name!r}; choose another for {entry.name!r}"
+            )
 
 
 def _check_word(field: str, word: object) -> None:
-    """Refuse what an id cannot hold."""
+    """Raise if a name cannot be part of an id."""
     if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
         raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
 
@@ -319,11 +318,11 @@ SUITE_IDS = {
     "DAS-Suite-v0": ("das_gym.envs.suite_env:SuiteEnv", "das_gym.envs.suite_env:SuiteVectorEnv"),
     "DAS-Suite-Search-v0": ("das_gym.envs.suite_search_env:SuiteSearchEnv", None),
 }
-"""The environments of many problems: id to class, and to that of its vector form."""
+"""The environments with many problems: id to environment class and vector environment class."""
 
 
 def register_all() -> None:
-    """Register every environment, with a model, from a table and of a suite; calling it twice does no harm."""
+    """Register the model, table, multi-objective and suite environments that are not registered yet."""
     for id, (alone, vector) in SUITE_IDS.items():
         if id not in registry:
             register(id=id, entry_point=alone, vector_entry_point=vector, order_enforce=False, disable_env_checker=True)

@@ -139,5 +139,5 @@ def fit_docstring(text: str) -> str:
             command, _, comment = line.partition("  ")
             is_command = command.startswith(("python ", "accelerate "))
             lines += [f"  {command}"] if is_command else []
-            lines += _wrap(comment if is_command else line, "      ")
+            lines += _wrap(comment.strip() if is_command else line, "      ")
     return "\n".join(lines[1:])

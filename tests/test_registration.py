@@ -35,9 +35,9 @@ def test_a_task_gives_an_environment_for_every_model():
     [
         (TaskEntry("tiny", "My Task", "x:X", "nothing"), "title='My Task' cannot be part of an id such as DAS-METER-VQA-v0"),
         (TaskEntry("my/tiny", "Tiny", "x:X", "nothing"), "name='my/tiny' cannot be part of an id"),
-        (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is that of the task 'vqa'; give 'vqa2' another"),
-        (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is that of the task 'vqa'; give 'vqa2' another"),
-        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is that of the task 'vqa'; give 'VQA' another"),
+        (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is already the title of the task 'vqa'"),
+        (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is already the title of the task 'vqa'"),
+        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is already the name of the task 'vqa'"),
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_class_that_is_no_model_is_refused_and_leaves_nothing_behind():
 
 
 def test_a_model_with_the_name_of_another_in_other_letters_is_refused():
-    with pytest.raises(ValueError, match="name='Vilt' is that of the model 'ViLT'; give 'Vilt' another"):
+    with pytest.raises(ValueError, match="name='Vilt' is already the name of the model 'ViLT'; choose another for 'Vilt'"):
         register_model(ModelEntry(**{**vars(registration.MODELS["ViLT"]), "name": "Vilt"}))
 
 

@@ -333,5 +333,5 @@ def test_run_on_a_file_system_without_locks(command, tmp_path: Path, monkeypatch
         return
     command.run({"runs_dir": str(tmp_path)})
     assert status(tmp_path / "1") == "COMPLETED"
-    assert f"{tmp_path} knows no locks" in capsys.readouterr().err
+    assert f"{tmp_path} does not support locks" in capsys.readouterr().err
     assert json.loads((tmp_path / "1" / "info.json").read_text()) == {}  # incense needs it

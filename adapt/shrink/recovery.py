@@ -255,6 +255,7 @@ class Recovery:
             parameters = own_copies(self.student.model, parameters)
         self.trained = sum(p.numel() for p in parameters)
         teacher = self.teacher or make_teacher(self.full_model, self.task, self.examples, config)
+        assert teacher is not None  # there are examples, and something trains
         trainer = Trainer(
             {"student": self.student.model},
             adamw([Group(parameters, config.peak_rate(self.student.feature_size))], config.weight_decay),

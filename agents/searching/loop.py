@@ -33,7 +33,7 @@ from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, Masks, check
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.progress import waiting
-from das_gym.registration import DEFAULT_ENV
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SearchConfig(BudgetSettings):
     """What to search, with which agent, for how long, and within which budget.
 
     Attributes:
-        env_id: Id of the environment to search, see `python -m agents list`.
+        env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
         agent: Search algorithm, or "module:class" of your own. `bayes` is ours, `bandit` is the paper's.
         evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
             reads are scored in addition.
@@ -55,7 +55,7 @@ class SearchConfig(BudgetSettings):
 
     group: ClassVar[str] = "Search"
 
-    env_id: str = DEFAULT_ENV
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
     agent: str = choice("bayes", ChainMap[str, Any](ALGORITHMS, AGENTS))
     evaluations: int = 240
     seed: int = 0

@@ -75,7 +75,7 @@ class ActionMode(ABC):
 
         Raises:
             ValueError: the actions have another shape or lie outside the space.
-            gymnasium.error.ResetNeeded: an episode has not begun, or is over.
+            gymnasium.error.ResetNeeded: an episode is over, or needs a reset.
         """
 
     def begin(self, which: np.ndarray | None = None) -> None:
@@ -114,7 +114,7 @@ class ActionMode(ABC):
 
     def _check_running(self) -> None:
         if np.count_nonzero(self.over):
-            raise gymnasium.error.ResetNeeded("the episode is over or has not begun: call reset() before step()")
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
 
     def _end_all(self, masks: np.ndarray) -> Moves:
         self._check_running()
@@ -257,7 +257,7 @@ class SequenceMode(ActionMode):
 
     def _choices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.can_stop:
-            complete = self.masks.all(axis=1)
+            complete = np.asarray(self.masks.all(axis=1))
             choices = np.concatenate((~self.masks, np.ones((self.rows, 1), dtype=bool)), axis=1)
         else:
             complete = self.budget.is_kept_by(self.masks)

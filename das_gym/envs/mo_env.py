@@ -63,7 +63,7 @@ class Objectives:
         return np.stack([cost.saved(masks) for cost in self.costs], axis=1)
 
     def vectors(self, rewards: Floats, masks: Masks, feasible: np.ndarray, ended: np.ndarray) -> Floats:
-        """Return (m, n_objectives) reward vectors: no savings off the budget, and zeros where the episode goes on."""
+        """Return (m, n_objectives) reward vectors: no savings off the budget, and zeros within an episode."""
         vectors = np.column_stack((rewards, self.saved(masks) * feasible[:, None]))
         return np.where(ended[:, None], vectors, 0.0)
 
@@ -140,11 +140,11 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
     def get_state(self) -> dict[str, Any]:
         """As the environment's own, with the front so far."""
-        return {**self.unwrapped.get_state(), "front": self._front.tolist()}
+        return {**self.unwrapped.get_state(), "front": self._front.tolist()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
-        self.unwrapped.set_state(state)
+        self.unwrapped.set_state(state)  # type: ignore[attr-defined]
         self._front = np.array(state["front"]).reshape(-1, len(self._objectives.names))
 
 
@@ -166,7 +166,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """As the environment's own; a seed also forgets the masks of `hypervolume`."""
-        observations, info = self.env.reset(seed=seed, options=options)
+        observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if seed is not None:
             self._fronts = [front[:0] for front in self._fronts]
         return observations, info | self._volumes()

@@ -19,16 +19,16 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 METHODS_BY_ENV = ("action_masks", "render")
-"""Methods of a das_gym vector environment that return something for each environment; others speak for all."""
+"""Methods of a das_gym vector environment that return one value per environment; others return one for all."""
 
 FINAL_KEYS = ("final_obs", "_final_obs", "final_info", "_final_info")
 
 
 class SB3VecEnv(VecEnv):
-    """A Gymnasium vector environment as Stable-Baselines3 wants it.
+    """A `VecEnv` of Stable-Baselines3 around a Gymnasium vector environment.
 
-    Episodes may have any length; ended ones begin anew within the step, and `infos[i]` then holds the last numbers of the
-    ended episode, `terminal_observation` and `TimeLimit.truncated`.
+    Episodes may have any length. Those that end are reset within the step, and `infos[i]` then describes the end of the
+    episode, with `terminal_observation` and `TimeLimit.truncated`.
 
     Args:
         env: Resets within the step (autoreset mode SAME_STEP), as das_gym's vector environments do.
@@ -41,8 +41,8 @@ class SB3VecEnv(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"{env} has autoreset_mode={mode}, Stable-Baselines3 needs AutoresetMode.SAME_STEP: make it with "
-                'vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, or without vectorization_mode'
+                f"`autoreset_mode` is not supported: got {mode}, expected AutoresetMode.SAME_STEP. Make it with "
+                'vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, or without `vectorization_mode`.'
             )
         self.env = env
         self.spec = env.spec
@@ -51,15 +51,15 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Observations of all environments, begun anew with the seeds and options that were set.
+        """Return the first observations, with the seeds and options that were set.
 
         Raises:
             ValueError: options that differ from one environment to another.
         """
         if any(options != self._options[0] for options in self._options):
-            raise ValueError(f"options={self._options}: these environments are reset together, give all of them the same")
+            raise ValueError(f"`options` differ: got {self._options}, expected the same for all environments")
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        with self._told_of_death():
+        with self._report_dead_processes():
             observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
@@ -71,8 +71,8 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
-        with self._told_of_death():
+        """Return observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
+        with self._report_dead_processes():
             observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
@@ -80,15 +80,15 @@ class SB3VecEnv(VecEnv):
             last, final = info_rows(_changed(info["final_info"], info), self.num_envs), info["final_obs"]
             for index in np.flatnonzero(dones).tolist():
                 begun = self.reset_infos[index] = infos[index]
-                # wrappers such as RecordEpisodeStatistics write beside final_info
+                # wrappers such as RecordEpisodeStatistics add keys next to final_info
                 infos[index] = {**begun, **last[index], "terminal_observation": final[index]}
-        for told, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
-            told["TimeLimit.truncated"] = cut_off
+        for each, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            each["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
 
     @contextmanager
-    def _told_of_death(self) -> Iterator[None]:
-        """Say so where an environment's process has ended, which Gymnasium tells as an end of file; the others are ended."""
+    def _report_dead_processes(self) -> Iterator[None]:
+        """Name the processes of environments that died, which Gymnasium reports as an end of file, and stop the others."""
         try:
             yield
         except (EOFError, ConnectionError) as error:
@@ -101,8 +101,8 @@ class SB3VecEnv(VecEnv):
             self._base.close_extras(terminate=True)
             self._base.closed = True
             raise RuntimeError(
-                f"of the processes of {self.num_envs} environments these ended (number: exit code): {codes}; -9 is one that "
-                "was killed, as for want of memory: make the environment anew, with fewer of them"
+                f"environment processes died (number: exit code): {codes}. -9 means killed, often for lack of memory. Make "
+                f"the environment again, with fewer than {self.num_envs} copies"
             ) from error
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """The attribute of each environment: of a das_gym vector environment, which has it once, the same for all."""
+        """Return the attribute of each environment; a das_gym vector environment has one for all."""
         if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
             values = self._base.get_attr(attr_name)
             return [values[index] for index in self._get_indices(indices)]
@@ -124,7 +124,9 @@ class SB3VecEnv(VecEnv):
             ValueError: only some are asked for.
         """
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(f"indices={indices}: these environments are one, set an attribute of all of them")
+            raise ValueError(
+                f"`indices` is not supported: got {indices}, expected None or all, since the environments share attributes"
+            )
         if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
             self._base.set_attr(attr_name, [value] * self.num_envs)
         else:
@@ -133,7 +135,7 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
-        """What the method returns for each environment; one that speaks for all is called once."""
+        """Return what the method returns for each environment; one that returns a value for all is called once."""
         if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
             results: Any = self._base.call(method_name, *method_args, **method_kwargs)
         else:
@@ -143,26 +145,30 @@ class SB3VecEnv(VecEnv):
         return [results[index] for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
-        """Whether the vector environment is wrapped in a wrapper of that class, told for each environment."""
+        """Return for each environment whether the vector environment is wrapped in that class."""
         env, found = self.env, False
         while isinstance(env, VectorWrapper):
             found, env = found or isinstance(env, wrapper_class), env.env
         return [found for _ in self._get_indices(indices)]
 
     def get_images(self) -> list[Any]:
-        """A picture of each environment, where they render `rgb_array`."""
+        """Return an RGB array of each environment, if they render `rgb_array`."""
         return self.env_method("render")
 
 
 def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any) -> VecMonitor:
-    """Environments for Stable-Baselines3, with the statistics of episodes that it logs.
+    """Return environments for Stable-Baselines3, with the statistics of episodes that it logs.
 
     Args:
         env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0".
         n_envs: How many.
         seed: Of the first reset; None = random.
-        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`. Where Gymnasium puts single
-            ones side by side, as those of DAS-Suite-Search-v0, they reset within the step, as Stable-Baselines3 needs it.
+        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`. Gymnasium's own vector
+            environments, as of DAS-Suite-Search-v0, are made with autoreset mode SAME_STEP.
+
+    Example:
+        >>> envs = make_sb3_vec_env("DAS-METER-VQA-Tabular-v0", n_envs=16, action="scores")
+        >>> model = stable_baselines3.PPO("MlpPolicy", envs, n_steps=32)
     """
     spec = registry.get(env_id.rpartition(":")[2])
     if kwargs.get("vectorization_mode") or (spec is not None and spec.vector_entry_point is None):
@@ -173,13 +179,13 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
 
 
 def _changed(info: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an info is told by another array than in the other info, with its `_key`."""
+    """Return the entries of an info, with their `_key`, that are not the same array in the other info."""
     same = {key for key, values in info.items() if values is other.get(key)}
     return {key: values for key, values in info.items() if key not in same and key.removeprefix("_") not in same}
 
 
 def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Gymnasium's info of a vector environment as one dict an environment, of plain numbers where it holds numbers."""
+    """Return the info of a vector environment as one dict per environment, with plain numbers."""
     columns: dict[str, Any] = {}
     some: dict[str, tuple[Any, Any]] = {}
     everywhere: Any = None

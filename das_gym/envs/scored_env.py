@@ -105,7 +105,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         self.scorer.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return arguments and state: the model is loaded again, from the process-wide cache if it is there.
+        """Return arguments and state: the model is loaded again, from the process-wide cache if possible.
 
         Gymnasium's EzPickle keeps the arguments only, and would lose generator, examples and a running episode.
         """
@@ -115,7 +115,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
             "state": self.get_state(),
             "spec": self.spec,
             "last": self._last,
-            "action_space": self.action_space,  # spaces have generators of their own
+            "action_space": self.action_space,  # with their generators
             "observation_space": self.observation_space,
         }
 

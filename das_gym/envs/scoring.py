@@ -50,7 +50,7 @@ def next_places(
 
 @dataclass(frozen=True)
 class Outcome:
-    """Rewards of m masks, and what `info` says of their scores.
+    """Rewards of m masks, and the `info` of their scores.
 
     Attributes:
         rewards: (m,) float64.

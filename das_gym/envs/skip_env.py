@@ -29,9 +29,9 @@ class SkipEnv(ScoredEnv):
     `action="mask"`: `MultiBinary(n_layers)`, a skip mask, 1 = skipped. METER: 0-5 text fusion layers, 6-11 image fusion
     layers. ViLT: 0-11 blocks. Masks may break the budget.
     `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
-    is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) say which
-    actions have an effect. Any other action, such as a layer already skipped, is replaced by the next one that has an
-    effect, wrapping around the action space, and `info["invalid_action"]` says so. With a budget by cost, layers whose
+    is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) mark the
+    actions that have an effect. Any other action, such as a layer already skipped, is replaced by the next one that has an
+    effect, wrapping around the action space, and `info["invalid_action"]` is True. With a budget by cost, layers whose
     skipping saves nothing have no effect, so that the saving stays in reach.
     `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; with a budget
     by cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
@@ -104,7 +104,7 @@ class SkipEnv(ScoredEnv):
             `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` distributes masks.
 
     Raises:
-        ValueError: a setting that is not allowed; the message says what is.
+        ValueError: a setting that is not allowed.
         FileNotFoundError: a path that does not exist.
 
     Example:

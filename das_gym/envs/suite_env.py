@@ -23,22 +23,22 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
 
     ## Description
     A problem is a model, a group of examples (all of a task's, or one type of questions) and a budget. `reset` draws one,
-    each as likely, and shows what the full model's units are like on these examples; the action chooses a mask; the
-    reward says how good it is among all masks that keep the budget. A policy that ignores what it observes earns what the
-    best fixed mask does; `test` has models, tasks and a kind of model that `train` has not.
+    with equal probability, and shows the layer statistics of the full model on these examples; the action chooses a mask;
+    the reward compares it with all masks that satisfy the budget. A policy that ignores the observation earns what the best
+    fixed mask does; `test` has models, tasks and a kind of model that `train` lacks.
 
     ## Action Space
     `action="mask"`: `MultiBinary(16)`, 1 = skip. `"sequence"`: `Discrete(16)`, one unit a step until the budget is kept,
     with `action_masks()` and `info["action_mask"]`; an action without effect stands for the next one that has.
     `"scores"`: `Box(-1, 1, (16,))`, units are skipped from the highest score down until the budget is kept. Units that the
-    model does not have are never skipped, whatever the action says of them.
+    model does not have are never skipped, whatever the action.
 
     ## Observation Space
     A `Dict` of vectors, all float32; with `flat=True` one `Box` of them, in this order:
     `statistics` (16 x statistics, unit by unit, 0 where there is no unit), `units` (16: 1 where there is one), `savings`
     (16: share of the cost that skipping it saves), `budget` (2: share of the units to skip, or 0; share of the cost to
     save, or 0); and with `action="sequence"` `skipped` (16) and `saved` (1: share of the cost saved so far). The cost is
-    what the budget is about: MACs, or the latency that was measured of each unit; of a budget by count it is MACs.
+    the one that the budget limits, such as MACs or measured latency; for `skip_num` it is MACs.
 
     ## Rewards
     Scaled by problem: 0 is what skipping units in a random order earns in the mean, 1 what the best mask earns, and -1 the
@@ -62,12 +62,12 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
-    budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come behind all others, so
-        that those keep their numbers; they need tables that know the latency of units, as the bundled ones do.
-    problems: Draw from so many of the split's problems alone; None = all.
-    relatives: Besides every model so many others: what is left of it without one to three of its units.
+    budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come last, so that the
+        others keep their numbers; they need tables with the latency of units, such as the bundled ones.
+    problems: Draw from a random subset of this many problems; None = all.
+    relatives: For each model, how many others to add that lack one to three of its units.
     problems_seed: Chooses both.
-    render_mode: `ansi`, `rgb_array` (the pictures of a split have one size) or None.
+    render_mode: `ansi`, `rgb_array` (all images of a split have one size) or None.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups.
@@ -163,7 +163,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
 
 
 class SuiteVectorEnv(MaskVectorEnv):
-    """`num_envs` copies of `SuiteEnv` side by side, each on a problem of its own; see `MaskVectorEnv`."""
+    """`num_envs` copies of `SuiteEnv` side by side, each on its problem; see `MaskVectorEnv`."""
 
     env_class = SuiteEnv
     reset_keys = frozenset(("problem", "random_mean", "optimum", "action_mask"))

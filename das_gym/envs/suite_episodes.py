@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from das_gym.tables.suite import MAX_UNITS, Suite
 
 
 class SuiteEpisodes:
-    """m episodes, each on a problem of its own.
+    """m episodes, each on its own problem.
 
     To its action mode, it is the budget and the cost: those of the problems that the episodes are on now.
 
@@ -113,7 +114,7 @@ class SuiteEpisodes:
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
     def problem_info(self) -> dict[str, np.ndarray]:
-        """Return what `info` says of the problems, each (m,)."""
+        """Return the `info` of the problems, each (m,)."""
         which = self.which
         return {
             "problem": which.copy(),
@@ -147,12 +148,12 @@ class SuiteEpisodes:
 
     @cached_property
     def height(self) -> int:
-        """Pixels of the problem that needs most, so that all pictures have one size."""
+        """Pixels of the problem that needs most, so that all images have one size."""
         tables = {id(problem.source): problem.table for problem in self.suite.problems}
         return max(height_of(Architecture.of_table(table)) for table in tables.values())
 
 
-def joined(parts: dict[str, spaces.Box]) -> spaces.Box:
+def joined(parts: Mapping[str, Any]) -> spaces.Box:
     """Return one flat Box of several, in their order."""
     low = np.concatenate([box.low for box in parts.values()])
     high = np.concatenate([box.high for box in parts.values()])

@@ -151,7 +151,7 @@ class TableScorer(Scorer):
 
     @cached_property
     def _exact(self) -> bool:
-        """Whether the cost of a mask does not depend on the masks beside it: sums of integers do not, those of times may."""
+        """Whether costs do not depend on the other masks of a call: sums of integers do not, sums of times may."""
         cost = self.budget.cost
         return cost is None or bool((cost.savings == np.round(cost.savings)).all())
 
@@ -174,10 +174,10 @@ class ExampleScorer(TableScorer):
         others: As for `TableScorer`.
 
     Raises:
-        ValueError: a table of means, a reward that needs divergences, or what `TableScorer` refuses.
+        ValueError: a table of means, a reward that needs divergences, or what `TableScorer` rejects.
     """
 
-    _exact = False  # type: ignore[assignment]
+    _exact = False
 
     def __init__(self, table: SubnetTable, reward_examples: int | None, reward_batches: str, **others: Any) -> None:
         if table.examples is None:
@@ -238,7 +238,7 @@ class TabularEnv(ScoredEnv):
     As `SkipEnv`'s.
 
     ## Vectorized environment
-    `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` says how fast).
+    `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).
 
     ## References
     DAS: arXiv 2309.01479.
@@ -250,8 +250,8 @@ class TabularEnv(ScoredEnv):
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with
             `statistics=None`, those of the defaults that the table holds.
         split: Whose scores count: `reward`, or `test` to see what a search would find if it could look at the test split.
-        group: A group of examples that alone counts, such as a type of questions; None = all. The table must tell
-            groups apart.
+        group: A group of examples that alone counts, such as a type of questions; None = all. The table must hold
+            groups.
         reward_examples, reward_batches: As for `SkipEnv`, of a table with every example: scores are the model's to the
             rounding of float16 losses. The statistics are those of all its reward examples.
         table: Path of a table, see `python -m agents table`; None is the bundled one.
@@ -261,7 +261,7 @@ class TabularEnv(ScoredEnv):
             `costs` for it.
 
     Raises:
-        ValueError: a setting that is not allowed; the text says what is.
+        ValueError: a setting that is not allowed.
         FileNotFoundError: no such table.
 
     Example:

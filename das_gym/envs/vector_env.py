@@ -6,7 +6,6 @@ from abc import abstractmethod
 from operator import attrgetter
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -38,11 +37,11 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     Raises:
         ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what the
-            environment refuses.
+            environment rejects.
     """
 
     metadata = {**ScoredEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
-    env_class: ClassVar[type[gymnasium.Env[Any, Any]]]
+    env_class: ClassVar[type[Any]]
     reset_keys: ClassVar[frozenset[str] | None] = None
     """Keys of `info` that a reset has, too; None = all."""
 
@@ -166,7 +165,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return seed[0]
 
     def _rows_of(self, which: np.ndarray) -> np.ndarray:
-        """Return an object array with the observations of (num_envs,) bool rows, None elsewhere."""
+        """Return an object array with the observations of (num_envs,) bool rows, None in others."""
         observations = self._observe()
         if isinstance(observations, dict):
             columns = zip(*observations.values(), strict=True)
@@ -245,5 +244,5 @@ class ScoredVectorEnv(MaskVectorEnv):
 
 
 def with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
-    """Add `_key` beside each key, which says in Gymnasium's convention which environments have it."""
+    """Add `_key` for each key: Gymnasium's convention for which environments have it."""
     return arrays | {f"_{key}": present for key in arrays}

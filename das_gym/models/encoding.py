@@ -1,4 +1,4 @@
-"""Texts and images through their encoders in batches of few shapes, and their outputs as one batch again."""
+"""Batches of few shapes for the encoders, and their outputs as one batch again."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from das_gym.data.images import ImageSource
 
 BLOCK = 8
-"""Texts or images that go through their encoder at a time, at most."""
+"""Largest number of texts or images that go through their encoder at a time."""
 
 
 def input_blocks(processor: Processor, stream: str, items: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yields rows and their batch, all of one shape.
+    """Yield rows and their batch, all of one shape.
 
     Args:
         processor: Makes the batches.
@@ -31,7 +31,7 @@ def input_blocks(processor: Processor, stream: str, items: Sequence[Any]) -> Ite
 
 
 def _blocks(rows: list[int]) -> Iterator[list[int]]:
-    """BLOCK rows at a time, the rest in powers of two, so that few shapes occur and nothing is computed twice."""
+    """Yield BLOCK rows at a time, the rest in powers of two, so that few shapes occur and nothing is computed twice."""
     start = 0
     while start < len(rows):
         size = min(BLOCK, 1 << (len(rows) - start).bit_length() - 1)
@@ -40,7 +40,7 @@ def _blocks(rows: list[int]) -> Iterator[list[int]]:
 
 
 def _text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yields rows and their batch, all of the same padded length."""
+    """Yield rows and their batch, all of the same padded length."""
     longest = inputs["input_ids"].shape[1]
     lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
     for length in sorted(set(lengths)):
@@ -49,7 +49,7 @@ def _text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict
 
 
 def _image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yields rows and their batch, all of the same size; no more pictures than needed are held at a time."""
+    """Yield rows and their batch, all of the same size; no more images than needed are in memory at a time."""
     waiting: defaultdict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
     for row, source in enumerate(sources):
         image = processor.image(source)
@@ -64,12 +64,12 @@ def _image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Itera
 
 
 def real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
-    """(tokens, hidden_size) without padding: a copy, so that the batch it came from can go."""
+    """Return (tokens, hidden_size) without padding: a copy, so that the memory of the batch can be freed."""
     return (hidden if attend is None else hidden[attend[row, 0, 0]]).clone()
 
 
 def stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """One batch of per-item outputs, zero where padded, and what to attend to: None where nothing is padded."""
+    """Return per-item outputs as one batch padded with zeros, and where to attend; None if nothing is padded."""
     lengths = [len(part) for part in parts]
     longest = max(lengths)
     hidden = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
@@ -78,7 +78,7 @@ def stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:
-    """A batch of one text and one image, without content.
+    """Return a batch of one text and one image, without content.
 
     Args:
         text_tokens: Length of the text, at least 1.
@@ -88,6 +88,6 @@ def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor
         ValueError: a text without tokens.
     """
     if text_tokens < 1:
-        raise ValueError(f"text_tokens={text_tokens}: a text has at least one token")
+        raise ValueError(f"invalid `text_tokens`: got {text_tokens}, expected 1 or more")
     ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
     return {"image": torch.empty(1, *image_shape, device="meta"), "input_ids": ids, "attention_mask": ids}

@@ -1,4 +1,4 @@
-"""From pictures and sentences to what a VLP reads."""
+"""From images and texts to the batches that a model reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Requests = dict[Hashable, tuple[Any, ...]]
-"""What has to be read for some pairs: what a processor's `read` is called with, by the key in its `ahead`."""
+"""The arguments of a processor's `read` for some pairs, by the key in its `ahead`."""
 
 TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
 
 
 def padded_length(tokens: int) -> int:
-    """The next multiple of TEXT_BLOCK."""
+    """Return the next multiple of TEXT_BLOCK."""
     return -(-tokens // TEXT_BLOCK) * TEXT_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A text with an image: a row of the batch that a VLP reads.
+    """A text with an image: a row of a batch.
 
     Attributes:
         text: The sentence.
-        image: The picture.
+        image: The image.
         image_type: Token type of the image; 2 is NLVR2's second image.
     """
 
@@ -51,23 +50,23 @@ class Pair:
 
     @property
     def images(self) -> tuple[ImageSource, ...]:
-        """The picture, as one of several."""
+        """The image, in a tuple."""
         return (self.image,)
 
     @property
     def image_key(self) -> str:
-        """Tells its picture from that of every other pair."""
+        """Identifies its image among those of other pairs."""
         return self.image.key
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question with some images and its answer: a row of the batch that a model reads which answers in words.
+    """A question with some images and its answer: a row of a batch of a generative model.
 
     Attributes:
-        question: What the user says, a mark `<image>` where a picture stands; pictures without one come first.
-        images: The pictures, in the order of the marks.
-        answer: What the model should say; None = nobody knows, and the question alone is read.
+        question: The user's text, with a mark `<image>` for an image; images without one come first.
+        images: The images, in the order of the marks.
+        answer: The reference answer; None if it is unknown, and the question alone is read.
         rounds: Earlier questions and answers.
     """
 
@@ -78,12 +77,12 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """All that is said: earlier rounds, the question and the answer."""
+        """Earlier rounds, the question and the answer."""
         return "\n".join([*(said for both in self.rounds for said in both), self.question, self.answer or ""])
 
     @property
     def image_key(self) -> tuple[str, ...]:
-        """Tells its pictures from those of every other prompt."""
+        """Identifies its images among those of other prompts."""
         return tuple(image.key for image in self.images)
 
 
@@ -91,7 +90,7 @@ class PromptError(ValueError):
     """A prompt that a model cannot read.
 
     Attributes:
-        prompt: The prompt; None where torch's DataLoader makes the error anew, by its reason alone.
+        prompt: The prompt; None if torch's DataLoader has rebuilt the error, from its message alone.
     """
 
     def __init__(self, reason: str, prompt: Prompt | None = None) -> None:
@@ -105,10 +104,10 @@ class Processor:
 
     Attributes:
         tokenizer: A transformers tokenizer.
-        transform: Takes an RGB picture, a size and a patch size in pixels, gives (3, height, width) float32.
+        transform: Takes an RGB image, a size and a patch size in pixels, and returns (3, height, width) float32.
         image_size, patch_size: Those sizes.
-        max_text_length: Longest text in tokens; longer ones are cut.
-        ahead: What another process has read already, by key, see `requests`; it is not read again.
+        max_text_length: Longest text in tokens; longer ones are truncated.
+        ahead: Images that another process has read already, by key, see `requests`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -119,38 +118,38 @@ class Processor:
     ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
-        """(3, height, width) float32, through RandAugment with the seed `augment` where one is given."""
+        """Return (3, height, width) float32, through RandAugment if `augment` gives its seed."""
         found: Tensor | None = self.ahead.get((source.key, augment))
         return self.read(source, augment) if found is None else found
 
     def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
-        """What has to be read for some pairs.
+        """Return what has to be read for some pairs.
 
         Args:
             pairs: The pairs.
             augment: As for a call.
-            kept: Whether what is made of the picture of an `image_key` is known already.
+            kept: Whether the encoder output of an `image_key` is cached already.
         """
         sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
         seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
         return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
 
     def read(self, source: ImageSource, augment: int | None) -> Tensor:
-        """As `image`, from the picture's file."""
-        picture = source.open()
+        """Read an image from its file; see `image`."""
+        image = source.open()
         if augment is not None:
-            picture = randaugment(picture, augment)
-        return self.transform(picture, self.image_size, self.patch_size)
+            image = randaugment(image, augment)
+        return self.transform(image, self.image_size, self.patch_size)
 
     def square(self) -> Tensor:
-        """(3, height, width) float32: a black square picture, as the model sees it."""
+        """Return (3, height, width) float32: a black square image, as the model reads it."""
         from PIL import Image
 
         return self.transform(Image.new("RGB", (self.image_size, self.image_size)), self.image_size, self.patch_size)
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
-        plain = {"split_special_tokens": True}  # `</s>` that somebody wrote is text, and no end of it
+        """Return `input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
+        plain = {"split_special_tokens": True}  # a user's `</s>` is text, not the end of it
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_length, **plain)["input_ids"]
         tokens = min(padded_length(max(map(len, ids))), self.max_text_length)
         input_ids = torch.full((len(ids), tokens), self.tokenizer.pad_token_id)
@@ -161,11 +160,11 @@ class Processor:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """As `texts`, of the texts of some pairs."""
+        """Return `texts` of some pairs."""
         return self.texts([pair.text for pair in pairs])
 
     def __call__(self, pairs: Sequence[Pair], augment: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        """The batch of some pairs.
+        """Return the batch of some pairs.
 
         Args:
             pairs: At least one.
@@ -183,7 +182,7 @@ class Processor:
         return {**batch, **self.texts([pair.text for pair in pairs])}
 
     def identity(self) -> str:
-        """Changes with anything that a batch depends on besides its pairs."""
+        """Return a text that changes with anything that a batch depends on besides its pairs."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         vocabulary = hashlib.sha256(words.encode()).hexdigest()
@@ -192,17 +191,17 @@ class Processor:
 
 
 def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """(batch, 3, height, width) of (3, h, w) images, zeros at the right and bottom of smaller ones."""
+    """Return (batch, 3, height, width) of (3, h, w) images, with zeros at the right and bottom of smaller ones."""
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, from its files alone.
+    """Return the tokenizer in a folder, from its files alone.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer that transformers can read.
-        ValueError: it is damaged, has code of its own, or a file of the folder is a pipe.
+        ValueError: it is damaged, needs remote code, or a file of the folder is a pipe.
     """
     from transformers import AutoTokenizer
 
@@ -211,41 +210,30 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     check_bundled(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "
-            "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
+            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or vocab.txt. Put the "
+            "checkpoint's tokenizer there, or name its folder with `tokenizer=`"
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of damaged files transformers raises whatever it stumbles over
-        told = next(iter(str(error).strip().splitlines()), "")
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {told}); it is damaged, or has code of its "
-            "own, which is not run: name the folder of another one with tokenizer="
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}): it is damaged, or needs remote "
+            "code, which is not run. Name the folder of another one with `tokenizer=`"
         ) from error
-
-
-def check_size(size: int) -> None:
-    """Refuse an image side of less than a pixel."""
-    if size < 1:
-        raise ValueError(f"size={size} pixels; pass the side of the model's image, 1 or more")
-
-
-def pixels(image: Image) -> Tensor:
-    """(3, height, width) float32, 0..1."""
-    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
 
 
 def find_tokenizer(
     folder: str | Path, vocab_size: int, pad: int, first: int | None = None, last: int | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, if it is one of the model's kind.
+    """Return the tokenizer in a folder, if it is the model's.
 
     Args:
         folder: Where its files are.
         vocab_size: Tokens of the model.
         pad: Id of its padding.
-        first: Id of what every text begins with; None = any special token.
-        last: Id of what it ends with, likewise.
+        first: Id of the token at the start of every text; None = any special token.
+        last: Id of the token at its end, likewise.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer that transformers can read.
@@ -254,7 +242,7 @@ def find_tokenizer(
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together"
+            f"the tokenizer in {folder} is not this model's: got {len(tokenizer)} tokens, expected at most {vocab_size}"
         )
     ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
     wanted = {

@@ -1,8 +1,8 @@
-"""MACs of a model's parts, counted by running a copy without content, once a shape; layers that are alike share theirs.
+"""Count the MACs of a model's parts by running a copy without content, once a shape; equal layers are counted once.
 
-The copy lies on torch's `meta` device, where nothing is computed, and torch's `FlopCounterMode` counts its matrix products,
-attention's included; biases, LayerNorms, softmax and activations are not counted. So whatever stands in a layer (adapters,
-LoRA, prompts) counts itself.
+The copy lies on torch's `meta` device, where nothing is computed. torch's `FlopCounterMode` counts its matrix products,
+attention's included, but not biases, LayerNorms, softmax and activations. So whatever is inserted into a layer (adapters,
+LoRA, prompts) is counted without further code.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from das_gym.models.base import VLP, State
 
 OWN = "own"
-"""The part of a layer that is computed at each run; all others bear the name that the layer gives its memo."""
+"""Name of the part of a layer that every run computes; other parts have the names that the layer gives its memo."""
 
 Module = TypeVar("Module", bound=nn.Module)
 Result = TypeVar("Result")
 
 
 def meta_twin(module: Module) -> Module:
-    """A copy whose parameters and buffers have shapes and no content."""
+    """Return a copy whose parameters and buffers have shapes and no content."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in module.parameters()
     }
@@ -44,11 +44,11 @@ FILLING = frozenset(
     getattr(Tensor, name)
     for name in ("clamp_", "copy_", "erfinv_", "fill_", "mul_", "add_", "normal_", "uniform_", "zero_", "__setitem__")
 )
-"""What gives new parameters their first values."""
+"""Functions that initialise parameters."""
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves `FILLING` out."""
+class _SkipFilling(TorchFunctionMode):
+    """Do not call the functions of `FILLING`."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -57,61 +57,47 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def without_content() -> Iterator[None]:
-    """Modules that are made in here have shapes and no content: nothing is drawn for them, and no memory taken."""
-    import torch._dynamo  # models import it on their way, and in torch 2.6 it computes, which nothing can in here
+    """Make modules that have shapes and no content: nothing is drawn for them, and no memory allocated."""
+    import torch._dynamo  # models import it, and in torch 2.6 the import computes, which fails on the meta device
 
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _SkipFilling():
         yield
 
 
 def without_adapters(module: Module) -> Module:
-    """The module with nothing in the place of its parallel adapters, changed in place.
-
-    What peft put around a layer (LoRA and the like, with a `base_layer` inside) is taken off, too.
-    """
+    """Remove the parallel adapters of a module in place, and what peft put around its layers (LoRA and the like)."""
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, Adapter) and not isinstance(child, SkipAdapter):
                 setattr(part, name, NoAdapter())
             elif isinstance(getattr(child, "base_layer", None), nn.Module):
-                setattr(part, name, _innermost(child))
+                inner: Any = child
+                while isinstance(getattr(inner, "base_layer", None), nn.Module):
+                    inner = inner.base_layer
+                setattr(part, name, inner)
     return module
 
 
-def _innermost(layer: Any) -> nn.Module:
-    while isinstance(getattr(layer, "base_layer", None), nn.Module):
-        layer = layer.base_layer
-    return layer
-
-
 def structure(module: nn.Module) -> Hashable:
-    """What modules have in common that cost the same: classes, settings, and shapes of parameters, part by part."""
-    return tuple(
-        (
-            name,
-            type(part),
-            tuple(
-                sorted(
-                    (key, value)
-                    for key, value in vars(part).items()
-                    if isinstance(value, (int, float, str)) and key != "layer_idx"  # transformers numbers its layers
-                )
-            ),
-            tuple((key, tuple(parameter.shape)) for key, parameter in part.named_parameters(recurse=False)),
-        )
-        for name, part in module.named_modules()
-    )
+    """Return a key that modules with the same cost share: classes, settings, and shapes of parameters, part by part."""
+    parts = []
+    for name, part in module.named_modules():
+        settings = [(key, value) for key, value in vars(part).items() if isinstance(value, (int, float, str))]
+        settings = sorted(item for item in settings if item[0] != "layer_idx")  # transformers numbers its layers
+        shapes = [(key, tuple(parameter.shape)) for key, parameter in part.named_parameters(recurse=False)]
+        parts.append((name, type(part), tuple(settings), tuple(shapes)))
+    return tuple(parts)
 
 
 def counted(function: Callable[[], Result]) -> tuple[Result, int]:
-    """What the function returns, and the MACs of the matrix products that it ran."""
+    """Call a function, and return its result and the MACs of its matrix products."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = function()
     return result, counter.get_total_flops() // 2
 
 
 def head_macs(head: nn.Module, features: Tensor) -> int:
-    """MACs of a head that reads features of that shape."""
+    """Return the MACs of a head that reads features of that shape."""
     return counted(lambda: meta_twin(head)(torch.empty_like(features, device="meta")))[1]
 
 
@@ -119,8 +105,8 @@ class MacCounter:
     """Counts the parts of one model at the shapes at which they run; each shape is run once.
 
     Args:
-        vlp: The model, pruned or not: what `prune` removed counts as well.
-        adapters: Whether its parallel adapters are there.
+        vlp: The model, pruned or not: layers that `prune` removed can be counted as well.
+        adapters: Whether to count it with its parallel adapters.
     """
 
     def __init__(self, vlp: VLP, adapters: bool = True) -> None:
@@ -137,42 +123,42 @@ class MacCounter:
         self._bare: tuple[Any, Any, Any] | None = None
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
-        """MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
+        """Return the MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
 
         Raises:
-            TypeError: the encoder looks at what its input holds, so that it cannot be counted.
+            TypeError: the encoder reads the values of its input, which has none on the meta device.
         """
         return self._once(("encode", stream), batch, getattr(self.twin, f"{stream}_stream"))[1]
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[State, int]:
-        """The encoder outputs of a batch, without content, and their MACs."""
+        """Return the encoder outputs of a batch, without content, and their MACs."""
         return self._once(("encode", ""), batch, self.twin.encode)
 
     def embed(self, encoded: State) -> tuple[State, int]:
-        """The state before stage 0, without content, and the MACs of `embed`."""
+        """Return the state before stage 0, without content, and the MACs of `embed`."""
         return self._once(("embed",), encoded, self.twin.begin)
 
     def pool(self, state: State) -> tuple[Tensor, int]:
-        """The pooled features of a state, without content, and the MACs of `pool`."""
+        """Return the pooled features of a state, without content, and the MACs of `pool`."""
         return self._once(("pool",), state, self.twin.pool)
 
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
-        """MACs of one run of a layer, part by part.
+        """Return the MACs of one run of a layer, part by part.
 
         Args:
             index: Which layer, in mask order.
-            state: The state before the layer's stage; only shapes count.
+            state: The state before the layer's stage; only its shapes matter.
             skipped: Whether the skip adapter runs instead of the layer.
             pooled_only: Whether the pooled token is the only query.
 
         Returns:
-            `OWN`, what every run computes, and the MACs of each part that runs can share: its name is the second entry of
-            the key that the layer gives its memo.
+            `OWN` for what every run computes, and the MACs of each part that runs can share, by the second entry of the
+            key that the layer gives its memo.
         """
         return self.run_layer(index, state, skipped, pooled_only)[1]
 
     def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
-        """As `layer`, with the layer's output, without content."""
+        """Return the layer's output, without content, and what `layer` returns."""
         if index not in self._alike:
             self._alike[index] = self.twin.alike(index)
         key = ("layer", self._alike[index], skipped, pooled_only, *self._shapes(state))
@@ -188,8 +174,8 @@ class MacCounter:
             parts[key[1]] = parts.get(key[1], 0) + macs
             return result
 
-        hidden, whole = counted(lambda: self.twin.run_layer(index, state, skipped, memo, pooled_only))
-        return hidden, {OWN: whole - sum(parts.values()), **parts}
+        hidden, total = counted(lambda: self.twin.run_layer(index, state, skipped, memo, pooled_only))
+        return hidden, {OWN: total - sum(parts.values()), **parts}
 
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
         key = (*what, *self._shapes(given))
@@ -199,13 +185,13 @@ class MacCounter:
                 self._found[key] = counted(lambda: function(without))
             except (NotImplementedError, RuntimeError) as error:
                 raise TypeError(
-                    f"{what[0]} of a {type(self.twin).__name__} looks at what tensors hold, so they cannot be counted on "
-                    f"the meta device ({error}); take another way there where a tensor's is_meta is true"
+                    f"cannot count MACs: `{what[0]}` of a {type(self.twin).__name__} reads the values of tensors, which "
+                    f"have none on the meta device ({error}). Avoid that where a tensor's `is_meta` is true"
                 ) from error
         return self._found[key]
 
     def _shapes(self, given: Any) -> tuple:
-        """What tells two batches or states apart for counting.
+        """Return a key for batches or states of equal cost.
 
         Stages change `hidden` alone. `extras` of prompts holds thousands of tensors, so its shapes are read once a batch.
         """
@@ -216,7 +202,7 @@ class MacCounter:
         return _shapes(given.hidden), self._constant[2]
 
     def _meta(self, given: Any) -> Any:
-        """Tensors without content, of the model's own floating point type; `extras` once a batch, as in `_shapes`."""
+        """Return tensors without content, of the model's own floating point type; `extras` once a batch, as in `_shapes`."""
         dtype, made = next(self.twin.parameters()).dtype, dict[int, Tensor]()
 
         def bare(tensor: Tensor) -> Tensor:
@@ -233,13 +219,13 @@ class MacCounter:
 
 
 def _shapes(given: Mapping[str, Any]) -> tuple:
-    """The shapes of tensors, and whatever else there is."""
+    """Return the shapes of tensors, and other values as they are."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     leaves = tree_leaves(tree)
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)
 
 
 def _mapped(given: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> Any:
-    """A mapping with each tensor changed."""
+    """Return a mapping with each tensor changed."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)

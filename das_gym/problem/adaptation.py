@@ -1,7 +1,7 @@
-"""Adaptation files: what training adds to a frozen model, and nothing else.
+"""Adaptation files: the parameters that training adds to a frozen model.
 
-A supernet (adapters of every layer, trained over random masks), a fine-tuned subnet (adapters of one mask) and what
-another method of fine-tuning learnt are such files: parameters and head as safetensors, the rest as its metadata.
+A supernet (adapters of every layer, trained over random masks), a fine-tuned subnet (adapters of one mask) and the result
+of any other fine-tuning method are such files: parameters and head as safetensors, the rest as its metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from das_gym.models.tensor_files import check_finite, read_safetensors, write_te
 FORMAT = "das_gym adaptation 1"
 
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""What weights may be numbers of in a file; in a model they become its own."""
+"""Number formats of weights in a file; the model converts them to its own."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MethodSettings:
     """A method of fine-tuning, see `das_gym.adapt.methods`.
 
     Attributes:
-        name: As which it is registered.
+        name: Its registered name.
         settings: Its settings, plain JSON values.
     """
 
@@ -49,7 +49,7 @@ class Adaptation:
         base: `fingerprint` of the model it was trained on.
         mask: The mask it was trained for, 0 or 1 a layer; None for a supernet.
         info: How it was made: plain JSON values.
-        method: What was put into the model and trained, where that is not its own adapters; None for those.
+        method: The method that was trained, if it is another than the model's own adapters; None for those.
     """
 
     tensors: Mapping[str, Tensor]
@@ -62,12 +62,12 @@ class Adaptation:
 
     @classmethod
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
-        """What `vlp` and `head` hold now."""
+        """Return the current parameters of a model and its head."""
         return cls.holding(_tunable(vlp, head), vlp, **fields)
 
     @classmethod
     def holding(cls, tensors: Mapping[str, Tensor], vlp: VLP, **fields: Any) -> Adaptation:
-        """What these hold now, of a model and its head."""
+        """Return copies of some parameters of a model and its head."""
         mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return cls(tensors=detached, mask=mask, **fields)
@@ -114,36 +114,28 @@ class Adaptation:
         return cls(**{**vars(about), "tensors": tensors})
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
-        """Put the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
+        """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
 
         Raises:
             ValueError: trained on another model or by another method, or parameters that do not fit.
         """
         self.check_base(base)
         if self.method is not None:
-            raise ValueError(f"what the method {self.method.name} learnt is loaded by das_gym.adapt.load_subnet")
+            raise ValueError(f"the result of the method {self.method.name} is loaded by das_gym.adapt.load_subnet")
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         self.put(_tunable(vlp, head))
 
     def check_base(self, base: str) -> None:
-        """Refuse another model than it was trained on.
-
-        Raises:
-            ValueError: the fingerprint is another one.
-        """
+        """Raise a ValueError for a model with another fingerprint than the one it was trained on."""
         if base != self.base:
             raise ValueError(
                 f"this adaptation was trained on a model with fingerprint {self.base}, the loaded one has {base}: "
-                "use the checkpoint (and image size) it was trained on, or train it anew"
+                "use the checkpoint (and image size) it was trained on, or train it again"
             )
 
     def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
-        """Refuse parameters of other names or shapes than it has.
-
-        Raises:
-            ValueError: names some.
-        """
+        """Raise a ValueError for parameters of other names or shapes, which names some."""
         if wanted.keys() != self.tensors.keys():
             odd = sorted(wanted.keys() ^ self.tensors.keys())
             raise ValueError(
@@ -168,7 +160,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class _Description:
-    """What an adaptation file says of itself, see `Adaptation`."""
+    """The metadata of an adaptation file, see `Adaptation`."""
 
     task: str
     answers: tuple[str, ...]
@@ -183,7 +175,7 @@ class _Description:
 
 
 def _tunable(vlp: VLP, head: nn.Module) -> dict[str, Tensor]:
-    """What a model trains by itself, and its head, as `Adaptation.tensors` names them."""
+    """Return the trainable parameters of a model and its head, as `Adaptation.tensors` names them."""
     return {f"vlp.{name}": p for name, p in vlp.tunable_state().items()} | own_parameters(vlp, head)
 
 

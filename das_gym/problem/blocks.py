@@ -1,7 +1,7 @@
-"""How far blocks of consecutive layers move what passes through them, measured in one run of the full model.
+"""Distances between input and output of blocks of consecutive layers, measured in one run of the full model.
 
-A block is some layers of one stream that follow each other; its input is what its first layer reads and its output what its
-last one leaves. `das_gym.problem.statistics` says the same of single layers.
+A block is a run of layers of one stream: its input is the input of its first layer, its output that of its last one.
+`das_gym.problem.statistics` has the same for single layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from das_gym.models.base import VLP
 from das_gym.problem.statistic_inputs import check_layer
 
 TOKEN_BLOCKS = 3
-"""Blocks of up to so many layers are also compared token by token; of longer ones only the pooled token is kept."""
+"""Blocks of at most 3 layers are also compared token by token; for longer ones only the pooled token is kept."""
 
 Distances = list[list[float | None]]
 
@@ -34,7 +34,7 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
     Returns:
         `stages`: the layers of each stage. `streams`: the stream of each layer. `angular`: a row a layer, whose entry
         m - 1 is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that
-        begins there, 0..1, None where the stream has no m layers left. `cosine`: likewise 1 - cos(input, output) over
+        begins there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over
         real tokens, 0..2, for m up to 3.
 
     Raises:
@@ -83,7 +83,7 @@ class _Walk:
 
     Args:
         angular: (n, n) sums to add to, by first layer and length.
-        cosine: (n, TOKEN_BLOCKS) likewise.
+        cosine: (n, TOKEN_BLOCKS) sums to add to.
     """
 
     def __init__(self, angular: np.ndarray, cosine: np.ndarray) -> None:
@@ -100,7 +100,7 @@ class _Walk:
         for first, read in enumerate(self.pooled):
             cos = torch.cosine_similarity(read, output, dim=-1).clamp(-1, 1)
             self.angular[first, last - first] += float(torch.arccos(cos).sum()) / np.pi
-        tokens = real.sum(dim=1).clamp_min(1)  # a prompt without pictures has none in the vision tower
+        tokens = real.sum(dim=1).clamp_min(1)  # a prompt without images has none in the vision tower
         for length, read in enumerate(reversed(self.rows), start=1):
             apart = 1 - torch.cosine_similarity(read.double(), after.double(), dim=-1)
             self.cosine[last - length + 1, length - 1] += float(((apart * real).sum(dim=1) / tokens).sum())

@@ -1,4 +1,4 @@
-"""The constraint on a mask: exactly so many units skipped, or at least so much saved of what the full model costs."""
+"""The constraint on a mask: a number of units to skip, or a share of the full model's cost to save."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Budget:
     def skip_highest(self, scores: np.ndarray) -> Masks:
         """Return the masks of (m, n_layers) scores: units are skipped from the highest down, of equal ones the first.
 
-        With `skip_num` so many; by cost as many as reach the saving, of those that save anything; without a
+        With `skip_num`, the k highest; by cost as many as reach the saving, of those that save anything; without a
         budget those above 0.
         """
         if self.is_free:
@@ -166,7 +166,7 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
         cost_of: What masks cost, by a key of `SAVED`; asked for no other than the one that is to be saved.
 
     Raises:
-        ValueError: what `check_budget` or `Budget` refuses.
+        ValueError: what `check_budget` or `Budget` rejects.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}

@@ -1,4 +1,4 @@
-"""Which problem: model, task and data as a person names them, checked before anything is loaded."""
+"""The settings of a problem: model, task and data, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = ("mini", "base")
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")
 PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
-"""Names that `ModelSettings` and `ProblemOptions` allow, as in the modules that read them, which import torch."""
+"""Allowed values, as in the modules that read them, which import torch."""
 
 OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
 """Fields of `ProblemConfig` that only some models take, see `ModelEntry.options`."""
@@ -29,20 +29,20 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 """Fields of `ProblemConfig` that are paths."""
 
 WORKERS = ("ray",)
-"""Who may share out masks, by name."""
+"""Backends that distribute masks, by name."""
 
 WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
-"""Fields of `ProblemConfig` that say who computes, and change no score: records leave them out."""
+"""Fields of `ProblemConfig` that change no score: records leave them out."""
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", *WORKER_SETTINGS)
 """Fields of `ProblemConfig` that say how masks are scored."""
 
 
 def setting_path(name: str, value: str, model: str | None = None) -> Path:
-    """The path that one of `PATH_SETTINGS` names, absolute.
+    """Return the absolute path of one of `PATH_SETTINGS`.
 
-    Where no file is called so, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: one of `model`,
-    or of any model where that is not known.
+    If there is no such file, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: one of `model`,
+    or of any model if None.
     """
     path = absolute(value)
     models = MODELS.values() if model is None else (MODELS[model],)
@@ -51,7 +51,7 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
 
 
 def is_hub_id(value: str) -> bool:
-    """Whether a path that is not there reads like an id of the Hugging Face Hub, `owner/name`."""
+    """Return whether a missing path looks like an id of the Hugging Face Hub, `owner/name`."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
 
 
@@ -140,14 +140,12 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         self._check_options()
         self._check_workers()
         if self.size not in (None, *SIZES):
-            raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
+            raise ValueError(f"`size` is unknown: got {self.size!r}, expected one of {', '.join(SIZES)}")
         if self.size == "base" and self.checkpoint is None:
-            raise ValueError(
-                f"size='base' has no bundled weights: pass checkpoint= (an official {self.model} file or a folder of ours)"
-            )
+            raise ValueError(f"`checkpoint` is missing: size='base' needs an official {self.model} file or a folder.")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None")
+                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
         for name in PATH_SETTINGS:
             value = getattr(self, name)
             if value is None:
@@ -164,39 +162,43 @@ class ProblemConfig(ModelSettings, ProblemOptions):
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
-                    f"{name}={value}: no such file or folder; check the path, leave {name} out for the bundled one{more}"
+                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}."
                 )
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of the settings that not every model takes, as far as they are given."""
+        """The settings that only some models take, if they are given."""
         values = {name: getattr(self, name) for name in OPTIONS}
         return {name: value for name, value in values.items() if value is not None}
 
     def _check_options(self) -> None:
         taken = MODELS[self.model].options
         for name, value in self.options.items():
-            if name not in (*taken, "tokenizer", REMOTE_CODE):  # which confirms what a record says of another model
+            if name not in (*taken, "tokenizer", REMOTE_CODE):  # a command may confirm it for a record of another model
                 others = [entry.name for entry in MODELS.values() if name in entry.options]
-                raise ValueError(f"{name}={value} is no setting of {self.model}, only of {', '.join(others)}: leave it out")
+                raise ValueError(
+                    f"`{name}` is not supported by {self.model}, only by {', '.join(others)}: got {value}. Leave it out."
+                )
         if "dtype" in taken and self.precision != "float32":
-            raise ValueError(f"precision={self.precision} is no setting of {self.model}: say dtype=bfloat16 instead")
+            raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
     def _check_workers(self) -> None:
         if self.workers is None:
             for name, default in (("num_workers", None), ("gpus_per_worker", 0)):
                 if getattr(self, name) != default:
-                    raise ValueError(f"{name}={getattr(self, name)} is for workers=ray: say that, too, or leave it out")
+                    raise ValueError(f"`{name}` needs workers=ray: got {getattr(self, name)}. Give both, or leave it out.")
             return
         check_names([self.workers], WORKERS, "workers")
         if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"num_workers={self.num_workers} is not allowed; use 1 or more, or None for all")
+            raise ValueError(f"`num_workers` is out of range: got {self.num_workers}, expected at least 1, or None for all")
         gpus = self.gpus_per_worker
         if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
-            raise ValueError(f"gpus_per_worker={gpus} is not allowed; use 0, a part of one GPU, or a whole number")
+            raise ValueError(
+                f"`gpus_per_worker` is not allowed: got {gpus}, expected 0, a fraction of one GPU, or an integer"
+            )
 
     def bundled(self, file: str) -> Path:
-        """A file that comes with das_gym for this model.
+        """Return a bundled file of this model.
 
         Raises:
             ValueError: nothing is bundled for it.
@@ -206,17 +208,17 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             needed = (
                 "pass checkpoint=" if folder is None else f"train one with `{supernet_command(self)}`, then pass supernet="
             )
-            raise ValueError(f"nothing called {file!r} is bundled for {self.model}: {needed}")
+            raise ValueError(f"{file!r} is not bundled for {self.model}: {needed}")
         return folder / file
 
 
 def changed_settings(config: ProblemConfig) -> dict[str, Any]:
-    """The fields of `ProblemConfig` that are not the default, whatever other fields a subclass has."""
+    """Return the fields of `ProblemConfig` that are not the default."""
     return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a record keeps them: without `WORKER_SETTINGS`, so that it is replayed anywhere."""
+    """Return settings as a record keeps them: without `WORKER_SETTINGS`, so that it can be replayed anywhere."""
     return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
 
 
@@ -242,7 +244,7 @@ def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> 
 
 
 def supernet_command(config: ProblemConfig) -> str:
-    """The command that trains a supernet for a configuration, with the modules that register its model and task."""
+    """Return the command that trains a supernet, with the modules that register its model and task."""
     modules = [REGISTERED_IN[name] for name in (config.model, config.task) if name in REGISTERED_IN]
     return format_command("adapt supernet", problem_words(config), plugins=modules)
 

@@ -1,4 +1,4 @@
-"""What a model costs, part by part: MACs counted by running it without content, parameters by looking at it.
+"""The costs of a model by part: MACs, counted by running it on meta tensors, parameters and bytes.
 
 MACs are multiply-accumulates of one example's matrix products (`das_gym.models.macs`), as das_gym runs them: in the last
 stage the token that is read is the only query. The papers of this field count every token there, and print the number as
@@ -29,7 +29,7 @@ COUNTINGS = ("runs", "paper")
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What a model costs, part by part; arrays are (n_layers,) int64, in mask order.
+    """The costs of a model by part; arrays are (n_layers,) int64, in mask order.
 
     Parameters that a layer shares with another one, or with anything else, are the base's: they stay whatever is skipped.
 
@@ -48,8 +48,8 @@ class Costs:
         kept_trainable: Parameters of each kept layer, adapters included, that train.
         skip_trainable: Those of each skip adapter.
         memory: Bytes of the weights under any mask, in the types in which they are loaded.
-        base_added_macs: Those of `base_macs` that something put into the encoders takes, such as LoRA.
-        base_added_parameters: Likewise.
+        base_added_macs: Those of `base_macs` that modules inserted into the encoders take, such as LoRA.
+        base_added_parameters: Their parameters.
     """
 
     base_macs: int

@@ -1,4 +1,4 @@
-"""What a front is: the masks that no other beats in one thing without being behind in another, and what they cover."""
+"""Pareto fronts: the masks that no other mask dominates, and the volume that they cover."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from das_gym.problem.budget import Floats
 
 
 def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
-    """Rows of the masks on the front, from the least saved up; of equals the first.
+    """Return the rows of the masks on the front, from the least saved up; of equal ones the first.
 
     Args:
         saved: (m,) share of the cost that each mask saves.
@@ -22,11 +22,11 @@ def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
 
 
 def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -> float:
-    """The area between the front and a reference point, exactly: share saved times nats.
+    """Return the exact area between the front and a reference point: share saved times nats.
 
     Args:
         saved: (m,) as for `front_rows`.
-        losses: (m,) likewise.
+        losses: (m,) as for `front_rows`.
         reference: Share saved and loss; what saves less or loses more covers nothing.
     """
     rows = front_rows(saved, losses)
@@ -36,7 +36,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """(share saved, loss): what nothing skipped saves, and the loss of what saves most; both ends of every front search.
+    """Return (share saved, loss): what the full model saves, and the loss of the mask that saves most.
 
     Args:
         saved: (m,) share that each mask saves, the first one skipping nothing.
@@ -47,15 +47,15 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     """
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
-        raise ValueError("the mask that saves most has no finite loss, so that there is no point to measure an area from")
+        raise ValueError("the mask that saves most has a non-finite loss: there is no reference point for an area")
     return float(saved[0]), last
 
 
 def dominated_volume(points: Floats) -> float:
-    """The volume of all that lies between 0 and some point in every dimension, exactly; more is better in each.
+    """Return the exact volume between the origin and some points; more is better in each dimension.
 
     Args:
-        points: (m, dimensions), two dimensions or more; a point that is 0 or less, or no number, in one covers nothing.
+        points: (m, dimensions), two dimensions or more; a point that is NaN, or at most 0, in one covers nothing.
     """
     points = points[(points > 0).all(axis=1)]
     if points.shape[1] == 2:
@@ -66,9 +66,9 @@ def dominated_volume(points: Floats) -> float:
 
 
 def undominated_rows(points: Floats) -> npt.NDArray[np.intp]:
-    """Rows of the (m, dimensions) points that no other reaches in every dimension; of equals the first.
+    """Return the rows of the (m, dimensions) points that no other dominates; of equal ones the first.
 
-    What is no number counts as minus infinity.
+    NaN counts as minus infinity.
     """
     points = np.where(np.isnan(points), -np.inf, points)
     left = np.lexsort(-points.T[::-1])  # what dominates a point comes before it

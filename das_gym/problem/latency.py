@@ -1,4 +1,4 @@
-"""Measured latency: what a clock says, beside the MACs that `das_gym.problem.costs` counts."""
+"""Measured latency of whole models, and its comparison."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils.benchmark import Timer
 from das_gym.intervals import bootstrap_interval
 
 BLOCKS = 15
-"""Timed blocks of each call: they take turns, so that whatever else the machine does weighs on all calls alike."""
+"""Timed blocks of each call: they take turns, so that other load on the machine affects all calls alike."""
 
 RUNS = 4
 """Runs in a block; torch makes two more before them that are not counted."""
 
 
 class Spread(NamedTuple):
-    """Median and quartiles of what was measured."""
+    """Median and quartiles of measurements."""
 
     median: float
     low: float
@@ -27,7 +27,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> Spread:
-        """Those of (n,) values."""
+        """Return median and quartiles of (n,) values."""
         low, median, high = np.percentile(values, (25, 50, 75)).tolist()
         return cls(median, low, high)
 
@@ -36,7 +36,7 @@ class Spread(NamedTuple):
 def measure_latency(
     calls: Mapping[str, Callable[[], object]], blocks: int = BLOCKS, runs: int = RUNS
 ) -> dict[str, np.ndarray]:
-    """Wall-clock time of each call by `torch.utils.benchmark`, on as many threads as torch uses.
+    """Return the wall-clock time of each call, by `torch.utils.benchmark`, on as many threads as torch uses.
 
     Args:
         calls: Name to a function that runs the model once.

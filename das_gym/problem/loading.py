@@ -56,7 +56,7 @@ class Backbone:
         base: Its fingerprint.
         heads: Heads that came with the checkpoint, from which tasks may start theirs.
         config: What it was loaded from; None for one put together in Python.
-        settings: Settings of the model beside `config`, such as `dropout`.
+        settings: Settings of the model that `config` lacks, such as `dropout`.
         untrained: Parameters that the checkpoint lacks, adapters aside.
     """
 
@@ -142,7 +142,7 @@ def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
 
 def build_problem(config: ProblemConfig) -> Problem:
     """As `load_problem`, sharing nothing with other problems."""
-    find_supernet(config)  # mistakes are reported before data are read
+    find_supernet(config)  # fails before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
@@ -173,7 +173,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, in memory of its own.
+    """Return the frozen model of a configuration, loaded again.
 
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
 
@@ -241,7 +241,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
-    """Return the supernet's file and its content; quick, so that mistakes are reported before data are read.
+    """Return the supernet's file and its content; quick, so that errors come before data are read.
 
     Returns:
         None where the model is searched as it is, since it brings a head for the task.
@@ -261,17 +261,17 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
-        content = "the adapters of one mask" if supernet.method is None else f"what {supernet.method.name} learnt"
+        content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
         raise ValueError(f"`supernet` is no supernet: {path} holds {content}. Train one with `{supernet_command(config)}`.")
     _check_task(supernet, config.task, path)
     return path, supernet
 
 
 def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
-    """Return model, head and task with a supernet's parameters, in memory of their own.
+    """Return model, head and task with a supernet's parameters, loaded again.
 
     Raises:
-        ValueError: parts that do not belong together; the message says which.
+        ValueError: parts that do not belong together.
         FileNotFoundError: a path that does not exist.
     """
     found = find_supernet(config)
@@ -282,14 +282,14 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     seeing, blind = (supernet.info.get(name) for name in ("seeing", "blind"))
     if isinstance(seeing, Mapping) and isinstance(blind, Mapping) and image_agnostic_metrics(seeing, blind):
         warnings.warn(
-            f"{path} hardly relies on images: {format_blindness(seeing, blind)}. Its scores of masks mean little there: "
+            f"{path} does not rely on images: {format_blindness(seeing, blind)}. Its scores of masks mean little there: "
             "train it longer.",
             stacklevel=2,
         )
     if config.supernet is None and config.data_root is not None:
         warnings.warn(
             f"data_root={config.data_root} is scored by the bundled supernet, trained on das_gym's generated data: "
-            f"elsewhere its scores mean little, and it is a poor start. {advice}",
+            f"on other data its scores mean little, and it is a poor start. {advice}",
             stacklevel=2,
         )
     model = restore(load_backbone(config), supernet, config.task, path)
@@ -302,7 +302,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
 
 
 def image_agnostic_metrics(seeing: Mapping[str, float], blind: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the names of the metrics, 0..1, that are hardly better with the images than without them."""
+    """Return the names of the metrics, 0..1, that are less than 0.02 better with the images than without them."""
     return tuple(n for n, value in seeing.items() if n in blind and value < blind[n] + IMAGE_MARGIN and value < 1)
 
 
@@ -313,7 +313,7 @@ def format_blindness(seeing: Mapping[str, float], blind: Mapping[str, float]) ->
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
-    """Return the model as it is, with a head of its own and without adapters: skipped layers are left out.
+    """Return the model as it is, with its own head and without adapters: skipped layers are left out.
 
     Raises:
         ValueError: it has no head for the task, or lacks parameters.

@@ -1,4 +1,4 @@
-"""The masks that keep a budget, and the moves among them: what agents choose from."""
+"""The masks that satisfy a budget, and the moves among them: what agents choose from."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from das_gym.problem.budget import Budget, Floats, Masks
 
 MAX_LISTED = 2**16
-"""So many masks are listed at most; nothing else here depends on how many there are."""
+"""The most masks that are listed; nothing else here depends on their number."""
 
 _DRAWS = 200
 
 
 def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
-    """(m, n_layers) bool, True = skipped: every mask, or every one of `skip_num` layers.
+    """Return (m, n_layers) bool, True = skipped: every mask, or every one of `skip_num` layers.
 
     Mask number `sum(mask[i] << i)` is in the row of that number, as in tables; those of `skip_num` layers come in
     lexicographic order of the layers skipped.
@@ -33,8 +33,8 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
     if n_layers < 1 or count > MAX_LISTED:
         which = f"2^{n_layers} masks" if skip_num is None else f"{count:,} masks of {skip_num}"
         raise ValueError(
-            f"{which} of {n_layers} layers cannot be listed (1 layer at least, {MAX_LISTED:,} masks at most); search them "
-            "with an agent that samples, such as bayes"
+            f"{which} of {n_layers} layers cannot be listed: expected at least 1 layer and at most {MAX_LISTED:,} masks. "
+            "Search them with an agent that samples, such as bayes."
         )
     if skip_num is None:
         return (np.arange(count)[:, None] >> np.arange(n_layers) & 1).astype(bool)
@@ -45,13 +45,13 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
 
 
 def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
-    """(m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order.
+    """Return (m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order.
 
     Raises:
         ValueError: a number of layers that there is not, or more masks than `MAX_LISTED`.
     """
     if not 0 <= max_skipped <= n_layers:
-        raise ValueError(f"max_skipped={max_skipped}: use 0..{n_layers}")
+        raise ValueError(f"`max_skipped` is out of range: got {max_skipped}, expected 0..{n_layers}")
     count = sum(math.comb(n_layers, skipped) for skipped in range(max_skipped + 1))
     if count > MAX_LISTED:
         raise ValueError(
@@ -62,19 +62,19 @@ def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
 
 
 def skipped_names(layer_names: Iterable[str], mask: Iterable[Any]) -> list[str]:
-    """Names of the layers that a mask (one truth a layer) skips."""
+    """Return the names of the layers that a mask skips."""
     return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]
 
 
 def flipped(mask: Masks, layers: npt.NDArray[np.intp]) -> Masks:
-    """(m, n_layers) the (n_layers,) mask with each row of (m, any) layers flipped; a layer that stands there twice, once."""
+    """Return (m, n_layers): a mask with each row of (m, any) layers flipped; a layer that is named twice, once."""
     masks = np.repeat(mask[None], len(layers), axis=0)
     np.put_along_axis(masks, layers, ~mask[layers], axis=1)
     return masks
 
 
 class MaskSpace:
-    """The masks that keep a budget, and the moves among them, for any number of layers.
+    """The masks that satisfy a budget, and the moves among them, for any number of layers.
 
     A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least
     its share: also masks that skip more than they need to, though `top` and `sample` give none of those.
@@ -83,17 +83,16 @@ class MaskSpace:
         budget: By count or by cost.
 
     Raises:
-        TypeError: no `Budget`.
-        ValueError: a budget that binds nothing: agents have no way to say how much to skip.
+        TypeError: not a `Budget`.
+        ValueError: a budget that allows every mask: agents cannot know how much to skip.
     """
 
     def __init__(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
-            raise TypeError(f"MaskSpace({budget!r}): give a Budget, such as Budget(n_layers=12, skip_num=4)")
+            raise TypeError(f"`budget` is no Budget: got {budget!r}, expected one such as Budget(n_layers=12, skip_num=4)")
         if budget.is_free:
             raise ValueError(
-                "a budget that binds nothing; give it skip_num, or a share of a cost to save (0 = no dearer than the "
-                "full model)"
+                "`budget` allows every mask: give `skip_num`, or a share of a cost to save (0 = at most the full model's)"
             )
         self.budget = budget
         self.n_layers = int(budget.n_layers)
@@ -102,7 +101,7 @@ class MaskSpace:
 
     @cached_property
     def enumerable(self) -> bool:
-        """Whether all masks are few enough to be listed."""
+        """Whether the masks can be listed."""
         count = 2**self.n_layers if self.skip_num is None else math.comb(self.n_layers, self.skip_num)
         return count <= MAX_LISTED
 
@@ -118,27 +117,27 @@ class MaskSpace:
 
     @property
     def size(self) -> int | None:
-        """How many masks are allowed; None for a budget by cost over too many layers to count them."""
+        """How many masks are allowed; None for a budget by cost over too many layers to count."""
         if self.skip_num is not None:
             return math.comb(self.n_layers, self.skip_num)
         return len(self.masks) if self.enumerable else None
 
     def contains(self, masks: Masks) -> Masks:
-        """(m,) bool: which of the (m, n_layers) masks are allowed."""
+        """Return (m,) bool: which of the (m, n_layers) masks are allowed."""
         return self.budget.is_kept_by(np.asarray(masks, dtype=bool))
 
     def top(self, values: Floats) -> Masks:
-        """The mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.
+        """Return the mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.
 
-        By cost: layers are skipped from the largest value down until the budget is kept; then those that it does
-        not need are kept again, from the smallest value up.
+        By cost: layers are skipped from the largest value down until the budget is satisfied; then those that it
+        does not need are kept again, from the smallest value up.
 
         Raises:
             ValueError: another shape, or a value that is not a number.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.shape != (self.n_layers,) or np.isnan(values).any():
-            raise ValueError(f"values {values.tolist()}: give {self.n_layers} numbers, one a layer")
+            raise ValueError(f"`values` are wrong: got {values.tolist()}, expected {self.n_layers} numbers, one per layer")
         mask = self.budget.skip_highest(values[None])[0]
         if self.skip_num is not None:
             return mask
@@ -149,11 +148,11 @@ class MaskSpace:
         return mask
 
     def sample(self, rng: np.random.Generator) -> Masks:
-        """(n_layers,) a random mask: layers skipped in random order until the budget is kept."""
+        """Return a random mask: layers skipped in random order until the budget is satisfied."""
         return self.top(rng.random(self.n_layers))
 
     def mutate(self, mask: Masks, strength: int, rng: np.random.Generator) -> Masks:
-        """An allowed mask that keeps up to `strength` skipped layers of `mask` and skips random others for them."""
+        """Return an allowed mask in which random layers replace up to `strength` skipped layers of `mask`."""
         skipped = np.flatnonzero(mask)
         freed = rng.choice(skipped, min(strength, len(skipped)), replace=False)
         values = rng.random(self.n_layers) + np.where(mask, 2.0, 0.0)
@@ -161,9 +160,9 @@ class MaskSpace:
         return self.top(values)
 
     def moves(self, mask: Masks) -> npt.NDArray[np.intp]:
-        """(m, 2) layers to flip, so that an allowed mask stays one: one that is skipped and one that is kept.
+        """Return (m, 2) layers to flip, so that an allowed mask stays one: one that is skipped and one that is kept.
 
-        By cost also one layer alone, which then stands there twice.
+        By cost also single layers, each named twice.
         """
         skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
         pairs = np.stack((np.repeat(skipped, len(kept)), np.tile(kept, len(skipped))), axis=1)
@@ -173,17 +172,17 @@ class MaskSpace:
         return pairs[self.contains(flipped(mask, pairs))]
 
     def neighbours(self, mask: Masks) -> Masks:
-        """(m, n_layers): one skipped layer swapped for a kept one; by cost also one layer more or less skipped."""
+        """Return (m, n_layers): one skipped layer swapped for a kept one; by cost also one layer more or fewer skipped."""
         return flipped(mask, self.moves(mask))
 
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
-        """Distinct masks that are not `seen`.
+        """Return distinct masks that are not `seen`.
 
         Args:
             n: How many are wanted.
-            draw: Gives one allowed mask at a time.
-            rng: Draws what `draw` does not find.
-            seen: `mask.tobytes()` of masks that must not come.
+            draw: Returns one allowed mask at a time.
+            rng: Draws masks that `draw` does not find.
+            seen: `mask.tobytes()` of masks to leave out.
 
         Returns:
             (m, n_layers) masks from `draw` and, where 200 draws of it do not give enough, any others; m < n where no
@@ -204,7 +203,7 @@ class MaskSpace:
         return np.array(list(found.values()), dtype=bool).reshape(len(found), self.n_layers)
 
     def _any(self, rng: np.random.Generator) -> Masks:
-        """A random mask that may skip more than a budget by cost needs."""
+        """Return a random mask that may skip more than a budget by cost needs."""
         mask = self.sample(rng)
         if self.skip_num is not None:
             return mask

@@ -1,4 +1,4 @@
-"""What a mask earns: rewards by name, and with budget and price the objective."""
+"""Rewards of masks by name, and the objective: a reward with a budget and a price."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PRICE_FORMULA = "+ macs_price * macs_saved (the share of the full model's MACs t
 
 @dataclass(frozen=True)
 class Reward:
-    """What a feasible mask earns.
+    """The reward of a feasible mask.
 
     Attributes:
-        name: How it is asked for.
+        name: Its name.
         low, high: Its bounds, without a price.
         compute: From `Scores` to rewards (m,). Its docstring begins with the formula and says the range. Every reward is
             deterministic.
@@ -43,12 +43,12 @@ class Reward:
 
     @property
     def formula(self) -> str:
-        """What it is, in a line."""
+        """Its formula, in a line."""
         return (inspect.getdoc(self.compute) or self.name).partition("\n")[0].rstrip(".")
 
     @property
     def range(self) -> str:
-        """From its lowest to its highest value, without a price: `0..1`."""
+        """Its lowest and highest value, without a price: `0..1`."""
         return f"{self.low:g}..{self.high:g}"
 
 
@@ -95,14 +95,14 @@ REWARDS: dict[str, Reward] = {
         Reward("neg_kl", -MAX_LOSS, 0.0, neg_kl, needs_divergences=True),
     )
 }
-"""Every reward by name; each may have a price per MAC beside it, see `PRICE_FORMULA`."""
+"""Every reward by name; a price per MAC may be added, see `PRICE_FORMULA`."""
 
 
 def register_reward(reward: Reward) -> None:
-    """Add a reward of one's own: environments, tables and commands then take its name.
+    """Add a reward: environments, tables and commands then take its name.
 
     Raises:
-        TypeError: no `Reward`.
+        TypeError: not a `Reward`.
         ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
     """
     if not isinstance(reward, Reward):
@@ -112,17 +112,13 @@ def register_reward(reward: Reward) -> None:
 
 
 def check_bounds(what: str, name: str, low: float, high: float) -> None:
-    """Refuse bounds that are not finite, or not rising.
-
-    Raises:
-        ValueError: names what has them.
-    """
+    """Raise a ValueError for bounds that are not finite, or not rising."""
     if not -np.inf < low < high < np.inf:
         raise ValueError(f"{what} {name!r} has low={low}, high={high}; give finite numbers, low below high")
 
 
 def find_reward(name: str) -> Reward:
-    """The reward of that name.
+    """Return the reward of that name.
 
     Raises:
         ValueError: there is none; names the nearest.
@@ -133,19 +129,19 @@ def find_reward(name: str) -> Reward:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Budget, reward and price together: what a mask earns.
+    """The reward of any mask, from budget, reward and price.
 
     reward(mask) + macs_price * macs_saved(mask)   where the budget is kept
     low - violation(mask)                          elsewhere
 
     Args:
-        budget: What a mask must satisfy.
-        reward: What it earns.
+        budget: The constraint on a mask.
+        reward: The reward of a feasible mask.
         macs: The MACs of masks.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward, at least 0.
 
     Raises:
-        ValueError: a price that is no number from 0 on.
+        ValueError: a price below 0.
     """
 
     budget: Budget
@@ -155,9 +151,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not is_from_zero(self.macs_price):
-            raise ValueError(
-                f"macs_price={self.macs_price!r} is not allowed; give a number from 0 on: the worth of saving all MACs"
-            )
+            raise ValueError(f"`macs_price` is out of range: got {self.macs_price!r}, expected a number of at least 0")
 
     @property
     def low(self) -> float:
@@ -170,7 +164,7 @@ class Objective:
         return self.reward.high + self.macs_price * self.macs.range[1]
 
     def rewards(self, masks: np.ndarray, scores: Scores) -> np.ndarray:
-        """(m,) float64: what each of (m, n_layers) masks earns; never NaN.
+        """Return (m,) float64: the rewards of (m, n_layers) masks; never NaN.
 
         Where a reward cannot be computed (no finite loss), it is the lowest. A mask off the budget earns less than every
         feasible one, and the less the further off, so that an agent that starts far away finds its way.

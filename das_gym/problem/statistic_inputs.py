@@ -1,4 +1,4 @@
-"""What layer statistics are computed from: one model, run on one set of examples."""
+"""The inputs of layer statistics: one model, run on one set of examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from das_gym.problem.statistics import MaskLosses
 
 @dataclass(frozen=True)
 class Activity:
-    """How much each layer changes what passes through it, averaged over examples.
+    """How much each layer changes its stream, averaged over examples.
 
     Attributes:
         influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
@@ -37,7 +37,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What skipping each layer would do to the loss, by its gradient.
+    """The effect of skipping each layer on the loss, to first order.
 
     Attributes:
         taylor: (n_layers,) <dL/dh_out, h_skipped - h_out>, nats: the first-order estimate of `leave_one_out`, mean over
@@ -51,7 +51,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class StatisticInputs:
-    """All that a statistic is computed from: one model on one set of examples.
+    """The inputs of statistics: one model on one set of examples.
 
     Attributes:
         evaluator, costs, examples, activity: Of the model and the examples.
@@ -104,15 +104,11 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
 
 
 def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> None:
-    """Refuse what was measured of a layer whose output is not finite.
-
-    Raises:
-        FloatingPointError: names the layer and the examples.
-    """
+    """Raise a FloatingPointError for a layer with a non-finite output, which names layer and examples."""
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
-            f"{format_examples([example.key for example in examples])}: try float32, or train its adapters anew"
+            f"{format_examples([example.key for example in examples])}: try float32, or train its adapters again"
         )
 
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskLosses:
-    """Losses of one model under any mask, each scored once: all that some statistics are computed from.
+    """Losses of one model under any mask, each scored once; some statistics follow from them alone.
 
     Attributes:
         losses: From (m, n_layers) masks to (m,) losses in nats.
         streams: (n_layers) the stream of each layer.
-        stages: (n_layers) where in the model each layer runs: rising along a stream.
+        stages: (n_layers) the stage of each layer, which rises along a stream.
     """
 
     losses: Callable[[np.ndarray], np.ndarray]
@@ -47,7 +47,7 @@ class MaskLosses:
         return [[index for _, index in sorted(found)] for found in behind]
 
     def above_full_model(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) bool masks, less the loss of the full model."""
+        """Return (m,) losses under (m, n_layers) bool masks, minus the loss of the full model."""
         wanted = np.concatenate((np.zeros((1, self.n_layers), dtype=bool), np.asarray(masks, dtype=bool)))
         unknown = list({key: mask for mask in wanted if (key := mask.tobytes()) not in self._known}.values())
         if unknown:
@@ -58,7 +58,7 @@ class MaskLosses:
             return losses[1:] - losses[0]
 
     def runs(self, length: int) -> np.ndarray:
-        """(n_layers, n_layers) bool: each layer and the next `length - 1` of its stream, alone where there are too few."""
+        """Return (n_layers, n_layers) bool: each layer and the next `length - 1` of its stream; alone if there are fewer."""
         masks = np.eye(self.n_layers, dtype=bool)
         for index, behind in enumerate(self.followers):
             if len(behind) >= length - 1:
@@ -75,9 +75,9 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        masks_a_layer: How many masks a layer it asks `StatisticInputs.losses_without` for, at most.
-        includes: Names of statistics whose masks are among its own.
-        of_losses: The values from the losses of masks alone, where nothing else is needed: a table knows those.
+        masks_a_layer: How many masks per layer it scores, at most.
+        includes: Names of statistics whose masks it scores, too.
+        of_losses: The values from the losses of masks, if nothing else is needed: tables know those.
     """
 
     name: str
@@ -90,26 +90,26 @@ class Statistic:
     of_losses: Callable[[MaskLosses], np.ndarray] | None = None
 
     def bounded(self, values: np.ndarray) -> np.ndarray:
-        """Values as they are observed: numbers, within the bounds."""
+        """Return values as they are observed: no NaN, within the bounds."""
         return np.clip(np.nan_to_num(values), self.low, self.high)
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
+    """Return (n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
     return losses.above_full_model(losses.runs(1))
 
 
 def next_interaction(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with the layer and the next of its stream skipped, beyond what the two cost one by one, in nats."""
+    """Return (n_layers,) loss with the layer and the next of its stream skipped, beyond `leave_one_out` of both, nats."""
     single, both = np.split(losses.above_full_model(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(losses.followers)])
 
 
 def run_interaction(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with the layer and the next two of its stream skipped, beyond what is known of them, in nats.
+    """Return (n_layers,) loss with the layer and the next two of its stream skipped, beyond the effects of fewer, in nats.
 
-    That is what each costs alone, and what the first two and the last two cost beyond that (`next_interaction`).
+    These are `leave_one_out` of each, and `next_interaction` of the first two and of the last two.
     """
     lengths = np.concatenate([losses.runs(length) for length in (1, 2, 3)])
     single, both, three = np.split(losses.above_full_model(lengths), 3)
@@ -120,7 +120,7 @@ def run_interaction(losses: MaskLosses) -> np.ndarray:
 
 
 def early_exit(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with the layer and all behind it in its stream skipped, minus the full model's, in nats."""
+    """Return (n_layers,) loss with the layer and all behind it in its stream skipped, minus the full model's, in nats."""
     masks = losses.runs(1)
     for index, behind in enumerate(losses.followers):
         masks[index, behind] = True
@@ -130,7 +130,7 @@ def early_exit(losses: MaskLosses) -> np.ndarray:
 def _of_losses(
     formula: str, compute: Callable[[MaskLosses], np.ndarray], masks_a_layer: int, includes: tuple[str, ...] = ()
 ) -> Statistic:
-    """A statistic of the losses of masks alone, named as its function."""
+    """Return a statistic that follows from the losses of masks, named as its function."""
     name = compute.__name__
     return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), masks_a_layer, includes, compute)
 
@@ -192,7 +192,7 @@ STATISTICS: dict[str, Statistic] = {
 """Every layer statistic by name."""
 
 DEFAULT_STATISTICS = tuple(STATISTICS)
-"""What environments observe unless they are told otherwise, in this order; others are asked for by name."""
+"""The statistics that environments observe by default, in this order."""
 
 STATISTICS |= {
     statistic.name: statistic
@@ -237,16 +237,16 @@ STATISTICS |= {
 }
 
 
-def told_by_losses() -> list[str]:
-    """Names of the statistics that losses of masks alone tell."""
+def statistics_of_losses() -> list[str]:
+    """Return the names of the statistics that follow from the losses of masks."""
     return [name for name, statistic in STATISTICS.items() if statistic.of_losses is not None]
 
 
 def register_statistic(statistic: Statistic) -> None:
-    """Add a layer statistic of one's own: environments observe it when asked, tables made from now on hold it.
+    """Add a layer statistic: environments observe it by name, and new tables hold it.
 
     Raises:
-        TypeError: no `Statistic`.
+        TypeError: not a `Statistic`.
         ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
     """
     if not isinstance(statistic, Statistic):
@@ -256,27 +256,27 @@ def register_statistic(statistic: Statistic) -> None:
 
 
 def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; a text is one name, not its letters."""
+    """Return the names as a tuple; a string is one name."""
     return (statistics,) if isinstance(statistics, str) else tuple(statistics)
 
 
 def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
-    """The statistics of those names.
+    """Return the statistics of those names.
 
     Raises:
         ValueError: an unknown name, or none at all; the text names the nearest.
     """
     names = statistic_names(names)
     if not names:
-        raise ValueError(f"statistics={names}: give one or more of {', '.join(STATISTICS)}, or None for all")
+        raise ValueError(f"`statistics` is empty: expected one or more of {', '.join(STATISTICS)}, or None")
     check_names(names, STATISTICS, "statistic", own=True)
     return tuple(STATISTICS[name] for name in names)
 
 
 def masks_needed(names: Iterable[str], n_layers: int) -> int:
-    """Masks that a model of so many layers scores for statistics by name, at most; those that nobody registered need none.
+    """Return how many masks a model scores for statistics by name, at most; unknown names need none.
 
-    The one that skips nothing is among them, and counts once, as do the masks of a statistic that another one includes.
+    The full model and the masks of a statistic that another one includes count once.
     """
     known = [STATISTICS[name] for name in dict.fromkeys(names) if name in STATISTICS]
     included = {name for statistic in known for name in statistic.includes}
@@ -285,6 +285,6 @@ def masks_needed(names: Iterable[str], n_layers: int) -> int:
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
-    """(n_layers, n_statistics) float32 within the bounds of each statistic."""
+    """Return (n_layers, n_statistics) float32 within the bounds of each statistic."""
     columns = [s.bounded(s.compute(inputs)) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

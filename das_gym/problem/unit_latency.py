@@ -91,7 +91,7 @@ def latency_of(problem: Problem, batch: int = 1, processor_time: bool = False) -
     Args:
         problem: Model, task and data.
         batch: Examples per forward pass, at least 1: the first that score masks.
-        processor_time: For a model on the CPU, measure the processor time of one thread, which other load hardly affects.
+        processor_time: For a model on the CPU, measure the processor time of one thread, which other load barely affects.
 
     Raises:
         ValueError: a batch below 1.

@@ -1,12 +1,12 @@
-"""Exhaustive tables: what every mask of a model scores, so that a search can be judged without a model.
+"""Exhaustive tables: the scores of every mask of a model, so that a search can be judged without the model.
 
 A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`,
 `{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
-Format 2 has every example besides, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
-Format 1 has means alone, of all examples and, in tables that were made from now on, of each group of them, see
-`das_gym.tables.groups`. Where groups are told apart each is a problem of its own.
+Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
+Format 1 has means, of all examples and of each group of them, see `das_gym.tables.groups`. Each group is a problem of its
+own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
-from das_gym.problem.statistics import STATISTICS, MaskLosses, told_by_losses
+from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
 from das_gym.tables.parts import Schema, SplitPart
@@ -43,12 +43,12 @@ SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
 
 MAX_LAYERS, MAX_MACS = 1024, 2**53
-"""Nothing larger is read from a file: masks would fill the memory, and MACs be no exact numbers any more."""
+"""Limits for files: masks would fill the memory, and MACs would not be exact in float64."""
 
 
 @dataclass(frozen=True)
 class TableMeta:
-    """Where a table comes from.
+    """The origin of a table.
 
     Attributes:
         env_id: The environment whose masks it scores.
@@ -88,18 +88,17 @@ class SubnetTable:
     Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`,
     `exp_neg_loss`, ...) or an `Objective` (an environment's `scorer.objective`: reward, price and budget); `split` is
     `reward` or `test`; and `skip_num` (exactly so many layers skipped) or `macs_saved` (at least that share of MACs saved)
-    is the budget within which masks compete. Without either an objective's own budget counts, and otherwise none.
+    are keyword arguments that limit which masks compete. Without them an objective's own budget counts, or none.
 
     Attributes:
-        meta: Where it comes from.
+        meta: Its origin.
         scores: By split, (n_masks,) float32 losses (inf where a loss was not a number), metrics and divergences.
         macs: (n_masks,) int64 MACs of an example.
         statistics: (n_layers, n_statistics) float32, what the environment observes.
-        examples: By split, what each example scores; None in a table of means.
+        examples: By split, the scores of each example; None in a table of means.
         group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
             of `meta.groups` alone; None where groups are not told apart.
-        group_scores: By split, what each group scores in the mean, in a table of means that tells groups apart; None in
-            others.
+        group_scores: By split, the mean scores of each group, in a table of means that has groups; None in others.
 
     Raises:
         ValueError: arrays that do not fit together.
@@ -115,9 +114,9 @@ class SubnetTable:
 
     def __post_init__(self) -> None:
         if self.n_layers > MAX_LAYERS:
-            raise ValueError(f"a table of {self.n_layers:,} layers is not allowed; {MAX_LAYERS:,} are the most")
+            raise ValueError(f"too many layers: got {self.n_layers:,}, expected at most {MAX_LAYERS:,}")
         if not 1 <= self.meta.macs_full <= MAX_MACS:
-            raise ValueError(f"macs_full is not allowed; a model has from 1 to {MAX_MACS:,}")
+            raise ValueError(f"`macs_full` is out of range: expected 1 to {MAX_MACS:,}")
         rows, statistics = len(self.masks), (self.n_layers, len(self.meta.statistics))
         Schema("iu", (rows,), 0, MAX_MACS).check("macs", self.macs)
         Schema("f", statistics).check("statistics", self.statistics)
@@ -141,7 +140,7 @@ class SubnetTable:
 
     @property
     def parts(self) -> Mapping[str, SplitPart]:
-        """By split, what tells groups of examples apart; empty where nothing does."""
+        """By split, the scores of single examples or groups; empty if the table has neither."""
         return self.examples or self.group_scores or {}
 
     @cached_property
@@ -152,13 +151,13 @@ class SubnetTable:
 
     @cached_property
     def layer_macs(self) -> MaskCost:
-        """What masks cost, as environments count it."""
+        """MACs of any mask."""
         alone = self.index(np.eye(self.n_layers, dtype=bool))
         return MaskCost(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
 
     @cached_property
     def costs(self) -> Mapping[str, MaskCost]:
-        """What masks cost, by the keys of `das_gym.problem.mask_cost.SAVED` that the table knows."""
+        """Costs of masks, by the keys of `das_gym.problem.mask_cost.SAVED` that the table holds."""
         return {"macs_saved": self.layer_macs, **given_costs(self.meta.costs)}
 
     @cached_property
@@ -167,29 +166,29 @@ class SubnetTable:
         return 1 - self.macs / self.meta.macs_full
 
     def saved(self, setting: str) -> np.ndarray:
-        """Return (n_masks,) float64 share of a cost, a key of `SAVED`, that each mask saves; NaN where nobody knows it."""
+        """Return (n_masks,) float64 share of a cost, a key of `SAVED`, that each mask saves; NaN if it is not held."""
         if setting == "macs_saved":
             return self.macs_saved
         return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
 
     def index(self, masks: np.ndarray) -> np.ndarray:
-        """Rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
+        """Return the rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
 
         Raises:
             ValueError: another number of layers, values other than 0 and 1, or a mask that is not in the table.
         """
         array = np.asarray(masks)
         if array.ndim == 0 or array.shape[-1] != self.n_layers:
-            raise ValueError(f"masks of shape {array.shape}; this table has {self.n_layers} layers, give as many columns")
+            raise ValueError(f"masks have the wrong shape: got {array.shape}, expected (..., {self.n_layers})")
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
         rows = self.rows(array)
         if (rows < 0).any():
-            raise ValueError(f"this table holds masks of up to {self.meta.max_skipped} skipped layers: give no others")
+            raise ValueError(f"masks are not in this table, which holds those of up to {self.meta.max_skipped} layers")
         return rows
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
-        """As `index`, of masks that fit, unchecked; -1 for those that are not in the table."""
+        """As `index`, without checks; -1 for masks that are not in the table."""
         numbers: np.ndarray = masks.astype(np.int64) @ self._bits
         if self.meta.max_skipped is None:
             return numbers
@@ -210,7 +209,7 @@ class SubnetTable:
         return numbers[order], order
 
     def float64_scores(self, split: str) -> Scores:
-        """Those of a split in float64, as rewards are computed from them.
+        """Return the scores of a split in float64, from which rewards are computed.
 
         Raises:
             ValueError: an unknown split.
@@ -220,18 +219,18 @@ class SubnetTable:
 
     @property
     def groups_apart(self) -> tuple[str, ...]:
-        """Groups with a table of their own, see `group_table`; none where there is one group, or none are told apart."""
+        """Groups with a table of their own, see `group_table`; none if the table holds only one."""
         if not self.parts or len(self.meta.groups) < 2:
             return ()
         least = np.minimum(*self.group_sizes().values())
         return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
     def group_sizes(self) -> dict[str, np.ndarray]:
-        """By split, (n_groups,) int64: how many examples are in each group; empty where none are told apart."""
+        """Return by split (n_groups,) int64: how many examples are in each group; empty without groups."""
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
-        """The table of one group of examples: a problem of its own, of means, with statistics of its own.
+        """Return the table of one group of examples, of means, with statistics of its own.
 
         Args:
             group: One of `meta.groups`.
@@ -240,7 +239,7 @@ class SubnetTable:
             ValueError: no such group, or none of its examples in one of the splits.
         """
         if not self.parts or self.group_statistics is None:
-            raise ValueError(f"this table of {self.meta.env_id} holds means alone: make it again to have its groups apart")
+            raise ValueError(f"this table of {self.meta.env_id} holds means over all examples: make it again to have groups")
         check_names([group], self.meta.groups, "group of this table")
         number = self.meta.groups.index(group)
         counts: dict[str, Any] = {f"{split}_examples": int(sizes[number]) for split, sizes in self.group_sizes().items()}
@@ -251,10 +250,10 @@ class SubnetTable:
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
     def without(self, layers: Sequence[int]) -> SubnetTable:
-        """The table of the model that is left when some layers are skipped for good, of means.
+        """Return the table of the model that is left when some layers are removed, of means.
 
         Statistics of the losses of masks, such as `leave_one_out`, are those of what is left; others stay as they were
-        measured beside the layers that are gone.
+        measured beside the removed layers.
 
         Args:
             layers: Their numbers.
@@ -267,33 +266,36 @@ class SubnetTable:
             raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
         rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
         scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
-        names, gone = tuple(self.meta.layer_names[layer] for layer in kept), np.isin(np.arange(self.n_layers), layers)
-        costs = {name: cost.without(gone).as_dict() for name, cost in given_costs(self.meta.costs).items()}
+        names, removed = tuple(self.meta.layer_names[layer] for layer in kept), np.isin(np.arange(self.n_layers), layers)
+        costs = {name: cost.without(removed).as_dict() for name, cost in given_costs(self.meta.costs).items()}
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs=costs, groups=())
-        left = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
-        columns = [(left._told if name in told_by_losses() else left.statistic)(name) for name in meta.statistics]
-        return dataclasses.replace(left, statistics=np.stack(columns, axis=1))
+        remaining = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
+        columns = [
+            (remaining._from_losses if name in statistics_of_losses() else remaining.statistic)(name)
+            for name in meta.statistics
+        ]
+        return dataclasses.replace(remaining, statistics=np.stack(columns, axis=1))
 
     def statistic(self, name: str) -> np.ndarray:
-        """(n_layers,) float32: a layer statistic that it holds, or one that the losses of its masks tell.
+        """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks.
 
         Raises:
-            ValueError: it neither holds nor knows it, or masks of more skipped layers than it has would tell it.
+            ValueError: it does not hold it, and it does not follow from the masks of the table.
         """
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
-        check_names([name], (*self.meta.statistics, *told_by_losses()), "statistic of this table")
-        return self._told(name)
+        check_names([name], (*self.meta.statistics, *statistics_of_losses()), "statistic of this table")
+        return self._from_losses(name)
 
-    def _told(self, name: str) -> np.ndarray:
-        """(n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
+    def _from_losses(self, name: str) -> np.ndarray:
+        """Return (n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
         statistic = STATISTICS[name]
         assert statistic.of_losses is not None
         return statistic.bounded(statistic.of_losses(self._mask_losses)).astype(np.float32)
 
     @cached_property
     def _mask_losses(self) -> MaskLosses:
-        """Those of the reward split; a table that does not tell streams and depths is of layers one behind another."""
+        """Losses of the reward split; without the statistics `stream` and `depth`, all layers are one stream."""
         held = self.meta.statistics
         streams = self.statistic("stream") if "stream" in held else np.zeros(self.n_layers)
         stages = self.statistic("depth") if "depth" in held else np.arange(self.n_layers)
@@ -301,7 +303,7 @@ class SubnetTable:
         return MaskLosses(lambda masks: losses[self.index(masks)], streams.tolist(), stages.tolist())
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
-        """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).
+        """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better).
 
         Raises:
             ValueError: an unknown name.
@@ -315,72 +317,46 @@ class SubnetTable:
         return getattr(scores, {"loss": "losses", "divergence": "divergences"}[by])
 
     def within(self, skip_num: int | None = None, macs_saved: float | None = None) -> np.ndarray:
-        """(2^n_layers,) bool: masks that keep the budget.
+        """Return (n_masks,) bool: masks that satisfy the budget.
 
         Raises:
             ValueError: no mask can, or both budgets are given.
         """
         return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_kept_by(self.masks)
 
-    def best(
-        self,
-        by: str | Objective = "loss",
-        split: str = "reward",
-        skip_num: int | None = None,
-        macs_saved: float | None = None,
-    ) -> np.ndarray:
-        """(n_layers,) bool: the best mask within the budget; of equals the one with the fewest MACs."""
-        rows = np.flatnonzero(self._competing(by, skip_num, macs_saved))
+    def best(self, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
+        """Return (n_layers,) bool: the best mask within the budget; of equal ones that with the fewest MACs."""
+        rows = np.flatnonzero(self._competing(by, **budget))
         order = np.lexsort((self.macs[rows], -self._goodness(by, split)[rows]))
         return self.masks[rows[order[0]]].copy()
 
-    def rank(
-        self,
-        masks: np.ndarray,
-        by: str | Objective = "loss",
-        split: str = "reward",
-        skip_num: int | None = None,
-        macs_saved: float | None = None,
-    ) -> np.ndarray:
-        """(...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks.
+    def rank(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
+        """Return (...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks.
 
         Raises:
             ValueError: a mask that breaks the budget.
         """
-        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
+        within, goodness = self._competing(by, **budget), self._goodness(by, split)
         return _ranks(goodness[within], goodness[self._rows_within(masks, within)])
 
     def rank_of_values(
-        self,
-        values: np.ndarray,
-        by: str | Objective = "loss",
-        split: str = "reward",
-        skip_num: int | None = None,
-        macs_saved: float | None = None,
+        self, values: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any
     ) -> np.ndarray:
-        """(...) int64: 1 + how many masks within the budget are better than each of (...) values, in the unit of `by`."""
-        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
+        """Return (...) int64: 1 + how many masks within the budget are better than (...) values, in the unit of `by`."""
+        within, goodness = self._competing(by, **budget), self._goodness(by, split)
         return _ranks(goodness[within], values if _larger_is_better(by) else -values)
 
-    def regret(
-        self,
-        masks: np.ndarray,
-        by: str | Objective = "loss",
-        split: str = "reward",
-        skip_num: int | None = None,
-        macs_saved: float | None = None,
-    ) -> np.ndarray:
-        """(...) float64, at least 0: by how much the best mask within the budget is better, in the unit of `by`.
+    def regret(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
+        """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`.
 
         Raises:
             ValueError: a mask that breaks the budget.
         """
-        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
-        rows = self._rows_within(masks, within)
-        return goodness[within].max() - goodness[rows]
+        within, goodness = self._competing(by, **budget), self._goodness(by, split)
+        return goodness[within].max() - goodness[self._rows_within(masks, within)]
 
     def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
-        """(p, n_layers) bool: masks that none beats in value without more MACs, from the fewest MACs up."""
+        """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
         goodness = self._goodness(by, split)
         order = np.lexsort((-goodness, self.macs))
         reached = np.maximum.accumulate(goodness[order])
@@ -388,7 +364,7 @@ class SubnetTable:
         return self.masks[order[better]]
 
     def describe(self, mask: np.ndarray) -> dict[str, float | int]:
-        """All that is known of one (n_layers,) mask, as plain numbers."""
+        """Return all numbers of one (n_layers,) mask, as plain values."""
         row = int(self.index(mask))
         known: dict[str, float | int] = {"macs": int(self.macs[row]), "macs_saved": float(self.macs_saved[row])}
         for split in SPLITS:
@@ -397,20 +373,19 @@ class SubnetTable:
         return known
 
     def check_hashes(self, hashes: Mapping[str, str]) -> None:
-        """Refuse a table of something else.
+        """Raise a ValueError for a table of another problem, which names what differs.
 
         Args:
-            hashes: Those of the problem at hand, see `das_gym.tables.build.problem_hashes`.
-
-        Raises:
-            ValueError: names what differs.
+            hashes: Hashes of the problem, see `das_gym.tables.build.problem_hashes`.
         """
         differing = [name for name in hashes if self.meta.hashes.get(name) != hashes[name]]
         if differing:
-            told = "; ".join(f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
+            differences = "; ".join(
+                f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing
+            )
             raise ValueError(
-                f"this table of {self.meta.env_id} was made from something else: {told}; "
-                f"make one for yours with `{format_command('agents table', '...')}`"
+                f"this table of {self.meta.env_id} is of another problem: {differences}. "
+                f"Make one with `{format_command('agents table', '...')}`"
             )
 
     def save(self, path: str | Path) -> None:
@@ -427,11 +402,11 @@ class SubnetTable:
 
     @classmethod
     def load(cls, path: str | Path) -> SubnetTable:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged or no table of this version.
+            ValueError: it is damaged, or of another version.
         """
         path = Path(path)
         if not path.is_file():
@@ -450,37 +425,38 @@ class SubnetTable:
         if form not in FORMATS:
             raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")
         scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
-        whole = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
+        common = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
         if form == FORMATS[1]:
             examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
-            return cls(*whole, examples, arrays["group_statistics"])
+            return cls(*common, examples, arrays["group_statistics"])
         if "group_statistics" not in arrays:
-            return cls(*whole)
-        return cls(*whole, None, arrays["group_statistics"], {split: GroupScores.of(arrays, split) for split in SPLITS})
+            return cls(*common)
+        groups = {split: GroupScores.of(arrays, split) for split in SPLITS}
+        return cls(*common, None, arrays["group_statistics"], groups)
 
     def of_all_examples(self) -> SubnetTable:
-        """The table without its groups, and without what each example scores."""
+        """Return the table without groups and single examples."""
         meta = dataclasses.replace(self.meta, groups=())
         return SubnetTable(meta, self.scores, self.macs, self.statistics)
 
-    def _competing(self, by: str | Objective, skip_num: int | None, macs_saved: float | None) -> np.ndarray:
-        if isinstance(by, Objective) and skip_num is None and macs_saved is None:
+    def _competing(self, by: str | Objective, **budget: Any) -> np.ndarray:
+        if isinstance(by, Objective) and not any(value is not None for value in budget.values()):
             return by.budget.is_kept_by(self.masks)
-        return self.within(skip_num, macs_saved)
+        return self.within(**budget)
 
     def _goodness(self, by: str | Objective, split: str) -> np.ndarray:
         """`values`, larger = better."""
         values = self.values(by, split)
         if np.isnan(values).any():
             raise ValueError(
-                f"this table holds no {by} of the {split} split; make it again with `{format_command('agents table')}`"
+                f"this table holds no {by} of the {split} split: make it again with `{format_command('agents table')}`"
             )
         return values if _larger_is_better(by) else -values
 
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
         rows = self.index(masks)
         if not within[rows].all():
-            raise ValueError("a mask breaks the budget that it is compared within; compare it without, or within its own")
+            raise ValueError("a mask breaks the budget: compare it without one, or within its own")
         return rows
 
 

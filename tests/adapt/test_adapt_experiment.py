@@ -85,15 +85,15 @@ def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path)
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"mask": [2, -1, 0, 1]}, "mask holds 2; give 0 .keep. or 1 .skip."),
+        ({"mask": [2, -1, 0, 1]}, "`mask` is not allowed: got .2, -1, 0, 1., expected 0 .keep. or 1 .skip."),
         ({"mask": [0.5, 0, 0, 1]}, "mask"),
         ({"mask": [True, False, False, True]}, "mask"),
-        ({"best_seen": {}}, "best_seen lacks mask"),
+        ({"best_seen": {}}, "best_seen, 'mask' is missing"),
         ({"best_seen": 3}, "best_seen=3"),
         ({"env_kwargs": []}, "env_kwargs"),
         ({"env_kwargs": {"batch_size": "x"}}, None),
         ({"env_id": 3}, "env_id=3"),
-        ({"reward": float("nan")}, "reward=nan"),
+        ({"reward": float("nan")}, "`reward` holds a number that is not finite"),
         ({"plugins": 3}, "plugins=3"),
         ({"env_id": None}, "env_id=None"),
     ],
@@ -104,7 +104,7 @@ def test_a_damaged_record_is_told(run_folder: Path, change: dict[str, Any], matc
     if match is None:
         choose(settings)  # of the environment alone
         return
-    with pytest.raises(ValueError, match=rf"search\.json is no search record of this version \(.*{match}"):
+    with pytest.raises(ValueError, match=rf"search\.json is not a search record of this version \(.*{match}"):
         choose(settings)
 
 

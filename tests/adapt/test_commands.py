@@ -212,7 +212,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("with", "checkpoint=/nonexistent"), "checkpoint=/nonexistent: no such file or folder"),
+        (("with", "checkpoint=/nonexistent"), "`checkpoint` does not exist: got /nonexistent"),
         (("with", "data_root=/nonexistent", "mask=[1,0,0,0,0,0,0,0,0,0,0,0]"), "data_root=/nonexistent"),
         (("with", "search_run=7"), "no run 7"),
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from das_gym.adapt import commands as adapt_commands
 from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
+from das_gym.config import group_fields
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
@@ -26,10 +28,14 @@ def fail(path: Path, block: Block, why: str) -> None:
 
 @cache
 def known(program: str, command: str) -> frozenset[str]:
-    """Return what may stand behind a command's `with`."""
-    first, _, second = command.partition(" ")
+    """Return what may stand behind a command's `with`; settings in groups as `train.steps=`."""
+    first, *others = command.split()
     found = PROGRAMS[program].commands[first]
-    return frozenset((found.subcommands[second] if second else found).completions())
+    for name in others:
+        found = found.subcommands[name]
+    cls = found.load()[1]
+    groups = {each.name: group_fields(each) for each in fields(cls)} if cls is not None else {}
+    return frozenset([*found.completions(), *(f"{name}.{inner}=" for name, group in groups.items() for inner in group)])
 
 
 def wrong_words(words: list[str]) -> str | None:
@@ -56,7 +62,11 @@ def wrong_words(words: list[str]) -> str | None:
     for word in settings:
         setting, sign, _ = word.partition("=")
         own = any(other.startswith("plugins=") for other in settings)
-        if not (f"{setting.partition('.')[0]}=" in may if sign else word in may or own or re.fullmatch(r"<\w+>", word)):
+        name_is_known = (
+            f"{setting.partition('.')[0]}=" in may if sign else word in may or own or re.fullmatch(r"<\w+>", word)
+        )
+        group = {each for each in may if each.startswith(f"{setting.partition('.')[0]}.")} if "." in setting else set()
+        if not name_is_known or (group and f"{'.'.join(setting.split('.')[:2])}=" not in group):
             return f"{name} {command} knows no {word!r}"
     return None
 

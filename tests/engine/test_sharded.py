@@ -198,15 +198,12 @@ def test_records_of_searches_can_be_replayed_without_a_cluster(unconnected, sett
     ("given", "match"),
     [
         ({"workers": "rey"}, "unknown workers 'rey'; did you mean 'ray'"),
-        ({"workers": "ray", "num_workers": 0}, "num_workers=0 is not allowed; use 1 or more, or None"),
-        ({"num_workers": 2}, "num_workers=2 is for workers=ray: say that, too, or leave it out"),
-        ({"gpus_per_worker": 1}, "gpus_per_worker=1 is for workers=ray"),
-        (
-            {"workers": "ray", "gpus_per_worker": -1},
-            "gpus_per_worker=-1 is not allowed; use 0, a part of one",
-        ),
-        ({"workers": "ray", "gpus_per_worker": 1.5}, r"gpus_per_worker=1\.5 is not allowed"),
-        ({"workers": "ray", "gpus_per_worker": float("nan")}, "gpus_per_worker=nan is not allowed"),
+        ({"workers": "ray", "num_workers": 0}, "`num_workers`"),
+        ({"num_workers": 2}, "`num_workers` needs workers=ray"),
+        ({"gpus_per_worker": 1}, "`gpus_per_worker` needs workers=ray"),
+        ({"workers": "ray", "gpus_per_worker": -1}, "`gpus_per_worker` is not allowed"),
+        ({"workers": "ray", "gpus_per_worker": 1.5}, "`gpus_per_worker` is not allowed"),
+        ({"workers": "ray", "gpus_per_worker": float("nan")}, "`gpus_per_worker` is not allowed"),
     ],
 )
 def test_settings_that_cannot_be(given: dict, match: str):

@@ -84,7 +84,7 @@ def test_a_process_that_dies_is_told():
     process = vec_env._base.processes[1]
     process.kill()
     process.join()
-    with pytest.raises(RuntimeError, match=r"of the processes of 2 environments these ended .*\{1: -9\}; -9 is"):
+    with pytest.raises(RuntimeError, match=r"\{1: -9\}"):
         vec_env.step(ACTIONS)
     assert not any(each.is_alive() for each in vec_env._base.processes)
     vec_env.close()

@@ -19,7 +19,7 @@ from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
 from tests.problem.closed_formulas import meter_costs, vilt_costs
-from tests.problem.whole_models import on_meta, whole
+from tests.problem.whole_models import whole
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -57,14 +57,14 @@ def vqa_head(features: int, answers: int) -> nn.Sequential:
     ("config", "formulas"),
     [(METERConfig(), meter_costs), (METERConfig(image_size=288), meter_costs), (ViLTConfig(), vilt_costs)],
 )
-def test_what_is_counted_is_what_the_closed_formulas_say(config, formulas):
+def test_costs_agree_with_closed_formulas(config, formulas):
     witness, counted = formulas(config, 40, 3129), whole(config, answers=3129)
     for name, value in witness.items():
         np.testing.assert_array_equal(getattr(counted, name), value, err_msg=name)
 
 
 @pytest.mark.slow
-def test_what_runs_in_the_last_stage_is_the_pooled_token_alone():
+def test_last_stage_runs_the_pooled_token_only():
     """Skipping before the last stage saves more than the paper's count says, in it less."""
     paper, runs = (whole(METERConfig(), answers=3129, counting=counting) for counting in ("paper", "runs"))
     early, late = np.zeros((2, 12), dtype=bool)
@@ -72,20 +72,18 @@ def test_what_runs_in_the_last_stage_is_the_pooled_token_alone():
     assert [round(100 * paper.macs_saved(mask), 1) for mask in (early, late)] == [12.0, 12.0]
     assert [round(100 * runs.macs_saved(mask), 1) for mask in (early, late)] == [13.2, 5.9]
     assert np.array_equal(paper.layer_macs[[0, 4, 6, 10]], runs.layer_macs[[0, 4, 6, 10]])
-    with pytest.raises(ValueError, match="unknown counting 'papers'; did you mean 'paper'"):
-        whole(METERConfig(), counting="papers")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", RECORDED, ids=str)
-def test_paper_table(size):
+def test_macs_of_the_paper(size):
     costs = whole(METERConfig(image_size=size[0]), size[1], 3129)
     found = [costs.macs_full, *(costs.macs(text_image_mask(*split)) for split in SPLITS)]
     assert [round(macs / 1e9, 3) for macs in found] == list(RECORDED[size])
 
 
 @pytest.mark.slow
-def test_figures_of_the_design():
+def test_costs_of_meter_at_384_pixels():
     costs = whole(METERConfig(), 40, 3129)
     encoders = costs.base_macs
     assert encoders / 1e9 == pytest.approx(54, abs=1)
@@ -98,7 +96,7 @@ def test_figures_of_the_design():
 
 
 @pytest.mark.slow
-def test_published_parameters():
+def test_adapter_parameters_of_the_paper():
     rows = {row["what"]: row for row in paper_table()}
     assert rows["adapters, no skipping"]["adapters"] / 1e6 == pytest.approx(5.34, abs=0.005)
     assert rows["adapters, no skipping"]["adapters_and_norms"] / 1e6 == pytest.approx(5.39, abs=0.005)
@@ -133,7 +131,7 @@ def test_macs_agree_with_torch(name, mask):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_baseline_is_the_model_without_adapters(name):
+def test_baseline_has_no_adapters(name):
     vlp = tiny(name)
     bare = type(vlp)(dataclasses.replace(vlp.config, bottleneck=0)).eval()
     counted = flops(bare, nn.Identity(), [False] * 12) / 2
@@ -145,7 +143,7 @@ def test_baseline_is_the_model_without_adapters(name):
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{sum(mask)} skipped")
 @pytest.mark.parametrize("bottleneck", [8, 0])
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_parameters_are_those_of_the_pruned_model(name, bottleneck, mask):
+def test_parameters_agree_with_the_pruned_model(name, bottleneck, mask):
     vlp = tiny(name)
     vlp = type(vlp)(dataclasses.replace(vlp.config, bottleneck=bottleneck))
     head = vqa_head(vlp.feature_size, 11)
@@ -158,7 +156,7 @@ def test_parameters_are_those_of_the_pruned_model(name, bottleneck, mask):
 
 
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_a_pruned_model_still_knows_what_was_removed(name):
+def test_pruning_does_not_change_costs(name):
     vlp = tiny(name)
     before = tiny_costs(vlp)
     vlp.prune(MASKS[2])
@@ -181,7 +179,7 @@ class LoRA(nn.Module):
         return self.linear(x) + self.up(self.down(x))
 
 
-def test_what_is_put_into_a_layer_counts_itself():
+def test_modules_inserted_into_a_layer_are_counted():
     vlp = tiny("vilt")
     before = tiny_costs(vlp)
     block = vlp.blocks[3].layer
@@ -192,7 +190,7 @@ def test_what_is_put_into_a_layer_counts_itself():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_the_baseline_has_no_lora(name):
+def test_baseline_has_no_lora(name):
     peft = pytest.importorskip("peft")
     vlp = tiny(name)
     before = tiny_costs(vlp, counting="runs")
@@ -209,7 +207,7 @@ def test_the_baseline_has_no_lora(name):
     assert (after.base_added_parameters > 0) is (name == "meter")
 
 
-def test_arrays_are_int64_and_add_up():
+def test_costs_are_int64_and_add_up():
     costs = whole(METERConfig(), 40, 3129)
     arrays = [
         getattr(costs, f"{part}_{what}")
@@ -221,18 +219,7 @@ def test_arrays_are_int64_and_add_up():
     assert one == costs.skip_macs[0] - costs.layer_macs[0] - costs.parallel_macs[0]
 
 
-def test_vilt_image_of_another_shape():
-    vlp = on_meta(ViLTConfig())
-    wide = count_costs(vlp, meta_batch(40, (3, 384, 640)), counting="paper")
-    assert wide.macs_full == vilt_costs_full(image_tokens=12 * 20 + 1)
-
-
-def vilt_costs_full(image_tokens: int) -> int:
-    witness = vilt_costs(ViLTConfig(), 40, image_tokens=image_tokens)
-    return witness["base_macs"] + int(witness["layer_macs"].sum())
-
-
-def test_what_two_layers_share_stays_with_either():
+def test_shared_parameters_belong_to_the_base():
     vlp = tiny("vilt")
     vlp.blocks[5].layer.mlp_in = vlp.blocks[2].layer.mlp_in  # a module
     vlp.pooler.weight = vlp.blocks[7].layer.attention.out.weight = vlp.blocks[4].layer.attention.out.weight  # a parameter
@@ -248,24 +235,21 @@ def test_what_two_layers_share_stays_with_either():
     assert kept - both == 2 * (kept - one)  # sums over layers cannot tell that nobody needs it any more: it counts as left
 
 
-def test_errors():
-    costs = tiny_costs(tiny("meter"))
-    with pytest.raises(ValueError, match=r"got shape \(3,\), expected \(12,\)"):
-        costs.macs([True] * 3)
-    with pytest.raises(ValueError, match="text_tokens=0: a text has at least one token"):
-        meta_batch(0, (3, 8, 8))
+def test_macs_reject_masks_of_another_length():
+    with pytest.raises(ValueError, match="mask"):
+        tiny_costs(tiny("meter")).macs([True] * 3)
 
 
-def test_a_model_that_looks_at_what_it_reads_is_told_so():
+def test_models_that_read_tensor_values_are_rejected():
     class Looks(ViLT):
         def text_stream(self, batch):
             return super().text_stream({**batch, "n": int(batch["input_ids"].max())})
 
-    with pytest.raises(TypeError, match="encode of a Looks looks at what tensors hold"):
+    with pytest.raises(TypeError, match="Looks"):
         count_costs(Looks(ViLTConfig(IMAGE, 16, 2, 32, 4, 12, 50, 12)), meta_batch(TEXT, (3, IMAGE, IMAGE)))
 
 
-def test_memory_is_the_bytes_of_what_is_left(small_problem):
+def test_memory_is_the_bytes_of_the_subnet(small_problem):
     problem, mask = small_problem, np.array([0, 1, 1, 0, 0, 1], dtype=bool)
     costs = problem.costs.memory
     parameters = problem.costs.parameters_cost

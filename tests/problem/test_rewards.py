@@ -125,12 +125,12 @@ def test_price_pays_for_saved_macs():
 
 
 @pytest.mark.parametrize("price", [-1, math.inf, math.nan, "1", True, None])
-def test_a_price_that_is_none_is_refused(price):
-    with pytest.raises(ValueError, match=r"macs_price=.* is not allowed; give a number from 0 on"):
+def test_objective_rejects_wrong_prices(price):
+    with pytest.raises(ValueError, match="macs_price"):
         Objective(Budget(4), REWARDS["metric"], MACS, price)
 
 
-def test_what_cannot_be_computed_earns_the_lowest():
+def test_non_finite_losses_earn_the_lowest_reward():
     nothing = np.array([np.nan])
     for reward in REWARDS.values():
         for losses in (nothing, np.array([np.inf])):
@@ -139,7 +139,7 @@ def test_what_cannot_be_computed_earns_the_lowest():
             assert earned.tolist() == [reward.low]
 
 
-def test_a_reward_of_ones_own(monkeypatch):
+def test_register_reward_adds_it(monkeypatch):
     monkeypatch.setattr(rewards_module, "REWARDS", dict(REWARDS))
     register_reward(Reward("half", 0.0, 0.5, lambda scores: scores.metrics / 2))
     earned = Objective(Budget(4), find_reward("half"), MACS).rewards(MASKS, measured(np.zeros(16)))
@@ -147,25 +147,20 @@ def test_a_reward_of_ones_own(monkeypatch):
     assert "half" not in REWARDS
 
 
-@pytest.mark.parametrize(
-    ("reward", "refusal", "says"),
-    [
-        (Reward("metric", 0.0, 1.0, abs), ValueError, "reward 'metric' is there already; give yours another name"),
-        (Reward("my reward", 0.0, 1.0, abs), ValueError, "reward name 'my reward' is not allowed"),
-        (
-            Reward("half", 1.0, 1.0, abs),
-            ValueError,
-            "reward 'half' has low=1.0, high=1.0; give finite numbers, low below high",
-        ),
-        (Reward("half", 0.0, math.inf, abs), ValueError, "give finite numbers"),
-        ("half", TypeError, r"give a Reward\(name, low, high, compute\)"),
-    ],
-)
-def test_what_is_no_new_reward_is_refused(reward, refusal, says: str):
-    with pytest.raises(refusal, match=says):
-        register_reward(reward)
+@pytest.mark.parametrize("name", ["metric", "my reward"])
+def test_register_reward_rejects_names(name: str):
+    with pytest.raises(ValueError, match=name):
+        register_reward(Reward(name, 0.0, 1.0, abs))
 
 
-def test_divergences_that_nobody_measured_are_missed():
-    with pytest.raises(ValueError, match="neg_kl needs divergences, which were not measured"):
+def test_register_reward_rejects_bounds_and_other_objects():
+    for bounds in ((1.0, 1.0), (0.0, math.inf)):
+        with pytest.raises(ValueError, match="'half'"):
+            register_reward(Reward("half", *bounds, abs))
+    with pytest.raises(TypeError, match="Reward"):
+        register_reward("half")  # type: ignore[arg-type]
+
+
+def test_neg_kl_needs_divergences():
+    with pytest.raises(ValueError, match="neg_kl"):
         find_reward("neg_kl").compute(Scores(np.zeros(1), np.zeros(1)))

@@ -114,9 +114,9 @@ def test_sublayers_are_units(prompts: dict[str, str]):
             "task='answering' is not supported by METER: choose from vqa, nlvr2, retrieval",
         ),
         ({"model": "VLM", "task": "vqa"}, "task='vqa' is not supported by VLM: choose from answering"),
-        ({"units": "sublayers"}, "units=sublayers is no setting of METER, only of VLM: leave it out"),
-        ({"model": "VLM", "task": "answering", "image_size": 64}, "image_size=64 is no setting of VLM"),
-        ({"model": "VLM", "task": "answering", "precision": "bfloat16"}, "say dtype=bfloat16 instead"),
+        ({"units": "sublayers"}, "`units`"),
+        ({"model": "VLM", "task": "answering", "image_size": 64}, "`image_size`"),
+        ({"model": "VLM", "task": "answering", "precision": "bfloat16"}, "`precision`"),
     ],
 )
 def test_incompatible_settings_are_rejected(settings: dict[str, object], text: str):

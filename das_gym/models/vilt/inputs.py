@@ -1,11 +1,10 @@
-"""From a picture to the pixels that ViLT reads."""
+"""From an image to the pixels that ViLT reads."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image
-
-from das_gym.models.inputs import check_size, pixels
 
 VILT_MEAN = VILT_STD = 0.5
 """Mean and standard deviation of every channel. Source: ViLT (arXiv 2102.03334), released code."""
@@ -18,7 +17,7 @@ VILT_PATCH = 32
 
 
 def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> torch.Tensor:
-    """ViLT's input pixels: shorter side to `size`, longer side bounded, both rounded down to whole patches.
+    """Return ViLT's input pixels: shorter side to `size`, longer side bounded, both rounded down to whole patches.
 
     The aspect ratio is kept up to that rounding; nothing is cut off. An image whose longer side would be more than
     `int(size * 1333 / 800)` is scaled down until it is not, and its shorter side is then less than `size`.
@@ -36,17 +35,17 @@ def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> to
 
     Source: ViLT (arXiv 2102.03334), section 4.1.
     """
-    check_size(size)
     if not 1 <= patch <= size:
-        raise ValueError(f"size={size} pixels with patch={patch}; a patch is 1 pixel or more, and an image at least a patch")
+        raise ValueError(f"invalid `size`: got {size} pixels, expected at least one patch of {patch}")
     shape = vilt_shape(image.size, size, patch)
     rgb = image.convert("RGB")
     resized = rgb if rgb.size == shape else rgb.resize(shape, Image.Resampling.BICUBIC)
-    return ((pixels(resized) - VILT_MEAN) / VILT_STD).contiguous()
+    pixels = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
+    return ((pixels - VILT_MEAN) / VILT_STD).contiguous()
 
 
 def vilt_shape(shape: tuple[int, int], size: int, patch: int = VILT_PATCH) -> tuple[int, int]:
-    """Width and height in pixels that `vilt_transform` gives to an image of width and height `shape`."""
+    """Return width and height in pixels that `vilt_transform` gives to an image of width and height `shape`."""
     scale = min(size / min(shape), int(VILT_ASPECT * size) / max(shape))
     width, height = (max(patch, int(side * scale + 0.5) // patch * patch) for side in shape)
     return width, height

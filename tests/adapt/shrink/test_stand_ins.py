@@ -117,7 +117,7 @@ def test_a_folder_with_adapters_is_not_shrunk_again(
     for trusted in (True, False):
         with pytest.raises(
             ValueError,
-            match=r"was made with recover=adapters or exported with DAS: .*pass the folder that",
+            match=r"has adapters of DAS .*Pass the folder that it was made from",
         ):
             load_vlm(tmp_path, trust_remote_code=trusted)
 
