@@ -128,6 +128,7 @@ def strip_adapters(layer: nn.Module) -> None:
 
 def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
     """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
-    unit = SkippedLayer(child(layer, INPUT_NORMS), input_adapter(hidden_size, bottleneck, generator))
+    norm: Any = child(layer, INPUT_NORMS)
+    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator))
     unit.norm.requires_grad_(False)
     return unit

@@ -201,19 +201,17 @@ class VLM(VLP):
         Raises:
             ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
         """
-        widths = {"bottleneck": bottleneck, "skip_bottleneck": skip_bottleneck}
-        for (name, width), default in zip(list(widths.items()), default_widths(self.feature_size), strict=True):
-            widths[name] = default if width is None else width
-            if widths[name] < 1:
+        defaults = default_widths(self.feature_size)
+        widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
+        for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
+            if width < 1:
                 raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
         if self.untrainable:
             raise ValueError(self.untrainable)
         for index, place in enumerate(self.places):
             layer = self.stack.layers[place]
-            self.skippable(index).skip_adapter = make_skip_unit(
-                layer, self.feature_size, widths["skip_bottleneck"], generator
-            )
-            insert_adapters(layer, self.feature_size, widths["bottleneck"], generator)
+            self.skippable(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
+            insert_adapters(layer, self.feature_size, widths[0], generator)
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
@@ -428,7 +426,7 @@ class VLM(VLP):
             with_head: Whether to compute logits; otherwise `last_hidden_state` is returned.
             span: The first token that runs, and the one behind the last; those before the first count as cached.
         """
-        batch = make_batch(encodings, self.text_config.pad_token_id or 0)
+        batch: dict[str, Any] = make_batch(encodings, self.text_config.pad_token_id or 0)
         if span is not None:
             by_token = ("input_ids", "attention_mask", *encodings[0].types)
             batch = {name: t[:, slice(*span)] if name in by_token else t for name, t in batch.items()}

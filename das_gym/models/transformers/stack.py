@@ -134,7 +134,7 @@ def note_output_forms(stack: Stack, run: Callable[[], Any]) -> None:
 
 def in_output_form(module: nn.Module, hidden: Tensor) -> Any:
     """Return hidden states in the form of the module's output, see `note_output_forms`."""
-    outputs = int(getattr(module, "_das_outputs", 0))  # type: ignore[arg-type]
+    outputs = int(getattr(module, "_das_outputs", 0))
     return (hidden, *[None] * (outputs - 1)) if outputs else hidden
 
 
