@@ -119,8 +119,6 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
     assert all(row["after"] is not None for row in record["methods"])
     losses = [row["before"]["loss"] for row in record["methods"]]
     assert run.result == min(losses)
-    searched = read_json(Path(given["runs_dir"]) / "3" / "search.json")
-    assert searched["agent_kwargs"]["blocks"]["streams"] == ["joint"] * len(searched["mask"])
     assert (folder / "compare.md").read_text().startswith("# llava, 1 layer saved, lora, 2 steps, 6 test examples")
     assert "Before recovery" in capsys.readouterr().out
 
@@ -142,7 +140,7 @@ def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[st
     record = read_json(tmp_path / "runs" / "1" / "compare.json")
     assert [row["found"]["method"] for row in record["methods"]] == ["random"]
     assert list(record["left_out"]) == [tower]
-    told = "all 3 layers of the vision tower would be deleted"
+    told = "all 3 vision layers"
     assert told in record["left_out"][tower]
     assert told in (tmp_path / "runs" / "1" / "compare.md").read_text()
     with pytest.raises(RunError, match=f"no method found a mask that can be removed: {told}"):
