@@ -36,7 +36,7 @@ class SyntheticVectorEnv(VectorEnv):
         if reward_batches not in ("fixed", "cycle", "resample"):
             raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of fixed, cycle, resample")
         if skip_num is not None and not 0 <= skip_num <= N_LAYERS:
-            raise ValueError(f"skip_num={skip_num}: the model has {N_LAYERS} skippable layers; use 0..{N_LAYERS}")
+            raise ValueError(f"`skip_num` is out of range: got {skip_num}, expected 0..{N_LAYERS}")
         self.num_envs = num_envs
         self.skip_num = skip_num
         self.n_layers = N_LAYERS

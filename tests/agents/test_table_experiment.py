@@ -81,7 +81,7 @@ def test_the_summary_says_what_the_table_says(small_table: SubnetTable):
         ({"reward_exampels": 4}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
         ({"reward_examples": 0}, "reward_examples"),
         ({"problem": {"precision": "bfloat16"}}, "`problem.precision`: got 'bfloat16'"),
-        ({"supernet": "/nonexistent"}, "`supernet` does not exist: got /nonexistent"),
+        ({"supernet": "/nonexistent"}, "`supernet` does not exist"),
         ({"task": "vqq"}, "unknown task 'vqq'"),
     ],
 )

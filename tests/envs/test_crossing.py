@@ -188,7 +188,7 @@ def checked(tmp_path: Path) -> Checked:
     return check
 
 
-def test_rows_have_every_pair():
+def test_crossed_has_every_pair():
     dimensions = {"a": (0, 1, 2), "b": (0, 1), "c": (0, 1, 2), "d": (0, 1, 2, 3)}
     rows = crossed(dimensions, lambda row: (row["a"], row["b"]) != (2, 1))
     found = {pair for row in rows for pair in combinations(row.items(), 2)}
@@ -199,7 +199,7 @@ def test_rows_have_every_pair():
 
 
 @pytest.mark.slow
-def test_of_a_model_of_pairs(checked: Checked, small_kwargs: dict[str, str]):
+def test_env_invariants_of_pair_models(checked: Checked, small_kwargs: dict[str, str]):
     for row in crossed(OF_ENVIRONMENTS):
         checked(row, {"model": "METER", "task": "vqa", **small_kwargs, "eval_batch_size": 4})
 
@@ -252,7 +252,7 @@ def prompts(tmp_path: Path) -> Callable[[Row], dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_of_models_of_prompts(checked: Checked, prompts: Callable[[Row], dict[str, Any]]):
+def test_env_invariants_of_prompt_models(checked: Checked, prompts: Callable[[Row], dict[str, Any]]):
     rows = crossed(OF_PROMPTS, makes_sense)
     for number, (row, own) in enumerate(zip(rows, crossed(OF_ENVIRONMENTS, seed=1), strict=False)):
         try:

@@ -21,7 +21,7 @@ def saved(random_supernet: Path) -> Adaptation:
     return Adaptation.load(random_supernet)
 
 
-def test_a_saved_file_reads_back(saved: Adaptation, tmp_path: Path):
+def test_load_reads_what_save_wrote(saved: Adaptation, tmp_path: Path):
     saved.save(tmp_path / "copy.safetensors")
     copy = Adaptation.load(tmp_path / "copy.safetensors")
     assert copy.answers == saved.answers
@@ -29,12 +29,12 @@ def test_a_saved_file_reads_back(saved: Adaptation, tmp_path: Path):
     assert all(torch.equal(copy.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
 
-def test_holds_nothing_frozen(saved: Adaptation):
+def test_adaptation_holds_trainable_parameters_only(saved: Adaptation):
     parts = ("adapter", "pooler", "token_types", "first_text_token")
     assert all(name.startswith("head.") or any(part in name for part in parts) for name in saved.tensors)
 
 
-def test_fingerprint_sees_frozen_parameters_alone():
+def test_fingerprint_covers_frozen_parameters_only():
     vlp = load_backbone(ProblemConfig()).vlp
     before = fingerprint(vlp)
     with torch.no_grad():
@@ -45,31 +45,30 @@ def test_fingerprint_sees_frozen_parameters_alone():
     assert fingerprint(vlp) != before
 
 
-def test_another_model_is_refused(saved: Adaptation):
+def test_apply_rejects_other_models(saved: Adaptation):
     vlp = load_backbone(ProblemConfig()).vlp
     with pytest.raises(ValueError, match="was trained on a model with fingerprint"):
         saved.apply(vlp, torch.nn.Linear(1, 1), base="0" * 16)
 
 
-def test_a_head_that_does_not_fit_is_refused(saved: Adaptation):
+def test_apply_rejects_other_heads(saved: Adaptation):
     vlp = load_backbone(ProblemConfig()).vlp
     with pytest.raises(ValueError, match="parameters of the adaptation and of the model differ: head"):
         saved.apply(vlp, torch.nn.Linear(1, 1), base=saved.base)
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no such adaptation file"):
+def test_load_rejects_missing_truncated_and_other_files(random_supernet: Path, mini_folder: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
         Adaptation.load(tmp_path / "none.safetensors")
-
-
-def test_a_truncated_file_is_named(random_supernet: Path, tmp_path: Path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(random_supernet.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"short\.safetensors is damaged"):
         Adaptation.load(short)
+    with pytest.raises(ValueError, match="is not an adaptation file"):
+        Adaptation.load(mini_folder / "model.safetensors")
 
 
-def test_any_flipped_byte_is_noticed_or_changes_nothing(saved: Adaptation, tmp_path: Path):
+def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path):
     saved.save(tmp_path / "whole.safetensors")
     whole, path = (tmp_path / "whole.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
     places = np.random.default_rng(0).integers(0, len(whole), 40)
@@ -95,7 +94,7 @@ def test_any_flipped_byte_is_noticed_or_changes_nothing(saved: Adaptation, tmp_p
         ({"odd": 1}, "unknown setting 'odd'"),
     ],
 )
-def test_a_damaged_description_is_named(saved: Adaptation, tmp_path: Path, change: dict, match: str):
+def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change: dict, match: str):
     saved.save(tmp_path / "a.safetensors")
     file = read_safetensors(tmp_path / "a.safetensors")
     write_tensors(tmp_path / "a.safetensors", file.tensors, {**file.config, **change})
@@ -104,31 +103,23 @@ def test_a_damaged_description_is_named(saved: Adaptation, tmp_path: Path, chang
 
 
 @pytest.mark.parametrize("described", ["[1]", "3", "{", "[" * 100_000])
-def test_a_description_that_is_none_is_named(tmp_path: Path, described: str):
+def test_load_rejects_other_metadata(tmp_path: Path, described: str):
     save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", metadata={"das_gym": described})
-    with pytest.raises(ValueError, match=r"a\.safetensors (is|: got a JSON)"):
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
         Adaptation.load(tmp_path / "a.safetensors")
-
-
-def test_weights_that_are_not_numbers_are_named(saved: Adaptation, tmp_path: Path):
-    name = next(iter(saved.tensors))
-    broken = {**saved.tensors, name: torch.full_like(saved.tensors[name], float("nan"))}
-    dataclasses.replace(saved, tensors=broken).save(tmp_path / "nan.safetensors")
-    with pytest.raises(ValueError, match=rf"nan\.safetensors: {name} has \d+ NaN or infinite values"):
-        Adaptation.load(tmp_path / "nan.safetensors")
 
 
 @pytest.mark.parametrize(
     ("value", "dtype", "says"),
     [
+        (float("nan"), torch.float32, "NaN or infinite values"),
         (1e300, torch.float64, "NaN or infinite values"),  # in a model of 32 bits
-        (complex("nan"), torch.complex64, "holds numbers of torch.complex64, which no weights are"),
-        (1.0, torch.float8_e4m3fn, "which no weights are"),
-        (1, torch.int64, "which no weights are"),
-        (True, torch.bool, "which no weights are"),
+        (complex("nan"), torch.complex64, "torch.complex64"),
+        (1.0, torch.float8_e4m3fn, "torch.float8_e4m3fn"),
+        (1, torch.int64, "torch.int64"),
     ],
 )
-def test_numbers_that_no_model_has_are_refused(saved: Adaptation, tmp_path: Path, value, dtype: torch.dtype, says: str):
+def test_load_rejects_other_numbers(saved: Adaptation, tmp_path: Path, value, dtype: torch.dtype, says: str):
     name = next(iter(saved.tensors))
     odd = torch.full(saved.tensors[name].shape, value, dtype=torch.float32 if dtype.itemsize == 1 else dtype).to(dtype)
     dataclasses.replace(saved, tensors={**saved.tensors, name: odd}).save(tmp_path / "odd.safetensors")
@@ -136,12 +127,7 @@ def test_numbers_that_no_model_has_are_refused(saved: Adaptation, tmp_path: Path
         Adaptation.load(tmp_path / "odd.safetensors")
 
 
-def test_another_kind_of_file_is_named(mini_folder: Path):
-    with pytest.raises(ValueError, match="is not an adaptation file of das_gym"):
-        Adaptation.load(mini_folder / "model.safetensors")
-
-
-def test_an_adaptation_of_a_mask_settles_the_model(saved: Adaptation, tiny_problem):
+def test_apply_prunes_the_mask_of_a_subnet(saved: Adaptation, tiny_problem):
     backbone = load_backbone(ProblemConfig())
     mask = np.arange(12) % 3 == 0
     head = tiny_problem.task.build_head(backbone.vlp.feature_size)

@@ -16,7 +16,7 @@ def blocks(tiny_problem: Problem) -> dict:
     return measure_blocks(tiny_problem.evaluator, tiny_problem.splits.reward[:6])
 
 
-def test_blocks_of_one_layer_are_its_influence(tiny_problem: Problem, blocks: dict):
+def test_blocks_of_one_layer_agree_with_statistics(tiny_problem: Problem, blocks: dict):
     activity = measure_activity(tiny_problem.evaluator, tiny_problem.splits.reward[:6])
     np.testing.assert_allclose([row[0] for row in blocks["cosine"]], activity.influence_tokens, atol=1e-8)
     assert blocks["stages"] == [[i, i + 6] for i in range(6)]
@@ -25,7 +25,7 @@ def test_blocks_of_one_layer_are_its_influence(tiny_problem: Problem, blocks: di
 
 
 @torch.inference_mode()
-def test_longer_blocks_against_hidden_vectors(tiny_problem: Problem, blocks: dict):
+def test_longer_blocks_agree_with_hidden_states(tiny_problem: Problem, blocks: dict):
     vlp, evaluator = tiny_problem.vlp, tiny_problem.evaluator
     examples = tiny_problem.splits.reward[:6]
     state = vlp.embed(evaluator.encoder(evaluator.task.pairs(examples)))
@@ -44,5 +44,5 @@ def test_longer_blocks_against_hidden_vectors(tiny_problem: Problem, blocks: dic
     assert blocks["cosine"][7][2] == pytest.approx(float(apart.mean()), abs=1e-6)
 
 
-def test_chains_follow_the_stages(tiny_problem: Problem):
+def test_stream_chains_follow_the_stages(tiny_problem: Problem):
     assert stream_chains(tiny_problem.vlp) == {"text": list(range(6)), "image": list(range(6, 12))}

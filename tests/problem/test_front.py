@@ -11,12 +11,12 @@ SAVED = np.array([0.0, 0.2, 0.1, 0.4, 0.2, 0.4, 0.3, 0.1])
 LOSSES = np.array([1.0, 1.5, 1.0, 3.0, 1.5, np.inf, 3.0, 2.0])
 
 
-def test_the_front_holds_what_nothing_beats():
+def test_front_rows_are_undominated():
     # row 0 saves less than row 2 at the same loss; 4 equals 1; 5 is not finite; 6 saves less than 3; 7 loses more than 2
     assert front_rows(SAVED, LOSSES).tolist() == [2, 1, 3]
 
 
-def test_the_area_by_hand():
+def test_hypervolume_by_hand():
     # from (0, 4): 0.1 wide and 3 high, 0.1 and 2.5, 0.2 and 1
     assert hypervolume(SAVED, LOSSES, (0.0, 4.0)) == pytest.approx(0.1 * 3 + 0.1 * 2.5 + 0.2 * 1)
     assert hypervolume(SAVED, LOSSES, (0.15, 2.0)) == pytest.approx(0.05 * 0.5)
@@ -24,13 +24,13 @@ def test_the_area_by_hand():
     assert hypervolume(SAVED[5:6], LOSSES[5:6], (0.0, 4.0)) == 0
 
 
-def test_it_is_measured_from_both_ends():
+def test_reference_point_by_hand():
     assert reference_point(SAVED[:5], LOSSES[:5]) == (0.0, 3.0)
     with pytest.raises(ValueError, match="non-finite loss"):
         reference_point(SAVED[[0, 5]], LOSSES[[0, 5]])
 
 
-def test_the_volume_of_points_in_three_dimensions_is_what_a_fine_grid_says():
+def test_dominated_volume_agrees_with_a_grid():
     rng = np.random.default_rng(0)
     points = np.concatenate((rng.random((7, 3)), [[0.9, -0.1, 0.9], [np.nan, 1.0, 1.0]]))
     centres = (np.arange(100) + 0.5) / 100
@@ -41,7 +41,7 @@ def test_the_volume_of_points_in_three_dimensions_is_what_a_fine_grid_says():
     assert dominated_volume(np.array([[0.5, 0.5, 0.4], [0.5, 0.5, 0.4]])) == pytest.approx(0.1)
 
 
-def test_what_no_other_reaches_in_every_dimension():
+def test_undominated_rows_by_hand():
     points = np.array(
         [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, 0.4, 0.5], [np.nan, 2.0, 2.0], [0.0, 1.0, 0.2]]
     )

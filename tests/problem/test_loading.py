@@ -119,7 +119,7 @@ def test_load_splits_share_no_image(tiny_kwargs: dict[str, str]):
 def test_build_problem_checks_the_supernet_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
-    advice = "python -m adapt supernet with meter_nlvr2 image_size=64"
+    advice = "python -m adapt supernet with meter_nlvr2 problem.image_size=64"
     with pytest.raises(ValueError, match=advice):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
 
@@ -153,7 +153,7 @@ def test_problem_words_are_a_command_line(tmp_path: Path):
     config = ProblemConfig("ViLT", "retrieval", data_root=place, on_bad_example="skip", image_size=64)
     words = problem_words(config, "supernet=mine.safetensors")
     root = shlex.quote(f"data_root={tmp_path}")
-    assert words == f"vilt_retrieval {root} image_size=64 on_bad_example=skip supernet=mine.safetensors"
+    assert words == f"vilt_retrieval {root} problem.image_size=64 problem.on_bad_example=skip supernet=mine.safetensors"
 
 
 def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

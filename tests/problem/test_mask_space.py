@@ -15,7 +15,7 @@ COST = SPACES["cost"]
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
 
 
-def test_every_mask_of_k():
+def test_masks_by_count():
     space = MaskSpace(Budget(6, 2))
     assert space.size == 15
     assert space.masks.shape == (15, 6)
@@ -25,13 +25,13 @@ def test_every_mask_of_k():
     assert not space.contains(np.zeros((1, 6), bool))[0]
 
 
-def test_every_mask_that_saves_enough():
+def test_masks_by_cost():
     expected = {mask.tobytes() for mask in EVERY if mask @ SAVINGS >= 0.15}
     assert {mask.tobytes() for mask in COST.masks} == expected
     assert COST.size == len(expected)
 
 
-def test_by_cost_nothing_is_skipped_that_saves_nothing():
+def test_top_by_cost_skips_only_layers_that_save():
     macs = MaskCost(full=100, unskipped=104, savings=np.array([5, -3, 20, 0]))
     space = MaskSpace(Budget(4, saved=0.2, cost=macs))
     assert space.size == 2  # both of the layers that save, and the one that costs nothing either way
@@ -42,7 +42,7 @@ def test_by_cost_nothing_is_skipped_that_saves_nothing():
 
 @pytest.mark.parametrize("n_layers", [36, 72])
 @pytest.mark.parametrize("by", ["count", "cost"])
-def test_any_number_of_layers(n_layers, by):
+def test_mask_space_never_lists_too_many_masks(n_layers, by):
     """Nothing of 2^36 masks is listed on the way: this would not end."""
     macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
     budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.1, cost=macs)
@@ -57,7 +57,7 @@ def test_any_number_of_layers(n_layers, by):
         _ = space.masks
 
 
-def test_listed_in_the_order_of_tables_and_of_combinations():
+def test_every_mask_order():
     assert every_mask(2).tolist() == [[False, False], [True, False], [False, True], [True, True]]
     assert [np.flatnonzero(mask).tolist() for mask in every_mask(3, 2)] == [[0, 1], [0, 2], [1, 2]]
     with pytest.raises(ValueError, match="735,471 masks of 8 of 24 layers cannot be listed"):
@@ -65,7 +65,7 @@ def test_listed_in_the_order_of_tables_and_of_combinations():
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_moves_keep_the_budget(space):
+def test_moves_satisfy_the_budget(space):
     rng = np.random.default_rng(0)
     for _ in range(20):
         mask = space.sample(rng)
@@ -91,7 +91,7 @@ def test_neighbours_by_cost_differ_in_one_layer_or_swap_two():
     assert {other.tobytes() for other in COST.neighbours(mask)} == expected
 
 
-def test_a_mutant_differs_by_as_many_swaps_at_most():
+def test_mutate_swaps_at_most_strength_layers():
     rng = np.random.default_rng(0)
     space, mask = MaskSpace(Budget(12, 4)), np.arange(12) % 3 == 0
     kept = [int((space.mutate(mask, strength, rng) & mask).sum()) for strength in (1, 2, 3, 4) for _ in range(30)]
@@ -121,7 +121,7 @@ def test_distinct_masks_end_when_there_are_no_more():
     assert space.distinct(10, lambda: space.sample(rng), rng, everything).shape == (0, 6)
 
 
-def test_many_layers_are_not_listed():
+def test_distinct_without_listing():
     space = SPACES["many, by cost"]
     assert space.size is None
     with pytest.raises(ValueError, match="cannot be listed"):

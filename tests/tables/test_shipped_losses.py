@@ -21,7 +21,7 @@ def examples_of(problem: Problem) -> tuple:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [None, "llava_mini"])
-def test_shipped_losses_are_the_models_own(checkpoint: str | None):
+def test_shipped_losses_agree_with_the_model(checkpoint: str | None):
     problem = load_problem(ProblemConfig(model="VLM", task="answering", checkpoint=checkpoint))
     masks = np.zeros((4, len(problem.layer_names)), dtype=bool)
     masks[1, 0] = masks[2, 5] = masks[3, [1, 5]] = True  # the last is not shipped
