@@ -195,7 +195,7 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "") -> Table
     places = {name: place for place, name in enumerate(IN_WORDS)}
     ordered = sorted(models, key=lambda model: places.get(model["name"], 0))
     flat = [{**model, **(model.get("evaluation") or {})} for model in ordered]
-    numbers = next((model["numbers"] for model in flat if model.get("numbers")), {})
+    numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
     metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
     among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
     percent: Callable[[float], str] = lambda value: f"{100 * value:.1f}"  # noqa: E731

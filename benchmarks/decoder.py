@@ -99,8 +99,8 @@ def questions(images: int, each: int) -> list[AnswerExample]:
     """Questions of 12 to 16 words, with answers of one to three, on images of noise."""
     rng = np.random.default_rng(0)
     text = lambda low, high: " ".join(map(str, rng.integers(0, 2000, rng.integers(low, high + 1))))  # noqa: E731
-    images = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
-    return [AnswerExample(f"{n} {q}", images[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
+    noise = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
+    return [AnswerExample(f"{n} {q}", noise[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
 
 
 class Rivals:

@@ -71,7 +71,7 @@ def export(
     Raises:
         ValueError: `out` exists, the model cannot be exported, or the folder's outputs differ from the subnet's.
     """
-    out = check_out(out)
+    place = check_out(out)
     if onnx:
         require_onnx()
     vlp = subnet.backbone.vlp
@@ -90,10 +90,10 @@ def export(
         count = sum(tensor.numel() for tensor in model.tensors.values())
         file = model.model.partition(":")[0].rpartition(".")[2]
         loads_with = f"{file}.py" if model.code else model.model.replace(":", ".")
-        found.append(Exported(out, loads_with, count, difference, onnx_difference))
+        found.append(Exported(place, loads_with, count, difference, onnx_difference))
         write_text(folder / "README.md", model_card(subnet, model, found[0], record or {}, head.num_images))
 
-    write_folder(out, fill)
+    write_folder(place, fill)
     return found[0]
 
 

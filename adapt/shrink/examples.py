@@ -51,9 +51,13 @@ def check_examples(task: Task, examples: Sequence[Any]) -> None:
     lengths = []
     with progress(len(prompts), "checking texts", unit="text") as bar:
         for key, prompt in prompts:
-            words = _named(key, lambda prompt=prompt: processor.count_words(prompt))
+            words = _named(key, processor.count_words, prompt)
             lengths.append(_Length(key, prompt, words, sum(pixels[image.key] for image in prompt.images)))
             bar.update()
+
+    def count_tokens(prompt: Any) -> int:
+        return len(processor.encode(prompt).ids)
+
     tokens_per_pixel = 0.0
     orders: list[Callable[[_Length], float]] = [
         lambda one: one.pixels,
@@ -63,16 +67,16 @@ def check_examples(task: Task, examples: Sequence[Any]) -> None:
     ]
     for order in orders:
         for one in heapq.nlargest(LONGEST, lengths, key=order):
-            tokens = _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
+            tokens = _named(one.key, count_tokens, one.prompt)
             if one.pixels:
                 tokens_per_pixel = max(tokens_per_pixel, (tokens - one.words) / one.pixels)
     for one in [one for one in lengths if not one.prompt.images][:1]:  # some templates reject prompts without an image
-        _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
+        _named(one.key, count_tokens, one.prompt)
 
 
-def _named(key: str, call: Callable[[], int]) -> int:
+def _named(key: str, count: Callable[[Any], int], prompt: Any) -> int:
     try:
-        return call()
+        return count(prompt)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

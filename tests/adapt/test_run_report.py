@@ -15,7 +15,7 @@ from das_gym.agents.search_experiment import run_search
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import Answers, Question
 from das_gym.files import write_json
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, grouped_settings
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -94,14 +94,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
     run_search({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
     problem = asdict(ProblemConfig())
+    own = grouped_settings(problem)
     subnet = model("subnet", MASK, speedup=1.2, speedup_interval=[1.1, 1.3])
     models = [subnet, model("full_model", [0] * 12, from_package=True), model("baseline", [0] * 12, evaluation=None)]
     shared = {"problem": problem, "units": Architecture.of(NAMES).record(), "versions": VERSIONS}
     adapted = {**shared, "settings": {"search_run": 1}, "models": models}
-    write_run(folder / "2", "adapt.json", adapted, {**problem, "steps": 20, "search_run": 1, "search": {}, "seed": 0})
+    write_run(folder / "2", "adapt.json", adapted, {**own, "steps": 20, "search_run": 1, "search": {}, "seed": 0})
     turn = {"step": 5, "masks": [MASK, MASK[::-1]], "losses": [1.0, 2.0], "rewards": [0.2, 0.3], "preferences": [0.0] * 12}
     joint = {**shared, "settings": {}, "models": models[:1], "search": {"turns": [turn, turn]}, "units": UNITS}
-    write_run(folder / "3", "das.json", joint, {**problem, "das": {"skip_num": 3}, "seed": 0})
+    write_run(folder / "3", "das.json", joint, {**own, "das": {"skip_num": 3}, "seed": 0})
     write_run(folder / "4", "shrink.json", shrunk_record(), {})
     config = {"seeds": 2, "searches": {"4": 1}, "skip_nums": [4]}
     write_run(folder / "5", "compare.json", compared_record(), config)
@@ -146,7 +147,7 @@ def test_report_of_das(runs: Path):
     assert report.progress.best == [0.2, 0.3, 0.3, 0.3]
     assert report.heat.values == [[0.5] * 12] * 2
     assert report.architecture.stages[0] == (0, 6)
-    assert report.commands == ["python -m adapt das with 'das={'\"'\"'skip_num'\"'\"': 3}'"]
+    assert report.commands == ["python -m adapt das with das.skip_num=3"]
 
 
 def test_report_of_shrink(runs: Path):

@@ -6,11 +6,12 @@ A kept layer reads `x + A(x)` instead of the normed input `x` of its attention, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import Site
@@ -48,19 +49,18 @@ def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator 
     return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 
-class RemovedLayer(nn.Module):
-    """Stands where a layer was removed, so that the model around it runs as before; it has the layer's plain settings."""
+def empty_layer(layer: nn.Module) -> None:
+    """Delete the weights of a layer, which then passes its input on.
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        for name, value in vars(layer).items():
-            if isinstance(value, int | float | str | bool) and name not in vars(self):
-                setattr(self, name, value)
+    The object stays, since transformers has hooks on it that record its outputs (`vision_feature_layer`).
+    """
+    for parts in (layer._modules, layer._parameters, layer._buffers):
+        parts.clear()
+    layer.forward = functools.partial(_pass_on, layer)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the input."""
-        del args, kwargs
-        return in_output_form(self, hidden_states)
+
+def _pass_on(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return in_output_form(layer, first_input(args, kwargs))
 
 
 class _AdapterHook:

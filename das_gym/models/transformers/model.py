@@ -20,8 +20,8 @@ from das_gym.models.macs import MacCounter, counted, structure
 from das_gym.models.transformers import driver
 from das_gym.models.transformers.adapters import (
     TUNABLE,
-    RemovedLayer,
     default_widths,
+    empty_layer,
     insert_adapters,
     make_skip_unit,
     missing_parts,
@@ -259,8 +259,7 @@ class VLM(VLP):
             raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            layers, place = self.stack_of(index).layers, self.places[index]
-            layers[place] = RemovedLayer(layers[place])
+            empty_layer(self.stack_of(index).layers[self.places[index]])
 
     def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
         """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips."""

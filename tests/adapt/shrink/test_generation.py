@@ -34,7 +34,7 @@ def prompts_of() -> list[Prompt]:
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
-def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
+def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
     problem = problem_of(name)
     vlm, processor = pruned_copy(problem.vlp, MASK), problem.task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts_of()]
@@ -60,7 +60,7 @@ def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callab
     assert any(alone)
 
 
-def test_left_padding_is_on_the_left_and_without_the_answer(problem_of: Callable[[str], Problem]):
+def test_left_padded_has_no_answers(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     batch = left_padded(encodings, 0, problem.vlp)
@@ -70,7 +70,7 @@ def test_left_padding_is_on_the_left_and_without_the_answer(problem_of: Callable
         assert batch["attention_mask"][row].tolist() == [0] * start + [1] * encoding.answer
 
 
-def test_a_model_that_minds_padding_is_noticed(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
+def test_pads_left_finds_a_model_that_reads_padding(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
     problem = problem_of("llava")
     vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()[:1]]
@@ -80,9 +80,7 @@ def test_a_model_that_minds_padding_is_noticed(problem_of: Callable[[str], Probl
     assert not pads_left(vlm, encodings, 0)
 
 
-def test_a_model_that_mixes_the_pictures_of_a_batch_is_noticed(
-    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
-):
+def test_pads_left_finds_a_model_that_mixes_images(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
     problem = problem_of("llava")
     vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
@@ -93,7 +91,7 @@ def test_a_model_that_mixes_the_pictures_of_a_batch_is_noticed(
     assert not pads_left(vlm, encodings, 0)
 
 
-def test_prompts_of_one_form_go_together(problem_of: Callable[[str], Problem]):
+def test_batches_of_have_one_form(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     other = encodings[0]._replace(pixels={"pixel_values": torch.zeros(1, 3, 8, 8)})
@@ -104,7 +102,7 @@ def test_prompts_of_one_form_go_together(problem_of: Callable[[str], Problem]):
     assert all(len({input_form(every[row]) for row in group}) == 1 for group in groups)
 
 
-def test_generation_settings_of_the_model_come_back(problem_of: Callable[[str], Problem]):
+def test_greedy_decoding_restores_settings(problem_of: Callable[[str], Problem]):
     model = problem_of("llava").vlp.model
     before = model.generation_config
     with greedy_decoding(model, {"max_new_tokens": 3}):
@@ -112,13 +110,13 @@ def test_generation_settings_of_the_model_come_back(problem_of: Callable[[str], 
     assert model.generation_config is before
 
 
-def test_tokens_of_pictures_are_never_said(problem_of: Callable[[str], Problem]):
+def test_image_tokens_are_suppressed(problem_of: Callable[[str], Problem]):
     vlm = problem_of("llava").vlp
     assert image_tokens_of(vlm.model) == [3]
     assert greedy_settings(vlm, problem_of("llava").task.processor, 6)["suppress_tokens"] == [3]
     assert image_tokens_of(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
 
 
-def test_an_answer_ends_before_the_first_end():
+def test_cut_at_end():
     assert cut_at_end([5, 6, 2, 7, 2], (2, 9)) == [5, 6]
     assert cut_at_end([5, 6], (2,)) == [5, 6]

@@ -1,4 +1,4 @@
-"""Layers of the vision tower deleted with those of the decoder."""
+"""Vision layers removed with decoder layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, verify
 
-from das_gym.models.transformers.layer_removal import check_shared, draw_mask, pruned_copy
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
-from tests.models.transformers import tiny
 
 MASK = np.array([False, True, False, False, False, True, False])
 
@@ -32,7 +31,7 @@ def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
 
 
 @pytest.mark.slow
-def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem, tmp_path: Path):
+def test_pruned_copy_has_the_loss_of_the_mask_and_is_saved(problem: Problem, tmp_path: Path):
     """Its logits in a process of transformers alone are the mask's, and so are its words."""
     whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
     full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
@@ -47,7 +46,7 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
 
 
 @pytest.mark.slow
-def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_the_best_mask_that_can_be_removed_is_taken(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
     first, free = np.arange(7) == 0, Budget(7)
@@ -55,18 +54,10 @@ def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem, monkeypatc
     np.testing.assert_array_equal(fallback_if_not_removable(best, problem, free).mask, first)
     found = fallback_if_not_removable(best, problem, Budget(7, 2))  # what was asked for
     np.testing.assert_array_equal(found.mask, MASK)
-    assert found.remark.startswith("a remark\nThe search's best mask cannot be removed (all 3 layers of the vision tower")
+    assert found.remark.startswith("a remark\n")
+    assert "all 3 vision layers" in found.remark
     with monkeypatch.context() as patch:
         patch.setattr(checks, "check_generation", lambda *_: pytest.fail("a mask is tried twice"))
         assert fallback_if_not_removable(found, problem, free) is found
-    with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
+    with pytest.raises(ValueError, match="all 3 vision layers"):
         fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
-
-
-def test_its_layers_that_share_their_weights_are_refused():
-    model, _ = tiny.make("smolvlm")
-    layers = model.get_encoder(modality="image").encoder.layers
-    layers[1].mlp.fc1.weight = layers[0].mlp.fc1.weight
-    check_shared(model)
-    with pytest.raises(ValueError, match=r"vision layers 0 and 1 share mlp.fc1.weight"):
-        check_shared(model, vision=True)

@@ -1,0 +1,72 @@
+"""A pruned copy has the mask's loss, and shares its parameters with the full model, which stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.shrink.measuring import loss_of
+
+from das_gym.models.transformers.layer_removal import draw_mask, full_with_parameters_of, pruned_copy
+from das_gym.problem.loading import Problem
+from tests.adapt.shrink.conftest import MASK
+from tests.models.transformers import tiny
+
+
+def examples_of(problem: Problem) -> list:
+    return problem.task.open_ended(problem.splits.test)
+
+
+@torch.no_grad()
+def logits_of(vlm: Any, problem: Problem, mask: Sequence[bool] | np.ndarray) -> torch.Tensor:
+    processor = problem.task.processor
+    encode = lambda _, items: {key: vlm.encode_images(processor, one) for key, one in items.items()}  # noqa: E731
+    state = vlm.gather(processor, problem.task.pairs(examples_of(problem)), encode)
+    return vlm.own_head()(vlm.forward_encoded(state, mask))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_pruned_copy_has_the_loss_of_the_mask(problem_of: Callable[[str], Problem], name: str):
+    problem = problem_of(name)
+    full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
+    smaller = pruned_copy(problem.vlp, MASK)
+    assert loss_of(smaller, problem.task, examples_of(problem), 4, "loss") == pytest.approx(masked, abs=1e-5)
+    assert loss_of(problem.vlp, problem.task, examples_of(problem), 4, "loss") == pytest.approx(full, abs=1e-5)
+    assert abs(full - masked) > 1e-3
+    all_parameters = {p.data_ptr() for p in problem.vlp.model.parameters()}
+    assert {p.data_ptr() for p in smaller.model.parameters()} < all_parameters  # nothing is copied
+
+
+@pytest.mark.slow
+def test_pruned_copy_may_end_in_a_layer_without_keys(problem_of: Callable[[str], Problem]):
+    """LFM2's last layer is one of attention; the one before it, a convolution, has no keys and values."""
+    problem = problem_of("lfm2_vl")
+    mask = np.array([False, False, False, True])
+    found = logits_of(pruned_copy(problem.vlp, mask), problem, [False] * 3)
+    torch.testing.assert_close(found, logits_of(problem.vlp, problem, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_full_model_takes_the_parameters_of_a_trained_copy(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    smaller = pruned_copy(problem.vlp, MASK)
+    for part in smaller.model.modules():
+        for key, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[key] = torch.nn.Parameter(parameter * 1.1, requires_grad=False)
+    logits = logits_of(full_with_parameters_of(problem.vlp, smaller, MASK), problem, MASK)
+    torch.testing.assert_close(logits, logits_of(smaller, problem, [False, False]), rtol=1e-4, atol=1e-4)
+
+
+def test_draw_mask_draws_removed_layers(problem_of: Callable[[str], Problem]):
+    assert problem_of("llava").vlp.removed_layers(MASK) == [1, 3]
+    assert draw_mask(problem_of("llava").vlp, MASK) == "■□■□"
+
+
+def test_a_model_to_be_pruned_has_no_adapters(problem_of: Callable[[str], Problem]):
+    """They would be saved with it, and their hooks would run."""
+    model, (plain, _) = problem_of("llava").vlp.model, tiny.make("llava")
+    assert {name for name, _ in model.named_modules()} == {name for name, _ in plain.named_modules()}
+    assert not [name for name, module in model.named_modules() if module._forward_pre_hooks]

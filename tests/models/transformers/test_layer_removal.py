@@ -1,0 +1,86 @@
+"""Removed layers: the configuration follows, and what cannot be removed is rejected."""
+
+from __future__ import annotations
+
+import pytest
+import transformers as t
+
+from das_gym.models.transformers.layer_removal import check_shared, check_units, delete_layers, prune
+from tests.models.transformers import tiny
+
+
+def test_delete_layers_renumbers_settings_in_configuration_and_modules():
+    model = tiny.make("mllama")[0]
+    text = model.config.text_config
+    text.kv_source_layers = [0, 1, 2, 3]
+    delete_layers(model, [0, 2])
+    assert (text.kv_source_layers, text.cross_attention_layers) == ([0, 1], [0])
+    assert model.get_decoder().cross_attention_layers == [0]
+
+
+def test_delete_layers_keeps_settings_of_single_layers():
+    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text()))
+    model.config.per_layer_config = {2: {"intermediate_size": 24}}
+    config = delete_layers(model, [0]).config
+    assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
+    assert list(config.to_dict()["per_layer_config"]) == ["1"]
+
+
+def test_prune_keeps_lists_that_are_as_long_as_the_decoder_by_chance():
+    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text() | {"num_hidden_layers": 3}))
+    model.config.eos_token_id, model.config.ssm_multipliers = [2, 3, 4], [0.1, 0.2, 0.3]
+    prune(model, [0, 1, 0])
+    assert (model.config.eos_token_id, model.config.ssm_multipliers) == ([2, 3, 4], [0.1, 0.2, 0.3])
+
+
+def test_prune_removes_all_layers_with_a_sliding_window():
+    """The decoder remembers whether there are any."""
+    settings = tiny.text(use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    model = prune(t.Qwen3ForCausalLM(t.Qwen3Config(**settings)), [0, 0, 1, 1])
+    assert model.config.layer_types == ["full_attention"] * 2
+    assert model.model.has_sliding_layers is False
+    model = prune(t.Qwen3ForCausalLM(t.Qwen3Config(**settings)), [0, 1, 0, 0])
+    assert model.config.max_window_layers == 1  # which others read, who do not know `layer_types`
+
+
+def test_prune_renumbers_a_vision_tower_that_counts_its_layers():
+    model = tiny.gemma4()[0]
+    prune(model, [0] * 4, [0, 1, 0])
+    assert model.config.vision_config.num_hidden_layers == model.model.vision_tower.encoder.num_layers == 2
+
+
+@pytest.mark.parametrize(("mask", "text"), [([0, 1], "`mask`"), ([1, 1, 1, 1], "all 4 decoder"), ([0, 2, 0, 0], "`mask`")])
+def test_prune_rejects_masks(mask: list[int], text: str):
+    with pytest.raises(ValueError, match=text):
+        prune(tiny.make("llava")[0], mask)
+
+
+def test_prune_rejects_a_model_that_would_not_reload():
+    """Gemma 4 makes its last layer one of full attention, whatever its configuration says."""
+    with pytest.raises(ValueError, match="would not load again"):
+        prune(tiny.make("gemma4_text")[0], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(("name", "vision"), [("llava", False), ("smolvlm", True)])
+def test_check_shared_rejects_layers_that_share_weights(name: str, vision: bool):
+    model, _ = tiny.make(name)
+    layers = model.get_encoder(modality="image").encoder.layers if vision else model.get_decoder().layers
+    part = "fc1" if vision else "up_proj"
+    getattr(layers[2].mlp, part).weight = getattr(layers[1].mlp, part).weight
+    if vision:  # which do not matter while they stay
+        check_shared(model)
+    with pytest.raises(ValueError, match=rf"layers 1 and 2 share mlp\.{part}\.weight"):
+        check_shared(model, vision)
+
+
+def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
+    model, _ = tiny.make("llava")
+    model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
+    with pytest.raises(ValueError, match=r"norm\.weight is tied to a decoder layer"):
+        check_shared(model)
+
+
+def test_check_units_rejects_sublayers():
+    check_units(None)
+    with pytest.raises(ValueError, match="`units=sublayers`"):
+        check_units("sublayers")
