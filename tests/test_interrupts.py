@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from das_gym.agents import listing
 from das_gym.agents.past_runs import RunsSettings, past_runs
 
 from das_gym.commandline import Command, Program
 from das_gym.files import read_json
 from das_gym.interrupts import Terminated
+from das_gym.runs import PluginSettings
 from tests.commands import finish, start, stop_when
 
 
@@ -103,11 +105,15 @@ def test_a_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)])
-def test_interrupt_of_a_command_that_keeps_no_run(error: KeyboardInterrupt, code: int, capsys: pytest.CaptureFixture[str]):
-    def interrupt(words: list[str]) -> None:
+def test_interrupt_of_a_command_that_keeps_no_run(
+    error: KeyboardInterrupt, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(settings: PluginSettings) -> None:
         raise error
 
-    program = Program("agents", {"wait": Command(lambda: interrupt, "", "waits")}, main="wait")
+    monkeypatch.setattr(listing, "main", interrupt)
+    command = Command("das_gym.agents.listing:main", "", "waits", settings="das_gym.agents.listing:ListSettings")
+    program = Program("agents", {"wait": command}, main="wait")
     assert program.run(["wait"]) == code
     assert capsys.readouterr().err.startswith("Stopped")
 

@@ -52,7 +52,7 @@ def rank(
         images: One or more.
         texts: One or more.
         mask: (n_layers,) bool, True = skipped; None is the pruned mask, or nothing skipped.
-        batch_size: Pairs that go through the model at a time: one image with so many texts.
+        batch_size: Pairs that go through the model at a time: one image with that number of texts.
         max_bytes: How much to keep of the texts, and of the images, in memory. Images that do not fit are encoded again
             for every lot of texts that does.
         progress: Called with the number of pairs done.

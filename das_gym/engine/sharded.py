@@ -89,7 +89,7 @@ class ShardedEvaluator(Evaluator):
         gpus_per_worker: GPUs of each, 0 or more; several may share one.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster has no room for so many workers.
+        ValueError: Ray is not installed, or the cluster has no room for these workers.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class MaskTree:
             watch: Called for every layer of the full model; needs a trunk and nothing `known`.
 
         Yields:
-            Rows of `masks` that are the same mask, and its pooled features; the full model comes first if it is there.
+            Rows of `masks` that are the same mask, and its pooled features; the full model, if included, comes first.
         """
         rows, self._keep, self._watch = np.arange(len(self.masks)), trunk, watch
         if not self._front or known is None:

@@ -457,9 +457,9 @@ class VLP(nn.Module, ABC):
         """Return the sub-layers of layer `index`, in order, where methods of fine-tuning can insert something.
 
         Raises:
-            ValueError: the model does not tell, or a layer has no such places.
+            ValueError: the model does not define this, or a layer has no such places.
         """
-        raise ValueError(f"a {type(self).__name__} does not tell its layers' parts: define sites(index)")
+        raise ValueError(f"a {type(self).__name__} has no known sub-layers: define sites(index)")
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
         """Remove skipped layers, and the skip adapters of kept ones: the model really is smaller."""

@@ -321,7 +321,7 @@ def _infer_heads(name: str, width_name: str, width: int, fixed: bool) -> int:
     if width % HEAD_WIDTH == 0 and (width >= BASE_WIDTH or fixed):
         return width // HEAD_WIDTH
     raise ValueError(
-        f"{width_name}={width} does not tell the number of attention heads: pass `{name}=`, a divisor of {width}, to "
+        f"{width_name}={width} does not determine the number of attention heads: pass `{name}=`, a divisor of {width}, to "
         "load_checkpoint. For commands, write a copy: save_checkpoint(OUT, load_checkpoint(IN, ...).vlp)"
     )
 

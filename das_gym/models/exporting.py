@@ -83,7 +83,7 @@ def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
 
 
 def layer_kinds(vlp: VLP) -> list[str]:
-    """Return what a pruned model has in the place of each layer: `layer`, `adapter` or `nothing`.
+    """Return what a pruned model has for each layer: `layer`, `adapter` or `nothing`.
 
     Raises:
         ValueError: the model is not pruned.

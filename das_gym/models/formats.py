@@ -64,7 +64,7 @@ class Family:
         config: That config's class, a dataclass of numbers.
         formats: The formats of its files, besides our own.
         derive: Adds what can be computed from a file's tensors (under our names) and heads; describes each.
-        head_fields: Config fields that no shape tells, and the width that each divides into heads.
+        head_fields: Config fields that do not follow from shapes, and the width that each divides into heads.
         fixed_heads: Those of `head_fields` whose heads are 64 wide in small models too.
         export: Puts a pruned model and its head into transformers' form.
     """

@@ -233,7 +233,7 @@ def find_tokenizer(
         vocab_size: Tokens of the model.
         pad: Id of its padding.
         first: Id of the token at the start of every text; None = any special token.
-        last: Id of the token at its end, likewise.
+        last: Id of the token at its end; None = any special token.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer that transformers can read.

@@ -47,20 +47,20 @@ class Subnet(PreTrainedModel):
     _supports_sdpa = True
 
     def make_slot(self, index: int, layer: type[nn.Module], skip: Any, sizes: Any) -> nn.ModuleDict:
-        """Return what stands in the place of a layer, under the name that it has in das_gym."""
+        """Return a layer or its replacement, under the name that it has in das_gym."""
         if self.config.mask and self.config.mask[index]:
             return nn.ModuleDict({"skip_adapter": skip(sizes.hidden_size, sizes.skip_bottleneck)})
         return nn.ModuleDict({"layer": layer(sizes)})
 
     @staticmethod
     def run_slot(slot: Any, pooled_only: bool, x: Tensor, *others: Tensor | None) -> Tensor:
-        """Run what stands in the place of a layer; a skip adapter reads the first argument alone."""
+        """Run a layer or its replacement; a skip adapter reads the first argument alone."""
         if "layer" in slot:
             return slot["layer"](x, *others, pooled_only)
         return slot["skip_adapter"](x[:, :1] if pooled_only else x)
 
     def build_head(self, features: int) -> None:
-        """Add the classifier, which reads so many features of each image."""
+        """Add the classifier, which reads `features` numbers of each image."""
         features, inside = features * self.config.num_images, self.config.head_width
         parts: list[nn.Module] = [nn.Linear(features, inside or self.config.num_labels)]
         if inside:

@@ -290,7 +290,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill: Writes the content into the folder it is given.
 
     Raises:
-        FileExistsError: something else is there.
+        FileExistsError: something else has this name.
     """
     config = folder / "config.json"
     ours = config.is_file() and "model" in _read_config(config)

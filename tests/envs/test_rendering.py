@@ -169,13 +169,15 @@ def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
 def test_record_video_records_an_episode(kwargs: dict, env_id: str, tmp_path: Path):
     pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
-    env = RecordVideo(gymnasium.make(env_id, action="sequence", render_mode="rgb_array", **kwargs[env_id]), str(tmp_path))
+    env = RecordVideo(
+        gymnasium.make(env_id, action="sequence", render_mode="rgb_array", **kwargs[env_id]), str(tmp_path / "one")
+    )
     env.reset(seed=0)
     ended = False
     while not ended:
         ended = env.step(env.action_space.sample())[2]
     env.close()
-    assert (tmp_path / "rl-video-episode-0.mp4").stat().st_size > 1000
+    assert (tmp_path / "one" / "rl-video-episode-0.mp4").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -690,7 +690,7 @@ def test_load_checkpoint_rejects_settings_that_do_not_fit(given, match):
     refused(golden.GOLDEN / "meter_tiny.ckpt", match, **arguments)
 
 
-def test_load_checkpoint_takes_settings_that_shapes_do_not_tell():
+def test_load_checkpoint_takes_numbers_of_heads():
     assert load_vlp(golden.GOLDEN / "meter_tiny.ckpt", num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
 
 

@@ -33,7 +33,7 @@ FIRST_TOKEN = "first_text_token"
 
 
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields that the shapes of an official METER checkpoint tell."""
+    """Return config fields from the shapes of an official METER checkpoint."""
     del config
     text, image = shapes["cross_modal_text_transform.weight"], shapes["cross_modal_image_transform.weight"]
     patch = shapes["vit_model.visual.conv1.weight"][-1]

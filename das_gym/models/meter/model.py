@@ -104,7 +104,7 @@ class METER(METERNetwork, Pretrained, VLP):
         return cast(SkippableLayer, (self.text_layers if layer.stream == "text" else self.image_layers)[layer.stage])
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return the three sub-layers of a fusion layer; DAS puts its adapters beside them."""
+        """Return the three sub-layers of a fusion layer; DAS inserts its adapters next to them."""
         layer: Any = self.skippable(index).chosen(False)
         beside = partial(partial, setattr, layer)
         return (

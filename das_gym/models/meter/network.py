@@ -71,7 +71,7 @@ def gelu(x: Tensor) -> Tensor:
 class FusionLayer(nn.Module):
     """Self-attention, cross-attention to the other stream, feed-forward; post-LayerNorm.
 
-    A parallel adapter sits beside each sub-layer. The two of attention are added before the LayerNorm, that of the
+    A parallel adapter is next to each sub-layer. The two of attention are added before the LayerNorm, that of the
     feed-forward after it, as in the code of DAS.
     """
 

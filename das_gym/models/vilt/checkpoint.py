@@ -39,7 +39,7 @@ _OUR_BLOCK = r"blocks.\1.layer."
 
 
 def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields that the shapes of an official ViLT checkpoint tell."""
+    """Return config fields from the shapes of an official ViLT checkpoint."""
     del config
     patch = shapes["transformer.patch_embed.proj.weight"][-1]
     grid = grid_side(shapes["transformer.pos_embed"][-2])
@@ -57,7 +57,7 @@ def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields that shapes and config.json of a transformers ViLT tell."""
+    """Return config fields from shapes and config.json of a transformers ViLT."""
     kind, act = config.get("model_type", "vilt"), config.get("hidden_act", "gelu")
     if kind != "vilt" or act != "gelu":
         raise ValueError(f"it holds a {kind} model with {act}; of transformers' models only ViLT with gelu is read")

@@ -80,7 +80,7 @@ def _plain_head(size: int, head: ExportedHead) -> tuple[str, str] | None:
 def _export_plain(
     vlp: ViLT, head: ExportedHead, image_processor: dict[str, Any], architecture: str, head_name: str
 ) -> ExportedModel:
-    """Return a model that transformers' own class loads; its blocks are numbered anew."""
+    """Return a model that transformers' own class loads; its blocks are renumbered."""
     config = vlp.config
     notes: tuple[str, ...] = (PIXELS_NOTE,)
     blocks = [str(index) for index, kind in enumerate(layer_kinds(vlp)) if kind == "layer"]

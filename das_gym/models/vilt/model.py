@@ -81,7 +81,7 @@ class ViLT(ViLTNetwork, Pretrained, VLP):
         return cast(SkippableLayer, self.blocks[index])
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return attention and multi-layer perceptron of a block; DAS puts its adapters beside them."""
+        """Return attention and multi-layer perceptron of a block; DAS inserts its adapters next to them."""
         block: Any = self.skippable(index).chosen(False)
         beside = partial(partial, setattr, block)
         return (

@@ -67,7 +67,7 @@ class ViLTConfig:
 class ViLTBlock(nn.Module):
     """Self-attention, then a multi-layer perceptron; pre-LayerNorm.
 
-    A parallel adapter sits beside each; both adapters read the hidden vectors before the LayerNorm.
+    A parallel adapter is next to each; both adapters read the hidden vectors before the LayerNorm.
     """
 
     def __init__(self, config: ViLTConfig) -> None:
