@@ -125,7 +125,7 @@ def test_program_explains_a_full_disk(capsys):
     assert "error: model.safetensors cannot be written (No space left on device): make room" in capsys.readouterr().err
 
 
-def test_program_finds_a_typed_module_of_the_working_folder(tmp_path, monkeypatch):
+def test_program_imports_modules_of_the_working_folder(tmp_path, monkeypatch):
     """And no other: what records name is not looked up there."""
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(Path.cwd()))])
     monkeypatch.chdir(tmp_path)

@@ -61,7 +61,7 @@ def test_the_front_door_offers_what_it_says(door):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_type_checkers_are_told_the_same_places(door):
+def test_type_checking_imports_match_places(door):
     tree = ast.parse(Path(door.__file__).read_text(encoding="utf-8"))
     guard = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.asname: node.module for node in guard.body for alias in node.names}

@@ -99,7 +99,7 @@ def test_mongodb_has_settings_metrics_and_files(mongodb, command, tmp_path: Path
     assert run_folder(run) == folder / "1"
 
 
-def test_a_missing_library_is_told_before_a_run_begins(command, tmp_path: Path, monkeypatch):
+def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for flag, extra in (("-m", "das_gym[mongo]"), ("-s", "das_gym[sql]")):
         with pytest.raises(RunError, match=f"{flag} needs") as error:
@@ -122,7 +122,7 @@ def test_a_missing_library_is_told_before_a_run_begins(command, tmp_path: Path, 
         (["-e"], "-e (--enforce_clean) is not supported"),
     ],
 )
-def test_an_option_of_no_use_is_told_before_a_run_begins(command, tmp_path: Path, monkeypatch, words, says):
+def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch, words, says):
     monkeypatch.setattr(sacred_options, "DATABASE_MS", 50)
     with pytest.raises(RunError) as error:
         command.run_words([*words, "with", f"runs_dir={tmp_path / 'runs'}"])

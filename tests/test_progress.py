@@ -53,7 +53,7 @@ def test_what_is_printed_stands_above_the_bars(monkeypatch: pytest.MonkeyPatch):
     assert sys.stdout is terminal
 
 
-def test_the_time_left_is_told_and_streams_come_back_after_nested_bars(monkeypatch: pytest.MonkeyPatch):
+def test_bars_print_the_time_left_and_restore_streams(monkeypatch: pytest.MonkeyPatch):
     terminal = a_terminal(monkeypatch)
     with progress(100, "outer") as outer, progress(10, "inner"):
         outer.start_t -= 5
@@ -109,7 +109,7 @@ def test_lines_of_short_work_are_not_printed(log_file: io.StringIO, clock: Clock
     assert log_file.getvalue() == ""
 
 
-def test_lines_tell_counts_loss_and_times(log_file: io.StringIO, clock: Clock):
+def test_lines_print_counts_loss_and_times(log_file: io.StringIO, clock: Clock):
     with progress(300, "fine-tuning, subnet", unit="step") as bar:
         for step in range(1, 301):
             clock.now += 0.375
@@ -130,7 +130,7 @@ def test_lines_become_rarer(log_file: io.StringIO, clock: Clock, minutes: int, l
     assert len(log_file.getvalue().splitlines()) == pytest.approx(lines, abs=3)
 
 
-def test_lines_of_nested_work_tell_of_both(log_file: io.StringIO, clock: Clock):
+def test_lines_of_nested_work_print_both(log_file: io.StringIO, clock: Clock):
     with progress(10, "comparing", unit="training") as outer:
         for seed in range(10):
             with progress(20, f"lora, seed {seed}", unit="step") as inner:
@@ -164,7 +164,7 @@ def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, clock
     assert log_file.getvalue() == ""
 
 
-def test_what_cannot_be_counted_is_told_once_it_takes_long(monkeypatch: pytest.MonkeyPatch):
+def test_uncounted_work_is_printed_after_a_delay(monkeypatch: pytest.MonkeyPatch):
     terminal = a_terminal(monkeypatch)
     with waiting("loading"):
         while "loading ...\r" not in terminal.getvalue():

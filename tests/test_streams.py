@@ -39,7 +39,7 @@ def test_a_command_ends_well_whatever_its_streams(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no such pipes")
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["print_config"], ["with", "env_id=DAS-METER-VQA-Tabular-v0"]])
-def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path: Path):
+def test_closed_output_prints_no_traceback(words: list[str], tmp_path: Path):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "das_gym.agents", *words]
@@ -55,5 +55,5 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
         assert "then go on with `python -m das_gym.agents with resume=1`" in done.stderr
 
 
-def test_what_a_terminal_would_obey_is_shown():
+def test_control_characters_are_escaped():
     assert escape_control_chars("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"

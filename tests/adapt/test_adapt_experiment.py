@@ -98,7 +98,7 @@ def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path)
         ({"env_id": None}, "env_id=None"),
     ],
 )
-def test_a_damaged_record_is_told(run_folder: Path, change: dict[str, Any], match: str | None):
+def test_choose_names_the_damaged_entry_of_a_record(run_folder: Path, change: dict[str, Any], match: str | None):
     (run_folder / "search.json").write_text(json.dumps(record_of(0.5, 0.4) | change))
     settings = AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))
     if match is None:
@@ -109,7 +109,7 @@ def test_a_damaged_record_is_told(run_folder: Path, change: dict[str, Any], matc
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "[]", '"\ud800"', "{}"])
-def test_a_record_that_is_none_is_told(run_folder: Path, text: str):
+def test_choose_rejects_a_file_that_is_no_record(run_folder: Path, text: str):
     (run_folder / "search.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=r"search\.json is n"):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
@@ -121,7 +121,7 @@ def test_a_record_chooses_no_place_to_write(run_folder: Path):
     assert (problem.encoder_cache, problem.workers) == (None, None)
 
 
-def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: Path):
+def test_missing_search_run_is_rejected_before_the_run(run_folder: Path):
     with pytest.raises(RunError, match="no run 99"):
         ex.run({"search_run": 99, "runs_dir": str(run_folder.parent)})
     assert [path.name for path in run_folder.parent.iterdir()] == ["1"]

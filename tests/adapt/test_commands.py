@@ -230,7 +230,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )
-def test_a_mistake_is_told_in_a_paragraph(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
+def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
     code, printed = run_here(*arguments)
     assert code == 1
     assert says in printed

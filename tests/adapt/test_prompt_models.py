@@ -67,7 +67,7 @@ def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path
 
 
 @pytest.mark.slow
-def test_answers_that_nobody_knows_are_said(config: ProblemConfig, tmp_path: Path, run_here: Run):
+def test_predict_answers_questions_without_references(config: ProblemConfig, tmp_path: Path, run_here: Run):
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
     subnet = cut_subnet(config, splits, MASK)

@@ -300,11 +300,11 @@ def spoilt(place: Path, name: str, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "changes", "text"),
     [
-        ("train", {"conversations": making.said("<image>\nx", "red " * 600)}, "tokens .* 512"),
-        ("val", {"conversations": making.said("<image>\nx", "</s>")}, "'</s>'"),
+        ("train", {"conversations": making.chat("<image>\nx", "red " * 600)}, "tokens .* 512"),
+        ("val", {"conversations": making.chat("<image>\nx", "</s>")}, "'</s>'"),
         (
             "test",
-            {"image": ["many.png"] * 40, "conversations": making.said("<image>" * 40, "red")},
+            {"image": ["many.png"] * 40, "conversations": making.chat("<image>" * 40, "red")},
             r"has 6\d\d tokens",
         ),
         ("train", {"image": "short.png"}, r"the image .*short\.png cannot be read"),
@@ -329,7 +329,7 @@ def test_shrink_rejects_an_image_of_too_many_tokens(shrink: Callable[..., Any], 
     settings = read_json(folder / "processor_config.json")
     settings["image_processor"]["size"] = {"shortest_edge": 256, "longest_edge": 10**6}
     write_json(folder / "processor_config.json", settings)
-    data = spoilt(tmp_path / "data", "test", image="large.png", conversations=making.said("<image>\nx", "no"))
+    data = spoilt(tmp_path / "data", "test", image="large.png", conversations=making.chat("<image>\nx", "no"))
     Image.new("RGB", (440, 400)).save(data / "images" / "large.png")
     with pytest.raises(RunError, match=r"^test\.json.* \d{3} tokens .*smaller images"):
         shrink(data_root=str(data), checkpoint=str(folder))

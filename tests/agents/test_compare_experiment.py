@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
-def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypatch, capsys):
+def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     agents = ["random", "bayes", "uniform", "ppo", "stable_baselines3:A2C"]
     ex.run(

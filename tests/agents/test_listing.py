@@ -65,7 +65,7 @@ def test_names_stay_whole_on_a_terminal(table, printed: str):
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_ids_of_many_problems_and_objectives_are_told(columns: int):
+def test_environments_lists_suite_and_multi_objective_ids(columns: int):
     text = io.StringIO()
     Console(file=text, width=columns).print(environments(columns))
     for id in ("DAS-Suite-v0", "DAS-Suite-Search-v0", "DAS-METER-VQA-MO-v0"):

@@ -33,7 +33,7 @@ def data_of(page: Path) -> dict[str, Any]:
     return json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
 
 
-def test_what_a_search_tells(runs: Path, made_up_table: Path):
+def test_report_matches_record_and_table(runs: Path, made_up_table: Path):
     result, table, told = SearchResult.load(runs / "1"), SubnetTable.load(made_up_table), search_report(runs / "1")
     assert told.mask == result.mask
     assert told.facts["skips"] == ", ".join(result.skipped_layers)
@@ -52,7 +52,7 @@ def test_what_a_search_tells(runs: Path, made_up_table: Path):
     assert search_report(runs / "2").heat is None  # greedy has no probabilities
 
 
-def test_a_budget_by_any_cost_is_told(made_up_table: Path, tmp_path: Path):
+def test_report_includes_a_budget_of_any_cost(made_up_table: Path, tmp_path: Path):
     costs = {"parameters_saved": {"full": 100.0, "unskipped": 100.0, "savings": [10.0] * 8}}
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": {"table": str(made_up_table), "costs": costs}}
     run_search({**settings, "parameters_saved": 0.2, "runs_dir": str(tmp_path), "agent": "random", "evaluations": 5})
@@ -61,7 +61,7 @@ def test_a_budget_by_any_cost_is_told(made_up_table: Path, tmp_path: Path):
     assert "parameters_saved=0.2" in told.commands[0]
 
 
-def test_the_told_command_does_it_again(runs: Path, made_up_table: Path):
+def test_report_command_reproduces_the_search(runs: Path, made_up_table: Path):
     (told,) = search_report(runs / "1").commands
     words = shlex.split(told)
     assert words[:3] == ["python", "-m", "agents"]

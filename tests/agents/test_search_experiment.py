@@ -58,7 +58,7 @@ def test_the_best_reward_is_of_masks_that_keep_the_budget(small, agent):
         assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
 
 
-def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
+def test_runs_dir_sets_the_folder_of_numbered_runs(small, tmp_path, capsys):
     assert run_search(small)[0] == "1"
     assert run_search(small, ["random"])[0] == "2"
     run_id, folder, _ = run_search({**small, "runs_dir": str(tmp_path / "other")})

@@ -57,7 +57,7 @@ def test_a_table_of_few_layers_is_summed_up_too(small_table: SubnetTable):
     assert "worst of k=2 " in summary(few, Spending())
 
 
-def test_goes_where_it_is_told(small: dict, tmp_path: Path):
+def test_table_is_written_to_out(small: dict, tmp_path: Path):
     out = tmp_path / "tables" / "mine.npz"
     table = run_table({**small, "reward_examples": 2, "test_examples": 2, "out": str(out)})
     assert SubnetTable.load(out).meta == table.meta

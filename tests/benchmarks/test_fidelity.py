@@ -88,7 +88,7 @@ def test_what_it_refuses(words: list[str], said: str, capsys: pytest.CaptureFixt
     assert said in capsys.readouterr().err
 
 
-def test_a_run_from_elsewhere_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_fidelity_imports_nothing_for_untrusted_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "config.json").write_text('{"plugins": ["evil"]}')
     with pytest.raises(SystemExit):
         main(["--run", str(tmp_path)])
@@ -166,7 +166,7 @@ def test_the_command_keeps_every_training_and_goes_on(tmp_path: Path, capsys: py
     assert "| 1 steps of fine-tuning |" in printed
 
 
-def test_a_file_of_other_settings_is_not_gone_on_from(tmp_path: Path):
+def test_fidelity_rejects_a_file_of_other_settings(tmp_path: Path):
     path = tmp_path / "fidelity.json"
     settings = {"env": "meter_vqa", "steps": 300, "skip_num": 4, "test_examples": None}
     assert known(path, settings) == {}

@@ -131,9 +131,7 @@ def test_a_batch_is_what_the_processor_makes_of_the_same_questions(
 
 
 @torch.no_grad()
-def test_questions_on_one_copy_of_the_picture_read_as_they_do_alone(
-    name: str, family: AnsweringModel, batches: ConversationBatches, model
-):
+def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel, batches: ConversationBatches, model):
     batch = batches(0, described=True)
     together = features(family, model, batch).last
     for index in range(0, len(batch.rows), 7):

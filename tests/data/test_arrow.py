@@ -24,7 +24,7 @@ COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
 
 @pytest.mark.parametrize("task", WRITERS)
-def test_tables_are_found_and_told_apart(tmp_path: Path, task: str):
+def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
     assert not TABLES[task].is_in(tmp_path / "nowhere")
     WRITERS[task](tmp_path)
     assert [name for name, tables in TABLES.items() if tables.is_in(tmp_path)] == [task]

@@ -10,24 +10,24 @@ from das_gym.data.augment import augmentation_seed, randaugment
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     gradient = Image.linear_gradient("L")
     return Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).resize((48, 32))
 
 
-def test_randaugment_is_torchvisions_and_seeded(picture: Image.Image):
+def test_randaugment_is_torchvisions_and_seeded(image: Image.Image):
     from torchvision.transforms import RandAugment
 
     torch.manual_seed(7)
     expected = torch.rand(4)
     torch.manual_seed(7)
-    changed = [randaugment(picture, seed).tobytes() for seed in range(12)]
+    changed = [randaugment(image, seed).tobytes() for seed in range(12)]
     assert torch.equal(torch.rand(4), expected)  # torch's own generator was not advanced
-    assert changed == [randaugment(picture, seed).tobytes() for seed in range(12)]
+    assert changed == [randaugment(image, seed).tobytes() for seed in range(12)]
     assert len(set(changed)) >= 6
     torch.manual_seed(7)
-    assert changed[7] == RandAugment(2, 9)(picture).tobytes()
-    assert randaugment(picture, 1, num_ops=0).tobytes() == picture.tobytes()
+    assert changed[7] == RandAugment(2, 9)(image).tobytes()
+    assert randaugment(image, 1, num_ops=0).tobytes() == image.tobytes()
 
 
 def test_augmentation_seed_differs_by_run_step_and_image():

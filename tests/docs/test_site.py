@@ -78,7 +78,7 @@ def chromium() -> Iterator[Any]:
 
 
 @needs_browser
-def test_every_page_fits_and_asks_nobody(site: Path, chromium: Any):
+def test_pages_fit_the_window_and_load_nothing_external(site: Path, chromium: Any):
     for path in sorted(site.rglob("*.html")):
         page, wrong = opened(chromium, path)
         assert not wrong, path.name
@@ -117,7 +117,7 @@ def test_a_table_scrolls_by_keyboard_where_it_is_wider_than_the_page(site: Path,
 
 
 @needs_browser
-def test_a_site_on_a_disk_is_searched_by_keyboard(site: Path, chromium: Any):
+def test_site_search_works_from_disk_by_keyboard(site: Path, chromium: Any):
     page, wrong = opened(chromium, site / "index.html")
     page.wait_for_selector(".md-search:not([hidden])")
     page.keyboard.press("/")

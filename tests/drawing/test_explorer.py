@@ -69,7 +69,7 @@ def page(table: SubnetTable, chromium: Any, tmp_path_factory: pytest.TempPathFac
     return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table, [REPLAY]))
 
 
-def told(page: Any) -> dict[str, str]:
+def read_values(page: Any) -> dict[str, str]:
     return {name: page.inner_text(f"#{name}") for name in ("loss", "metric", "saved", "count", "rank")}
 
 
@@ -101,14 +101,14 @@ def mask_of(page: Any, table: SubnetTable) -> np.ndarray:
     return pressed(page)[[names.index(name) for name in table.meta.layer_names]]
 
 
-def start_anew(page: Any) -> None:
+def reset_page(page: Any) -> None:
     page.click("#nothing")
     page.check("[name=split][value=reward]")
     slide(page, "least", 0)
     page.uncheck("#exactly")
 
 
-def test_its_words_are_told(table: SubnetTable, tmp_path: Path):
+def test_explorer_holds_its_own_texts(table: SubnetTable, tmp_path: Path):
     text = write_explorer(tmp_path / "page.html", table).read_text()
     assert "<dt>rank by loss</dt>" in text
     assert "skipping nothing saves less than nothing" in text
@@ -118,42 +118,42 @@ def test_its_words_are_told(table: SubnetTable, tmp_path: Path):
 @pytest.mark.slow
 @needs_browser
 def test_a_click_skips_and_shows_the_masks_numbers(page: Any, table: SubnetTable):
-    start_anew(page)
+    reset_page(page)
     mask = np.zeros(6, bool)
-    assert told(page) == wanted(table, mask)
+    assert read_values(page) == wanted(table, mask)
     for name in ("image.1", "text.0", "image.1", "text.2"):
         page.click(f"button.unit:has-text('{name}')")
         mask[table.meta.layer_names.index(name)] ^= True
-        assert told(page) == wanted(table, mask)
+        assert read_values(page) == wanted(table, mask)
         np.testing.assert_array_equal(mask_of(page, table), mask)
     page.wait_for_selector("#status:has-text('Skipped: text.0, text.2. Loss')")
     page.check("[name=split][value=test]")
-    assert told(page) == wanted(table, mask, "test")
+    assert read_values(page) == wanted(table, mask, "test")
     for box in page.query_selector_all("button.unit[aria-pressed=false]"):
         box.click()
     page.check("[name=split][value=reward]")
-    assert told(page)["loss"] == "not finite"
+    assert read_values(page)["loss"] == "not finite"
 
 
 @pytest.mark.slow
 @needs_browser
 def test_sliders_set_the_budget(page: Any, table: SubnetTable):
-    start_anew(page)
+    reset_page(page)
     page.click("button.unit:has-text('text.0')")
     one = np.eye(6, dtype=bool)[0]
     page.check("#exactly")
     slide(page, "k", 2)
-    assert told(page) == wanted(table, one, skip_num=2)
+    assert read_values(page) == wanted(table, one, skip_num=2)
     assert page.inner_text("#within").startswith(f"{table.within(skip_num=2).sum()} masks keep it.")
     page.click("#best")
     np.testing.assert_array_equal(mask_of(page, table), table.best(skip_num=2))
-    assert told(page) == wanted(table, table.best(skip_num=2), skip_num=2)
-    assert told(page)["rank"].startswith("1 of ")
+    assert read_values(page) == wanted(table, table.best(skip_num=2), skip_num=2)
+    assert read_values(page)["rank"].startswith("1 of ")
     page.uncheck("#exactly")
     slide(page, "least", 20)
     page.click("#best")
     best = table.best(macs_saved=0.2)
-    assert told(page) == wanted(table, best, macs_saved=0.2)
+    assert read_values(page) == wanted(table, best, macs_saved=0.2)
     page.check("#exactly")
     slide(page, "k", 0)
     assert page.inner_text("#within") == "No mask of the table keeps this budget."
@@ -163,7 +163,7 @@ def test_sliders_set_the_budget(page: Any, table: SubnetTable):
 @pytest.mark.slow
 @needs_browser
 def test_along_the_front(page: Any, table: SubnetTable):
-    start_anew(page)
+    reset_page(page)
     front = table.pareto_front("loss", "reward")[:0:-1]  # from the dearest on; all skipped has no loss
     assert page.get_attribute("#front", "max") == str(len(front) - 1)
     for place in (len(front) - 1, 0):
@@ -174,7 +174,7 @@ def test_along_the_front(page: Any, table: SubnetTable):
 @pytest.mark.slow
 @needs_browser
 def test_a_search_is_watched(page: Any, table: SubnetTable):
-    start_anew(page)
+    reset_page(page)
     slide(page, "at", 2)
     np.testing.assert_array_equal(mask_of(page, table), np.array(REPLAY.masks[1], bool))
     assert page.inner_text("#at-told") == "2 of 3, reward -, best so far 0.4000"
@@ -182,7 +182,7 @@ def test_a_search_is_watched(page: Any, table: SubnetTable):
     page.wait_for_selector("#play:has-text('Pause')")
     page.wait_for_selector("#play:has-text('Play')")  # it stops by itself
     assert page.input_value("#at") == "3"
-    assert told(page) == wanted(table, np.zeros(6, bool))
+    assert read_values(page) == wanted(table, np.zeros(6, bool))
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_words_agree_with_numbers_while_a_search_plays(chromium: Any, table: Sub
 @pytest.mark.slow
 @needs_browser
 def test_by_keyboard_alone(page: Any, table: SubnetTable):
-    start_anew(page)
+    reset_page(page)
     page.evaluate("document.activeElement.blur()")
     page.focus("button.unit")
     page.keyboard.press("Tab")
@@ -242,9 +242,9 @@ def test_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
     page = open_page(chromium, write_explorer(tmp_path / "few.html", table), 360)
     for box in page.query_selector_all("button.unit")[:2]:
         box.click()
-    assert told(page) == wanted(table, mask_of(page, table))
+    assert read_values(page) == wanted(table, mask_of(page, table))
     page.click("button.unit >> nth=3")
-    assert told(page) == {"loss": "-", "metric": "-", "saved": "-", "count": "3 of 8", "rank": "not in the table"}
+    assert read_values(page) == {"loss": "-", "metric": "-", "saved": "-", "count": "3 of 8", "rank": "not in the table"}
     page.wait_for_selector("#status:has-text('knows masks of up to 2')")
     page.click("#best")
     np.testing.assert_array_equal(mask_of(page, table), table.best())

@@ -12,8 +12,8 @@ from das_gym.models.macs import MacCounter
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, compute_statistics
-from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 from tests.engine.conftest import World
+from tests.fake_device import DEVICE, FakeDeviceTensor, fake_device
 
 pytestmark = pytest.mark.slow
 MASKS = np.eye(12, dtype=bool)[[0, 3, 11]]
@@ -21,7 +21,7 @@ MASKS = np.eye(12, dtype=bool)[[0, 3, 11]]
 
 def test_the_device_refuses_what_cuda_refuses():
     here = torch.arange(3.0)
-    with elsewhere():
+    with fake_device():
         there = here.to(DEVICE)
         assert there.device == torch.device(DEVICE)
         assert (there + torch.tensor(1.0)).tolist() == [1.0, 2.0, 3.0]
@@ -32,14 +32,14 @@ def test_the_device_refuses_what_cuda_refuses():
                 wrong()
         weight = torch.nn.Linear(3, 1).to(DEVICE).weight
         (there @ weight[0]).backward()
-        assert isinstance(weight.grad, Elsewhere)
+        assert isinstance(weight.grad, FakeDeviceTensor)
 
 
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 def test_scores_are_those_of_the_cpu(new_world: Callable[..., World], model: str):
     world = new_world(model)
     wanted = world.evaluator(trunk_bytes=2**20).evaluate(MASKS, world.examples, divergences=True)
-    with elsewhere():
+    with fake_device():
         world.vlp.to(DEVICE)
         world.head.to(DEVICE)
         found = world.evaluator(trunk_bytes=2**20).evaluate(MASKS, world.examples, divergences=True)
@@ -58,7 +58,7 @@ def test_every_statistic(new_world: Callable[..., World], model: str):
 
     world = new_world(model)
     wanted = computed(world)
-    with elsewhere():
+    with fake_device():
         world.vlp.to(DEVICE)
         world.head.to(DEVICE)
         found = computed(world)

@@ -61,7 +61,7 @@ class TestDisk:
         for stream in ("text", "image"):
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
-    def test_a_changed_picture_is_encoded_anew(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_changed_image_is_encoded_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
         picture = tmp_path / "picture.jpg"
         picture.write_bytes(pairs[0].image.path.read_bytes())
         pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=picture))

@@ -32,7 +32,7 @@ FORMS.remove(("DAS-Suite-Search-v0", "sequence"))  # an action of a search is a 
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_said() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield

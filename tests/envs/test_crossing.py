@@ -26,7 +26,7 @@ from das_gym.registration import find_environment
 from das_gym.tables.build import build_table
 from tests.crossing import Row, crossed
 from tests.models.transformers import tiny
-from tests.tasks.answering.making import draw, entry, said, write
+from tests.tasks.answering.making import chat, draw, entry, write
 
 EXAMPLES = 7
 
@@ -48,7 +48,7 @@ def own_settings(row: Row) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, **row["budget"]}
 
 
-def told(info: Mapping[str, Any]) -> str:
+def format_info(info: Mapping[str, Any]) -> str:
     return repr({key: value for key, value in info.items() if key != "evaluations"})
 
 
@@ -227,7 +227,7 @@ def prompts(tmp_path: Path) -> Callable[[Row], dict[str, Any]]:
         numbers = range(start, start + 4)
         write(tmp_path / "seen" / f"{part}.json", [entry(n, f"<image>\n{QUESTIONS[0]}", *QUESTIONS[1:]) for n in numbers])
         draw(*(tmp_path / "seen" / "images" / f"{n}.png" for n in numbers))
-        talks = [{"id": str(n), "conversations": said(f"{n}: {QUESTIONS[0]}", *QUESTIONS[1:])} for n in numbers]
+        talks = [{"id": str(n), "conversations": chat(f"{n}: {QUESTIONS[0]}", *QUESTIONS[1:])} for n in numbers]
         write(tmp_path / "read" / f"{part}.json", talks)
 
     def problem(row: Row) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def env() -> gymnasium.Env:
     return env
 
 
-def anew(env: gymnasium.Env, mask: np.ndarray) -> tuple:
+def run_episode(env: gymnasium.Env, mask: np.ndarray) -> tuple:
     env.reset()
     return env.step(mask.astype(np.int8))
 
@@ -33,7 +33,7 @@ def masks(number: int) -> np.ndarray:
 def test_reward_is_the_plain_reward_and_what_the_mask_saves(env):
     plain = gymnasium.make("DAS-METER-VQA-Tabular-v0", skip_num=None)
     for mask in masks(5):
-        (_, vector, ended, _, info), (_, reward, _, _, told) = anew(env, mask), anew(plain, mask)
+        (_, vector, ended, _, info), (_, reward, _, _, told) = run_episode(env, mask), run_episode(plain, mask)
         assert ended
         assert vector.dtype == np.float32
         assert vector in env.unwrapped.reward_space
@@ -44,8 +44,8 @@ def test_reward_is_the_plain_reward_and_what_the_mask_saves(env):
 def test_hypervolume_covers_all_masks_since_the_last_seed(env):
     found = []
     for mask in masks(6):
-        info = anew(env, mask)[4]
-        found.append(anew(env, mask)[1].astype(float))
+        info = run_episode(env, mask)[4]
+        found.append(run_episode(env, mask)[1].astype(float))
         grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 1001)[1:]] * 2, indexing="ij"), axis=-1) - 0.0005
         covered = np.any([(grid <= point).all(axis=-1) for point in found], axis=0).mean()
         assert info["hypervolume"] == pytest.approx(covered, abs=3e-3)
@@ -58,10 +58,10 @@ def test_true_front_dominates_every_mask(env):
     assert len(front) == len(points) > 10
     most = dominated_volume(points)
     for mask in front:
-        info = anew(env, mask)[4]
+        info = run_episode(env, mask)[4]
     assert info["hypervolume"] == pytest.approx(most, rel=1e-5)
     for mask in masks(50):
-        vector = anew(env, mask)[1]
+        vector = run_episode(env, mask)[1]
         assert ((points >= vector - 1e-6).all(axis=1)).any()
         assert env.reset()[1]["hypervolume"] == pytest.approx(most, rel=1e-5)
 
@@ -97,7 +97,7 @@ def latencies() -> dict:
 
 def test_pickle_continues(env):
     for mask in masks(3):
-        anew(env, mask)
+        run_episode(env, mask)
     again = pickle.loads(pickle.dumps(env))
     assert json.loads(json.dumps(again.get_state())) == json.loads(json.dumps(env.get_state()))
     assert again.unwrapped.reward_space == env.unwrapped.reward_space
@@ -113,7 +113,7 @@ def test_vector_env_agrees_with_single_envs(autoreset_mode: str):
         env.reset(seed=0)
     for actions in masks(12).reshape(4, 3, 12).astype(np.int8):
         _, rewards, ended, _, info = several.step(actions)
-        told = [anew(env, action) for env, action in zip(alone, actions, strict=True)]
+        told = [run_episode(env, action) for env, action in zip(alone, actions, strict=True)]
         assert ended.all()
         assert all(reward in several.reward_space for reward in rewards)  # one copy's, as MO-Gymnasium's wrappers read it
         np.testing.assert_array_equal(rewards, [each[1] for each in told])

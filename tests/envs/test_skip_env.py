@@ -19,7 +19,7 @@ IDS = [entry.id for entry in ENVIRONMENTS.values() if entry.bundled]
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)
 
 
-def anew(env: gymnasium.Env, mask: np.ndarray) -> tuple:
+def run_episode(env: gymnasium.Env, mask: np.ndarray) -> tuple:
     """What a mask gets in an episode of its own."""
     env.reset()
     return env.step(mask)
@@ -39,7 +39,7 @@ def test_checkers_accept_every_bundled_environment(id: str):
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
     assert info["n_skipped"] == 0
-    _, reward, terminated, truncated, info = anew(env, MASK)
+    _, reward, terminated, truncated, info = run_episode(env, MASK)
     assert isinstance(reward, float)
     assert (terminated, truncated) == (True, False)
     assert set(info) == set(INFO_KEYS)
@@ -53,13 +53,13 @@ def test_checkers_accept_every_bundled_environment(id: str):
 
 def test_info_holds_plain_numbers(env: gymnasium.Env):
     _, info = env.reset()
-    for told in (info, anew(env, MASK)[4], anew(env, np.zeros(12, np.int8))[4]):
+    for told in (info, run_episode(env, MASK)[4], run_episode(env, np.zeros(12, np.int8))[4]):
         assert list(told) == list(INFO_KEYS)
         assert {type(value) for value in told.values()} <= {int, float, bool}
 
 
 def test_evaluations_count_scored_masks(env: gymnasium.Env):
-    counts = [anew(env, mask)[4]["evaluations"] for mask in (MASK, np.zeros(12, np.int8), MASK)]
+    counts = [run_episode(env, mask)[4]["evaluations"] for mask in (MASK, np.zeros(12, np.int8), MASK)]
     assert counts == [14, 14, 15]  # leave_one_out took 13
 
 
@@ -70,7 +70,7 @@ def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statisti
     assert env.step(MASK)[4]["evaluations"] == masks + 1
     assert env.reset(seed=0)[1]["evaluations"] == masks
     again = pickle.loads(pickle.dumps(env.unwrapped))
-    assert anew(again, MASK)[4]["evaluations"] == masks + 1
+    assert run_episode(again, MASK)[4]["evaluations"] == masks + 1
     vector = gymnasium.make_vec("DAS-METER-VQA-v0", 2, reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert vector.reset(seed=0)[1]["evaluations"].tolist() == [masks] * 2
     assert vector.step(np.stack([MASK] * 2))[4]["evaluations"].tolist() == [masks + 1, masks + 2]
@@ -80,13 +80,13 @@ def test_masks_off_the_budget_earn_less(env: gymnasium.Env):
     rewards = []
     for skipped in (3, 2, 12):
         mask = np.arange(12) < skipped
-        _, reward, terminated, _, info = anew(env, mask.astype(np.int8))
+        _, reward, terminated, _, info = run_episode(env, mask.astype(np.int8))
         assert info["feasible"] is False
         assert info["loss"] == np.inf
         assert terminated
         rewards.append(reward)
     assert rewards == pytest.approx([-1 / 12, -2 / 12, -8 / 12])
-    assert anew(env, MASK)[1] >= 0
+    assert run_episode(env, MASK)[1] >= 0
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_rewards_stay_within_bounds(tiny_kwargs: dict[str, str], reward: str):
     env.reset(seed=1)
     for _ in range(3):
         mask = np.isin(np.arange(12), env.np_random.choice(12, 4, replace=False)).astype(np.int8)
-        assert REWARDS[reward].low <= anew(env, mask)[1] <= REWARDS[reward].high
+        assert REWARDS[reward].low <= run_episode(env, mask)[1] <= REWARDS[reward].high
 
 
 @pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
@@ -141,7 +141,7 @@ def test_same_seed_gives_the_same_rewards(tiny_kwargs: dict[str, str], batches: 
     def rewards(seed: int) -> list[float]:
         env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
         env.reset(seed=seed)
-        return [anew(env, MASK)[1] for _ in range(4)]
+        return [run_episode(env, MASK)[1] for _ in range(4)]
 
     assert rewards(3) == rewards(3)
     assert len(set(rewards(3))) == (1 if batches == "fixed" else 4)
@@ -152,25 +152,25 @@ def test_same_seed_gives_the_same_rewards(tiny_kwargs: dict[str, str], batches: 
 def test_set_state_continues(tiny_kwargs: dict[str, str], batches: str):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
     env.reset(seed=3)
-    anew(env, MASK)
+    run_episode(env, MASK)
     state = json.loads(json.dumps(env.unwrapped.get_state()))
-    rest = [anew(env, MASK)[1] for _ in range(3)]
+    rest = [run_episode(env, MASK)[1] for _ in range(3)]
     other = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
     other.reset(seed=99)
     other.unwrapped.set_state(state)
-    assert [anew(other, MASK)[1] for _ in range(3)] == rest
+    assert [run_episode(other, MASK)[1] for _ in range(3)] == rest
 
 
 def test_pickle_keeps_the_environment(env: gymnasium.Env):
     twin = pickle.loads(pickle.dumps(env))
     assert twin.spec == env.spec
-    assert anew(twin, MASK)[1:] == anew(env, MASK)[1:]
+    assert run_episode(twin, MASK)[1:] == run_episode(env, MASK)[1:]
 
 
 def test_spec_makes_the_same_environment_again(env: gymnasium.Env):
     twin = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     twin.reset(seed=0)
-    assert anew(twin, MASK)[1] == anew(env, MASK)[1]
+    assert run_episode(twin, MASK)[1] == run_episode(env, MASK)[1]
 
 
 def test_copies_are_independent(tiny_kwargs: dict[str, str]):
@@ -180,8 +180,8 @@ def test_copies_are_independent(tiny_kwargs: dict[str, str]):
         return env
 
     alone, one, two = make(), make(), make()
-    expected = [anew(alone, MASK)[1] for _ in range(3)]
-    both = [(anew(one, MASK)[1], anew(two, MASK)[1]) for _ in range(3)]
+    expected = [run_episode(alone, MASK)[1] for _ in range(3)]
+    both = [(run_episode(one, MASK)[1], run_episode(two, MASK)[1]) for _ in range(3)]
     assert both == [(reward, reward) for reward in expected]
 
 
@@ -210,7 +210,7 @@ def test_statistics_choose_the_observation(tiny_kwargs: dict[str, str]):
 def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", render_mode="ansi", reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
-    anew(env, MASK)
+    run_episode(env, MASK)
     *stages, words = env.render().splitlines()
     assert len(stages) == 6
     assert stages[1].startswith("stage 1: keep text.1 (")
@@ -222,4 +222,4 @@ def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):
 def test_every_mask_is_feasible_without_a_budget(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=None, reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
-    assert all(anew(env, (np.arange(12) < n).astype(np.int8))[4]["feasible"] for n in (0, 5, 12))
+    assert all(run_episode(env, (np.arange(12) < n).astype(np.int8))[4]["feasible"] for n in (0, 5, 12))

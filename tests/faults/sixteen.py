@@ -38,7 +38,7 @@ SHARED = 3
 """So many pictures are everyone's; one is one's own."""
 
 
-def pictures(folder: Path) -> list[ImageFile]:
+def list_images(folder: Path) -> list[ImageFile]:
     """Those of all, then one a process."""
     return [ImageFile(folder / f"{number}.png") for number in range(SHARED + PROCESSES)]
 
@@ -58,7 +58,7 @@ def work(number: int, folder: Path, begin: multiprocessing.synchronize.Barrier) 
     def main(settings: Settings, run: Run) -> int:
         del run
         assert (bundled_root("made", generate, "what is made") / "a.txt").read_text() == "a" * 1000
-        mine = [*pictures(folder)[:SHARED], pictures(folder)[SHARED + number]]
+        mine = [*list_images(folder)[:SHARED], list_images(folder)[SHARED + number]]
         assert not list(decode_errors({image.key: image for image in mine}))
         for _ in range(20):
             write_json(folder / "all.json", {"by": [number] * 500})
@@ -81,7 +81,7 @@ def main(folder: Path) -> int:
     """Run them all; how many failed."""
     os.environ["DAS_GYM_CACHE"] = str(folder / "cache")
     (folder / "cache").mkdir()
-    for image in pictures(folder):
+    for image in list_images(folder):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(image.path)
     fork = multiprocessing.get_context("fork")
     begin, held = fork.Barrier(PROCESSES + 1), fork.Event()

@@ -15,7 +15,7 @@ import das_gym
 from das_gym.data.image_checks import fingerprint, read_readable
 from das_gym.envs.sb3_vec_env import SB3VecEnv
 from das_gym.files import read_json
-from tests.faults.sixteen import PROCESSES, pictures
+from tests.faults.sixteen import PROCESSES, list_images
 
 pytestmark = pytest.mark.slow  # all of them take seconds
 
@@ -45,7 +45,7 @@ def test_what_is_generated_once_is_generated_once_though_who_began_was_killed(fo
 
 def test_no_cache_is_torn_and_nothing_is_lost_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
-    assert set(read_readable().tolist()) == {fingerprint(image) for image in pictures(folder)}
+    assert set(read_readable().tolist()) == {fingerprint(image) for image in list_images(folder)}
     assert len(set(read_json(folder / "all.json")["by"])) == 1
     assert not list(folder.rglob("*.part"))
 
@@ -78,7 +78,7 @@ def test_environments_in_processes_of_their_own_give_what_they_give_here(context
         assert here.step(action)[1] == reward
 
 
-def test_a_process_that_dies_is_told():
+def test_killed_process_is_reported():
     vec_env = SB3VecEnv(several("fork", 2))
     vec_env.reset()
     process = vec_env._base.processes[1]

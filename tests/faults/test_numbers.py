@@ -65,7 +65,7 @@ def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbe
     assert all(loss is not None for mask, loss, _ in turns if not mask[3])
 
 
-def test_bfloat16_that_overflows_is_told_and_breaks_one_mask(small_kwargs: dict[str, str]):
+def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16-emulated"))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)

@@ -14,12 +14,12 @@ from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 from das_gym.tasks.snli_ve.files import load_snli_ve
 from das_gym.tasks.vqa.vqav2_files import read_columns
-from tests.tasks.answering.making import llava_folder, said, write, write_lines
+from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
 
 
-def pictures(*paths: Path) -> None:
+def write_images(*paths: Path) -> None:
     """Files that are only looked for."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +45,8 @@ def nlvr2(path: Path) -> None:
     write_lines(path, [entry(f"train-{n}-0-0") for n in range(3)])
     write_lines(path.with_name("test1.json"), [entry("test1-0-0-0")])
     sides = [f"img{side}.png" for side in (0, 1)]
-    pictures(*(path.parent / "images/train" / str(n) / f"train-{n}-0-{side}" for n in range(3) for side in sides))
-    pictures(*(path.parent / "images/test1" / f"test1-0-0-{side}" for side in sides))
+    write_images(*(path.parent / "images/train" / str(n) / f"train-{n}-0-{side}" for n in range(3) for side in sides))
+    write_images(*(path.parent / "images/test1" / f"test1-0-0-{side}" for side in sides))
 
 
 def karpathy(path: Path) -> None:
@@ -55,34 +55,34 @@ def karpathy(path: Path) -> None:
         sentences = [{"raw": f"{number} {n}.", "sentid": 5 * number + n} for n in range(5)]
         entries.append({"filename": f"{number}.jpg", "split": split, "imgid": number, "sentences": sentences})
     write(path, {"images": entries})
-    pictures(*(path.parent / "images" / entry["filename"] for entry in entries))
+    write_images(*(path.parent / "images" / entry["filename"] for entry in entries))
 
 
 def snli_ve(path: Path) -> None:
     for number, part in enumerate(("train", "dev", "test")):
         entry = {"pairID": f"{number}", "Flickr30K_ID": f"{number}", "sentence2": "A bird.", "gold_label": "neutral"}
         write_lines(path.with_name(f"snli_ve_{part}.jsonl"), [entry])
-        pictures(path.parent / "images" / f"{number}.jpg")
+        write_images(path.parent / "images" / f"{number}.jpg")
 
 
 def llava(path: Path) -> None:
     llava_folder(path.parent, train=4, val=2, test=2)
-    more = {"id": "x", "conversations": said("Which?", "A"), "options": ["A", "B"], "answer_type": "CLOSED"}
+    more = {"id": "x", "conversations": chat("Which?", "A"), "options": ["A", "B"], "answer_type": "CLOSED"}
     write(
-        path, [*({"id": str(n), "image": f"{n}.png", "conversations": said("<image>\nWhat?", "A")} for n in range(4)), more]
+        path, [*({"id": str(n), "image": f"{n}.png", "conversations": chat("<image>\nWhat?", "A")} for n in range(4)), more]
     )
 
 
 def llava_questions(path: Path) -> None:
     write_lines(path, [{"question_id": n, "image": f"{n}.png", "text": "What?", "category": "count"} for n in range(3)])
-    pictures(*(path.with_name(f"{n}.png") for n in range(3)))
+    write_images(*(path.with_name(f"{n}.png") for n in range(3)))
 
 
 def slake(path: Path) -> None:
     for number, part in enumerate(("train", "validate", "test")):
         entry = {"img_name": f"{number}/source.jpg", "question": "Where?", "answer": "Left", "q_lang": "en", "qid": number}
         write(path.with_name(f"{part}.json"), [{**entry, "answer_type": "OPEN"}])
-        pictures(path.parent / "imgs" / f"{number}/source.jpg")
+        write_images(path.parent / "imgs" / f"{number}/source.jpg")
 
 
 def scienceqa(path: Path) -> None:

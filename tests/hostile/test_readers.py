@@ -56,7 +56,7 @@ TENSORS = {"a": torch.arange(6.0), "b.c": torch.ones(2, 3)}
 DESCRIBED = {"format": "das_gym adaptation 1", "task": "vqa", "answers": ["yes"], "base": "0", "mask": [1, 0], "info": {}}
 
 
-def picture(kind: str, mode: str) -> Callable[[Path], None]:
+def image_writer(kind: str, mode: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
         Image.fromarray(noise).convert(mode).save(path, format=kind)
@@ -126,7 +126,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
 
 READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     **{
-        f"{kind} {mode}": (f"a.{kind}", picture(kind, mode), load_image)
+        f"{kind} {mode}": (f"a.{kind}", image_writer(kind, mode), load_image)
         for kind, mode in [("PNG", "RGB"), ("PNG", "P"), ("JPEG", "CMYK"), ("GIF", "P"), ("BMP", "L"), ("TIFF", "RGB")]
     },
     "json": ("a.json", lambda path: path.write_text('{"a": [1, 2.5, "x", null], "b": {"c": true}}'), read_json),

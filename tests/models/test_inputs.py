@@ -67,7 +67,7 @@ def test_longer_texts_are_cut(processor: Processor):
     assert tokens["attention_mask"].sum(1).tolist() == [8, 3]
 
 
-def test_what_batches_depend_on_is_told_apart(processor: Processor):
+def test_batch_keys_distinguish_settings(processor: Processor):
     """A transform need be no function with a name: torchvision's are objects, which say what they are."""
 
     class Scaled:

@@ -19,7 +19,7 @@ from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
 from tests.problem.closed_formulas import meter_costs, vilt_costs
-from tests.problem.whole_models import whole
+from tests.problem.full_models import full_costs
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -58,7 +58,7 @@ def vqa_head(features: int, answers: int) -> nn.Sequential:
     [(METERConfig(), meter_costs), (METERConfig(image_size=288), meter_costs), (ViLTConfig(), vilt_costs)],
 )
 def test_costs_agree_with_closed_formulas(config, formulas):
-    witness, counted = formulas(config, 40, 3129), whole(config, answers=3129)
+    witness, counted = formulas(config, 40, 3129), full_costs(config, answers=3129)
     for name, value in witness.items():
         np.testing.assert_array_equal(getattr(counted, name), value, err_msg=name)
 
@@ -66,7 +66,7 @@ def test_costs_agree_with_closed_formulas(config, formulas):
 @pytest.mark.slow
 def test_last_stage_runs_the_pooled_token_only():
     """Skipping before the last stage saves more than the paper's count says, in it less."""
-    paper, runs = (whole(METERConfig(), answers=3129, counting=counting) for counting in ("paper", "runs"))
+    paper, runs = (full_costs(METERConfig(), answers=3129, counting=counting) for counting in ("paper", "runs"))
     early, late = np.zeros((2, 12), dtype=bool)
     early[[0, 1, 6, 7]] = late[[4, 5, 10, 11]] = True
     assert [round(100 * paper.macs_saved(mask), 1) for mask in (early, late)] == [12.0, 12.0]
@@ -77,14 +77,14 @@ def test_last_stage_runs_the_pooled_token_only():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", RECORDED, ids=str)
 def test_macs_of_the_paper(size):
-    costs = whole(METERConfig(image_size=size[0]), size[1], 3129)
+    costs = full_costs(METERConfig(image_size=size[0]), size[1], 3129)
     found = [costs.macs_full, *(costs.macs(text_image_mask(*split)) for split in SPLITS)]
     assert [round(macs / 1e9, 3) for macs in found] == list(RECORDED[size])
 
 
 @pytest.mark.slow
 def test_costs_of_meter_at_384_pixels():
-    costs = whole(METERConfig(), 40, 3129)
+    costs = full_costs(METERConfig(), 40, 3129)
     encoders = costs.base_macs
     assert encoders / 1e9 == pytest.approx(54, abs=1)
     assert costs.layer_macs[[0, 6]] / 1e9 == pytest.approx([1.05, 5.36], abs=0.005)
@@ -100,9 +100,9 @@ def test_adapter_parameters_of_the_paper():
     rows = {row["what"]: row for row in paper_table()}
     assert rows["adapters, no skipping"]["adapters"] / 1e6 == pytest.approx(5.34, abs=0.005)
     assert rows["adapters, no skipping"]["adapters_and_norms"] / 1e6 == pytest.approx(5.39, abs=0.005)
-    costs = whole(METERConfig(), 40, 3129)
+    costs = full_costs(METERConfig(), 40, 3129)
     assert costs.parameters_full / 1e6 == pytest.approx(323.31 + 0.5, abs=5)
-    vilt = whole(ViLTConfig(), 40, 3129)
+    vilt = full_costs(ViLTConfig(), 40, 3129)
     assert vilt.parallel_parameters.sum() / 1e6 == pytest.approx(3.56, abs=0.05)
     assert vilt.parallel_macs.sum() / 1e9 == pytest.approx(0.86, abs=0.25)
 
@@ -208,7 +208,7 @@ def test_baseline_has_no_lora(name):
 
 
 def test_costs_are_int64_and_add_up():
-    costs = whole(METERConfig(), 40, 3129)
+    costs = full_costs(METERConfig(), 40, 3129)
     arrays = [
         getattr(costs, f"{part}_{what}")
         for part, what in itertools.product(("layer", "parallel", "skip"), ("macs", "parameters"))

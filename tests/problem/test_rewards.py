@@ -14,7 +14,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
-from tests.problem.whole_models import whole
+from tests.problem.full_models import full_costs
 
 MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)
@@ -31,7 +31,7 @@ def measured(losses, metrics=None, divergences=None) -> Scores:
 
 @pytest.mark.parametrize("config", [METERConfig(), ViLTConfig()], ids=["METER", "ViLT"])
 def test_macs_of_many_masks_are_those_of_each(config):
-    costs = whole(config, answers=3129)
+    costs = full_costs(config, answers=3129)
     masks = every_mask(12)[::41]
     macs = costs.macs_cost
     assert macs.amounts(masks).tolist() == [costs.macs(mask) for mask in masks]
@@ -45,7 +45,7 @@ def test_the_range_of_savings_is_that_of_all_masks():
 
 
 def test_the_papers_saving_is_a_budget():
-    macs = whole(METERConfig(image_size=384), answers=3129).macs_cost
+    macs = full_costs(METERConfig(image_size=384), answers=3129).macs_cost
     masks = every_mask(12)
     feasible = Budget(12, saved=0.12, cost=macs).violations(masks) == 0
     assert 0 < feasible.sum() < 4096

@@ -33,7 +33,7 @@ def the_one(found: list[SceneObject]) -> SceneObject:
     return item
 
 
-def meant_by(plural: str, scene: Scene) -> list[SceneObject]:
+def objects_named(plural: str, scene: Scene) -> list[SceneObject]:
     if plural.endswith(" objects"):
         return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
     return [o for o in scene.objects if plural.startswith(o.shape)]
@@ -55,7 +55,7 @@ def measure(sentence: str, scene: Scene) -> str | int:
     if m := OBJECT_IS.fullmatch(sentence):
         return int(the_one([o for o in objects if o.color == m[1]]).shape == m[2])
     if m := COUNT.fullmatch(sentence):
-        return len(meant_by(m[2], scene))
+        return len(objects_named(m[2], scene))
     if m := RELATION.fullmatch(sentence):
         a, b = (the_one([o for o in objects if o.name == name]) for name in (m[1], m[3]))
         return int(related(a, m[2], b))

@@ -33,7 +33,7 @@ def named(scene: Scene, name: str) -> SceneObject:
     return found
 
 
-def meant_by(plural: str, scene: Scene) -> list[SceneObject]:
+def objects_named(plural: str, scene: Scene) -> list[SceneObject]:
     """The `red objects` or the `circles`; a shape is read by how its plural begins."""
     if plural.endswith(" objects"):
         return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
@@ -65,7 +65,7 @@ def answer_of(question: str, scene: Scene) -> str:
     if m := re.fullmatch(r"is there a (\w+ \w+)\?", question):
         return "yes" if any(o.name == m[1] for o in scene.objects) else "no"
     if m := re.fullmatch(r"how many (.+) are there\?", question):
-        return str(len(meant_by(m[1], scene)))
+        return str(len(objects_named(m[1], scene)))
     if m := re.fullmatch(r"is the (\w+ \w+) (left of|right of|above|below) the (\w+ \w+)\?", question):
         a, b = named(scene, m[1]), named(scene, m[3])
         assert related(a, m[2], b) != related(a, OPPOSITES[m[2]], b), "ambiguous"

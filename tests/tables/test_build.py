@@ -51,7 +51,7 @@ def test_every_batch_walks_the_tree_once(small_problem: Problem):
     assert spent.examples == 64 * 16
 
 
-def test_killed_before_the_test_split_has_begun_it_goes_on_with_every_example(small_problem: Problem, tmp_path: Path):
+def test_build_killed_before_the_test_split_resumes_with_all_examples(small_problem: Problem, tmp_path: Path):
     checkpoint = tmp_path / "checkpoint.npz"
 
     def killer(done: int) -> None:

@@ -34,7 +34,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.registration import ASSETS
 from tests.crossing import crossed
-from tests.elsewhere import DEVICE, Elsewhere, elsewhere
+from tests.fake_device import DEVICE, FakeDeviceTensor, fake_device
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -117,12 +117,12 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
     """All tensors lie on that device, which raises where they meet tensors of the CPU, as CUDA does."""
     monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")  # it asks where tensors lie in memory
     world = worlds[family]
-    with elsewhere():
+    with fake_device():
         model = dataclasses.replace(world, problem=dataclasses.replace(world.problem, device=DEVICE)).model()
         make_method(name).apply(model)
         parts, trainer = set_up(model, world.splits.train, TrainingConfig(steps=2, batch_size=4), None)
         trainer.run(parts, name)
-    assert all(isinstance(p, Elsewhere) for p in parameters(model).values())
+    assert all(isinstance(p, FakeDeviceTensor) for p in parameters(model).values())
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
-from tests.elsewhere import DEVICE, elsewhere
+from tests.fake_device import DEVICE, fake_device
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -53,7 +53,7 @@ def test_on_another_device(folder_of: Callable[[str], Path]):
     model = Driven.load(folder_of("llava"))
     masks, examples = np.eye(4, dtype=bool), examples_of(model)
     wanted = evaluator_of(model).losses(masks, examples)
-    with elsewhere():
+    with fake_device():
         model.vlm.to(DEVICE)
         found = evaluator_of(model, trunk_bytes=2**20).losses(masks, examples)
     np.testing.assert_allclose(found, wanted, atol=1e-10)

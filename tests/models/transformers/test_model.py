@@ -224,7 +224,7 @@ def test_a_model_that_is_its_own_base_gives_what_its_head_reads():
     torch.testing.assert_close(vlm.own_head()(hidden), logits)
 
 
-def test_layers_without_a_place_for_adapters_can_only_be_searched(driven: Callable[..., Driven]):
+def test_layers_without_adapter_slots_can_only_be_searched(driven: Callable[..., Driven]):
     vlm = driven("lfm2_vl").vlm
     assert vlm.tunable == ()
     with pytest.raises(ValueError, match="Lfm2DecoderLayer has no attention"):

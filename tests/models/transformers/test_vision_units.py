@@ -145,7 +145,7 @@ def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
     assert (activity.residual_norm > 1e-3).all()
 
 
-def test_prompts_without_pictures_among_others(driven: Callable[..., Driven]):
+def test_prompts_with_and_without_images_share_a_batch(driven: Callable[..., Driven]):
     model = driven("smolvlm", vision=True)
     prompts = model.prompts()
     prompts[1] = replace(prompts[1], images=())

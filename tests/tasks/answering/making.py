@@ -33,14 +33,14 @@ def write_lines(path: Path, entries: Iterable[object]) -> Path:
     return path
 
 
-def said(*texts: str) -> list[Entry]:
+def chat(*texts: str) -> list[Entry]:
     """Turns of human and gpt."""
     return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
 
 
 def entry(number: int | str, *texts: str, image: object = "", **more: Any) -> Entry:
     """A conversation of LLaVA's about `image`, by default an image of its own."""
-    turns = said(*(texts or ("<image>\nWhat is it?", f"thing {number}")))
+    turns = chat(*(texts or ("<image>\nWhat is it?", f"thing {number}")))
     return {"id": str(number), "image": f"{number}.png" if image == "" else image, **more, "conversations": turns}
 
 

@@ -13,7 +13,7 @@ import pytest
 from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.reading import load_answers
-from tests.tasks.answering.making import assert_disjoint, draw, entry, llava_folder, parts_of, said, write, write_lines
+from tests.tasks.answering.making import assert_disjoint, chat, draw, entry, llava_folder, parts_of, write, write_lines
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def aid(root: Path) -> Path:
     return root
 
 
-def test_several_data_sets_are_told_apart_by_naming_a_file(tmp_path: Path):
+def test_file_name_selects_one_of_several_data_sets(tmp_path: Path):
     root = aid(tmp_path / "aid")
     with pytest.raises(ValueError, match=r"aid holds 2 data sets: .*train20\.json \(LLaVA.*train50\.json .*`data_root`"):
         load_answers(root)
@@ -139,7 +139,7 @@ def test_one_question_about_everything_makes_its_answers_options(tmp_path: Path)
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {
         ("airport", "bareland")
     }
-    change(root / "test20.json", 0, conversations=said("<image>\nAnother question?", "airport"))
+    change(root / "test20.json", 0, conversations=chat("<image>\nAnother question?", "airport"))
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {()}
 
 
@@ -152,17 +152,17 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "no conversations": ({"conversations": None}, "no `conversations`"),
     "conversations no list": ({"conversations": "hello"}, "`conversations`"),
     "nothing said": ({"conversations": []}, "no answer"),
-    "no answer": ({"conversations": said("<image>\nWhat?")}, "no answer"),
-    "gpt first": ({"conversations": said("<image>", "b")[::-1]}, r"conversations\[0\].*`from`"),
-    "twice human": ({"conversations": [*said("<image>\na"), *said("b", "c")]}, r"conversations\[1\].*`from`"),
-    "unknown role": ({"conversations": [{"from": "system", "value": "x"}, *said("<image>\na", "b")]}, r"\[0\].*`from`"),
+    "no answer": ({"conversations": chat("<image>\nWhat?")}, "no answer"),
+    "gpt first": ({"conversations": chat("<image>", "b")[::-1]}, r"conversations\[0\].*`from`"),
+    "twice human": ({"conversations": [*chat("<image>\na"), *chat("b", "c")]}, r"conversations\[1\].*`from`"),
+    "unknown role": ({"conversations": [{"from": "system", "value": "x"}, *chat("<image>\na", "b")]}, r"\[0\].*`from`"),
     "no value": ({"conversations": [{"from": "human"}]}, r"conversations\[0\] has no `value`"),
     "value no text": ({"conversations": [{"from": "human", "value": 3}]}, r"conversations\[0\].*`value`"),
-    "empty answer": ({"conversations": said("<image>\nWhat?", " ")}, r"conversations\[1\]: `value` is empty"),
-    "half a character": ({"conversations": said("<image>\n\ud83d", "b")}, r"\[0\]: `value` is not valid Unicode"),
-    "no mark": ({"conversations": said("What?", "b")}, "wrong number of images: got 1, expected one for each of 0"),
+    "empty answer": ({"conversations": chat("<image>\nWhat?", " ")}, r"conversations\[1\]: `value` is empty"),
+    "half a character": ({"conversations": chat("<image>\n\ud83d", "b")}, r"\[0\]: `value` is not valid Unicode"),
+    "no mark": ({"conversations": chat("What?", "b")}, "wrong number of images: got 1, expected one for each of 0"),
     "no image": ({"image": None}, "wrong number of images: got 0"),
-    "a mark in an answer": ({"conversations": said("<image>\nWhat?", "<image>")}, r"conversations\[1\].*in an answer"),
+    "a mark in an answer": ({"conversations": chat("<image>\nWhat?", "<image>")}, r"conversations\[1\].*in an answer"),
     "image no name": ({"image": {"bytes": "x"}}, "`image`"),
     "empty name": ({"image": [""]}, "`image` is empty"),
     "a zero": ({"image": "a\0.png"}, "`image`"),

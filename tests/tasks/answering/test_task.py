@@ -31,7 +31,7 @@ class Letters:
         return SimpleNamespace(ids=ids, answer=1)
 
 
-def picture(key: str) -> SimpleNamespace:
+def fake_image(key: str) -> SimpleNamespace:
     return SimpleNamespace(key=key)
 
 
@@ -102,7 +102,7 @@ def test_divergences_are_means_over_the_references_tokens():
 
 
 def test_order_mixes_images_and_keeps_their_questions_together():
-    examples = [AnswerExample(str(n), (picture(f"p{n % 10}"),), "what", "a") for n in range(50)]
+    examples = [AnswerExample(str(n), (fake_image(f"p{n % 10}"),), "what", "a") for n in range(50)]
     order = TASK.order(examples)
     assert sorted(order.tolist()) == list(range(50))
     keys = [examples[i].images[0].key for i in order]

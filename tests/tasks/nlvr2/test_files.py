@@ -98,7 +98,7 @@ def test_reward_buckets_are_a_tenth_and_fixed():
 
 
 @pytest.mark.parametrize("folder", ["data", "nlvr2/data", "nlvr/nlvr2/data"])
-def test_official_folders_are_searched(root: Path, folder: str):
+def test_official_folders_are_found(root: Path, folder: str):
     (root / folder).mkdir(parents=True)
     for path in root.glob("*.json"):
         path.rename(root / folder / path.name)

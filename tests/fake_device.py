@@ -1,6 +1,6 @@
 """A device that no machine needs to have: its tensors lie in memory as others do, and meet none that are not there.
 
-torch has a type of device, `lazy`, that it computes nothing on by itself. Under `elsewhere()` its operations run on the CPU,
+torch has a type of device, `lazy`, that it computes nothing on by itself. Under `fake_device()` its operations run on the CPU,
 to the same bits, and an operation that mixes it with tensors of the CPU is refused as CUDA refuses it: with a number, or
 an index into a tensor of the device, it may.
 """
@@ -22,10 +22,10 @@ COPIES = (ATEN._to_copy.default, ATEN.copy_.default)
 INDEXING = (ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default, ATEN._index_put_impl_.default)
 
 
-class Elsewhere(Tensor):
+class FakeDeviceTensor(Tensor):
     """A tensor that says it is on the device, and holds one of the CPU."""
 
-    def __new__(cls, held: Tensor) -> Elsewhere:
+    def __new__(cls, held: Tensor) -> FakeDeviceTensor:
         """Of the same shape, strides and type."""
         offset = held.storage_offset()
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ class Elsewhere(Tensor):
         self.held = held
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Elsewhere({self.held})"
+        return f"FakeDeviceTensor({self.held})"
 
     def tolist(self) -> Any:
         """torch gives no lists of subclasses."""
@@ -61,9 +61,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         RuntimeError: it mixes tensors of the device and of the CPU.
     """
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    there = [each for each in tensors if isinstance(each, Elsewhere)]
-    here = [tuple(each.shape) for each in tensors if not isinstance(each, Elsewhere) and each.dim()]
-    allowed = func in COPIES or (func in INDEXING and isinstance(args[0], Elsewhere))
+    there = [each for each in tensors if isinstance(each, FakeDeviceTensor)]
+    here = [tuple(each.shape) for each in tensors if not isinstance(each, FakeDeviceTensor) and each.dim()]
+    allowed = func in COPIES or (func in INDEXING and isinstance(args[0], FakeDeviceTensor))
     if there and here and not allowed:
         raise RuntimeError(f"{func} of tensors on {DEVICE} and of tensors on the CPU, of shapes {here}")
     device = kwargs.get("device")
@@ -78,17 +78,17 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def placed(one: Any) -> Any:
         if not isinstance(one, Tensor) or id(one) in known:
             return known.get(id(one), one)
-        return Elsewhere(one) if lies_there else one
+        return FakeDeviceTensor(one) if lies_there else one
 
     return tree_map(placed, found)
 
 
 def _held(one: Any) -> Any:
-    return one.held if isinstance(one, Elsewhere) else one
+    return one.held if isinstance(one, FakeDeviceTensor) else one
 
 
 @contextmanager
-def elsewhere() -> Iterator[str]:
+def fake_device() -> Iterator[str]:
     """While it lasts, the device is there; its name.
 
     `torch.inference_mode` is `torch.no_grad` meanwhile: inference tensors cannot be wrapped.

@@ -19,7 +19,9 @@ def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
         return (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
 
 
-def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper") -> Costs:
+def full_costs(
+    config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper"
+) -> Costs:
     """Costs of a model of that size, with its VQA head where `answers` is given; counted once."""
     return _whole(config, text, answers, counting)
 
