@@ -1,4 +1,4 @@
-"""A headless Chromium that refuses to load anything, and axe-core, which checks what it shows for accessibility."""
+"""A headless Chromium that blocks all requests, and axe-core, which checks what it shows for accessibility."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_page(chromium: Any, path: Path, width: int = 1280, scheme: str = "light
 
 
 def check_accessible(page: Any, but: Collection[str] = ()) -> None:
-    """axe-core finds nothing to mend, in a narrow window or a wide one: contrast, names, roles, order.
+    """axe-core finds no violations, in a narrow window or a wide one: contrast, names, roles, order.
 
     Args:
         page: What is looked at.
@@ -55,7 +55,7 @@ def check_accessible(page: Any, but: Collection[str] = ()) -> None:
     axe = Axe()
     for width in (WIDTHS[0], WIDTHS[-1]):
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)  # charts draw themselves anew
+        page.wait_for_timeout(100)  # charts are drawn again
         found = [each for each in axe.run(page).response["violations"] if each["id"] not in but]
         if found:
             told = (f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"][:3])
@@ -66,7 +66,7 @@ def check_fits(page: Any) -> None:
     """Nothing is wider than the window, however narrow."""
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)  # charts draw themselves anew
+        page.wait_for_timeout(100)  # charts are drawn again
         found = page.evaluate("document.documentElement.scrollWidth")
         if found > width:
             pytest.fail(f"{page.url} is {found} pixels wide in a window of {width}")

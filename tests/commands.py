@@ -1,4 +1,4 @@
-"""Starts our commands as processes of their own, as a scheduler does, and stops them."""
+"""Starts our commands as separate processes, as a scheduler does, and stops them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A device that no machine needs to have: its tensors lie in memory as others do, and meet none that are not there.
+"""A fake device: its tensors are in CPU memory, and operations with CPU tensors raise.
 
-torch has a type of device, `lazy`, that it computes nothing on by itself. Under `fake_device()` its operations run on the CPU,
-to the same bits, and an operation that mixes it with tensors of the CPU is refused as CUDA refuses it: with a number, or
-an index into a tensor of the device, it may.
+torch has a device type, `lazy`, on which it computes nothing by itself. Under `fake_device()` its operations run on the CPU,
+with bit-identical results, and operations that mix it with CPU tensors raise as on CUDA, except for numbers and for indices
+into a tensor of the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INDEXING = (ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default, 
 
 
 class FakeDeviceTensor(Tensor):
-    """A tensor that says it is on the device, and holds one of the CPU."""
+    """A tensor that reports the fake device, and holds one of the CPU."""
 
     def __new__(cls, held: Tensor) -> FakeDeviceTensor:
         """Of the same shape, strides and type."""
@@ -89,7 +89,7 @@ def _held(one: Any) -> Any:
 
 @contextmanager
 def fake_device() -> Iterator[str]:
-    """While it lasts, the device is there; its name.
+    """Enable the device in this context; yield its name.
 
     `torch.inference_mode` is `torch.no_grad` meanwhile: inference tensors cannot be wrapped.
     """

@@ -19,9 +19,9 @@ GROUPS = ("color", "count")
 
 
 def made_up_table(n: int, seed: int, examples: int = 12) -> SubnetTable:
-    """Losses of single units and pairs, differing from example to example; the statistics tell those of single units.
+    """Losses of single units and pairs, differing from example to example; the statistics reveal those of single units.
 
-    The more MACs a unit takes, the less time it takes: the last one is quicker than what stands in its place.
+    The more MACs a unit takes, the less time it takes: the last one is faster than its adapter.
     """
     rng = np.random.default_rng(seed)
     masks = every_mask(n)
@@ -43,7 +43,7 @@ def made_up_table(n: int, seed: int, examples: int = 12) -> SubnetTable:
         env_id="DAS-METER-VQA-v0",
         layer_names=tuple(f"block.{i}" for i in range(n)),
         metric_name="accuracy",
-        macs_full=950,  # the whole model has adapters besides
+        macs_full=950,  # the full model has adapters besides
         reward_examples=examples,
         test_examples=examples,
         statistics=DEFAULT_STATISTICS,

@@ -1,4 +1,4 @@
-"""The bundled models keep what `das_gym/assets/README.md` says of them."""
+"""The bundled models match `das_gym/assets/README.md`."""
 
 from __future__ import annotations
 

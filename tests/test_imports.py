@@ -1,4 +1,4 @@
-"""The house's order: imports point one way, and nobody names what is not theirs to name."""
+"""The order of modules: imports point one way, and names stay in their modules."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.adapt.paper",
     "das_gym.adapt.published",
     "das_gym.adapt.shrink",  # which writes folders of transformers
-    "das_gym.adapt.export.answering",  # likewise
+    "das_gym.adapt.export.answering",  # the same
 )
 
 TASK = re.compile(r"das_gym\.tasks\.(?!base|labels)\w+|^\w+Task$")
 
 EXCEPTIONS = {
-    "family: das_gym.models.checkpoints": "the one list of the families with formats of their own",
+    "family: das_gym.models.checkpoints": "the one list of the families with custom formats",
 }
 """What does not hold yet, as the tests below say it, and why."""
 

@@ -83,8 +83,8 @@ from pathlib import Path
 from das_gym.progress import progress
 try:
     with progress(1000, "searching") as bar:
-        print("begun", end="")
-        Path("begun").touch()
+        print("started", end="")
+        Path("started").touch()
         while True: bar.update()
 except KeyboardInterrupt as interrupt:
     print("Stopped", file=sys.stderr, flush=True)
@@ -98,7 +98,7 @@ def test_a_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: 
     if child == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-c", IN_A_COMMAND.replace("SIGHUP", "SIGINT") + ON_A_TERMINAL])
-    while not Path("begun").exists():
+    while not Path("started").exists():
         time.sleep(0.01)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129

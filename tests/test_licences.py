@@ -1,4 +1,4 @@
-"""Whose what is that the package ships: every file is told of."""
+"""Origin and licence of every shipped file are documented."""
 
 from __future__ import annotations
 

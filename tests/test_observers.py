@@ -1,4 +1,4 @@
-"""Runs in Sacred's own places beside the folder, and what a run leaves there."""
+"""Runs with Sacred's observers next to the folder, and the files they write."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(command, tm
         rows = connection.execute("select run_id, status, result from run").fetchall()
     assert [row[1:] for row in rows] == [("COMPLETED", 2.0)] * 2
     assert rows[0][0] != rows[1][0]
-    assert json.loads((folder / "2" / "info.json").read_text()) == {}  # incense wants it
+    assert json.loads((folder / "2" / "info.json").read_text()) == {}  # incense needs it
     assert json.loads((folder / "2" / "metrics.json").read_text())["some.loss"]["steps"] == [0, 1, 2]
 
 
@@ -232,8 +232,8 @@ def test_losses_are_drawn(command, tmp_path: Path):
 
 
 def test_print_config_describes_settings(command, capsys):
-    command.run_words(["print_config", "with", "runs_dir=elsewhere"])
+    command.run_words(["print_config", "with", "runs_dir=other"])
     printed = capsys.readouterr().out
-    assert "* runs_dir=elsewhere  (a text; default runs)\n      Folder of all runs." in printed
+    assert "* runs_dir=other  (a text; default runs)\n      Folder of all runs." in printed
     assert "  resume=None  (a whole number or None)\n      Id of a stopped run to continue." in printed
     assert "\x1b" not in printed

@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, shown after a while and never amid what is printed; lines elsewhere."""
+"""Progress: bars on a terminal, shown after a while and never within other output; lines otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs: their folders, resuming, locks, mistakes, and what they record."""
+"""Runs: their folders, resuming, locks, errors, and what they record."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt) as interrupt:
         command.run_words(words)
     again = f"python -m agents trial with resume=1 {shlex.quote(f'runs_dir={tmp_path}')} 'out=a b'"
-    assert interrupt.value.__notes__ == [f"Go on with: {again}"]  # settings that run code or write elsewhere are repeated
+    assert interrupt.value.__notes__ == [f"Go on with: {again}"]  # security-relevant settings are repeated
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
@@ -266,8 +266,8 @@ def test_resumed_run_wants_sensitive_settings_repeated(command, stopped: Path):
         resume(command, stopped)
     with pytest.raises(RunError, match=r"`trackers=.*out=/somewhere"):  # in the command too
         resume(command, stopped, out="/somewhere")
-    with pytest.raises(RunError, match="out=/elsewhere"):
-        resume(command, stopped, out="/elsewhere", trackers=("wandb",))
+    with pytest.raises(RunError, match="out=/other"):
+        resume(command, stopped, out="/other", trackers=("wandb",))
     assert resume(command, stopped, out="/somewhere", trackers=("wandb",)).result == 1.0
 
 

@@ -1,4 +1,4 @@
-"""The wheel, unpacked and used from an empty folder, beside packages that own the names `agents` and `adapt`."""
+"""The wheel, unpacked and used from an empty folder, next to packages that own the names `agents` and `adapt`."""
 
 from __future__ import annotations
 

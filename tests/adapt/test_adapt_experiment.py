@@ -1,4 +1,4 @@
-"""Which mask `python -m adapt` takes, what it tells its search, and what it refuses before a run begins."""
+"""Which mask `python -m adapt` uses, the settings of its search, and the settings it rejects."""
 
 from __future__ import annotations
 

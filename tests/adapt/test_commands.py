@@ -1,4 +1,4 @@
-"""The commands, run as a person runs them, on a small data set."""
+"""Run the commands as users do, on a small data set."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from das_gym.files import read_json, write_json
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
 
-TASK = NLVR2Task(processor=None)  # words and pictures alone are asked for
+TASK = NLVR2Task(processor=None)  # only text and images are required
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_wrong_settings(changes: dict, text: str):
 
 
 def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("das_gym.adapt.published.count", lambda row: (1.25, 2.5))  # its numbers have tests of their own
+    monkeypatch.setattr("das_gym.adapt.published.count", lambda row: (1.25, 2.5))  # its numbers are tested separately
     main(PaperSettings())
     printed = capsys.readouterr().out
     settings = printed.partition("Where each comes from:")[0]

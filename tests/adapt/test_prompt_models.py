@@ -121,7 +121,7 @@ def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tm
     updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
     with pytest.raises(RunError, match="nothing of this model can train: layers of the vision tower have no adapters"):
         adapt.run(updates)
-    assert not list(tmp_path.iterdir())  # no run was begun
+    assert not list(tmp_path.iterdir())  # no run was started
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_load_reference_serves_the_default_settings(name: str):
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        ({"device": "cpu", "train": {"save_every": 10, "encoder_cache_gib": 0.5}, "runs_dir": "elsewhere"}, True),
+        ({"device": "cpu", "train": {"save_every": 10, "encoder_cache_gib": 0.5}, "runs_dir": "other"}, True),
         ({"search": {"evaluations": 9}, "mask": (0,) * 12, "train": {"micro_batch_size": 8}}, True),
         ({"seed": 1}, False),
         ({"train": {"steps": 299}}, False),

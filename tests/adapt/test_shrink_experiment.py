@@ -1,4 +1,4 @@
-"""`python -m adapt shrink`: from a folder to a smaller one, and what is refused before anything is searched or written."""
+"""`python -m adapt shrink`: from a folder to a smaller one, and settings that are rejected at the start."""
 
 from __future__ import annotations
 

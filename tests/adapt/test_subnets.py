@@ -69,7 +69,7 @@ def test_save_writes_what_was_loaded(folder: Path, tmp_path: Path):
 
 def test_load_subnet_needs_neither_data_nor_supernet(folder: Path, splits: Splits, subnet: AdaptedModel):
     record = read_json(folder / RECORD)
-    record["problem"] |= {"data_root": "/gone", "supernet": "/gone.safetensors"}
+    record["problem"] |= {"data_root": "/missing", "supernet": "/missing.safetensors"}
     write_json(folder / RECORD, record)
     assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
 
@@ -95,17 +95,17 @@ def test_load_subnet_imports_the_modules_that_it_is_given(
 
 
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path, tmp_path: Path):
-    (folder / SUBNET_FILE).unlink()  # which loading would tell
+    (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
     for data_root, error, said in (
-        ("/gone", FileNotFoundError, "the data of that run, /gone, are gone: say where they are by data_root=DIR"),
+        ("/missing", FileNotFoundError, "the data of that run, /missing, .*data_root=DIR"),
         (3, ValueError, r"adapt\.json is not a record of a subnet"),
     ):
         write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": data_root}})
         with pytest.raises(error, match=said):
             EvaluateSettings(run=str(folder)).load()
     with pytest.raises(FileNotFoundError, match="data_root"):
-        EvaluateSettings(run=str(folder), data_root="/elsewhere").load()
+        EvaluateSettings(run=str(folder), data_root="/other").load()
 
 
 @pytest.mark.parametrize(

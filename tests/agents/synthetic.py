@@ -71,7 +71,7 @@ class SyntheticVectorEnv(VectorEnv):
         time.sleep(self.seconds)
         self.steps += 1
         if self.broken_from is not None and self.steps >= self.broken_from:
-            raise FileNotFoundError("images/0007.png is gone; put it back and resume")
+            raise FileNotFoundError("images/0007.png is missing; put it back and resume")
         losses = self.losses(actions)
         if self.reward_batches == "resample":
             losses = losses + self.np_random.normal(0.0, 0.05)

@@ -99,10 +99,10 @@ def test_a_pipe_among_the_runs_is_not_waited_for(runs: Path):
     ("lock", "host", "age", "status"),
     [
         ("held", "here", 3600, "running"),
-        ("held", "elsewhere", 3600, "running"),
+        ("held", "otherhost", 3600, "running"),
         ("free", "here", 1, "died"),
-        ("free", "elsewhere", 1, "running"),
-        ("free", "elsewhere", 3600, "died"),
+        ("free", "otherhost", 1, "running"),
+        ("free", "otherhost", 3600, "died"),
         ("missing", "here", 1, "died"),
         ("unknown", "here", 1, "running"),
         ("unknown", "here", 3600, "died"),
@@ -153,7 +153,7 @@ def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[s
         "2", "agents", "maskable_ppo", "vilt_vqa", "0.7000", "12.5", "%", "done", "11-22", "10:00",
     ]  # fmt: skip
     assert lines[-1] == "1 more: limit=5 shows all"
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "agent=nobody"]) == 0
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "agent=unknown"]) == 0
     assert capsys.readouterr().out == f"no such run in {runs}\n"
 
 

@@ -150,7 +150,7 @@ def test_a_wrong_setting_begins_no_run(small, update, text):
 
 
 def test_a_failed_run_leaves_no_record(small):
-    with pytest.raises(RunError, match=r"images/0007\.png is gone; put it back"):
+    with pytest.raises(RunError, match=r"images/0007\.png is missing; put it back"):
         run_search({**small, "env_kwargs": {"broken_from": 5}})
     assert json.loads(Path("runs/1/run.json").read_text())["status"] == "FAILED"
     assert not list(Path("runs/1").glob("search*.json"))
@@ -158,7 +158,7 @@ def test_a_failed_run_leaves_no_record(small):
 
 def test_a_failed_run_resumes_to_the_same_record(small):
     run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
-    with pytest.raises(RunError, match=r"images/0007\.png is gone"):
+    with pytest.raises(RunError, match=r"images/0007\.png is missing"):
         run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
     for name in ("config.json", "checkpoint.json"):  # the image is put back
         path = Path("runs/2") / name

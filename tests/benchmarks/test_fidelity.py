@@ -112,7 +112,7 @@ register_task(TaskEntry("mine", "Mine", "fidelity_task:Mine", "VQAv2's files"))
 
 @pytest.mark.slow
 def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """A registered task on data of one's own: a supernet, a run of `agents table`, and fidelity of that run."""
+    """A registered task on custom data: a supernet, a run of `agents table`, and fidelity of that run."""
     (tmp_path / "fidelity_task.py").write_text(TASK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -75,7 +75,7 @@ def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_p
     assert moved
     losses = problem.evaluator.losses(np.eye(len(problem.layer_names), dtype=bool), problem.splits.reward[:4])
     assert np.isfinite(losses).all()
-    assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # what is there stays
+    assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # existing files stay
 
 
 @pytest.mark.slow

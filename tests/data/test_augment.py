@@ -1,4 +1,4 @@
-"""RandAugment: torchvision's, and drawn from a seed of its own."""
+"""RandAugment: torchvision's, and drawn from a separate seed."""
 
 from __future__ import annotations
 

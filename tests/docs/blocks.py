@@ -1,6 +1,6 @@
 """The code blocks of README and docs, and what is to be done with each.
 
-A comment of HTML in front of a block says what a test does with it; the page does not show it:
+A comment of HTML in front of a block sets how a test treats it; the page does not show it:
 
     <!-- skip: why -->             it is read, not run: modules, commands, named configs and settings exist
     <!-- test: steps=2 -->         it is run with these settings behind its commands, for time

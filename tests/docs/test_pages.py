@@ -1,4 +1,4 @@
-"""What README and docs show works: blocks are run, or read where a comment says why they cannot be."""
+"""Blocks of README and docs are run, or only read where a comment gives the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def known(program: str, command: str) -> frozenset[str]:
 
 
 def wrong_words(words: list[str]) -> str | None:
-    """What is wrong with a command, as far as reading tells; None where nothing is."""
+    """Return the error in a command that parsing finds, or None."""
     name, rest = words[0], [word for word in words[1:] if word != "..." and not word.startswith("-")]
     if len(words) > 1 and words[1] in ("-m", "-s", "-F"):  # with a value
         rest = rest[1:]
@@ -89,7 +89,7 @@ def test_blocks_that_are_not_run_can_be_read(path: Path):
             for line in re.findall(r"^from das_gym.* import .*$", block.code, re.MULTILINE):
                 exec(line)
         elif block.language == "bash" and block.mark != "skip" and len(block.commands()) != len(block.lines()):
-            fail(path, block, "holds lines that no test runs: say why in a comment, <!-- skip: why -->")
+            fail(path, block, "holds lines that no test runs: give the reason in a comment, <!-- skip: why -->")
         elif block.language not in ("bash", "json", "text"):
             fail(path, block, f"{block.language!r} is nothing that is run or read")
 

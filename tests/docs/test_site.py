@@ -1,4 +1,4 @@
-"""The site of the documentation, as `.ci/docs` built it: it asks nobody for anything, and can be read by everybody."""
+"""The site of the documentation, as `.ci/docs` built it: it loads nothing external, and can be read by everybody."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAYS = [*((name, "light", WIDTHS) for name in LOOKED_AT), *((name, "dark", WIDTH
 
 
 CONTEXT = {"exclude": ["#__drawer"]}
-"""What opens the list of pages: it stands before all landmarks, where the theme's style wants it."""
+"""What opens the list of pages: it stands before all landmarks, where the theme's style needs it."""
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_pages_are_accessible(site: Path, chromium: Any, name: str, scheme: str,
     page, _ = opened(chromium, site / f"{name}.html", scheme)
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)  # tables are told of the new width
+        page.wait_for_timeout(100)  # tables are notified of the new width
         found = Axe().run(page, context=CONTEXT).response["violations"]
         told = "\n".join(f"{name} at {width}: {each['id']}: {each['nodes'][0]['html'][:200]}" for each in found)
         assert not found, told

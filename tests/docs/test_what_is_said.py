@@ -1,4 +1,4 @@
-"""What README and docs say of names and files that the code knows."""
+"""Names and files in README and docs exist in the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worlds to score in: a tiny random METER or ViLT with a random supernet, and a few random pictures with questions."""
+"""Worlds to score in: a tiny random METER or ViLT with a random supernet, and a few random images with questions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUESTIONS = ("What?", "What color is the small circle above the square to the le
 
 @dataclass(frozen=True)
 class Painting:
-    """A picture of random pixels."""
+    """Return an image of random pixels."""
 
     seed: int
     width: int
@@ -52,7 +52,7 @@ class Painting:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class World:
-    """What an evaluator is made of, and examples."""
+    """The parts of an evaluator, and examples."""
 
     vlp: VLP
     head: nn.Module
@@ -64,7 +64,7 @@ class World:
 
     @torch.inference_mode()
     def plain_logits(self, mask: np.ndarray, examples: tuple[VQAExample, ...]) -> torch.Tensor:
-        """A forward of its own: nothing kept, nothing shared, every token a query in the last stage too."""
+        """A separate forward: nothing kept, nothing shared, every token a query in the last stage too."""
         state = self.vlp.embed(self.vlp.encode(self.task.processor(self.task.pairs(examples))))
         for stage in self.vlp.stages:
             outputs = {self.vlp.layers[i].stream: self.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
@@ -88,7 +88,7 @@ class World:
 
 
 def random_examples(sizes: list[tuple[int, int]]) -> tuple[VQAExample, ...]:
-    """Two questions about each picture of those widths and heights."""
+    """Two questions about each image of those widths and heights."""
     rng = np.random.default_rng(0)
     rows = []
     for number, (width, height) in enumerate(sizes):
@@ -100,7 +100,7 @@ def random_examples(sizes: list[tuple[int, int]]) -> tuple[VQAExample, ...]:
 
 
 def make_world(model: str, dtype: torch.dtype, tokenizer_folder: Path) -> World:
-    """A world whose adapters and head are random and large, so that masks differ a lot; pictures differ in size."""
+    """A world whose adapters and head are random and large, so that masks differ a lot; images differ in size."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(tokenizer_folder)
     words = len(tokenizer)

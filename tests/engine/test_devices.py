@@ -1,4 +1,4 @@
-"""What is scored on another device lies there as a whole: tensors of the CPU would be refused there, as on CUDA."""
+"""Scoring on another device keeps all tensors there: tensors of the CPU would raise there, as on CUDA."""
 
 from __future__ import annotations
 

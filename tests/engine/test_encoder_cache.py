@@ -62,7 +62,7 @@ class TestDisk:
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
     def test_changed_image_is_encoded_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
-        picture = tmp_path / "picture.jpg"
+        picture = tmp_path / "image.jpg"
         picture.write_bytes(pairs[0].image.path.read_bytes())
         pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=picture))
         first = new_cache(tiny_problem, folder=tmp_path / "kept")([pair])
@@ -106,7 +106,7 @@ class TestDisk:
 
 
 def test_batches_go_where_the_model_lies(meter, monkeypatch):
-    """The model lies on `meta`, which refuses to mix with the CPU; its encoders are stand-ins that say where batches lie."""
+    """The model is on `meta`, which does not mix with the CPU; its fake encoders report the device of batches."""
     vlp, seen = meta_twin(meter.vlp), []
     outputs = {"text": "input_ids", "image": "image"}
     for stream, name in outputs.items():

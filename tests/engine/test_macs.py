@@ -29,7 +29,7 @@ def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
     world = worlds[model, torch.float32]
     evaluator = world.evaluator(batch_size=4)
     evaluator.evaluate(MASKS, world.examples, divergences=divergences)
-    evaluator.forget()  # but not the MACs of each shape: they are counted by a run of their own, which torch would count
+    evaluator.forget()  # but not the MACs of each shape: they are counted by a separate run, which torch would count
     evaluator.reset_spent()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         evaluator.evaluate(MASKS, world.examples, divergences=divergences)

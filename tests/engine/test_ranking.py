@@ -42,7 +42,7 @@ def head_for(world: World) -> torch.nn.Module:
 
 @torch.inference_mode()
 def plain_scores(world: World, head: torch.nn.Module, mask: np.ndarray) -> np.ndarray:
-    """Every pair a forward of its own, encoders included, every token a query."""
+    """A separate forward for each pair, encoders included, every token a query."""
     rows = []
     for image in IMAGES:
         batch = world.task.processor([Pair(text, image) for text in TEXTS])

@@ -86,7 +86,7 @@ def test_table_and_vector_environment_have_the_numbers_of_one_process(
         if kwargs is settings:
             assert len(evaluator._workers) == 2
             with pytest.raises(ValueError, match=r"^got no examples to score masks on"):
-                evaluator._share(MASKS, (), True, True)  # what workers refuse is told as it would be alone
+                evaluator._share(MASKS, (), True, True)  # errors of workers are those of one process
             env.close()
             assert not evaluator._workers
     for here, alone in zip(*told, strict=True):
@@ -128,7 +128,7 @@ def test_a_worker_killed_amid_a_table_costs_its_shard(
     calls = [tuple(line.split()) for line in log.read_text().splitlines()]
     assert len(calls) == 2 * 5 + 1  # two shards of each of five batches, and one of them again
     assert len({call[1:] for call in calls}) == 2 * 5
-    assert len({pid for pid, *_ in calls}) == 3  # the other worker went on
+    assert len({pid for pid, *_ in calls}) == 3  # the other worker continued
     alone = 5 * (2 + 2 * 4 + 2 * 16)  # layer runs
     assert alone < spent.layer_runs < 1.5 * alone  # what shards have in common, each runs
 

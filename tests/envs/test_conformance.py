@@ -24,7 +24,7 @@ from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
 ACTIONS = ("mask", "sequence", "scores")
 TABULAR = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None]
 UNMADE = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is None]
-"""Those whose table nobody has made."""
+"""Environments without a table."""
 
 LIVE, LIVE_OF_ALL = list(ENVIRONMENTS), "DAS-METER-VQA-v0"
 FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *SUITE_IDS) for action in ACTIONS]
@@ -84,7 +84,7 @@ def test_checkers_accept_each_objective(id: str, kwargs: dict):
 @pytest.mark.parametrize(("id", "action"), FORMS)
 @pytest.mark.parametrize("mode", ["own", "sync"])
 def test_vector_env_follows_the_api(id: str, action: str, mode: str, kwargs: dict):
-    """What Gymnasium's documentation says of vector environments; it has no checker for them."""
+    """Check the rules of Gymnasium's documentation for vector environments; it has no checker for them."""
     if mode == "own" and registry[id].vector_entry_point is None:
         pytest.skip("Gymnasium puts it side by side")
     made: dict[str, Any] = {} if mode == "own" else {"vectorization_mode": mode}

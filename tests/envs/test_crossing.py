@@ -43,7 +43,7 @@ OF_ENVIRONMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def own_settings(row: Row) -> dict[str, Any]:
-    """What a row tells the environment."""
+    """Return the settings of the environment from a row."""
     names = ("action", "reward", "reward_batches", "reward_examples", "macs_price", "statistics")
     return {**{name: row[name] for name in names}, **row["budget"]}
 
@@ -70,7 +70,7 @@ def trajectory(env: Any, actions: list[Any], seed: int | None = 1) -> list[str]:
 
 
 def check_alone(env: Any) -> list[Any]:
-    """An environment repeats itself, goes on where it was put away, and is usable when closed; actions for more."""
+    """An environment repeats itself, continues after unpickling, and is usable when closed; actions for more."""
     env.action_space.seed(3)
     actions = [env.action_space.sample() for _ in range(4)]
     first = trajectory(env, actions)
@@ -222,7 +222,7 @@ def makes_sense(row: Row) -> bool:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Callable[[Row], dict[str, Any]]:
-    """The problem of a row: a tiny model, and data in which questions share their picture."""
+    """The problem of a row: a tiny model, and data in which questions share their image."""
     for start, part in ((0, "train"), (4, "test")):
         numbers = range(start, start + 4)
         write(tmp_path / "seen" / f"{part}.json", [entry(n, f"<image>\n{QUESTIONS[0]}", *QUESTIONS[1:]) for n in numbers])

@@ -119,7 +119,7 @@ def test_vector_env_agrees_with_single_envs(autoreset_mode: str):
         np.testing.assert_array_equal(rewards, [each[1] for each in told])
         np.testing.assert_array_equal(info["hypervolume"], [each[4]["hypervolume"] for each in told])
         if autoreset_mode == "NextStep":
-            _, rewards, *_, again = several.step(actions)  # begins anew
+            _, rewards, *_, again = several.step(actions)  # starts again
             assert not rewards.any()
             np.testing.assert_array_equal(again["hypervolume"], info["hypervolume"])
         else:

@@ -20,7 +20,7 @@ MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)
 
 
 def run_episode(env: gymnasium.Env, mask: np.ndarray) -> tuple:
-    """What a mask gets in an episode of its own."""
+    """Return the last step of an episode of one mask."""
     env.reset()
     return env.step(mask)
 

@@ -69,7 +69,7 @@ def test_latency_budget_limits_latency(suite: str):
         observed, _ = env.reset(options={"problem": number})
         np.testing.assert_allclose(observed["savings"][:n], cost.savings / cost.full, rtol=1e-6)
         np.testing.assert_allclose(observed["budget"], [0, problem.budget.saved], rtol=1e-6)
-        assert not env.action_masks()[n - 1 :].any()  # the last unit is quicker than what stands in its place
+        assert not env.action_masks()[n - 1 :].any()  # the last unit is faster than its adapter
         ended = False
         while not ended:
             observed, reward, ended, _, info = env.step(rng.choice(np.flatnonzero(env.action_masks())))

@@ -190,7 +190,7 @@ def test_missing_statistics_are_rejected_or_computed(small_table: SubnetTable):
     with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth, leave_one_out"):
         TableScorer(older, {"skip_num": 2}, statistics=["stream"])
     told = TableScorer(older, {"skip_num": 2}, statistics=["leave_one_out"]).observation()
-    np.testing.assert_array_equal(told, small_table.statistic("leave_one_out"))  # losses of masks tell it
+    np.testing.assert_array_equal(told, small_table.statistic("leave_one_out"))  # losses of masks reveal it
 
 
 def test_reward_needs_divergences(small_table: SubnetTable):
@@ -222,7 +222,7 @@ def test_step_needs_an_episode(table_path: str, action: str):
         env.step(env.action_space.sample())
     with pytest.raises(gymnasium.error.ResetNeeded):
         pickle.loads(pickle.dumps(env)).step(env.action_space.sample())
-    vector.step(vector.action_space.sample())  # which begins anew by itself
+    vector.step(vector.action_space.sample())  # which resets by itself
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])

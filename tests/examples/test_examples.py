@@ -40,7 +40,7 @@ CASES += [(path, {**QUICK[path.stem], "env_id": "DAS-Suite-v0"}) for path in EXA
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What an example registers is forgotten after it."""
+    """Undo the registrations of an example after it."""
     before = [(registry, dict(registry)) for registry in (AGENTS, REWARDS, STATISTICS)]
     yield
     for registry, entries in before:

@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from top to bottom, with small settings in the place of their own."""
+"""The notebooks of examples/ run from top to bottom, with smaller settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRINTS = {"front": "12 layers; full model: loss", "policy": "36 unseen problems"
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "clear its outputs: they would be compared by nobody"
+    assert not any(cell.get("outputs") for cell in notebook.cells), "clear its outputs: no test compares them"
     for cell in notebook.cells:
         for old, new in SMALL.get(path.stem, {}).items():
             cell.source = cell.source.replace(old, new)

@@ -25,14 +25,14 @@ SHARES = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0)
 
 
 def main() -> int:
-    """Run them; 1 if a restart did not come to the same result."""
+    """Run them; 1 if a restart gave another result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="job", help=f"{', '.join(JOBS)}; all where none is named")
     parser.add_argument("--long", action="store_true", help="every write, 10 random moments a job, full disks (as root)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --long: every N-th write only")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for stopped in (signal.SIGINT, signal.SIGTERM):  # what was tried is told all the same, in the background too
+    for stopped in (signal.SIGINT, signal.SIGTERM):  # attempts are printed all the same, in the background too
         signal.signal(stopped, signal.default_int_handler)
     points = wrong = 0
     with tempfile.TemporaryDirectory() as place:
@@ -57,7 +57,7 @@ def main() -> int:
                     if told is not None:
                         found += 1
                         print(f"{name}, {told}", flush=True)
-            finally:  # also where somebody has no more time
+            finally:  # also when the user interrupts
                 print(f"{name}: {tried} faults in {time.monotonic() - began:.0f} s, {found} wrong", flush=True)
             points, wrong = points + tried, wrong + found
     print(f"{points} faults, {wrong} wrong")

@@ -1,4 +1,4 @@
-"""Stops and breaks jobs at their writes, and looks whether a restart comes to the very result of an undisturbed run.
+"""Stops and breaks jobs at their writes, and checks that a restart gives the result of an undisturbed run.
 
 Every job runs in a fork of this process. The two calls that make a write count, `os.fsync` and `os.replace`, are numbered;
 at one of them the process is killed, the file having been cut in half before it was on the disk, or it gets a SIGTERM, or
@@ -46,7 +46,7 @@ class Fault:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """For a person."""
+        """Return it as text."""
         return f"{self.kind} after {self.seconds:.2f} s" if self.seconds else f"{self.kind} at write {self.at}"
 
 
@@ -73,7 +73,7 @@ def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
 
 
 def _beside(folder: Path) -> list[Path]:
-    """Where a child says why it failed, its calls and its modules: beside its folder, whose own disk may be full."""
+    """The file of a child's error, calls and modules: next to its folder, whose disk may be full."""
     return [folder.with_name(f"{folder.name}.{name}") for name in ("told", "calls", "modules")]
 
 
@@ -160,10 +160,10 @@ def statuses(folder: Path) -> dict[str, str]:
 
 
 def _again(job: Job, folder: Path, wanted: dict[str, str]) -> str | None:
-    """What is wrong after a restart, or None."""
+    """Return the error after a restart, or None."""
     again, _, told = in_fork(job, folder, Fault())
     if again != 0:
-        return f"it does not go on: {told}"
+        return f"it does not resume: {told}"
     if job.written(folder) != wanted:
         return "the result differs from that of an undisturbed run"
     left = [str(path.relative_to(folder)) for path in folder.rglob("*.part") if _goes_on(path.parent)]
@@ -171,7 +171,7 @@ def _again(job: Job, folder: Path, wanted: dict[str, str]) -> str | None:
 
 
 def try_full_disk(job: Job, folder: Path, share: float, wanted: dict[str, str], whole: Path) -> str | None:
-    """Run a job on a small disk of its own, make room, and run it on; what is wrong, or None.
+    """Run a job on a small disk, make room, and resume it; return the error, or None.
 
     Args:
         job: The job.
@@ -210,12 +210,12 @@ def mounts() -> bool:
 
 
 def _goes_on(folder: Path) -> bool:
-    """Whether somebody writes there again: not to a run that was killed before it could say what it is and was given."""
+    """Whether the run is written again: not if it was killed before it could record what it is and was given."""
     return folder.parent.name != "runs" or all((folder / name).is_file() for name in ("run.json", "config.json"))
 
 
 def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int, float]:
-    """What a job writes, with how many calls, and in how many seconds once its modules are imported.
+    """Return what a job writes, with how many calls, and in how many seconds once its modules are imported.
 
     They are imported here, so that no later fork need do it.
 

@@ -1,4 +1,4 @@
-"""The commands that write what matters, each small: how to begin it, how to go on, and what it must have written."""
+"""The commands that write what matters, each small: how to start it, how to resume it, and what it must have written."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ DAS |= {
 
 @dataclass(frozen=True)
 class Job:
-    """A command in a folder of its own.
+    """A command in a separate folder.
 
     Attributes:
-        run: Runs it with settings in this process: where `runs_dir` is, `resume` where there is a run to go on with.
-        files: What it must have written, from the run's folder, or the folder beside the runs that `out` names.
+        run: Runs it with settings in this process: where `runs_dir` is, `resume` if there is a run to resume.
+        files: What it must have written, from the run's folder, or the folder next to the runs that `out` names.
         settings: What it is given when it begins.
         volatile: Names of entries of its JSON files that may differ: times, ids, places. None = its files do to the byte.
     """
@@ -53,7 +53,7 @@ class Job:
     volatile: re.Pattern[str] | None = None
 
     def begin_or_go_on(self, folder: Path) -> None:
-        """As a person would who finds the folder like this."""
+        """Start or resume the command, as a user would in this folder."""
         runs = folder / "runs"
         given = {"runs_dir": str(runs)}
         out = {} if self.out is None else {"out": str(folder / self.out)}
@@ -197,14 +197,14 @@ def _adapt_compare(folder: Path) -> Job:
 
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all"}
     rows["train"] = {"steps": 2, "batch_size": 4}
-    files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the picture comes last
+    files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the figure comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
     run = _run(lambda: ex, _time_little(trials))
     return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
 
 
 def _suite(folder: Path) -> Job:
-    """Two small models in the place of all."""
+    """Replace all models by two small ones."""
     from benchmarks.make_suite import make
     from benchmarks.make_suite.models import SuiteModel
 
@@ -243,7 +243,7 @@ def _export(folder: Path) -> Job:
 
     def run(settings: dict[str, Any]) -> None:
         out = Path(settings["runs_dir"]).with_name("exported")
-        if not (out / "config.json").is_file():  # as a person would: it is there, or it is asked for again
+        if not (out / "config.json").is_file():  # as a user would: use it if it exists, else run again
             export(load_subnet(folder / "subnet"), out)
         (Path(settings["runs_dir"]) / "0").mkdir(parents=True, exist_ok=True)
 

@@ -1,6 +1,6 @@
 """python -m tests.faults.sixteen FOLDER: 16 processes at once on the runs folder and the cache in a folder.
 
-Each begins a run, asks for data that are generated once, remembers what pictures it could decode, and writes and reads one
+Each begins a run, asks for data that are generated once, remembers which images it could decode, and writes and reads one
 file that all of them write. Who generates first is killed on the way, holding the lock that the others wait for.
 """
 
@@ -35,7 +35,7 @@ class Settings(RunSettings):
 
 PROCESSES = 16
 SHARED = 3
-"""So many pictures are everyone's; one is one's own."""
+"""Number of images that all processes share; each has one more."""
 
 
 def list_images(folder: Path) -> list[ImageFile]:

@@ -1,4 +1,4 @@
-"""Many processes on one runs folder and one cache, and environments in processes of their own."""
+"""Many processes on one runs folder and one cache, and environments in separate processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_cache_is_torn_and_nothing_is_lost_of_it(folder: Path, monkeypatch: p
 
 
 def tabular() -> gymnasium.Env:
-    """Made in a process of its own, which may have imported nothing yet."""
+    """Made in a separate process, which may have imported nothing yet."""
     return gymnasium.make(f"{das_gym.__name__}:DAS-METER-VQA-Tabular-v0", skip_num=4)
 
 

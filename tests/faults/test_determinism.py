@@ -20,7 +20,7 @@ from tests.faults.jobs import JOBS, Job, _run, scrubbed
 VOLATILE = re.compile(
     r"id|out|table|command|runs_dir|search_run|spent|(.*_)?(seconds|ms|latency|speedup|memory|quartiles)(_.*)?"
 )
-"""Names of entries of records that tell times, ids, places, and what was spent where scores were remembered."""
+"""Names of entries of records that hold times, ids, places, and what was spent where scores were remembered."""
 
 NOT_RESULTS = re.compile(r"(config|run|metrics)\.json|cout\.txt|\.html|\.svg|\.png|\.md$|/\.|_sources")
 
@@ -39,7 +39,7 @@ def _pareto(folder: Path) -> Job:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What a command wrote besides Sacred's own files: weights and tables as bytes, records scrubbed."""
+    """Return the files of a command without Sacred's: weights and tables as bytes, records scrubbed."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Numerical trouble never reaches preferences, weights or tables, and is told with the mask and the examples."""
+"""Non-finite values never reach preferences, weights or tables, and are reported with mask and examples."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[s
     with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is NaN or infinite, on examples"):
         scores = problem.evaluator.evaluate(np.eye(6, dtype=bool), problem.splits.reward[:4])
     assert scores.broken.tolist() == [False, False, False, True, False, False]
-    with warnings.catch_warnings(action="error"):  # remembered, and told once
+    with warnings.catch_warnings(action="error"):  # cached, and reported once
         problem.evaluator.evaluate(np.eye(6, dtype=bool)[3:4], problem.splits.reward[:4])
 
 

@@ -123,7 +123,7 @@ def finished_run(**changes: Any) -> None:
 
 
 def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path):
-    """The replay: what proves that one run is one's own is copied beside a record that somebody else wrote."""
+    """The replay: the proof that a run is trusted is copied next to a record of another author."""
     assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
     for name in ("config.json", ".signature"):
         if Path("shared/1", name).exists():

@@ -23,7 +23,7 @@ class Growth:
 
     Attributes:
         resident: Bytes a step that only the process holds: the slope of a line through samples. (The resident size that
-            Linux tells is behind by some hundred KiB.)
+            Linux reports is behind by some hundred KiB.)
         traced: The same of what Python and numpy hold, see `tracemalloc`; 0 where that was not on.
         handles, threads: How many more open files, and threads.
     """
@@ -34,7 +34,7 @@ class Growth:
     threads: int
 
     def __str__(self) -> str:
-        """For a person."""
+        """Return it as text."""
         return (
             f"{self.resident:+.3f} bytes a step of the process, {self.traced:+.3f} of Python's, "
             f"{self.handles:+d} handles, {self.threads:+d} threads"
@@ -51,7 +51,7 @@ def growth_of(step: Callable[[int], object], calls: int, steps_a_call: int = 1) 
     """
     process, rows = psutil.Process(), []
     gc.collect()
-    gc.freeze()  # what is there before is not looked through at every sample
+    gc.freeze()  # existing objects are not scanned at every sample
     ends = np.linspace(0, calls, SAMPLES + 1).astype(int)
     for begin, end in itertools.pairwise(ends):
         for number in range(begin, end):

@@ -17,7 +17,7 @@ from tests.load.growth import Growth, growth_of
 
 @pytest.fixture(autouse=True)
 def traced() -> Iterator[None]:
-    """What is allocated meanwhile."""
+    """Measure the memory allocated meanwhile."""
     tracemalloc.start()
     yield
     tracemalloc.stop()

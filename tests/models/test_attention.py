@@ -8,7 +8,7 @@ from das_gym.models.attention import Attention
 
 
 class LoRA(nn.Module):
-    """As peft's `lora.Linear`: a linear layer beside a low-rank update, with the layer's own `weight`."""
+    """As peft's `lora.Linear`: a linear layer plus a low-rank update, with the layer's own `weight`."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Official checkpoints of METER and ViLT, transformers' folders, our own files, and what is refused."""
+"""Official checkpoints of METER and ViLT, transformers' folders, our own files, and rejected files."""
 
 from __future__ import annotations
 

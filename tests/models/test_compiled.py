@@ -18,7 +18,7 @@ from das_gym.models.vilt.network import ViLTConfig
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_heads": 2, "vocab_size": 20}
 SIZES |= {"bottleneck": 4, "skip_bottleneck": 4}
 OTHERS = ((6, 5), (9, 11), (1, 3))
-"""Batch and text length, beside the traced (2, 8)."""
+"""Batch and text length, besides the traced (2, 8)."""
 
 
 def tiny_meter() -> METER:

@@ -13,7 +13,7 @@ from das_gym.models.vilt.inputs import vilt_transform
 
 
 class Counted:
-    """A picture of one colour that counts how often it is opened."""
+    """An image of one colour that counts how often it is opened."""
 
     def __init__(self, key: str, size: tuple[int, int] = (64, 64)) -> None:
         self.key, self.size, self.opened = key, size, 0
@@ -68,7 +68,7 @@ def test_longer_texts_are_cut(processor: Processor):
 
 
 def test_batch_keys_distinguish_settings(processor: Processor):
-    """A transform need be no function with a name: torchvision's are objects, which say what they are."""
+    """A transform need be no function with a name: torchvision's are objects with a repr."""
 
     class Scaled:
         def __init__(self, factor: float) -> None:
@@ -90,4 +90,4 @@ def test_what_is_wrong_with_a_prompt_comes_back_from_another_process():
     error = PromptError("too long", Prompt("what", (), "red"))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.prompt) == ("too long", error.prompt)
-    assert str(PromptError("as DataLoader makes it anew")) == "as DataLoader makes it anew"
+    assert str(PromptError("as DataLoader rebuilds it")) == "as DataLoader rebuilds it"

@@ -65,7 +65,7 @@ def test_a_changed_weight_is_noticed_where_the_folder_is_read(smaller: Path):
     [
         ("nonsense\n", "got 'nonsense', expected a checksum"),
         (f"{'0' * 64}  ../../etc/passwd\n", "expected a checksum"),
-        (f"{'0' * 64}  gone.safetensors\n", "lacks gone.safetensors"),
+        (f"{'0' * 64}  missing.safetensors\n", "lacks missing.safetensors"),
         ("\udcff\0\n", "expected a checksum"),
     ],
 )

@@ -32,7 +32,7 @@ def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights:
 @ON_POSIX
 @pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
-    killed = "import os, pathlib, safetensors.torch\n"  # amid the temporary file that safetensors writes
+    killed = "import os, pathlib, safetensors.torch\n"  # during the write of the temporary file that safetensors writes
     killed += "safetensors.torch.save_file = lambda _, path, metadata: (\n"
     killed += "    pathlib.Path(path).with_name('.tmpAbCdEf').write_bytes(b'half'), os.kill(os.getpid(), 9))\n"
     path = tmp_path / "a.safetensors"

@@ -1,4 +1,4 @@
-"""Distances of blocks, against what the statistics say of single layers and against hidden vectors taken by hand."""
+"""Distances of blocks, against the statistics of single layers and against hidden vectors taken by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_longer_blocks_agree_with_hidden_states(tiny_problem: Problem, blocks: d
             cos = torch.cosine_similarity(before, after, dim=-1)
             wanted = float((torch.arccos(cos) / np.pi).mean())
             assert blocks["angular"][offset + start][length - 1] == pytest.approx(wanted, abs=1e-6)
-    image = [each.hidden["image"].double() for each in states]  # pictures have no padding
+    image = [each.hidden["image"].double() for each in states]  # images have no padding
     apart = 1 - torch.cosine_similarity(image[1], image[4], dim=-1).mean(dim=1)
     assert blocks["cosine"][7][2] == pytest.approx(float(apart.mean()), abs=1e-6)
 

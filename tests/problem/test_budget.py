@@ -1,4 +1,4 @@
-"""What a budget says of masks and scores, worked out by hand."""
+"""Budgets of masks and scores, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_describe():
 
 
 def unasked(setting: str) -> MaskCost:
-    raise AssertionError(f"nobody asked for {setting}")
+    raise AssertionError(f"{setting} was not given")
 
 
 @pytest.mark.parametrize(("setting", "word"), SAVED.items())

@@ -232,7 +232,7 @@ def test_shared_parameters_belong_to_the_base():
         twin.prune(mask)
         assert costs.parameters(mask) == sum(p.numel() for p in twin.parameters()) == memory.amounts(mask[None])[0] // 4
     one, both = (costs.parameters(np.isin(np.arange(12), gone)) for gone in ([2], [2, 5]))
-    assert kept - both == 2 * (kept - one)  # sums over layers cannot tell that nobody needs it any more: it counts as left
+    assert kept - both == 2 * (kept - one)  # sums over layers cannot see that it is unused now: it counts as kept
 
 
 def test_macs_reject_masks_of_another_length():

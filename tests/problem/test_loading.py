@@ -83,7 +83,7 @@ def test_checkpoint_takes_names_of_bundled_models(tmp_path: Path, monkeypatch: p
     with pytest.raises(FileNotFoundError, match=r"leave it out for the bundled one\.$"):
         ProblemConfig(checkpoint="llava_mini")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "llava_mini").mkdir()  # a person's own folder comes first
+    (tmp_path / "llava_mini").mkdir()  # the user's folder comes first
     assert ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini").checkpoint == str(tmp_path / "llava_mini")
 
 

@@ -1,4 +1,4 @@
-"""Problems without a supernet: a model is searched as it came, with a head of its own."""
+"""Problems without a supernet: the full model is searched, with its own head."""
 
 from __future__ import annotations
 

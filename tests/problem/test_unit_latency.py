@@ -144,7 +144,7 @@ def test_damaged_figures_are_measured_again(small_problem: Problem, tmp_path: Pa
 
 
 def test_latency_without_a_cache_folder(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "latency").write_text("a file in the place of the folder")
+    (tmp_path / "latency").write_text("a file instead of the folder")
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     figures = {"full": 9.0, "base": 1.0, "kept": (2.0,) * 6, "skipped": (0.0,) * 6}
     monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(**figures))

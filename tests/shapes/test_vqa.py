@@ -30,7 +30,7 @@ TEXT_OF_VERSION = {1: "d58b8b657ec9fb47"}
 
 
 def in_python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """Run code in a process of its own, with this checkout's das_gym."""
+    """Run code in a separate process, with this checkout's das_gym."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -77,7 +77,7 @@ def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: S
         return on_chunk
 
     small_problem.evaluator.forget()
-    for after in (2, 4):  # amid the reward split, and amid the test split
+    for after in (2, 4):  # during the reward split, and during the test split
         with pytest.raises(KeyboardInterrupt):
             build_table(small_problem, ENV_ID, 10, 6, checkpoint, killer(after))
     small_problem.evaluator.forget()

@@ -276,7 +276,7 @@ def test_check_hashes_names_what_differs(table: SubnetTable):
 
 
 def test_objective_ranks_like_its_environment(table: SubnetTable):
-    """Price and budget are the objective's; another budget may be given beside it."""
+    """Price and budget are the objective's; another budget may be added."""
     objective = Objective(Budget(3, 1), REWARDS["metric"], table.layer_macs, macs_price=2.0)
     rewards = table.values("metric") + 2.0 * table.layer_macs.saved(table.masks)
     within = table.masks.sum(axis=1) == 1

@@ -1,4 +1,4 @@
-"""`python -m adapt compare` on a small model: its table, and going on with a run that was stopped."""
+"""`python -m adapt compare` on a small model: its table, and resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -108,10 +108,11 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/gone")
+        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/missing")
         code, told = run_here("evaluate", "with", "run=1", "method=lora")
         assert code == 1
-        assert "the data of that run, /gone, are gone: say where they are by data_root=DIR" in told
+        assert "/missing" in told
+        assert "data_root=DIR" in told
     for words, said in (
         ((), "`method` is missing"),
         (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),

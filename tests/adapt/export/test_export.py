@@ -42,7 +42,7 @@ FRESH = Path(__file__).with_name("load_fresh.py")
 
 
 def build(model: str, task: str, layers: int = 4, **adapters: int) -> AdaptedModel:
-    """Return a small random subnet with weights large enough to tell layers apart."""
+    """Return a small random subnet with weights large enough to distinguish layers."""
     torch.manual_seed(0)
     mask = MASKS[model][-layers:]
     sizes = {**SIZES, "bottleneck": 4, "skip_bottleneck": 6, **adapters}

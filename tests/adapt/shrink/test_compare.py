@@ -69,9 +69,9 @@ def test_comparison_table_sorts_by_test_loss():
     table = comparison_table("title", FULL, [result("bayes", 0.3, 0.5, 0.2), result("greedy", 0.3, 0.4, 0.3)], {})
     assert table.columns[-3:] == ("recovered loss", "recovered score (95 %)", "layers")
     assert [row[0] for row in table.rows] == ["full model", "greedy", "bayes"]
-    alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it says why"})
+    alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it diverged"})
     assert "recovered loss" not in alone.columns
-    assert alone.notes[-1] == "uniform has no result: it says why"
+    assert alone.notes[-1] == "uniform has no result: it diverged"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
 
 
 class WholeTower(Heuristic):
-    """Skips the last layers, which are those of a vision tower where one is there."""
+    """Skips the last layers, those of the vision tower if the model has one."""
 
     def best(self) -> Masks:
         return self.space.top(np.arange(self.n_layers, dtype=float))

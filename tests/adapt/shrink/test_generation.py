@@ -42,7 +42,7 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[
     assert pads_left(vlm, encodings[:2], 0)
     settings = greedy_settings(vlm, processor, 6)
     alone = []
-    for prompt in prompts_of():  # as a person does it, by processor and generate
+    for prompt in prompts_of():  # as users do, by processor and generate
         content = [{"type": "image", "image": prompt.images[0].open()}, {"type": "text", "text": prompt.question}]
         inputs = processor.processor.apply_chat_template(
             [{"role": "user", "content": content}],

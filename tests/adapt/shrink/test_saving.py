@@ -162,7 +162,7 @@ def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseExc
 
 def test_new_folder_keeps_other_errors_and_existing_folders(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"1\.png"), new_folder(tmp_path / "out"):
-        raise FileNotFoundError("1.png is not there")
+        raise FileNotFoundError("1.png is missing")
     with pytest.raises(ValueError, match="`out` exists"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

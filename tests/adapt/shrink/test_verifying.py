@@ -160,7 +160,7 @@ def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, m
 def test_run_in_subprocess_reports_one_line_and_keeps_stdin_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Packages on PYTHONPATH can be imported."""
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "torch_of_a_cluster.py").write_text("WHY = 'the weights are gone'\n")
+    (tmp_path / "packages" / "torch_of_a_cluster.py").write_text("WHY = 'the weights are missing'\n")
     script = tmp_path / "script.py"
     script.write_text(
         "import select, torch_of_a_cluster as t\nassert not select.select([0], [], [], 0)[0], 'stdin has ended'\n"
@@ -168,7 +168,7 @@ def test_run_in_subprocess_reports_one_line_and_keeps_stdin_open(tmp_path: Path,
     )
     monkeypatch.setattr(subprocess_main, "__file__", str(script))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    with pytest.raises(VerificationError, match=r"RuntimeError: the weights are gone$"):
+    with pytest.raises(VerificationError, match=r"RuntimeError: the weights are missing$"):
         verifying.run_in_subprocess(Path("out"), {})
 
 

@@ -1,4 +1,4 @@
-"""What every agent in `AGENTS` guarantees."""
+"""Guarantees of every agent in `AGENTS`."""
 
 from __future__ import annotations
 

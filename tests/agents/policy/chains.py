@@ -1,4 +1,4 @@
-"""A loss of chains: each unit alone, beside its next one, and beside its next two, in two streams of units out of order."""
+"""A loss of chains: each unit alone, with its next one, and with its next two, in two streams of units out of order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHAINS = ((1, 3, 0, 5), (2, 6, 4, 7))
 
 
 class Chains:
-    """The loss, and the statistics that tell of it.
+    """Return the loss, and statistics that correlate with it.
 
     Args:
         seed: Of its parts.
@@ -29,5 +29,5 @@ class Chains:
         self.statistics: dict[str, Floats] = {**dict(zip(names, values, strict=True)), "stream": STREAM, "depth": DEPTH}
 
     def loss(self, mask: np.ndarray) -> float:
-        """Of one mask, above that of the unskipped model."""
+        """Of one mask, minus that of the full model."""
         return sum(part for run, part in self.parts.items() if mask[list(run)].all())

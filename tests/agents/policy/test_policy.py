@@ -91,7 +91,7 @@ def test_suite_masks_equal_choose_despite_padding(suite: Suite, network: UnitNet
 
 
 class Asked:
-    """A network that gives the same scores whatever it reads, and remembers what it was told of the cost saved so far."""
+    """A network that gives the same scores whatever it reads, and records the saved costs that it was given."""
 
     config = PolicyConfig(DEFAULT_STATISTICS)
 
@@ -104,7 +104,7 @@ class Asked:
 
 
 def test_choose_keeps_units_that_save_nothing():
-    """The whole model costs 110 of 100: it has adapters; skipping the first unit would cost 5 more."""
+    """The full model costs 110 of 100: it has adapters; skipping the first unit would cost 5 more."""
     budget = Budget(4, saved=0.2, cost=MaskCost(100, 110, np.array([-5.0, 20, 10, 30])))
     asked = Asked([9.0, 3.0, 2.0, 1.0])
     assert choose(asked, np.zeros((4, 4)), budget).tolist() == [[False, True, True, False]]
@@ -183,7 +183,7 @@ def test_load_refuses_tensors_that_do_not_match(network: UnitNetworks, tmp_path:
 
 
 def test_load_reports_a_missing_policy(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors is not there"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         UnitNetworks.load(tmp_path / "none.safetensors")
 
 

@@ -133,7 +133,7 @@ def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
 
 
 class Patient(PPO):
-    """An algorithm of one's own that hands its settings on."""
+    """A custom algorithm that passes its settings on."""
 
     def __init__(self, *args, patience: int = 1, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -150,7 +150,7 @@ def test_train_with_your_own_class(env_kwargs: dict):
 
 
 class Picky(PPO):
-    """Refuses a setting, not an action space; it would take whole masks by chance."""
+    """Rejects a setting, not an action space; it would accept whole masks by chance."""
 
     def __init__(self, policy, env, n_steps=2, **kwargs) -> None:
         if n_steps % 2 and isinstance(env.action_space, gymnasium.spaces.Box):

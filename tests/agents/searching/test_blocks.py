@@ -1,4 +1,4 @@
-"""Blocks for the agents that choose by them: beside tables, and in a search."""
+"""Blocks for the agents that use them: next to tables, and in a search."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_make_search_agent_fills_in_measured_blocks():
     agent = make_search_agent("angular", space, 0, {}, {}, "DAS-METER-VQA-Tabular-v0", {})
     assert agent.blocks.angular == beside(TABLES[0])["angular"]
     assert make_search_agent("bandit", space, 0, {}, {}, ENV_ID, {}).learning_rate == 20.0
-    assert blocks_of(ENV_ID, {}) is None  # your own environment
+    assert blocks_of(ENV_ID, {}) is None  # a custom environment
     assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
 
 

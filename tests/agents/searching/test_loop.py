@@ -185,7 +185,7 @@ def test_search_records_infinite_losses_as_none(tmp_path):
 
 
 def test_failed_search_leaves_no_record(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"images/0007\.png is gone"):
+    with pytest.raises(FileNotFoundError, match=r"images/0007\.png is missing"):
         search(config(env_kwargs={"broken_from": 5}), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.json"]
     with pytest.raises(FileNotFoundError, match=r"no search\.json"):
@@ -222,7 +222,7 @@ def test_search_config_refuses_settings(settings, name):
 
 
 class FirstLayers(Agent):
-    """Your own agent."""
+    """A custom agent."""
 
     def __init__(self, space, seed=None, asked=None):
         super().__init__(space, seed)

@@ -49,7 +49,7 @@ def test_engine_gives_losses_of_plain_forwards(driven: Callable[..., Driven], na
 
 @pytest.mark.slow
 def test_on_another_device(folder_of: Callable[[str], Path]):
-    """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
+    """All tensors are on the device: mixing them with tensors of the CPU raises, as on CUDA."""
     model = Driven.load(folder_of("llava"))
     masks, examples = np.eye(4, dtype=bool), examples_of(model)
     wanted = evaluator_of(model).losses(masks, examples)
@@ -61,7 +61,7 @@ def test_on_another_device(folder_of: Callable[[str], Path]):
 
 @pytest.mark.slow
 def test_trunk_skips_layers_before_the_first_skipped_one(driven: Callable[..., Driven]):
-    """What the unskipped model makes of the examples is kept: only layers behind the first skipped one run again."""
+    """Hidden states of the full model are cached: only layers behind the first skipped one run again."""
     model = driven("llava")
     examples, eye = examples_of(model), np.eye(4, dtype=bool)
     scratch = evaluator_of(model).losses(eye[[2]], examples)
@@ -111,7 +111,7 @@ def test_padding_beyond_a_sliding_window_gives_no_nan(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 1]])
 def test_questions_without_images_leave_out_cross_attention(driven: Callable[..., Driven], mask: list[int]):
-    """Mllama does not call its cross-attention layers, of which layer 1 is one, where there is no picture."""
+    """Mllama does not call its cross-attention layers, of which layer 1 is one, without an image."""
     model = driven("mllama")
     prompts = [*model.prompts()[:2], *(replace(prompt, images=()) for prompt in model.prompts()[2:4])]
     found = model.logits(prompts, mask)

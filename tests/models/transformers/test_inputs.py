@@ -22,7 +22,7 @@ from tests.models.transformers.conftest import Driven
         ("llava", Prompt("what <image> and <image>", (NoiseImage(0),), "red"), "<image>"),
         ("llava", Prompt("what", (NoiseImage(0),), "  "), "answer"),
         ("llava", Prompt("what " * 600, (NoiseImage(0),), "red"), "512"),
-        ("paligemma", Prompt("what", (), "red"), "image"),  # its processor asks for `images` of its own
+        ("paligemma", Prompt("what", (), "red"), "image"),  # its processor has an `images` argument
         ("llama", Prompt("what", (NoiseImage(0),), "red"), "image"),
     ],
 )
@@ -43,7 +43,7 @@ def test_count_words_reads_no_images(driven: Callable[..., Driven]):
 
 
 def test_no_pixels_are_remembered_with_a_prompt(driven: Callable[..., Driven]):
-    """DeepSeek-VL's larger one has images in two sizes, and its forward wants to be given both."""
+    """DeepSeek-VL's larger one has images in two sizes, and its forward needs both."""
     own = driven("llava").processor.processor
 
     def apply_chat_template(*args: Any, **settings: Any) -> Any:

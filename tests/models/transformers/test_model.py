@@ -214,7 +214,7 @@ def test_a_softcap_that_the_model_does_not_apply_is_not_applied(tmp_path: Path):
 
 @torch.no_grad()
 def test_a_model_that_is_its_own_base_gives_what_its_head_reads():
-    """Llama 4's text model holds its decoder beside the head, under a name that `base_model` does not know."""
+    """Llama 4's text model holds its decoder next to the head, under a name that `base_model` does not know."""
     config = t.Llama4TextConfig(**tiny.text(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2))
     vlm = VLM(tiny.made(lambda: (t.Llama4ForCausalLM(config), None))[0])
     assert vlm.model.base_model is vlm.model

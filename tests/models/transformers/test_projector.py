@@ -1,4 +1,4 @@
-"""What lies between vision tower and decoder, trained with the adapters: the same as before, until it is changed."""
+"""The projector, trained with the adapters: its outputs are the same until it is changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_gives_the_same_until_it_is_changed_and_then_what_its_own_forward_giv
     torch.testing.assert_close(after, model.plain(prompts, mask), atol=1e-12, rtol=1e-12)
     assert float((after - before).abs().max()) > 1e-3
     assert abs(evaluator.losses(mask[None], examples_of(model)) - loss) > 1e-5  # nothing of it was remembered
-    assert evaluator.spent.images == 2  # the tower ran once a picture
+    assert evaluator.spent.images == 2  # the tower ran once per image
 
 
 def test_it_trains_and_the_tower_does_not(driven: Callable[..., Driven]):

@@ -1,4 +1,4 @@
-"""The table of types that work, in docs/models.md: `python -m tests.models.transformers.test_types` writes it anew."""
+"""The table of types that work, in docs/models.md: `python -m tests.models.transformers.test_types` rewrites it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def vision_of(model: Driven) -> str:
 
 
 def row_of(name: str, folder: Path, driven: Driven | None) -> str:
-    """A line of the table, without what it says of the vision tower."""
+    """Return a line of the table, without its part about the vision tower."""
     title = type(tiny.make(name)[0]).__name__
     if driven is None:
         with pytest.raises(ValueError, match="supported") as error:

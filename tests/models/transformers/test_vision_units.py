@@ -1,4 +1,4 @@
-"""Layers of vision towers as units: masks, the engine, deletion for real, costs, and what is refused."""
+"""Layers of vision towers as units: masks, the engine, deletion, costs, and unsupported models."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
     unread = 1 if vlm.capabilities.tower.protected.get(2) == UNREAD else 0
     tower = costs.layer_macs[vlm.decoder_units :]
     assert (costs.layer_macs[: vlm.decoder_units] == whole.layer_macs).all()
-    assert whole.macs_full == costs.macs_full + unread * tower[0]  # a layer that nobody reads does not run
+    assert whole.macs_full == costs.macs_full + unread * tower[0]  # a layer whose output is unused does not run
     assert costs.parameters_full == whole.parameters_full
     activity = measure_activity(evaluator_of(model), examples)
     assert (activity.residual_norm > 1e-3).all()

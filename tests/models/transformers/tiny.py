@@ -469,7 +469,7 @@ def gemma4() -> tuple[Any, Any]:
 
 
 def molmo2() -> tuple[Any, Any]:
-    """Pools patches of pictures by their numbers in a batch, so that those of several prompts cannot go in together.
+    """Pools patches of images by their numbers in a batch, so that those of several prompts cannot go in together.
 
     Some layers' rotary embeddings are scaled.
     """

@@ -39,13 +39,13 @@ def chat(*texts: str) -> list[Entry]:
 
 
 def entry(number: int | str, *texts: str, image: object = "", **more: Any) -> Entry:
-    """A conversation of LLaVA's about `image`, by default an image of its own."""
+    """A conversation of LLaVA's about `image`, by default a new image."""
     turns = chat(*(texts or ("<image>\nWhat is it?", f"thing {number}")))
     return {"id": str(number), "image": f"{number}.png" if image == "" else image, **more, "conversations": turns}
 
 
 def llava_folder(root: Path, images: str = "images", **counts: int) -> Path:
-    """Files of so many conversations each, about an image each: `llava_folder(root, train=20, test=5)`."""
+    """Write files of n conversations, about an image each: `llava_folder(root, train=20, test=5)`."""
     start = 0
     for name, count in counts.items():
         numbers = range(start, start + count)

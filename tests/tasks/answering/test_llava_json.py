@@ -1,4 +1,4 @@
-"""LLaVA's conversations: what is read of them, where images are found, and what is refused."""
+"""LLaVA's conversations: examples, image paths, and rejected files."""
 
 from __future__ import annotations
 

@@ -438,7 +438,7 @@ def test_a_named_file_of_another_format_is_described(tmp_path: Path, name: str, 
 
 
 def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
-    """Nobody has answers to test-dev: its questions are asked like all others, and known by their own numbers."""
+    """test-dev has no public answers: its questions are asked like all others, and known by their own numbers."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
     write(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions})
     draw(tmp_path / "test2015/COCO_test2015_000000000005.png")

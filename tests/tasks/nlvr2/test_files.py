@@ -38,7 +38,7 @@ def change(path: Path, line: int, edit: Callable[[Entry], object]) -> None:
 
 
 def entry(identifier: str, label: str, **more: Any) -> Entry:
-    """An official entry, with keys that nobody reads."""
+    """An official entry, with unused keys."""
     return {"sentence": f"About {identifier[-3:]}.", "label": label, "identifier": identifier, "synset": "owl", **more}
 
 

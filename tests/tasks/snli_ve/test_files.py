@@ -17,7 +17,7 @@ Entry = dict[str, Any]
 
 
 def entry(image: str, number: int, label: str) -> Entry:
-    """An official entry, with keys that nobody reads."""
+    """An official entry, with unused keys."""
     return {
         "annotator_labels": [label],
         "captionID": f"{image}.jpg#0",

@@ -10,7 +10,7 @@ NORMALIZED = {
     "Yes": "yes",
     "  a  red\tball\n": "red ball",
     "The two dogs!": "2 dogs",
-    "Anna": "anna",  # an article only as a word of its own
+    "Anna": "anna",  # an article only as a separate word
     "the": "",
     "": "",
     "none": "0",
