@@ -22,12 +22,12 @@ from das_gym.tables.table import SubnetTable
 pytestmark = pytest.mark.slow
 
 
-def test_all_assets_together_are_small():
+def test_assets_are_small_in_total():
     assert sum(path.stat().st_size for path in Path(ASSETS).rglob("*") if path.is_file()) < 40e6
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENVIRONMENTS.values() if entry.bundled], ids=lambda entry: entry.short)
-def test_every_bundled_environment_has_a_table_of_its_supernet(entry: EnvEntry):
+def test_bundled_environments_have_tables_of_their_supernets(entry: EnvEntry):
     table = SubnetTable.load(bundled_table(entry.model, entry.task))
     assert table.meta.env_id == entry.id
     check_table(table, load_problem(ProblemConfig(model=entry.model, task=entry.task)))
@@ -46,7 +46,7 @@ def test_retrieval_is_ten_times_better_than_chance(model: str):
     assert min(found["tr_r1"], found["ir_r1"]) >= 10 / images
 
 
-def test_the_model_answers_and_needs_the_image():
+def test_bundled_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
     subnet, test = cut_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test[:600]
     seen = evaluate(subnet, test, "seeing")
@@ -57,7 +57,7 @@ def test_the_model_answers_and_needs_the_image():
         assert seen.numbers[f"question/{family}"] - blinded.numbers[f"question/{family}"] >= 0.10
 
 
-def test_the_table_of_attention_and_mlp_apart():
+def test_table_of_separate_attention_and_mlp():
     """All masks of up to 4 of SmolVLM-mini's 24 sublayers; it holds what the model scores."""
     table = SubnetTable.load(ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz")
     assert len(table.masks) == 12_951
@@ -70,7 +70,7 @@ def test_the_table_of_attention_and_mlp_apart():
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_bandit_beats_the_median_mask(seed: int):
+def test_bandit_beats_the_median_mask(seed: int):
     result = search(SearchConfig(seed=seed, evaluations=60, env_kwargs={"reward_examples": 50}))
     table = SubnetTable.load(bundled_table("METER", "vqa"))
     accuracies = table.values("metric", "test")
@@ -78,7 +78,7 @@ def test_the_bandit_beats_the_median_mask(seed: int):
     assert accuracies[table.index(result.mask)] > np.median(accuracies[table.within(skip_num=4)])
 
 
-def test_the_table_holds_what_the_model_scores():
+def test_table_equals_the_models_scores():
     table, problem = SubnetTable.load(bundled_table("METER", "vqa")), load_problem(ProblemConfig())
     masks = np.stack((table.masks[0], table.best(skip_num=4)))
     scores = problem.evaluator.evaluate(masks, table_examples(problem, "test", table.meta.test_examples))
@@ -88,7 +88,7 @@ def test_the_table_holds_what_the_model_scores():
 
 
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
-def test_a_search_goes_on_exactly_when_examples_change(tmp_path: Path, tiny_kwargs: dict[str, str], batches: str):
+def test_search_resumes_exactly_when_examples_change(tmp_path: Path, tiny_kwargs: dict[str, str], batches: str):
     kwargs = {**tiny_kwargs, "reward_batches": batches, "reward_examples": 7}
     config = SearchConfig(seed=3, evaluations=12, env_kwargs=kwargs)
     search(config, tmp_path / "whole")
@@ -106,7 +106,7 @@ def test_a_search_goes_on_exactly_when_examples_change(tmp_path: Path, tiny_kwar
     assert (tmp_path / "stopped/search.json").read_bytes() == (tmp_path / "whole/search.json").read_bytes()
 
 
-def test_the_record_makes_the_environment_again(tmp_path: Path, tiny_kwargs: dict[str, str]):
+def test_record_rebuilds_the_environment(tmp_path: Path, tiny_kwargs: dict[str, str]):
     result = search(SearchConfig(evaluations=6, env_kwargs={**tiny_kwargs, "reward_examples": 9}))
     env = gymnasium.make(result.env_id, **result.env_kwargs)
     env.reset(seed=result.seed)

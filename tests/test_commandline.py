@@ -161,7 +161,7 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     assert program.run([name, "print_config"]) in (0, 1)  # 1 where a setting is required
 
 
-def test_every_setting_is_described_by_itself():
+def test_settings_have_descriptions():
     classes = set(SETTINGS.values())
     for cls in SETTINGS.values():
         classes |= {field.metadata["group"] for field in dataclasses.fields(cls) if group_fields(field)}

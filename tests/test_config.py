@@ -55,7 +55,7 @@ def test_values_become_what_the_fields_are():
 
 
 @pytest.mark.parametrize("value", [None, "mini", 96])
-def test_a_value_of_a_union_stays_what_it_is(value):
+def test_union_value_keeps_its_type(value):
     assert build(Outer, {"count": 1, "size": value}).size == value
 
 
@@ -79,13 +79,13 @@ def test_a_value_of_a_union_stays_what_it_is(value):
         ({"inner": {"rate": "x"}}, "rate='x' (str) is not allowed; give a number"),
     ],
 )
-def test_a_wrong_type_is_refused_with_what_is_allowed(values, text):
+def test_wrong_type_is_rejected_with_allowed_types(values, text):
     with pytest.raises(TypeError) as error:
         build(Outer, {"count": 1, **values})
     assert str(error.value) == text
 
 
-def test_an_unknown_key_is_refused_with_the_nearest_known_one():
+def test_unknown_key_is_rejected_with_the_nearest_known_one():
     with pytest.raises(ValueError, match=r"unknown setting 'cuont'; did you mean 'count'\? known: count, rate, name"):
         build(Outer, {"cuont": 1})
     with pytest.raises(ValueError, match="unknown setting of inner, 'rat'; did you mean 'rate'"):
@@ -194,20 +194,20 @@ def test_nested_settings_are_built_listed_and_suggested():
         build(Grouped, {"train": {"rat": 1}})
 
 
-def test_a_missing_field_is_named():
+def test_missing_field_is_named():
     with pytest.raises(ValueError, match="setting 'count' is missing"):
         build(Outer, {})
 
 
 @pytest.mark.parametrize("values", [{"count": 1, "rate": 10**400}, {"count": 1, "betas": [10**400, 1]}])
-def test_a_number_too_large_for_a_float_is_refused(values: dict[str, Any]):
+def test_number_too_large_for_a_float_is_rejected(values: dict[str, Any]):
     """JSON holds whole numbers of any length."""
     with pytest.raises(TypeError, match=r"=1000+ \(int\) is not allowed"):
         build(Outer, values)
 
 
 @pytest.mark.parametrize("values", [["count"], 3, None])
-def test_what_is_no_mapping_is_refused(values: Any):
+def test_non_mapping_is_rejected(values: Any):
     with pytest.raises(TypeError, match="is not allowed; give settings by name"):
         build(Outer, values)
 
@@ -215,7 +215,7 @@ def test_what_is_no_mapping_is_refused(values: Any):
 @pytest.mark.parametrize(
     "values", [[1, 2], [[1]], [1, 2, "x"], [1, 2, float("nan")], [1, 2, 10**400], [1, [2], 3], {}, None]
 )
-def test_an_array_of_something_else_is_refused(values: Any):
+def test_array_of_wrong_type_is_rejected(values: Any):
     assert read_array("it", [1, 0.5, True], (3,)).tolist() == [1.0, 0.5, 1.0]
     assert read_array("it", [1, 0, True], (3,), bool).tolist() == [True, False, True]
     with pytest.raises(ValueError, match=r"it has the shape|it holds something else|inhomogeneous"):

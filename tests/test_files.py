@@ -78,7 +78,7 @@ def failing(writing, path: Path, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("writing", [replacing, whole_folder])
-def test_a_failed_write_leaves_nothing(tmp_path: Path, writing):
+def test_failed_write_leaves_no_files(tmp_path: Path, writing):
     with pytest.raises(RuntimeError, match="halfway"):
         failing(writing, tmp_path / "a", RuntimeError("halfway"))
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, writing):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failing_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int):
+def test_failing_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int):
     write_text(tmp_path / "a.txt", "old")
 
     def fail(*args):
@@ -118,7 +118,7 @@ os._exit(1)"""
     assert names[0].startswith(".b.txt.")
 
 
-def test_a_folder_appears_complete(tmp_path: Path):
+def test_folder_appears_complete(tmp_path: Path):
     with whole_folder(tmp_path / "new" / "folder") as part:
         (part / "sub").mkdir()
         (part / "sub" / "a.txt").write_text("a")

@@ -45,7 +45,7 @@ def subscripted(source: str) -> set[str]:
 
 
 @pytest.mark.slow
-def test_no_class_is_subscripted_that_1_2_refuses():
+def test_classes_are_not_subscripted_where_1_2_raises():
     files = [
         path for folder in ("das_gym", "agents", "adapt", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
     ]
@@ -54,7 +54,7 @@ def test_no_class_is_subscripted_that_1_2_refuses():
     assert not {path: names - GENERIC_IN_1_2 for path, names in found.items() if names - GENERIC_IN_1_2}
 
 
-def test_the_rule_sees_what_it_should():
+def test_rule_detects_subscripts():
     head = "import gymnasium\nfrom gymnasium.vector import VectorWrapper as W\n"
     assert subscripted(head + "class A(W[int]): ...") == {"VectorWrapper"}
     assert subscripted(head + "class A(gymnasium.vector.VectorWrapper[int]): ...") == {"VectorWrapper"}

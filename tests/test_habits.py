@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_citation_is_of_this_version():
+def test_citation_has_this_version():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == das_gym.__version__
     assert cited["license"] == PROJECT["license"]
     assert cited["references"][0]["url"] == PROJECT["urls"]["Paper"]
 
 
-def test_every_project_url_is_of_the_same_repository():
+def test_project_urls_are_of_the_same_repository():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     urls = {name: url for name, url in PROJECT["urls"].items() if name != "Paper"}
     assert urls.keys() == {"Repository", "Documentation", "Changelog", "Issues"}
@@ -40,7 +40,7 @@ def test_actions_run_what_ci_runs():
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_the_badge_tells_the_lowest_gymnasium(name: str):
+def test_badge_shows_the_lowest_gymnasium(name: str):
     (lowest,) = [line.partition(">=")[2] for line in PROJECT["dependencies"] if line.startswith("gymnasium>=")]
     assert f"img.shields.io/badge/Gymnasium-v{lowest}%2B-blue" in (ROOT / name).read_text()
 

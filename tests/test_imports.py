@@ -168,7 +168,7 @@ def test_das_gym_knows_neither_agents_nor_adapt():
     assert not [name for name in lower if {layer(target) for target in imports(name)} & {"agents", "adapt"}]
 
 
-def test_no_module_imports_itself_by_a_circle():
+def test_imports_have_no_cycles():
     graph = {name: imports(name, types=False) & MODULES.keys() for name in MODULES}
     while free := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in free:
@@ -176,20 +176,20 @@ def test_no_module_imports_itself_by_a_circle():
     assert not graph, f"among these there is a circle: {sorted(graph)}"
 
 
-def test_a_family_is_named_in_its_folder_alone():
+def test_family_is_named_only_in_its_folder():
     elsewhere = [name for name in MODULES if not name.startswith(FAMILIES_MAY_BE_NAMED)]
     words = {name: [word for word in code_words(name) if " " not in word] for name in elsewhere}
     named = {name for name in elsewhere if any(map(FAMILY.search, words[name]))}
     check(named, "family: ")
 
 
-def test_a_task_is_named_in_its_folder_alone():
+def test_task_is_named_only_in_its_folder():
     allowed_too = "das_gym.adapt.paper"  # the paper's table is of one task
     outside = [name for name in MODULES if layer(name) not in ("tasks", "registration") and not name.startswith(allowed_too)]
     check({name for name in outside if any(TASK.search(word) for word in code_words(name))}, "task: ")
 
 
-def test_an_agent_is_named_by_agents_and_commands_alone():
+def test_agent_is_named_only_by_agents_and_commands():
     names = AGENTS.keys() - {"leave_one_out", "angular"}  # which are measures, too
     lower = [name for name in MODULES if layer(name) not in ("agents", "adapt")]
     texts = {name: {n.value for n in ast.walk(TREES[name]) if isinstance(n, ast.Constant)} for name in lower}
@@ -208,5 +208,5 @@ def test_an_agent_is_named_by_agents_and_commands_alone():
         ("das_gym.agents.search_experiment", "das_gym.adapt.evaluate", False),
     ],
 )
-def test_the_rules_say_what_they_should(name: str, target: str, right: bool):
+def test_import_rules(name: str, target: str, right: bool):
     assert allowed(name, target) is right

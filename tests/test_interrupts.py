@@ -35,7 +35,7 @@ from tests.commands import finish, start, stop_when
         ("adapt supernet", "sacred"),
     ],
 )
-def test_a_signal_while_libraries_are_imported_ends_the_process(
+def test_signal_during_imports_ends_the_process(
     words: str, library: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def test_a_signal_while_libraries_are_imported_ends_the_process(
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_program_of_ones_own_keeps_its_handlers(name: str, tmp_path: Path):
+def test_custom_program_keeps_its_handlers(name: str, tmp_path: Path):
     code = f"import signal; handler = lambda *_: None; signal.signal(signal.{name}, handler)\n"
     code += "import das_gym.commandline; das_gym.interrupts.raise_interrupts()\n"
     code += f"assert signal.getsignal(signal.{name}) is handler"
@@ -92,7 +92,7 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-def test_a_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     child, terminal = pty.fork()
     if child == 0:
@@ -127,7 +127,7 @@ def training(small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_training_that_sigterm_stops_resumes_to_the_same_weights(training: str, tmp_path: Path):
+def test_sigterm_training_resumes_to_the_same_weights(training: str, tmp_path: Path):
     runs = tmp_path / "runs"
     finish(start(training))
     process = start(training)
@@ -143,7 +143,7 @@ def test_a_training_that_sigterm_stops_resumes_to_the_same_weights(training: str
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_listed_as_died(training: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_killed_run_is_listed_as_died(training: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     running = []
 
     def is_time() -> bool:
@@ -160,7 +160,7 @@ def test_a_killed_run_is_listed_as_died(training: str, tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_of_adapt_tells_both_commands(
+def test_interrupted_adapt_search_prints_both_commands(
     small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "das_gym"
 
 
-def test_every_shipped_asset_says_where_it_comes_from():
+def test_shipped_assets_document_their_origin():
     told = (PACKAGE / "assets" / "README.md").read_text(encoding="utf-8")
     assert "under its own licence, MIT" in told
     folders = {path.parent.name for path in (PACKAGE / "assets").rglob("*") if path.is_file()} - {"assets"}
@@ -15,7 +15,7 @@ def test_every_shipped_asset_says_where_it_comes_from():
     assert all(f"`{folder}/" in told for folder in folders)
 
 
-def test_every_vendored_file_has_its_licence():
+def test_vendored_files_have_licences():
     vendor = PACKAGE / "drawing" / "pages" / "vendor"
     licences = (vendor / "LICENSES.txt").read_text(encoding="utf-8")
     files = {path.name for path in vendor.iterdir()} - {"LICENSES.txt"}

@@ -36,7 +36,7 @@ def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
 
 
 @pytest.mark.slow
-def test_only_commands_import_sacred():
+def test_sacred_is_imported_only_by_commands():
     code = (
         "import sys, das_gym.agents, das_gym.adapt.finetune, das_gym.runs, das_gym.commandline, gymnasium\n"
         "import das_gym.agents.searching.validate, das_gym.agents.listing\n"
@@ -52,7 +52,7 @@ def test_registering_twice_is_quiet():
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_the_front_door_offers_what_it_says(door):
+def test_package_exports_all_names(door):
     assert set(door.__all__) <= set(dir(door))
     for name in door.__all__:
         assert getattr(door, name) is not None
@@ -69,7 +69,7 @@ def test_type_checking_imports_match_places(door):
 
 
 @pytest.mark.slow
-def test_a_name_is_kept_once_it_was_asked_for():
+def test_lazy_name_is_cached():
     code = (
         "import das_gym; assert 'SkipEnv' in dir(das_gym) and 'SkipEnv' not in vars(das_gym); from das_gym import SkipEnv;"
         "assert vars(das_gym)['SkipEnv'] is SkipEnv; from das_gym.agents import search; print(callable(search))"
@@ -78,7 +78,7 @@ def test_a_name_is_kept_once_it_was_asked_for():
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_name_that_is_not_there(door):
+def test_unknown_name_raises(door):
     with pytest.raises(AttributeError, match=f"module '{door.__name__}' has no attribute 'Skipping'"):
         door.Skipping  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'Skipping'"):

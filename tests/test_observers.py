@@ -43,7 +43,7 @@ def command() -> RecordedCommand[Settings]:
 
 
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
-def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(command, tmp_path: Path):
+def test_database_and_folder_number_runs_separately(command, tmp_path: Path):
     pytest.importorskip("sqlalchemy")
     folder, database = tmp_path / "runs", tmp_path / "runs.db"
     command.run({"runs_dir": str(folder)})
@@ -69,7 +69,7 @@ def mongodb(monkeypatch) -> Any:
     return client
 
 
-def test_a_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
+def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "bandit", "evaluations": 9, "runs_dir": str(tmp_path)}
     search.run(settings, options={"--mongo_db": "place:1:das"})
     database, folder = mongodb["das"], tmp_path / "1"
@@ -138,7 +138,7 @@ def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path, 
         ("settings.pickle", "x", "settings.pickle is not a file of settings. Give one that ends in .json"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_named(command, tmp_path: Path, name, content, says):
+def test_file_without_settings_is_named(command, tmp_path: Path, name, content, says):
     (tmp_path / name).write_text(content)
     with pytest.raises(RunError) as error:
         command.run_words(["with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
@@ -147,7 +147,7 @@ def test_a_file_that_holds_no_settings_is_named(command, tmp_path: Path, name, c
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
-def test_a_settings_file_builds_no_object(command, tmp_path: Path, name: str):
+def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
     (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
@@ -155,14 +155,14 @@ def test_a_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     assert not (tmp_path / "MARK").exists()
 
 
-def test_a_yaml_tag_builds_no_object(tmp_path: Path):
+def test_yaml_tag_builds_no_object(tmp_path: Path):
     (tmp_path / "a.yaml").write_text(f"number: !!python/object/apply:os.mkdir ['{tmp_path}/MARK']\n")
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):
         read_config_file(str(tmp_path / "a.yaml"))
     assert not (tmp_path / "MARK").exists()
 
 
-def test_a_yaml_file_with_nested_aliases_is_refused_at_once(tmp_path: Path):
+def test_yaml_file_with_nested_aliases_is_rejected(tmp_path: Path):
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read \(line 2 has an alias"):
@@ -170,7 +170,7 @@ def test_a_yaml_file_with_nested_aliases_is_refused_at_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["{number: 1", "[" * 100_000, "number: 1\n---\nnumber: 2", "\x00"])
-def test_a_damaged_yaml_file_is_named(tmp_path: Path, text: str):
+def test_damaged_yaml_file_is_named(tmp_path: Path, text: str):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):
         read_config_file(str(tmp_path / "a.yaml"))
@@ -179,7 +179,7 @@ def test_a_damaged_yaml_file_is_named(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     "settings", [{"plugins": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
 )
-def test_a_file_of_settings_chooses_no_module(command, tmp_path: Path, settings):
+def test_settings_file_chooses_no_module(command, tmp_path: Path, settings):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
         command.run({"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
@@ -196,7 +196,7 @@ def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(command, tmp_path: Path):
+def test_kill_during_drawing_leaves_no_files(command, tmp_path: Path):
     def begin_or_go_on(runs: Path) -> None:
         command.run({"runs_dir": str(runs), **({"resume": 1} if (runs / "1/config.json").is_file() else {})})
 
@@ -212,7 +212,7 @@ def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(command, tmp_path: 
         assert [path.name for path in runs.rglob("*.part")] == []
 
 
-def test_a_cut_copy_of_a_source_is_written_again(command, tmp_path: Path):
+def test_truncated_source_copy_is_rewritten(command, tmp_path: Path):
     command.run({"runs_dir": str(tmp_path)})
     (copy,) = (tmp_path / "_sources").glob("test_observers_*.py")
     assert copy.read_bytes() == Path(__file__).read_bytes()

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Standard output and errors of a terminal, on which bars are seen at once; no fixture, since pytest sets them anew."""
+    """Standard output and errors of a terminal, on which bars are seen at once; no fixture, since pytest replaces them."""
     screen = Terminal()
     for name in ("stdout", "stderr", "__stderr__"):
         monkeypatch.setattr(sys, name, screen)
@@ -36,7 +36,7 @@ def seen(screen: io.StringIO) -> list[str]:
     return lines
 
 
-def test_what_is_printed_stands_above_the_bars(monkeypatch: pytest.MonkeyPatch):
+def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
     terminal = a_terminal(monkeypatch)
     with progress(4, "searching", unit="mask") as bar:
         bar.update(1)

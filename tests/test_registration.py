@@ -22,7 +22,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_task_gives_an_environment_for_every_model():
+def test_task_registers_an_environment_per_model():
     entry = TaskEntry("tiny", "Tiny", "tests.nowhere:Tiny", "nothing")
     register_task(entry)
     register_task(entry)
@@ -41,7 +41,7 @@ def test_a_task_gives_an_environment_for_every_model():
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
-def test_a_bad_task_is_refused_and_leaves_nothing_behind(entry: TaskEntry, text: str):
+def test_bad_task_is_rejected_and_leaves_no_ids(entry: TaskEntry, text: str):
     with pytest.raises(ValueError, match=text):
         register_task(entry)
     register_task(TaskEntry("good", "Good", "x:X", "nothing"))
@@ -49,19 +49,19 @@ def test_a_bad_task_is_refused_and_leaves_nothing_behind(entry: TaskEntry, text:
     assert ENVIRONMENTS["DAS-METER-VQA-v0"].task == "vqa"
 
 
-def test_a_model_without_a_name_for_ids_is_refused():
+def test_model_without_a_name_for_ids_is_rejected():
     with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
         register_model(ModelEntry("My-Model", vlp="x:X", load="x:x"))
     assert "My-Model" not in registration.MODELS
 
 
-def test_a_class_that_is_no_model_is_refused_and_leaves_nothing_behind():
+def test_non_model_class_is_rejected_and_leaves_no_ids():
     with pytest.raises(TypeError, match=r"got object, expected a subclass"):
         register_model(ModelEntry("Mine", vlp=object, load="x:x"))
     assert "Mine" not in registration.MODELS
 
 
-def test_a_model_with_the_name_of_another_in_other_letters_is_refused():
+def test_model_name_that_differs_only_in_case_is_rejected():
     with pytest.raises(ValueError, match="name='Vilt' is already the name of the model 'ViLT'; choose another for 'Vilt'"):
         register_model(ModelEntry(**{**vars(registration.MODELS["ViLT"]), "name": "Vilt"}))
 
@@ -88,7 +88,7 @@ def test_another_kind_of_entry_is_refused(register, entry, text: str):
 
 
 @pytest.mark.slow
-def test_a_model_gives_an_environment_for_every_task_that_scores_like_any(small_kwargs):
+def test_model_registers_an_environment_per_task(small_kwargs):
     register_model(dataclasses.replace(registration.MODELS["METER"], name="Toy"))
     assert {"DAS-Toy-VQA-v0", "DAS-Toy-NLVR2-v0", "DAS-Toy-F30K-v0"} <= ENVIRONMENTS.keys()
     mask = np.array([1, 0] * 3, np.int8)
@@ -100,7 +100,7 @@ def test_a_model_gives_an_environment_for_every_task_that_scores_like_any(small_
     assert rewards[0] == rewards[1] > 0
 
 
-def test_a_task_under_a_new_title_gives_its_old_ids_back():
+def test_retitled_task_releases_its_old_ids():
     register_task(TaskEntry("tiny", "Tiny", "tests.nowhere:Tiny", "nothing"))
     register_task(TaskEntry("tiny", "Small", "tests.nowhere:Tiny", "nothing"))
     assert "DAS-ViLT-Small-v0" in ENVIRONMENTS
@@ -129,13 +129,13 @@ LACKS = (
         (type("Vqa", (VQATask,), {}), r"Vqa cannot be the task 'tiny': it lacks name = 'tiny'; see"),
     ],
 )
-def test_all_that_an_own_task_lacks_is_named_at_once(task, text: str):
+def test_missing_methods_of_a_custom_task_are_named_together(task, text: str):
     with pytest.raises(TypeError, match=text):
         register_task(TaskEntry("tiny", "Tiny", task, "nothing"))
     assert "tiny" not in registration.TASKS
 
 
-def test_a_task_named_by_its_module_is_checked_when_it_is_loaded():
+def test_task_by_module_name_is_checked_on_load():
     register_task(TaskEntry("tiny", "Tiny", "tests.test_registration:Unfinished", "nothing"))
     with pytest.raises(TypeError, match=LACKS):
         task_class("tiny")

@@ -12,14 +12,14 @@ from das_gym.streams import escape_control_chars
 PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_what_an_encoding_lacks_is_a_question_mark():
+def test_unencodable_characters_become_question_marks():
     code = "from das_gym.streams import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
     done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
     assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
-def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path):
+def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
     code = "import os, sys\nfrom das_gym.streams import prepare_streams\nprepare_streams()\n"
     code += "print('a', file=sys.stderr)\nprint('b')\n"
     code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
@@ -28,7 +28,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
-def test_a_command_ends_well_whatever_its_streams(tmp_path: Path):
+def test_command_succeeds_with_any_streams(tmp_path: Path):
     front = ["pareto", "with", "env_id=DAS-METER-VQA-Tabular-v0", "evaluations=12", "baselines=[]", f"runs_dir={tmp_path}"]
     command = [sys.executable, "-m", "das_gym.agents", *front]
     done = subprocess.run(command, env=PLAIN, capture_output=True, check=False)

@@ -40,14 +40,14 @@ def installed_name(folder: Path) -> str:
     return name if name.partition(".")[0] == "das_gym" else f"das_gym.{name}"
 
 
-def test_every_package_is_listed():
+def test_packages_are_listed():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {installed_name(path.parent) for folder in FOLDERS for path in (REPOSITORY / folder).rglob("__init__.py")}
     there |= {installed_name(path.parent) for folder in DATA for path in folder.rglob("*") if path.is_file()}
     assert sorted(listed) == sorted(there)
 
 
-def test_what_the_wheel_holds(wheel):
+def test_wheel_contents(wheel):
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"das_gym"}
     code = {
         f"{installed_name(path.parent).replace('.', '/')}/{path.name}"
@@ -72,7 +72,7 @@ def test_what_the_wheel_holds(wheel):
         (["-c", "from das_gym.agents.commands import main; main(['das-agents', 'list'])"], "DAS-METER-VQA-v0"),
     ],
 )
-def test_it_runs_beside_packages_that_own_the_bare_names(wheel, tmp_path, code, says):
+def test_wheel_runs_next_to_packages_with_the_bare_names(wheel, tmp_path, code, says):
     for name in ("agents", "adapt"):
         (tmp_path / "others" / name).mkdir(parents=True)
         (tmp_path / "others" / name / "__init__.py").write_text("raise ImportError('this is another package')")

@@ -42,7 +42,7 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path / "1"
 
 
-def test_a_mask_that_the_search_saw_is_taken_where_the_answer_is_worse():
+def test_choose_takes_a_better_mask_of_the_search():
     mask, remark = best_mask(record_of(0.796, 0.812))
     assert mask.astype(int).tolist() == SEEN
     assert remark == (
@@ -64,19 +64,19 @@ def test_a_mask_that_the_search_saw_is_taken_where_the_answer_is_worse():
     ],
     ids=["equal", "better", "not finite", "off the count", "off the share", "other examples"],
 )
-def test_the_answer_is_taken_otherwise(record: dict[str, Any]):
+def test_choose_takes_the_answer_otherwise(record: dict[str, Any]):
     mask, remark = best_mask(record)
     assert mask.astype(int).tolist() == ANSWER
     assert remark == ""
 
 
-def test_a_search_on_the_table_can_be_adapted(run_folder: Path):
+def test_choose_accepts_a_search_on_a_table(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-ViLT-NLVR2-Tabular-v0"})
     choice = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
     assert (choice.problem.model, choice.problem.task) == ("ViLT", "nlvr2")
 
 
-def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path):
+def test_choose_names_an_unknown_environment(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
     with pytest.raises(ValueError, match=r"DAS-Mine-VQA-v0, which is not registered.*plugins=<module>"):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
@@ -115,7 +115,7 @@ def test_choose_rejects_a_file_that_is_no_record(run_folder: Path, text: str):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
-def test_a_record_chooses_no_place_to_write(run_folder: Path):
+def test_record_cannot_set_output_paths(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray", num_workers=2))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
@@ -127,7 +127,7 @@ def test_missing_search_run_is_rejected_before_the_run(run_folder: Path):
     assert [path.name for path in run_folder.parent.iterdir()] == ["1"]
 
 
-def test_a_mask_of_another_width_begins_no_run(tmp_path: Path):
+def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
     with pytest.raises(RunError, match=r"got shape \(2,\), expected \(12,\)"):
         ex.run({"mask": [1, 0], "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
@@ -169,7 +169,7 @@ def test_search_gets_model_data_and_its_own_settings(
         ({"train": {"mixed_precision": "fp16"}, "device": "cpu"}, "mixed_precision"),
     ],
 )
-def test_what_cannot_be_trained_or_tested_is_refused_before_a_search(
+def test_unsupported_training_is_rejected_before_a_search(
     given: dict[str, Any], text: str, tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(adapt_experiment, "search_first", lambda *_: pytest.fail("it searched"))

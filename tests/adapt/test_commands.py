@@ -121,7 +121,7 @@ def test_answers_are_kept_and_written_again(
     assert "pass out=answers.json" in capsys.readouterr().err
 
 
-def test_a_report_shows_examples_with_answers(adapted: Path):
+def test_report_shows_examples_with_answers(adapted: Path):
     kept = json.loads((adapted / "runs/2/examples.json").read_text())
     assert kept["models"] == ["full model with adapters", "subnet"]
     assert len(kept["rows"]) == 12
@@ -137,9 +137,7 @@ def test_adapt_searches_with_bayes(adapted: Path):
     assert json.loads((adapted / "runs/1/search.json").read_text())["agent"] == "bayes"
 
 
-def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
-    adapted: Path, small_kwargs: dict[str, str], mini_folder: Path
-):
+def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_kwargs: dict[str, str], mini_folder: Path):
     path = adapted / "runs/2/adapter.safetensors"
     assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
     problem = ProblemConfig(**small_kwargs)
@@ -170,7 +168,7 @@ def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path: Pa
     assert [model["name"] for model in record["models"]] == ["subnet", "baseline"]
 
 
-def test_the_frozen_part_does_not_change_by_a_bit(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+def test_fine_tuning_keeps_frozen_weights_bit_identical(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
     assert code == 0, printed
     record = json.loads((tmp_path / "runs/1/adapt.json").read_text())
@@ -239,7 +237,7 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arg
     assert "search_run" not in "".join(arguments) or not list(tmp_path.rglob("config.json"))
 
 
-def test_a_damaged_image_is_named_and_nothing_half_written_is_left(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+def test_damaged_image_is_named_and_leaves_no_partial_files(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     data = tmp_path / "data"
     shutil.copytree(small_kwargs["data_root"], data)
     for victim in data.glob("val2014/*.jpg"):
@@ -253,7 +251,7 @@ def test_a_damaged_image_is_named_and_nothing_half_written_is_left(run_here, tmp
 
 
 @pytest.mark.long
-def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+def test_killed_fine_tuning_resumes_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     settings = [*words_of(small_kwargs), f"mask={MASK}", "train.batch_size=8", "train.save_every=1", "train.steps=8"]
     code, printed = run_here("with", *settings, "runs_dir=whole")
     assert code == 0, printed
@@ -290,7 +288,7 @@ def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[
         cut_subnet(problem, load_splits(problem), np.zeros(6, bool))
 
 
-def test_a_pruned_model_is_not_pruned_otherwise(small_kwargs: dict[str, str]):
+def test_pruned_model_rejects_another_mask(small_kwargs: dict[str, str]):
     problem = ProblemConfig(**small_kwargs)
     vlp = cut_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
     with pytest.raises(ValueError, match="was removed by prune"):

@@ -27,7 +27,7 @@ def examples(tmp_path: Path) -> list[NLVR2Example]:
     return [NLVR2Example(f"{i}", f"sentence {i}", (images[0], images[1]), i % 2 == 0) for i in range(20)]
 
 
-def test_what_is_written_is_read(examples: list[NLVR2Example], tmp_path: Path):
+def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
     said = {"full model with adapters": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
     write_examples(tmp_path, TASK, examples, said)
     told = read_examples(tmp_path)
@@ -44,12 +44,12 @@ def test_what_is_written_is_read(examples: list[NLVR2Example], tmp_path: Path):
     assert left != right
 
 
-def test_a_run_without_examples_has_none(tmp_path: Path):
+def test_examples_of_a_run_without_them_are_empty(tmp_path: Path):
     assert read_examples(tmp_path) is None
 
 
 @pytest.mark.parametrize("change", [{"rows": 3}, {"rows": [["q", ["a", "b"]]]}, {"models": []}, {"more": 1}])
-def test_a_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
+def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
     write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
     kept = read_json(tmp_path / EXAMPLES)
     write_json(tmp_path / EXAMPLES, kept | change)

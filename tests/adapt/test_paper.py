@@ -35,7 +35,7 @@ def test_published_settings():
     assert (snli.image_size, snli.max_text_length) == (384, 50)
 
 
-def test_every_setting_has_a_source_and_every_difference_of_ours_a_reason():
+def test_paper_settings_have_sources_and_differences_reasons():
     assert sources().keys() == FIELDS
     assert all(sources().values())
     assert OURS.keys() <= FIELDS
@@ -82,7 +82,7 @@ def test_wrong_settings(changes: dict, text: str):
         das_settings("METER", "vqa", **changes)
 
 
-def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_paper_command_prints_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("das_gym.adapt.published.count", lambda row: (1.25, 2.5))  # its numbers are tested separately
     main(PaperSettings())
     printed = capsys.readouterr().out

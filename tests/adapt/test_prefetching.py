@@ -139,7 +139,7 @@ def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may notice once more at the end
-def test_a_killed_worker_ends_the_training(problem: ProblemConfig):
+def test_killed_worker_ends_training(problem: ProblemConfig):
     splits = load_splits(problem)
     config = FinetuneConfig(batch_size=4, dataloader_num_workers=2, encoder_cache_gib=0.0)
     step_loss, trainer = set_up(new_subnet(problem, splits), splits.train, config, None)

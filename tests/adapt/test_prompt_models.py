@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
 
 
 @pytest.mark.slow
-def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_path: Path):
+def test_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_path: Path):
     out = train_supernet(SupernetConfig(steps=3, batch_size=4, max_skipped=2), config, tmp_path / "supernet.safetensors")
     trained = build_problem(ProblemConfig(**{**vars(config), "supernet": str(out)}))
     free = build_problem(config)
@@ -54,7 +54,7 @@ def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp
 
 
 @pytest.mark.slow
-def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
+def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
     splits = load_splits(config)
     subnet = cut_subnet(config, splits, MASK)
     before = evaluate(subnet, splits.train, "before")
@@ -96,7 +96,7 @@ def test_predict_answers_questions_without_references(config: ProblemConfig, tmp
 
 
 @pytest.mark.slow
-def test_the_papers_pipeline(config: ProblemConfig):
+def test_paper_pipeline(config: ProblemConfig):
     settings = das_settings("VLM", "answering", batch_size=4, reward_examples=4, steps_per_turn=1, skip_num=1, bottleneck=4)
     splits = load_splits(config)
     training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
@@ -108,7 +108,7 @@ def test_the_papers_pipeline(config: ProblemConfig):
     assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
 
 
-def test_the_papers_training_updates_no_head_of_the_models_own(config: ProblemConfig):
+def test_paper_training_freezes_the_models_own_head(config: ProblemConfig):
     settings, splits = das_settings("VLM", "answering", batch_size=4, bottleneck=4), load_splits(config)
     training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
     groups = training.trainer(1, None, 100).optimizer.param_groups

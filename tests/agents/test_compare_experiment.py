@@ -70,7 +70,7 @@ def command(*words, cwd):
 
 
 @pytest.mark.slow
-def test_the_list_names_everything(tmp_path):
+def test_list_names_every_entry(tmp_path):
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     for name in (*AGENTS, "DAS-METER-VQA-v0", "vilt_retrieval", "exp_neg_loss", "block_influence_tokens", "maskable_ppo"):

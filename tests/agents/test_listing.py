@@ -31,7 +31,7 @@ def printed() -> str:
     return subprocess.run([sys.executable, "-m", "agents", "list"], check=True, capture_output=True, text=True).stdout
 
 
-def test_every_name_is_one_word_of_a_line(printed: str):
+def test_listed_names_are_single_words(printed: str):
     cells = rows(printed)
     for entry in ENTRIES:
         assert any(row[:5] == list(entry) for row in cells)
@@ -39,11 +39,11 @@ def test_every_name_is_one_word_of_a_line(printed: str):
         assert any(row[0] == name for row in cells)
 
 
-def test_only_bundled_tables_are_listed():
+def test_list_has_only_bundled_tables():
     assert ("DAS-METER-SNLI-VE-v0", "-") in {entry[:2] for entry in ENTRIES}
 
 
-def test_nothing_wraps_where_no_terminal_reads_it(printed: str):
+def test_list_does_not_wrap_without_a_terminal(printed: str):
     cells = rows(printed)
     for feature in (*REWARDS.values(), *STATISTICS.values()):
         assert [feature.name, feature.formula, f"{feature.low:g}..{feature.high:g}"] in cells

@@ -25,7 +25,7 @@ def asked(made_up_table, tmp_path):
     return {"env_id": ENV_ID, "env_kwargs": env_kwargs, "evaluations": 60, "runs_dir": str(tmp_path / "runs")}
 
 
-def test_a_run_keeps_every_mask_and_the_front(asked, made_up_table, tmp_path, capsys):
+def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsys):
     run = ex.run(asked)
     record = read_json(tmp_path / "runs" / "1" / "front.json")
     table = SubnetTable.load(made_up_table)
@@ -48,7 +48,7 @@ def test_a_run_keeps_every_mask_and_the_front(asked, made_up_table, tmp_path, ca
     assert "python -m agents" not in printed.partition("Next: ")[2]
 
 
-def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
+def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):
     settings = ParetoSettings(**asked)
     whole = search(settings.front_problem(), settings)
     problem, path = settings.front_problem(), tmp_path / "checkpoint.json"
@@ -77,12 +77,12 @@ def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
         ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym"),
     ],
 )
-def test_what_is_refused(asked, update, told):
+def test_invalid_settings_are_rejected(asked, update, told):
     with pytest.raises((RunError, TypeError), match=told):
         ex.run({**asked, **update})
 
 
-def test_a_cost_that_nothing_saves_is_refused_before_anything_is_scored(asked, monkeypatch):
+def test_cost_without_savings_is_rejected_before_scoring(asked, monkeypatch):
     monkeypatch.setattr(MaskCost, "range", property(lambda self: (-0.2, -0.1)))
     with pytest.raises(RunError, match="no mask of this model saves MACs"):
         ex.run(asked)
@@ -94,5 +94,5 @@ def test_layers_are_drawn_kind_by_kind():
     assert drawn([0, 1, 0], ["decoder.0.mlp", "decoder.1.mlp", "decoder.2.mlp"]) == "■□■"
 
 
-def test_the_program_knows_it():
+def test_program_has_the_pareto_command():
     assert PROGRAM.commands["pareto"].load()[0] is ex

@@ -62,7 +62,7 @@ def test_best_ranks_rewards_of_one_environment_only(tmp_path: Path):
     assert [run.id for run in past_runs(RunsSettings(runs_dir=str(tmp_path)))] == [2, 1, 0]
 
 
-def test_what_is_told(runs: Path):
+def test_past_runs_reports_environment_status_and_result(runs: Path):
     told = {run.id: run for run in past_runs(RunsSettings(runs_dir=str(runs)))}
     assert (told[1].env, told[2].env, told[4].env, told[5].env) == (
         "meter_vqa_table",
@@ -75,7 +75,7 @@ def test_what_is_told(runs: Path):
     assert told[4].agent == "-"
 
 
-def test_an_adaptation_is_of_its_searchs_model_and_task(tmp_path: Path):
+def test_adaptation_has_model_and_task_of_its_search(tmp_path: Path):
     for run, search in ((1, {"search_run": 7}), (2, {"front": 7}), (3, {"search_run": 7})):
         write_json(tmp_path / str(run) / "run.json", {"experiment": {"name": "adapt"}, "status": "INTERRUPTED"})
         write_json(tmp_path / str(run) / "config.json", {"model": "METER", "task": "vqa", **search})
@@ -88,7 +88,7 @@ def test_an_adaptation_is_of_its_searchs_model_and_task(tmp_path: Path):
     assert past_runs(replace(asked, env="meter_vqa")) == []
 
 
-def test_a_pipe_among_the_runs_is_not_waited_for(runs: Path):
+def test_past_runs_does_not_wait_for_a_pipe(runs: Path):
     (runs / "1" / "run.json").unlink()
     os.mkfifo(runs / "1" / "run.json")
     told = {run.id: run.status for run in past_runs(RunsSettings(runs_dir=str(runs)))}
@@ -129,7 +129,7 @@ def test_status_of_a_run_that_says_it_is_running(
     assert past_run.status == status
 
 
-def test_a_run_that_died_is_listed_with_the_command_that_resumes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = {"experiment": {"name": "adapt shrink"}, "status": "RUNNING", "start_time": "2026-11-23T10:00:07"}
     for number, config in ((1, {"resume": None}), (2, {})):
         write_json(tmp_path / str(number) / "run.json", run)
@@ -144,7 +144,9 @@ def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.Captu
     assert "plugins=no_such_module cannot be imported" in capsys.readouterr().err
 
 
-def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_past_runs_are_printed_in_80_columns(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "80")
     assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "limit=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -165,6 +167,6 @@ def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[s
         ("runs_dir=/none", "run something first"),
     ],
 )
-def test_what_is_refused(words: str, says: str, capsys: pytest.CaptureFixture[str]):
+def test_invalid_settings_are_rejected(words: str, says: str, capsys: pytest.CaptureFixture[str]):
     assert PROGRAM.run(["runs", "with", words]) == 1
     assert says in capsys.readouterr().err

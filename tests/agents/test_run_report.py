@@ -70,14 +70,14 @@ def test_report_command_reproduces_the_search(runs: Path, made_up_table: Path):
     assert set(words[5:]) == {"env_id=DAS-METER-VQA-Tabular-v0", kwargs, "evaluations=30", "seed=4", "skip_num=3"}
 
 
-def test_a_report_of_two(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_of_two_runs(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert PROGRAM.run(["report", "1", "2", "with", f"runs_dir={runs}"]) == 0
     page = runs / "report_1_2.html"
     assert capsys.readouterr().out.startswith(f"report: {page} (")
     assert [run["name"] for run in data_of(page)["runs"]] == ["run 1", "run 2"]
 
 
-def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_rejects_a_run_that_is_not_a_search(runs: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(runs / "1", runs / "3", dirs_exist_ok=True)
     (runs / "3/search.json").unlink()
     assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
@@ -85,7 +85,7 @@ def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str])
     shutil.rmtree(runs / "3")
 
 
-def test_the_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, tmp_path: Path):
+def test_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, tmp_path: Path):
     out = tmp_path / "page.html"
     words = ["explore", str(made_up_table), "with", f"runs_dir={runs}", "runs=[1]", f"out={out}"]
     assert PROGRAM.run(words) == 0
@@ -107,7 +107,7 @@ def test_the_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, 
         (["llava_slake"], "unknown table"),
     ],
 )
-def test_what_cannot_be_explored(runs: Path, words: list[str], says: str, tmp_path: Path, monkeypatch, capsys):
+def test_explorer_rejects_unsupported_runs(runs: Path, words: list[str], says: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = [word.replace("{runs}", str(runs)) for word in words]
     assert PROGRAM.run(["explore", *given]) == 1

@@ -24,7 +24,7 @@ def small(tmp_path, monkeypatch):
     return {"env_id": ENV_ID, "evaluations": 30}
 
 
-def test_a_run_keeps_metrics_and_artifacts(small):
+def test_run_saves_metrics_and_artifacts(small):
     run_id, folder, result = run_search({**small, "seed": 3}, ["bandit"])
     assert (run_id, folder) == ("1", Path("runs/1"))
     assert (result.agent, result.seed, result.evaluations) == ("bandit", 3, 30)
@@ -47,7 +47,7 @@ def test_a_run_keeps_metrics_and_artifacts(small):
 
 
 @pytest.mark.parametrize("agent", ["greedy", "leave_one_out"])
-def test_the_best_reward_is_of_masks_that_keep_the_budget(small, agent):
+def test_best_reward_is_of_masks_within_the_budget(small, agent):
     _, folder, result = run_search({**small, "evaluations": 50}, [agent])
     metrics = json.loads((folder / "metrics.json").read_text())
     assert max(metrics["reward"]["values"]) > result.best_seen["reward"]  # masks that skip less are better
@@ -84,7 +84,7 @@ def test_settings_of_the_environment_reach_it():
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 
 
-def test_the_name_of_a_bundled_checkpoint_is_its_folder(tmp_path, monkeypatch):
+def test_bundled_checkpoint_name_resolves_to_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = SearchSettings(checkpoint="llava_mini", tokenizer="llava_mini").search_config().env_kwargs
     assert asked == {"checkpoint": str(ASSETS / "llava_mini"), "tokenizer": str(tmp_path / "llava_mini")}
@@ -143,20 +143,20 @@ def test_whatever_a_problem_has_can_be_set_and_reaches_it():
         ({"agent": "block_influence", "agent_kwargs": {"statistic": "depht"}}, "unknown statistic 'depht'"),
     ],
 )
-def test_a_wrong_setting_begins_no_run(small, update, text):
+def test_wrong_setting_is_rejected_before_the_run(small, update, text):
     with pytest.raises(RunError, match=text):
         run_search({**small, **update})
     assert not Path("runs/1").exists()
 
 
-def test_a_failed_run_leaves_no_record(small):
+def test_failed_run_leaves_no_record(small):
     with pytest.raises(RunError, match=r"images/0007\.png is missing; put it back"):
         run_search({**small, "env_kwargs": {"broken_from": 5}})
     assert json.loads(Path("runs/1/run.json").read_text())["status"] == "FAILED"
     assert not list(Path("runs/1").glob("search*.json"))
 
 
-def test_a_failed_run_resumes_to_the_same_record(small):
+def test_failed_run_resumes_to_the_same_record(small):
     run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
     with pytest.raises(RunError, match=r"images/0007\.png is missing"):
         run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
@@ -174,7 +174,7 @@ def test_a_failed_run_resumes_to_the_same_record(small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_killed_and_resumed(small, tmp_path, number, code):
+def test_killed_command_resumes(small, tmp_path, number, code):
     run_search({**small, "seed": 1, "evaluations": 60}, ["bandit"])
     words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
     killed = start(" ".join(["python -m agents", *words, "env_kwargs.seconds=0.05"]), Path(__file__).parent)
@@ -192,7 +192,7 @@ def test_the_command_killed_and_resumed(small, tmp_path, number, code):
     assert one == two
 
 
-def test_a_bad_word_ends_with_code_1_and_no_traceback(small, tmp_path, capsys):
+def test_bad_argument_exits_with_code_1_without_traceback(small, tmp_path, capsys):
     assert PROGRAM.run(["with", "skp_num=4"]) == 1
     output, error = capsys.readouterr()
     assert "unknown setting 'skp_num'; did you mean 'skip_num'" in error

@@ -24,7 +24,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_kwargs: dict[st
 
 
 @pytest.mark.slow
-def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: Path):
+def test_run_writes_a_table(small: dict, small_table: SubnetTable, tmp_path: Path):
     table = run_table(small, ["meter_vqa"])
     small_table.save(tmp_path / "expected.npz")
     folder = Path("runs/1")
@@ -47,12 +47,12 @@ def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: P
     assert env.step(table.best(skip_num=4).astype(np.int8))[4]["feasible"]
 
 
-def test_a_table_of_fewer_skipped_layers_is_summed_up_too(small: dict, capsys: pytest.CaptureFixture[str]):
+def test_summary_of_a_table_of_fewer_skipped_layers(small: dict, capsys: pytest.CaptureFixture[str]):
     run_table({**small, "reward_examples": 2, "test_examples": 2, "max_skipped": 1})
     assert "worst of k=1 " in capsys.readouterr().out
 
 
-def test_a_table_of_few_layers_is_summed_up_too(small_table: SubnetTable):
+def test_summary_of_a_table_of_few_layers(small_table: SubnetTable):
     few = small_table.without([1, 4])  # the paper's 4 are all of them
     assert "worst of k=2 " in summary(few, Spending())
 
@@ -65,7 +65,7 @@ def test_table_is_written_to_out(small: dict, tmp_path: Path):
     assert json.loads(Path("runs/1/table.json").read_text())["table"] == str(out)
 
 
-def test_the_summary_says_what_the_table_says(small_table: SubnetTable):
+def test_summary_matches_the_table(small_table: SubnetTable):
     lines = summary(small_table, Spending(layer_runs=1234, macs=5 * 10**12, seconds=6.0)).splitlines()
     best = small_table.best(skip_num=4)
     assert f"loss {small_table.values()[0]:.4f}" in lines[1]
@@ -85,13 +85,13 @@ def test_the_summary_says_what_the_table_says(small_table: SubnetTable):
         ({"task": "vqq"}, "unknown task 'vqq'"),
     ],
 )
-def test_a_wrong_setting_begins_no_run(small: dict, update: dict, text: str):
+def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, text: str):
     with pytest.raises(RunError, match=text):
         run_table({**small, **update})
     assert not Path("runs/1").exists()
 
 
-def test_every_problem_has_its_named_config():
+def test_problems_have_named_configs():
     for name in ("meter_vqa", "meter_nlvr2", "meter_retrieval", "vilt_vqa", "vilt_nlvr2", "vilt_retrieval"):
         model, _, task = name.partition("_")
         settings = TableSettings(**ex.named_configs()[name])
@@ -100,7 +100,7 @@ def test_every_problem_has_its_named_config():
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_command_killed_and_resumed(small: dict, capsys: pytest.CaptureFixture[str]):
+def test_killed_command_resumes(small: dict, capsys: pytest.CaptureFixture[str]):
     settings = {**small, "problem": {"eval_batch_size": 1}, "reward_examples": 30, "test_examples": 2}
     words = ["with", "meter_vqa", *setting_words(settings)]
     killed = start(" ".join(["python -m agents table", *words]))

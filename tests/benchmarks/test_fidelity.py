@@ -39,7 +39,7 @@ def test_masks_are_half_of_the_best_tenth(table: SubnetTable):
     assert (placed[~top] > 49).all()
 
 
-def test_what_knows_the_results_predicts_them_and_noise_does_not(table: SubnetTable):
+def test_fidelity_separates_true_scores_from_noise(table: SubnetTable):
     masks, top = drawn_masks(table, 4, 30)
     reward = predictors(table, masks)["reward"]
     text = report(table, masks, top, np.stack((reward, reward[::-1]), axis=1)[:, :1])
@@ -53,7 +53,7 @@ def test_what_knows_the_results_predicts_them_and_noise_does_not(table: SubnetTa
     assert "| between seeds | " in report(table, masks, top, np.stack((reward, reward[::-1]), axis=1))
 
 
-def test_how_far_results_and_seeds_lie_apart(table: SubnetTable):
+def test_fidelity_compares_results_and_seeds(table: SubnetTable):
     masks, top = drawn_masks(table, 4, 4)
     metrics = np.array([[0.9, 0.94], [0.95, 0.95], [0.2, 0.2], [0.5, 0.5]])
     words = "between 20.0 and 95.0 %, in the best tenth from 92.0 % on"
@@ -71,7 +71,7 @@ def test_how_far_results_and_seeds_lie_apart(table: SubnetTable):
         ((0.5, 0.9), 20, "(rho 0.50, below 0.8): train the supernet longer"),
     ],
 )
-def test_what_to_do_about_it(rhos: tuple[float, float], count: int, words: str):
+def test_advice_for_a_correlation(rhos: tuple[float, float], count: int, words: str):
     assert words in advice(*rhos, count)
 
 
@@ -82,7 +82,7 @@ def test_what_to_do_about_it(rhos: tuple[float, float], count: int, words: str):
         (["--env", "vlm_answering", "--start", "supernet"], "vlm_answering has no supernet: --start new alone"),
     ],
 )
-def test_what_it_refuses(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_invalid_arguments_are_rejected(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err
@@ -111,7 +111,7 @@ register_task(TaskEntry("mine", "Mine", "fidelity_task:Mine", "VQAv2's files"))
 
 
 @pytest.mark.slow
-def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """A registered task on custom data: a supernet, a run of `agents table`, and fidelity of that run."""
     (tmp_path / "fidelity_task.py").write_text(TASK)
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ TABLE = ("supernet=runs/1/supernet.safetensors", "max_skipped=1", "reward_exampl
 
 
 @pytest.mark.slow
-def test_the_command_keeps_every_training_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_saves_every_training_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--masks", "4", "--steps", "1", "--test-examples", "16", "--out", str(tmp_path / "fidelity.json")]
     main([*words, "--start", "new"])
     first = json.loads((tmp_path / "fidelity.json").read_text())["trained"]

@@ -9,7 +9,7 @@ from benchmarks import finetune
 
 
 @pytest.mark.slow
-def test_both_ways_come_to_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_both_ways_give_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "finetune.json"
     finetune.main(["--size", "mini", "--examples", "4", "--batch-size", "2", "--steps", "2", "--json", str(path)])
     written = json.loads(path.read_text())

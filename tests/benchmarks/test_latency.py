@@ -13,7 +13,7 @@ from das_gym.problem.unit_latency import UnitTimer
 
 
 @pytest.mark.slow
-def test_it_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_latency_is_measured_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "latency.json"
     latency.main(["--models", "meter_mini", "--batch", "1", "--subnets", "2", "--rounds", "2", "--json", str(path)])
     (record,) = json.loads(path.read_text())["records"]
@@ -46,7 +46,7 @@ def test_errors_are_those_of_the_clock():
     assert (das["macs_saved"], das["measured_saved"]["median"], das["of_the_macs"]) == pytest.approx((0.1, 0.5, 5.0))
 
 
-def test_each_round_has_an_order_of_its_own_and_keeps_whose_time_is_whose():
+def test_rounds_have_separate_orders_and_assign_times():
     now, order = [0.0], []
 
     def taking(milliseconds):

@@ -21,7 +21,7 @@ from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.table import SubnetTable
 
 
-def test_the_plan_keeps_its_splits_apart():
+def test_plan_has_disjoint_splits():
     models = suite_models()
     assert models == suite_models()
     assert models != suite_models(seed=1)
@@ -34,7 +34,7 @@ def test_the_plan_keeps_its_splits_apart():
         assert all(list(places) == sorted(set(places)) for places in spec.kept)
 
 
-def test_one_process_at_a_time(tmp_path: Path):
+def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
     lock = lock_folder(tmp_path)
     with pytest.raises(ValueError, match="another process is at work"):
         main(["with", f"out={tmp_path}", "only=none"])
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda spec: spec.model,
 )
-def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_path: Path):
+def test_model_has_the_kept_layers(spec: SuiteModel, data: Path, tmp_path: Path):
     config = make_model(spec, data, tmp_path / spec.name)
     problem = build_problem(config)
     bundled = load_checkpoint(ASSETS / f"{spec.model.lower()}_mini").vlp.state_dict()
@@ -79,7 +79,7 @@ def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_decoder_loses_layers_and_is_trained_on(tmp_path: Path, data: Path):
+def test_decoder_is_pruned_and_trained_further(tmp_path: Path, data: Path):
     spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
     problem = build_problem(make_model(spec, data, tmp_path / "d"))
     assert len(problem.layer_names) == 4
@@ -91,7 +91,7 @@ def test_a_decoder_loses_layers_and_is_trained_on(tmp_path: Path, data: Path):
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
     monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [spec])
     monkeypatch.setattr("benchmarks.make_suite.make.USUAL_EXAMPLES", (6, 4))

@@ -9,7 +9,7 @@ from benchmarks import masks, memory
 
 
 @pytest.mark.long
-def test_a_turn_in_two_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_turn_in_two_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "masks.json"
     settings = ["--size", "mini", "--sets", "turn", "--examples", "3", "--plain", "2", "--turns", "2", "--no-memory"]
     masks.main([*settings, "--precision", "float32", "bfloat16-emulated", "--json", str(path)])

@@ -9,7 +9,7 @@ from benchmarks import plain_forward
 
 
 @pytest.mark.slow
-def test_both_sides_compute_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_both_forwards_compute_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "plain.json"
     plain_forward.main(["--mini", "--batch", "1", "3", "--repeats", "2", "--json", str(path)])
     records = json.loads(path.read_text())["records"]

@@ -35,7 +35,7 @@ VILT_MINI = ASSETS / "vilt_mini"
 both_models = pytest.mark.parametrize("name", PRETRAIN_MODELS)
 
 
-def test_no_text_is_out_of_vocabulary(tokenizer):
+def test_vocabulary_covers_all_texts(tokenizer):
     for text in ("what color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs"):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
@@ -43,7 +43,7 @@ def test_no_text_is_out_of_vocabulary(tokenizer):
 
 
 @both_models
-def test_the_shipped_tokenizer_is_the_trained_one(name: str):
+def test_shipped_tokenizer_equals_the_trained_one(name: str):
     folder = MODELS[name].assets
     assert folder is not None
     shipped, trained = load_tokenizer(folder), train_tokenizer(0, PRETRAIN_MODELS[name].special_tokens)
@@ -52,7 +52,7 @@ def test_the_shipped_tokenizer_is_the_trained_one(name: str):
 
 
 @torch.no_grad()
-def test_the_shipped_matching_head_tells_true_captions_from_false():
+def test_shipped_matching_head_separates_true_from_false_captions():
     shipped = load_checkpoint(VILT_MINI, heads=["itm_score"])
     for key, parameter in shipped.vlp.named_parameters():
         if "adapter.up" in key:
@@ -83,7 +83,7 @@ def test_special_tokens_are_those_of_the_models_text(special, pad, first, last, 
     assert tokenizer("")["input_ids"] == [special.first, special.last]
 
 
-def test_both_tokenizers_differ_in_special_tokens_alone(tokenizer):
+def test_tokenizers_differ_only_in_special_tokens(tokenizer):
     words = {token: index for token, index in tokenizer.get_vocab().items() if index >= len(ROBERTA.tokens)}
     other = train_tokenizer(0, BERT).get_vocab()
     assert words == {token: index for token, index in other.items() if index >= len(BERT.tokens)}
@@ -99,7 +99,7 @@ def test_pixels_are_those_of_the_models_transform(name: str, transform):
     torch.testing.assert_close(batch.image, torch.stack(expected))
 
 
-def test_no_patch_of_a_scene_counts_as_padding_for_vilt():
+def test_vilt_treats_no_patch_as_padding():
     image = image_batch(0, 0, 16, 16, PRETRAIN_MODELS["ViLT"].normalise).image
     model = PRETRAIN_MODELS["ViLT"].build(8, 400, 0, 2)
     _, seen = model.embed_image(image)
@@ -109,7 +109,7 @@ def test_no_patch_of_a_scene_counts_as_padding_for_vilt():
 
 @pytest.mark.slow
 @both_models
-def test_every_loss_teaches_the_model(name: str):
+def test_losses_train_the_model(name: str):
     torch.manual_seed(0)
     recipe = PRETRAIN_MODELS[name]
     tokenizer = train_tokenizer(0, recipe.special_tokens)
@@ -128,7 +128,7 @@ def test_every_loss_teaches_the_model(name: str):
 
 
 @both_models
-def test_the_first_part_learns_without_text(name: str):
+def test_first_part_trains_without_text(name: str):
     torch.manual_seed(0)
     recipe = PRETRAIN_MODELS[name]
     model = recipe.build(16, 373, 0, 4)

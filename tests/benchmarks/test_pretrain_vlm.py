@@ -77,12 +77,12 @@ SCENE = Scene(
 )
 
 
-def test_no_text_is_out_of_vocabulary(tokenizer):
+def test_vocabulary_covers_all_texts(tokenizer):
     for text in ("What color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs\n\n"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]).removeprefix(" ") == text
 
 
-def test_the_tokens_of_every_prompt_are_one_each_and_words_have_one_id(tokenizer, tokens: Tokens):
+def test_prompt_words_are_single_tokens(tokenizer, tokens: Tokens):
     assert tokenizer.convert_ids_to_tokens(list(range(len(tokens.special)))) == list(tokens.special)
     assert all(len(tokenizer(phrase)["input_ids"]) == 1 for phrase in (*tokens.special, *tokens.phrases))
     assert tokenizer("red")["input_ids"] == tokenizer(" red")["input_ids"]
@@ -90,7 +90,7 @@ def test_the_tokens_of_every_prompt_are_one_each_and_words_have_one_id(tokenizer
         assert len(tokenizer(answer)["input_ids"]) == 1
 
 
-def test_the_shipped_tokenizer_is_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
+def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
     tokenizer.backend_tokenizer.no_padding()
     family.make_processor(tokenizer).save_pretrained(tmp_path)
     assert (ASSETS / f"{name.lower()}_mini/tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
@@ -100,9 +100,7 @@ def test_questions_are_put_as_the_answering_task_puts_them():
     assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
 
 
-def test_an_answer_continues_the_prompt_as_the_chat_template_writes_it(
-    name: str, family: AnsweringModel, processor, tokenizer
-):
+def test_answer_continues_the_chat_template(name: str, family: AnsweringModel, processor, tokenizer):
     asked = messages("is it red?" + INSTRUCTION)
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
     whole = processor.apply_chat_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}])
@@ -111,9 +109,7 @@ def test_an_answer_continues_the_prompt_as_the_chat_template_writes_it(
     assert tokenizer(whole.strip())["input_ids"] == tokenizer(prompt)["input_ids"] + answer
 
 
-def test_a_batch_is_what_the_processor_makes_of_the_same_questions(
-    family: AnsweringModel, batches: ConversationBatches, processor
-):
+def test_batch_equals_the_processors(family: AnsweringModel, batches: ConversationBatches, processor):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (family.mean, family.std))
     batch = batches(3, described=False)
     for index in range(0, len(batch.rows), 5):
@@ -142,9 +138,7 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel,
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
 
 
-def test_every_loss_teaches_and_the_words_are_the_plain_cross_entropy(
-    family: AnsweringModel, batches: ConversationBatches, model
-):
+def test_losses_train_and_word_loss_is_cross_entropy(family: AnsweringModel, batches: ConversationBatches, model):
     torch.manual_seed(0)
     batch, heads = batches(0, described=True), ConversationHeads(16)
     losses = conversation_losses(family, model, heads, batch)
@@ -175,7 +169,7 @@ def test_silhouettes_show_where_the_objects_are():
     assert 800 < grid.sum() < 1000  # two circles of radius 10 and a star
 
 
-def test_the_first_positions_are_alike_where_patches_are_near():
+def test_initial_positions_are_similar_for_near_patches():
     positions = grid_positions(12, 64)
     assert positions.shape == (144, 64)
     alike = (positions @ positions[5 * 12 + 4]).view(12, 12)
@@ -184,7 +178,7 @@ def test_the_first_positions_are_alike_where_patches_are_near():
     assert alike[5, 5] > alike[6, 5] > alike[7, 6]
 
 
-def test_what_a_question_names():
+def test_objects_named_by_a_question():
     def named(text: str) -> list[int]:
         return [len(mention.objects) for mention in mentions(SCENE, text)]
 
@@ -198,7 +192,7 @@ def test_what_a_question_names():
     assert [text[mention.end] for mention in mentions(SCENE, text)] == ["r"]
 
 
-def test_the_object_that_is_the_answer():
+def test_object_of_the_answer():
     def found(text: str, answer: str, family: str) -> SceneObject | None:
         return target(SCENE, Question(text, answer, family, "other"))
 
@@ -220,12 +214,12 @@ def test_targets_are_what_the_answers_name():
                 assert question.answer in (wanted.color, wanted.shape)
 
 
-def test_a_description_names_every_object_from_left_to_right():
+def test_description_names_objects_from_left_to_right():
     assert describe(SCENE).answer == "red circle, green star, blue circle"
 
 
 @pytest.mark.slow
-def test_the_training_stops_goes_on_and_writes_a_folder_that_answers(name: str, tmp_path: Path):
+def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path):
     config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4, save_every=2)
     logged: list[str] = []
     whole = pretrain(config, tmp_path / "whole", tmp_path / "a", lambda name, value, step: logged.append(name))

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import regression
 
 
-def test_the_policy_answers_as_recorded(capsys: pytest.CaptureFixture[str]):
+def test_policy_answers_as_recorded(capsys: pytest.CaptureFixture[str]):
     assert regression.main(["compare", "--sections", "policy"]) == 0
     assert capsys.readouterr().out.endswith("values are equal, 0 differ\n")
 

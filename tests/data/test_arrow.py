@@ -49,7 +49,7 @@ def test_tables_beside_original_files_are_rejected(tmp_path: Path, task: str, na
         TABLES[task].is_in(tmp_path)
 
 
-def test_one_of_two_data_sets_is_named_by_a_table(tmp_path: Path):
+def test_table_selects_one_of_two_data_sets(tmp_path: Path):
     write_captions(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")
     with pytest.raises(ValueError, match=r"several data sets: got f30k\w+ and coco\w+.*`data_root`"):
@@ -60,7 +60,7 @@ def test_one_of_two_data_sets_is_named_by_a_table(tmp_path: Path):
         TABLES["vqa"].find(table)
 
 
-def test_a_missing_table_is_named(tmp_path: Path):
+def test_missing_table_is_named(tmp_path: Path):
     write_vqa(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"vqav2_test\.arrow does not exist: got vqav2_train\.arrow, vqav2_val"):
         TABLES["vqa"].find(tmp_path).require("test")
@@ -90,7 +90,7 @@ def test_damaged_tables_are_named_and_do_not_crash(tmp_path: Path):
     [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],
     ids=["missing", "kind"],
 )
-def test_a_wrong_column_is_named(tmp_path: Path, row: dict):
+def test_wrong_column_is_named(tmp_path: Path, row: dict):
     path = write_table(tmp_path / "a.arrow", [row])
     with pytest.raises(ValueError, match=r"a\.arrow: wrong or missing column `image_id`"):
         list(read_rows(path, COLUMNS))
@@ -98,7 +98,7 @@ def test_a_wrong_column_is_named(tmp_path: Path, row: dict):
         ArrowImage(path, 0, "image_0").open()
 
 
-def test_a_column_that_is_there_twice_is_rejected(tmp_path: Path):
+def test_duplicate_column_is_rejected(tmp_path: Path):
     table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -118,7 +118,7 @@ def test_read_items_yields_an_item_per_list_entry(tmp_path: Path):
     assert (bad.count, "image" in items[0][1]) == (2, False)
 
 
-def test_an_image_opens_its_table_also_in_another_process(tmp_path: Path):
+def test_image_opens_its_table_in_another_process(tmp_path: Path):
     path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}", shade=50 * n) for n in range(4)])
     picture = pickle.loads(pickle.dumps(ArrowImage(path, 3))).open()
     assert (picture.mode, picture.size) == ("RGB", (24, 16))
@@ -127,7 +127,7 @@ def test_an_image_opens_its_table_also_in_another_process(tmp_path: Path):
         ArrowImage(path, 4).open()
 
 
-def test_a_rewritten_table_is_opened_again(tmp_path: Path):
+def test_rewritten_table_is_reopened(tmp_path: Path):
     path = write_table(tmp_path / "a.arrow", [caption_row("c", shade=10)])
     image, before = ArrowImage(path, 0), ArrowImage(path, 0).stamp()
     image.open()
@@ -138,7 +138,7 @@ def test_a_rewritten_table_is_opened_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [None, b"", jpeg(9)[:300], b"<html>"])
-def test_a_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
+def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
     path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
     with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
         ArrowImage(path, 1).open()

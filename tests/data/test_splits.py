@@ -10,12 +10,12 @@ from das_gym.data.splits import Mapped, hash_order, linked_groups, share_of
 KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
 
 
-def test_the_order_of_hashes_is_the_same_for_ever():
+def test_hash_order_is_stable():
     assert hash_order(["a", "b", "c", "d", "a"]) == hash_order(["d", "c", "b", "a"])
     assert hash_order(map(str, range(8))) == ["6", "2", "4", "0", "5", "3", "7", "1"]
 
 
-def test_a_share_is_rounded_and_at_least_one():
+def test_share_is_rounded_and_at_least_one():
     assert [share_of(0.1, count) for count in (1, 2, 14, 16, 25, 100)] == [1, 1, 1, 2, 2, 10]
 
 

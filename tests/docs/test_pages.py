@@ -148,7 +148,7 @@ def run(path: Path, block: Block, command: list[str]) -> None:
         ("python -m agents with my_agent plugins=my_module seed=1  # and so on", None),
     ],
 )
-def test_a_mistake_in_a_page_is_found(line: str, wrong: str | None):
+def test_error_in_a_page_is_found(line: str, wrong: str | None):
     (words,) = commands_of(line)
     assert wrong_words(words) == wrong
 

@@ -40,7 +40,7 @@ def site() -> Path:
     return Path(str(SITE))
 
 
-def test_every_environment_has_a_page_in_gymnasiums_headings(site: Path):
+def test_environment_pages_have_gymnasiums_headings(site: Path):
     for entry in ENVIRONMENTS.values():
         page = (site / "environments" / f"{entry.id}.html").read_text(encoding="utf-8")
         wanted = (
@@ -102,7 +102,7 @@ def test_pages_are_accessible(site: Path, chromium: Any, name: str, scheme: str,
 
 
 @needs_browser
-def test_a_table_scrolls_by_keyboard_where_it_is_wider_than_the_page(site: Path, chromium: Any):
+def test_wide_table_scrolls_by_keyboard(site: Path, chromium: Any):
     page, _ = opened(chromium, site / "runs.html")
     wrap = page.locator(".md-typeset__scrollwrap").first
     assert wrap.get_attribute("tabindex") is None  # it fits
@@ -132,7 +132,7 @@ def test_site_search_works_from_disk_by_keyboard(site: Path, chromium: Any):
 
 
 @needs_browser
-def test_the_pages_are_reached_by_keyboard_on_a_phone(site: Path, chromium: Any):
+def test_pages_are_reachable_by_keyboard_on_a_phone(site: Path, chromium: Any):
     page, _ = opened(chromium, site / "index.html")
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
     link = page.locator(".md-sidebar--primary a[href='first-hour.html']")

@@ -28,7 +28,7 @@ def test_lines_by_hand():
     ]
 
 
-def test_a_table_tells_the_stages_of_its_model(small_problem, small_table: SubnetTable):
+def test_architecture_reads_stages_from_a_table(small_problem, small_table: SubnetTable):
     known = Architecture.of_layers(small_problem.vlp.layers, small_table.layer_macs)
     assert Architecture.of_table(small_table) == known
 

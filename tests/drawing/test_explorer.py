@@ -117,7 +117,7 @@ def test_explorer_holds_its_own_texts(table: SubnetTable, tmp_path: Path):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_click_skips_and_shows_the_masks_numbers(page: Any, table: SubnetTable):
+def test_click_skips_a_unit_and_shows_the_masks_values(page: Any, table: SubnetTable):
     reset_page(page)
     mask = np.zeros(6, bool)
     assert read_values(page) == wanted(table, mask)
@@ -173,7 +173,7 @@ def test_along_the_front(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_search_is_watched(page: Any, table: SubnetTable):
+def test_explorer_replays_a_search(page: Any, table: SubnetTable):
     reset_page(page)
     slide(page, "at", 2)
     np.testing.assert_array_equal(mask_of(page, table), np.array(REPLAY.masks[1], bool))
@@ -237,7 +237,7 @@ def test_everyone_can_read_it(page: Any, tmp_path: Path):
 
 @pytest.mark.slow
 @needs_browser
-def test_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
+def test_explorer_of_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
     table = a_table(8, most=2)
     page = open_page(chromium, write_explorer(tmp_path / "few.html", table), 360)
     for box in page.query_selector_all("button.unit")[:2]:
@@ -253,7 +253,7 @@ def test_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
     assert page.inner_text("#within").startswith("1 mask keeps it.")
 
 
-def test_a_search_of_other_units_is_refused(table: SubnetTable, tmp_path: Path):
+def test_search_of_other_units_is_rejected(table: SubnetTable, tmp_path: Path):
     with pytest.raises(ValueError, match=r"run 3 did not search this table: masks of shape .3, 4."):
         write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
     assert not (tmp_path / "page.html").exists()
@@ -261,7 +261,7 @@ def test_a_search_of_other_units_is_refused(table: SubnetTable, tmp_path: Path):
 
 @pytest.mark.slow
 @needs_browser
-def test_what_breaks_first_comes_first(chromium: Any, tmp_path: Path):
+def test_most_sensitive_units_come_first(chromium: Any, tmp_path: Path):
     table = made_up_table(6, seed=3)
     page = open_page(chromium, write_explorer(tmp_path / "page.html", table))
     parts = {name: table.group_table(name) for name in GROUPS}

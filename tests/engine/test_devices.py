@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 MASKS = np.eye(12, dtype=bool)[[0, 3, 11]]
 
 
-def test_the_device_refuses_what_cuda_refuses():
+def test_device_rejects_what_cuda_rejects():
     here = torch.arange(3.0)
     with fake_device():
         there = here.to(DEVICE)
@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_cpu(new_world: Callable[..., World], model: str
 
 
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_every_statistic(new_world: Callable[..., World], model: str):
+def test_statistics_run_on_the_device(new_world: Callable[..., World], model: str):
     def computed(world: World) -> np.ndarray:
         evaluator, examples = world.evaluator(), world.examples
         sample = world.vlp.sample(world.task.processor, world.task.pairs(examples), MacCounter(world.vlp))

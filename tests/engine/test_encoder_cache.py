@@ -44,7 +44,7 @@ def test_stacked_again_it_is_what_the_model_encodes(tiny_problem: Problem, pairs
     )
 
 
-def test_each_text_and_each_image_is_encoded_once(tiny_problem: Problem, pairs: list[Pair]):
+def test_cache_encodes_each_text_and_image_once(tiny_problem: Problem, pairs: list[Pair]):
     cache = new_cache(tiny_problem)
     for _ in range(2):
         cache(pairs)
@@ -93,7 +93,7 @@ class TestDisk:
                 weight.copy_(before)
         assert changed.texts == 2
 
-    def test_a_damaged_file_is_written_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_damaged_file_is_rewritten(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
         new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
         for path in tmp_path.rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:20])

@@ -24,7 +24,7 @@ EVERY = np.array(list(itertools.product((False, True), repeat=12)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "divergences"), [("METER", True), ("ViLT", False)])
-def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
+def test_macs_equal_torchs_count(worlds, model, divergences):
     """Encoders, layers, poolers and head, in batches of two sizes."""
     world = worlds[model, torch.float32]
     evaluator = world.evaluator(batch_size=4)
@@ -42,7 +42,7 @@ def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
     [("METER", MASKS), ("ViLT", MASKS), ("METER", EVERY[EVERY.sum(1) == 4]), ("METER", EVERY[:1])],
     ids=["METER, 7", "ViLT, 7", "METER, 495", "METER, unskipped"],
 )
-def test_the_masks_alone_foretell_it(worlds, model, masks):
+def test_macs_are_predicted_from_masks(worlds, model, masks):
     world = worlds[model, torch.float32]
     evaluator = world.evaluator()
     evaluator.losses(masks[:1], world.examples[:2])
@@ -70,7 +70,7 @@ def test_parts_add_up_to_the_costs_of_the_whole(worlds, model):
         assert sum(skipped.values()) == costs.skip_macs[index]
 
 
-def test_the_pooled_token_alone_by_hand():
+def test_macs_of_the_pooled_token_by_hand():
     """METER-base, text layer, 40 and 577 tokens: each of 12 heads reads whole tokens, everything else is of one."""
     with torch.device("meta"):
         vlp = METER(METERConfig())
@@ -82,7 +82,7 @@ def test_the_pooled_token_alone_by_hand():
     assert parts.keys() == {"self", OWN}
 
 
-def test_a_head_is_counted_as_often_as_it_runs():
+def test_macs_count_each_run_of_the_head():
     head = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3))
     assert head_macs(head, torch.zeros(5, 6)) == 5 * (24 + 12)
     assert head_macs(head, torch.zeros(5, 2, 6)) == 10 * (24 + 12)
@@ -121,7 +121,7 @@ class Other(VLP):
         return state.hidden["text"][:, 0] + state.hidden["image"][:, 0]
 
 
-def test_a_model_of_ones_own(meter):
+def test_macs_of_a_custom_model(meter):
     masks = np.array([[False, False], [False, True]])
     head = meter.task.build_head(4).eval()
     evaluator = Evaluator(Other(), head, meter.task)

@@ -112,9 +112,7 @@ def dying(make: Callable[[], Evaluator], log: Path) -> Evaluator:
 
 
 @pytest.mark.long
-def test_a_worker_killed_amid_a_table_costs_its_shard(
-    cluster: None, settings: dict, small_table: SubnetTable, tmp_path: Path
-):
+def test_killed_worker_costs_only_its_shard(cluster: None, settings: dict, small_table: SubnetTable, tmp_path: Path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     problem, log = build_problem(ProblemConfig(**settings)), tmp_path / "calls.txt"
     recipe = problem.evaluator.recipe
@@ -159,7 +157,7 @@ def test_workers_get_adapters_as_they_are_now(unconnected: Problem, small_kwargs
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("ViLT", "retrieval"), ("VLM", "answering")])
-def test_a_workers_own_evaluator_is_that_of_the_problem(monkeypatch: pytest.MonkeyPatch, model: str, task: str):
+def test_worker_evaluator_equals_the_problems(monkeypatch: pytest.MonkeyPatch, model: str, task: str):
     """With a supernet and without one; what is sent goes through pickles."""
     monkeypatch.setattr(sharded, "connect_to_ray", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
@@ -173,7 +171,7 @@ def test_a_workers_own_evaluator_is_that_of_the_problem(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(there.losses(masks, examples), here)
 
 
-def test_what_a_worker_warns_of_and_spends_is_passed_on(small_kwargs: dict[str, str]):
+def test_worker_warnings_and_spending_are_forwarded(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
@@ -211,7 +209,7 @@ def test_settings_that_cannot_be(given: dict, match: str):
         ProblemConfig(**given)
 
 
-def test_a_worker_with_another_checkpoint_is_refused(unconnected: Problem, settings: dict):
+def test_worker_with_another_checkpoint_is_rejected(unconnected: Problem, settings: dict):
     config, model = unconnected.evaluator.recipe.args
     other = replace(model, backbone=replace(model.backbone, base="0123456789abcdef"))
     with pytest.raises(ValueError, match="trained on a model with fingerprint 0123456789abcdef, the loaded one has"):
@@ -230,7 +228,7 @@ def test_a_worker_with_another_checkpoint_is_refused(unconnected: Problem, setti
         ([SERVER, SERVER], 3, 4),
     ],
 )
-def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch, nodes: list[dict], gpus: float, room: int):
+def test_number_of_workers_fits_the_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[dict], gpus: float, room: int):
     gone = {"Alive": False, "Resources": SERVER}
     monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
     assert sharded.count_workers(None, gpus) == room

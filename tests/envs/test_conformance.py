@@ -44,7 +44,7 @@ def kwargs(small_kwargs: dict[str, str]) -> dict[str, Any]:
     return {**small_kwargs, "reward_examples": 4, "skip_num": 2}
 
 
-def test_every_id_is_listed():
+def test_all_ids_are_listed():
     ids = {*LIVE, *TABULAR, *UNMADE, *SUITE_IDS}
     ids |= {many_objectives(id) for id in (*LIVE, *TABULAR, *UNMADE)}
     assert {id for id in registry if id.startswith("DAS-")} == ids

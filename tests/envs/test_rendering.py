@@ -35,7 +35,7 @@ def kwargs(small_kwargs, small_table, made_up_suite: Path, tmp_path_factory: pyt
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 @pytest.mark.parametrize("mode", RENDER_MODES)
 @pytest.mark.parametrize("env_id", [TABULAR, LIVE])
-def test_every_form_renders(kwargs: dict, env_id: str, mode: str, action: str):
+def test_all_forms_render(kwargs: dict, env_id: str, mode: str, action: str):
     env = gymnasium.make(env_id, action=action, render_mode=mode, **kwargs[env_id])
     vector = gymnasium.make_vec(env_id, num_envs=2, action=action, render_mode=mode, **kwargs[env_id])
     for each in (env, vector):

@@ -219,7 +219,7 @@ def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):
 
 
 @pytest.mark.slow
-def test_every_mask_is_feasible_without_a_budget(tiny_kwargs: dict[str, str]):
+def test_all_masks_are_feasible_without_a_budget(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=None, reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
     assert all(run_episode(env, (np.arange(12) < n).astype(np.int8))[4]["feasible"] for n in (0, 5, 12))

@@ -258,7 +258,7 @@ def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path)
     assert rewards[0] - rewards[1] == pytest.approx(1, abs=1e-5)
 
 
-def test_every_problem_has_a_tabular_id():
+def test_problems_have_tabular_ids():
     for entry in ENVIRONMENTS.values():
         spec = gymnasium.spec(entry.tabular_id)
         assert spec.kwargs == {"model": entry.model, "task": entry.task}

@@ -25,12 +25,12 @@ ENV_KWARGS = {
 CASES = [(path.stem, entry) for path in sorted(FOLDER.glob("*.yml")) for entry in yaml.safe_load(path.read_text())]
 
 
-def test_there_is_a_file_an_algorithm():
+def test_each_algorithm_has_a_file():
     assert {algorithm for algorithm, _ in CASES} == set(ALONE)
 
 
 @pytest.mark.parametrize(("algorithm", "entry"), CASES)
-def test_an_agent_is_made_from_them_and_learns(algorithm: str, entry: str):
+def test_agent_is_built_from_hyperparameters_and_learns(algorithm: str, entry: str):
     settings = copy.deepcopy(yaml.safe_load((FOLDER / f"{algorithm}.yml").read_text())[entry])
     env_id = TABULAR if entry == "default" else entry
     n_envs, n_timesteps = settings.pop("n_envs"), settings.pop("n_timesteps")  # all that is not the algorithm's

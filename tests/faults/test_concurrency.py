@@ -39,11 +39,11 @@ def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.Mo
     assert all(read_json(run / "run.json")["result"] == read_json(run / "config.json")["number"] for run in runs)
 
 
-def test_what_is_generated_once_is_generated_once_though_who_began_was_killed(folder: Path):
+def test_generation_runs_once_after_the_first_process_is_killed(folder: Path):
     assert len((folder / "cache" / "generations.txt").read_text().split()) == 1
 
 
-def test_no_cache_is_torn_and_nothing_is_lost_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cache_stays_complete_under_concurrent_writes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
     assert set(read_readable().tolist()) == {fingerprint(image) for image in list_images(folder)}
     assert len(set(read_json(folder / "all.json")["by"])) == 1
@@ -104,6 +104,6 @@ assert os.waitpid(child, 0)[1] == 0, "it hangs, or has threads that it has not"
 """
 
 
-def test_a_fork_does_not_wait_for_its_parents_threads():
+def test_fork_does_not_wait_for_threads_of_its_parent():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

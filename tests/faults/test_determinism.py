@@ -64,7 +64,7 @@ SHORT = ("search", "table")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in MAKERS])
-def test_a_command_does_the_same_again(name: str, world: Path, tmp_path: Path):
+def test_command_is_deterministic(name: str, world: Path, tmp_path: Path):
     job = MAKERS[name](world)
 
     def run(place: str, **settings: Any) -> dict[str, Any]:

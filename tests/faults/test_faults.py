@@ -13,14 +13,14 @@ from das_gym.adapt.shrink import job
 from tests.faults.jobs import JOBS
 
 
-def test_a_job_leaves_its_modules_as_they_were(tmp_path: Path):
+def test_job_restores_modules(tmp_path: Path):
     before = job.verify
     JOBS["shrink"](tmp_path)
     assert job.verify is before
 
 
 @pytest.mark.slow
-def test_a_search_comes_to_the_same_result_whatever_stops_it():
+def test_search_gives_the_same_result_after_any_stop():
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "table_search"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -52,7 +52,7 @@ def test_words():
     assert format_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
 
 
-def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
+def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged: dict[str, str], tmp_path: Path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
     with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
         result = search(config, tmp_path)
@@ -76,7 +76,7 @@ def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[s
         problem.evaluator.evaluate(np.eye(6, dtype=bool)[3:4], problem.splits.reward[:4])
 
 
-def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_non_finite_metric_invalidates_its_mask(small_problem: Problem, monkeypatch: pytest.MonkeyPatch):
     whole, calls = small_problem.task.metrics, []
 
     def metrics(logits, targets):
@@ -92,7 +92,7 @@ def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monke
 
 
 @pytest.mark.parametrize("say", [evaluate, predict])
-def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict[str, str], say):
+def test_diverged_small_model_is_not_used(diverged: dict[str, str], say):
     problem = build_problem(ProblemConfig(**diverged))
     problem.vlp.prune(np.eye(6, dtype=bool)[3])
     subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
@@ -102,7 +102,7 @@ def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict
 
 
 @pytest.mark.parametrize("measure", [measure_activity, measure_blocks])
-def test_a_full_model_that_is_broken_is_not_observed(small_kwargs: dict[str, str], measure):
+def test_diverged_full_model_is_not_observed(small_kwargs: dict[str, str], measure):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable(3).layer.feed_adapter.up.bias.fill_(float("inf"))
@@ -118,7 +118,7 @@ class TestTrainer:
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         return model, Trainer({"model": model}, optimizer, 6, lambda _: 1.0, checkpoint, save_every=1)
 
-    def test_a_gradient_that_is_none_poisons_neither_weights_nor_checkpoint(self, tmp_path: Path):
+    def test_non_finite_gradient_changes_neither_weights_nor_checkpoint(self, tmp_path: Path):
         model, trainer = self.begin(tmp_path / "checkpoint.pt")
 
         def step(index: int) -> dict[str, torch.Tensor]:
@@ -143,19 +143,19 @@ class TestTrainer:
 
     @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was skipped
     @pytest.mark.parametrize(("steps", "last"), [(30, 16), (6, 5)])
-    def test_a_scaler_does_not_skip_all_steps(self, tmp_path: Path, steps: int, last: int):
+    def test_scaler_does_not_skip_all_steps(self, tmp_path: Path, steps: int, last: int):
         model, trainer = self.begin_with_scaler(tmp_path / "checkpoint.pt", steps)
         with pytest.raises(FloatingPointError, match=rf"gradient norm nan at step {last}\. Try .*, or mixed_precision=bf16"):
             trainer.run(lambda _: {"loss": (0 * model.weight.sum().abs()).sqrt()}, "")
 
     @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was skipped
-    def test_a_scaler_skips_a_step(self, tmp_path: Path):
+    def test_scaler_skips_a_step(self, tmp_path: Path):
         model, trainer = self.begin_with_scaler(tmp_path / "checkpoint.pt", 6)
         trainer.run(lambda index: {"loss": model.weight.sum() * (1e34 if index < 3 else 1.0)}, "")
         assert trainer.step == 6
         assert torch.isfinite(model.weight).all()
 
-    def test_a_step_that_goes_to_infinity_is_not_kept(self, tmp_path: Path):
+    def test_infinite_step_is_not_kept(self, tmp_path: Path):
         model, trainer = self.begin(tmp_path / "checkpoint.pt", rate=3e38)
         with pytest.raises(FloatingPointError, match=r"model\.weight is not finite after step 3"):
             trainer.run(lambda _: {"loss": (0.3 * model.weight).sum()}, "")  # 0.9e38 a step
@@ -164,9 +164,7 @@ class TestTrainer:
         assert torch.isfinite(saved["parameters"]["model.weight"]).all()
 
 
-def test_a_supernet_that_diverges_names_the_mask_and_the_examples(
-    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_diverged_supernet_names_mask_and_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = StepLoss.losses
 
     def diverged(*args):
@@ -181,7 +179,7 @@ def test_a_supernet_that_diverges_names_the_mask_and_the_examples(
     assert not (tmp_path / "supernet.safetensors").exists()
 
 
-def test_a_joint_search_that_diverges_leaves_its_preferences(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_diverged_joint_search_keeps_its_preferences(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
     settings = das_settings("METER", "vqa", "das_gym", batch_size=16, reward_examples=8, warmup_epochs=0, augment=False)
     problem = ProblemConfig(data_root=str(shapes_folder))
     splits = load_splits(problem)
@@ -195,7 +193,7 @@ def test_a_joint_search_that_diverges_leaves_its_preferences(shapes_folder: Path
 
 @pytest.mark.parametrize("name", ["bandit", "bayes", "cross_entropy", "evolution", "greedy"])
 @pytest.mark.parametrize("reward", [np.nan, np.inf, -np.inf, 1e300])
-def test_no_agent_learns_from_what_is_no_reward(name: str, reward: float):
+def test_agents_ignore_non_finite_rewards(name: str, reward: float):
     agent = make_agent(name, MaskSpace(Budget(n_layers=6, skip_num=2)), seed=0)
     masks = agent.ask(3)
     before = agent.state_dict()

@@ -275,7 +275,7 @@ NAMES = [
         ("scienceqa problems", "image", load_answers),
     ],
 )
-def test_an_impossible_image_name_is_one_bad_example(name: str, field: str, load: Callable[..., Any], tmp_path: Path):
+def test_invalid_image_name_is_one_bad_example(name: str, field: str, load: Callable[..., Any], tmp_path: Path):
     file, write, _ = DATA_SETS[name]
     write(tmp_path / file)
     whole = (tmp_path / file).read_text()

@@ -218,7 +218,7 @@ def test_resume_refuses_recorded_settings_with_dotted_names(
     assert "Repeat it to confirm" in told or "empty name" in told
 
 
-def test_a_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
+def test_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
     write_json(Path("mine.json"), {"env_id": {"": "evil-mod:X"}})
     assert call("agents", "with", "mine.json") == 1
     assert "empty name" in capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_a_settings_file_with_empty_names_imports_no_module(canary: Path, capsys
 
 
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
-def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
+def test_repeat_command_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
     stopped_run("agents", "search", out=value)
     assert call("agents", "with", "resume=1") == 1
     command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
@@ -237,7 +237,7 @@ def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFix
     assert f"plugins={value}" in shlex.split(command)
 
 
-def test_a_report_prints_no_escapes_in_its_commands(canary: Path):
+def test_report_escapes_its_commands(canary: Path):
     del canary
     finished_run()
     Path("runs/1/front.json").unlink()
@@ -248,7 +248,7 @@ def test_a_report_prints_no_escapes_in_its_commands(canary: Path):
     assert "<img src=x>" not in page
 
 
-def test_a_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
+def test_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
     del canary
     stopped_run("agents", "search", out="x\nRepeat it to confirm: python -m evilmod")
     assert call("agents", "with", "resume=1") == 1
@@ -256,7 +256,7 @@ def test_a_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("name", ["agents;touch EXECUTED;", "agents $(touch EXECUTED)", "evilmod"])
-def test_the_name_of_a_command_in_a_run_folder_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], name: str):
+def test_command_name_of_a_run_folder_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], name: str):
     stopped_run("agents", "search")
     run = {"experiment": {"name": name}, "command": "search_mask", "status": "RUNNING", "start_time": "2020-01-01T00:00:00"}
     write_json(Path("runs/1/run.json"), run)
@@ -270,7 +270,7 @@ def test_the_name_of_a_command_in_a_run_folder_is_quoted(canary: Path, capsys: p
 
 
 @pytest.mark.parametrize("words", ["a\x1b]0;b\x07", "[link=https://evil]a[/link]", "[/]"])
-def test_a_table_holds_no_markup_and_no_escapes(capsys: pytest.CaptureFixture[str], words: str):
+def test_table_has_no_markup_or_escapes(capsys: pytest.CaptureFixture[str], words: str):
     table = Table(title=words)
     table.add_column(words)
     table.add_row(words)
@@ -280,14 +280,14 @@ def test_a_table_holds_no_markup_and_no_escapes(capsys: pytest.CaptureFixture[st
     assert out.count(words.replace("\x1b", "\\x1b").replace("\x07", "\\x07")) == 3
 
 
-def test_a_lock_that_is_a_link_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
+def test_symlinked_lock_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
     del canary
     monkeypatch.setattr(locks, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
     Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
     assert locks.is_locked(Path("runs/1")) is None
 
 
-def test_a_pasted_setting_builds_no_object(canary: Path):
+def test_pasted_setting_builds_no_object(canary: Path):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [str(canary)]}]}
     call("agents", "with", "meter_vqa_table", "random", "evaluations=3", f"env_kwargs={ {'a': harm} }")
     assert not canary.exists()
@@ -308,7 +308,7 @@ WITHOUT_FRONT = ("report",)
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
+def test_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
     finished_run(plugins=["evilmod"])
     if reader in WITHOUT_FRONT:
         Path("runs/1/front.json").unlink()
@@ -322,7 +322,7 @@ def test_a_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name not in WITHOUT_FRONT])
-def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
+def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
     settings = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
     finished_run(env_id="DAS-VLM-Answering-v0", settings=settings)
     assert call(*READERS[reader]) == 1
@@ -335,7 +335,7 @@ def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", ["reward", "loss"])
-def test_a_number_beyond_floats_is_rejected(canary: Path, name: str):
+def test_number_beyond_floats_is_rejected(canary: Path, name: str):
     del canary
     finished_run()
     write_json(Path("runs/1/search.json"), {**read_json(Path("runs/1/search.json")), name: 10**400})
@@ -344,14 +344,14 @@ def test_a_number_beyond_floats_is_rejected(canary: Path, name: str):
 
 
 @pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
-def test_a_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
+def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("env_id", ["evilmod:X-v0", "evilmod:DAS-METER-VQA-Tabular-v0"])
-def test_the_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
+def test_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
     finished_run(env_id=env_id)
     Path("runs/1/front.json").unlink()
     assert call(*READERS["report"]) == 1
@@ -377,7 +377,7 @@ def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
     assert canary.exists()
 
 
-def test_an_exported_folder_imports_nothing(canary: Path):
+def test_exported_folder_imports_nothing(canary: Path):
     about = {"task": "vqa", "labels": ["yes"], "image_size": 32, "max_text_length": 8, "plugins": ["evilmod"]}
     write_json(Path("exported/config.json"), {"das_gym": about})
     with pytest.raises(ValueError, match="`plugins=evilmod`"):
@@ -385,7 +385,7 @@ def test_an_exported_folder_imports_nothing(canary: Path):
     assert not canary.exists()
 
 
-def test_a_record_chooses_no_place_to_write(canary: Path):
+def test_record_cannot_set_output_paths(canary: Path):
     finished_run(settings={"encoder_cache": str(Path("cache").absolute()), "eval_batch_size": 8})
     record = read_json(Path("runs/1/search.json"))
     write_json(Path("runs/1/search.json"), {**record, "env_kwargs": {**record["env_kwargs"], "reward_examples": 8}})
@@ -414,7 +414,7 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
     return settings
 
 
-def test_no_search_unpickles_an_agent(canary: Path, hostile_agent: dict[str, Any]):
+def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
     assert train_sb3("ppo", "runs/2", resume=True, **hostile_agent).result.masks_asked == 24
     train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
     assert not canary.exists()
@@ -430,7 +430,7 @@ def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile
 
 
 @pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
-def test_no_search_unpickles_the_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
+def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
     file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
     with zipfile.ZipFile(file) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
@@ -444,7 +444,7 @@ def test_no_search_unpickles_the_networks_of_an_agent(canary: Path, hostile_agen
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100])
-def test_a_damaged_agent_is_named(canary: Path, hostile_agent: dict[str, Any], content: bytes):
+def test_damaged_agent_is_named(canary: Path, hostile_agent: dict[str, Any], content: bytes):
     del canary
     Path("runs/2/agent.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"agent\.zip"):
@@ -452,7 +452,7 @@ def test_a_damaged_agent_is_named(canary: Path, hostile_agent: dict[str, Any], c
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x.npz", "/x.npz"])
-def test_a_file_of_a_suite_is_a_plain_name(tmp_path: Path, made_up_suite: Path, name: str):
+def test_suite_file_is_a_plain_name(tmp_path: Path, made_up_suite: Path, name: str):
     from das_gym.tables.suite import read_suite
 
     index = json.loads((made_up_suite / "suite.json").read_text())
@@ -462,7 +462,7 @@ def test_a_file_of_a_suite_is_a_plain_name(tmp_path: Path, made_up_suite: Path, 
         read_suite(tmp_path)
 
 
-def test_a_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for number, text in enumerate(["{", "[]", '{"experiment": {"name": "[/x]\\u001b[2J"}, "result": 1.0}'], start=1):
         write_text(tmp_path / str(number) / "run.json", text)
     assert call("agents", "runs", "with", f"runs_dir={tmp_path}") == 0

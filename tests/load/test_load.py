@@ -33,7 +33,7 @@ def none(found: Growth, most: float) -> bool:
 
 
 @pytest.mark.slow
-def test_a_leak_is_seen():
+def test_leak_is_detected():
     kept: list[bytes] = []
     assert growth_of(lambda number: kept.append(bytes(100)), 400).traced > 100
     files = []

@@ -34,7 +34,7 @@ def attention() -> Attention:
 
 
 @pytest.mark.parametrize("part", [None, "key", "value"])
-def test_the_pooled_token_reads_what_stands_in_for_a_projection(attention, part):
+def test_pooled_token_reads_replaced_projections(attention, part):
     y = torch.randn(3, 5, 16, dtype=torch.float64)
     attend = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
     if part is not None:
@@ -43,7 +43,7 @@ def test_the_pooled_token_reads_what_stands_in_for_a_projection(attention, part)
     assert torch.allclose(attention.pooled(y[:, :1], y, attend), plain, rtol=0, atol=1e-12)
 
 
-def test_a_row_with_nothing_to_attend_to_is_no_nan(attention):
+def test_fully_masked_row_has_no_nan(attention):
     y = torch.randn(2, 5, 16, dtype=torch.float64)
     attend = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
     plain = attention(y, attention.keys_values(y), attend)[:, :1]

@@ -72,7 +72,7 @@ class Plain(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.skipif(TORCH < "2.13", reason="torch 2.11 breaks METER's graph; 2.12 was not tried")
-def test_it_compiles_without_a_break(vlp):
+def test_model_compiles_without_graph_breaks(vlp):
     torch.compiler.reset()
     mask: tuple[bool, ...] | None = MASKS[type(vlp)]
     if isinstance(vlp, METER):  # the one with its layers removed, the other with a mask of plain values
@@ -85,7 +85,7 @@ def test_it_compiles_without_a_break(vlp):
 
 
 @torch.no_grad()
-def test_an_exported_program_takes_other_batches_and_texts(vlp):
+def test_exported_program_accepts_other_batches_and_texts(vlp):
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=16)
     shapes = ({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch})
     program = torch.export.export(Plain(vlp), batch_of(vlp, 2, 8), dynamic_shapes=shapes).module()

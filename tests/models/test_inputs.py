@@ -31,7 +31,7 @@ def processor(mini_folder: Path) -> Processor:
     return Processor(load_tokenizer(mini_folder), vilt_transform, image_size=32, patch_size=16, max_text_length=8)
 
 
-def test_an_image_of_several_pairs_is_opened_once(processor: Processor):
+def test_shared_image_is_opened_once(processor: Processor):
     one, other = Counted("a"), Counted("bb", (64, 96))
     batch = processor([Pair("red", one), Pair("blue", other), Pair("a blue circle", one)])
     assert (one.opened, other.opened) == (1, 1)
@@ -49,7 +49,7 @@ def test_augmented_images_are_those_of_seed_step_and_key(processor: Processor):
     assert not torch.equal(first, later)
 
 
-def test_the_words_of_a_person_are_never_special_tokens(processor: Processor):
+def test_user_text_has_no_special_tokens(processor: Processor):
     """Else a question could end its text, or hide a word of it, by what it says."""
     tokenizer = processor.tokenizer
     tokens = processor.texts([tokenizer.eos_token, "red"])
@@ -86,7 +86,7 @@ def test_batch_keys_distinguish_settings(processor: Processor):
     assert replace(processor).identity() == processor.identity()
 
 
-def test_what_is_wrong_with_a_prompt_comes_back_from_another_process():
+def test_prompt_error_is_pickled_between_processes():
     error = PromptError("too long", Prompt("what", (), "red"))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.prompt) == ("too long", error.prompt)

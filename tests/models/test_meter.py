@@ -77,7 +77,7 @@ def test_trainable_parameters(task):
     assert ours == set(vlp.tunable_state())
 
 
-def test_both_streams_read_the_state_before_the_stage():
+def test_streams_read_the_state_before_the_stage():
     vlp, generator = golden.loaded("meter").vlp, torch.Generator().manual_seed(0)
     case = golden.Recorded("meter", torch.float32)
     batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
@@ -89,7 +89,7 @@ def test_both_streams_read_the_state_before_the_stage():
         assert not torch.equal(after.hidden["image"], vlp.advance(other, 0, [False] * 12).hidden["image"])
 
 
-def test_a_text_longer_than_the_positions():
+def test_text_longer_than_the_positions():
     vlp = golden.loaded("meter").vlp
     longest = vlp.config.max_positions - 2
     ids = torch.full((1, longest + 1), 5)

@@ -53,7 +53,7 @@ def supernet(settings, tmp_path_factory) -> Path:
     return train_supernet(training, ProblemConfig(model="BridgeTower", **settings), out)
 
 
-def test_it_is_what_transformers_computes(own):
+def test_custom_model_equals_transformers(own):
     from transformers import BridgeTowerModel
 
     plain = BridgeTowerModel.from_pretrained(own.checkpoint, attn_implementation="eager").eval()
@@ -70,7 +70,7 @@ def test_it_is_what_transformers_computes(own):
 
 
 @pytest.mark.slow
-def test_the_engine_equals_plain_forwards(settings, supernet):
+def test_engine_equals_plain_forwards(settings, supernet):
     problem = build_problem(ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings))
     vlp, task, examples = problem.vlp, problem.task, problem.splits.reward[:6]
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_the_engine_equals_plain_forwards(settings, supernet):
 
 
 @pytest.mark.slow
-def test_its_environment(settings, supernet):
+def test_custom_model_environment(settings, supernet):
     env = gymnasium.make(ID, skip_num=4, supernet=str(supernet), reward_examples=8, **settings)
     observation, info = env.reset(seed=0)
     assert observation.shape[0] == 12 or observation.size % 12 == 0
@@ -98,7 +98,7 @@ def test_its_environment(settings, supernet):
 
 
 @pytest.mark.slow
-def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
+def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
@@ -119,7 +119,7 @@ def test_learnt_tokens_are_refused_where_stages_read_what_encoders_made_of_each_
         make_method("prompt").insert(own.load(own.checkpoint))
 
 
-def test_it_is_not_exported_and_kept_all_the_same(own, tmp_path):
+def test_custom_model_is_not_exported_but_saved(own, tmp_path):
     subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=own.load(own.checkpoint)))
     with pytest.raises(ValueError, match="a BridgeTower cannot be exported, only METER and ViLT: its run folder keeps it"):
         export(subnet, tmp_path / "out")
@@ -137,7 +137,7 @@ def test_das_trains_the_adapters_that_a_mask_leaves(own):
         make_method("das").insert(vlp)
 
 
-def test_the_pipeline_leaves_sizes_to_the_model(own, settings):
+def test_pipeline_leaves_sizes_to_the_model(own, settings):
     asked = JointSearchSettings(model="BridgeTower", **settings)
     config = asked.problem_config
     assert (config.image_size, config.max_text_length) == (None, None)

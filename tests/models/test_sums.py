@@ -41,7 +41,7 @@ def test_they_are_kept_and_anybody_can_look(folders: tuple[Path, Path], smaller:
         assert done.stdout == "model.safetensors: OK\n"
 
 
-def test_what_is_shrunk_again_gets_checksums_of_its_own(smaller: Path, tmp_path: Path):
+def test_shrinking_again_writes_new_checksums(smaller: Path, tmp_path: Path):
     model = AutoModelForImageTextToText.from_pretrained(smaller)
     model.lm_head.weight.data += 1
     (tmp_path / "again").mkdir()
@@ -49,7 +49,7 @@ def test_what_is_shrunk_again_gets_checksums_of_its_own(smaller: Path, tmp_path:
     assert check_sums(tmp_path / "again")
 
 
-def test_a_changed_weight_is_noticed_where_the_folder_is_read(smaller: Path):
+def test_changed_weight_is_detected_on_load(smaller: Path):
     path = smaller / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -76,7 +76,7 @@ def test_checksums_that_cannot_be_compared(tmp_path: Path, text: str, match: str
 
 
 @pytest.mark.parametrize("header", [b"\xff" * 8 + b"{}", b"\2" + b"\0" * 7 + b"[]", b"\5" + b"\0" * 7 + b'{"a":1}', b"x"])
-def test_a_header_that_lies_is_named(tmp_path: Path, header: bytes):
+def test_wrong_header_is_named(tmp_path: Path, header: bytes):
     (tmp_path / "model.safetensors").write_bytes(header)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         source_dtype(tmp_path)

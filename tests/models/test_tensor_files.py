@@ -31,7 +31,7 @@ def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights:
 
 @ON_POSIX
 @pytest.mark.slow
-def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
+def test_killed_writer_leaves_no_files(tmp_path: Path):
     killed = "import os, pathlib, safetensors.torch\n"  # during the write of the temporary file that safetensors writes
     killed += "safetensors.torch.save_file = lambda _, path, metadata: (\n"
     killed += "    pathlib.Path(path).with_name('.tmpAbCdEf').write_bytes(b'half'), os.kill(os.getpid(), 9))\n"
@@ -45,7 +45,7 @@ def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
 
 @ON_POSIX
 @pytest.mark.slow
-def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path):
+def test_full_disk_raises_oserror(tmp_path: Path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.ones(3)}, {})
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

@@ -21,7 +21,7 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
     return ((pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).transpose(2, 0, 1)
 
 
-def test_an_image_of_the_right_size_is_only_normalised():
+def test_image_of_the_right_size_is_only_normalised():
     image = noise(96, 96)
     pixels = meter_transform(image, 96)
     assert (pixels.shape, pixels.dtype) == ((3, 96, 96), torch.float32)
@@ -52,14 +52,14 @@ def test_resize_and_centre_crop(size: tuple[int, int], resized: tuple[int, int],
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), normalised(expected), rtol=0, atol=1e-6)
 
 
-def test_a_fitting_shorter_side_is_cropped_and_not_resampled():
+def test_fitting_shorter_side_is_cropped_and_not_resampled():
     image = noise(31, 10)
     expected = normalised(np.asarray(image)[:, 10:20])  # (31 - 10) / 2 = 10.5 -> 10
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1000, 4), (3, 700), (1601, 100), (96, 12), (7 * STRIP + 1, 7)])
-def test_the_middle_of_a_strip_is_that_of_the_whole_strip(size: tuple[int, int]):
+def test_middle_of_a_strip_equals_that_of_the_full_strip(size: tuple[int, int]):
     image, side = noise(*size).point(lambda value: 96 + value // 4), 24  # so that nothing overshoots and is cut
     long = side * max(size) // min(size)
     whole = image.resize((long, side) if size[0] > size[1] else (side, long), Image.Resampling.BICUBIC)
@@ -70,7 +70,7 @@ def test_the_middle_of_a_strip_is_that_of_the_whole_strip(size: tuple[int, int])
     np.testing.assert_allclose(meter_transform(image, side).numpy(), expected, rtol=0, atol=1.01 * levels)
 
 
-def test_a_strip_takes_no_memory_for_what_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch):
     shapes: list[tuple[int, int]] = []
     resize = Image.Image.resize
     monkeypatch.setattr(
@@ -85,7 +85,7 @@ def test_gray_images_get_three_channels():
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_size_below_one_is_refused(size: int):
+def test_size_below_one_is_rejected(size: int):
     with pytest.raises(ValueError, match=rf"got {size} pixels"):
         meter_transform(noise(8, 8), size)
 
@@ -129,7 +129,7 @@ def test_vilt_resamples_the_whole_image_bicubically():
     np.testing.assert_allclose(vilt_transform(image, 96, 16).numpy(), (resized / 127.5 - 1).transpose(2, 0, 1), atol=1e-5)
 
 
-def test_no_pixel_of_vilts_looks_like_padding():
+def test_vilt_pixels_never_look_like_padding():
     gray = np.stack(np.meshgrid([127, 128], [127, 128], [127, 128]), -1).reshape(2, 4, 3).astype(np.uint8)
     image = Image.fromarray(gray.repeat(16, 0).repeat(16, 1))
     assert (vilt_transform(image, 32, 16).sum(0) != 0).all()

@@ -73,7 +73,7 @@ def test_examples_do_not_depend_on_their_batch():
             torch.testing.assert_close(case.vlp(alone, mask), together[row : row + 1], atol=1e-12, rtol=0)
 
 
-def test_nothing_is_drawn():
+def test_vilt_forward_draws_no_random_numbers():
     case = golden.Recorded("vilt", torch.float32, "pad/")
     with torch.no_grad():
         torch.manual_seed(1)
@@ -125,7 +125,7 @@ def test_pruned_model_has_equal_features():
         vlp(padded_batch(case), np.zeros(12, bool))
 
 
-def test_no_padding_needs_no_mask():
+def test_mask_is_optional_without_padding():
     vlp, case = golden.loaded("vilt").vlp, golden.Recorded("vilt", torch.float32)
     with torch.no_grad():
         encoded = vlp.encode({**padded_batch(case), "attention_mask": torch.ones_like(case.given("text_masks"))})

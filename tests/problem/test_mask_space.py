@@ -57,7 +57,7 @@ def test_mask_space_never_lists_too_many_masks(n_layers, by):
         _ = space.masks
 
 
-def test_every_mask_order():
+def test_order_of_all_masks():
     assert every_mask(2).tolist() == [[False, False], [True, False], [False, True], [True, True]]
     assert [np.flatnonzero(mask).tolist() for mask in every_mask(3, 2)] == [[0, 1], [0, 2], [1, 2]]
     with pytest.raises(ValueError, match="735,471 masks of 8 of 24 layers cannot be listed"):

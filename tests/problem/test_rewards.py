@@ -39,12 +39,12 @@ def test_macs_of_many_masks_are_those_of_each(config):
     assert macs.full == costs.macs_full
 
 
-def test_the_range_of_savings_is_that_of_all_masks():
+def test_savings_range_covers_all_masks():
     saved = MACS.saved(MASKS)
     assert MACS.range == (saved.min(), saved.max()) == pytest.approx((-0.05, 0.21))
 
 
-def test_the_papers_saving_is_a_budget():
+def test_paper_saving_is_a_budget():
     macs = full_costs(METERConfig(image_size=384), answers=3129).macs_cost
     masks = every_mask(12)
     feasible = Budget(12, saved=0.12, cost=macs).violations(masks) == 0
@@ -62,14 +62,14 @@ def test_violations(budget: Budget, worst: float):
     assert violations.max() == pytest.approx(worst)
 
 
-def test_a_saving_that_is_met_exactly_is_met():
+def test_exact_saving_meets_the_budget():
     tenths = MaskCost(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
     masks = np.tri(10, dtype=bool)  # save 0.1, 0.2, ..., 1.0
     for count in range(1, 11):
         assert Budget(10, saved=count / 10, cost=tenths).violations(masks[count - 1 : count]).tolist() == [0]
 
 
-def test_what_is_left():
+def test_remaining_budget():
     masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
     assert Budget(4, 2).left(masks).tolist() == [0.5, 0.25, 0, 0]
     assert Budget(4).left(masks).tolist() == [1, 0.75, 0.5, 0]

@@ -29,7 +29,7 @@ def read(folder: Path) -> list[dict]:
     return json.loads((folder / "dataset_shapes.json").read_text())["images"]
 
 
-def test_the_data_are_read_back(folder: Path):
+def test_written_data_are_read_back(folder: Path):
     splits = load_flickr30k(folder, "skip")  # decodes every image
     assert splits.left_out == ()
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [60, 150, 100]
@@ -63,7 +63,7 @@ def test_unique_captions_are_true_of_one_scene(alone: bool):
     assert bool(shared) is not alone  # training scenes may share captions
 
 
-def test_the_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
+def test_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
     tokenizer = load_tokenizer(mini_folder)
     known = {"a", "left", "right", "of", "above", "below", "objects", *COLORS, *SHAPES, *"2345"}
     known |= {"circles", "squares", "triangles", "stars", "crosses"}
@@ -77,7 +77,7 @@ def test_the_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
         assert len(ids) <= 16
 
 
-def test_the_same_arguments_write_the_same_data(folder: Path, tmp_path: Path):
+def test_same_arguments_write_the_same_data(folder: Path, tmp_path: Path):
     again = write_shapes_captions(tmp_path / "again", seed=3, scenes=FEW)
     for path in sorted(folder.rglob("*.*")):
         assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
@@ -95,7 +95,7 @@ def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict, name: s
     assert not (tmp_path / "x").exists()
 
 
-def test_the_root_is_written_once_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_root_is_written_once_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(write_shapes_captions, "__defaults__", (0, {"train": 4, "val": 4, "test": 4}))
     with ThreadPoolExecutor(3) as pool:
         roots = list(pool.map(shapes_captions_root, [tmp_path] * 3))

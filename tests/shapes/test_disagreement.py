@@ -53,7 +53,7 @@ def exit_code(words: list[str]) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_command_writes_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_writes_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["adapt", "shapes", "with", f"out={tmp_path / 'new'}", "train_scenes=3", "val_scenes=30", "disagreement=0.5"]
     assert exit_code(words) == 0
     assert capsys.readouterr().out == f"data_root={tmp_path / 'new'}\n"

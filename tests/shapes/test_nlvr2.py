@@ -50,7 +50,7 @@ def test_write_shapes_nlvr2_has_nlvr2s_format(small: Path, split: str):
     assert len({path.read_bytes() for path in paths}) == len(paths) == 15 * 8
 
 
-def test_the_data_are_read_back(small: Path):
+def test_written_data_are_read_back(small: Path):
     splits = load_nlvr2(small)
     assert (len(splits.train), len(splits.reward), len(splits.test)) == (80, 40, 120)
     labels = {entry["identifier"]: entry["label"] for entry in lines(small, "test1.json")}
@@ -64,14 +64,14 @@ def test_the_data_are_read_back(small: Path):
         assert Counter(example.label for example in examples) == {True: 2, False: 2}
 
 
-def test_the_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
+def test_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
     again = write_shapes_nlvr2(str(tmp_path / "again"), directories=3, directory_sets=5, test_sets=15)
     assert contents(again) == contents(small)
     fewer = contents(write_shapes_nlvr2(tmp_path / "fewer", directories=2, directory_sets=1, test_sets=15))
     assert {n: c for n, c in fewer.items() if "test1" in n} == {n: c for n, c in contents(small).items() if "test1" in n}
 
 
-def test_a_changed_generator_needs_a_new_version(small: Path):
+def test_changed_generator_needs_a_new_version(small: Path):
     """Fails when statements change: raise shapes_nlvr2.VERSION, or users read stale data, and put the digest here."""
     text = [(entry["sentence"], entry["label"]) for name in ("train", "test1") for entry in lines(small, f"{name}.json")]
     assert TEXT_OF_VERSION[shapes_nlvr2.VERSION] == blake2b(repr(text).encode()).hexdigest()[:16]
@@ -84,7 +84,7 @@ def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict[str, int
     assert not list(tmp_path.iterdir())
 
 
-def test_the_root_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_root_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(write_shapes_nlvr2, "__defaults__", (0, 2, 1, 1))
     root = shapes_nlvr2_root(tmp_path)
     assert len(load_nlvr2(root).test) == 8

@@ -150,12 +150,12 @@ CLUES: dict[str, Callable[[str, ScenePair], Hashable]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
 @pytest.mark.parametrize("clue", CLUES)
-def test_one_scene_or_the_text_alone_is_at_chance(family: str, clue: str):
+def test_single_scene_or_text_alone_is_at_chance(family: str, clue: str):
     assert abs(guessed(family, CLUES[clue]) - 0.5) < 0.06, clue
 
 
 @pytest.mark.slow
-def test_the_bundled_tokenizer_knows_all_words(mini_folder: Path):
+def test_bundled_tokenizer_knows_all_words(mini_folder: Path):
     texts, tokenizer = sorted({text for text, _, _ in statements()}), load_tokenizer(mini_folder)
     assert len(texts) > 300
     ids = tokenizer(texts)["input_ids"]

@@ -79,7 +79,7 @@ def test_neutral_images_have_a_curtain(small: Path):
         assert curtain or LABELS[example.label] != "neutral"
 
 
-def test_the_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
+def test_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
     again = write_shapes_snli_ve(tmp_path / "again", scenes=SMALL)
     for path in (p for p in small.rglob("*") if p.is_file()):
         assert (again / path.relative_to(small)).read_bytes() == path.read_bytes()

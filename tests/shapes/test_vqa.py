@@ -71,14 +71,14 @@ def test_write_shapes_has_vqav2s_format(small: Path, split: str, first: int, cou
     assert {family for _, family in families} == set(QUESTION_FAMILIES)
 
 
-def test_no_image_occurs_twice(small: Path):
+def test_images_are_unique(small: Path):
     pictures = [path.read_bytes() for split in SPLITS for path in (small / split).iterdir()]
     assert len(set(pictures)) == len(pictures) == 70
     images = NewImages()
     assert [images.add(content) for content in (b"a", b"b", b"a")] == [True, True, False]
 
 
-def test_the_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
+def test_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
     again = write_shapes(tmp_path / "again", seed=0, train_scenes=40, val_scenes=30)
     assert contents(again) == contents(small)
     other = write_shapes(str(tmp_path / "other"), seed=1, train_scenes=40, val_scenes=30)
@@ -90,7 +90,7 @@ def test_the_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
     }
 
 
-def test_a_changed_generator_needs_a_new_version(small: Path):
+def test_changed_generator_needs_a_new_version(small: Path):
     """Fails when questions or answers change: raise shapes.VERSION, or users read stale data, and put the digest here."""
     text = []
     for split in SPLITS:
@@ -124,7 +124,7 @@ def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict[str, Any
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interruption_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupt(rng: object, scene: object) -> None:
         raise KeyboardInterrupt
 
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path):
+def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path):
     folder = tmp_path / "shapes"
     child = in_python("import sys; from das_gym.shapes.vqa import write_shapes; write_shapes(sys.argv[1])", str(folder))
     deadline = time.monotonic() + 30
@@ -148,7 +148,7 @@ def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["shapes"]
 
 
-def test_two_processes_write_it_once(tmp_path: Path):
+def test_root_is_written_once_by_two_processes(tmp_path: Path):
     code = (
         "import sys; from das_gym.shapes.vqa import write_shapes; from das_gym.shapes.writing import bundled_root; "
         "write = lambda path: (print('writes', file=sys.stderr), write_shapes(path, 0, 400, 20)); "

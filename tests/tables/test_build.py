@@ -42,7 +42,7 @@ def test_holds_what_the_engine_says(small_problem: Problem, small_table: SubnetT
     assert (small_table.meta.reward_examples, small_table.meta.test_examples) == (10, 6)
 
 
-def test_every_batch_walks_the_tree_once(small_problem: Problem):
+def test_batches_walk_the_tree_once(small_problem: Problem):
     small_problem.evaluator.forget()
     done = []
     _, spent = build_table(small_problem, ENV_ID, 10, 6, on_chunk=done.append)

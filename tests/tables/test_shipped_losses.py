@@ -43,7 +43,7 @@ def test_other_examples_or_settings_have_no_shipped_losses():
         assert shipped_losses(changed, examples) is None
 
 
-def test_a_changed_checkpoint_has_no_shipped_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_changed_checkpoint_has_no_shipped_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from das_gym.tables import shipped_losses as module
 
     problem = load_problem(ProblemConfig(model="VLM", task="answering"))

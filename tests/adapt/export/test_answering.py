@@ -91,7 +91,7 @@ def test_export_answering_loads_in_transformers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter", "parallel"])
-def test_as_saved_refuses_modules_that_no_folder_can_hold(
+def test_as_saved_rejects_modules_that_no_folder_can_hold(
     folder_of: Callable[[str], Path],  # noqa: F811
     data: Path,  # noqa: F811
     name: str,

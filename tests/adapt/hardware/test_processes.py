@@ -49,7 +49,7 @@ def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(problem: dict[str, str], tmp_path: Path):
+def test_training_in_two_processes_equals_one(problem: dict[str, str], tmp_path: Path):
     """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients.
 
     Each of the two has a worker that reads images.
@@ -78,7 +78,7 @@ def test_two_processes_train_as_one_does(problem: dict[str, str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_model_of_transformers(tmp_path: Path):
+def test_training_in_two_processes_supports_transformers(tmp_path: Path):
     """It is examined when it is loaded, for which only the first process can save and reload it."""
     tiny.save("llava", tmp_path / "model")
     llava_folder(tmp_path / "data", train=6, test=2)

@@ -234,7 +234,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
 
 
 @pytest.mark.slow
-def test_every_pair_of_training_settings(worlds: dict[str, World], tmp_path: Path):
+def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: Path):
     """Weights are the same after a resume, with micro-batches, and without cached encoder outputs."""
     rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
     for number, row in enumerate(crossed(OF_TRAINING)):

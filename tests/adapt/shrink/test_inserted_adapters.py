@@ -74,7 +74,7 @@ def test_inserted_adapters_begin_as_zero(problem_of: Callable[[str], Problem]):
     assert torch.equal(logits_of(smaller, problem, examples), before)
 
 
-def test_a_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
+def test_pruned_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
     twin = VLM(copy.deepcopy(smaller.model), capabilities=smaller.capabilities)
@@ -119,7 +119,7 @@ def test_load_vlm_rejects_a_folder_with_adapters(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["modeling_das_adapters.py", "custom_generate/generate.py", "evil_code.py"])
-def test_a_saved_folder_runs_no_code_of_its_source(
+def test_saved_folder_runs_no_code_of_its_source(
     problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, file: str
 ):
     """Our code in it needs trust_remote_code=True; the source's was never trusted."""

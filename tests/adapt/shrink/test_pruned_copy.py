@@ -65,7 +65,7 @@ def test_draw_mask_draws_removed_layers(problem_of: Callable[[str], Problem]):
     assert draw_mask(problem_of("llava").vlp, MASK) == "■□■□"
 
 
-def test_a_model_to_be_pruned_has_no_adapters(problem_of: Callable[[str], Problem]):
+def test_pruned_copy_rejects_adapters(problem_of: Callable[[str], Problem]):
     """They would be saved with it, and their hooks would run."""
     model, (plain, _) = problem_of("llava").vlp.model, tiny.make("llava")
     assert {name for name, _ in model.named_modules()} == {name for name, _ in plain.named_modules()}

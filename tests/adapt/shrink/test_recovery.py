@@ -257,7 +257,7 @@ def test_recover_none_trains_nothing(problem_of: Callable[[str], Problem]):
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.WORKING if name not in tiny.TEXT_ALONE])
-def test_every_type_has_a_projector(name: str):
+def test_projector_is_found_for_every_type(name: str):
     model, _ = tiny.make(name)
     found = find_projectors(model)
     assert found

@@ -46,7 +46,7 @@ def test_pruned_copy_has_the_loss_of_the_mask_and_is_saved(problem: Problem, tmp
 
 
 @pytest.mark.slow
-def test_the_best_mask_that_can_be_removed_is_taken(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+def test_selection_takes_the_best_removable_mask(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
     first, free = np.arange(7) == 0, Budget(7)

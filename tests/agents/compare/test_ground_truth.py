@@ -12,7 +12,7 @@ TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"skip_num": None, "macs_saved": 0.15}, {"skip_num": None}])
-def test_a_mask_stands_where_the_table_says(budget, made_up_table):
+def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
     table = SubnetTable.load(made_up_table)
     within = {name: value for name, value in budget.items() if value is not None}
     allowed = table.masks[table.within(**within)]
@@ -23,7 +23,7 @@ def test_a_mask_stands_where_the_table_says(budget, made_up_table):
         assert truth.masks == len(allowed)
 
 
-def test_a_price_counts(made_up_table):
+def test_ground_truth_includes_the_price(made_up_table):
     env_kwargs = {"table": str(made_up_table), "skip_num": None, "macs_price": 100.0}
     everything, nothing = (ground_truth_of(TABULAR, env_kwargs, [bit] * 8) for bit in (1, 0))
     assert (everything.rank, everything.regret) == (1, 0.0)  # the most MACs saved
@@ -31,13 +31,13 @@ def test_a_price_counts(made_up_table):
     assert nothing.regret == pytest.approx(everything.best_reward - (np.exp(-0.3) - 2.0), abs=1e-6)
 
 
-def test_who_knows_no_truth_tells_none(made_up_table):
+def test_ground_truth_is_none_without_a_full_table(made_up_table):
     assert ground_truth_of(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
     assert ground_truth_of(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
 
 
 @pytest.mark.parametrize("agent", ["exhaustive", "leave_one_out", "ppo"])
-def test_a_search_on_a_table_tells_it(agent, made_up_table, tmp_path, monkeypatch, capsys):
+def test_search_on_a_table_prints_the_ground_truth(agent, made_up_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = {"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80 if agent == "exhaustive" else 12}
     result = run_search(settings, ["meter_vqa_table", agent])[2]

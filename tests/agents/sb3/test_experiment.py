@@ -19,7 +19,7 @@ def small(tmp_path, monkeypatch) -> dict:
     return {"evaluations": 24, "skip_num": 3, "env_kwargs": {"table": str(write_table(tmp_path / "table.npz"))}}
 
 
-def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
+def test_run_saves_search_files_and_the_agent(small: dict):
     run_id, folder, result = run_search(
         {**small, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 4, "learning_rate": 1e-3}}, ["meter_vqa_table", "ppo"]
     )
@@ -42,7 +42,7 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     assert load_sb3(folder, trust=True)[1]["algorithm"] == "ppo"
 
 
-def test_a_run_without_tensorboard_says_so(small: dict, monkeypatch: pytest.MonkeyPatch):
+def test_run_without_tensorboard_warns(small: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("stable_baselines3.common.logger.SummaryWriter", None)
     folder = run_search({**small, "agent_kwargs": {"n_steps": 4}}, ["meter_vqa_table", "ppo"])[1]
     said = [line for line in (folder / "cout.txt").read_text().splitlines() if "TensorBoard" in line]
@@ -66,18 +66,18 @@ def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
         ({"masks_per_turn": 0}, ["ppo"], "masks_per_turn"),
     ],
 )
-def test_a_wrong_setting_begins_no_run(small: dict, update: dict, names: list[str], text: str):
+def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, names: list[str], text: str):
     with pytest.raises(RunError, match=text):
         run_search({**small, **update}, ["meter_vqa_table", *names])
     assert not Path("runs/1").exists()
 
 
-def test_an_impossible_budget_says_what_is_possible(small: dict):
+def test_impossible_budget_names_the_possible_range(small: dict):
     with pytest.raises(RunError, match="`skip_num` is out of range"):
         run_search({**small, "skip_num": 9}, ["meter_vqa_table", "ppo"])
 
 
-def test_a_stopped_run_resumes(small: dict):
+def test_stopped_run_resumes(small: dict):
     update = {**small, "evaluations": 24, "save_every": 1, "agent_kwargs": {"n_steps": 4}}
 
     def interrupted(*args, **kwargs):

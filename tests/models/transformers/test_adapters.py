@@ -40,7 +40,7 @@ def test_default_widths_follow_the_hidden_size(hidden_size: int, widths: tuple[i
     assert default_widths(hidden_size) == widths
 
 
-def test_a_kept_layer_by_hand(adapted: VLM):
+def test_kept_layer_by_hand(adapted: VLM):
     """h + attention(x + A0(x)), then h + MLP(y + A1(y)), x and y normed."""
     layer: Any = adapted.stack.layers[0]
     rotary = adapted.stack.owner.rotary_emb(HIDDEN, torch.arange(6)[None])
@@ -54,7 +54,7 @@ def test_a_kept_layer_by_hand(adapted: VLM):
     torch.testing.assert_close(found, hidden)
 
 
-def test_a_skipped_layer_by_hand(adapted: VLM):
+def test_skipped_layer_by_hand(adapted: VLM):
     unit: Any = adapted.skippable(2).skip_adapter
     x = adapted.stack.layers[2].input_layernorm(HIDDEN).float()
     expected = HIDDEN + unit.adapter.up(torch.relu(unit.adapter.down(x))).double()

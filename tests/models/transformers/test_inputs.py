@@ -42,7 +42,7 @@ def test_count_words_reads_no_images(driven: Callable[..., Driven]):
         assert processor.count_words(prompt) == len(encoding.ids) - max(0, marks - 1)
 
 
-def test_no_pixels_are_remembered_with_a_prompt(driven: Callable[..., Driven]):
+def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
     """DeepSeek-VL's larger one has images in two sizes, and its forward needs both."""
     own = driven("llava").processor.processor
 

@@ -144,7 +144,7 @@ def test_load_vlm_rejects_a_folder_that_names_another(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model-1.safetensors", "README.md"])
-def test_a_pipe_in_a_folder_is_rejected(folder: Path, name: str):
+def test_pipe_in_a_folder_is_rejected(folder: Path, name: str):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     for load in (load_vlm, load_processor, load_tokenizer):

@@ -202,7 +202,7 @@ def test_deepstack_is_replayed_and_its_layers_are_protected(driven: Callable[...
 
 
 @pytest.mark.slow
-def test_a_softcap_that_the_model_does_not_apply_is_not_applied(tmp_path: Path):
+def test_unused_softcap_is_not_applied(tmp_path: Path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting is in both configurations."""
     model, processor = tiny.llava_of(t.Gemma2Config(**tiny.text()))
     model.save_pretrained(tmp_path)
@@ -213,7 +213,7 @@ def test_a_softcap_that_the_model_does_not_apply_is_not_applied(tmp_path: Path):
 
 
 @torch.no_grad()
-def test_a_model_that_is_its_own_base_gives_what_its_head_reads():
+def test_model_without_base_gives_its_heads_input():
     """Llama 4's text model holds its decoder next to the head, under a name that `base_model` does not know."""
     config = t.Llama4TextConfig(**tiny.text(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2))
     vlm = VLM(tiny.made(lambda: (t.Llama4ForCausalLM(config), None))[0])

@@ -33,7 +33,7 @@ def test_separating_sets_separate_any_two_layers(count: int):
     assert all(any(a in removed and b not in removed for removed in sets) for a, b in pairs)
 
 
-def test_a_layer_that_reads_what_another_one_computed_is_rejected(driven: Callable[..., Driven]):
+def test_layer_that_reads_another_layer_is_rejected(driven: Callable[..., Driven]):
     """The last reads what the first left behind; without the middle one alone, nothing shows."""
     model, processor = tiny.make("llama")[0], driven("llama").processor
     left: dict[str, Any] = {}
@@ -60,12 +60,12 @@ def test_layers_that_share_keys_and_values_are_rejected(driven: Callable[..., Dr
         probe_capabilities(gemma4(num_kv_shared_layers=2, hidden_size_per_layer_input=0), driven("llama").processor)
 
 
-def test_a_type_that_is_known_not_to_work_is_rejected(folder_of: Callable[[str], Path]):
+def test_unsupported_type_is_rejected(folder_of: Callable[[str], Path]):
     with pytest.raises(ValueError, match=r"\(blip-2\) is not supported: .*`cross_attention_frequency`"):
         load_vlm(folder_of("blip_2"))
 
 
-def test_a_smaller_model_that_would_not_reload_is_rejected(driven: Callable[..., Driven]):
+def test_smaller_model_that_would_not_reload_is_rejected(driven: Callable[..., Driven]):
     """Gemma 4's embeddings by layer are one matrix for all of them; DiffLlama's layers compute with their position."""
     torch.manual_seed(0)
     shared = gemma4(num_kv_shared_layers=0, hidden_size_per_layer_input=4, vocab_size_per_layer_input=512)
@@ -75,7 +75,7 @@ def test_a_smaller_model_that_would_not_reload_is_rejected(driven: Callable[...,
         probe_capabilities(t.DiffLlamaForCausalLM(t.DiffLlamaConfig(**tiny.text())).eval(), driven("llama").processor)
 
 
-def test_a_processor_of_another_model_is_rejected_in_one_line(folder_of: Callable[[str], Path]):
+def test_processor_of_another_model_is_rejected_in_one_line(folder_of: Callable[[str], Path]):
     with pytest.raises(ValueError, match=rf"^{folder_of('llava')}: LlavaForCond.* is not supported: .*\(\w+: .+\)$"):
         load_vlm(folder_of("llava"), tokenizer=folder_of("qwen2_vl"))
 
@@ -92,7 +92,7 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide():
 
 
 @pytest.mark.slow
-def test_a_model_of_float64_that_rounds_to_float32_is_driven(tmp_path: Path):
+def test_float64_model_that_rounds_to_float32_is_supported(tmp_path: Path):
     model = Driven.load(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
     found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
@@ -113,5 +113,5 @@ def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_
 
 
 @pytest.mark.slow
-def test_a_softcap_under_another_name_is_found(tmp_path: Path):
+def test_softcap_under_another_name_is_found(tmp_path: Path):
     assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0

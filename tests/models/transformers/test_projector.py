@@ -26,7 +26,7 @@ def opened(model: Driven) -> Driven:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_it_gives_the_same_until_it_is_changed_and_then_what_its_own_forward_gives(driven: Callable[..., Driven], name: str):
+def test_projector_equals_its_own_forward(driven: Callable[..., Driven], name: str):
     model = opened(driven(name))
     vlm, prompts, mask = model.vlm, model.prompts(), np.eye(len(model.vlm.layers), dtype=bool)[1]
     before = driven(name).logits(prompts, mask)
@@ -43,7 +43,7 @@ def test_it_gives_the_same_until_it_is_changed_and_then_what_its_own_forward_giv
     assert evaluator.spent.images == 2  # the tower ran once per image
 
 
-def test_it_trains_and_the_tower_does_not(driven: Callable[..., Driven]):
+def test_projector_trains_and_the_tower_does_not(driven: Callable[..., Driven]):
     model = opened(driven("smolvlm"))
     encoder = evaluator_of(model).encoder
     features = model.vlm.forward_encoded(encoder(model.prompts()), np.zeros(4, dtype=bool))

@@ -28,7 +28,7 @@ def change(path: Path, index: int, **changes: Any) -> Path:
     return write(path, entries)
 
 
-def test_an_entry_is_an_example(root: Path):
+def test_entry_becomes_an_example(root: Path):
     change(root / "test.json", 0, answer_type=" CLOSED ")
     splits = load_answers(root)
     assert splits.test[0] == AnswerExample(
@@ -43,7 +43,7 @@ def test_an_entry_is_an_example(root: Path):
     assert_disjoint(splits)
 
 
-def test_every_answered_round_is_an_example_with_the_rounds_before_it(root: Path):
+def test_answered_rounds_become_examples_with_their_history(root: Path):
     texts = ("<image>\nWhat is it? ", " A dog. ", "And <image> this?", "A cat.", "Both?", "No.", "Why?")
     draw(root / "images" / "a.png", root / "images" / "b.png")
     write(root / "test.json", [entry(50, *texts, image=["a.png", "b.png"])])
@@ -78,7 +78,7 @@ def test_lines_whatever_the_name_and_a_byte_order_mark(root: Path):
     assert splits.test[0].key == "test.json/9"
 
 
-def test_ids_that_are_missing_or_occur_twice_are_replaced_by_the_place(root: Path):
+def test_missing_or_duplicate_ids_are_replaced_by_position(root: Path):
     entries = [entry("a"), entry("a"), entry(77), entry("x#1"), entry("y")]
     del entries[4]["id"]
     draw(*(root / "images" / f"{name}.png" for name in ("a", "77", "x#1", "y")))
@@ -94,7 +94,7 @@ def test_images_are_found(tmp_path: Path, folder: str):
     assert_disjoint(load_answers(root))
 
 
-def test_the_folder_and_file_names_of_the_reference(tmp_path: Path):
+def test_reference_folder_and_file_names(tmp_path: Path):
     """Slake and AID as LLaVA-DAS has them: two files, and one of questions alone."""
     root = tmp_path / "slake"
     texts = ("<image>\nWhere is the liver?\nAnswer the question using a single word or phrase.", "Right")
@@ -134,7 +134,7 @@ def test_file_name_selects_one_of_several_data_sets(tmp_path: Path):
     assert len(load_answers(root / "train50.json").test) == 8
 
 
-def test_one_question_about_everything_makes_its_answers_options(tmp_path: Path):
+def test_single_question_makes_its_answers_options(tmp_path: Path):
     root = aid(tmp_path / "aid")
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {
         ("airport", "bareland")
@@ -176,7 +176,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "text"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
-def test_a_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text: str):
+def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text: str):
     change(root / "test.json", 0, **changes)
     with pytest.raises(ValueError, match=text) as raised:
         load_answers(root)
@@ -186,7 +186,7 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], te
     assert ([example.key for example in splits.test], len(splits.left_out)) == (["test.json/10"], 1)
 
 
-def test_a_bad_entry_counts_as_its_answers(root: Path):
+def test_bad_entry_counts_as_its_answers(root: Path):
     write(root / "test.json", [entry(10), entry(9, "a", "b", "c", "d", image="9.png"), "no object"])
     assert load_answers(root, "skip").left_out_count == 3
 
@@ -202,7 +202,7 @@ def test_missing_and_damaged_images_are_skipped(root: Path):
         load_answers(root, "skip")
 
 
-def test_a_damaged_line_or_file_is_named(root: Path):
+def test_damaged_line_or_file_is_named(root: Path):
     path = write_lines(root / "test.json", [entry(9), entry(10)])
     path.write_text(path.read_text() + '{"id": "11", "conv\n')
     with pytest.raises(ValueError, match=r"test\.json: line 3 is not valid JSON"):
@@ -227,7 +227,7 @@ def test_files_that_share_an_image_are_made_disjoint(root: Path):
         load_answers(root, "skip")
 
 
-def test_the_example_of_the_docs_is_read(tmp_path: Path):
+def test_docs_example_is_read(tmp_path: Path):
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     root = llava_folder(tmp_path / "data", train=9)

@@ -74,7 +74,7 @@ def test_part_of_a_file_name(name: str, part: str, rest: tuple[str, ...]):
     assert part_of(Path(name)) == (part, rest)
 
 
-def test_the_same_split_wherever_the_folder_lies_and_in_whatever_order(tmp_path: Path):
+def test_split_is_independent_of_folder_and_order(tmp_path: Path):
     root = llava_folder(tmp_path / "here", everything=40)
     moved = tmp_path / "there" / "deep"
     shutil.copytree(root, moved / "data")
@@ -88,7 +88,7 @@ def test_the_same_split_wherever_the_folder_lies_and_in_whatever_order(tmp_path:
     assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
 
 
-def test_a_folder_for_each_part(tmp_path: Path):
+def test_parts_in_separate_folders(tmp_path: Path):
     for part, count in (("train", 9), ("valid", 3), ("test", 2)):
         llava_folder(tmp_path / "data" / part, images="", annotations=count)
     splits = load_answers(tmp_path / "data")
@@ -152,7 +152,7 @@ def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
     assert_disjoint(splits)
 
 
-def test_the_default_is_the_bundled_shapes(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_default_is_the_bundled_shapes(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reading, "shapes_root", lambda: shapes_folder)
     assert list(load_answers(None).test) == list(load_answers(shapes_folder).test)
 
@@ -261,7 +261,7 @@ def test_slake(tmp_path: Path):
         ({"img_name": "missing.jpg"}, r"imgs/missing\.jpg does not exist \(1 images"),
     ],
 )
-def test_a_bad_entry_of_slake_is_named(tmp_path: Path, changes: dict[str, object], text: str):
+def test_bad_slake_entry_is_named(tmp_path: Path, changes: dict[str, object], text: str):
     root = slake(tmp_path / "Slake1.0", **changes)
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         load_answers(root)
@@ -319,7 +319,7 @@ def test_scienceqa(tmp_path: Path, folder: str):
         ({"image": "missing.png"}, r"problems\.json: 13: .*images/test/13/missing\.png does not exist"),
     ],
 )
-def test_a_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
+def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
     root = scienceqa(tmp_path / "sqa")
     problems = json.loads((root / "problems.json").read_text())
     problems["13"] |= changes
@@ -399,7 +399,7 @@ def test_images_beside_a_damaged_file_are_no_classes(tmp_path: Path):
         load_answers(root)
 
 
-def test_a_part_of_another_form_is_not_overlooked(tmp_path: Path):
+def test_part_of_another_form_is_rejected(tmp_path: Path):
     root = llava_folder(tmp_path / "data", train=9, test=3)
     write(root / "test.json", {"data": json.loads((root / "test.json").read_text())})
     with pytest.raises(
@@ -408,13 +408,13 @@ def test_a_part_of_another_form_is_not_overlooked(tmp_path: Path):
         load_answers(root)
 
 
-def test_two_files_for_one_part(tmp_path: Path):
+def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):
     root = llava_folder(tmp_path / "data", train=9, training=3)
     with pytest.raises(ValueError, match=r"two files for train: got .*train\.json and .*training\.json"):
         load_answers(root)
 
 
-def test_two_formats_in_a_folder(tmp_path: Path):
+def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
     root = slake(tmp_path / "data")
     llava_folder(root, train_llava=9, test_llava=3)
     with pytest.raises(ValueError, match=r"holds 2 data sets: .*_llava\.json \(LLaVA's conversations\), .* \(Slake's own"):
@@ -431,7 +431,7 @@ def test_two_formats_in_a_folder(tmp_path: Path):
         ("x.jsonl", '{"question_id": 1, "text": ""}\n' * 2, r"x\.jsonl is no known data: got questions without answers"),
     ],
 )
-def test_a_named_file_of_another_format_is_described(tmp_path: Path, name: str, content: str, text: str):
+def test_named_file_of_another_format_is_described(tmp_path: Path, name: str, content: str, text: str):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=text):
         load_answers(tmp_path / name)

@@ -84,7 +84,7 @@ def test_predictions():
     assert TASK.predictions([CHOICE, OPEN], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5)[[2, 3, 4, 5, 0, 1]])[1]["key"] == "1"
 
 
-def test_an_example_as_text():
+def test_example_as_text():
     asked = replace(OPEN, question="<image>\nwhat is <image>")
     assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
@@ -117,6 +117,6 @@ def test_summary_by_kind():
     assert summary == {"exact_match": 0.5, "loss": 2.0, "kind/OPEN": 1.0, "kind/CLOSED": 0.0}
 
 
-def test_no_head_can_be_built():
+def test_head_cannot_be_built():
     with pytest.raises(TypeError, match="the model's own head"):
         TASK.build_head(8)

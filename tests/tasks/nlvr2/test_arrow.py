@@ -31,7 +31,7 @@ def test_load_arrow_nlvr2(folder: Path):
     assert len(splits.train) + len(splits.reward) == 80
 
 
-def test_a_sentence_has_one_number_in_all_pairs_of_its_set(folder: Path):
+def test_sentence_has_one_id_in_its_set(folder: Path):
     rows = [nlvr2_row("dev-3-0", questions=["a", "b"]), nlvr2_row("dev-3-1", questions=["b", "c"]), nlvr2_row("dev-4-0")]
     write_table(folder / "nlvr2_test1.arrow", rows)
     test = load_arrow_nlvr2(folder).test
@@ -66,7 +66,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str, int]] = [
 
 
 @pytest.mark.parametrize(("changes", "message", "skipped"), BAD_ROWS)
-def test_a_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, skipped: int):
+def test_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, skipped: int):
     write_table(folder / "nlvr2_test1.arrow", [nlvr2_row("test1-3-0", **changes), nlvr2_row("test1-3-1")])
     if "image_1" not in changes:  # damage of an image is found when it is opened
         with pytest.raises(ValueError, match=rf"nlvr2_test1\.arrow: {message}"):

@@ -142,7 +142,7 @@ BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ENTRIES)
-def test_a_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], message: str):
+def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], message: str):
     change(root / "train.json", 3, lambda e: e.update(changes))
     with pytest.raises(ValueError, match=rf"train\.json: line 3.*{message}"):
         load_nlvr2(root)
@@ -153,7 +153,7 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], me
 @pytest.mark.parametrize(
     "content", [b'{"sentence": "half', b'{"sentence": "\xff\xfe"}', b'{"a": ' + b"[" * 100_000, b"[1, 2]"]
 )
-def test_a_damaged_line_is_named_or_skipped(root: Path, content: bytes):
+def test_damaged_line_is_named_or_skipped(root: Path, content: bytes):
     path = root / "test1.json"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + content)
     with pytest.raises(ValueError, match=r"test1\.json: line 2 is not"):
@@ -162,7 +162,7 @@ def test_a_damaged_line_is_named_or_skipped(root: Path, content: bytes):
 
 
 @pytest.mark.parametrize("content", [None, b"no image"])
-def test_a_missing_or_damaged_image_is_skipped(root: Path, content: bytes | None):
+def test_missing_or_damaged_image_is_skipped(root: Path, content: bytes | None):
     path = root / "test1" / "test1-2-0-img1.png"
     path.unlink()
     if content:
@@ -177,14 +177,14 @@ def test_a_missing_or_damaged_image_is_skipped(root: Path, content: bytes | None
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", json.dumps([]).encode("utf-16"), '{"a": 1}\n'.encode("utf-16-be")])
 @pytest.mark.parametrize("split", ["train", "test1"])
-def test_a_file_without_entries_is_named(root: Path, split: str, content: bytes):
+def test_file_without_entries_is_named(root: Path, split: str, content: bytes):
     (root / f"{split}.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{split}\.json is "):
         load_nlvr2(root, "skip")
 
 
 @pytest.mark.parametrize("names", [("train",), ("test1", "dev")])
-def test_a_missing_file_is_named(root: Path, names: tuple[str, ...]):
+def test_missing_file_is_named(root: Path, names: tuple[str, ...]):
     for name in names:
         (root / f"{name}.json").unlink()
     with pytest.raises(FileNotFoundError, match=rf"has no {names[0]}\.json"):

@@ -32,7 +32,7 @@ def test_pairs_have_token_types_1_and_2(task: NLVR2Task):
     assert {pair.text for pair in pairs} == {"there is 1 owl."}
 
 
-def test_the_head_reads_concatenated_features(task: NLVR2Task):
+def test_head_reads_concatenated_features(task: NLVR2Task):
     pooled = torch.arange(12.0).reshape(4, 3)
     assert task.group_features(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert task.build_head(3)(task.group_features(pooled)).shape == (2, 2)
@@ -76,7 +76,7 @@ def test_logits_and_losses_match_the_reference(task: NLVR2Task, name: str, dtype
     case.check(losses, "nlvr2/loss")
 
 
-def test_the_head_has_the_official_shapes(task: NLVR2Task):
+def test_head_has_the_official_shapes(task: NLVR2Task):
     weights = golden.loaded("meter").heads["nlvr2_classifier"]
     head = task.build_head(golden.loaded("meter").vlp.feature_size)
     assert {key: tensor.shape for key, tensor in head.state_dict().items()} == {k: t.shape for k, t in weights.items()}
@@ -97,7 +97,7 @@ def test_shapes_nlvr2_runs_through_the_bundled_model(tmp_path: Path):
     assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
-def test_an_example_as_text(task: NLVR2Task):
+def test_example_as_text(task: NLVR2Task):
     one = example(label=False)
     assert (task.question(one), task.reference(one)) == ("there is 1 owl.", "False")
     (given,) = task.predictions([one], torch.tensor([[0.0, 1.0]]))

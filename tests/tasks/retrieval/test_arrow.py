@@ -52,7 +52,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str, int, int]] = [
 
 
 @pytest.mark.parametrize(("changes", "message", "fewer", "count"), BAD_ROWS)
-def test_a_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, fewer: int, count: int):
+def test_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, fewer: int, count: int):
     rows = [caption_row(f"v{n}") for n in range(6)]
     rows[2] = caption_row("x", **changes)
     write_table(folder / VAL, rows)

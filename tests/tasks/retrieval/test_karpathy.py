@@ -113,7 +113,7 @@ def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
     assert load_flickr30k(tmp_path).test[0].image.open().size == (20, 12)
 
 
-def test_one_of_several_data_sets_is_named_by_its_file(root: Path):
+def test_file_selects_one_of_several_data_sets(root: Path):
     write(root, "karpathy/dataset_coco.json")
     with pytest.raises(ValueError, match=r"several data sets: got dataset_flickr30k\.json, karpathy/dataset_coco\.json"):
         load_flickr30k(root)
@@ -141,7 +141,7 @@ BAD: list[tuple[Callable[[list[Any]], Any], str, int]] = [
 
 
 @pytest.mark.parametrize(("edit", "message", "fewer"), BAD)
-def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str, fewer: int):
+def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str, fewer: int):
     path = change(root, edit)
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         load_flickr30k(root)
@@ -151,7 +151,7 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]],
     assert len(splits.left_out) == 1
 
 
-def test_a_split_that_becomes_too_small_names_what_was_skipped(root: Path):
+def test_too_small_split_names_skipped_entries(root: Path):
     (root / "flickr30k-images" / "12.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
         load_flickr30k(root)
@@ -160,14 +160,14 @@ def test_a_split_that_becomes_too_small_names_what_was_skipped(root: Path):
 
 
 @pytest.mark.parametrize(("split", "ours"), [("val", "reward"), ("test", "test")])
-def test_an_empty_split_is_named(root: Path, split: str, ours: str):
+def test_empty_split_is_named(root: Path, split: str, ours: str):
     change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == split])
     with pytest.raises(ValueError, match=rf"the {ours} split\) holds no usable example"):
         load_flickr30k(root)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"images": 3}', b"[" * 100_000])
-def test_a_damaged_file_is_named(root: Path, content: bytes):
+def test_damaged_file_is_named(root: Path, content: bytes):
     (root / "dataset_flickr30k.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is"):
         load_flickr30k(root)

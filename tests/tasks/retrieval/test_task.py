@@ -37,7 +37,7 @@ def test_pairs_are_16_texts_the_true_one_first(task: RetrievalTask):
     assert "also true 3" not in [pair.text for pair in pairs[:NUM_TEXTS]]
 
 
-def test_the_head_scores_each_text(task: RetrievalTask):
+def test_head_scores_each_text(task: RetrievalTask):
     head = task.build_head(2)
     with torch.no_grad():
         head[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
@@ -152,7 +152,7 @@ def test_gallery_has_each_image_once_with_all_captions():
         RetrievalTask.gallery(examples, 0)
 
 
-def test_an_example_as_text(task: RetrievalTask):
+def test_example_as_text(task: RetrievalTask):
     one = example(3)
     assert (task.question(one), task.reference(one)) == ("Which of 16 texts is true of the image?", "true 3")
     (given,) = task.predictions([one], torch.eye(16)[5:6])

@@ -44,7 +44,7 @@ def test_examples_are_in_the_order_of_the_rows(tables: Path):
         ({"sentences": [["a", "b"], ["a", ""], ["a", "c"]]}, "entry 1 is empty", 1),
     ],
 )
-def test_a_bad_entry_is_named_or_skipped(tables: Path, changes: dict[str, Any], text: str, left_out: int):
+def test_bad_entry_is_named_or_skipped(tables: Path, changes: dict[str, Any], text: str, left_out: int):
     write_table(tables / "snli_dev.arrow", [row(5), row(6, **changes)])
     with pytest.raises(ValueError, match=text):
         load_arrow_snli_ve(tables)

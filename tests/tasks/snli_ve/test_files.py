@@ -84,7 +84,7 @@ def test_folders_of_images_are_found(tmp_path: Path, images: str, above: str):
         (lambda e: e.update(pairID="11.jpg#0r0"), r"repeats `pairID` 11.jpg#0r0 of .*train\.jsonl: line 1"),
     ],
 )
-def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], object], text: str):
+def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], object], text: str):
     change(root / "snli_ve_dev.jsonl", edit)
     with pytest.raises(ValueError, match=text):
         load_snli_ve(root)
@@ -92,7 +92,7 @@ def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], obj
     assert (len(splits.reward), splits.left_out_count) == (2, 1)
 
 
-def test_a_missing_image_is_named(root: Path):
+def test_missing_image_is_named(root: Path):
     (root / "flickr30k_images" / "31.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"snli_ve_test\.jsonl: 31\.jpg#0r0: .*1 images are missing"):
         load_snli_ve(root)

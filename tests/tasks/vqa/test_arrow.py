@@ -56,7 +56,7 @@ def test_val_is_halved_as_with_the_original_files(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("missing", "split"), [("vqav2_train.arrow", "train"), ("vqav2_val.arrow", "val")])
-def test_a_missing_table_is_named(folder: Path, missing: str, split: str):
+def test_missing_table_is_named(folder: Path, missing: str, split: str):
     (folder / missing).unlink()
     with pytest.raises(FileNotFoundError, match=rf"vqav2_{split}\.arrow"):
         load_arrow_vqa(folder)
@@ -78,7 +78,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str, int]] = [
 
 
 @pytest.mark.parametrize(("changes", "message", "fewer"), BAD_ROWS)
-def test_a_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, fewer: int):
+def test_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], message: str, fewer: int):
     path = folder / "vqav2_val.arrow"
     rows = [vqa_row(100 + n) for n in range(12)]
     rows[1] |= changes

@@ -72,7 +72,7 @@ def test_unanimous_answers_train_normalized_and_score_as_written():
     assert task.covers_labels([example(*["two"] * 10)])
 
 
-def test_an_example_as_text(task: VQATask):
+def test_example_as_text(task: VQATask):
     unanimous = example(*["yes"] * 10)
     assert (task.question(unanimous), task.reference(unanimous)) == ("?", "yes")
     assert task.reference(example(*["no"] * 3, *["red"] * 7)) == "red (7), no (3)"

@@ -116,7 +116,7 @@ def test_shapes_are_read_back(tmp_path: Path):
     assert all(e.image.path.is_file() and e.answers == (e.answer,) * 10 for e in examples)
 
 
-def test_the_halves_of_val2014_are_fixed_and_disjoint(root: Path):
+def test_val2014_halves_are_fixed_and_disjoint(root: Path):
     splits = load_vqav2(root)
     reward, test = {e.image_id for e in splits.reward}, {e.image_id for e in splits.test}
     assert reward | test == set(range(100, 112))
@@ -161,7 +161,7 @@ def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
 
 
 @pytest.mark.parametrize("name", [TRAIN_QUESTIONS, TRAIN_ANNOTATIONS, VAL_QUESTIONS, VAL_ANNOTATIONS])
-def test_a_missing_file_is_named(root: Path, name: str):
+def test_missing_file_is_named(root: Path, name: str):
     (root / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"birds has no {name}: got train2014"):
         load_vqav2(root)
@@ -171,14 +171,14 @@ def test_a_missing_file_is_named(root: Path, name: str):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"PK\x03\x04\xff\xfe\x00", b"[" * 100_000, b"[]", b"{}", b"3", b'{"questions": {}}']
 )
-def test_a_damaged_file_is_named(root: Path, name: str, content: bytes):
+def test_damaged_file_is_named(root: Path, name: str, content: bytes):
     (root / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is "):
         load_vqav2(root)
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_an_empty_split_is_named(root: Path, name: str):
+def test_empty_split_is_named(root: Path, name: str):
     edit(root / name, lambda whole: whole[KEYS[name]].clear())
     with pytest.raises(ValueError, match=f"{root}"):
         load_vqav2(root, "skip")
@@ -203,7 +203,7 @@ def bad_entries() -> list[tuple[str, dict[str, Any], str]]:
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), bad_entries())
-def test_a_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str, Any], message: str):
+def test_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str, Any], message: str):
     edit(root / name, lambda whole: whole[KEYS[name]][1].update(changes))
     with pytest.raises(ValueError, match=rf"{name}: {KEYS[name]}\[1\].*{message}"):
         load_vqav2(root)
