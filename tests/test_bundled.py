@@ -51,7 +51,9 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("place", [-1, 0.5])
-def test_reading_a_changed_bundled_file_is_refused(name: str, place: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_reading_a_changed_bundled_file_is_rejected(
+    name: str, place: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder, file = Path(name).parts
     shutil.copytree(bundled.ASSETS / folder, tmp_path / folder)
     monkeypatch.setattr(bundled, "ASSETS", tmp_path)

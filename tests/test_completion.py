@@ -54,6 +54,6 @@ def test_commands_know_their_words():
     assert all(command.completions() for command in PROGRAM.commands.values())
 
 
-def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]):
+def test_another_shell_is_rejected(capsys: pytest.CaptureFixture[str]):
     assert PROGRAM.run(["completion", "fish"]) == 1
     assert "no completion for 'fish'; choose one of bash, zsh" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_model_name_that_differs_only_in_case_is_rejected():
         (register_task, VQATask, "register_task takes a TaskEntry, not a ABCMeta: pass a das_gym.TaskEntry"),
     ],
 )
-def test_another_kind_of_entry_is_refused(register, entry, text: str):
+def test_another_kind_of_entry_is_rejected(register, entry, text: str):
     with pytest.raises(TypeError, match=text):
         register(entry)
 

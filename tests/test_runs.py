@@ -127,7 +127,7 @@ def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path
     assert read_json(tmp_path / "1" / "metrics.json")["step"]["steps"] == [0, 1, 2]
 
 
-def test_resumed_run_refuses_other_settings_and_commands(command, stopped: Path):
+def test_resumed_run_rejects_other_settings_and_commands(command, stopped: Path):
     before = (stopped / "run.json").read_bytes()
     with pytest.raises(RunError, match="run 1 was started with number=1 and cannot be resumed with number=3"):
         resume(command, stopped, number=3)
@@ -260,7 +260,7 @@ def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path,
     assert read_config(tmp_path / "1")["plugins"] == ["json", "string"]
 
 
-def test_resumed_run_wants_sensitive_settings_repeated(command, stopped: Path):
+def test_resumed_run_requires_sensitive_settings_again(command, stopped: Path):
     edit(stopped, out="/somewhere", trackers=["wandb"])
     with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.*Repeat them to confirm: .*resume=1"):
         resume(command, stopped)
@@ -272,7 +272,7 @@ def test_resumed_run_wants_sensitive_settings_repeated(command, stopped: Path):
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json", "cout.txt"])
-def test_pipe_or_link_in_a_run_folder_is_refused(command, stopped: Path, tmp_path: Path, name: str):
+def test_pipe_or_link_in_a_run_folder_is_rejected(command, stopped: Path, tmp_path: Path, name: str):
     (tmp_path / "mine.txt").write_text("mine")
     (stopped / name).unlink(missing_ok=True)
     os.mkfifo(stopped / name)

@@ -217,7 +217,7 @@ def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
         ({"refine": 2, "mask": (0, 1)}, "refine=2"),
     ],
 )
-def test_choice_that_is_impossible_is_refused(run_folder: Path, given: dict[str, Any], text: str):
+def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):
     front_of(run_folder)
     with pytest.raises(ValueError, match=text):
         choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))

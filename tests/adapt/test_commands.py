@@ -295,7 +295,7 @@ def test_pruned_model_rejects_another_mask(small_kwargs: dict[str, str]):
         vlp.prune(~np.array(MASK, bool))
 
 
-def test_paths_are_recorded_whole(adapted: Path):
+def test_paths_are_recorded_in_full(adapted: Path):
     search = json.loads((adapted / "runs/1/search.json").read_text())
     assert Path(search["env_kwargs"]["supernet"]).is_absolute()
     assert Path(search["env_kwargs"]["data_root"]).is_absolute()

@@ -84,7 +84,7 @@ def test_losses_use_dropout_in_the_papers_recipe_alone(problem: ProblemConfig):
 
 @pytest.mark.parametrize("value", ["x", [["x"]]])
 @pytest.mark.parametrize("name", ["step", "masks"])
-def test_turns_refuse_other_types(name: str, value: object):
+def test_turns_reject_other_types(name: str, value: object):
     turns = Turns()
     turn = {"step": 2, "masks": [[0, 1]], "losses": [1.0], "rewards": [0.4], "preferences": None}
     turns.load_state_dict({"history": [turn]})

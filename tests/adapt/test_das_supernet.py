@@ -45,13 +45,13 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(
     assert printed.count(f"adapters as wide {told}") == 1
 
 
-def test_das_refuses_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
+def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
     given: dict[str, Any] = {**small_kwargs, "supernet": None, "problem": {"image_size": 96}, "das": {"bottleneck": 24}}
     with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
         ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
 
-def test_finetune_from_refuses_other_values():
+def test_finetune_from_rejects_other_values():
     with pytest.raises(ValueError, match="unknown finetune_from 'old'"):
         das_settings("METER", "vqa", finetune_from="old")

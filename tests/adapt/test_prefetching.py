@@ -165,6 +165,6 @@ def test_prefetcher_reads_prompts(tmp_path: Path):
     assert curve == other
 
 
-def test_prefetcher_refuses_a_processor_that_cannot_read_ahead():
+def test_prefetcher_rejects_a_processor_that_cannot_read_ahead():
     with pytest.raises(ValueError, match="`dataloader_num_workers` is not supported by function"):
         Prefetcher(lambda pairs, augment=None: {}, lambda step: [], 1)

@@ -181,7 +181,7 @@ def test_reports_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(("name", "message"), [("other.json", "no run ended there"), ("shrink.json", "damaged")])
-def test_report_refuses_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
+def test_report_rejects_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     write_run(runs / "9", name, {"settings": {}}, {})
     assert PROGRAM.run(["report", "9", "with", f"runs_dir={runs}"]) == 1
     assert message in capsys.readouterr().err

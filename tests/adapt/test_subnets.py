@@ -134,7 +134,7 @@ def test_load_subnet_takes_changed_fields(folder: Path):
         load_subnet(folder, devise="cpu")
 
 
-def test_load_subnet_refuses_a_supernet(random_supernet: Path, folder: Path):
+def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
     with pytest.raises(ValueError, match="holds a supernet, not a subnet"):
         load_subnet(random_supernet)
     shutil.copy(random_supernet, folder / SUBNET_FILE)
@@ -150,7 +150,7 @@ def test_load_subnet_names_a_missing_file(tmp_path: Path, folder: Path):
         load_subnet(folder)
 
 
-def test_save_refuses_a_supernet(folder: Path, tiny_problem):
+def test_save_rejects_a_supernet(folder: Path, tiny_problem):
     with pytest.raises(ValueError, match="it is a supernet"):
         save(AdaptedModel(tiny_problem.backbone, tiny_problem.head, tiny_problem.task), folder)
 

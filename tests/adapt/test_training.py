@@ -49,14 +49,14 @@ def test_trainer_resumes_to_the_same_bits(tmp_path: Path):
     assert torch.equal(resumed.bias, model.bias)
 
 
-def test_resume_refuses_a_checkpoint_of_another_configuration(checkpoint: Path):
+def test_resume_rejects_a_checkpoint_of_another_configuration(checkpoint: Path):
     other = nn.Sequential(nn.Linear(3, 1))
     optimizer = adamw([Group(list(other.parameters()), 0.1)], 0.0)
     with pytest.raises(ValueError, match="was saved by another configuration"):
         Trainer({"model": other}, optimizer, 1, lambda _: 1.0, checkpoint).resume()
 
 
-def test_resume_refuses_a_checkpoint_of_another_number_of_processes(checkpoint: Path):
+def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint: Path):
     state = torch.load(checkpoint, weights_only=True)
     torch.save({**state, "rng": torch.cat((state["rng"], state["rng"]))}, checkpoint)
     with pytest.raises(ValueError, match="another number of processes: got 1, expected 2"):

@@ -108,7 +108,7 @@ def test_past_runs_does_not_wait_for_a_pipe(runs: Path):
         ("unknown", "here", 3600, "died"),
     ],
 )
-def test_status_of_a_run_that_says_it_is_running(
+def test_status_of_a_run_recorded_as_running(
     lock: str, host: str, age: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     beat = (datetime.now(UTC) - timedelta(seconds=age)).replace(tzinfo=None).isoformat()
@@ -139,7 +139,7 @@ def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pyte
     assert lines == [f"run 1 died. Resume it with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
-def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
+def test_custom_modules_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "plugins=no_such_module"]) == 1
     assert "plugins=no_such_module cannot be imported" in capsys.readouterr().err
 

@@ -68,7 +68,7 @@ def test_runs_dir_sets_the_folder_of_numbered_runs(small, tmp_path, capsys):
     assert f"Next: python -m adapt with search_run=2 {shlex.quote(words[-1])}\n" in capsys.readouterr().out
 
 
-def test_file_storage_says_where_runs_go_and_no_more(small, tmp_path):
+def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
     ex.run(small, options={"--file_storage": str(tmp_path / "other")})
     assert (tmp_path / "other" / "1" / "search.json").is_file()
     assert (tmp_path / "other" / "1" / "metrics.json").is_file()

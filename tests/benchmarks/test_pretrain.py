@@ -195,7 +195,7 @@ def test_patches_are_labelled_by_what_they_show():
 
 @pytest.mark.slow
 @both_models
-def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
+def test_pretraining_runs_stops_and_resumes(tmp_path: Path, name: str):
     config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=8, image_batch_size=8, save_every=2)
     whole = pretrain(config, tmp_path / "whole", tmp_path / "a")
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
@@ -221,6 +221,6 @@ def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
         ({"learning_rate": -1.0}, "`learning_rate` is out of range"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_wrong_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**settings)

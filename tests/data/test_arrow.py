@@ -41,7 +41,7 @@ def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
         ("retrieval", "dataset_flickr30k.json"),
     ],
 )
-def test_tables_beside_original_files_are_rejected(tmp_path: Path, task: str, name: str):
+def test_tables_next_to_original_files_are_rejected(tmp_path: Path, task: str, name: str):
     WRITERS[task](tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")

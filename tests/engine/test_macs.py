@@ -55,7 +55,7 @@ def test_macs_are_predicted_from_masks(worlds, model, masks):
 
 
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_parts_add_up_to_the_costs_of_the_whole(worlds, model):
+def test_parts_add_up_to_the_full_costs(worlds, model):
     vlp = worlds[model, torch.float32].vlp
     batch, counter = meta_batch(7, (3, 32, 32)), MacCounter(vlp)
     costs = count_costs(vlp, batch)

@@ -68,7 +68,7 @@ def test_unknown_render_mode_is_rejected(kwargs: dict, env_id: str):
         gymnasium.make(env_id, render_mode="svg", **kwargs[env_id])
 
 
-def test_text_says_why_a_mask_is_not_scored(kwargs: dict):
+def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
     env = gymnasium.make(TABULAR, action="sequence", render_mode="ansi", **kwargs[TABULAR])
     env.reset(seed=0)
     assert env.render().endswith("6 layers, none chosen yet\n")

@@ -122,7 +122,7 @@ def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
 
 
-def test_checkpoint_without_a_supernet_says_how_to_train_one(mini_folder):
+def test_missing_supernet_names_the_command_to_train_it(mini_folder):
     with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_vqa '?checkpoint="):
         gymnasium.make("DAS-METER-VQA-v0", checkpoint=str(mini_folder))
 

@@ -275,7 +275,7 @@ def test_only_the_best_mask_reaches_the_reward_threshold():
         assert rewards.max() - env.spec.reward_threshold < 1e-4
 
 
-def test_missing_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from das_gym.registration import MODELS
 
     monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))

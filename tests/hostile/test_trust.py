@@ -181,7 +181,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
     ],
     ids=str,
 )
-def test_resume_refuses_recorded_settings(canary: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]):
+def test_resume_rejects_recorded_settings(canary: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]):
     stopped_run("agents", "search", **settings)
     before = sorted(Path().rglob("*"))
     assert call("agents", "with", "resume=1") == 1
@@ -203,7 +203,7 @@ def test_resume_refuses_recorded_settings(canary: Path, capsys: pytest.CaptureFi
     ],
     ids=str,
 )
-def test_resume_refuses_recorded_settings_with_dotted_names(
+def test_resume_rejects_recorded_settings_with_dotted_names(
     canary: Path, capsys: pytest.CaptureFixture[str], brought: dict[str, Any]
 ):
     """Sacred takes them apart, and drops empty ones, after they were looked at."""

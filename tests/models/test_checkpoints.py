@@ -364,7 +364,7 @@ def test_transformers_heads_are_found(kind, heads, tmp_path):
         assert "bias" in found.heads["mlm_score"]
 
 
-def test_transformers_folder_with_another_activation_is_refused(tmp_path):
+def test_transformers_folder_with_another_activation_is_rejected(tmp_path):
     save_transformers("ViltModel", tmp_path / "vilt")
     edit_config(tmp_path / "vilt", hidden_act="relu")
     refused(tmp_path / "vilt", "relu")
@@ -456,7 +456,7 @@ def test_load_plain_imports_no_class(value, tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-def test_load_plain_says_how_to_convert_a_file(tmp_path):
+def test_load_plain_names_the_conversion_command(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "x": Numbers([1])}, tmp_path / "a.ckpt")
     refused(tmp_path / "a.ckpt", r"safetensors\.torch\.save_file")
 
@@ -503,7 +503,7 @@ class Scripted(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("record", ["constants.pkl", "Constants.PKL", "deep/constants.pkl"])
-def test_load_checkpoint_refuses_torchscript(record, tmp_path):
+def test_load_checkpoint_rejects_torchscript(record, tmp_path):
     mark, path = tmp_path / "mark.pt", tmp_path / "evil.ckpt"
     torch.jit.script(Scripted(str(mark))).save(str(tmp_path / "program.pt"))
     mark.unlink(missing_ok=True)

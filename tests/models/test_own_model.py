@@ -114,7 +114,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
         assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
 
 
-def test_learnt_tokens_are_refused_where_stages_read_what_encoders_made_of_each_token(own):
+def test_learned_tokens_are_rejected_for_stages_that_read_encoder_tokens(own):
     with pytest.raises(ValueError, match="prompt tuning: not in a BridgeTower, since every stage adds to its tokens what"):
         make_method("prompt").insert(own.load(own.checkpoint))
 

@@ -136,6 +136,6 @@ def test_vilt_pixels_never_look_like_padding():
 
 
 @pytest.mark.parametrize(("size", "patch"), [(0, 1), (16, 32), (32, 0)])
-def test_vilt_refuses_sizes_below_a_patch(size: int, patch: int):
+def test_vilt_rejects_sizes_below_a_patch(size: int, patch: int):
     with pytest.raises(ValueError, match=rf"got {size} pixels"):
         vilt_transform(noise(8, 8), size, patch)

@@ -18,7 +18,7 @@ def test_listed_choices_are_those_that_are_read():
     ("name", "command"),
     [("checkpoint", "hf download a/b --local-dir"), ("data_root", "hf download --repo-type dataset a/b --local-dir")],
 )
-def test_hub_id_is_refused_with_the_download_command(name: str, command: str, tmp_path: Path, monkeypatch):
+def test_hub_id_is_rejected_with_the_download_command(name: str, command: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"`{name}` is not a file or folder: got a/b.*{command}"):
         ProblemConfig("VLM", "answering", **{name: "a/b"})

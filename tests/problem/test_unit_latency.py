@@ -41,7 +41,7 @@ class Machine:
         return UnitTimer(lambda mask, mark: self.run(KEPT, mask, mark), bare, 3, torch.device("cpu"), self.clock)
 
 
-def test_measure_units_tells_parts_apart():
+def test_measure_units_distinguishes_parts():
     found = measure_units(Machine().timer(), rounds=(4, 4))
     np.testing.assert_allclose(found.kept, KEPT)
     np.testing.assert_allclose(found.skipped, SKIPPED, atol=1e-12)

@@ -26,7 +26,7 @@ def equal(one: SubnetTable, other: SubnetTable, folder: Path) -> bool:
     return (folder / "one.npz").read_bytes() == (folder / "other.npz").read_bytes()
 
 
-def test_holds_what_the_engine_says(small_problem: Problem, small_table: SubnetTable):
+def test_table_equals_the_engines_scores(small_problem: Problem, small_table: SubnetTable):
     for split, count in (("reward", 10), ("test", 6)):
         examples = table_examples(small_problem, split, count)
         scores = small_problem.evaluator.evaluate(small_table.masks, examples, divergences=True)
@@ -194,7 +194,7 @@ def test_spending_is_part_of_the_checkpoint(small_problem: Problem, tmp_path: Pa
     assert first.seconds > 0
 
 
-def test_hash_tensors_tells_bfloat16_apart():
+def test_hash_tensors_distinguishes_bfloat16():
     tensors = [{"a": torch.tensor([1.0, value], dtype=torch.bfloat16)} for value in (2.0, 3.0)]
     assert hash_tensors([], tensors[0]) != hash_tensors([], tensors[1])
     assert hash_tensors([], tensors[0]) == hash_tensors([], {"a": tensors[0]["a"].clone()})

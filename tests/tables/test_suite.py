@@ -82,7 +82,7 @@ def test_rows_ignores_padding_units(made_up_suite: Path):
     assert first == second
 
 
-def test_table_without_layers_agrees_with_the_whole():
+def test_table_without_layers_agrees_with_the_full_one():
     whole = made_up_table(7, 0)
     for table in (whole, whole.group_table("color")):
         left = table.without((1, 4))

@@ -165,7 +165,7 @@ def test_kept_models(tmp_path: Path):
         kept_model(tmp_path, "a")
 
 
-def test_compare_refuses_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
         ("train.learning_rate=0.5", "train.learning_rate"),

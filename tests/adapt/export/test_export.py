@@ -136,7 +136,7 @@ def test_load_subnet_runs_no_code_of_the_folder(model, task, adapters, tmp_path)
     assert load_vlp(written.folder).config == again.backbone.vlp.config
 
 
-def test_load_subnet_refuses_a_damaged_folder(tmp_path):
+def test_load_subnet_rejects_a_damaged_folder(tmp_path):
     folder = export(build("ViLT", "vqa"), tmp_path / "out").folder
     with pytest.raises(ValueError, match="did you mean 'device'"):
         load_subnet(folder, devise="cpu")
@@ -223,7 +223,7 @@ def test_export_leaves_nothing_after_an_error(tmp_path, monkeypatch):
     assert not list((tmp_path / "deep").iterdir())
 
 
-def test_export_refuses_existing_folders_and_unknown_heads(tmp_path):
+def test_export_rejects_existing_folders_and_unknown_heads(tmp_path):
     subnet = build("ViLT", "vqa")
     with pytest.raises(ValueError, match="`out` exists"):
         export(subnet, tmp_path)
@@ -287,7 +287,7 @@ def test_onnx(model, task, tmp_path):
 
 
 @pytest.mark.parametrize("record", ["adapt.json", "compare.json"])
-def test_run_export_refuses_onnx_of_answering_models(tmp_path, monkeypatch, record):
+def test_run_export_rejects_onnx_of_answering_models(tmp_path, monkeypatch, record):
     monkeypatch.setattr(command, "require_onnx", lambda: None)
     monkeypatch.setattr(command, "place_of", lambda *_: (tmp_path, tmp_path))
     monkeypatch.setattr(command, "load_moved", Mock(side_effect=AssertionError("it is loaded")))

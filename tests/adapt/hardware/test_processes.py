@@ -179,7 +179,7 @@ def test_process_share_covers_all_examples_once(monkeypatch: pytest.MonkeyPatch)
         process_share(range(2))
 
 
-def test_hardware_refuses_an_unknown_tracker():
+def test_hardware_rejects_an_unknown_tracker():
     with pytest.raises(ValueError, match="did you mean 'tensorboard'"):
         Hardware(trackers=("tensorbord",))
 

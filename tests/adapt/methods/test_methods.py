@@ -95,7 +95,7 @@ def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), HAVING)
-def test_method_trains_what_it_says_and_nothing_else(worlds: dict[str, World], family: str, name: str):
+def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str, name: str):
     world = worlds[family]
     model = world.model()
     updated = make_method(name).apply(model)
@@ -332,7 +332,7 @@ def test_das_removes_the_layers_of_its_mask(worlds: dict[str, World]):
 
 
 @pytest.mark.parametrize(("family", "name"), REFUSED)
-def test_check_refuses_unsupported_methods(worlds: dict[str, World], family: str, name: str):
+def test_check_rejects_unsupported_methods(worlds: dict[str, World], family: str, name: str):
     model = worlds[family].model()
     with pytest.raises(ValueError, match=REFUSED[family, name]):
         make_method(name).check(model.backbone.vlp)

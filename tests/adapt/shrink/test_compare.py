@@ -221,7 +221,7 @@ def test_compare_resumes_to_the_same_result(given: dict[str, Any], tmp_path: Pat
         ({"agent_kwargs": {"angular": {"evil": 1}}}, "evil"),
     ],
 )
-def test_compare_refuses_wrong_settings(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
+def test_compare_rejects_wrong_settings(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
     with pytest.raises((RunError, FileNotFoundError), match=told):
         ex.run({**given, "runs_dir": str(tmp_path), **update})
     assert not list(tmp_path.iterdir())

@@ -145,7 +145,7 @@ def test_recovery_with_a_method_of_your_own(problem_of: Callable[[str], Problem]
 
 
 @pytest.mark.parametrize("name", ["head", "prompt", "adapter", "parallel", "bitfit"])
-def test_check_recovery_refuses_methods_that_cannot_recover(problem_of: Callable[[str], Problem], name: str):
+def test_check_recovery_rejects_methods_that_cannot_recover(problem_of: Callable[[str], Problem], name: str):
     vlm = problem_of("llava").vlp
     before = dict(vlm.named_parameters())
     with pytest.raises(ValueError, match=r"cannot recover|not supported|no biases"):

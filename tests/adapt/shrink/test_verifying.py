@@ -134,7 +134,7 @@ def probes_of(source: Path) -> Probes:
     return Probes(vlm, processor, prompts)
 
 
-def test_check_generation_refuses_a_wrong_first_layer(tmp_path: Path):
+def test_check_generation_rejects_a_wrong_first_layer(tmp_path: Path):
     """transformers' mllama reads the length of its cache off the first layer, which must not be a cross-attention."""
     probes = probes_of(tiny.save("mllama", tmp_path / "source", torch.float64))
     with pytest.raises(VerificationError, match=r"MllamaForCond\w+ does not work without these layers"):

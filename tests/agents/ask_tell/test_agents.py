@@ -94,7 +94,7 @@ def test_agent_scores_no_mask_twice(name):
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_agent_refuses_bad_rewards_states_and_settings(name):
+def test_agent_rejects_bad_rewards_states_and_settings(name):
     agent, masks = make(name, SPACES["count"]), SPACES["count"].masks[:3]
     before = json.dumps(agent.state_dict())
     for wrong, values in ((masks[:, :11], np.zeros(3)), (masks, np.zeros(2)), (masks, np.array([0.0, np.nan, 1.0]))):

@@ -71,6 +71,6 @@ def test_bandit_with_certain_preferences_does_not_hang():
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan"), "fast", True])
-def test_bandit_refuses_learning_rates(rate):
+def test_bandit_rejects_learning_rates(rate):
     with pytest.raises(ValueError, match="learning_rate"):
         Bandit(MaskSpace(Budget(12, 4)), learning_rate=rate)

@@ -72,7 +72,7 @@ def test_ask_and_answer_convert_to_bool():
         (OUTSIDE[None], r"layers \[0, 1, 2\].*free_budget"),
     ],
 )
-def test_ask_refuses_wrong_masks(asked, text):
+def test_ask_rejects_wrong_masks(asked, text):
     with pytest.raises(ValueError, match=rf"(?s)agent 'own': ask\(3\).*{text}"):
         ask(Scripted(SPACE, asked=asked), "own", 3)
 
@@ -80,7 +80,7 @@ def test_ask_refuses_wrong_masks(asked, text):
 @pytest.mark.parametrize(
     ("answered", "text"), [(None, "None"), (GOOD[:1], "shape"), (GOOD[0] * 3, "bool"), (OUTSIDE, "budget")]
 )
-def test_answer_refuses_wrong_masks(answered, text):
+def test_answer_rejects_wrong_masks(answered, text):
     with pytest.raises(ValueError, match=rf"(?s)agent 'own': best\(\).*{text}"):
         answer(Scripted(SPACE, answered=answered), "own")
 
@@ -91,7 +91,7 @@ def test_answer_is_within_the_budget_also_where_ask_is_free():
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 11, True, "3", float("inf"), float("nan"), None])
-def test_check_number_refuses_what_is_out_of_range(value):
+def test_check_number_rejects_what_is_out_of_range(value):
     with pytest.raises(ValueError, match="`n` is out of range"):
         check_number("n", value, minimum=1, maximum=10, whole=True)
     check_number("n", 10, minimum=1, maximum=10, whole=True)
@@ -125,7 +125,7 @@ def test_register_agent_makes_agents_by_name(monkeypatch):
         ("own", "das_gym.agents", TypeError),
     ],
 )
-def test_register_agent_refuses_names_and_classes(name, agent, error):
+def test_register_agent_rejects_names_and_classes(name, agent, error):
     before = dict(AGENTS)
     with pytest.raises(error):
         register_agent(name, agent)

@@ -67,7 +67,7 @@ def test_bayes_starts_with_masks_that_skip_no_more_than_needed():
     assert len(agent.rewards) == 6
 
 
-def test_bayes_refuses_noisy_that_is_not_bool():
+def test_bayes_rejects_noisy_that_is_not_bool():
     with pytest.raises(ValueError, match="noisy"):
         Bayes(SPACES["count"], 0, noisy="no")
 

@@ -72,7 +72,7 @@ def test_evolution_with_stages_continues_exactly():
 
 
 @pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}, (0, 1), ("all", 1)])
-def test_evolution_refuses_stages(stages):
+def test_evolution_rejects_stages(stages):
     with pytest.raises(ValueError, match="stages"):
         Evolution(SPACE, 0, stages=stages)
 
@@ -88,7 +88,7 @@ def test_evolution_refuses_stages(stages):
         (EvoPress, {"survivors": 0}),
     ],
 )
-def test_populations_refuse_settings_out_of_range(agent, settings):
+def test_populations_reject_settings_out_of_range(agent, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         agent(SPACE, 0, **settings)
 

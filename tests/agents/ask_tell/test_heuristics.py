@@ -105,6 +105,6 @@ def test_blocks_are_estimated_from_single_layers():
     assert parallel.stages == [[0, 2], [1, 3]]
 
 
-def test_blocks_of_another_model_are_refused():
+def test_blocks_of_another_model_are_rejected():
     with pytest.raises(ValueError, match="blocks"):
         Angular(MaskSpace(Budget(5, 2)), blocks=one_stream())

@@ -62,7 +62,7 @@ def test_run_agent_counts_masks_that_statistics_need(agent, asked):
     assert np.isfinite(ranked.curves).all()
 
 
-def test_run_agent_refuses_stages(oracle):
+def test_run_agent_rejects_stages(oracle):
     with pytest.raises(ValueError, match="stages"):
         run_agent(oracle, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
 
@@ -176,7 +176,7 @@ def test_compare_agents_imports_sb3_lazily(made_up_table):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_compare_agents_refuses_settings_before_any_search(oracle):
+def test_compare_agents_rejects_settings_before_any_search(oracle):
     done = []
     for agents, settings, text in (
         (["random", "bandit"], {"bandit": {"rate": 1}}, "unknown setting of agent 'bandit', 'rate'"),

@@ -64,7 +64,7 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )
-def test_make_oracle_refuses_settings(env_id, budget, env_kwargs, text):
+def test_make_oracle_rejects_settings(env_id, budget, env_kwargs, text):
     with pytest.raises(ValueError, match=text):
         make_oracle(env_id, budget, env_kwargs)
 

@@ -56,6 +56,6 @@ def test_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, ca
         (["agents=['random']"], "bayes"),
     ],
 )
-def test_leaderboard_refuses_settings(words, text):
+def test_leaderboard_rejects_settings(words, text):
     with pytest.raises(ValueError, match=text):
         main(["with", *words])

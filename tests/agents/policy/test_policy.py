@@ -147,7 +147,7 @@ def test_network_is_equivariant_to_the_order_of_units(suite: Suite, network: Uni
         torch.testing.assert_close(network(statistics[:, order], *rest)[0], network(statistics, *rest)[0][:, order])
 
 
-def test_encode_ranks_distinguish_units_beside_an_outlier():
+def test_encode_ranks_distinguish_units_next_to_an_outlier():
     statistics = torch.tensor([[[100.0], [0.002], [0.001], [0.002], [0.0]]])
     there = torch.tensor([1.0, 1, 1, 1, 0])[None, :, None]
     standard, logs, ranks = UnitNetwork.encode(statistics, there, torch.tensor([[[4.0]]]))
@@ -174,7 +174,7 @@ def test_ensemble_averages_log_probabilities(suite: Suite, network: UnitNetworks
     "config",
     [{"width": 10**9, "heads": 1}, {"blocks": 10**9}, {"heads": 5}, {"blocks": 1}, {"width": 16}, {"statistics": []}],
 )
-def test_load_refuses_tensors_that_do_not_match(network: UnitNetworks, tmp_path: Path, config: dict[str, object]):
+def test_load_rejects_tensors_that_do_not_match(network: UnitNetworks, tmp_path: Path, config: dict[str, object]):
     for member in network.members:
         member.config = dataclasses.replace(member.config, **config)
     network.save(tmp_path / "policy.safetensors")
@@ -187,7 +187,7 @@ def test_load_reports_a_missing_policy(tmp_path: Path):
         UnitNetworks.load(tmp_path / "none.safetensors")
 
 
-def test_load_refuses_another_version(network: UnitNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_rejects_another_version(network: UnitNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr("das_gym.agents.policy.network.FORMAT", "das_gym policy 1")
         network.save(tmp_path / "old.safetensors")

@@ -158,7 +158,7 @@ class Picky(PPO):
         super().__init__(policy, env, n_steps=n_steps, **kwargs)
 
 
-def test_train_distinguishes_refused_settings_from_action_spaces(env_kwargs: dict):
+def test_train_distinguishes_rejected_settings_from_action_spaces(env_kwargs: dict):
     with pytest.raises(ValueError, match=r"Picky cannot be made with .*: n_steps has to be even"):
         train(Picky, env_kwargs, hyperparameters={"n_steps": 3})
     assert train(Picky, env_kwargs, hyperparameters={"n_steps": 2, "n_epochs": 1}).action == "scores"
@@ -200,7 +200,7 @@ def test_train_with_your_own_policy(env_kwargs: dict):
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
     ],
 )
-def test_train_refuses_settings(env_kwargs: dict, algorithm: str, settings: dict, text: str):
+def test_train_rejects_settings(env_kwargs: dict, algorithm: str, settings: dict, text: str):
     with pytest.raises(ValueError, match=text):
         train(algorithm, settings.pop("env_kwargs", env_kwargs), **settings)
 

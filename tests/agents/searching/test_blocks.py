@@ -21,7 +21,7 @@ TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])
-def test_beside_finds_blocks_of_every_bundled_table(path):
+def test_next_to_finds_blocks_of_every_bundled_table(path):
     blocks, table = beside(path), load_table(path)
     influence = table.statistics[:, table.meta.statistics.index("block_influence_tokens")]
     np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence, atol=2e-5)
@@ -30,7 +30,7 @@ def test_beside_finds_blocks_of_every_bundled_table(path):
     assert sorted(layer for stage in blocks["stages"] for layer in stage) == list(range(table.n_layers))
 
 
-def test_beside_ignores_blocks_of_other_data(tmp_path, made_up_table):
+def test_next_to_ignores_blocks_of_other_data(tmp_path, made_up_table):
     shutil.copy(made_up_table, tmp_path / "vqa_table.npz")
     assert beside(tmp_path / "vqa_table.npz") is None
     shutil.copy(file_beside(TABLES[0]), tmp_path / "vqa_blocks.json")
@@ -46,7 +46,7 @@ def test_make_search_agent_fills_in_measured_blocks():
     assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
 
 
-def test_blocks_command_measures_beside_a_table(small_table, small_kwargs, tmp_path, capsys):
+def test_blocks_command_measures_next_to_a_table(small_table, small_kwargs, tmp_path, capsys):
     path = tmp_path / "vqa_table.npz"
     small_table.save(path)
     given = [f"{name}={value}" for name, value in small_kwargs.items()]

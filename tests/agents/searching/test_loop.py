@@ -154,7 +154,7 @@ def test_resume_names_a_damaged_checkpoint(tmp_path, name, value):
         search(config(), tmp_path, resume=True)
 
 
-def test_resume_refuses_a_checkpoint_of_another_search(tmp_path):
+def test_resume_rejects_a_checkpoint_of_another_search(tmp_path):
     stopped_search(tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint\.json is of a search with another `seed`: got 2, expected 1"):
         search(config(seed=2), tmp_path, resume=True)
@@ -192,7 +192,7 @@ def test_failed_search_leaves_no_record(tmp_path):
         SearchResult.load(tmp_path)
 
 
-def test_load_refuses_other_records(tmp_path):
+def test_load_rejects_other_records(tmp_path):
     for text in ('{"format": 1, "env_id": "x"}', '{"format": 99}', "[]"):
         (tmp_path / "search.json").write_text(text)
         with pytest.raises(ValueError, match=r"search\.json is not a search record"):
@@ -214,7 +214,7 @@ def test_load_refuses_other_records(tmp_path):
         ({"env_kwargs": {"num_envs": 3}}, "masks_per_turn"),
     ],
 )
-def test_search_config_refuses_settings(settings, name):
+def test_search_config_rejects_settings(settings, name):
     with pytest.raises(ValueError, match=name):
         SearchConfig(**settings)
     with pytest.raises(TypeError, match="env_kwargs"):
@@ -267,7 +267,7 @@ def test_search_counts_masks_on_fewer_examples_as_less(tiny_kwargs, tmp_path):
     assert ([len(turn.masks) for turn in short.history], short.mask) == ([1], short.history[0].masks[0])
 
 
-def test_search_refuses_stages_without_examples():
+def test_search_rejects_stages_without_examples():
     with pytest.raises(ValueError, match="stages"):
         search(config(agent="evolution", agent_kwargs=STAGED))
 

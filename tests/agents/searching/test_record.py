@@ -47,6 +47,6 @@ def test_best_row_is_scored_on_all_examples_and_within_the_budget():
         ([[1, 0]], [float("inf")], "`rewards` holds a number that is not finite"),
     ],
 )
-def test_turn_refuses_masks_and_scores(masks, rewards, text):
+def test_turn_rejects_masks_and_scores(masks, rewards, text):
     with pytest.raises(ValueError, match=text):
         turn(masks, rewards)

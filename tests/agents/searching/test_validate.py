@@ -72,7 +72,7 @@ def test_validate_replays_turns_if_examples_change(tmp_path):
     assert differing(validate(wrong)) == ["turn 1, mask 0: reward"]
 
 
-def test_validate_refuses_layers_of_another_model(tmp_path):
+def test_validate_rejects_layers_of_another_model(tmp_path):
     result = search_record(tmp_path)
     with pytest.raises(ValueError, match="'other'"):
         validate(dataclasses.replace(result, layer_names=["other", *result.layer_names[1:]]))

@@ -124,7 +124,7 @@ def conversations(numbers: list[list[int]]) -> list[Conversation]:
 
 
 @given(IMAGES, PARTS)
-def test_files_that_share_images_are_divided_or_refused(numbers: list[list[int]], names: list[str]):
+def test_files_that_share_images_are_divided_or_rejected(numbers: list[list[int]], names: list[str]):
     made = conversations(numbers)
     parts = {name: [c for c, part in zip(made, names, strict=False) if part == name] for name in ("train", "val", "test")}
     parts = {name: part for name, part in parts.items() if part}
@@ -391,7 +391,7 @@ def test_unknown_data_are_described(tmp_path: Path, files: dict[str, str], text:
     assert "\n" not in str(raised.value)
 
 
-def test_images_beside_a_damaged_file_are_no_classes(tmp_path: Path):
+def test_images_next_to_a_damaged_file_are_no_classes(tmp_path: Path):
     root = slake(tmp_path / "data")
     for path in root.glob("*.json"):
         write(path, {"data": []})
