@@ -250,7 +250,7 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         return run_on_main_process(partial(_search_run_id, values))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
-            interrupt.add_note(f"Go on with: {command}")
+            interrupt.add_note(f"Resume with: {command}")
             interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
         raise
 
