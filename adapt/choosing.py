@@ -77,10 +77,21 @@ class ChoosingSettings:
 class ChoosingCommandSettings(Protocol):
     """Settings of a command that takes a mask."""
 
-    search_run: int | None
-    point: int | None
-    mask: tuple[int, ...] | None
-    runs_dir: str
+    @property
+    def search_run(self) -> int | None:
+        """Id of a run of a search."""
+
+    @property
+    def point(self) -> int | None:
+        """Number of a point of its front."""
+
+    @property
+    def mask(self) -> tuple[int, ...] | None:
+        """A given mask."""
+
+    @property
+    def runs_dir(self) -> str:
+        """Folder of runs."""
 
     @property
     def problem_config(self) -> ProblemConfig:
