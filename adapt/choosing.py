@@ -77,10 +77,21 @@ class ChoosingSettings:
 class ChoosingCommandSettings(Protocol):
     """Settings of a command that takes a mask."""
 
-    search_run: int | None
-    point: int | None
-    mask: tuple[int, ...] | None
-    runs_dir: str
+    @property
+    def search_run(self) -> int | None:
+        """Id of a run of a search."""
+
+    @property
+    def point(self) -> int | None:
+        """Number of a point of its front."""
+
+    @property
+    def mask(self) -> tuple[int, ...] | None:
+        """A given mask."""
+
+    @property
+    def runs_dir(self) -> str:
+        """Folder of runs."""
 
     @property
     def problem_config(self) -> ProblemConfig:
@@ -250,7 +261,7 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         return run_on_main_process(partial(_search_run_id, values))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
-            interrupt.add_note(f"Go on with: {command}")
+            interrupt.add_note(f"Resume with: {command}")
             interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
         raise
 

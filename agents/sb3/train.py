@@ -150,8 +150,9 @@ class _Training:
         self.config, self.folder = config, folder
         self.hyperparameters = with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
         checkpoint = self._make_model(cls, choose_action(known, config.action), resume, own)
-        self.base: Any = self.recorder.env.unwrapped
-        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        base: Any = self.recorder.env.unwrapped
+        self.base = base
+        self.layer_names: tuple[str, ...] = tuple(base.layer_names)
         self._saved_turns = len(self.recorder.turns)
         try:
             source = config.start_from if checkpoint is None else folder
