@@ -34,7 +34,10 @@ from das_gym.tasks.base import Task
 class Chooser(Stateful, Protocol):
     """Draws masks and learns from rewards: the paper's bandit, or any ask/tell agent."""
 
-    preferences: np.ndarray | None
+    @property
+    def preferences(self) -> np.ndarray | None:
+        """(n_layers,) preferences, larger = rather skipped; None if it has none."""
+        ...
 
     def ask(self, n: int) -> np.ndarray:
         """Return up to `n` distinct masks, (m, n_layers) bool."""

@@ -52,7 +52,7 @@ def test_closed_output_prints_no_traceback(words: list[str], tmp_path: Path):
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     if words[0] == "with":
-        assert "then go on with `python -m das_gym.agents with resume=1`" in done.stderr
+        assert "then resume with `python -m das_gym.agents with resume=1`" in done.stderr
 
 
 def test_control_characters_are_escaped():

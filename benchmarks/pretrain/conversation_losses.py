@@ -15,7 +15,7 @@ from benchmarks.pretrain.batches import IGNORE
 from benchmarks.pretrain.conversations import ConversationBatch, TokenBatch
 from benchmarks.pretrain.family import TOKEN_SIZE, AnsweringModel
 from benchmarks.pretrain.losses import PretrainHeads, masked_mse, patch_losses
-from das_gym.models.transformers.stack import cache_name
+from das_gym.models.transformers.recording import cache_name
 from das_gym.shapes.scenes import MAX_OBJECTS
 
 IMAGE_TOKEN_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}

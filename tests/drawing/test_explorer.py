@@ -254,7 +254,7 @@ def test_explorer_of_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path)
 
 
 def test_search_of_other_units_is_rejected(table: SubnetTable, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"run 3 did not search this table: masks of shape .3, 4."):
+    with pytest.raises(ValueError, match="run 3 did not search this table"):
         write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
     assert not (tmp_path / "page.html").exists()
 

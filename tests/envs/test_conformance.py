@@ -52,7 +52,7 @@ def test_all_ids_are_listed():
 
 @pytest.mark.parametrize("id", UNMADE)
 def test_missing_table_names_the_command_to_build_it(id: str):
-    with pytest.raises(ValueError, match=r"no table of .* is bundled. Make one with `python -m agents table with"):
+    with pytest.raises(ValueError, match=r"no table of .* is bundled.*`python -m agents table with"):
         gymnasium.make(id)
 
 

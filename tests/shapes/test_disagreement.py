@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.adapt.commands import main
 
 from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.vqa import write_shapes
@@ -44,20 +43,3 @@ def test_disagreement_changes_only_annotations(folder: Path, tmp_path: Path):
                 assert any({answer, truth} <= kind for kind in KINDS)
     wrong = np.mean([a["answer_confidence"] == "maybe" for entry in annotations(folder) for a in entry["answers"]])
     assert wrong == pytest.approx(0.35, abs=0.03)
-
-
-def exit_code(words: list[str]) -> int:
-    """Of a command that is run in this process."""
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    return int(end.value.code or 0)
-
-
-def test_command_writes_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["adapt", "shapes", "with", f"out={tmp_path / 'new'}", "train_scenes=3", "val_scenes=30", "disagreement=0.5"]
-    assert exit_code(words) == 0
-    assert capsys.readouterr().out == f"data_root={tmp_path / 'new'}\n"
-    assert len({answer["answer"] for entry in annotations(tmp_path / "new") for answer in entry["answers"][:1]}) > 1
-    assert any(len({answer["answer"] for answer in entry["answers"]}) > 1 for entry in annotations(tmp_path / "new"))
-    assert exit_code(words) != 0
-    assert "exists" in capsys.readouterr().err
