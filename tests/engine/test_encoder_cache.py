@@ -62,12 +62,12 @@ class TestDisk:
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
     def test_changed_image_is_encoded_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
-        picture = tmp_path / "image.jpg"
-        picture.write_bytes(pairs[0].image.path.read_bytes())
-        pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=picture))
+        image_file = tmp_path / "image.jpg"
+        image_file.write_bytes(pairs[0].image.path.read_bytes())
+        pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=image_file))
         first = new_cache(tiny_problem, folder=tmp_path / "kept")([pair])
         other = next(p for p in pairs if p.image.key != pairs[0].image.key)
-        picture.write_bytes(other.image.path.read_bytes())
+        image_file.write_bytes(other.image.path.read_bytes())
         cache = new_cache(tiny_problem, folder=tmp_path / "kept")
         second = cache([pair])
         assert (cache.texts, cache.images) == (0, 1)
