@@ -6,7 +6,7 @@ python -m adapt with train.steps=1000                  longer fine-tuning
 python -m adapt with search_run=3                      the mask, model and data of that search
 python -m adapt with search_run=3 refine=8             short trainings of its 8 best masks choose among them
 python -m adapt with search_run=5 point=3              a point of the front that `python -m agents pareto` found
-python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    your own mask
+python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a custom mask
 python -m adapt with resume=4                          continue run 4, which was stopped
 """
 
@@ -60,8 +60,8 @@ from das_gym.tasks.base import Task
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 
 EVALUATIONS, FEW_LAYERS = 80, 12
-"""Masks that `bayes` scores when it searches first, for models of at most so many layers. On every bundled table of 12
-layers it finds the best mask with each of 20 seeds, as it does with 240 (`python -m benchmarks.evaluations`)."""
+"""Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On every
+bundled table of 12 layers it finds the best mask with each of 20 seeds, as with 240 (`python -m benchmarks.evaluations`)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class AdaptSettings(ProblemSettings, ChoosingSettings):
 
 
 def prepare(settings: AdaptSettings) -> AdaptSettings:
-    """Refuse what cannot be fine-tuned, and search where no mask is given; the model is loaded."""
+    """Load the model, reject settings that cannot be fine-tuned, and search if no mask is given."""
     if settings.needs_search:
         problem = load_problem(settings.problem_config)
         check_training(problem.backbone, problem.task, settings.training, settings.train.itm_weight)

@@ -1,4 +1,4 @@
-"""Which mask a command takes: your own, a search's or a point of a Pareto front; or it searches first."""
+"""Select the mask of a command: a given mask, the result of a search, a point of a Pareto front, or a new search."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ChoosingSettings:
         return self.mask is None and self.search_run is None
 
     def check_choice(self) -> None:
-        """Refuse settings that choose a mask twice, or a point without its front.
+        """Raise for settings that select two masks, or a point without a Pareto front.
 
         Raises:
             ValueError: Names the settings.
@@ -124,7 +124,7 @@ def choose(settings: ChoosingCommandSettings) -> Choice:
     """Return the mask that the settings choose.
 
     Raises:
-        FileNotFoundError: There is no such run, or it did not finish.
+        FileNotFoundError: The run does not exist, or it did not finish.
         ValueError: Its record is damaged, or of an environment that is not registered.
     """
     problem = settings.problem_config
@@ -147,7 +147,7 @@ def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Cho
         given: Fields of `ProblemConfig` that differ from the search's.
 
     Raises:
-        FileNotFoundError: There is no such search, or it did not finish.
+        FileNotFoundError: The search does not exist, or it did not finish.
         ValueError: Its record is damaged, or of an environment that is not registered.
     """
     folder = find_run(runs_dir, run)
@@ -251,7 +251,7 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def search_first(values: Mapping[str, Any], continue_command: str) -> int:
-    """Run a search as a run of its own and return its id; with several processes, the main one searches.
+    """Run a search as a separate run, on the main process only, and return its id.
 
     Args:
         values: Settings of `python -m agents`.
@@ -261,7 +261,7 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         return run_on_main_process(partial(_search_run_id, values))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
-            interrupt.add_note(f"Go on with: {command}")
+            interrupt.add_note(f"Resume with: {command}")
             interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
         raise
 

@@ -4,12 +4,12 @@ python -m adapt compare                                            METER-mini on
 python -m adapt compare with vilt_nlvr2 seeds=1 train.steps=200    quicker, of another model and task
 python -m adapt compare with 'methods=["adapter","das"]' 'skip_nums=[2,4]'
 python -m adapt compare with 'method_settings={"lora":{"rank":8}}'
-python -m adapt compare with data_root=DIR supernet=FILE           on your own data, masks searched on its supernet
+python -m adapt compare with data_root=DIR supernet=FILE           on custom data, masks searched on its supernet
 python -m adapt compare with resume=9                              continue run 9, which was stopped
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
-searched first, in runs of their own: on the bundled table where there is one, else on the supernet; random masks are
-trained beside them. compare.json in this run's folder has every training, compare.md the table, compare.png the picture.
+searched first, in separate runs: on the bundled table if one exists, else on the supernet. Random masks are trained for
+comparison. compare.json in this run's folder has every training, compare.md the table, compare.png the figure.
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 
@@ -47,7 +47,7 @@ from das_gym.runs import library_versions, runs_dir_words
 from das_gym.wording import counted
 
 TABLE = "compare.md"
-PICTURE = "compare.png"
+FIGURE = "compare.png"
 WIDTH = 126
 
 GRID = (5e-4, 2e-3, 8e-3)
@@ -113,13 +113,13 @@ class CompareSettings(ProblemSettings):
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
-    def searched_nums(self) -> tuple[int, ...]:
+    def nums_to_search(self) -> tuple[int, ...]:
         """Numbers of layers for which a mask is searched."""
         return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
 
 
 def prepare(settings: CompareSettings) -> CompareSettings:
-    """Refuse what the model does not support, then search a mask for every number of layers.
+    """Reject settings that the model does not support, then search a mask for every number of layers.
 
     Raises:
         ValueError: A method that the model cannot have, or more layers to skip than it has.
@@ -129,11 +129,11 @@ def prepare(settings: CompareSettings) -> CompareSettings:
     vlp = backbone.vlp
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
     named = settings if settings.methods else with_methods(settings, vlp)[0]
-    needed = [k for k in named.searched_nums if str(k) not in settings.searches]
+    needed = [k for k in named.nums_to_search if str(k) not in settings.searches]
     if needed:
         check_problem(problem)
     n_layers = len(vlp.layers)
-    if max(named.searched_nums, default=0) > n_layers:
+    if max(named.nums_to_search, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
     for name in named.methods:
         make_method(name, settings.method_settings.get(name, {})).check(vlp)
@@ -165,7 +165,7 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, 
 
 
 def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
-    """Return settings of `python -m agents` for masks that skip so many layers: on the bundled table, if there is one."""
+    """Return settings of `python -m agents` for masks that skip `skip_num` layers: on the bundled table, if one exists."""
     values = {**search_values(settings), "skip_num": skip_num}
     entry = find_environment(settings.model, settings.task)
     is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
@@ -197,7 +197,8 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         if not is_main_process():
             return
         if model is not None and last in trials_to_keep(trials, settings.keep):
-            model.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
+            # Saved before the record: a resumed run does not train a recorded trial again.
+            model.adaptation.save(kept_file(folder, last))
         lines = lines_of(trials)
         record = {
             "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
@@ -224,11 +225,11 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     lines = lines_of(trials)
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
-    plot_scores(folder / PICTURE, lines, context.metric_name, title)
-    for name in (RECORD, TABLE, PICTURE):
+    plot_scores(folder / FIGURE, lines, context.metric_name, title)
+    for name in (RECORD, TABLE, FIGURE):
         run.add_artifact(folder / name)
     comparison_table(title, lines, [*verdict(lines), *left_out]).print(WIDTH)
-    print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
+    print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
     kept = trials_to_keep(trials, settings.keep)
     if kept:
         best = max(kept, key=lambda trial: trial.merit)
@@ -239,9 +240,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
 
 
 def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...]]:
-    """What the searches found, by number of layers."""
+    """Return the masks that the searches found, by number of skipped layers."""
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
-    for k in settings.searched_nums:
+    for k in settings.nums_to_search:
         if str(k) not in settings.searches:
             raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
         mask = choice_from_search(
@@ -262,7 +263,7 @@ def grid_of(context: ComparisonContext) -> tuple[float, ...]:
 def plan(
     settings: CompareSettings, rows: Sequence[MethodVariant], rates: Sequence[float], context: ComparisonContext
 ) -> str:
-    """What is going to be done, and how to have less of it; of a model of base size what the paper has otherwise, too."""
+    """Describe the planned trainings and how to reduce them; for base models also how the paper's setup differs."""
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
     pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.train.pairs_per_step)

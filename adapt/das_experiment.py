@@ -109,7 +109,7 @@ class JointSearchSettings(ProblemSettings):
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found, as its file says.
+    """The result of a joint search, as read from its file.
 
     Attributes:
         mask: 0 or 1 for each layer.
@@ -135,7 +135,7 @@ class Found:
 
 
 def read_found(path: Path, skip_num: int) -> Found:
-    """Return what a search that skips so many layers has found.
+    """Return the result of a joint search that skips `skip_num` layers.
 
     Raises:
         ValueError: The file is damaged, or of another search.
@@ -167,7 +167,7 @@ def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> _Models:
 
 
 def prepare(settings: JointSearchSettings) -> JointSearchSettings:
-    """Load the model; refuse to skip more layers than it has, and a loss that it has no head for."""
+    """Load the model. Reject a `skip_num` above its number of layers, and a loss that it has no head for."""
     pipeline = settings.pipeline
     base = _load(settings.problem_config, pipeline, settings.seed).base
     n_layers = len(base.backbone.vlp.layers)
@@ -218,7 +218,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     if settings.published:
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
-    if not pipeline.projector_learning_rate:  # a supernet has no projector of its own
+    if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
         print(f"a longer search on the trained adapters: {search}")

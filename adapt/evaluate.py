@@ -112,7 +112,7 @@ def predict(
         examples: At least one.
         title: Of the progress bar.
         pairs: Largest number of pairs in a batch, if answers are classes.
-        max_new_tokens: Limit of generated tokens. A warning tells how many answers reach it.
+        max_new_tokens: Limit of generated tokens. A warning reports how many answers reach it.
 
     Raises:
         FloatingPointError: an output is not finite.

@@ -87,7 +87,9 @@ class EvaluateSettings(PluginSettings):
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
-                raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
+                raise FileNotFoundError(
+                    f"the data of that run do not exist: got data_root={data_root}. Give their new folder as data_root=DIR"
+                )
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
         plain = is_plain(place)
         if plain:
@@ -123,7 +125,7 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 
 def print_numbers(found: Evaluation, title: str) -> None:
-    """All that the task reports: shares in per cent, the loss in nats, beside what a vocabulary allows where it says so."""
+    """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
     from rich.table import Table
 
     from das_gym.console import Console

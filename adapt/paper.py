@@ -40,7 +40,7 @@ class DASSettings:
         dropout: Rate of dropout while training, 0..1.
         augment: Whether training images go through RandAugment(2, 9).
         bottleneck, skip_bottleneck: Widths of new adapters, for a checkpoint that has none; None is the model's own.
-        image_size: Pixels, for a checkpoint of one's own; None is the checkpoint's.
+        image_size: Pixels, for a custom checkpoint; None is the checkpoint's.
         max_text_length: Tokens; None is the model's usual length.
         batch_size: Examples a step; at most as many as there are.
         learning_rate: Peak, of token types and METER's first text token.
@@ -60,12 +60,12 @@ class DASSettings:
     warmup_epochs: int = _from("code: no turn in the first epoch")
     search_epochs: int = _from("paper, implementation details; scripts")
     finetune_epochs: int = _from("paper, implementation details; scripts")
-    finetune_from: str = _from("code: the found layers are pasted into a command that begins anew")
+    finetune_from: str = _from("code: the found layers are pasted into a command that trains from scratch")
     steps_per_turn: int = _from("paper, implementation details; code")
     masks_per_turn: int = _from("paper, implementation details; code")
     update_rate: float = _from("code; for METER it also declares 0.1, which nothing uses")
     reward_examples: int = _from("code: one batch of its validation loader")
-    reward_shuffled: bool = _from("code: the loader is made anew each turn and never shuffles, so the batch is the same")
+    reward_shuffled: bool = _from("code: the loader is created again each turn and never shuffles, so the batch is the same")
     reward_split: str = _from("code: NLVR2 scores on train, the others on validation data")
     train_on_reward: bool = _from("code: METER's VQA and Flickr30k train on train + val and score on val")
     reward_dropout: bool = _from("code: the model stays in train mode")
@@ -83,7 +83,7 @@ class DASSettings:
     fusion_multiplier: float = _from("code's configs; ViLT has none")
     warmup: float = _from("code's configs")
     weight_decay: float = _from("code's configs")
-    itm_weight: float = _from("code's configs of retrieval; 0 elsewhere")
+    itm_weight: float = _from("code's configs of retrieval; 0 for other tasks")
     schedule: str = _from("code's configs; LLaVA's scripts: cosine")
     power: float = _from("code's configs: polynomial decay to 0, power 1")
 
@@ -196,7 +196,7 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
 OF_ANY_MODEL = replace(METER_VQA, bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
-"""METER's, for a model of one's own, which has sizes of its own."""
+"""METER's settings without its sizes, for a custom model."""
 
 PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
 """Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config."""
@@ -229,7 +229,7 @@ OURS_OF_VLM: dict[str, tuple[Any, str]] = {
     name: (None, f"models of transformers have {share} of the hidden size, at most LLaVA's {getattr(_LLAVA, name)}")
     for name, share in (("bottleneck", "1/8"), ("skip_bottleneck", "3/8"))
 }
-"""Likewise, of models of transformers alone."""
+"""Further differences from the paper's defaults, for models of transformers only."""
 
 DIFFERENCES = (
     ("update_rate", "METER's code declares 0.1 and never uses it; the update has 1"),
@@ -245,7 +245,7 @@ DIFFERENCES = (
     ("preferences", "the code's printed labels of METER's text and image layers are swapped; the update is not"),
     ("MACs", "the abstract has -11.97 %, counting gives -12.00 % (two text and two image layers skipped)"),
     ("found layers", "the code prints them to be pasted into the fine-tuning command, whose default skips layers 0-3"),
-    ("distinct masks", "the code draws for ever where fewer distinct masks exist than a turn wants; ours are fewer"),
+    ("distinct masks", "the code loops forever if fewer distinct masks exist than a turn needs; here a turn takes fewer"),
 )
 """Where the paper, its scripts and its code differ, and what is done here."""
 

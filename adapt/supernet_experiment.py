@@ -2,8 +2,8 @@
 
 python -m adapt supernet                                       writes to runs/<id>/supernet.safetensors
 python -m adapt supernet with vilt_nlvr2                       of another model, on another task
-python -m adapt supernet with data_root=/data/vqa              on your own data
-python -m adapt supernet with checkpoint=... tokenizer=...     on your own checkpoint
+python -m adapt supernet with data_root=/data/vqa              on custom data
+python -m adapt supernet with checkpoint=... tokenizer=...     on a custom checkpoint
 python -m adapt supernet with train.steps=10_000               longer
 python -m adapt supernet with resume=5                         continue run 5, which was stopped
 """
@@ -56,7 +56,7 @@ class SupernetSettings(ProblemSettings):
 
 
 def prepare(settings: SupernetSettings) -> SupernetSettings:
-    """Load model and vocabulary; refuse what cannot be trained, and prompts that are too long."""
+    """Load model and vocabulary. Reject settings that cannot be trained, and prompts that are too long."""
     problem = settings.problem_config
     backbone = load_backbone(problem)
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)

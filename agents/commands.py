@@ -53,7 +53,7 @@ PROGRAM = Program(
     examples=(
         ("with meter_vqa bandit skip_num=4 seed=1", "the paper's bandit: which 4 of METER's 12 layers?"),
         ("with bayes macs_saved=0.12", "our own agent, with a budget by cost"),
-        ("with vlm_answering checkpoint=DIR data_root=DIR bayes", "a model of transformers, on your own data"),
+        ("with vlm_answering checkpoint=DIR data_root=DIR bayes", "a model of transformers, on custom data"),
         ("with resume=3", "continue run 3, which was stopped"),
         ("compare with vilt_vqa", "agents against each other on a bundled table"),
         ("report 3 4", "two runs side by side"),

@@ -5,7 +5,7 @@
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
-    python -m agents compare with meter_vqa table=mine.npz           a table of your own (python -m agents table)
+    python -m agents compare with meter_vqa table=mine.npz           a custom table (python -m agents table)
     python -m agents compare with meter_vqa live=True seeds=5        on the model; regret to the best mask of any agent
 
 A run is kept in runs/<id>/: compare.json holds the quartiles of every curve, and the answer of every seed with its reward
@@ -44,7 +44,7 @@ from das_gym.wording import counted
 
 FORMAT = 1
 RECORD = "compare.json"
-PICTURE = "compare.png"
+FIGURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
 
@@ -55,7 +55,7 @@ class CompareSettings(RunSettings, BudgetSettings):
 
     Attributes:
         env_id: Id of the environment to compare on. Its table is used.
-        agents: Agents to compare, or "module:class" of your own.
+        agents: Agents to compare, or "module:class" of custom ones.
         seeds: Number of searches of each agent, at least 1, with seeds from `seed` on.
         evaluations: Masks that a search may score, at least 1.
         seed: Random seed of the first search.
@@ -114,7 +114,7 @@ class CompareSettings(RunSettings, BudgetSettings):
 
 
 def check(settings: CompareSettings) -> CompareSettings:
-    """Make environment and agents, which refuse wrong settings before a run begins."""
+    """Create environment and agents, which raise for invalid settings before a run starts."""
     oracle = settings.oracle()
     for agent in settings.agents:
         check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
@@ -138,12 +138,12 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     folder = run_folder(run)
     if folder is not None:
         write_json(folder / RECORD, record(settings, oracle, results))
-        plot_comparison(folder / PICTURE, results, title)
-        for name in (RECORD, PICTURE):
+        plot_comparison(folder / FIGURE, results, title)
+        for name in (RECORD, FIGURE):
             run.add_artifact(folder / name)
     print_results(results, title)
     if folder is not None:
-        print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
+        print(f"record: {folder / RECORD}, figure: {folder / FIGURE}")
 
 
 def describe_budget(oracle: Oracle) -> str:
@@ -179,7 +179,7 @@ def print_results(results: Sequence[AgentResult], title: str) -> None:
     near = f"within {100 * TOLERANCE:g} % of its reward"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
     table.caption = (
-        "Medians over seeds; the picture has the quartiles. regret: the best mask's reward less the answer's, after so many "
+        "Medians over seeds; the figure has the quartiles. regret at n: the best mask's reward less the answer's, after n "
         f"evaluations; found: share of seeds that found the best mask; needed: evaluations until then; near: one {near}"
     )
     table.add_column("agent", no_wrap=True)

@@ -1,8 +1,8 @@
 """`python -m agents explore TABLE`: a page over a table, on which units are skipped by a click.
 
 python -m agents explore meter_vqa                          the bundled table of METER on VQA
-python -m agents explore mine.npz with out=mine.html        a table of one's own
-python -m agents explore meter_vqa with runs=[3,4]          with searches to be watched
+python -m agents explore mine.npz with out=mine.html        a custom table
+python -m agents explore meter_vqa with runs=[3,4]          with searches to replay
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ExploreSettings(PluginSettings):
         """Of the table.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: no such environment, or one without a table.
+            FileNotFoundError: the file does not exist.
+            ValueError: the environment is unknown or has no table.
         """
         if self.table.endswith(".npz"):
             return at_home(self.table)
@@ -79,7 +79,7 @@ def replay_of(folder: Path, table: SubnetTable) -> Replay:
         )
     progress = progress_of(result)
     if progress is None:
-        raise ValueError(f"run {folder.name} has no turns to be watched: search_history.json is not there")
+        raise ValueError(f"run {folder.name} has no turns to replay: search_history.json is missing")
     masks = [mask for turn in result.history for mask in turn.masks]
     about = f"{result.agent}, seed {result.seed}"
     return Replay(f"run {folder.name}", about, masks, progress.rewards, progress.best)

@@ -38,7 +38,7 @@ from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
-PICTURE = "front.png"
+FIGURE = "front.png"
 CHECKPOINT = "front_checkpoint.json"
 WIDTH = 80
 BASELINES = ("block_influence", "angular", "interlace", "uniform")
@@ -81,7 +81,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
 
 
 def check(settings: ParetoSettings) -> ParetoSettings:
-    """Make the environment, which refuses wrong settings before a run begins."""
+    """Create the environment, which raises for invalid settings before a run starts."""
     settings.front_problem()
     return settings
 
@@ -105,11 +105,11 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     print_front(result, problem.metric_name)
     if folder is not None:
         write_json(folder / RECORD, record)
-        plot_front(folder / PICTURE, result, f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored")
-        for name in (RECORD, PICTURE):
+        plot_front(folder / FIGURE, result, f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored")
+        for name in (RECORD, FIGURE):
             run.add_artifact(folder / name)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-        print(f"record: {folder / RECORD}\npicture: {folder / PICTURE}")
+        print(f"record: {folder / RECORD}\nfigure: {folder / FIGURE}")
         then = "adapt" if MODELS[problem.model].reads == "pairs" else "adapt shrink"
         print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
     return float(record["hypervolume"])
@@ -142,7 +142,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
 
 
 def restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
-    """Return what was scored before a search was stopped, and tell it to the searcher.
+    """Return the masks scored before a search was stopped, and pass them to the searcher.
 
     Raises:
         ValueError: The checkpoint is damaged.
@@ -197,8 +197,8 @@ def print_front(result: FrontResult, metric: str) -> None:
             drawn(mask, result.layer_names),
         )
     Console(width=WIDTH).print(table)
-    beside = sum(len(scored.masks) for scored in result.baselines.values())
-    rules = f", and {beside} of {', '.join(result.baselines)}" if result.baselines else ""
+    by_rules = sum(len(scored.masks) for scored in result.baselines.values())
+    rules = f", and {by_rules} of {', '.join(result.baselines)}" if result.baselines else ""
     print(textwrap.fill(f"Scored: {counted(len(result.searched.masks), 'mask')} by the search{rules}.", WIDTH))
     if result.hypervolume_share is not None:
         print(f"The search found {100 * result.hypervolume_share:.2f} % of the true front's hypervolume (by the table).")

@@ -46,7 +46,7 @@ from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
-PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
+FIGURE, PROBABILITIES = "search.png", "skip_probabilities.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 
 def check(settings: SearchSettings) -> SearchSettings:
-    """Make environment and agent, which refuse wrong settings before a run begins."""
+    """Create environment and agent, which raise for invalid settings before a run starts."""
     config = settings.search_config()
     if not isinstance(config, SB3Config):
         check_search(config)
@@ -173,8 +173,8 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
             mask = np.array(result.mask, bool)
             plot_skip_probabilities(folder / PROBABILITIES, probabilities, result.layer_names, mask, title)
             run.add_artifact(folder / PROBABILITIES)
-        draw_search(folder / PICTURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
-        for name in (PICTURE, RECORD):
+        draw_search(folder / FIGURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
+        for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
     print(summary(result, folder))
     return result.reward
@@ -277,7 +277,7 @@ def run_search(
         The run's id, its folder and the result.
 
     Raises:
-        das_gym.experiment.RunError: A setting or a file is refused.
+        das_gym.experiment.RunError: A setting or a file is invalid.
     """
     run = ex.run(config_updates, named_configs, on_started=on_started)
     folder = run_folder(run)

@@ -6,7 +6,7 @@ python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
-python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table anew
+python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table again
 python -m agents table with meter_vqa problem.workers=ray problem.num_workers=8
                                                            over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       continue run 3, which was stopped
@@ -85,7 +85,7 @@ class TableSettings(ProblemSettings):
 
 
 def check(settings: TableSettings) -> TableSettings:
-    """Load model and data; refuse too many layers, and a table of another problem to recount."""
+    """Load model and data. Reject too many layers, and a table of another problem to recount."""
     problem = load_problem(settings.problem_config)
     if settings.recount is not None:
         check_table(SubnetTable.load(at_home(settings.recount)), problem)
@@ -149,7 +149,7 @@ def summary(table: SubnetTable, spent: Spending) -> str:
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
     broken = int(np.isinf(table.values("loss")).sum())
     if broken:
-        lines.append(f"  {counted(broken, 'mask')} whose loss is not a number")
+        lines.append(f"  {counted(broken, 'mask')} with a non-finite loss")
     lines += [
         f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
         f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",

@@ -37,7 +37,7 @@ def _compare(path: Path) -> None:
             if not file.is_file() or checksum(file) != wanted:
                 raise ValueError(
                     f"{file} is not the file that came with das_gym: its SHA-256 differs from {CHECKSUMS.name}. Install "
-                    "das_gym again; if you made the file anew, run `python -m benchmarks.checksums`"
+                    "das_gym again; if you regenerated the file, run `python -m benchmarks.checksums`"
                 )
 
 

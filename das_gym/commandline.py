@@ -109,7 +109,7 @@ class Program:
     examples: tuple[tuple[str, str], ...] = ()
 
     def run(self, arguments: Sequence[str]) -> int:
-        """Run the command that the arguments name; return the exit code. Users' mistakes are printed in one paragraph."""
+        """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
         prepare_streams()
         _running[:] = [self.name, *arguments]
         try:
@@ -312,9 +312,9 @@ def describe_error(error: BaseException, resume: str | None = None) -> str:
     """
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         return str(error)
-    then = "" if resume is None else f", then go on with `{resume}`"
+    then = "" if resume is None else f", then resume with `{resume}`"
     if error.errno == errno.EPIPE:
-        return f"standard output was closed: redirect it elsewhere{then}"
+        return f"standard output was closed: redirect it to a file{then}"
     return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{then}"
 
 
@@ -326,13 +326,13 @@ def localize_commands(text: str) -> str:
 def check_words(
     words: Sequence[str], command: str, settings: Iterable[str], commands: Iterable[str] = (), named: Iterable[str] = ()
 ) -> None:
-    """Refuse words behind a command that cannot be read.
+    """Raise for command-line words that cannot be parsed.
 
     Args:
         words: The words.
         command: The command, for `format_command`.
         settings: Names of its settings.
-        commands: Words that may stand first, beside `with` and options.
+        commands: Words allowed in first position, besides `with` and options.
         named: Named configs.
 
     Raises:

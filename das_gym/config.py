@@ -1,4 +1,4 @@
-"""Build frozen dataclasses from plain mappings: unknown keys and wrong types are refused, with a suggestion."""
+"""Build frozen dataclasses from plain mappings: unknown keys and wrong types raise an error with a suggestion."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
 
     Raises:
         ValueError: A key is not a field (the message names the nearest field), a field without default is missing,
-            or the dataclass itself refuses a value.
+            or the dataclass itself rejects a value.
         TypeError: A value has the wrong type, or `values` is not a mapping.
     """
     if not isinstance(values, Mapping):
@@ -294,7 +294,7 @@ def nearest_names(name: Any, known: Iterable[str], limit: int = 1) -> list[str]:
 def check_names(
     given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
 ) -> None:
-    """Refuse names that are not known.
+    """Raise ValueError for unknown names.
 
     Args:
         given: The names.
@@ -310,7 +310,7 @@ def check_names(
     for name in given:
         if name not in known:
             hint = _hint(name, known, listing or LISTINGS.get(what))
-            plugin = "; your own needs the module that registers it: plugins=MODULE, or import it" if own else ""
+            plugin = "; for a custom one, pass the module that registers it as plugins=MODULE, or import it" if own else ""
             raise ValueError(f"unknown {what} {name!r}; {hint}{plugin}")
 
 
@@ -319,9 +319,9 @@ class UnexpectedArgumentError(TypeError, ValueError):
 
 
 def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse arguments that an environment does not have, in Python's words.
+    """Raise for arguments that an environment does not have, with the wording of Python's own TypeError.
 
-    TorchRL gives every environment a `frameskip`, and takes it back where the message reads like Python's own.
+    TorchRL passes `frameskip` to every environment, and retries without it if the message matches Python's.
 
     Raises:
         UnexpectedArgumentError: As for `check_names`.

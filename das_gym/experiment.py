@@ -69,7 +69,7 @@ COMMANDS = {
     "print_config": "Print every setting with its value and description; * marks those that are not the default",
     "print_named_configs": "Print the named configs with the settings that they stand for",
 }
-"""What a recorded command can do besides running, by the word in the place of `with` or before it."""
+"""Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
 
 _LOGGER = logging.getLogger("das_gym.experiment")
 
@@ -86,7 +86,7 @@ class RecordedCommand(Generic[Settings]):
         settings: The dataclass of its settings; every field has a default.
         main: Called with the settings and Sacred's run; what it returns is the result of the run.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
-        prepare: Called with the settings before a run begins. It refuses wrong ones, and may return others. It may load
+        prepare: Called with the settings before a run begins. It raises for invalid ones, and may return others. It may load
             model and data, and is not called where settings are only printed.
         next_command: Returns the command to continue with, from the run's folder; it is printed on a command line.
         current_run: The last run, finished or not.
@@ -121,7 +121,7 @@ class RecordedCommand(Generic[Settings]):
             on_started: Called with the run's id, once the run can be resumed.
 
         Raises:
-            RunError: A wrong setting, file or run id. The message says what to do.
+            RunError: A wrong setting, file or run id. The message includes the remedy.
         """
         self.current_run, lock = None, None
         try:
@@ -172,7 +172,7 @@ class RecordedCommand(Generic[Settings]):
                 on_started(id)
 
         main.__name__ = self.name  # Sacred logs it: "Running command 'agents table'"
-        experiment = Experiment(self.name, save_git_info=False)  # git refuses folders of other owners
+        experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
         _set_sources(experiment, vars(sys.modules[self.main.__module__]))
         experiment.add_config(settings_dict(settings))
         experiment.main(main)
@@ -236,8 +236,10 @@ class RecordedCommand(Generic[Settings]):
         except (KeyError, TypeError):
             raise ValueError(f"{folder / 'run.json'} is damaged; start a new run") from None
         if name != self.name:
-            begun = format_command(name) if is_our_program(name) else repr(name)
-            raise RunError(f"run {folder.name} is one of `{begun}`: resume it by that, not by `{format_command(self.name)}`")
+            original = format_command(name) if is_our_program(name) else repr(name)
+            raise RunError(
+                f"run {folder.name} is one of `{original}`: resume it by that, not by `{format_command(self.name)}`"
+            )
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
         settings = nest_settings(read_config(folder), folder / CONFIG)
@@ -247,7 +249,7 @@ class RecordedCommand(Generic[Settings]):
         changes = {name: value for name, value in given.items() if name not in ("resume", "runs_dir", "plugins")}
         asked = flatten_settings(plain(changes))
         for key, value in asked.items():
-            if stored.get(key) != value and key.partition(".")[0] in settings:  # unknown ones are refused as in any run
+            if stored.get(key) != value and key.partition(".")[0] in settings:  # unknown ones raise as in any run
                 raise RunError(
                     f"run {folder.name} was started with {key}={stored.get(key)} and cannot be resumed with {key}={value}; "
                     f"leave {key} out to continue the run, or leave resume out to start a new one"
@@ -261,7 +263,7 @@ class RecordedCommand(Generic[Settings]):
     def _check_trust(
         self, folder: Path, settings: Mapping[str, Any], asked: Mapping[str, Any], recorded: Sequence[str]
     ) -> None:
-        """Refuse recorded settings that run code, upload or write elsewhere, unless they are repeated."""
+        """Raise for recorded settings that run code, upload or write outside the run folder, unless they are repeated."""
         unknown = unknown_modules({"plugins": recorded})
         sensitive = sensitive_settings(settings, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
         missing = {name: value for name, value in sensitive.items() if name not in asked}
@@ -300,10 +302,10 @@ class RecordedCommand(Generic[Settings]):
             for name, settings in self.named_configs().items():
                 print(name, *setting_words(settings))
             return None
-        return self._run_typed(given, named, {name: value for name, value in options.items() if name.startswith("-")})
+        return self._run_command(given, named, {name: value for name, value in options.items() if name.startswith("-")})
 
-    def _run_typed(self, given: Mapping[str, Any], named: Sequence[str], options: Mapping[str, Any]) -> Run:
-        """Run, print the command that comes next, and after an interrupt or error what helps to go on."""
+    def _run_command(self, given: Mapping[str, Any], named: Sequence[str], options: Mapping[str, Any]) -> Run:
+        """Run and print the next command; after an interrupt, add the command that resumes the run."""
         try:
             run = self.run(given, named, options)
             if self.next_command is not None and (folder := run_folder(run)) is not None:
@@ -311,7 +313,7 @@ class RecordedCommand(Generic[Settings]):
             return run
         except KeyboardInterrupt as interrupt:
             if (command := self.resume_command()) is not None:
-                interrupt.add_note(f"Go on with: {command}")
+                interrupt.add_note(f"Resume with: {command}")
                 if world() > 1:
                     interrupt.add_note(f"in {world()} processes, as it was started")
             raise
@@ -351,7 +353,7 @@ class RecordedCommand(Generic[Settings]):
 
 
 def _usage() -> str:
-    """Return Sacred's usage, which docopt parses; docopt wants a program name without spaces."""
+    """Return Sacred's usage, which docopt parses; docopt requires a program name without spaces."""
     usage: str = format_usage("das", None, None, gather_command_line_options())
     return usage
 

@@ -130,7 +130,7 @@ def _temporary_path(path: Path) -> Path:
         writer = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
         if writer.isdecimal() and (len(writer) > 10 or not psutil.pid_exists(int(writer))):
             shutil.rmtree(left, ignore_errors=True)
-            with suppress(OSError):  # a folder, or a file of somebody else
+            with suppress(OSError):  # a folder, or another user's file
                 left.unlink()
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.part")
 

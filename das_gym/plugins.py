@@ -19,7 +19,7 @@ def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
         modules: Their names; a text holds several behind commas.
 
     Raises:
-        ValueError: A module cannot be imported, or registers something that is refused.
+        ValueError: A module cannot be imported, or registers something invalid.
     """
     names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
     if names:

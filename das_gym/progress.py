@@ -61,7 +61,7 @@ class Lines:
         self.close()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Set a text that is printed beside the counts with the next line, like the method of tqdm."""
+        """Set a text that is printed next to the counts with the next line, like the method of tqdm."""
         del refresh
         self.postfix = text
 
@@ -112,19 +112,19 @@ class Bar(tqdm):
             sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
         Bar._open.append(self)
 
-    def _shown(self) -> bool:
+    def _is_visible(self) -> bool:
         return not self.disable and time() >= self.start_t + DELAY
 
     def refresh(self, *args: Any, **settings: Any) -> Any:
         """Do as tqdm does, once the bar is visible."""
-        if not self._shown():
+        if not self._is_visible():
             return None
         self.last_print_t = time()  # or `close` takes the bar for an invisible one
         return super().refresh(*args, **settings)
 
     def clear(self, *args: Any, **settings: Any) -> None:
         """Do as tqdm does, once the bar is visible."""
-        if self._shown():
+        if self._is_visible():
             super().clear(*args, **settings)
 
     def close(self) -> None:

@@ -293,8 +293,8 @@ def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> N
     if not isinstance(entry, wanted):
         kinds = {ModelEntry: "register_model", TaskEntry: "register_task"}
         other = kinds.get(type(entry), kinds[wanted])
-        way_out = f"pass it to {other}" if other != kinds[wanted] else f"pass a das_gym.{wanted.__name__}"
-        raise TypeError(f"{kinds[wanted]} takes a {wanted.__name__}, not a {type(entry).__name__}: {way_out}")
+        hint = f"pass it to {other}" if other != kinds[wanted] else f"pass a das_gym.{wanted.__name__}"
+        raise TypeError(f"{kinds[wanted]} takes a {wanted.__name__}, not a {type(entry).__name__}: {hint}")
 
 
 def _check_distinct(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
@@ -342,7 +342,7 @@ def register_all() -> None:
                         "task": entry.task,
                     },
                     order_enforce=False,
-                    disable_env_checker=True,  # it wants a number for a reward
+                    disable_env_checker=True,  # it requires a scalar reward
                 )
             if id not in registry:
                 register(

@@ -27,11 +27,11 @@ from das_gym.runs import is_run_id
 
 LOSSES = "losses.png"
 INFO = "info.json"
-"""Sacred writes it where there is something to tell; incense, which reads run folders, needs it always."""
+"""Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
 
 
 class RunError(ValueError):
-    """A user's mistake: its message is printed without a traceback, and the exit code is 1."""
+    """A user error: its message is printed without a traceback, and the exit code is 1."""
 
 
 def lock_run(folder: Path) -> FileLock:

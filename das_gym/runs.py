@@ -20,7 +20,7 @@ RUNS_DIR = "runs"
 CONFIG = "config.json"
 
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
-"""What a wrong setting or a broken file raises: commands print its message, without a traceback."""
+"""Exceptions that wrong settings and broken files raise: commands print the message, without a traceback."""
 
 LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
 NOT_INSTALLED = "not installed"
@@ -80,7 +80,7 @@ def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
     """Return the folder of a run.
 
     Raises:
-        FileNotFoundError: There is no such run; the message lists those that exist.
+        FileNotFoundError: The run does not exist. The message lists those that do.
     """
     runs_dir = Path(runs_dir)
     ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if is_run_id(run.parent.name))
@@ -91,9 +91,9 @@ def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a run folder with links, through which a run would write elsewhere, or with pipes and devices.
+    """Raise for a run folder with links, through which a run would write outside of it, or with pipes and devices.
 
-    The folder `_sources` beside it, to which Sacred writes, is checked too.
+    The folder `_sources` next to it, to which Sacred writes, is checked too.
 
     Raises:
         ValueError: Names the link, pipe or device.

@@ -70,7 +70,7 @@ def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, 
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of Sacred that are not supported, and a database that does not answer.
+    """Raise for options of Sacred that are not supported, and for a database that does not answer.
 
     Raises:
         ValueError: Names the option, and the extra to install where a library is missing.

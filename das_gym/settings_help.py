@@ -86,9 +86,9 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
     required = field.default is field.default_factory is dataclasses.MISSING
     value, default = plain(value), plain(default_of(field))
     is_changed, is_missing = not required and value != default, required and value is None
-    remark = "; required" if is_missing else f"; default {_as_typed(default)}" if is_changed else ""
+    remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""
     allowed = _allowed_values(get_type_hints(cls)[field.name], field.metadata.get("choices"))
-    line = f"{name}={'...' if is_missing else _as_typed(value)}  ({allowed}{remark})"
+    line = f"{name}={'...' if is_missing else _format_value(value)}  ({allowed}{remark})"
     mark = "* " if is_changed else "  "
     head = textwrap.wrap(line, WIDTH, break_on_hyphens=False, initial_indent=mark, subsequent_indent=" " * 10)
     return [*head, *_wrap(describe_fields(cls).get(field.name, ""), "      ")]
@@ -98,8 +98,8 @@ def _wrap(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent)
 
 
-def _as_typed(value: Any) -> str:
-    """Return a value as it stands behind `=`: texts without quotes where they are read back as texts."""
+def _format_value(value: Any) -> str:
+    """Return a value as written after `=`: strings without quotes if they are parsed as strings."""
     if isinstance(value, str) and value:
         try:
             ast.literal_eval(value)
@@ -128,7 +128,7 @@ def help_text(cls: type, about: str | None) -> str:
 
 
 def fit_docstring(text: str) -> str:
-    """Return a docstring in 80 columns: paragraphs are filled again, comments on commands get lines of their own."""
+    """Return a docstring in 80 columns: paragraphs are rewrapped, comments on commands are put on separate lines."""
     lines: list[str] = []
     for block in text.split("\n\n"):
         lines.append("")

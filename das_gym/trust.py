@@ -51,7 +51,10 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
-    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `plugins` the unknown modules."""
+    """Return settings that can run code, upload or write outside the run folder; of `plugins`, the unknown modules.
+
+    Keys are dotted names.
+    """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name in DEVICES:
@@ -68,7 +71,7 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
 
 
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Refuse settings that were not confirmed.
+    """Raise for settings that were not confirmed.
 
     Args:
         what: What has the settings, as in "run 3 was started".
@@ -82,7 +85,9 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
         return
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
     writes = {name.rpartition(".")[2] in WRITES for name in settings}
-    effect = " and ".join(["runs code"] * (False in writes) + ["writes or uploads elsewhere"] * (True in writes))
+    effect = " and ".join(
+        ["runs code"] * (False in writes) + ["writes outside the run folder or uploads"] * (True in writes)
+    )
     imported = " or import the module first" if "plugins" in settings else ""
     confirm = command or repeat_command(settings) or f"pass {words}{imported}"
     pronoun = "it" if len(settings) == 1 else "them"

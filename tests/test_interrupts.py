@@ -135,7 +135,7 @@ def test_a_training_that_sigterm_stops_resumes_to_the_same_weights(training: str
     assert process.returncode == 143, error
     assert read_json(runs / "2" / "run.json")["status"] == "INTERRUPTED"
     assert "Traceback" not in error
-    command = re.search(r"^Stopped by SIGTERM\. Go on with: (.*)$", error, re.MULTILINE)
+    command = re.search(r"^Stopped by SIGTERM\. Resume with: (.*)$", error, re.MULTILINE)
     assert command is not None, error
     finish(start(command[1]))
     one, two = ((runs / run / "supernet.safetensors").read_bytes() for run in ("1", "2"))
@@ -169,7 +169,7 @@ def test_an_interrupted_search_of_adapt_tells_both_commands(
     error = stop_when(process, (tmp_path / "my runs/1/checkpoint.json").exists, signal.SIGTERM)
     assert process.returncode == 143, error
     first, second = error.splitlines()[-2:]
-    assert first == "Stopped by SIGTERM. Go on with: python -m agents with resume=1 'runs_dir=my runs'"
+    assert first == "Stopped by SIGTERM. Resume with: python -m agents with resume=1 'runs_dir=my runs'"
     start_of_second, *words = shlex.split(second.removeprefix("and then: python -m adapt with "))
     assert start_of_second == "bandit"
     assert set(words) == {*data.split(), "runs_dir=my runs", "search_run=1", "train.steps=7"}

@@ -152,7 +152,7 @@ def test_interrupt_has_the_command_that_resumes(command, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt) as interrupt:
         command.run_words(words)
     again = f"python -m agents trial with resume=1 {shlex.quote(f'runs_dir={tmp_path}')} 'out=a b'"
-    assert interrupt.value.__notes__ == [f"Go on with: {again}"]  # settings that run code or write elsewhere are repeated
+    assert interrupt.value.__notes__ == [f"Resume with: {again}"]  # settings that run code or write elsewhere are repeated
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 

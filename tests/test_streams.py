@@ -52,7 +52,7 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     if words[0] == "with":
-        assert "then go on with `python -m das_gym.agents with resume=1`" in done.stderr
+        assert "then resume with `python -m das_gym.agents with resume=1`" in done.stderr
 
 
 def test_what_a_terminal_would_obey_is_shown():

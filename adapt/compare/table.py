@@ -1,4 +1,4 @@
-"""The results of a comparison: one line per variant, the table, and what it says of DAS."""
+"""The results of a comparison: one line per variant, the table, and the verdict on DAS."""
 
 from __future__ import annotations
 

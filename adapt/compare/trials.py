@@ -85,11 +85,11 @@ class TrainedModel:
 
     Attributes:
         model: The model after `Method.finish`.
-        learnt: The trained parameters, as they are saved.
+        adaptation: The trained parameters, as they are saved.
     """
 
     model: AdaptedModel
-    learnt: Adaptation
+    adaptation: Adaptation
 
 
 class ComparisonContext:

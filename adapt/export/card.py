@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 DAS = (
     "Dynamic Architecture Skipping (arXiv 2309.01479) freezes a vision-language model, removes the layers that a task does "
-    "not need, puts bottleneck adapters in their place and beside the sub-layers of the others, and trains those and "
-    "the head."
+    "not need, replaces them by bottleneck adapters, adds parallel adapters to the sub-layers of the others, and trains "
+    "the adapters and the head."
 )
 
 
@@ -40,7 +40,7 @@ def model_card(
     if "row" in record and not sum(mask):  # another method than DAS
         title, how = f"{type(vlp).__name__}, fine-tuned", f"A row of `python -m adapt compare`: {record['row']}."
     layers = markdown_table(
-        ("layer", "in its place"), [(layer.name, kind) for layer, kind in zip(vlp.layers, kinds, strict=True)], (0, 1)
+        ("layer", "exported as"), [(layer.name, kind) for layer, kind in zip(vlp.layers, kinds, strict=True)], (0, 1)
     )
     loads_with = f"This is a plain `{exported.loads_with}` with fewer blocks."
     if model.code:

@@ -2,7 +2,7 @@
 
 python -m adapt export with run=2 out=smaller
 python -m adapt export with run=2 out=smaller onnx=True
-python -m adapt export with run=/elsewhere/runs/2 out=smaller
+python -m adapt export with run=/data/runs/2 out=smaller
 python -m adapt export with run=5 method=das_4 out=smaller
 """
 
@@ -86,10 +86,10 @@ def run_export(settings: ExportSettings) -> Exported:
 
 
 def _check_onnx(problem: Any) -> None:
-    """Refuse a graph of a model that is known to answer in words, before it is loaded."""
+    """Raise for an ONNX graph of a generative model, before the model is loaded."""
     model = problem.get("model") if isinstance(problem, dict) else None
     if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
-        raise ValueError("onnx=True is for models that read pairs of a text and a picture: leave it out")
+        raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
 def _record(folder: Path, *more: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _record(folder: Path, *more: str) -> dict[str, Any]:
 
 
 def _compared(folder: Path, place: Path) -> dict[str, Any]:
-    """What the record of a comparison says of the model in one of its files, as records of other runs say it."""
+    """Return the entry of a kept model in the record of a comparison, in the format of other runs' records."""
     record, trial = read_json(folder / COMPARED), kept_trials(folder)[place]
     line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
     told = {

@@ -26,7 +26,7 @@ FILE = "model.onnx"
 OPSET = 20
 
 MOST_IN_ONE_FILE = 1_500_000_000
-"""Bytes of weights above which they get a file of their own, since a graph's file is limited to 2 GiB."""
+"""Bytes of weights above which they are stored in a separate file, since a graph's file is limited to 2 GiB."""
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit."""

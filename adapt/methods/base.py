@@ -170,7 +170,7 @@ def check_widths(method: Method, *names: str) -> None:
 
 
 def register_method(name: str, method: str | type[Method]) -> None:
-    """Add a method of your own, for `python -m adapt compare` and `recover=` of `python -m adapt shrink`.
+    """Register a custom method, for `python -m adapt compare` and `recover=` of `python -m adapt shrink`.
 
     Args:
         name: Its name.

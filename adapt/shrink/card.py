@@ -45,7 +45,7 @@ def model_card(
         measured: The result.
         verified: What was checked.
         command: The command that repeats the run.
-        has_remote_code: Whether the source's folder has code of its own.
+        has_remote_code: Whether the source's folder contains custom code.
     """
     name = display_name(source)
     removed = [("decoder layers", full.removed_layers(mask), len(full.stack.layers))]

@@ -124,7 +124,7 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     if method is not None:
         method.check_recovery(vlm, trainable_parts(vlm))
         if method.adds_code and has_remote_code(vlm):
-            raise ValueError(f"recover={settings.recover} does not support a model with code of its own. Use recover=lora.")
+            raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 
 
 def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: np.ndarray) -> None:

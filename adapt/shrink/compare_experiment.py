@@ -5,7 +5,7 @@ python -m adapt shrink compare with recover=none                                
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
 python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
-Each method is a search with a run of its own. Their ids are in searches.json, so that a resumed comparison resumes them.
+Each method is a search in a separate run. Their ids are in searches.json, so that a resumed comparison resumes them.
 compare.json has every number, compare.md the table.
 """
 
@@ -231,7 +231,7 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
 
 
 def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> Found:
-    """Return what the record of a search says of one of its masks.
+    """Return the recorded result of one mask of a search.
 
     Args:
         settings: Of the comparison.

@@ -100,7 +100,7 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
 
         Raises:
             ValueError: The search was of another kind of model.
-            FileNotFoundError: There is no such search.
+            FileNotFoundError: The search does not exist.
         """
         if self.needs_search:
             return None

@@ -152,7 +152,7 @@ def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
 
 
 def check_generation(smaller: VLM, probes: Probes) -> None:
-    """Refuse, before training, a pruned model that generates differently with and without a cache.
+    """Raise, before training, if a pruned model generates differently with and without a cache.
 
     Args:
         smaller: The pruned model.

@@ -1,1 +1,1 @@
-"""Agents without gradients: asked for masks, told rewards. `base` says what one is; each has a file of its own."""
+"""Agents with an ask/tell interface, which need no gradients. `base` defines the interface; each agent has one file."""

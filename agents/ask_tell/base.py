@@ -41,7 +41,7 @@ MAX_REWARD = 1e100
 
 
 class Agent(ABC):
-    """Base class of agents that are asked for masks and told their rewards.
+    """Base class of agents with an ask/tell interface: `ask` proposes masks, `tell` reports rewards.
 
     A subclass needs only `ask`. The base class remembers every mask and its reward, answers with the best one, and saves and
     restores itself. A subclass with more state also overrides `tell`, `best`, `state_dict` and `load_state_dict`.
@@ -220,7 +220,7 @@ def _check_budget(agent: Agent, masks: Masks, source: str) -> None:
 
 
 def register_agent(name: str, agent: str | type[Agent]) -> None:
-    """Register your own agent, so that searches, comparisons and commands take its name.
+    """Register a custom agent, so that searches, comparisons and commands accept its name.
 
     Args:
         name: Its name.
@@ -242,11 +242,11 @@ def agent_class(name: str) -> type[Agent]:
     """Return the class of an agent: a key of `AGENTS`, or "module:class".
 
     Raises:
-        ValueError: there is no such agent.
+        ValueError: the agent is unknown.
     """
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
-    hint = "Give a name that `python -m agents list` shows, or the 'module:class' of your own agent"
+    hint = "Give a name that `python -m agents list` shows, or the 'module:class' of a custom agent"
     try:
         cls = find_class(AGENTS.get(name, name))
     except ValueError as error:
@@ -266,14 +266,14 @@ def make_agent(
     """Make an agent.
 
     Args:
-        name: A key of `AGENTS`, or "module:class" of your own agent.
+        name: A key of `AGENTS`, or "module:class" of a custom agent.
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         agent_kwargs: Hyperparameters of the agent.
         statistics: Layer statistics, name to (n_layers,), for agents that read them.
 
     Raises:
-        ValueError: there is no such agent, or it does not have this hyperparameter.
+        ValueError: the agent is unknown, or it does not have this hyperparameter.
 
     Example:
         >>> from das_gym.agents import Budget, MaskSpace, make_agent

@@ -13,7 +13,7 @@
 8. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
 9. The answer is the best scored mask; with noisy rewards (`noisy=True`), the one with the highest posterior mean.
 10. From 30 layers on, half of a score is the standardized logarithm of the reward (or the reward itself, where one is not
-    positive): ranks alone forget how far apart the best masks are, and it takes long to tell them apart.
+    positive): ranks alone forget how far apart the best masks are, and the agent needs long to distinguish them.
 11. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
     skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
 """

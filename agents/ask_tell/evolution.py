@@ -159,7 +159,7 @@ class EvoPress(Evolution):
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        statistics: Statistic name to (n_layers,) values; `parameters_share` tells which layers have the same size.
+        statistics: Statistic name to (n_layers,) values; `parameters_share` identifies which layers have the same size.
         offspring: lambda, at least 1.
         initial: Number of random masks, at least 1.
         survivors: Masks of a generation that are scored on all examples, at least 1.

@@ -115,9 +115,9 @@ class Blocks:
 
     @classmethod
     def estimate(cls, statistics: Mapping[str, Floats], n_layers: int) -> Blocks:
-        """Estimate blocks from the block influence of single layers, where nobody measured them.
+        """Estimate blocks from the block influence of single layers, if they were not measured.
 
-        The angle of a block is taken to be the sum of its layers' angles, which is an upper bound. Without the statistic
+        The angle of a block is estimated as the sum of its layers' angles, which is an upper bound. Without the statistic
         `stream` all layers form one stream, in mask order. Without block influence all blocks are alike.
         """
         streams = np.asarray(statistics.get("stream", np.zeros(n_layers))).tolist()
@@ -142,7 +142,7 @@ class Blocks:
 
 
 def distance(rows: Sequence[Sequence[float | None]], layer: int, length: int) -> float | None:
-    """Return the distance of the block of `length` layers that starts at `layer`; None if there is no such block."""
+    """Return the distance of the block of `length` layers that starts at `layer`; None if it does not exist."""
     row = rows[layer]
     return row[length - 1] if length <= len(row) else None
 

@@ -196,7 +196,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
             `SUITE_SETTINGS`.
 
     Raises:
-        ValueError: a setting that the environment refuses, or its rewards are vectors.
+        ValueError: a setting is not valid for the environment, or its rewards are vectors.
 
     Example:
         >>> from das_gym.agents import make_oracle

@@ -21,7 +21,7 @@ STYLES = ("-", "--", ":")
 
 EXPLANATION = (
     "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask "
-    "the agent would answer with after so many evaluations."
+    "the agent would answer with after this number of evaluations."
 )
 
 

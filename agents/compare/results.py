@@ -25,8 +25,8 @@ class AgentResult:
     Attributes:
         agent: Its name.
         answers: (seeds, n_layers) its final answers.
-        curves: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
-            evaluations; -inf while it has none. An agent that is done keeps its answer.
+        curves: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after each
+            evaluation; -inf while it has none. An agent that is done keeps its answer.
         evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.

@@ -111,7 +111,7 @@ class FrontSearch:
         return {"rng": self.rng.bit_generator.state, "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called, after the same masks were told."""
+        """Continue exactly where `state_dict` was called. First `tell` the same masks."""
         self.rng.bit_generator.state = state["rng"]
         self.indices = read_indices(state["indices"])
         self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
@@ -177,7 +177,7 @@ def log_goodness(losses: Floats) -> Floats:
     if not finite.any():
         return np.zeros(len(losses))
     known = np.where(finite, losses, losses[finite].max())
-    above = known - min(float(known.min()), 0.0)  # your own task's loss may be negative
+    above = known - min(float(known.min()), 0.0)  # the loss of a custom task may be negative
     logs = -np.log(above + 1e-3 * float(np.median(above)) + 1e-12)
     return (logs - logs.mean()) / max(float(logs.std()), 1e-9)
 

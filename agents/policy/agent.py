@@ -43,7 +43,7 @@ def load_policy(policy: str | None = None) -> UnitNetworks:
         policy: Its file; None is the bundled one.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not a policy.
     """
     path = bundled_policy() if policy is None else absolute(policy)
@@ -127,7 +127,7 @@ class Policy(Heuristic):
 class PolicyBayes(Bayes):
     """`bayes` that starts with the policy's masks, and whose process knows what the policy's statistics predict.
 
-    The cost of units alone and beside their next ones in the stream predicts the cost of every mask. How far the process
+    The costs of single units and of pairs of adjacent units in a stream predict the cost of every mask. How far the process
     trusts that is learned like its other variances, see `HintedProcess`. A policy that does not read `leave_one_out`,
     `stream` and `depth` gives no such hint.
 

@@ -55,7 +55,7 @@ class UnitNetwork(nn.Module):
 
     Each statistic is encoded three times: as standard score and as rank within the problem, which are comparable between
     models of different sizes, and as logarithm. If one unit matters more than all others together, as the first layers of
-    most models do, standard scores hardly distinguish the others, and ranks do.
+    most models do, standard scores of the others are almost equal, but their ranks differ.
 
     Before training it is a simple rule: skip what costs least alone (`leave_one_out`) or, if it reads `NEIGHBOURS`, what
     costs least given its neighbours that are skipped already (`conditional_cost`).
@@ -198,7 +198,7 @@ class UnitNetworks(nn.Module):
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: it is damaged, or of another version.
         """
         file = read_safetensors(Path(path))

@@ -72,7 +72,7 @@ class PolicySettings(PluginSettings):
 
 
 def mean_scaled(network: UnitNetwork, suite: Suite) -> float:
-    """What the policy's masks earn on the problems in the mean, scaled: 0 = random, 1 = the optimum."""
+    """Return the mean reward of the policy's masks on the problems, scaled: 0 = random, 1 = the optimum."""
     which = np.arange(len(suite.problems))
     return float(suite.scaled[suite.rows(which, suite_masks(network, suite, which))].mean())
 

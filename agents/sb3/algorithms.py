@@ -131,7 +131,7 @@ def find_algorithm(algorithm: str | type[BaseAlgorithm]) -> tuple[type[BaseAlgor
         algorithm: A key of `ALGORITHMS`, "module:class", or the class itself.
 
     Raises:
-        ValueError: there is no such algorithm.
+        ValueError: the algorithm is unknown.
     """
     if isinstance(algorithm, str):
         if ":" not in algorithm:
@@ -225,7 +225,7 @@ def make_model(
 
     Raises:
         ActionSpaceError: the algorithm does not support this action space.
-        ValueError: the algorithm refuses its settings.
+        ValueError: the algorithm rejects its settings.
     """
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -238,7 +238,7 @@ def make_model(
     try:
         return cls(env=env, seed=seed, **{**values, **(own or {})})
     except (AssertionError, TypeError, ValueError) as error:
-        # SB3's base class has only this AssertionError to tell that it does not support the action space
+        # SB3's base class raises only this AssertionError for an unsupported action space
         about_space = isinstance(error, AssertionError) and "action space" in str(error)
         kind = ActionSpaceError if about_space else ValueError
         raise kind(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error

@@ -5,7 +5,7 @@
     python -m agents with sac macs_saved=0.12 agent_kwargs.learning_rate=3e-4
     python -m agents with agent=sb3_contrib:CrossQ                   any class of SB3's kind
     python -m agents with ppo start_from=runs/3                      train further what run 3 kept
-    python -m agents with resume=4                                   go on with run 4, which stopped: agents/sb3/train.py
+    python -m agents with resume=4                                   continue run 4, which was stopped: agents/sb3/train.py
 
 SB3's metrics go to Sacred (`metrics.json`), to standard output and to TensorBoard (`tensorboard --logdir runs`).
 """
@@ -45,7 +45,7 @@ class SacredWriter(KVWriter):
                 self.run.log_scalar(name, float(value), step)
 
     def close(self) -> None:
-        """Nothing to close: the run goes on."""
+        """Close nothing: the run is still active."""
 
 
 def search_with_sb3(
@@ -58,7 +58,7 @@ def search_with_sb3(
         run: Where metrics and artifacts go.
         folder: The run's folder, or None.
         on_turn: Called after every step that scored masks.
-        resume: Go on from the checkpoint in the folder.
+        resume: Continue from the checkpoint in the folder.
     """
     settings = {
         name: value for name, value in vars(config).items() if name not in ("agent", "agent_kwargs", "masks_per_turn")

@@ -3,7 +3,7 @@
     from das_gym.agents.sb3.train import train_sb3
 
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
-    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})  # your own class
+    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})  # a custom class
 
 A run folder holds `agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the
 search, as for every other agent; and TensorBoard's files, if it is installed.
@@ -98,11 +98,11 @@ def train_sb3(
         own: Further arguments of the algorithm's constructor, of any type; no record keeps them.
         on_turn: Called after every step that scored masks, with the turn and the layer names.
         writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
-        resume: Continue from the checkpoint in `folder`, if there is one; the top of this file says what it restores.
+        resume: Continue from the checkpoint in `folder`, if there is one; the top of this file lists what it restores.
         settings: The other fields of `SB3Config`.
 
     Raises:
-        ValueError: a setting that the environment or the algorithm refuses, or a reward that is not finite.
+        ValueError: a setting is not valid for the environment or the algorithm, or a reward is not finite.
 
     Example:
         >>> from das_gym.agents.sb3.train import train_sb3

@@ -1,4 +1,4 @@
-"""Blocks of layers that `angular` and `interlace` choose by: measured on a model, or read from the file beside a table."""
+"""Blocks of layers that `angular` and `interlace` choose by: measured on a model, or read from the file next to a table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from das_gym.registration import ENVIRONMENTS
 
 
 def blocks_of(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `das_gym.problem.blocks.measure_blocks` finds in an environment's model, or the blocks beside its table.
+    """Return the blocks of an environment's model, measured by `measure_blocks` or read from the file next to its table.
 
     Args:
         env_id: Its id.
         env_kwargs: Its settings besides the budget.
 
     Returns:
-        None if they are unknown: your own environment, or a table without such a file.
+        None if they are unknown: a custom environment, or a table without such a file.
     """
     return _blocks_of(env_id, json.dumps(dict(env_kwargs), sort_keys=True))
 
@@ -45,12 +45,12 @@ def _blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
 
 
 def file_beside(table: Path) -> Path:
-    """Return where the blocks of a table are stored: `vqa_blocks.json` beside `vqa_table.npz`."""
+    """Return the path of the blocks of a table: `vqa_blocks.json` next to `vqa_table.npz`."""
     return table.with_name(f"{table.stem.removesuffix('_table')}_blocks.json")
 
 
 def beside(table: Path) -> dict[str, Any] | None:
-    """Return the blocks beside a table; None if there are none of the same model and data.
+    """Return the blocks stored next to a table; None without a file for the same model and data.
 
     Raises:
         ValueError: the file is damaged.

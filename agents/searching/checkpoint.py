@@ -22,8 +22,8 @@ class Checkpoint:
     """The state of a search after a turn.
 
     Attributes:
-        agent: `Agent.state_dict()`; of an algorithm of Stable-Baselines3 the number of `steps`, beside its `agent.zip`.
-        env: The environment's `get_state()`, which says which examples come next; None if it has none.
+        agent: `Agent.state_dict()`; of an algorithm of Stable-Baselines3 the number of `steps`, stored next to `agent.zip`.
+        env: The environment's `get_state()`, which determines the next examples; None if it has none.
         turns: All turns.
     """
 

@@ -51,7 +51,7 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
 
 @contextmanager
 def explained_errors(env_id: str) -> Iterator[None]:
-    """Turn Gymnasium's errors about an unknown id or a foreign environment into a ValueError that says what to do."""
+    """Turn Gymnasium's errors about an unknown id or a foreign environment into a ValueError with a hint."""
     try:
         yield
     except gymnasium.error.UnregisteredEnv as error:

@@ -42,7 +42,7 @@ class SearchConfig(BudgetSettings):
 
     Attributes:
         env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
-        agent: Search algorithm, or "module:class" of your own. `bayes` is ours, `bandit` is the paper's.
+        agent: Search algorithm, or "module:class" of a custom one. `bayes` is ours, `bandit` is the paper's.
         evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
             reads are scored in addition.
         seed: Random seed of the agent and the environment, 0..2^32 - 1.
@@ -124,8 +124,8 @@ def search(
         The result, also in `folder`.
 
     Raises:
-        ValueError: a setting that the environment or the agent refuses, masks that the agent must not ask for, or a
-            checkpoint of another search.
+        ValueError: a setting is not valid for the environment or the agent, the agent asks for masks that are not allowed,
+            or the checkpoint is of another search.
 
     Example:
         >>> from das_gym.agents import SearchConfig, search
@@ -224,7 +224,7 @@ class SearchLoop:
         self.agent = _new_agent(config, self.base, observation[0])
 
     def take_turn(self) -> bool:
-        """Ask for masks, score them and tell the rewards. Return False if the budget is spent or the agent is done."""
+        """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
         left = math.floor(self.config.evaluations - sum(turn.cost for turn in self.history))
         if left == 0:
             return False

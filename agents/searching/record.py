@@ -147,7 +147,7 @@ def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: `search.json`, complete enough to replay.
+    """The result of a search: `search.json`, complete enough to replay.
 
     Attributes:
         env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
@@ -286,7 +286,7 @@ class SearchResult:
         """Read what `save` wrote.
 
         Args:
-            source: The folder, or `search.json` itself. Turns are read if `search_history.json` lies beside it.
+            source: The folder, or `search.json` itself. Turns are read if `search_history.json` is in the same folder.
 
         Raises:
             FileNotFoundError: there is no record of a finished search.

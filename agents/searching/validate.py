@@ -52,16 +52,16 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     """Replay a result.
 
     Args:
-        result: The record, with its history where examples change from step to step. Without its history elsewhere, the
-            number of evaluations and the best scored mask are not compared.
+        result: The record. It needs its history if examples change from step to step. If they do not and there is no
+            history, the number of evaluations and the best scored mask are not compared.
         tolerance: Largest difference, relative or absolute, of rewards, losses and metrics.
-        trust_remote_code: Whether code in the checkpoint's folder may run, if the record says so.
+        trust_remote_code: Whether code in the checkpoint's folder may run, if the record requests it.
 
     Returns:
         One check per compared value.
 
     Raises:
-        ValueError: the environment refuses the record, turns that the replay needs are missing, the agent is unknown, or the
+        ValueError: the environment rejects the record, turns that the replay needs are missing, the agent is unknown, or the
             record names modules that are not imported yet.
     """
     check_number("tolerance", tolerance, minimum=0)
@@ -73,7 +73,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     if changing and masks_of(result.history) != result.masks_asked:
         raise ValueError(
             "rewards of this record depend on the order in which masks were scored, and search_history.json does not hold "
-            "them all. Put it beside search.json"
+            "them all. Put it next to search.json"
         )
     env = make_env(result.env_id, result.env_kwargs, result.masks_per_turn, changing and result.free_budget)
     try:

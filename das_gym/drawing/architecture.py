@@ -1,4 +1,4 @@
-"""The layout of a model's units in pictures and pages: stages in a row, a lane for each kind of unit."""
+"""The layout of a model's units in figures and HTML pages: stages in a row, a lane for each kind of unit."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ CHART = 150
 TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
 
 INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
-"""Each has a contrast of at least 4.5 on paper. Colour-blind people can tell blue and orange apart."""
+"""Each has a contrast ratio of at least 4.5 to `PAPER`. Blue and orange are distinguishable with colour blindness."""
 
 Points = Sequence[tuple[int, float]]
 Box = tuple[float, float, float, float]

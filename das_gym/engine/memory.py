@@ -17,7 +17,7 @@ class Score:
 
     Attributes:
         loss, metric: Means over the examples.
-        divergence: Likewise; None unless requested.
+        divergence: Mean over the examples; None unless requested.
     """
 
     loss: float

@@ -16,8 +16,8 @@ PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
 """The values of an `Evaluator`'s `precision`.
 
 `float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
-it. `auto` is `bfloat16` on hardware with them and `float32` elsewhere. `bfloat16-emulated` gives the numbers of bfloat16 on
-any hardware, tens of times slower without the instructions: for tests and rank agreement.
+it. `auto` is `bfloat16` on hardware with them and `float32` on other hardware. `bfloat16-emulated` gives the numbers of
+bfloat16 on any hardware, tens of times slower without the instructions: for tests and rank agreement.
 """
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")

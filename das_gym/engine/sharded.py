@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """Scores shards, in a process of its own: a Ray actor."""
+    """Scores shards in a separate process: a Ray actor."""
 
     def __init__(self) -> None:
         self._evaluator: Evaluator | None = None
@@ -72,9 +72,9 @@ class Worker:
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
-    Every worker has a model of its own, made when the first masks are scored, and one CPU, that is one thread. Each call
-    cuts its masks into as many shards as there are workers, of neighbours in the tree of masks, so that a worker walks a
-    part of the tree. A worker that dies loses its results on its shard. The main process caches scores as `Evaluator`
+    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). Each
+    call splits its masks into one shard per worker. Masks of a shard are neighbours in the tree of masks, so a worker walks
+    a part of the tree. A worker that dies loses its results on its shard. The main process caches scores as `Evaluator`
     does, and runs the model itself when a layer statistic is measured. `spent` counts what ran in all workers, which is
     more than in one process: each runs the encoders and the path to its part of the tree; `seconds` are wall-clock
     time. When adapters or the head change in the main process, workers are made again.

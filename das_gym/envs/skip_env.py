@@ -41,7 +41,7 @@ class SkipEnv(ScoredEnv):
     `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the full model, layer by layer;
     `feature_names` names the entries. It is the same at every reset.
     `action="sequence"` appends n_layers + 2 numbers: 1 for each layer skipped so far, the share of MACs saved so far, and
-    what is left of the budget (0..1: layers / n_layers, or share of the cost).
+    the remaining budget (0..1: layers / n_layers, or share of the cost).
 
     ## Rewards
     By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus

@@ -336,8 +336,8 @@ def load_table(path: Path) -> SubnetTable:
     """Return the table in a file, from a process-wide cache: do not change its arrays.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no table.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a table.
     """
     return _load_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
 

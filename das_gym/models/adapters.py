@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def add_to(x: Tensor, *others: Tensor) -> Tensor:
     """Return `x` plus the others, added in this order, in the memory of `x` where type and shape allow it.
 
-    Nobody else may read `x`. At these sizes a new tensor costs more, for fresh memory, than the sum itself.
+    No other code may read `x` afterwards. At these sizes a new tensor costs more, for fresh memory, than the sum itself.
     """
     for other in others:
         alike = other.dtype == x.dtype and other.shape in (x.shape, ())
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., hidden_size) to the same shape and type.
 
-        It computes in the type of its own weights: adapters train in float32 in a bfloat16 model.
+        It computes in the dtype of the adapter's weights: adapters train in float32 in a bfloat16 model.
         """
         y = self.up(torch.relu_(self.down(self.norm(x).to(self.down.weight.dtype)))).to(x.dtype)
         return y if self.scale == 1 else self.scale * y

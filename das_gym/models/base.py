@@ -67,7 +67,7 @@ class State:
         attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) if only padding is left out,
             (batch, 1, tokens, tokens) if a token sees only those before it; None = all.
         extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. With prompt
-            tuning `hidden` and `attend` are longer, by learnt tokens at the end; `VLP.promptless` rules that out.
+            tuning `hidden` and `attend` are longer, by learned tokens at the end; `VLP.promptless` rules that out.
     """
 
     hidden: Mapping[str, Tensor]
@@ -157,7 +157,7 @@ class SkippableLayer(nn.Module):
 class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
-    A model of your own sets `layers`, `feature_size` and `tunable`, and defines the abstract methods, `inputs`, and
+    A custom model sets `layers`, `feature_size` and `tunable`, and defines the abstract methods, `inputs`, and
     `text_stream` and `image_stream` or `gather`. Everything else has a default. `das_gym.ModelEntry` takes the class and
     a function that loads it.
 
@@ -171,13 +171,13 @@ class VLP(nn.Module, ABC):
         size: The `ProblemConfig.size` of this model, `mini` or `base`; None fits either.
         pruned_mask: The mask that the model was pruned with, or None.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
-        projector: Parts of the names of those that train between a vision tower and a decoder, at a rate of their own.
-        untrainable: Why nothing of it can train, so that it can only be searched without adapters; empty if it can.
-        promptless: Why prompt tuning cannot add learnt tokens; empty if it can.
+        projector: Parts of the names of parameters between a vision tower and a decoder; they have a separate learning rate.
+        untrainable: Why the model cannot be trained, only searched without adapters; empty if it can.
+        promptless: Why prompt tuning cannot add learned tokens; empty if it can.
         gradient_checkpointing: Whether to use gradient checkpointing.
-        prompts: What adds learnt tokens to the state before stage 0; None adds none.
+        prompts: The module that adds learned tokens to the state before stage 0; None adds none.
         front: How many stages come before the one that `enter` does something for: their results are worth caching.
-        streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
+        streams_apart: Whether text and image enter stage 0 as separate hidden vectors, a batch of 1 fitting any.
     """
 
     layers: tuple[Layer, ...]
@@ -218,7 +218,7 @@ class VLP(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no text encoder: define text_stream(batch), or gather")
 
     def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
-        """Return encoder outputs of `image`, likewise."""
+        """Return encoder outputs of `image`, before all that trains, so that they can be cached."""
         raise NotImplementedError(f"{type(self).__name__} has no image encoder: define image_stream(batch), or gather")
 
     def encode(self, batch: Mapping[str, Tensor]) -> State:
@@ -292,7 +292,7 @@ class VLP(nn.Module, ABC):
         """
 
     def begin(self, encoded: State) -> State:
-        """Return the state before stage 0, with learnt tokens if there are any."""
+        """Return the state before stage 0, with learned tokens if there are any."""
         state = self.embed(encoded)
         return state if self.prompts is None else self.prompts(state)
 

@@ -34,7 +34,7 @@ FREE_FIELDS = ("dropout", *ADAPTER_FIELDS)
 """Config fields that may differ from a file's; its trained adapters are never dropped for it."""
 
 HEAD_WIDTH, BASE_WIDTH = 64, 512
-"""Units of an attention head where no file tells, in models of at least that width."""
+"""Width of an attention head if the file does not give it, and the smallest model width for which it is assumed."""
 
 
 @cache
@@ -131,9 +131,9 @@ def load_checkpoint(
             unless the model does so as it runs.
         heads: Heads that the caller needs; those that the file lacks are reported as missing.
         generator: Draws the adapters that a pre-training checkpoint lacks; None = torch's global one.
-        **settings: Config fields that shapes do not tell: numbers of attention heads, `dropout`, and widths of adapters
-            that the file lacks. Attention heads are taken to be 64 wide if a width is 512 or more; smaller models
-            need them.
+        **settings: Config fields that tensor shapes do not determine: numbers of attention heads, `dropout`, and widths of
+            adapters that the file lacks. Attention heads are assumed to be 64 wide if the model's width is 512 or more;
+            smaller models need the number of heads.
 
     Raises:
         FileNotFoundError: there is nothing to load.

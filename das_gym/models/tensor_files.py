@@ -37,7 +37,7 @@ CHUNK = 2**18
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a file by name, each in memory of its own, and the config with them (empty if there is none)."""
+    """The tensors of a file by name, each in separate memory, and the config with them (empty if there is none)."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         path: A `.safetensors` file, a folder, or any other file that `torch.save` wrote.
 
     Raises:
-        FileNotFoundError: nothing is there, or the folder has no weights or no config.json.
+        FileNotFoundError: the path does not exist, or the folder has no weights or no config.json.
         ValueError: the file is damaged, holds no tensors, or holds more than tensors and plain containers.
     """
     path = at_home(path)
@@ -122,8 +122,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file of contiguous tensors on the CPU, completely or not at all.
 
-    safetensors writes a temporary file of its own that only its owner can read. It gets a folder for that, which is removed
-    with all its content, and the file gets the rights of any other file.
+    safetensors first writes a temporary file that only its owner can read. It is given a temporary folder, which is removed
+    with all its content, and the final file gets the default permissions.
     """
     from safetensors.torch import save_file
 
@@ -218,7 +218,7 @@ def _unknown_global(name: str, kind: type) -> type:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """Return the error for a file or folder that torch refuses, without torch's advice to execute it."""
+    """Return the error for a file or folder that torch rejects, without torch's advice to execute it."""
     parts = re.split(r"WeightsUnpickler error:|trusted source\.", _describe(error))
     reason = next(part for part in reversed(parts) if part.strip()).strip().splitlines()[0].partition(". Please")[0]
     return ValueError(

@@ -90,8 +90,8 @@ class Adaptation:
         """Read a file that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or is something else.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is damaged, or is not an adaptation file.
         """
         path = Path(path)
         if not path.is_file():

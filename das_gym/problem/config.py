@@ -35,14 +35,14 @@ WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
 """Fields of `ProblemConfig` that change no score: records leave them out."""
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", *WORKER_SETTINGS)
-"""Fields of `ProblemConfig` that say how masks are scored."""
+"""Fields of `ProblemConfig` that control how masks are scored."""
 
 
 def setting_path(name: str, value: str, model: str | None = None) -> Path:
     """Return the absolute path of one of `PATH_SETTINGS`.
 
-    If there is no such file, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: one of `model`,
-    or of any model if None.
+    If the file does not exist, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: a checkpoint of
+    `model`, or of any model if None.
     """
     path = absolute(value)
     models = MODELS.values() if model is None else (MODELS[model],)

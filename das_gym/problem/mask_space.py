@@ -133,7 +133,7 @@ class MaskSpace:
         does not need are kept again, from the smallest value up.
 
         Raises:
-            ValueError: another shape, or a value that is not a number.
+            ValueError: The shape is wrong, or a value is NaN.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.shape != (self.n_layers,) or np.isnan(values).any():

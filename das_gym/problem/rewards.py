@@ -131,8 +131,8 @@ def find_reward(name: str) -> Reward:
 class Objective:
     """The reward of any mask, from budget, reward and price.
 
-    reward(mask) + macs_price * macs_saved(mask)   where the budget is kept
-    low - violation(mask)                          elsewhere
+    reward(mask) + macs_price * macs_saved(mask)   if the budget is kept
+    low - violation(mask)                          otherwise
 
     Args:
         budget: The constraint on a mask.

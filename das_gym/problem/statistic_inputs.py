@@ -115,7 +115,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
     """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
     before, after = state.hidden[stream], output
-    tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers put features of their own before the tokens
+    tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers prepend features to the tokens
     before, after = before[:, -tokens:].double(), after[:, -tokens:].double()
     norm = before.norm(dim=-1).clamp_min(1e-12)
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))

@@ -1,7 +1,7 @@
 """Shapes-captions: captioned scenes, generated from a seed and written in Karpathy's format.
 
 Every image has five captions, and every caption three hard negatives: the same sentence with one word changed, false of
-the image (`hard_negatives`, our field in its entry). In val and test a caption is true of its own image alone.
+the image (`hard_negatives`, our field in its entry). In val and test a caption is true of no other image.
 """
 
 from __future__ import annotations

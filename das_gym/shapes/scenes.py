@@ -82,7 +82,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene of 2 to 5 objects that do not overlap.
 
     Half of the objects after the first repeat the colour or the shape of an earlier one, so that
-    neither alone tells which object is meant.
+    neither alone identifies an object.
     """
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     objects: list[SceneObject] = []

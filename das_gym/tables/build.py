@@ -38,7 +38,7 @@ COUNTED = tuple(name for name, kind in COST_KINDS.items() if kind.counted and na
 """Costs besides MACs that every table holds: they are the same on every machine."""
 
 EXAMPLES_MEASURED = 16
-"""About so many examples have their images opened for a data hash."""
+"""Approximate number of examples whose images are opened for a data hash."""
 
 EXAMPLES_HASHED = 512
 """Examples whose targets are in memory at a time for a data hash."""
@@ -196,7 +196,7 @@ def build_table(
         on_chunk: Called with the number of examples done, first with those of the checkpoint.
         max_skipped: Masks of more skipped layers are left out; None = none are.
         each: Keep the scores of each example (format 2).
-        latency_batch: Measure the latency of units with so many examples per forward pass; None measures none.
+        latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
 
     Returns:
         The table, and what it cost.

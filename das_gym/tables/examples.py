@@ -19,7 +19,7 @@ MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
 
 MOST_VALUES = 256
-"""So many different values of a metric can be told apart."""
+"""Largest number of distinct metric values that a table can store."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class ExampleScores(SplitPart):
     """The scores of one split, example by example.
 
     Attributes:
-        losses: (n_examples, n_masks) float16, nats; infinite where a loss is not a number.
+        losses: (n_examples, n_masks) float16, nats; infinite where a loss is NaN.
         metrics: (n_examples, n_masks) uint8, indices into `metric_values`.
         metric_values: (n_values,) float32.
         groups: (n_examples,) int16, indices into the table's `meta.groups`.

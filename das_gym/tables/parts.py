@@ -1,4 +1,4 @@
-"""What a table holds of one split beyond means over all examples: arrays with a prefix of their own in its file."""
+"""Arrays of one split of a table beyond means over all examples; each kind has a separate prefix in the file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WORDS = {"f": "real numbers", "iu": "whole numbers", "U": "texts"}
 
 @dataclass(frozen=True)
 class Schema:
-    """What an array must be.
+    """The allowed dtype, shape and range of an array.
 
     Attributes:
         kinds: The kinds of its dtype, as numpy names them: `f`, `iu` or `U`.
-        shape: Its shape; None allows any number in its place.
-        low, high: Bounds of its numbers.
-        may_lack: Whether NaN stands for what was not measured.
+        shape: Its shape; None allows any size of that dimension.
+        low, high: Bounds of its values.
+        may_lack: Whether NaN is allowed, for values that were not measured.
     """
 
     kinds: str
@@ -33,10 +33,10 @@ class Schema:
     may_lack: bool = False
 
     def check(self, name: str, array: Any) -> None:
-        """Refuse another array.
+        """Raise for an array that does not match.
 
         Raises:
-            ValueError: names it.
+            ValueError: The array does not match; the message names it.
         """
         shape = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, self.shape, strict=False))
         if array.ndim != len(self.shape) or shape != self.shape:
@@ -72,7 +72,7 @@ class SplitPart(ABC):
 
     @abstractmethod
     def group_sizes(self, count: int) -> np.ndarray:
-        """(count,) int64: how many examples are in each of so many groups."""
+        """Return the number of examples in each of `count` groups: (count,) int64."""
 
     @abstractmethod
     def group_means(self, group: int) -> Scores:
@@ -80,19 +80,19 @@ class SplitPart(ABC):
 
     @abstractmethod
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """What the arrays of a split must be.
+        """Return the schema of each array of a split, by name.
 
         Args:
-            masks: How many the table has.
-            count: How many examples.
-            groups: How many groups.
+            masks: Number of masks in the table.
+            count: Number of examples.
+            groups: Number of groups.
         """
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """Refuse arrays that do not fit together, or hold what nothing can have measured.
+        """Raise for arrays that do not fit together, or hold impossible values.
 
         Raises:
-            ValueError: names the first.
+            ValueError: An array is invalid; the message names the first one.
         """
         for name, wanted in self.schema(masks, count, groups).items():
             wanted.check(f"{split}_{self.kind}_{name}", getattr(self, name))

@@ -51,7 +51,7 @@ LEAST_SPREAD = 1e-3
 """A problem whose best mask earns less than this more than a random mask is left out: there is nothing to find."""
 
 RELATIVE_UNITS = 3
-"""A relative of a model lacks one to so many of its units."""
+"""Largest number of units that a relative of a model lacks; the smallest is one."""
 
 RELATIVE_REWARD = 0.5
 """The exp(-loss) of a relative is at least this share of the model's: a broken model teaches nothing."""
@@ -65,7 +65,7 @@ class SuiteTable:
     """One table of a suite.
 
     Attributes:
-        file: Name of its file beside the index.
+        file: Name of its file, in the folder of the index.
         split: Whose problems it gives.
         model, task: As in `ProblemConfig`.
         name: Name of the model whose masks it scores.
@@ -80,7 +80,7 @@ class SuiteTable:
     def __post_init__(self) -> None:
         check_names([self.split], SUITE_SPLITS, "split")
         if self.file in ("", ".", "..") or "/" in self.file or "\\" in self.file:
-            raise ValueError(f"`file` is not allowed: got {self.file!r}, expected the name of a table beside the index")
+            raise ValueError(f"`file` is not allowed: got {self.file!r}, expected the name of a table in the index's folder")
 
 
 def suite_record(tables: Iterable[SuiteTable], seed: int) -> dict[str, Any]:
@@ -292,11 +292,11 @@ class Suite:
         return self.made_by or super().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Suite:
-        return self  # its arrays are large, and nobody changes them
+        return self  # its arrays are large, and never changed
 
     @cached_property
     def known(self) -> dict[str, np.ndarray]:
-        """What is observed of the problems before anything is skipped, by name, (P, size) float32 each."""
+        """Observations of the problems before any unit is skipped, by name, (P, size) float32 each."""
         return {
             "statistics": self.observed.reshape(len(self.problems), -1),
             "units": self.units.astype(np.float32),
@@ -396,7 +396,7 @@ def load_suite(
 ) -> Suite:
     """Return the problems of a split, from a process-wide cache: do not change its arrays.
 
-    Problems of kinds beside `DEFAULT_BUDGETS` come last, so that the others have the same numbers with and without them.
+    Problems of kinds other than `DEFAULT_BUDGETS` come last, so that the others have the same numbers with and without them.
 
     Args:
         folder: Folder of the tables; None is the bundled one.
@@ -406,7 +406,7 @@ def load_suite(
         relatives: For each model, how many others to add that lack one to three of its units; the table knows their masks.
         seed: Draws relatives and `problems`.
         budgets: Kinds of budgets, one or several, see `BUDGET_KINDS`.
-        problems: Only so many problems, drawn at random; None = all.
+        problems: Number of problems, drawn at random; None = all.
 
     Raises:
         ValueError: an unknown split, reward, statistic or kind of budget; a damaged table, or one without a cost that is

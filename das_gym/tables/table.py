@@ -87,8 +87,8 @@ class SubnetTable:
 
     Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`,
     `exp_neg_loss`, ...) or an `Objective` (an environment's `scorer.objective`: reward, price and budget); `split` is
-    `reward` or `test`; and `skip_num` (exactly so many layers skipped) or `macs_saved` (at least that share of MACs saved)
-    are keyword arguments that limit which masks compete. Without them an objective's own budget counts, or none.
+    `reward` or `test`. The keyword arguments `skip_num` (number of skipped layers, exact) and `macs_saved` (least share of
+    MACs saved) limit which masks compete. Without them the objective's budget applies, or none.
 
     Attributes:
         meta: Its origin.
@@ -219,7 +219,7 @@ class SubnetTable:
 
     @property
     def groups_apart(self) -> tuple[str, ...]:
-        """Groups with a table of their own, see `group_table`; none if the table holds only one."""
+        """Groups with a separate table, see `group_table`; empty if the table holds only one group."""
         if not self.parts or len(self.meta.groups) < 2:
             return ()
         least = np.minimum(*self.group_sizes().values())
@@ -230,7 +230,7 @@ class SubnetTable:
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
-        """Return the table of one group of examples, of means, with statistics of its own.
+        """Return the table of means over one group of examples, with the statistics of that group.
 
         Args:
             group: One of `meta.groups`.
@@ -252,8 +252,8 @@ class SubnetTable:
     def without(self, layers: Sequence[int]) -> SubnetTable:
         """Return the table of the model that is left when some layers are removed, of means.
 
-        Statistics of the losses of masks, such as `leave_one_out`, are those of what is left; others stay as they were
-        measured beside the removed layers.
+        Statistics of the losses of masks, such as `leave_one_out`, are those of the remaining model; others stay as
+        measured with the removed layers present.
 
         Args:
             layers: Their numbers.
@@ -405,8 +405,8 @@ class SubnetTable:
         """Read a file that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or of another version.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is damaged, or of another version.
         """
         path = Path(path)
         if not path.is_file():

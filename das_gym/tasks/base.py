@@ -234,7 +234,7 @@ class Task(ABC):
 
         Args:
             examples: The split.
-            max_images: The first so many images, 1 or more; None takes all.
+            max_images: Number of images to use, from the first, 1 or more; None uses all.
         """
         del examples, max_images
         return None

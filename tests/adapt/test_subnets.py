@@ -98,7 +98,7 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path, tmp
     (folder / SUBNET_FILE).unlink()  # which loading would tell
     record = read_json(folder / RECORD)
     for data_root, error, said in (
-        ("/gone", FileNotFoundError, "the data of that run, /gone, are gone: say where they are by data_root=DIR"),
+        ("/gone", FileNotFoundError, "the data of that run do not exist: got data_root=/gone"),
         (3, ValueError, r"adapt\.json is not a record of a subnet"),
     ):
         write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": data_root}})

@@ -181,7 +181,7 @@ def test_the_command_killed_and_resumed(small, tmp_path, number, code):
     folder = tmp_path / "runs" / "2"
     error = stop_when(killed, (folder / "checkpoint.json").exists, number)
     assert killed.returncode == code, error
-    assert "Go on with: python -m agents with resume=2" in error
+    assert "Resume with: python -m agents with resume=2" in error
     assert not (folder / "search.json").exists()
     with pytest.raises(RunError, match="started with seed=1 and cannot be resumed with seed=2"):
         run_search({"resume": 2, "seed": 2})

@@ -106,7 +106,7 @@ def test_the_command_killed_and_resumed(small: dict, capsys: pytest.CaptureFixtu
     killed = start(" ".join(["python -m agents table", *words]))
     error = stop_when(killed, Path("runs/1/table_checkpoint.npz").exists, signal.SIGINT)
     assert killed.returncode == 130, error
-    assert "Go on with: python -m agents table with resume=1" in error
+    assert "Resume with: python -m agents table with resume=1" in error
     assert not Path("runs/1/table.npz").exists()
     run_table({"resume": 1})
     assert "best of k=4" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tens
     """Return METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
     transformers' image processor for CLIP rounds odd crops down. torchvision, and so METER, rounds to even, which shifts
-    every pixel; elsewhere both give the same pixels.
+    every pixel; for other crops both give the same pixels.
 
     Args:
         image: An image of any size and mode.

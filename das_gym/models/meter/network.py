@@ -64,7 +64,7 @@ class METERConfig:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return GELU of a tensor that nobody else reads; without gradients it is overwritten, which saves memory traffic."""
+    """Return GELU of a tensor that is not used again: without gradients it is overwritten, which saves memory traffic."""
     return F.gelu(x) if torch.is_grad_enabled() and x.requires_grad else torch.ops.aten.gelu_(x)
 
 

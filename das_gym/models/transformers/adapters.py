@@ -1,7 +1,7 @@
 """The adapters of DAS in a model of transformers, in the form that its authors gave them for LLaVA.
 
 A kept layer reads `x + A(x)` instead of the normed input `x` of its attention, and of its MLP; a skipped layer is
-`h + A(norm(h))` with the norm before its attention. `A(x) = up(relu(down(x)))` has no norm of its own.
+`h + A(norm(h))` with the norm before its attention. `A(x) = up(relu(down(x)))` does not normalize `x`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def default_widths(hidden_size: int) -> tuple[int, int]:
 
 
 def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> Adapter:
-    """Return `A(x) = up(relu(down(x)))` without a norm of its own."""
+    """Return the adapter `A(x) = up(relu(down(x)))`, which has no norm."""
     return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 

@@ -60,7 +60,7 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
     Args:
         model: A model of transformers; it is changed.
         mask: (number of decoder layers,) bool, True = delete.
-        vision_mask: (number of vision layers,) bool likewise; None = all of them stay.
+        vision_mask: (number of vision layers,) bool, True = delete; None = keep all.
 
     Returns:
         The same model.

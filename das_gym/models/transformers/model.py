@@ -82,7 +82,7 @@ class ModelCapabilities:
 
 @dataclass
 class DecoderInputs:
-    """What the decoder needs besides the outputs of vision layers, kept until those have run.
+    """Inputs of the decoder other than the outputs of vision layers, kept until the vision layers have run.
 
     Attributes:
         processor: The model's `PromptProcessor`.

@@ -140,7 +140,7 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
     if plain.shape != own.shape:
         return 1.0
     if softcap is not None:
-        clear = own.abs() < 0.9 * softcap  # elsewhere a rounded logit is too close to the cap
+        clear = own.abs() < 0.9 * softcap  # beyond that, rounding errors near the cap dominate
         plain, own = plain[clear], softcap * torch.atanh(own[clear] / softcap)
     scale = float((plain * own).sum() / (plain * plain).sum())
     if not np.isfinite(scale):

@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What the model's own forward did around its layers.
+    """Inputs of the layers, recorded from the model's own forward.
 
     Attributes:
         embedded: (batch, tokens, hidden_size), the input of the first layer.

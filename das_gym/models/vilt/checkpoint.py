@@ -33,7 +33,7 @@ _TRANSFORMERS_FIELDS = {
     "text_norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
 }
-"""Config fields that no shape tells, and their names in transformers' config.json."""
+"""Config fields that tensor shapes do not determine, and their names in transformers' config.json."""
 
 _OUR_BLOCK = r"blocks.\1.layer."
 

@@ -181,7 +181,7 @@ class ViLTNetwork(nn.Module):
         """Move seen patches to the front, and drop all but as many as the image with the most has.
 
         How many that is depends on the images. A graph for other images must not depend on it, so there all patches stay
-        in their places: attention leaves out those that are not seen.
+        in order and attention masks those that are not seen.
         """
         if seen.is_meta or torch.compiler.is_compiling() or bool(seen.all()):
             return patches, seen

@@ -143,8 +143,8 @@ def check_companions(found: Mapping[str, DataFile], others: Iterable[DataFile]) 
     rests = {file.rest for file in found.values()}
     for other in others:
         if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
-            beside = next(iter(found.values())).path.name
+            known = next(iter(found.values())).path.name
             raise ValueError(
-                f"{other.path} is named like the {other.part} part of {beside} but has another form: got {other.content}, "
+                f"{other.path} is named like the {other.part} part of {known} but has another form: got {other.content}, "
                 "expected a list of entries. Correct it or move it away"
             )

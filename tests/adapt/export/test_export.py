@@ -292,7 +292,7 @@ def test_run_export_refuses_onnx_of_answering_models(tmp_path, monkeypatch, reco
     monkeypatch.setattr(command, "place_of", lambda *_: (tmp_path, tmp_path))
     monkeypatch.setattr(command, "load_moved", Mock(side_effect=AssertionError("it is loaded")))
     (tmp_path / record).write_text(json.dumps({"problem": {"model": "VLM"}}))
-    with pytest.raises(ValueError, match=r"^onnx=True is for models that read pairs"):
+    with pytest.raises(ValueError, match=r"`onnx` .* VLM"):
         run_export(ExportSettings(run=1, out=str(tmp_path / "out"), onnx=True))
 
 
