@@ -23,7 +23,7 @@ from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, desc
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
 
-from benchmarks.leaderboard.aggregate import aggregate, summary
+from benchmarks.leaderboard.aggregate import Aggregate, aggregate, ranked, summary
 from benchmarks.leaderboard.cache import ResultCache
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.leaderboard.planted_section import NEXT_HEADING, PlantedComparison, planted_section, with_planted_section
@@ -46,6 +46,7 @@ EVALUATIONS = 120
 OURS, BASELINE = "bayes", "random"
 HALFWAY = 60
 UNSEEN_EVALUATIONS = 60
+LEADERS = 10
 UNSEEN_SEEDS = 5
 """Largest number of seeds per problem of the suite's `test`, of which there are many, and per further checkpoint."""
 
@@ -93,12 +94,31 @@ class Comparison:
 
     def summary(self, evaluations: int) -> str:
         """Return one table of all problems."""
+        return summary(self.ranked(evaluations), checkpoints(evaluations))
+
+    def ranked(self, evaluations: int) -> list[Aggregate]:
+        """Return the agents over all problems, the lowest mean regret first."""
         counts = checkpoints(evaluations)
-        return summary([aggregate(self.oracles, each, counts) for each in zip(*self.results, strict=True)], counts)
+        return ranked([aggregate(self.oracles, each, counts) for each in zip(*self.results, strict=True)])
 
     def sections(self) -> list[str]:
         """Return a table for each problem, the agent with the lowest mean regret first."""
         return [section(oracle, results) for oracle, results in zip(self.oracles, self.results, strict=True)]
+
+
+def leaders(bundled: Sequence[Aggregate], unseen: Sequence[Aggregate]) -> str:
+    """Return the ten best agents, sorted by the share of optima on both sets of problems, and a sentence about them."""
+    other = {each.agent: each for each in unseen}
+    order = sorted(bundled, key=lambda each: -(each.profile[0] + other[each.agent].profile[0]))[:LEADERS]
+    head = ["agent", "bundled tables: optimum", f"regret at {HALFWAY}", "suite: optimum", f"regret at {UNSEEN_EVALUATIONS}"]
+    rows = []
+    for each in order:
+        twin = other[each.agent]
+        rows.append([each.agent, f"{100 * each.profile[0]:.0f} %", f"{each.means[1]:.4f}"])
+        rows[-1] += [f"{100 * twin.profile[0]:.0f} %", f"{twin.means[-1]:.4f}"]
+    best = [row[0] for row in rows if row[1:] == rows[0][1:]]
+    who = f"`{best[0]}` leads" if len(best) == 1 else f"{', '.join(f'`{name}`' for name in best)} lead with equal scores"
+    return "\n".join([f"{who} on the problems of 5 to 12 units.", "", *markdown_table(head, rows)])
 
 
 def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
@@ -147,7 +167,11 @@ def document(tables: Comparison, unseen: Comparison, further: Comparison, seeds:
     sections = "\n".join(f"{each}\n" for each in (*tables.sections(), *further.sections()))
     return f"""# Leaderboard
 
-Which agent finds the best mask, and after how many evaluations? Written by
+{leaders(tables.ranked(EVALUATIONS), unseen.ranked(UNSEEN_EVALUATIONS))}
+
+*Optimum*: share of searches that end at the best mask. *Regret*: mean normalized regret, 0 = the best mask, 1 = layers
+skipped in a random order. Agents are sorted by the share of optima over both sets of problems. For more layers see
+"Many layers". Written by
 
     python -m benchmarks.leaderboard with seeds={seeds}
 
@@ -157,7 +181,7 @@ the command again. `python -m agents compare with meter_vqa` compares agents on 
 
 - {many}, {EVALUATIONS} evaluations, 3 masks a turn, unless stated otherwise. Agents only see rewards,
   exp(-loss), of the reward split.
-- *Regret*: the best mask's reward minus that of the answer after so many evaluations, median (quartiles). *Rank*: median
+- *Regret at n*: the best mask's reward minus that of the answer after n evaluations, median (quartiles). *Rank*: median
   rank of the final answer, 1 = best.
 - *Found*: share of seeds whose final answer is the best mask. *Near*: within {100 * TOLERANCE:g} % of the best reward.
   *Needed*: median number of evaluations from which on the answer is the best mask. *Used*: evaluations of the agent (some
@@ -177,7 +201,7 @@ the command again. `python -m agents compare with meter_vqa` compares agents on 
 As in arXiv 2108.13264 (rliable). *Normalized regret*: 0 = the best mask, 1 = layers skipped in a random order,
 2 at most. *at n*: its interquartile mean over problems and seeds after n evaluations, with the 95 % interval of 2,000
 bootstrap samples that resample seeds within problems. *optimum*, *within*: share of searches that end at the best mask, or
-within so much of it. *ms a turn*: processor time to choose 3 masks, all problems together, on the machine that wrote this.
+within a share of it. *ms a turn*: processor time to choose 3 masks, all problems together, on the machine that wrote this.
 
 On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`),
 {few} and {UNSEEN_EVALUATIONS} evaluations each. `policy` was trained on `train`, which has none of

@@ -1,4 +1,4 @@
-"""Planted problems: losses of so many layers that masks cannot be listed, drawn from a seed."""
+"""Planted problems: losses of models with too many layers to list all masks, drawn from a seed."""
 
 from __future__ import annotations
 

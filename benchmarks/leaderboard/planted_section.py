@@ -23,7 +23,7 @@ from das_gym.wording import counted
 MASKS_PER_TURN = 3
 
 HEADING = "## Many layers"
-NEXT_HEADING = "## Ours against what it must reach"
+NEXT_HEADING = "## Goals of our agent"
 
 
 def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
@@ -70,7 +70,7 @@ class PlantedComparison:
         self.results.append(judge(oracle, results))
 
     def part(self) -> str:
-        """Return the table of all agents, and a sentence that says who is first."""
+        """Return the table of all agents, and a sentence about the best agents."""
         counts = [round(self.evaluations * share) for share in (1 / 3, 2 / 3, 1)]
         aggregates = [aggregate(self.oracles, each, counts, of_one_kind=True) for each in zip(*self.results, strict=True)]
         problems = list(zip(self.oracles, self.results, strict=True))
@@ -127,7 +127,7 @@ def with_planted_section(text: str, section: str) -> str:
 
 
 def winner_sentence(order: Sequence[str], ends: Mapping[str, Floats]) -> str:
-    """Say who is first, and which agents do not differ from it.
+    """Return a sentence with the first agent and those that do not differ from it.
 
     Args:
         order: Agents, the best first.
