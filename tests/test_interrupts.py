@@ -165,7 +165,7 @@ def test_interrupted_adapt_search_prints_both_commands(
 ):
     monkeypatch.chdir(tmp_path)
     data = " ".join(f"{name}={value}" for name, value in small_kwargs.items())
-    process = start(f"python -m adapt with bandit steps=7 {data} 'runs_dir=my runs' search.evaluations=3000")
+    process = start(f"python -m adapt with bandit train.steps=7 {data} 'runs_dir=my runs' search.evaluations=3000")
     error = stop_when(process, (tmp_path / "my runs/1/checkpoint.json").exists, signal.SIGTERM)
     assert process.returncode == 143, error
     first, second = error.splitlines()[-2:]

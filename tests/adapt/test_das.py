@@ -198,7 +198,7 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
     assert [model["name"] for model in record["models"]] == ["subnet", "full_model", "baseline"]
     assert not any(record["models"][1]["mask"])
     assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
-    assert "full model," in printed
+    assert "full model" in printed
     baseline = record["models"][2]
     assert (baseline["evaluation"], baseline["trainable_parameters"], baseline["speedup"]) == (None, 0, None)
     assert baseline["parameters"] < record["models"][1]["parameters"]

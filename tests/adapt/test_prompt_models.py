@@ -76,7 +76,7 @@ def test_predict_answers_questions_without_references(config: ProblemConfig, tmp
     asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(splits.train[:4])]
     file = write_lines(Path(config.data_root or "") / "asked.jsonl", asked)
     words = ("run=mine", f"data_root={file}", "split=questions", "out=said.json", "max_new_tokens=3")
-    with pytest.warns(UserWarning, match="4 of 4 answers are cut at max_new_tokens=3: pass more"):
+    with pytest.warns(UserWarning, match="4 of 4 answers are cut off.*`max_new_tokens=3`"):
         assert run_here("predict", "with", *words)[0] == 0
     rows = json.loads((tmp_path / "said.json").read_text())
     assert [row["question_id"] for row in rows] == [0, 1, 2, 3]
@@ -119,7 +119,7 @@ def test_paper_training_freezes_the_models_own_head(config: ProblemConfig):
 def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tmp_path: Path):
     given = {"model": "VLM", "task": "answering", "checkpoint": config.checkpoint, "data_root": config.data_root}
     updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
-    with pytest.raises(RunError, match="nothing of this model can train: layers of the vision tower have no adapters"):
+    with pytest.raises(RunError, match="Vision layers have no adapters"):
         adapt.run(updates)
     assert not list(tmp_path.iterdir())  # no run was started
 
@@ -132,8 +132,7 @@ def test_prompts_that_are_too_long_begin_no_run(
     given = (f"checkpoint={config.checkpoint}", f"data_root={config.data_root}", "problem.max_text_length=8", "device=cpu")
     code, printed = run_here(words[0], "with", "vlm_answering", *given, *words[1:])
     assert code == 1
-    assert "tokens with its answer's" in printed
-    assert "the model reads 8: take it out" in printed
+    assert "tokens with its answer, expected at most 8" in printed
     assert not (tmp_path / "runs").exists()
 
 

@@ -129,7 +129,7 @@ def test_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             [
                 "--run",
                 "runs/2",
-                "--use",
+                "--plugins",
                 "fidelity_task",
                 "--masks",
                 "2",

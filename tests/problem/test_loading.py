@@ -197,5 +197,5 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
     begun = new_head(backbone, task_class(task)(backbone.processor, labels))
     assert all(torch.equal(tensor, tuned.state_dict()[name]) for name, tensor in begun.state_dict().items())
     if task == "vqa":
-        with pytest.warns(UserWarning, match=r"vqa_classifier has 3.weight of shape \(3, 128\), this task's of \(2, 128\)"):
+        with pytest.warns(UserWarning, match=r"vqa_classifier: 3.weight has shape \(3, 128\), expected \(2, 128\)"):
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))

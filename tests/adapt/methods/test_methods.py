@@ -18,11 +18,12 @@ from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trai
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 
+from das_gym.config import build
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.adaptation import Adaptation, MethodSettings
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     example_costs,
@@ -345,7 +346,7 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
-        settings, left_out = with_methods(CompareSettings(**vars(world.problem)), vlp)
+        settings, left_out = with_methods(build(CompareSettings, grouped_settings(changed_settings(world.problem))), vlp)
         assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
         assert len(left_out) == len([pair for pair in REFUSED if pair[0] == family])
         assert all(line.startswith("left out: ") for line in left_out)
