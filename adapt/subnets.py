@@ -92,8 +92,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
             imported yet, or `trust_remote_code`, which has to be given again.
 
     Example:
-        >>> subnet = load_subnet("runs/adapt/1")  # doctest: +SKIP
-        >>> subnet.backbone.vlp.pruned_mask  # doctest: +SKIP
+        `load_subnet("runs/2").backbone.vlp.pruned_mask` is the mask of run 2.
     """
     import_plugins(plugins)
     path = at_home(path)

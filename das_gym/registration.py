@@ -234,6 +234,8 @@ def register_model(entry: ModelEntry) -> None:
         TypeError: `entry` is not a `ModelEntry`, or its class lacks methods of a model, which the message lists. A class
             given as "module:name" is checked when it is loaded.
         ValueError: The name cannot be part of an id, or differs only in case from another model's.
+
+    Complete example: `examples/own_model.py`.
     """
     _check_entry(entry, ModelEntry)
     _check_word("name", entry.name)
@@ -254,6 +256,8 @@ def register_task(entry: TaskEntry) -> None:
         TypeError: `entry` is not a `TaskEntry`, or its class lacks methods of a task, which the message lists. A class
             given as "module:name" is checked when it is loaded.
         ValueError: The name or title cannot be part of an id, or the title is another task's.
+
+    Complete example: `examples/own_task.py`.
     """
     _check_entry(entry, TaskEntry)
     for field in ("name", "title"):

@@ -229,6 +229,8 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
     Raises:
         TypeError: neither of them.
         ValueError: the name is not allowed, or already registered.
+
+    Complete example: `examples/own_agent.py`.
     """
     from das_gym.agents.sb3.algorithms import ALGORITHMS
 

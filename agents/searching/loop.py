@@ -51,6 +51,11 @@ class SearchConfig(BudgetSettings):
             them.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
         save_every: Turns between checkpoints, at least 1.
+
+    Example:
+        >>> config = SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent="random", skip_num=4, evaluations=60)
+        >>> sum(search(config).mask)
+        4
     """
 
     group: ClassVar[str] = "Search"

@@ -60,6 +60,8 @@ class Evaluator:
         ValueError: an unknown precision, or `bfloat16` on hardware without it.
 
     Example:
+        >>> import numpy as np
+        >>> from das_gym import ProblemConfig, load_problem
         >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
         >>> masks = np.eye(12, dtype=bool)  # skip one layer each
         >>> scores = problem.evaluator.evaluate(masks, problem.splits.reward[:8])

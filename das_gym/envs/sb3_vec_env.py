@@ -167,8 +167,9 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
             environments, as of DAS-Suite-Search-v0, are made with autoreset mode SAME_STEP.
 
     Example:
+        >>> from stable_baselines3 import PPO
         >>> envs = make_sb3_vec_env("DAS-METER-VQA-Tabular-v0", n_envs=16, action="scores")
-        >>> model = stable_baselines3.PPO("MlpPolicy", envs, n_steps=32)
+        >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
     spec = registry.get(env_id.rpartition(":")[2])
     if kwargs.get("vectorization_mode") or (spec is not None and spec.vector_entry_point is None):

@@ -108,7 +108,9 @@ class SkipEnv(ScoredEnv):
         FileNotFoundError: a path that does not exist.
 
     Example:
-        >>> env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4)
+        >>> import gymnasium
+        >>> import das_gym
+        >>> env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, reward_examples=16)
         >>> observation, info = env.reset(seed=0)
         >>> observation, reward, terminated, truncated, info = env.step([1, 1, 1, 1] + 8 * [0])
     """

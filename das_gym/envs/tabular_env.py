@@ -265,6 +265,8 @@ class TabularEnv(ScoredEnv):
         FileNotFoundError: no such table.
 
     Example:
+        >>> import gymnasium
+        >>> import das_gym
         >>> env = gymnasium.make("DAS-METER-VQA-Tabular-v0", skip_num=4)
         >>> observation, info = env.reset(seed=0)
         >>> best = env.get_wrapper_attr("table").best(skip_num=4)

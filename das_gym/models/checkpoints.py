@@ -140,7 +140,8 @@ def load_checkpoint(
         ValueError: a file that is damaged, in no known format, or incomplete; a shape that does not fit; a wrong setting.
 
     Example:
-        >>> loaded = load_checkpoint("das_gym/assets/vilt_mini")
+        >>> from das_gym.registration import ASSETS
+        >>> loaded = load_checkpoint(ASSETS / "vilt_mini")
         >>> type(loaded.vlp).__name__, loaded.report.doubts("adapter")
         ('ViLT', None)
     """

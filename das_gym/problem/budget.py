@@ -32,6 +32,11 @@ class Budget:
 
     Raises:
         ValueError: both are given, a number outside its range, or no mask can satisfy it.
+
+    Example:
+        >>> import numpy as np
+        >>> Budget(n_layers=4, skip_num=2).is_kept_by(np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=bool))
+        array([ True, False])
     """
 
     n_layers: int

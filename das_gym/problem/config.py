@@ -126,6 +126,10 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     Attributes:
         model: Kind of model.
         task: Downstream task.
+
+    Example:
+        >>> ProblemConfig(model="ViLT", task="nlvr2").device
+        'auto'
     """
 
     group: ClassVar[str] = "Model and data"

@@ -127,6 +127,7 @@ def load_problem(config: ProblemConfig) -> Problem:
     process.
 
     Example:
+        >>> import numpy as np
         >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])

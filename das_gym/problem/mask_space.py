@@ -85,6 +85,14 @@ class MaskSpace:
     Raises:
         TypeError: not a `Budget`.
         ValueError: a budget that allows every mask: agents cannot know how much to skip.
+
+    Example:
+        >>> import numpy as np
+        >>> space = MaskSpace(Budget(n_layers=12, skip_num=4))
+        >>> space.size
+        495
+        >>> np.flatnonzero(space.top(np.arange(12.0)))
+        array([ 8,  9, 10, 11])
     """
 
     def __init__(self, budget: Budget) -> None:

@@ -104,6 +104,8 @@ def register_reward(reward: Reward) -> None:
     Raises:
         TypeError: not a `Reward`.
         ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+
+    Complete example: `examples/own_reward.py`.
     """
     if not isinstance(reward, Reward):
         raise TypeError(f"register_reward({reward!r}): give a Reward(name, low, high, compute)")

@@ -248,6 +248,8 @@ def register_statistic(statistic: Statistic) -> None:
     Raises:
         TypeError: not a `Statistic`.
         ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+
+    Complete example: `examples/own_statistic.py`.
     """
     if not isinstance(statistic, Statistic):
         raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")

@@ -102,6 +102,12 @@ class SubnetTable:
 
     Raises:
         ValueError: arrays that do not fit together.
+
+    Example:
+        >>> from das_gym.registration import ASSETS
+        >>> table = SubnetTable.load(ASSETS / "meter_mini" / "vqa_table.npz")
+        >>> table.best(skip_num=4).astype(int)
+        array([0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0])
     """
 
     meta: TableMeta

@@ -146,7 +146,8 @@ class VLM(VLP):
 
     Example:
         >>> from das_gym.models.transformers import load_vlm
-        >>> vlm = load_vlm("llava_mini")
+        >>> from das_gym.registration import ASSETS
+        >>> vlm = load_vlm(ASSETS / "llava_mini")
         >>> [layer.name for layer in vlm.layers][:2]
         ['decoder.0', 'decoder.1']
     """
