@@ -599,8 +599,8 @@ class VLM(VLP):
 
     # ---- plain forwards, for latency ----
 
-    def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """As `VLP.ready`: vision tower, decoder, and everything between.
+    def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
+        """As `VLP.make_forward`: vision tower, decoder, and everything between.
 
         Raises:
             ValueError: `augment` is given; images of prompts are not augmented.
@@ -615,13 +615,13 @@ class VLM(VLP):
 
         return forward
 
-    def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.served`: its own forward up to the first token, at all positions, as transformers runs its folder.
+    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+        """As `VLP.make_timed_forward`: the model's own forward up to the first token, as transformers runs its folder.
 
-        With adapters, which no folder of transformers has, as `ready` runs it.
+        With adapters, which no folder of transformers has, it is that of `make_forward`.
         """
         if self.tunable:
-            return super().served(processor, pairs)
+            return super().make_timed_forward(processor, pairs)
         encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
 
         def marked(index: int, skipped: bool, mark: Mark) -> Callable[..., Any]:
