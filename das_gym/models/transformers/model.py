@@ -40,6 +40,8 @@ from das_gym.models.transformers.stack import (
     Stack,
     child,
     find_decoder,
+    first_input,
+    first_output,
     replace_forwards,
     skip_forward,
     zero_forward,
@@ -631,9 +633,9 @@ class VLM(VLP):
                 run = skip_forward(module) if self.layers[index].kind == LAYER else zero_forward(module)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
-                mark(index, args[0] if args else kwargs["hidden_states"])
+                mark(index, first_input(args, kwargs))
                 output = run(*args, **kwargs)
-                mark(index, output[0] if isinstance(output, tuple) else output)
+                mark(index, first_output(output))
                 return output
 
             return forward
