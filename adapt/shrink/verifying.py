@@ -261,12 +261,7 @@ def relative_difference(given: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Tensor]:
     """Return the (tokens, vocabulary) logits of each answer by the replay of layers that scores masks."""
-    processor = probes.processor
-
-    def encode_images(_: str, items: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: vlm.encode_images(processor, item) for key, item in items.items()}
-
-    state = vlm.gather(processor, list(probes.prompts), encode_images)
+    state = vlm.gather_uncached(probes.processor, probes.prompts)
     logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
     return list(logits.split([len(e.ids) - e.answer for e in probes.encodings]))
 

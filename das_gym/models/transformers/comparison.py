@@ -125,8 +125,7 @@ class Comparison:
     def begin(self, vlm: VLM, count: int = 3) -> State:
         """Return the state of prompts before the first layer."""
         with self.rejecting("its layers do not run one by one"):
-            kept = lambda _, items: {key: vlm.encode_images(self.processor, one) for key, one in items.items()}  # noqa: E731
-            return vlm.gather(self.processor, self.prompts(count), kept)
+            return vlm.gather_uncached(self.processor, self.prompts(count))
 
     def driven_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """(answer tokens, vocabulary) layer by layer, without some decoder layers."""

@@ -390,6 +390,14 @@ class VLM(VLP):
             features = {key: self.trained_tower.features_again(outputs) for key, outputs in features.items()}
         return self._begin_decoder(processor, pairs, features)
 
+    def gather_uncached(self, processor: PromptProcessor, prompts: Sequence[Prompt]) -> State:
+        """As `gather`, with all images encoded anew."""
+
+        def encode(_: str, items: Mapping[Any, Prompt]) -> dict[Any, Any]:
+            return {key: self.encode_images(processor, prompt) for key, prompt in items.items()}
+
+        return self.gather(processor, prompts, encode)
+
     def _begin_decoder(self, processor: PromptProcessor, prompts: Sequence[Prompt], features: Mapping[Any, Any]) -> State:
         """Return the state before the first decoder layer, from image features by key."""
         able = self.capabilities

@@ -155,8 +155,7 @@ def test_macs_of_the_last_layer_by_hand(driven: Callable[..., Driven]):
 
 def test_questions_on_one_image_share_its_tokens(driven: Callable[..., Driven]):
     model = driven("llava")
-    encode = lambda _, items: {key: model.vlm.encode_images(model.processor, one) for key, one in items.items()}  # noqa: E731
-    (block,) = model.vlm.gather(model.processor, model.prompts(), encode).extras["blocks"]
+    (block,) = model.vlm.gather_uncached(model.processor, model.prompts()).extras["blocks"]
     assert (block.groups, block.rows) == (2, 6)
     assert block.prefix >= 17  # patches and class token
 
