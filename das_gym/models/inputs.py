@@ -17,6 +17,7 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
+from das_gym.wording import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -216,10 +217,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors for damaged files
-        reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}): it is damaged, or needs remote "
-            "code, which is not run. Name the folder of another one with `tokenizer=`"
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line(error)}): it is damaged, or "
+            "needs remote code, which is not run. Name the folder of another one with `tokenizer=`"
         ) from error
 
 
