@@ -32,7 +32,7 @@ QUESTIONS = ("What?", "What color is the small circle above the square to the le
 
 @dataclass(frozen=True)
 class Painting:
-    """Return an image of random pixels."""
+    """An image of random pixels."""
 
     seed: int
     width: int

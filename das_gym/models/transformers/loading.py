@@ -26,7 +26,7 @@ from das_gym.wording import first_line
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 """Files of AutoGPTQ and AutoAWQ from before config.json had an entry for quantization."""
 
-LAYER_COUNTS = ("layer", "layers", "depth", "depths", "blocks")
+LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
 
 ADAPTED = "das_adapters"
@@ -130,7 +130,7 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
         is_kernel = any(name.endswith(("_implementation", "_implementation_internal")) for name in names)
         if is_kernel and isinstance(value, str) and "/" in value and not trust_remote_code:
             raise ValueError(f"{path} names {value!r}, which is code. Remove that, or pass `trust_remote_code=True`.")
-        if names and names[-1].endswith(LAYER_COUNTS) and isinstance(value, int) and value > MAX_LAYERS:
+        if names and names[-1].endswith(LAYER_COUNT_ENDINGS) and isinstance(value, int) and value > MAX_LAYERS:
             raise ValueError(f"{path} is damaged: {names[-1]}={value}, expected at most {MAX_LAYERS}.")
 
 
