@@ -180,7 +180,7 @@ class Processor:
         images = {key: self.image(source, seeds[key]) for key, source in sources.items()}
         types = torch.tensor([pair.image_type for pair in pairs])
         batch = {"image": pad_images([images[pair.image.key] for pair in pairs]), "image_types": types}
-        return {**batch, **self.texts([pair.text for pair in pairs])}
+        return {**batch, **self.tokens(pairs)}
 
     def identity(self) -> str:
         """Return a text that changes with anything that a batch depends on besides its pairs."""
