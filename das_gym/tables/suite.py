@@ -349,11 +349,11 @@ class Suite:
         Raises:
             ValueError: there is none.
         """
+        if is_whole(problem) and 0 <= int(problem) < len(self.problems):
+            return int(problem)
         names = [each.name for each in self.problems]
         if problem in names:
             return names.index(str(problem))
-        if is_whole(problem) and 0 <= int(problem) < len(names):
-            return int(problem)
         near = nearest_names(problem, names)
         hint = f" Did you mean {near[0]!r}?" if near else f" Names are such as {names[0]!r}."
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")
