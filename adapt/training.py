@@ -123,7 +123,7 @@ class Group:
 def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW with betas 0.9 and 0.98, without weight decay of biases, LayerNorms and other vectors.
 
-    Source: METER's optimizer (REFERENCE values of the paper's code).
+    Source: METER's optimizer.
     """
     options = []
     for group in groups:
