@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
+from das_gym.adapt.subnets import (
+    find_subnet,
+    is_transformers_model,
+    load_transformers_model,
+    load_with_overrides,
+    recorded_data,
+)
 
 from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
@@ -83,7 +89,7 @@ class EvaluateSettings(PluginSettings):
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
-        place, folder = place_of(self.run, self.runs_dir, self.method, self.seed)
+        place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
@@ -91,11 +97,10 @@ class EvaluateSettings(PluginSettings):
                     f"the data of that run do not exist: got data_root={data_root}. Give their new folder as data_root=DIR"
                 )
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
-        plain = is_plain(place)
-        if plain:
-            subnet = load_plain(place, self.device, self.trust_remote_code)
+        if is_transformers_model(place):
+            subnet = load_transformers_model(place, self.device, self.trust_remote_code)
         else:
-            subnet = load_moved(place, self.device, self.checkpoint, self.trust_remote_code)
+            subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
