@@ -103,7 +103,7 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
     """Return the entry of a kept model in the record of a comparison, in the format of other runs' records."""
     record, trial = read_json(folder / COMPARED), kept_trials(folder)[place]
     line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
-    told = {
+    model = {
         "name": line["title"],
         "trainable_parameters": trial.trained,
         "macs": trial.macs,
@@ -114,7 +114,7 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
         "latency_ms": trial.latency and trial.latency[0],
         "latency_quartiles_ms": trial.latency and trial.latency[1:],
     }
-    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [told]}
+    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [model]}
 
 
 def main(settings: ExportSettings) -> None:
