@@ -14,11 +14,12 @@ the options of the question; without options the file holds the likeliest token 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
+from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, evaluate, predict
 from das_gym.adapt.subnets import (
     find_subnet,
     is_transformers_model,
@@ -26,6 +27,7 @@ from das_gym.adapt.subnets import (
     load_with_overrides,
     recorded_data,
 )
+from das_gym.adapt.training import check_ranges
 
 from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
@@ -75,11 +77,7 @@ class EvaluateSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
-        check_rank_images(self.rank_images)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} is not allowed; give 1 or more, or leave it out for all")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} is not allowed; give 1 or more")
+        check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens"), (1, math.inf)))
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
