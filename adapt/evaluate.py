@@ -147,7 +147,7 @@ def answered(
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
             pairs_of = task.pairs(chunk)
-            pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
+            pooled = vlp.make_forward(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
             logits = subnet.head(task.group_features(pooled))
             largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
             _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())

@@ -149,7 +149,7 @@ def baseline_of(full: AdaptedModel) -> AdaptedModel:
 def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     """Return a function that runs the first test example, whose images are already decoded."""
     task, vlp = subnet.task, subnet.backbone.vlp
-    forward = vlp.ready(task.processor, task.pairs(splits.test[:1]))
+    forward = vlp.make_forward(task.processor, task.pairs(splits.test[:1]))
     return lambda: subnet.head(task.group_features(forward()))
 
 

@@ -152,7 +152,7 @@ class StepLoss:
         if self.caches_encoders and augment is None:
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
-            pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
+            pooled = self.vlp.make_forward(self.task.processor, pairs, augment)(mask)
         logits = self.head(self.task.group_features(pooled))
         losses = self.task.losses(logits, targets)
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits

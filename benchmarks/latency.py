@@ -34,7 +34,7 @@ from das_gym.problem.costs import Costs, count_costs
 from das_gym.problem.latency import Spread
 from das_gym.problem.loading import load_problem
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.unit_latency import UnitTimer, served, without_adapters_sharing
+from das_gym.problem.unit_latency import UnitTimer, make_timed_forward, without_adapters_sharing
 
 MODELS = ("meter_base", "meter_mini", "vilt_mini", "smolvlm_mini")
 ROUNDS = {"meter_base": 8}
@@ -83,11 +83,11 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
     meter = name.startswith("meter")
     if meter:
         masks = np.concatenate((masks, das[None]))
-    run = [served(pruned(vlp, mask), subject.head, subject.task, subject.examples) for mask in masks]
+    run = [make_timed_forward(pruned(vlp, mask), subject.head, subject.task, subject.examples) for mask in masks]
     bare = without_adapters_sharing(vlp)
-    whole = None if bare is None else served(bare, subject.head, subject.task, subject.examples)
+    whole = None if bare is None else make_timed_forward(bare, subject.head, subject.task, subject.examples)
     timer = UnitTimer(
-        served(vlp, subject.head, subject.task, subject.examples), whole, len(names), torch.device("cpu"), clock
+        make_timed_forward(vlp, subject.head, subject.task, subject.examples), whole, len(names), torch.device("cpu"), clock
     )
     run.append(whole or timer.timed)
     taken = []

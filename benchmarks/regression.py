@@ -201,7 +201,7 @@ def losses(place: Workplace) -> Values:
         counts = np.arange(40) % 7
         masks = np.array([rng.permutation(len(vlp.layers)) < count for count in counts])
         found[f"{name}: engine"] = problem.evaluator.losses(masks, examples).tolist()
-        forward, targets = vlp.ready(task.processor, task.pairs(examples)), task.targets(examples)
+        forward, targets = vlp.make_forward(task.processor, task.pairs(examples)), task.targets(examples)
         plain = [task.losses(problem.head(task.group_features(forward(mask))), targets).double().mean() for mask in masks]
         found[f"{name}: plain"] = [float(loss) for loss in plain]
     return found

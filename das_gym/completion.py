@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import string
 from collections.abc import Mapping, Sequence
 
@@ -50,8 +49,3 @@ def script(program: str, main: str, words: Mapping[str, Sequence[str]]) -> str:
     """
     cases = "\n".join(f'      {name}) words="{" ".join(known)}" ;;' for name, known in words.items())
     return _SCRIPT.substitute(program=program, main=main, commands=" ".join(words), cases=cases)
-
-
-def setting_names(cls: type) -> list[str]:
-    """Return the names of a dataclass's fields as they are typed: `seed=`."""
-    return [f"{field.name}=" for field in dataclasses.fields(cls)]

@@ -1,4 +1,4 @@
-"""Numbers in texts."""
+"""Numbers and errors in messages."""
 
 from __future__ import annotations
 
@@ -6,3 +6,8 @@ from __future__ import annotations
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 mask`, `1,204 masks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -20,10 +20,10 @@ from das_gym.adapt.shrink.saving import check_out
 
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
-from das_gym.models.exporting import DAS_GYM, ExportedModel, export_head
+from das_gym.models.exporting import ExportedModel, export_head
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.remote_code import copy_code
-from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
+from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_folder, write_safetensors
 from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
@@ -110,7 +110,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
         "label2id": {label: i for i, label in enumerate(labels)},
         "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
         "transformers_version": versions["transformers"],
-        DAS_GYM: {  # read by `load_exported`
+        METADATA_KEY: {  # read by `load_exported`
             "task": task.name,
             "labels": list(task.labels),
             "mask": mask.astype(int).tolist(),

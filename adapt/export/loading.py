@@ -9,9 +9,9 @@ from das_gym.config import build
 from das_gym.files import damage_named, read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
-from das_gym.models.exporting import DAS_GYM
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.sizes import MAX_SIDE
+from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.trust import trusted_settings
 
@@ -34,7 +34,7 @@ class _ExportedConfig:
 def is_exported(folder: Path) -> bool:
     """Return whether `export` wrote the folder."""
     config = folder / "config.json"
-    return config.is_file() and f'"{DAS_GYM}":'.encode() in config.read_bytes()
+    return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
 
 
 def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:
@@ -50,7 +50,9 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     """
     config = read_json(folder / "config.json")
     with damage_named(folder / "config.json", "export the run again"):
-        fields = {name: value for name, value in config[DAS_GYM].items() if name in _ExportedConfig.__dataclass_fields__}
+        fields = {
+            name: value for name, value in config[METADATA_KEY].items() if name in _ExportedConfig.__dataclass_fields__
+        }
         about = build(_ExportedConfig, fields)
     trusted_settings(folder, about.plugins, {})
     loaded = load_checkpoint(folder, image_size=about.image_size)

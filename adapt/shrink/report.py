@@ -53,7 +53,7 @@ def print_report(measured: Measured, title: str, diagram: str) -> None:
     Args:
         measured: The results.
         title: The data that was evaluated.
-        diagram: The removed layers, see `das_gym.models.transformers.layer_removal.draw_mask`.
+        diagram: The removed layers, see `layer_removal.draw_mask`.
     """
     results_table([row.record() for row in measured.rows.values()], measured.metric, title).print()
     print(f"{'layers of vision tower and decoder' if ' ' in diagram else 'decoder layers'}: {diagram}")

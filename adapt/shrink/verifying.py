@@ -35,6 +35,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards, skip_forward
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
+from das_gym.wording import first_line
 
 PROMPTS = 3
 """Number of prompts that are compared."""
@@ -171,7 +172,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
         try:
             tokens: list[int] = generate_batch(vlm, processor, encodings, settings, (), **ways[way])[0]
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            return f"nothing ({first_line(error)})"
         return tokens
 
     said = {way: generated(smaller, way) for way in ways}
@@ -261,12 +262,7 @@ def relative_difference(given: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Tensor]:
     """Return the (tokens, vocabulary) logits of each answer by the replay of layers that scores masks."""
-    processor = probes.processor
-
-    def encode_images(_: str, items: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: vlm.encode_images(processor, item) for key, item in items.items()}
-
-    state = vlm.gather(processor, list(probes.prompts), encode_images)
+    state = vlm.gather_uncached(probes.processor, probes.prompts)
     logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
     return list(logits.split([len(e.ids) - e.answer for e in probes.encodings]))
 

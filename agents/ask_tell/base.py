@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -127,7 +127,7 @@ class Agent(ABC):
 
     def scored_masks(self) -> Masks:
         """Return the (m, n_layers) masks in `rewards`."""
-        return np.frombuffer(b"".join(self.rewards), dtype=bool).reshape(len(self.rewards), self.n_layers)
+        return masks_of_keys(self.rewards, self.n_layers)
 
     def skip_probabilities(self) -> Floats | None:
         """Return how likely each layer is to be skipped, (n_layers,) in 0..1; None if the agent has no such numbers."""
@@ -173,6 +173,11 @@ class Agent(ABC):
                 f"expected a number within {MAX_REWARD:g} of 0"
             )
         return masks, rewards
+
+
+def masks_of_keys(keys: Collection[bytes], n_layers: int) -> Masks:
+    """Return the (m, n_layers) masks whose `mask.tobytes()` are `keys`; the array cannot be written to."""
+    return np.frombuffer(b"".join(keys), dtype=bool).reshape(len(keys), n_layers)
 
 
 def ask(agent: Agent, name: str, n: int) -> Masks:

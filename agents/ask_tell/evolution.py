@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_number
+from das_gym.agents.ask_tell.base import Agent, check_number, masks_of_keys
 
 from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
@@ -82,7 +82,7 @@ class Evolution(Agent):
             if len(fresh) or not self._scored or len(self.stages) == 1:
                 return fresh
             self._end_stage()  # no more masks exist: the generation stays small
-        return self._as_masks(self._waiting[:n])
+        return masks_of_keys(self._waiting[:n], self.n_layers)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
         """Remember the rewards, and end the stage after its last mask."""
@@ -97,7 +97,7 @@ class Evolution(Agent):
     def best(self) -> Masks:
         """Return the best mask; before any mask was scored on all examples, the best of the stage."""
         keys = self._waiting or sorted(self._scored, key=lambda key: -self._scored[key])
-        return super().best() if self.rewards or not keys else self._as_masks(keys[:1])[0].copy()
+        return super().best() if self.rewards or not keys else masks_of_keys(keys[:1], self.n_layers)[0].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """Return `Agent.state_dict` with the parent and the current stage of its generation."""
@@ -132,9 +132,6 @@ class Evolution(Agent):
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting, self._stage = ranked[:kept], self._stage + 1
         self._scored = {}
-
-    def _as_masks(self, keys: Sequence[bytes]) -> Masks:
-        return np.frombuffer(b"".join(keys), dtype=bool).reshape(len(keys), self.n_layers)
 
     def _draw(self) -> Masks:
         return self.space.sample(self.rng) if self.parent is None else self._mutate(self.parent)

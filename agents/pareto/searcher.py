@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import masks_of_keys
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
 
 from das_gym.config import convert
@@ -72,7 +73,7 @@ class FrontSearch:
     @property
     def masks(self) -> Masks:
         """(m, n_layers) scored masks, in order."""
-        return np.frombuffer(b"".join(self.scored), dtype=bool).reshape(len(self.scored), self.n_layers)
+        return masks_of_keys(self.scored, self.n_layers)
 
     @property
     def losses(self) -> Floats:

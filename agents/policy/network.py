@@ -131,7 +131,8 @@ class UnitNetwork(nn.Module):
 def conditional_cost(statistics: Tensor, skipped: Tensor, units: Tensor) -> Tensor:
     """Return the cost in nats of skipping each unit given what is skipped, from runs of up to three units: (batch, n).
 
-    The next unit is the one of the same stream with the next depth.
+    The next unit is the one of the same stream with the next depth. `NeighbourCosts` computes the costs of whole masks from
+    the same statistics: the cost here is the difference of two of those, as a test checks.
 
     Args:
         statistics: (batch, n, 5), those of `NEIGHBOURS`.

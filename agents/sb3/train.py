@@ -10,9 +10,9 @@ search, as for every other agent; and TensorBoard's files, if it is installed.
 
 **Resuming.** A stopped search continues from `agent.zip` and `checkpoint.json`, written every `save_every` turns. They
 restore the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments score on
-next, so that the record of a resumed search replays (`python -m agents validate`). They do not restore the algorithm's
-random generators, unfinished episodes and rollouts, and replay buffers, which SB3 does not save: a resumed search ends
-well, but not where an uninterrupted one does. Without a stop, the same seed gives the same result.
+next, so that the record of a resumed search replays (`das_gym.agents.searching.validate`). They do not restore the
+algorithm's random generators, unfinished episodes and rollouts, and replay buffers, which SB3 does not save: a resumed
+search ends well, but not where an uninterrupted one does. Without a stop, the same seed gives the same result.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,8 @@ class ScoredMask:
 
     def __post_init__(self) -> None:
         _check_masks([self.mask], len(self.mask))
-        _check_finite("reward", [self.reward, self.loss, self.metric, self.macs_saved])
+        for name in ("reward", *SCORES):
+            _check_finite(name, [getattr(self, name)])
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Turn:
             if len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"a turn has {len(self.masks)} masks, but {len(getattr(self, name))} values of `{name}`")
         _check_masks(self.masks, len(self.masks[0]) if self.masks else 0)
-        for name in ("rewards", "loss", "metric", "macs_saved", "skip_probabilities", "preferences"):
+        for name in ("rewards", *SCORES, "skip_probabilities", "preferences"):
             _check_finite(name, getattr(self, name) or [])
         if not 0 < self.examples_share <= 1:
             raise ValueError(f"`examples_share` is out of range: got {self.examples_share}, expected more than 0, up to 1")
@@ -110,7 +112,8 @@ def _check_masks(masks: Sequence[Sequence[int]], n_layers: int) -> None:
 
 
 def _check_finite(name: str, values: Iterable[float | None]) -> None:
-    if not all(value is None or math.isfinite(value) for value in values):
+    # The comparison is exact, so that it also rejects whole numbers beyond floats, on which math.isfinite fails.
+    if not all(value is None or abs(value) <= sys.float_info.max for value in values):
         raise ValueError(f"`{name}` holds a number that is not finite; expected None instead")
 
 
@@ -218,7 +221,8 @@ class SearchResult:
         best = build(ScoredMask, self.best_seen, "value of best_seen,")
         masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
-        _check_finite("reward", [self.reward, self.loss, self.metric, self.macs_saved])
+        for name in ("reward", "macs_full", *SCORES):
+            _check_finite(name, [getattr(self, name)])
 
     @property
     def masks_asked(self) -> int:

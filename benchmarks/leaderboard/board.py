@@ -27,7 +27,7 @@ from benchmarks.leaderboard.aggregate import Aggregate, aggregate, ranked, summa
 from benchmarks.leaderboard.cache import ResultCache
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.leaderboard.planted_section import NEXT_HEADING, PlantedComparison, planted_section, with_planted_section
-from benchmarks.leaderboard.regression import RIVALS
+from benchmarks.leaderboard.regression import RIVALS, register_rivals
 from das_gym.commandline import format_command, parse_or_help
 from das_gym.config import check_names
 from das_gym.drawing.table import markdown_table
@@ -46,9 +46,11 @@ EVALUATIONS = 120
 OURS, BASELINE = "bayes", "random"
 HALFWAY = 60
 UNSEEN_EVALUATIONS = 60
-LEADERS = 10
 UNSEEN_SEEDS = 5
 """Largest number of seeds per problem of the suite's `test`, of which there are many, and per further checkpoint."""
+
+LEADERS = 10
+"""Number of agents in the first table."""
 
 MIN_FOUND, MAX_REGRET = 0.9, 0.2
 """Goals of our agent: fraction of seeds that find the best mask, and regret as a fraction of the baseline's."""
@@ -114,8 +116,8 @@ def leaders(bundled: Sequence[Aggregate], unseen: Sequence[Aggregate]) -> str:
     rows = []
     for each in order:
         twin = other[each.agent]
-        rows.append([each.agent, f"{100 * each.profile[0]:.0f} %", f"{each.means[1]:.4f}"])
-        rows[-1] += [f"{100 * twin.profile[0]:.0f} %", f"{twin.means[-1]:.4f}"]
+        optima = [f"{100 * one.profile[0]:.0f} %" for one in (each, twin)]
+        rows.append([each.agent, optima[0], f"{each.means[1]:.4f}", optima[1], f"{twin.means[-1]:.4f}"])
     best = [row[0] for row in rows if row[1:] == rows[0][1:]]
     who = f"`{best[0]}` leads" if len(best) == 1 else f"{', '.join(f'`{name}`' for name in best)} lead with equal scores"
     return "\n".join([f"{who} on the problems of 5 to 12 units.", "", *markdown_table(head, rows)])
@@ -169,9 +171,10 @@ def document(tables: Comparison, unseen: Comparison, further: Comparison, seeds:
 
 {leaders(tables.ranked(EVALUATIONS), unseen.ranked(UNSEEN_EVALUATIONS))}
 
-*Optimum*: share of searches that end at the best mask. *Regret*: mean normalized regret, 0 = the best mask, 1 = layers
-skipped in a random order. Agents are sorted by the share of optima over both sets of problems. For more layers see
-"Many layers". Written by
+*Optimum*: share of searches that end at the best mask. *Regret*: interquartile mean of the normalized regret, 0 = the best
+mask, 1 = layers skipped in a random order. Agents are sorted by the share of optima over both sets of problems.
+`policy_bayes` also reads layer statistics, for which a model scores up to 3 n_layers + 1 masks that are not counted in this
+table. For more layers see "Many layers". Written by
 
     python -m benchmarks.leaderboard with seeds={seeds}
 
@@ -267,6 +270,7 @@ class LeaderboardSettings(PluginSettings):
 
 def main(words: Sequence[str] = ()) -> None:
     """Run the comparison that the words after `python -m benchmarks.leaderboard` describe, and write the file."""
+    register_rivals()
     settings = parse_or_help(LeaderboardSettings, words, "benchmarks.leaderboard")
     if settings is None:
         return

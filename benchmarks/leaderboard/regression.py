@@ -1,4 +1,4 @@
-"""Rivals: Bayesian linear regression on the skipped layers, or also on their pairs. Importing this registers both agents."""
+"""Rivals: Bayesian linear regression on the skipped layers, or also on their pairs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ class QuadraticRegression(LinearRegression):
 
 RIVALS = {"linear_regression": LinearRegression, "quadratic_regression": QuadraticRegression}
 
-for _name, _agent in RIVALS.items():
-    if _name not in AGENTS:
-        register_agent(_name, _agent)
+
+def register_rivals() -> None:
+    """Register both agents, if they are not."""
+    for name, agent in RIVALS.items():
+        if name not in AGENTS:
+            register_agent(name, agent)

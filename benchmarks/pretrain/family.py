@@ -132,34 +132,35 @@ class AnsweringModel(Pixels):
     prompt: Prompt
 
 
-def untrained(kind: type[Any], config: Any, tokenizer: Any) -> Any:
-    """A model of a kind, which says short answers by itself."""
+def untrained(kind: type[Any], hidden_size: int, decoder_layers: int, tokenizer: Any, **settings: Any) -> Any:
+    """A model of a kind with a small Llama as its decoder, which says short answers by itself.
+
+    Args:
+        kind: The model's class.
+        hidden_size: Of the decoder.
+        decoder_layers: Number of its layers.
+        tokenizer: Gives the size of the vocabulary and the special tokens.
+        settings: The rest of the model's config.
+    """
     from transformers import GenerationConfig
 
-    model = kind(config)
-    model.generation_config = GenerationConfig(**special_ids(tokenizer), max_new_tokens=16)
-    return model
-
-
-def special_ids(tokenizer: Any) -> dict[str, int]:
-    """The ids of special tokens as configs hold them."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-
-
-def decoder_sizes(hidden_size: int, layers: int, tokenizer: Any) -> dict[str, Any]:
-    """The settings of a small Llama."""
-    return {
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    decoder = {
+        "model_type": "llama",
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": decoder_layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
         "head_dim": hidden_size // HEADS,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_POSITIONS,
         "rms_norm_eps": 1e-5,
-        **special_ids(tokenizer),
+        **special,
     }
+    model = kind(kind.config_class(text_config=decoder, **special, **settings))
+    model.generation_config = GenerationConfig(**special, max_new_tokens=16)
+    return model
 
 
 def vision_sizes(layers: int, patch_size: int) -> dict[str, Any]:

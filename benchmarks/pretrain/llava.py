@@ -13,9 +13,7 @@ from benchmarks.pretrain.family import (
     TOKEN_SIZE,
     AnsweringModel,
     Prompt,
-    decoder_sizes,
     initialise,
-    special_ids,
     untrained,
     vision_sizes,
 )
@@ -63,17 +61,18 @@ def build(hidden_size: int, tokenizer: PreTrainedTokenizerFast) -> LlavaForCondi
         hidden_size: Of the decoder.
         tokenizer: Gives the size of the vocabulary and the special tokens.
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    config = LlavaConfig(
-        text_config={"model_type": "llama", **decoder_sizes(hidden_size, DECODER_LAYERS, tokenizer)},
+    model: LlavaForConditionalGeneration = untrained(
+        LlavaForConditionalGeneration,
+        hidden_size,
+        DECODER_LAYERS,
+        tokenizer,
         vision_config={"model_type": "clip_vision_model", **vision_sizes(VISION_LAYERS, TOKEN_SIZE)},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=READ_LAYER,
-        **special_ids(tokenizer),
     )
-    model: LlavaForConditionalGeneration = untrained(LlavaForConditionalGeneration, config, tokenizer)
     return model
 
 

@@ -13,9 +13,7 @@ from benchmarks.pretrain.family import (
     TOKEN_SIZE,
     AnsweringModel,
     Prompt,
-    decoder_sizes,
     initialise,
-    special_ids,
     untrained,
     vision_sizes,
 )
@@ -67,16 +65,17 @@ def build(hidden_size: int, tokenizer: PreTrainedTokenizerFast) -> SmolVLMForCon
         hidden_size: Of the decoder.
         tokenizer: Gives the size of the vocabulary and the special tokens.
     """
-    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+    from transformers import SmolVLMForConditionalGeneration
 
-    config = SmolVLMConfig(
-        text_config={"model_type": "llama", **decoder_sizes(hidden_size, DECODER_LAYERS, tokenizer)},
+    model: SmolVLMForConditionalGeneration = untrained(
+        SmolVLMForConditionalGeneration,
+        hidden_size,
+        DECODER_LAYERS,
+        tokenizer,
         vision_config=vision_sizes(VISION_LAYERS, TOKEN_SIZE // SCALE_FACTOR),
         scale_factor=SCALE_FACTOR,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        **special_ids(tokenizer),
     )
-    model: SmolVLMForConditionalGeneration = untrained(SmolVLMForConditionalGeneration, config, tokenizer)
     return model
 
 

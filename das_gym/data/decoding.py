@@ -84,9 +84,8 @@ def _open(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, 
 def _check_jpeg(file: BinaryIO) -> None:
     """Raise OSError for a JPEG with missing or surplus compressed data.
 
-    PIL does not report these: libjpeg prints a warning and continues. libjpeg-turbo in strict mode decodes the data
-        again at an
-    eighth of the size, which is fast.
+    PIL does not report these: libjpeg prints a warning and continues. libjpeg-turbo in strict mode decodes the data again
+    at an eighth of the size, which is fast.
     """
     file.seek(0)
     try:

@@ -65,8 +65,7 @@ class Architecture:
         """Return the architecture of a table, whose statistic `depth` determines the stages."""
         stages, meta = None, table.meta
         if "depth" in meta.statistics:
-            depths = table.statistics[:, meta.statistics.index("depth")]
-            stages = np.unique(depths, return_inverse=True)[1].tolist()
+            stages = np.unique(table.statistic("depth"), return_inverse=True)[1].tolist()
         return cls.of(meta.layer_names, stages, table.layer_macs)
 
     @classmethod

@@ -196,6 +196,17 @@ class SequenceMode(ActionMode):
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
         # A suite's budgets change with every episode, so that a mask alone does not decide the choices.
         self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 and isinstance(budget, Budget) else None
+        self._current: tuple[np.ndarray, ...] | None = None  # without a cache: the state of `masks`
+
+    def begin(self, which: np.ndarray | None = None) -> None:
+        """As `ActionMode.begin`."""
+        super().begin(which)
+        self._current = None
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As `ActionMode.set_state`."""
+        super().set_state(state)
+        self._current = None
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """As `ActionMode.step`."""
@@ -210,6 +221,7 @@ class SequenceMode(ActionMode):
             chosen = next_valid_actions(chosen, valid)
         skips = choices[rows, chosen] & (chosen < self.n_layers)
         self.masks[rows[skips], chosen[skips]] = True
+        self._current = None
         complete, _, valid, _ = self._state()
         self.over = complete | (chosen == self.n_layers)
         return Moves(self.masks.copy(), self.over.copy(), {"action_mask": valid.copy(), "invalid_action": invalid})
@@ -243,10 +255,12 @@ class SequenceMode(ActionMode):
         """Return which masks are complete, which actions change something, `action_masks`, and `features`.
 
         A single episode looks them up by its mask: a dozen operations on arrays of one row take longer. Without a cache
-        the features are left out, since nothing reads them here.
+        the features are left out, since nothing reads them here, and the state is kept until the masks change.
         """
         if self._cache is None:
-            return *self._choices(), np.zeros(0)
+            if self._current is None:
+                self._current = (*self._choices(), np.zeros(0))
+            return self._current
         key = self.masks.tobytes()
         state = self._cache.get(key)
         if state is None:

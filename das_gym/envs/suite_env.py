@@ -53,7 +53,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     ## Information
     `raw_reward` (before scaling; -inf where no mask that keeps the budget was scored), `regret` (in the same unit), `loss`,
     `metric`, `macs_saved`, `n_skipped`, `feasible`, `problem`, `random_mean`, `optimum`; of sequences `invalid_action` and
-    `action_mask`; where a problem of latency is among the environment's, `latency_saved`.
+    `action_mask`; for each other cost that a budget of the environment limits, its share saved, such as `latency_saved`.
 
     ## Arguments
     split: `train`, `valid` or `test`.
@@ -62,8 +62,8 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
-    budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come last, so that the
-        others keep their numbers; they need tables with the latency of units, such as the bundled ones.
+    budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
+        three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.
     problems: Draw from a random subset of this many problems; None = all.
     relatives: For each model, how many others to add that lack one to three of its units.
     problems_seed: Chooses both.

@@ -385,7 +385,7 @@ class VLP(nn.Module, ABC):
         """Return what makes logits of features in the model itself; None if tasks bring their heads."""
         return None
 
-    def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
+    def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
         """Return a plain forward of some pairs, encoders included, whose batch is made already.
 
         Args:
@@ -396,7 +396,7 @@ class VLP(nn.Module, ABC):
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None: self(batch, mask)
 
-    def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """Return a forward of some pairs as the model runs when it is deployed: what latency is measured on.
 
         Args:
@@ -406,7 +406,7 @@ class VLP(nn.Module, ABC):
         Returns:
             `forward(mask, mark)`, see `Mark`: features, (n, feature_size).
         """
-        forward, run_layer = self.ready(processor, pairs), self.run_layer
+        forward, run_layer = self.make_forward(processor, pairs), self.run_layer
 
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
             def run(index: int, state: State, *args: Any, **kwargs: Any) -> Tensor:

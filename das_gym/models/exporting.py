@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 
-DAS_GYM = "das_gym"
-"""Key of config.json for what das_gym itself reads there."""
-
 SHARED_CODE = ("das_gym.models.subnet", "das_gym.models.adapters", "das_gym.models.attention")
 """Modules that every folder with code needs."""
 

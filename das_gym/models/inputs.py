@@ -17,6 +17,7 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
+from das_gym.wording import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -179,7 +180,7 @@ class Processor:
         images = {key: self.image(source, seeds[key]) for key, source in sources.items()}
         types = torch.tensor([pair.image_type for pair in pairs])
         batch = {"image": pad_images([images[pair.image.key] for pair in pairs]), "image_types": types}
-        return {**batch, **self.texts([pair.text for pair in pairs])}
+        return {**batch, **self.tokens(pairs)}
 
     def identity(self) -> str:
         """Return a text that changes with anything that a batch depends on besides its pairs."""
@@ -216,10 +217,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors for damaged files
-        reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}): it is damaged, or needs remote "
-            "code, which is not run. Name the folder of another one with `tokenizer=`"
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line(error)}): it is damaged, or "
+            "needs remote code, which is not run. Name the folder of another one with `tokenizer=`"
         ) from error
 
 

@@ -25,7 +25,7 @@ Distances = list[list[float | None]]
 
 @torch.inference_mode()
 def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, Any]:
-    """Distances between input and output of every block, averaged over the examples' rows, in plain JSON values.
+    """Return the distance between input and output of every block, averaged over the examples' rows, in plain JSON values.
 
     Args:
         evaluator: Of the model.
@@ -70,7 +70,7 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
 
 
 def stream_chains(vlp: VLP) -> dict[str, list[int]]:
-    """The layers of each stream, in the order in which they run."""
+    """Return the layers of each stream, in the order in which they run."""
     chains: dict[str, list[int]] = {}
     for stage in vlp.stages:
         for index in stage:
@@ -92,7 +92,7 @@ class _Walk:
         self.rows: list[Tensor] = []  # the same, whole, of the last few
 
     def step(self, before: Tensor, after: Tensor, real: Tensor, pooled: Tensor) -> None:
-        """One layer: (rows, tokens, hidden_size) before and after it, (rows, tokens) 1.0 = no padding, (rows,) pooled."""
+        """Add a layer: (rows, tokens, hidden_size) before and after it, (rows, tokens) 1.0 = no padding, (rows,) pooled."""
         place = torch.arange(len(before), device=before.device)
         self.pooled.append(before[place, pooled].double())
         self.rows = [*self.rows, before][-TOKEN_BLOCKS:]
@@ -107,7 +107,7 @@ class _Walk:
 
 
 def _by_layer(chains: dict[str, list[int]], means: dict[str, np.ndarray]) -> Distances:
-    """Rows in mask order; None for blocks that would end beyond the stream. Rounded, so that records stay readable."""
+    """Return rows in mask order; None for blocks that would end beyond the stream. Rounded for readable records."""
     rows: dict[int, list[float | None]] = {}
     for name, chain in chains.items():
         for place, layer in enumerate(chain):

@@ -127,7 +127,7 @@ def count_costs(
     passes: int = 1,
     counting: str = "runs",
 ) -> Costs:
-    """Costs of one example.
+    """Return the costs of one example.
 
     Args:
         vlp: The model, pruned or not.
@@ -174,7 +174,7 @@ def count_costs(
 
 
 def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
-    """Bytes of the weights under any mask."""
+    """Return the bytes of the weights under any mask."""
 
     def each(model: VLP, part: str) -> np.ndarray:
         return np.array([bytes_of(unit) for unit in _units(model, part)], dtype=np.int64)
@@ -187,7 +187,7 @@ def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
 
 
 def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
-    """The fields of `Costs` that count the model's parameters."""
+    """Return the fields of `Costs` that count the model's parameters."""
     tunable = {id(p) for p in twin.tunable_state().values()}
 
     def each(model: VLP, part: str, chosen: set[int] | None = None) -> np.ndarray:
@@ -210,7 +210,7 @@ def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
 
 
 def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
-    """The parameters that go with each unit's `layer` or `skip_adapter`: those of nothing else; what is shared stays."""
+    """Return the parameters that go with each unit's `layer` or `skip_adapter`; shared ones stay."""
     units = [vlp.skippable(index) for index in range(len(vlp.layers))]
     parts = [list(own.modules()) for unit in units for own in (unit.layer, unit.skip_adapter) if own is not None]
     inside = {module for modules in parts for module in modules}

@@ -76,10 +76,6 @@ class StatisticInputs:
         losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
         return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
 
-    def losses_without(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the full model."""
-        return self.mask_losses.above_full_model(masks)
-
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
@@ -113,7 +109,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 
 
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
-    """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
+    """Return the numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
     before, after = state.hidden[stream], output
     tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers prepend features to the tokens
     before, after = before[:, -tokens:].double(), after[:, -tokens:].double()
@@ -147,7 +143,7 @@ def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensit
 
 @torch.enable_grad()
 def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> np.ndarray:
-    """(n_layers, rows) of a batch, nats: its summed loss's slope towards each layer's being skipped, row by row."""
+    """Return (n_layers, rows) of a batch, nats: its summed loss's slope towards each layer's being skipped, row by row."""
     vlp, task = evaluator.vlp, evaluator.task
     state = state.with_hidden({stream: t.detach().clone().requires_grad_() for stream, t in state.hidden.items()})
     kept: list[Tensor] = [torch.empty(0)] * len(vlp.layers)

@@ -103,7 +103,7 @@ def latency_of(problem: Problem, batch: int = 1, processor_time: bool = False) -
     if by_processor:
         torch.set_num_threads(1)
     try:
-        timed = served(problem.vlp, problem.head, problem.task, examples)
+        timed = make_timed_forward(problem.vlp, problem.head, problem.task, examples)
         measured = _conditions(problem.vlp, timed, len(examples)) | ({"clock": "processor time"} if by_processor else {})
         digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
         path = cache_folder() / "latency" / f"{digest}.json"
@@ -112,7 +112,7 @@ def latency_of(problem: Problem, batch: int = 1, processor_time: bool = False) -
             if cached is not None:
                 return cached
             bare = without_adapters_sharing(problem.vlp)
-            timed_bare = None if bare is None else served(bare, problem.head, problem.task, examples)
+            timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
             clock = time.thread_time if by_processor else time.perf_counter
             timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device, clock)
             found = dataclasses.replace(measure_units(timer), measured=measured)
@@ -145,9 +145,9 @@ def _read(path: Path, n_layers: int) -> UnitLatencies | None:
     return found if len(found.kept) == n_layers else None
 
 
-def served(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
+def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
     """Return a function that runs some examples from images and tokens to logits, as a server would."""
-    forward = vlp.served(task.processor, task.pairs(examples))
+    forward = vlp.make_timed_forward(task.processor, task.pairs(examples))
     return lambda mask=None, mark=no_mark: head(task.group_features(forward(mask, mark)))
 
 

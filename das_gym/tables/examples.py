@@ -46,13 +46,13 @@ class ExampleScores(SplitPart):
 
     @classmethod
     def empty(cls, masks: int, groups: np.ndarray, images: np.ndarray, keys: Sequence[str]) -> ExampleScores:
-        """Of examples that nothing is known of yet: `put` writes what they score."""
+        """Return the scores of examples before any is scored; `put` adds them."""
         shape = (len(keys), masks)
         losses, metrics = np.zeros(shape, np.float16), np.zeros(shape, np.uint8)
         return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
 
     def put(self, first: int, scores: Scores) -> ExampleScores:
-        """With the (n_masks, m) scores of examples `first`, `first` + 1, ...; its arrays are written to.
+        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result.
 
         Raises:
             ValueError: the metric takes too many different values.
@@ -63,13 +63,13 @@ class ExampleScores(SplitPart):
         found = scores.metrics.T.astype(np.float32)
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
         if len(values) > MOST_VALUES:
-            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave each out")
+            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave `each` out")
         self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
         self.metrics[where] = np.searchsorted(values, found)
         return ExampleScores(**{**vars(self), "metric_values": values})
 
     def means(self, places: np.ndarray, masks: np.ndarray | slice = slice(None)) -> Scores:
-        """(n_masks,) float32 means over some of the examples, without divergences.
+        """Return (n_masks,) float32 means over some of the examples, without divergences.
 
         A mask with a broken example has loss inf and metric 0.
 

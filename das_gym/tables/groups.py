@@ -29,7 +29,12 @@ class GroupScores(SplitPart):
 
     @classmethod
     def of_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
-        """From (2, n_groups, n_masks) sums over examples of losses and metrics, and (n_groups,) how many those are."""
+        """Return the means, from sums over examples.
+
+        Args:
+            sums: (2, n_groups, n_masks), of losses and metrics.
+            sizes: (n_groups,), how many examples are in each group.
+        """
         losses, metrics = sums / np.maximum(sizes, 1)[:, None]
         broken = ~np.isfinite(losses)
         losses, metrics = np.where(broken, np.inf, losses), np.where(broken, 0.0, metrics)

@@ -12,7 +12,7 @@ import numpy as np
 from das_gym.engine.scores import Scores
 
 LARGEST = float(np.finfo(np.float64).max)
-WORDS = {"f": "real numbers", "iu": "whole numbers", "U": "texts"}
+WORDS = {"f": "real numbers", "iu": "integers", "U": "texts"}
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Schema:
         """
         shape = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, self.shape, strict=False))
         if array.ndim != len(self.shape) or shape != self.shape:
-            raise ValueError(f"{name} has shape {array.shape}; this table needs {self.shape}")
+            raise ValueError(f"{name} has shape {array.shape}, expected {self.shape}")
         if array.dtype.kind not in self.kinds:
-            raise ValueError(f"{name} is of type {array.dtype}; a table holds {WORDS[self.kinds]}")
+            raise ValueError(f"{name} has the wrong type: got {array.dtype}, expected {WORDS[self.kinds]}")
         if self.kinds == "U":
             return
         wrong = (array < np.float64(self.low)) | (array > np.float64(self.high))
         if not self.may_lack:
             wrong |= np.isnan(array)
         if wrong.any():
-            raise ValueError(f"{name} holds {array[wrong][0]}, which nothing can have measured")
+            raise ValueError(f"{name} is out of range: got {array[wrong][0]}, expected {self.low:g} to {self.high:g}")
 
 
 class SplitPart(ABC):
@@ -62,12 +62,12 @@ class SplitPart(ABC):
     kind: ClassVar[str]
 
     def arrays(self, split: str) -> dict[str, np.ndarray]:
-        """As a file holds them."""
+        """Return the arrays by their names in a file."""
         return {f"{split}_{self.kind}_{name}": values for name, values in vars(self).items()}
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any], split: str) -> Self:
-        """What `arrays` gave."""
+        """Read what `arrays` returned."""
         return cls(**{each.name: arrays[f"{split}_{cls.kind}_{each.name}"] for each in fields(cls)})  # type: ignore[arg-type]
 
     @abstractmethod
@@ -76,7 +76,7 @@ class SplitPart(ABC):
 
     @abstractmethod
     def group_means(self, group: int) -> Scores:
-        """(n_masks,) float32 means over a group's examples, without divergences."""
+        """Return (n_masks,) float32 means over a group's examples, without divergences."""
 
     @abstractmethod
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:

@@ -19,7 +19,8 @@ import numpy as np
 from das_gym.config import build, check_names, nearest_names
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
-from das_gym.problem.mask_cost import SAVED, MaskCost
+from das_gym.problem.cost_kinds import COST_KINDS, SAVED
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import find_reward
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
@@ -199,10 +200,12 @@ def problems_of(
         ValueError: the table does not know a cost that a kind of budget needs.
     """
     for kind in budgets:
-        if kind != "count" and BUDGET_KINDS[kind] not in table.costs:
+        setting = BUDGET_KINDS[kind]
+        if kind != "count" and setting not in table.costs:
+            more = "" if COST_KINDS[setting].counted else " retime=<the folder of the tables>"
             raise ValueError(
-                f"{source.file} holds no {kind} of its units: leave {kind!r} out of `budgets`, or measure latency with "
-                "`python -m benchmarks.make_suite with out=FOLDER retime=<the folder of the tables>`"
+                f"{source.file} holds no {kind} of its units: leave {kind!r} out of `budgets`, or add it with "
+                f"`python -m benchmarks.make_suite with out=FOLDER{more}`"
             )
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
     if without:
@@ -346,11 +349,11 @@ class Suite:
         Raises:
             ValueError: there is none.
         """
+        if is_whole(problem) and 0 <= int(problem) < len(self.problems):
+            return int(problem)
         names = [each.name for each in self.problems]
         if problem in names:
             return names.index(str(problem))
-        if is_whole(problem) and 0 <= int(problem) < len(names):
-            return int(problem)
         near = nearest_names(problem, names)
         hint = f" Did you mean {near[0]!r}?" if near else f" Names are such as {names[0]!r}."
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")

@@ -24,6 +24,7 @@ from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import VQAExample
+from tests.models.golden_cases import run_full
 
 PATCH = 16
 LABELS = ("red", "blue", "two", "yes", "no")
@@ -32,7 +33,7 @@ QUESTIONS = ("What?", "What color is the small circle above the square to the le
 
 @dataclass(frozen=True)
 class Painting:
-    """Return an image of random pixels."""
+    """An image of random pixels."""
 
     seed: int
     width: int
@@ -66,9 +67,7 @@ class World:
     def plain_logits(self, mask: np.ndarray, examples: tuple[VQAExample, ...]) -> torch.Tensor:
         """A separate forward: nothing kept, nothing shared, every token a query in the last stage too."""
         state = self.vlp.embed(self.vlp.encode(self.task.processor(self.task.pairs(examples))))
-        for stage in self.vlp.stages:
-            outputs = {self.vlp.layers[i].stream: self.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
-            state = state.with_hidden({**state.hidden, **outputs})
+        state = run_full(self.vlp, state, mask.tolist())[-1]
         return self.head(self.task.group_features(self.vlp.pool(state)))
 
     def plain(self, masks: np.ndarray, examples: tuple[VQAExample, ...]) -> np.ndarray:

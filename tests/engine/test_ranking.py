@@ -13,6 +13,7 @@ from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
 from das_gym.tasks.retrieval.task import build_rank_head
 from tests.engine.conftest import Painting, World
+from tests.models.golden_cases import run_full
 
 IMAGES = (Painting(0, 40, 40), Painting(1, 50, 32), Painting(2, 32, 64), Painting(3, 32, 32))
 TEXTS = (
@@ -46,10 +47,7 @@ def plain_scores(world: World, head: torch.nn.Module, mask: np.ndarray) -> np.nd
     rows = []
     for image in IMAGES:
         batch = world.task.processor([Pair(text, image) for text in TEXTS])
-        state = world.vlp.embed(world.vlp.encode(batch))
-        for stage in world.vlp.stages:
-            outputs = {world.vlp.layers[i].stream: world.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
-            state = state.with_hidden({**state.hidden, **outputs})
+        state = run_full(world.vlp, world.vlp.embed(world.vlp.encode(batch)), mask.tolist())[-1]
         rows.append(head(world.vlp.pool(state)))
     return torch.stack(rows).numpy()
 

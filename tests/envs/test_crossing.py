@@ -154,7 +154,7 @@ def check_engine(problem: Problem, scorer: MaskScorer, alone: bool, tolerance: f
     for row, mask in enumerate(masks):
         losses, metrics = [], []
         for chunk in chunks:
-            pooled = problem.vlp.ready(task.processor, task.pairs(chunk))(mask)
+            pooled = problem.vlp.make_forward(task.processor, task.pairs(chunk))(mask)
             logits, targets = problem.head(task.group_features(pooled)), task.targets(chunk)
             losses += task.losses(logits, targets).tolist()
             metrics += task.metrics(logits, targets).tolist()

@@ -26,7 +26,7 @@ from das_gym.agents.searching.validate import validate
 from rich.table import Table
 
 from das_gym import locks, plugins
-from das_gym.config import settings_dict
+from das_gym.config import merge, nest, settings_dict
 from das_gym.console import Console
 from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.adaptation import Adaptation
@@ -334,11 +334,11 @@ def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[
     assert canary.exists()
 
 
-@pytest.mark.parametrize("name", ["reward", "loss"])
+@pytest.mark.parametrize("name", ["reward", "loss", "macs", "macs_full", "best_seen.macs"])
 def test_number_beyond_floats_is_rejected(canary: Path, name: str):
     del canary
     finished_run()
-    write_json(Path("runs/1/search.json"), {**read_json(Path("runs/1/search.json")), name: 10**400})
+    write_json(Path("runs/1/search.json"), merge(read_json(Path("runs/1/search.json")), nest(name, 10**400)))
     with pytest.raises(ValueError, match=r"search\.json"):
         SearchResult.load("runs/1")
 

@@ -12,7 +12,7 @@ import torch
 
 from das_gym.problem import unit_latency
 from das_gym.problem.loading import Problem
-from das_gym.problem.unit_latency import UnitLatencies, UnitTimer, latency_of, measure_units, served
+from das_gym.problem.unit_latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
 
 KEPT, SKIPPED, BARE, BASE = [3.0, 5.0, 7.0], [0.5, 0.25, 0.0], [2.0, 4.0, 6.0], 10.0
 
@@ -92,8 +92,8 @@ def test_unit_latencies_rejects_other_numbers(times: dict):
 def test_served_marks_each_unit(small_problem: Problem):
     vlp, task, examples = small_problem.vlp, small_problem.task, small_problem.splits.reward[:2]
     mask, marked = np.array([0, 1, 0, 0, 1, 0], dtype=bool), []
-    logits = served(vlp, small_problem.head, task, examples)(mask, lambda index, hidden: marked.append(index))
-    torch.testing.assert_close(logits, small_problem.head(vlp.ready(task.processor, task.pairs(examples))(mask)))
+    logits = make_timed_forward(vlp, small_problem.head, task, examples)(mask, lambda index, hidden: marked.append(index))
+    torch.testing.assert_close(logits, small_problem.head(vlp.make_forward(task.processor, task.pairs(examples))(mask)))
     assert marked == [index for stage in vlp.stages for index in stage for _ in range(2)]
     assert "run_layer" not in vars(vlp)
 

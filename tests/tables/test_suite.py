@@ -202,6 +202,8 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
     assert load_suite(tmp_path).problems
     with pytest.raises(ValueError, match=r"a\.npz holds no latency.*retime="):
         load_suite(tmp_path, budgets=("count", "latency"))
+    with pytest.raises(ValueError, match=r"a\.npz holds no memory(?!.*retime)"):
+        load_suite(tmp_path, budgets="memory")
     for budgets in (("latencies",), ()):
         with pytest.raises(ValueError, match="budget"):
             load_suite(made_up_suite, budgets=budgets)

@@ -39,7 +39,7 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     patch = shapes["vit_model.visual.conv1.weight"][-1]
     layers = {stream: count(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}
     if layers["text"] != layers["image"]:
-        raise ValueError(f"{layers['text']} text and {layers['image']} image fusion layers: the file is not whole")
+        raise ValueError(f"incomplete checkpoint: {layers['text']} text and {layers['image']} image fusion layers")
     embeddings = "text_transformer.embeddings"
     return {
         "image_size": patch * grid_side(shapes["vit_model.visual.positional_embedding"][0]),

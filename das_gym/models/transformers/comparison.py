@@ -16,6 +16,7 @@ from das_gym.models.base import State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, ModelCapabilities
+from das_gym.wording import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
@@ -96,8 +97,8 @@ class Comparison:
         try:
             yield
         except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), "")
-            raise ValueError(f"{self.name} is not supported: {problem} ({type(error).__name__}: {first})") from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ValueError(f"{self.name} is not supported: {problem} ({reason})") from error
 
     def prompts(self, count: int) -> list[Prompt]:
         """Return questions about images of noise, two about the first."""
@@ -125,8 +126,7 @@ class Comparison:
     def begin(self, vlm: VLM, count: int = 3) -> State:
         """Return the state of prompts before the first layer."""
         with self.rejecting("its layers do not run one by one"):
-            kept = lambda _, items: {key: vlm.encode_images(self.processor, one) for key, one in items.items()}  # noqa: E731
-            return vlm.gather(self.processor, self.prompts(count), kept)
+            return vlm.gather_uncached(self.processor, self.prompts(count))
 
     def driven_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """(answer tokens, vocabulary) layer by layer, without some decoder layers."""

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
 from das_gym.models.inputs import Prompt, PromptError, Requests
+from das_gym.wording import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""
@@ -308,7 +309,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileNotFoundError(
-            f"{folder} holds no processor that transformers can read ({str(error).splitlines()[0]}). Copy "
+            f"{folder} holds no processor that transformers can read ({first_line(error)}). Copy "
             "preprocessor_config.json, processor_config.json and the tokenizer's files from where the weights came, or pass "
             "their folder as `tokenizer`."
         ) from error

@@ -21,11 +21,12 @@ from das_gym.models.transformers.model import UNITS, VLM
 from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
 from das_gym.models.transformers.weights import source_dtype, weight_files
+from das_gym.wording import first_line
 
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 """Files of AutoGPTQ and AutoAWQ from before config.json had an entry for quantization."""
 
-LAYER_COUNTS = ("layer", "layers", "depth", "depths", "blocks")
+LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
 
 ADAPTED = "das_adapters"
@@ -111,7 +112,7 @@ def _naming(folder: Path) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"{folder} is damaged, or of a kind that transformers runs differently ({type(error).__name__}: "
-            f"{_first_line(error)}). Download it again."
+            f"{first_line(error)}). Download it again."
         ) from error
 
 
@@ -129,7 +130,7 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
         is_kernel = any(name.endswith(("_implementation", "_implementation_internal")) for name in names)
         if is_kernel and isinstance(value, str) and "/" in value and not trust_remote_code:
             raise ValueError(f"{path} names {value!r}, which is code. Remove that, or pass `trust_remote_code=True`.")
-        if names and names[-1].endswith(LAYER_COUNTS) and isinstance(value, int) and value > MAX_LAYERS:
+        if names and names[-1].endswith(LAYER_COUNT_ENDINGS) and isinstance(value, int) and value > MAX_LAYERS:
             raise ValueError(f"{path} is damaged: {names[-1]}={value}, expected at most {MAX_LAYERS}.")
 
 
@@ -153,7 +154,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is of no model that transformers knows ({_first_line(error)}). A model with code of "
+            f"{folder / 'config.json'} is of no model that transformers knows ({first_line(error)}). A model with code of "
             "its own needs `trust_remote_code=True`."
         ) from error
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
@@ -216,7 +217,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     except pickle.UnpicklingError as error:
         raise unreadable(folder, error) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(f"{folder} does not load in transformers: {_first_line(error)}") from error
+        raise ValueError(f"{folder} does not load in transformers: {first_line(error)}") from error
     wrong = [*sorted(report["missing_keys"]), *sorted(str(one) for one in report["mismatched_keys"])]
     if wrong:
         raise ValueError(
@@ -225,7 +226,3 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
         )
     check_finite(model.named_parameters(), folder)
     return prepare_experts(model.eval().requires_grad_(False))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -40,6 +40,8 @@ from das_gym.models.transformers.stack import (
     Stack,
     child,
     find_decoder,
+    first_input,
+    first_output,
     replace_forwards,
     skip_forward,
     zero_forward,
@@ -388,6 +390,14 @@ class VLM(VLP):
             features = {key: self.trained_tower.features_again(outputs) for key, outputs in features.items()}
         return self._begin_decoder(processor, pairs, features)
 
+    def gather_uncached(self, processor: PromptProcessor, prompts: Sequence[Prompt]) -> State:
+        """As `gather`, with all images encoded anew."""
+
+        def encode(_: str, items: Mapping[Any, Prompt]) -> dict[Any, Any]:
+            return {key: self.encode_images(processor, prompt) for key, prompt in items.items()}
+
+        return self.gather(processor, prompts, encode)
+
     def _begin_decoder(self, processor: PromptProcessor, prompts: Sequence[Prompt], features: Mapping[Any, Any]) -> State:
         """Return the state before the first decoder layer, from image features by key."""
         able = self.capabilities
@@ -599,8 +609,8 @@ class VLM(VLP):
 
     # ---- plain forwards, for latency ----
 
-    def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """As `VLP.ready`: vision tower, decoder, and everything between.
+    def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
+        """As `VLP.make_forward`: vision tower, decoder, and everything between.
 
         Raises:
             ValueError: `augment` is given; images of prompts are not augmented.
@@ -615,13 +625,13 @@ class VLM(VLP):
 
         return forward
 
-    def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.served`: its own forward up to the first token, at all positions, as transformers runs its folder.
+    def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+        """As `VLP.make_timed_forward`: the model's own forward up to the first token, as transformers runs its folder.
 
-        With adapters, which no folder of transformers has, as `ready` runs it.
+        With adapters, which no folder of transformers has, it is that of `make_forward`.
         """
         if self.tunable:
-            return super().served(processor, pairs)
+            return super().make_timed_forward(processor, pairs)
         encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
 
         def marked(index: int, skipped: bool, mark: Mark) -> Callable[..., Any]:
@@ -631,9 +641,9 @@ class VLM(VLP):
                 run = skip_forward(module) if self.layers[index].kind == LAYER else zero_forward(module)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
-                mark(index, args[0] if args else kwargs["hidden_states"])
+                mark(index, first_input(args, kwargs))
                 output = run(*args, **kwargs)
-                mark(index, output[0] if isinstance(output, tuple) else output)
+                mark(index, first_output(output))
                 return output
 
             return forward

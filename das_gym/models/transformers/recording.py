@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from das_gym.models.transformers.stack import Stack, in_output_form, replace_forwards
+from das_gym.models.transformers.stack import Stack, first_output, in_output_form, replace_forwards
 
 CACHES = ("cache", "past_key_values", "past_key_value")
 """Names of the argument for the cache of keys and values, in this and in earlier versions of transformers."""
@@ -97,9 +97,7 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -
     kwargs = dict(call.kwargs)
     if cache is not None:
         kwargs[cache_name(type(layer).forward)] = cache
-    output = layer(hidden, *call.args, **kwargs)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    return first_output(layer(hidden, *call.args, **kwargs))
 
 
 @functools.cache

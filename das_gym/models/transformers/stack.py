@@ -143,6 +143,11 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
 
 
+def first_output(output: Any) -> Tensor:
+    """Return the hidden states among the outputs of a layer, attention or MLP."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def zero_forward(module: nn.Module) -> Callable[..., Any]:
     """Return a forward for an attention or MLP that gives zeros: the residual connection then passes its input on."""
     return lambda *args, **kwargs: in_output_form(module, torch.zeros_like(first_input(args, kwargs)))

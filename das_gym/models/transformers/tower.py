@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.recording import Call, Recording, record
-from das_gym.models.transformers.stack import find_vision_tower, replace_forwards, skip_forward
+from das_gym.models.transformers.stack import find_vision_tower, first_output, replace_forwards, skip_forward
 
 OUTPUT = "output of layer "
 
@@ -199,7 +199,7 @@ class VisionTower:
 
         def keep(place: int, module: nn.Module, args: Any, output: Any) -> None:
             del module, args
-            outputs[f"{OUTPUT}{place}"] = output[0] if isinstance(output, tuple) else output
+            outputs[f"{OUTPUT}{place}"] = first_output(output)
 
         hooks = [self.stack.layers[p].register_forward_hook(partial(keep, p)) for p in self.capabilities.reads]
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from das_gym.models.exporting import DAS_GYM
 from das_gym.models.formats import (
     HEADS,
     REFERENCE_RULES,
@@ -23,6 +22,7 @@ from das_gym.models.formats import (
     grid_side,
     module_rules,
 )
+from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.models.vilt.exporting import TRANSFORMERS_BLOCK_PARTS, TRANSFORMERS_PARTS, export
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
@@ -73,7 +73,7 @@ def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, A
         "vocab_size": words[0],
         "max_positions": shapes["embeddings.text_embeddings.position_embeddings.weight"][0],
         **{ours: config[theirs] for ours, theirs in _TRANSFORMERS_FIELDS.items() if theirs in config},
-        **({"bottleneck": 0, "skip_bottleneck": 0} if DAS_GYM in config else {}),
+        **({"bottleneck": 0, "skip_bottleneck": 0} if METADATA_KEY in config else {}),
     }
 
 

@@ -136,8 +136,8 @@ def test_inserted_modules_start_without_effect(worlds: dict[str, World], family:
     make_method(name).apply(model)
     pairs = plain.task.pairs(world.splits.train[:3])
     with torch.no_grad():
-        wanted = plain.backbone.vlp.ready(plain.task.processor, pairs)()
-        given = model.backbone.vlp.ready(model.task.processor, pairs)()
+        wanted = plain.backbone.vlp.make_forward(plain.task.processor, pairs)()
+        given = model.backbone.vlp.make_forward(model.task.processor, pairs)()
     assert torch.allclose(given, wanted, atol=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, na
 
 def logits_of(model: AdaptedModel, splits: Any) -> torch.Tensor:
     with torch.no_grad():
-        features = model.backbone.vlp.ready(model.task.processor, model.task.pairs(splits.test[:2]))()
+        features = model.backbone.vlp.make_forward(model.task.processor, model.task.pairs(splits.test[:2]))()
         return model.head(model.task.group_features(features))
 
 
@@ -300,9 +300,9 @@ def test_lora_leaves_nothing_but_merged_weights(worlds: dict[str, World]):
             torch.nn.init.normal_(parameter, std=0.1)
     pairs = model.task.pairs(worlds["METER"].splits.train[:3])
     with torch.no_grad():
-        learnt = model.backbone.vlp.ready(model.task.processor, pairs)()
+        learnt = model.backbone.vlp.make_forward(model.task.processor, pairs)()
         method.finish(model.backbone.vlp)
-        merged = model.backbone.vlp.ready(model.task.processor, pairs)()
+        merged = model.backbone.vlp.make_forward(model.task.processor, pairs)()
     assert torch.allclose(merged, learnt, atol=1e-5)
     assert set(dict(model.backbone.vlp.named_parameters())) < names
 

@@ -22,9 +22,7 @@ def examples_of(problem: Problem) -> list:
 
 @torch.no_grad()
 def logits_of(vlm: Any, problem: Problem, mask: Sequence[bool] | np.ndarray) -> torch.Tensor:
-    processor = problem.task.processor
-    encode = lambda _, items: {key: vlm.encode_images(processor, one) for key, one in items.items()}  # noqa: E731
-    state = vlm.gather(processor, problem.task.pairs(examples_of(problem)), encode)
+    state = vlm.gather_uncached(problem.task.processor, problem.task.pairs(examples_of(problem)))
     return vlm.own_head()(vlm.forward_encoded(state, mask))
 
 

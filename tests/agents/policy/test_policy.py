@@ -10,6 +10,7 @@ from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
+from das_gym.agents.policy.hinted import NeighbourCosts
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, conditional_cost
 from das_gym.agents.policy.training import PolicySettings, mean_scaled, train_policy
 
@@ -60,6 +61,21 @@ def test_conditional_cost_is_exact_for_runs_of_three():
             more = mask.copy()
             more[unit] = True
             assert row[unit] == pytest.approx(chains.loss(more) - chains.loss(mask), abs=1e-5)
+
+
+def test_conditional_cost_is_the_difference_of_neighbour_costs():
+    """On random statistics, with equal depths: both take the same unit as the next one."""
+    rng, n = np.random.default_rng(0), 12
+    statistics = dict(zip(NEIGHBOURS, rng.normal(size=(len(NEIGHBOURS), n)), strict=True))
+    statistics |= {"stream": rng.integers(2, size=n).astype(float), "depth": rng.integers(6, size=n) / 5}
+    costs, masks = NeighbourCosts(statistics), rng.random((40, n)) < 0.4
+    columns = np.stack([statistics[name] for name in NEIGHBOURS], axis=1)
+    given = (np.tile(columns, (40, 1, 1)), masks, np.ones(masks.shape))
+    found = conditional_cost(*(torch.from_numpy(part.astype(np.float64)) for part in given)).numpy()
+    for mask, row in zip(masks, found, strict=True):
+        kept = np.flatnonzero(~mask)
+        expected = costs(mask | (np.arange(n) == kept[:, None])) - costs(mask[None])
+        np.testing.assert_allclose(row[kept], expected, atol=1e-9)
 
 
 def test_untrained_network_ranks_by_conditional_cost(made_up_suite: Path):

@@ -6,9 +6,9 @@ from das_gym.agents.searching.record import Turn, best_row
 from das_gym.problem.budget import keeps_budget
 
 
-def turn(masks, rewards, share=1.0):
+def turn(masks, rewards, share=1.0, macs=9):
     n = len(masks)
-    scores = {"loss": rewards, "metric": rewards, "macs": [9] * n, "macs_saved": [0.1 * sum(mask) for mask in masks]}
+    scores = {"loss": rewards, "metric": rewards, "macs": [macs] * n, "macs_saved": [0.1 * sum(mask) for mask in masks]}
     return Turn(masks, rewards, **scores, skip_probabilities=None, preferences=None, examples_share=share)
 
 
@@ -50,3 +50,8 @@ def test_best_row_is_scored_on_all_examples_and_within_the_budget():
 def test_turn_rejects_masks_and_scores(masks, rewards, text):
     with pytest.raises(ValueError, match=text):
         turn(masks, rewards)
+
+
+def test_turn_rejects_macs_beyond_floats():
+    with pytest.raises(ValueError, match="`macs` holds a number that is not finite"):
+        turn([[1, 0]], [0.5], macs=10**400)

@@ -72,8 +72,7 @@ class Driven:
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], mask: Sequence[int] | np.ndarray) -> Tensor:
         """Return what the VLM gives under a mask, all prompts together."""
-        encode = lambda _, items: {key: self.vlm.encode_images(self.processor, one) for key, one in items.items()}  # noqa: E731
-        state = self.vlm.gather(self.processor, prompts, encode)
+        state = self.vlm.gather_uncached(self.processor, prompts)
         return self.head(self.vlm.forward_encoded(state, np.asarray(mask, dtype=bool)))
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ def test_prune_keeps_skip_adapters(model: Driven):
     torch.testing.assert_close(model.logits(model.prompts(), mask), wanted)
     assert before - sum(p.numel() for p in vlm.parameters()) == 2 * weights + 2 * skip
     with torch.no_grad():
-        pruned, masked = (vlm.ready(model.processor, model.prompts())(each) for each in (None, mask))
+        pruned, masked = (vlm.make_forward(model.processor, model.prompts())(each) for each in (None, mask))
     torch.testing.assert_close(pruned, masked)
 
 

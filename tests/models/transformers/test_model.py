@@ -70,7 +70,7 @@ def test_short_cuts_give_logits_of_the_plain_way(driven: Callable[..., Driven], 
 def test_served_runs_its_own_forward_with_marks_around_units(driven: Callable[..., Driven], name: str, units: str):
     model = driven(name, units)
     asked = replace(model.prompts()[0], answer=None)
-    forward, count = model.vlm.served(model.processor, [asked]), len(model.vlm.layers)
+    forward, count = model.vlm.make_timed_forward(model.processor, [asked]), len(model.vlm.layers)
     for mask in masks_of(model):
         marked: list[int] = []
         logits = model.head(forward(mask, lambda index, hidden: marked.append(index)))  # noqa: B023
@@ -155,8 +155,7 @@ def test_macs_of_the_last_layer_by_hand(driven: Callable[..., Driven]):
 
 def test_questions_on_one_image_share_its_tokens(driven: Callable[..., Driven]):
     model = driven("llava")
-    encode = lambda _, items: {key: model.vlm.encode_images(model.processor, one) for key, one in items.items()}  # noqa: E731
-    (block,) = model.vlm.gather(model.processor, model.prompts(), encode).extras["blocks"]
+    (block,) = model.vlm.gather_uncached(model.processor, model.prompts()).extras["blocks"]
     assert (block.groups, block.rows) == (2, 6)
     assert block.prefix >= 17  # patches and class token
 

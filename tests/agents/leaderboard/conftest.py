@@ -1,0 +1,14 @@
+"""The leaderboard's command registers further agents: each test leaves the table of agents as it was."""
+
+from collections.abc import Iterator
+
+import pytest
+from das_gym.agents.ask_tell.base import AGENTS
+
+
+@pytest.fixture(autouse=True)
+def same_agents_afterwards() -> Iterator[None]:
+    before = dict(AGENTS)
+    yield
+    AGENTS.clear()
+    AGENTS.update(before)
