@@ -1,4 +1,4 @@
-"""Who trains: supernets, fine-tuning, the pipeline of the paper, pre-training of the bundled models."""
+"""Training and export: supernets, fine-tuning, the pipeline of the paper, shrinking, comparisons."""
 
 from typing import TYPE_CHECKING
 

@@ -31,7 +31,7 @@ from das_gym.adapt.choosing import (
     search_first,
     search_values,
 )
-from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
+from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference
@@ -89,8 +89,7 @@ class AdaptSettings(ProblemSettings, ChoosingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choice()
-        check_rank_images(self.rank_images)
-        check_ranges(self, test_examples=(1, math.inf), seed=(0, 2**32 - 1))
+        check_ranges(self, test_examples=(1, math.inf), rank_images=(1, math.inf), seed=(0, 2**32 - 1))
 
     @property
     def training(self) -> FinetuneConfig:

@@ -105,8 +105,8 @@ class Choice:
     Attributes:
         mask: (n_layers,) bool, True = skipped.
         problem: The model and data.
-        remark: Why it is not the search's answer, where it is not; else empty.
-        others: Other masks that the search saw and may answer, (n_layers,) bool each, the best first.
+        remark: Why the mask is not the search's answer, or which point of a front it is; else empty.
+        others: Other masks that the search scored and that keep its budget, (n_layers,) bool each, the best first.
     """
 
     mask: np.ndarray
@@ -203,9 +203,9 @@ def read_front(path: Path) -> dict[str, Any]:
 
 
 def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """Return the mask of a search's record, and a remark where it is not the agent's answer.
+    """Return the mask of a search's record, and a remark if it is not the agent's answer.
 
-    The best mask that the search saw is taken where it has the higher reward, on the same examples, and keeps the budget.
+    The best mask that the search scored is used if its reward is higher, on the same examples, and it keeps the budget.
     """
     seen, budget = record["best_seen"], record["env_kwargs"]
     answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
@@ -214,14 +214,14 @@ def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     if not (best > answer and is_kept and same_examples):
         return np.array(record["mask"], dtype=bool), ""
     remark = (
-        f"{record['agent']}'s answer has the reward {answer:.4f}; a mask that its search saw has {best:.4f} "
-        f"and is taken instead: skip {', '.join(seen['skipped_layers']) or 'nothing'}"
+        f"{record['agent']}'s answer has the reward {answer:.4f}; its search scored a mask with {best:.4f}, "
+        f"which is used instead: skip {', '.join(seen['skipped_layers']) or 'nothing'}"
     )
     return np.array(seen["mask"], dtype=bool), remark
 
 
 def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str, Any]) -> ProblemConfig:
-    """Return the model and data of a record, but for what is given."""
+    """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
     recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
@@ -271,7 +271,7 @@ def _search_run_id(values: Mapping[str, Any]) -> int:
 
 
 def command_of(name: str, settings: Any, **changes: Any) -> str:
-    """Return the command with these settings, as it is typed; a change to None leaves a setting out."""
+    """Return the command line with these settings; a change to None leaves a setting out."""
     values, defaults = settings_dict(settings), settings_dict(type(settings)())
     for each, value in {"plugins": None, "resume": None, **changes}.items():
         values[each] = defaults.get(each) if value is None else value

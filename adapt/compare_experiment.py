@@ -268,11 +268,11 @@ def plan(
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
     pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.train.pairs_per_step)
     tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
-    told = (
+    summary = (
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
         f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
-    return f"{context.about}\n{told}" if context.plain.backbone.vlp.size == "base" else told
+    return f"{context.about}\n{summary}" if context.plain.backbone.vlp.size == "base" else summary
 
 
 def _title(settings: CompareSettings, context: ComparisonContext) -> str:

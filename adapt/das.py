@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
@@ -26,7 +27,7 @@ from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
 
@@ -74,10 +75,8 @@ class JointTurn:
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """Load the frozen model, with new adapters and a new head."""
     backbone = new_backbone(config, settings)
-    kind = task_class(config.task)
-    task = kind(backbone.processor, kind.choose_labels(splits))
     torch.manual_seed(seed)
-    return AdaptedModel(backbone, new_head(backbone, task), task)
+    return with_new_head(backbone, config.task, splits)
 
 
 def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:

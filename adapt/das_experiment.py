@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from das_gym.adapt.base_model import copy_model
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
-from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
+from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, compare, print_report, write_answers
@@ -86,8 +86,8 @@ class JointSearchSettings(ProblemSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rank_images(self.rank_images)
-        check_ranges(self, seed=(0, 2**32 - 1), save_every=(1, math.inf), test_examples=(1, math.inf))
+        counts = dict.fromkeys(("save_every", "test_examples", "rank_images"), (1, math.inf))
+        check_ranges(self, seed=(0, 2**32 - 1), **counts)
 
     @cached_property
     def pipeline(self) -> DASSettings:

@@ -55,12 +55,6 @@ def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
     return total / len(images)
 
 
-def check_rank_images(rank_images: int | None) -> None:
-    """Raise ValueError if a number of images is less than 1."""
-    if rank_images is not None and rank_images < 1:
-        raise ValueError(f"`rank_images` is out of range: got {rank_images}, expected 1 or more, or None for all.")
-
-
 @torch.inference_mode()
 def evaluate(
     subnet: AdaptedModel,

@@ -14,12 +14,20 @@ the options of the question; without options the file holds the likeliest token 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
+from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, evaluate, predict
+from das_gym.adapt.subnets import (
+    find_subnet,
+    is_transformers_model,
+    load_transformers_model,
+    load_with_overrides,
+    recorded_data,
+)
+from das_gym.adapt.training import check_ranges
 
 from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
@@ -69,11 +77,7 @@ class EvaluateSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
-        check_rank_images(self.rank_images)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} is not allowed; give 1 or more, or leave it out for all")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} is not allowed; give 1 or more")
+        check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens"), (1, math.inf)))
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
@@ -83,7 +87,7 @@ class EvaluateSettings(PluginSettings):
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
-        place, folder = place_of(self.run, self.runs_dir, self.method, self.seed)
+        place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
@@ -91,11 +95,10 @@ class EvaluateSettings(PluginSettings):
                     f"the data of that run do not exist: got data_root={data_root}. Give their new folder as data_root=DIR"
                 )
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
-        plain = is_plain(place)
-        if plain:
-            subnet = load_plain(place, self.device, self.trust_remote_code)
+        if is_transformers_model(place):
+            subnet = load_transformers_model(place, self.device, self.trust_remote_code)
         else:
-            subnet = load_moved(place, self.device, self.checkpoint, self.trust_remote_code)
+            subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

@@ -15,7 +15,7 @@ from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_supernet, new_head, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, find_supernet, load_backbone, load_supernet, new_head, task_class
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,17 @@ def new_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray | N
         seed: Seed of adapters and head.
     """
     torch.manual_seed(seed)
-    backbone = load_backbone(problem)
-    kind = task_class(problem.task)
-    task = kind(backbone.processor, kind.choose_labels(splits))
-    subnet = AdaptedModel(backbone, new_head(backbone, task), task)
+    subnet = with_new_head(load_backbone(problem), problem.task, splits)
     if mask is not None:
         subnet.backbone.vlp.prune(mask)
     return subnet
+
+
+def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
+    """Return a model with a new head for the labels of the data, or with its own head if it brings one."""
+    kind = task_class(task)
+    labelled = kind(backbone.processor, kind.choose_labels(splits))
+    return AdaptedModel(backbone, new_head(backbone, labelled), labelled)
 
 
 def finetune(

@@ -43,7 +43,7 @@ class ImageRelianceCheck:
         if not self.image_agnostic_metrics:
             return line
         blindness = format_blindness(self.seeing, self.blind)
-        return f"{line}\nnot clearly better than without images: {blindness}. Train longer, say steps=3000, before a search."
+        return f"{line}\nnot clearly better than without images: {blindness}. Raise `train.steps` before a search."
 
 
 def check_image_reliance(model: AdaptedModel, splits: Splits[Any]) -> ImageRelianceCheck | None:

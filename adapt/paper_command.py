@@ -8,12 +8,14 @@ Settings come with their source, and with the differences between the paper, its
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 
 from das_gym.adapt.paper import DIFFERENCES, PAPER, ours_of, sources
 from das_gym.adapt.paper_costs import paper_table
 from das_gym.adapt.published import print_published
+from das_gym.adapt.training import check_ranges
 from rich import box
 from rich.table import Table
 
@@ -47,9 +49,7 @@ class PaperSettings(PluginSettings):
     text_tokens: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "text_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
+        check_ranges(self, image_size=(1, math.inf), text_tokens=(1, math.inf))
 
 
 def main(settings: PaperSettings) -> None:

@@ -12,16 +12,16 @@ from das_gym.models.sizes import check_sizes
 from das_gym.problem.costs import count_costs
 from das_gym.tasks.classification import build_classifier
 
+NUM_ANSWERS = 3129
+"""Outputs of the VQA head."""
 
-def paper_table(
-    image_size: int = 384, text_tokens: int = 40, num_answers: int = 3129, counting: str = "runs"
-) -> list[dict[str, float | str]]:
-    """The paper's table: METER-base without adapters, with them, and DAS with four layers skipped.
+
+def paper_table(image_size: int = 384, text_tokens: int = 40, counting: str = "runs") -> list[dict[str, float | str]]:
+    """Return the paper's table: METER-base without adapters, with them, and DAS with four layers skipped.
 
     Args:
         image_size: Side of the image, pixels.
         text_tokens: Length of the text.
-        num_answers: Outputs of the VQA head, at least 1.
         counting: `runs`, or `paper`, see `das_gym.problem.costs`.
 
     Returns:
@@ -32,7 +32,7 @@ def paper_table(
     check_sizes(config, {})
     layers, width = config.fusion_layers, config.hidden_size
     with without_content():
-        vlp, head = METER(config), build_classifier(2 * width, num_answers, 2 * width)
+        vlp, head = METER(config), build_classifier(2 * width, NUM_ANSWERS, 2 * width)
     costs = count_costs(vlp, meta_batch(text_tokens, (3, image_size, image_size)), head, counting=counting)
     rows: list[dict[str, float | str]] = [
         {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.base_model import cut, load_base_model
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.finetune import FinetuneConfig, finetune
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -132,12 +133,11 @@ def refine(
     Raises:
         ValueError: the file of results is damaged.
     """
-    encoder: EncoderCache | None = None
+    base, _ = load_base_model(problem)
+    encoder = EncoderCache(base.backbone.vlp, base.task.processor, int(config.encoder_cache_gib * 2**30))
 
     def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
-        nonlocal encoder
-        subnet = cut_subnet(problem, splits, mask)
-        encoder = encoder or EncoderCache(subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30))
+        subnet = cut(base, mask)
         finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
         return run_on_main_process(partial(_held_out_loss, subnet, splits, title))
 

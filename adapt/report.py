@@ -251,7 +251,7 @@ def conclusion(rows: Mapping[str, ModelResult]) -> str:
     macs = (
         f"saves {saved:.2f} % of the baseline's MACs" if saved >= 0 else f"takes {-saved:.2f} % more MACs than the baseline"
     )
-    fast = "" if subnet.speedup is None else f" and {runs(subnet.speedup)}"
+    fast = "" if subnet.speedup is None else f" and {describe_speedup(subnet.speedup)}"
     evaluation = subnet.evaluation
     assert evaluation is not None
     name = evaluation.metric_name.replace("_", " ")
@@ -267,9 +267,9 @@ def conclusion(rows: Mapping[str, ModelResult]) -> str:
     return f"{what} {macs}{fast}; it scores {100 * evaluation.metric:.1f} % {name} on test{against}."
 
 
-def runs(faster: Speedup, over: str = "the baseline") -> str:
-    """Return how fast a model runs relative to another, with the interval, as a verb phrase."""
+def describe_speedup(faster: Speedup) -> str:
+    """Return how fast a model runs relative to the baseline, with the interval, as a verb phrase."""
     numbers = "{:.2f} ({:.2f} to {:.2f})".format(*faster)
     if faster.is_measurable:
-        return f"runs {numbers} times as fast as {over}"
-    return f"is not measurably faster than {over} ({numbers} times as fast)"
+        return f"runs {numbers} times as fast as the baseline"
+    return f"is not measurably faster than the baseline ({numbers} times as fast)"

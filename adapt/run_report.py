@@ -16,6 +16,7 @@ from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import results_table
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 from das_gym.agents.run_report import search_report
+from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 
 from das_gym.config import build, settings_dict
 from das_gym.drawing.architecture import Architecture
@@ -26,7 +27,6 @@ from das_gym.problem.config import ProblemConfig, grouped_settings
 from das_gym.registration import ENVIRONMENTS
 
 SHRUNK_RECORD = "shrink.json"
-SEARCH_RECORD = "search.json"
 
 
 def main(settings: ReportSettings) -> None:

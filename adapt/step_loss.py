@@ -25,6 +25,9 @@ from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world
 from das_gym.tasks.base import Task
 
+HELD_OUT_PAIRS = 64
+"""Pairs of text and image at a time when the held-out loss is measured."""
+
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
     """Return the examples of a step: each epoch visits all of them once, in another order."""
@@ -155,9 +158,9 @@ class StepLoss:
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
 
     @torch.no_grad()
-    def held_out_loss(self, examples: Sequence[Any], pairs_at_once: int = 64) -> float:
+    def held_out_loss(self, examples: Sequence[Any]) -> float:
         """Return the mean loss of examples without augmentation, in nats; nothing is skipped but what is pruned."""
-        size = self.task.examples_for_pairs(pairs_at_once)
+        size = self.task.examples_for_pairs(HELD_OUT_PAIRS)
         chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
         losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())

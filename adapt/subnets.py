@@ -34,18 +34,18 @@ OPTIONAL_PATHS = ("supernet", "data_root")
 """Recorded paths that need not exist any more to load a fine-tuned subnet."""
 
 
-def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int | None = None) -> tuple[Path, Path]:
-    """Return what `load_subnet` takes for a run as commands name it, and the run's folder.
+def find_subnet(run: int | str, runs_dir: str, method: str | None = None, seed: int | None = None) -> tuple[Path, Path]:
+    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder.
 
     Args:
         run: Id of a run, or a folder as for `load_subnet`.
         runs_dir: Folder of all runs.
-        method: Whose model, in a run of `python -m adapt compare`, see `kept_model`.
+        method: Method whose model is found, in a run of `python -m adapt compare`; see `kept_model`.
         seed: Seed of that model.
 
     Raises:
         FileNotFoundError: no such run.
-        ValueError: what `kept_model` raises, or a method of a run that compares none.
+        ValueError: as `kept_model`, or `method` or `seed` of a run that compares no methods.
     """
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):
@@ -64,8 +64,8 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
     return folder, folder
 
 
-def load_moved(place: Path, device: str, checkpoint: str | None, trust_remote_code: bool) -> AdaptedModel:
-    """Load a subnet on a device, from `checkpoint` if that is given because the recorded one was moved."""
+def load_with_overrides(place: Path, device: str, checkpoint: str | None, trust_remote_code: bool) -> AdaptedModel:
+    """Load a subnet on a device, from `checkpoint` if the recorded one was moved; None keeps the recorded one."""
     changes: dict[str, Any] = {"device": device}
     if checkpoint is not None:
         changes["checkpoint"] = checkpoint
@@ -78,18 +78,17 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     """Return a fine-tuned subnet, its skipped layers removed, in eval mode.
 
     Args:
-        path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
-            file in it, such as those that `python -m adapt compare` keeps; or a folder that `python -m adapt export` wrote,
-            none of whose code is run.
-        plugins: Modules to import first. A record imports none by itself: name those that the run was given, or
-            import them.
-        **changes: Fields of `ProblemConfig` that differ from the record, such as `device="cpu"`, or `checkpoint=` if it was
-            moved. An exported folder has `device` and `max_text_length` alone.
+        path: One of three. The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote. An
+            adapter file, such as `python -m adapt compare` keeps. A folder that `python -m adapt export` wrote; its code
+            is not run.
+        plugins: Modules to import first: those that the run was given. A record does not import modules by itself.
+        **changes: Fields of `ProblemConfig` that differ from the record, such as `device="cpu"`, or `checkpoint` if it was
+            moved. An exported folder takes `device` and `max_text_length` only.
 
     Raises:
         FileNotFoundError: there is no record or no adapter file, or the recorded checkpoint does not exist.
-        ValueError: the file holds a supernet, or belongs to another model; or the record names modules that are not
-            imported yet, or `trust_remote_code`, which has to be given again.
+        ValueError: the file holds a supernet, or belongs to another model. Or the record names modules that are not
+            imported yet, or `trust_remote_code`, which must be passed again.
 
     Example:
         `load_subnet("runs/2").backbone.vlp.pruned_mask` is the mask of run 2.
@@ -128,8 +127,8 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     return subnet
 
 
-def is_plain(folder: Path) -> bool:
-    """Return whether a folder holds a plain model of transformers, such as `python -m adapt shrink` writes."""
+def is_transformers_model(folder: Path) -> bool:
+    """Return whether a folder holds a transformers model and no record, such as `python -m adapt shrink` writes."""
     config = folder / "config.json"
     if is_exported(folder) or record_in(folder) is not None or not config.is_file():
         return False
@@ -137,8 +136,8 @@ def is_plain(folder: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def load_plain(folder: Path, device: str, trust_remote_code: bool) -> AdaptedModel:
-    """Return the model of transformers in a folder, unchanged, to answer in words."""
+def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) -> AdaptedModel:
+    """Return the transformers model in a folder, without adapters, with the task of answering in words."""
     model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
     name = next(name for name, entry in TASKS.items() if entry.gives == "prompts")
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}

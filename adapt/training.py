@@ -52,6 +52,9 @@ TRAINING_RANGES = {
 WEIGHT_DECAY = 0.01
 """Weight decay of METER's and ViLT's configs."""
 
+MAX_NORM = 1.0
+"""Norm to which gradients are clipped."""
+
 LOG_EVERY = 50
 """Steps whose means are logged as one value."""
 
@@ -123,7 +126,7 @@ class Group:
 def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW with betas 0.9 and 0.98, without weight decay of biases, LayerNorms and other vectors.
 
-    Source: METER's optimizer (REFERENCE values of the paper's code).
+    Source: METER's optimizer.
     """
     options = []
     for group in groups:
@@ -184,7 +187,6 @@ class Trainer:
         schedule: From a step to the factor of the learning rates.
         checkpoint: File to save to and to resume from; None saves nothing.
         save_every: Steps between checkpoints.
-        max_norm: Gradients are clipped to this norm.
         stateful: What else changes with the steps, by name: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
         plateau: Ends the training before its last step where nothing improves; its `factor` is the schedule.
@@ -199,7 +201,6 @@ class Trainer:
         schedule: Callable[[int], float],
         checkpoint: Path | None = None,
         save_every: int = 500,
-        max_norm: float = 1.0,
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
         plateau: Plateau | None = None,
@@ -216,7 +217,6 @@ class Trainer:
         self.steps = steps
         self.checkpoint = checkpoint
         self.save_every = save_every
-        self.max_norm = max_norm
         self.stateful = {**(stateful or {}), **({} if plateau is None else {"plateau": plateau})}
         self.plateau = plateau
         self.prefetcher = prefetcher
@@ -300,7 +300,7 @@ class Trainer:
         where = f"step {self.step}" + (f", {describe_step()}" if describe_step is not None else "")
         if not math.isfinite(sums["loss"]):
             raise FloatingPointError(f"The training diverged: loss {sums['loss']} at {where}. Try a lower learning rate.")
-        norm = accelerator.clip_grad_norm_(trained, self.max_norm)
+        norm = accelerator.clip_grad_norm_(trained, MAX_NORM)
         if not torch.isfinite(norm):
             # With fp16 the scaler skips such a step and halves its scale; at a scale of 1 the scale is not to blame.
             self._overflows += 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from das_gym.adapt.compare.trials import Trial
 from das_gym.adapt.compare.variants import MethodVariant
-from das_gym.adapt.report import format_speedup, runs
+from das_gym.adapt.report import describe_speedup, format_speedup
 
 from das_gym.drawing.table import Table
 from das_gym.problem.latency import Speedup
@@ -123,7 +123,7 @@ def verdict(lines: Sequence[Line]) -> list[str]:
             limit = "at most" if round(lost, 1) <= LEVEL_POINTS else "more than"
             change = f"loses {lost:.1f} points ({limit} {LEVEL_POINTS:g})" if lost >= 0 else f"gains {-lost:.1f} points"
             macs = f"saves {100 * line.saved:.1f} %" if line.saved >= 0 else f"adds {-100 * line.saved:.1f} %"
-            fast = f" and {runs(Speedup(*line.speedup))}" if line.speedup else ""
+            fast = f" and {describe_speedup(Speedup(*line.speedup))}" if line.speedup else ""
             sentences.append(
                 f"{line.title}: {change} against adapters without skipping; it {macs} of the baseline's MACs{fast}."
             )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.variants import MethodVariant
 from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.saving import to_adaptation
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
@@ -28,7 +29,7 @@ from das_gym.files import damage_named, read_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.progress import progress
 
@@ -117,17 +118,15 @@ class ComparisonContext:
         self.splits = splits
         self.folder = folder
         self.log = log
-        kind = task_class(problem.task)
-        backbone = load_backbone(problem)
-        self.task = kind(backbone.processor, kind.choose_labels(splits))
-        self.plain = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
+        self.plain = with_new_head(load_backbone(problem), problem.task, splits)
+        self.task, vlp = self.plain.task, self.plain.backbone.vlp
         self.recipe, self.about = resolve_defaults(recipe, self.plain)
-        self.encoder = EncoderCache(backbone.vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
-        self.n_layers = len(backbone.vlp.layers)
+        self.encoder = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
+        self.n_layers = len(vlp.layers)
         self.metric_name = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
         self.test_examples = shuffled(self.task, splits.test, test_examples)
-        backbone.vlp.remove_adapters()
+        vlp.remove_adapters()
         self.macs_full = example_costs(self.plain, splits).macs_full
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[TrainedModel, Trial]:

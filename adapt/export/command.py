@@ -19,7 +19,7 @@ from das_gym.adapt.export.folder import Exported, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import check_out
-from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_moved, place_of, record_in
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
 
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
@@ -62,7 +62,7 @@ def run_export(settings: ExportSettings) -> Exported:
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    place, folder = place_of(settings.run, settings.runs_dir, settings.method, settings.seed)
+    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method, settings.seed)
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
@@ -71,7 +71,7 @@ def run_export(settings: ExportSettings) -> Exported:
             f"method={settings.method} cannot be exported: it leaves {row.remaining}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    subnet = load_moved(place, "cpu", settings.checkpoint, settings.trust_remote_code)
+    subnet = load_with_overrides(place, "cpu", settings.checkpoint, settings.trust_remote_code)
     vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
@@ -103,7 +103,7 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
     """Return the entry of a kept model in the record of a comparison, in the format of other runs' records."""
     record, trial = read_json(folder / COMPARED), kept_trials(folder)[place]
     line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
-    told = {
+    model = {
         "name": line["title"],
         "trainable_parameters": trial.trained,
         "macs": trial.macs,
@@ -114,7 +114,7 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
         "latency_ms": trial.latency and trial.latency[0],
         "latency_quartiles_ms": trial.latency and trial.latency[1:],
     }
-    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [told]}
+    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [model]}
 
 
 def main(settings: ExportSettings) -> None:

@@ -16,7 +16,7 @@ from das_gym.models.base import VLP
 class AdapterTuning(Method):
     """Train an adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
 
-    With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (REFERENCE: Adapter).
+    With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (`python -m adapt paper`).
 
     Attributes:
         bottleneck: Width inside, at least 1. None is the width of the parallel adapters that the model was loaded with, or

@@ -17,8 +17,8 @@ from das_gym.models.base import VLP
 class LoRA(Method):
     """Train a low-rank update of the query and value projections in the skippable layers, merged at the end.
 
-    At rank 4 METER-base has 0.29 M parameters of it, as published (REFERENCE: LoRA 0.29 M; ViLT 0.15 M). In recovery it
-    updates every linear layer of decoder and projector.
+    At rank 4 METER-base has 0.29 M parameters of it, as published; ViLT has 0.15 M. In recovery it updates every
+    linear layer of decoder and projector.
 
     Attributes:
         rank: Rank of the update, at least 1.

@@ -67,8 +67,8 @@ class Prompts(nn.Module):
         hidden, attend = dict(state.hidden), dict(state.attend)
         for stream, embedding in self.streams.items():
             own = hidden[stream]
-            learnt = embedding(torch.arange(self.tokens, device=own.device))
-            hidden[stream] = torch.cat((own, learnt.to(own.dtype).expand(len(own), -1, -1)), dim=1)
+            virtual_tokens = embedding(torch.arange(self.tokens, device=own.device))
+            hidden[stream] = torch.cat((own, virtual_tokens.to(own.dtype).expand(len(own), -1, -1)), dim=1)
             seen = attend.get(stream)
             if seen is not None:
                 attend[stream] = torch.cat((seen, seen.new_ones(*seen.shape[:-1], self.tokens)), dim=-1)

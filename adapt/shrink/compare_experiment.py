@@ -31,6 +31,7 @@ from das_gym.agents.ask_tell.base import check_agent_kwargs
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.search_experiment import run_search
+from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build, settings_dict
@@ -225,7 +226,7 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
         FileNotFoundError, ValueError: it is not.
     """
     choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config))
-    agent = read_json(find_run(settings.runs_dir, run) / "search.json")["agent"]
+    agent = read_json(find_run(settings.runs_dir, run) / SEARCH_RECORD)["agent"]
     if agent != method:
         raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
 

@@ -46,7 +46,7 @@ def test_choose_takes_a_better_mask_of_the_search():
     mask, remark = best_mask(record_of(0.796, 0.812))
     assert mask.astype(int).tolist() == SEEN
     assert remark == (
-        "bandit's answer has the reward 0.7960; a mask that its search saw has 0.8120 and is taken instead: skip b, d"
+        "bandit's answer has the reward 0.7960; its search scored a mask with 0.8120, which is used instead: skip b, d"
     )
     assert best_mask(record_of(None, 0.5))[0].astype(int).tolist() == SEEN
     assert best_mask(record_of(0.5, 0.6, skip_num=None, macs_saved=0.2))[0].astype(int).tolist() == SEEN

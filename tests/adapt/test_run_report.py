@@ -1,4 +1,4 @@
-"""`python -m adapt report`, on records as the commands write them."""
+"""`python -m agents report`, on records as the commands write them."""
 
 from __future__ import annotations
 

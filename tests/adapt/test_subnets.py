@@ -94,7 +94,7 @@ def test_load_subnet_imports_the_modules_that_it_is_given(
     assert plugins.imported_plugins() == ("module_of_mine",)
 
 
-def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path, tmp_path: Path):
+def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
     for data_root, error, said in (

@@ -23,6 +23,7 @@ VOLATILE = re.compile(
 """Names of entries of records that hold times, ids, places, and what was spent where scores were remembered."""
 
 NOT_RESULTS = re.compile(r"(config|run|metrics)\.json|cout\.txt|\.html|\.svg|\.png|\.md$|/\.|_sources")
+"""Files that results do not include: records of Sacred, pictures, reports and hidden files."""
 
 TABULAR = {"env_id": "DAS-METER-VQA-Tabular-v0"}
 
@@ -43,9 +44,7 @@ def results(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not re.search(
-            r"(config|run|metrics)\.json|cout\.txt|\.html|\.svg|\.png|\.md$|/\.|_sources", name
-        ):
+        if path.is_file() and not NOT_RESULTS.search(name):
             found[name] = scrubbed(read_json(path), VOLATILE) if path.suffix == ".json" else path.read_bytes()
     return found
 

@@ -127,7 +127,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
     assert f"| accuracy on test, % | {100 * best_of(record, 'lora')['test']:.1f} |" in card
     with monkeypatch.context() as patched:
-        patched.setattr(export_command, "load_moved", lambda *words, **more: pytest.fail("it was loaded"))
+        patched.setattr(export_command, "load_with_overrides", lambda *words, **more: pytest.fail("it was loaded"))
         code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
         assert code == 1
         assert "method=prompt cannot be exported" in told

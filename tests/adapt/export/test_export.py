@@ -289,8 +289,8 @@ def test_onnx(model, task, tmp_path):
 @pytest.mark.parametrize("record", ["adapt.json", "compare.json"])
 def test_run_export_rejects_onnx_of_answering_models(tmp_path, monkeypatch, record):
     monkeypatch.setattr(command, "require_onnx", lambda: None)
-    monkeypatch.setattr(command, "place_of", lambda *_: (tmp_path, tmp_path))
-    monkeypatch.setattr(command, "load_moved", Mock(side_effect=AssertionError("it is loaded")))
+    monkeypatch.setattr(command, "find_subnet", lambda *_: (tmp_path, tmp_path))
+    monkeypatch.setattr(command, "load_with_overrides", Mock(side_effect=AssertionError("it is loaded")))
     (tmp_path / record).write_text(json.dumps({"problem": {"model": "VLM"}}))
     with pytest.raises(ValueError, match=r"`onnx` .* VLM"):
         run_export(ExportSettings(run=1, out=str(tmp_path / "out"), onnx=True))

@@ -250,7 +250,7 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
             assert float(apart.mean()) < far, row
 
 
-def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World], tmp_path: Path):
+def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World]):
     model, kept = changed(worlds["METER"], "lora", rank=2)
     inserted = [name for name in kept.tensors if "lora_" in name]
     assert len(inserted) == 2 * 6 * 2 * 2
