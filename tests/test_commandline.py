@@ -216,7 +216,7 @@ def test_check_words_takes_options_and_named_configs():
         (ADAPT, ["with", "image_size=96"], 1, "Did you mean `problem.image_size`?"),
         (AGENTS, ["with", "precision=x"], 1, "Did you mean `env_kwargs.precision`?"),
         (ADAPT, ["with", "search_run=99"], 1, "no run 99 in"),
-        (ADAPT, ["paper", "with", "image_size=-1"], 1, "error: image_size=-1 is not allowed"),
+        (ADAPT, ["paper", "with", "image_size=-1"], 1, "error: `image_size` is out of range"),
         (ADAPT, ["completion", "fish"], 1, "choose one of bash, zsh"),
     ],
 )
