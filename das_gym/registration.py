@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
@@ -330,31 +331,36 @@ def register_all() -> None:
     for id, (alone, vector) in SUITE_IDS.items():
         if id not in registry:
             register(id=id, entry_point=alone, vector_entry_point=vector, order_enforce=False, disable_env_checker=True)
+            _register_many_objectives(id, alone, vector)
     pairs = ((model, task) for model in MODELS.values() for task in TASKS.values() if model.reads == task.gives)
     for model, task in pairs:
         entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
         ENVIRONMENTS[entry.id] = entry
         for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
-            if (many := many_objectives(id)) not in registry:
-                register(
-                    id=many,
-                    entry_point="das_gym.envs.mo_env:make_env",
-                    vector_entry_point="das_gym.envs.mo_env:make_vector_env",
-                    kwargs={
-                        "env": f"das_gym.envs.{form.lower()}_env:{form}Env",
-                        "model": entry.model,
-                        "task": entry.task,
-                    },
-                    order_enforce=False,
-                    disable_env_checker=True,  # it requires a scalar reward
-                )
             if id not in registry:
+                alone, settings = f"das_gym.envs.{form.lower()}_env:{form}Env", {"model": entry.model, "task": entry.task}
+                vector = f"{alone.removesuffix('Env')}VectorEnv"
+                _register_many_objectives(id, alone, vector, settings)
                 register(
                     id=id,
-                    entry_point=f"das_gym.envs.{form.lower()}_env:{form}Env",
-                    vector_entry_point=f"das_gym.envs.{form.lower()}_env:{form}VectorEnv",
-                    kwargs={"model": entry.model, "task": entry.task},
+                    entry_point=alone,
+                    vector_entry_point=vector,
+                    kwargs=settings,
                     reward_threshold=REWARD_THRESHOLDS.get(id),
                     order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here
                     disable_env_checker=True,  # the tests run Gymnasium's checker, and SB3's
                 )
+
+
+def _register_many_objectives(
+    id: str, env: str, vector: str | None, settings: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Register the variant of an environment, "module:name", with a reward per objective."""
+    register(
+        id=many_objectives(id),
+        entry_point="das_gym.envs.mo_env:make_env",
+        vector_entry_point=None if vector is None else "das_gym.envs.mo_env:make_vector_env",
+        kwargs={"env": env, **settings},
+        order_enforce=False,
+        disable_env_checker=True,  # it requires a scalar reward
+    )

@@ -212,7 +212,8 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         check_names(settings, SUITE_SETTINGS, "setting of a suite's oracle")
         suite = SuiteEnv(split, **settings).suite
         return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
-    scalar = {many_objectives(id): id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
+    single = [id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)]
+    scalar = {many_objectives(id): id for id in (*single, *SUITE_IDS)}
     if name in scalar:
         raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar[name]}")
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)

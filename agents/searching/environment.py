@@ -26,8 +26,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bo
         free: Whether it accepts masks outside the budget, see `Agent.free_budget`.
     """
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
-    vector_rewards = {many_objectives(id) for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
-    if env_id.rpartition(":")[2] in {*SUITE_IDS, *vector_rewards}:
+    single = [id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)]
+    if env_id.rpartition(":")[2] in {*SUITE_IDS, *map(many_objectives, (*single, *SUITE_IDS))}:
         raise ValueError(
             f"`env_id` has not one problem with one reward: got {env_id}, expected an id such as {DEFAULT_ENV}. "
             f"`{format_command('agents list')}` shows all."

@@ -61,6 +61,7 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
         ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
         ("DAS-Suite-v0", {}, {"flat": True}, "flat"),
         ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "use DAS-METER-VQA-Tabular-v0"),
+        ("DAS-Suite-MO-v0", {}, {}, "use DAS-Suite-v0"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )
