@@ -174,6 +174,7 @@ REWARD_THRESHOLDS = {
     "DAS-ViLT-NLVR2-Tabular-v0": 0.7925,
     "DAS-ViLT-F30K-Tabular-v0": 0.7173,
     "DAS-VLM-Answering-Tabular-v0": 0.9205,
+    "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
@@ -186,6 +187,17 @@ REGISTERED_IN: dict[str, str] = {}
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that fit, by id; `register_all` fills it."""
+
+
+CHECKPOINT_TABLES = {"DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini")}
+"""Ids of tables of further bundled checkpoints (`ModelEntry.others`), to their environment and checkpoint."""
+
+
+def entry_of(id: str) -> EnvEntry | None:
+    """Return the environment that has an id, with or without `module:`, itself or for a table; None if there is none."""
+    name = id.rpartition(":")[2]
+    live = CHECKPOINT_TABLES.get(name, (name,))[0]
+    return next((entry for entry in ENVIRONMENTS.values() if live in (entry.id, entry.tabular_id)), None)
 
 
 def many_objectives(id: str) -> str:
@@ -336,9 +348,16 @@ def register_all() -> None:
     for model, task in pairs:
         entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
         ENVIRONMENTS[entry.id] = entry
-        for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
+        tables = {
+            id: {"table": str(model.named[checkpoint] / f"{task.name}_table.npz")}
+            for id, (live, checkpoint) in CHECKPOINT_TABLES.items()
+            if live == entry.id
+        }
+        forms = {entry.id: "Skip", entry.tabular_id: "Tabular", **dict.fromkeys(tables, "Tabular")}
+        for id, form in forms.items():
             if id not in registry:
-                alone, settings = f"das_gym.envs.{form.lower()}_env:{form}Env", {"model": entry.model, "task": entry.task}
+                alone = f"das_gym.envs.{form.lower()}_env:{form}Env"
+                settings = {"model": entry.model, "task": entry.task, **tables.get(id, {})}
                 vector = f"{alone.removesuffix('Env')}VectorEnv"
                 _register_many_objectives(id, alone, vector, settings)
                 register(
