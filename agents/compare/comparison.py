@@ -127,7 +127,8 @@ def _search_once(
 ) -> Search:
     agent = _make(oracle, name, seed, agent_kwargs)
     curve = np.full(evaluations, NO_ANSWER)
-    used, turns, seconds = 0, 0, 0.0
+    needed = masks_needed(agent.statistics_read, agent.n_layers)
+    used, turns, seconds = needed, 0, 0.0
     while used < evaluations:
         started = time.process_time()
         masks = ask(agent, name, min(masks_per_turn, evaluations - used))
@@ -139,10 +140,11 @@ def _search_once(
         seconds += time.process_time() - started
         used, turns = used + len(masks), turns + 1
         curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
+    if needed >= evaluations:  # the statistics alone take more masks: it has no answer
+        return np.zeros(agent.n_layers, dtype=bool), curve, needed, 0.0
     final = answer(agent, name)
-    if used == 0:  # only one mask is within the budget, and the agent knows it
-        curve[:] = oracle.rewards(final[None])[0]
-    used += masks_needed(agent.statistics_read, agent.n_layers)
+    if turns == 0:  # only one mask is within the budget, and the agent knows it
+        curve[used:] = oracle.rewards(final[None])[0]
     return final, curve, used, 1e3 * seconds / max(turns, 1)
 
 
@@ -167,14 +169,13 @@ def _train_once(
         seed=seed,
         evaluations=evaluations,
     ).result
-    curve = np.full(evaluations, NO_ANSWER)
-    used = 0
+    curve, best = np.full(evaluations, NO_ANSWER), NO_ANSWER
+    used = masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
     for turn in result.history:
-        reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()
+        best = max(best, oracle.rewards(np.array(turn.masks, dtype=bool)).max())
         used += len(turn.masks)
-        curve[used - 1 :] = max(reward, curve[used - 1])
+        curve[used - 1 :] = best
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
         curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
-    used += masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
     return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)

@@ -21,7 +21,7 @@ from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import REWARD_THRESHOLDS
+from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
