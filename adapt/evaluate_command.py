@@ -33,7 +33,7 @@ from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
-from das_gym.problem.loading import AdaptedModel, task_class
+from das_gym.problem.loading import AdaptedModel, reader_options, task_class
 from das_gym.runs import RUNS_DIR, PluginSettings
 
 
@@ -47,6 +47,7 @@ class EvaluateSettings(PluginSettings):
             `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
             evaluation.
         data_root: Folder of the data. None uses the run's own.
+        columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
         out: JSON file for the predictions. None writes none; `predict` needs one.
         method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
         seed: Seed whose model is used, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
@@ -64,6 +65,7 @@ class EvaluateSettings(PluginSettings):
     run: int | str
     split: str = "test"
     data_root: str | None = None
+    columns: str | None = None
     out: str | None = None
     method: str | None = None
     seed: int | None = None
@@ -88,7 +90,8 @@ class EvaluateSettings(PluginSettings):
             FileNotFoundError, ValueError: no such run, part or data.
         """
         place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
-        data_root = recorded_data(folder) if self.data_root is None else self.data_root
+        recorded = recorded_data(folder) if self.data_root is None else {}
+        data_root = recorded.get("data_root", self.data_root)
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
                 raise FileNotFoundError(
@@ -99,7 +102,9 @@ class EvaluateSettings(PluginSettings):
             subnet = load_transformers_model(place, self.device, self.trust_remote_code)
         else:
             subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
-        examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
+        task = task_class(subnet.task.name)
+        options = reader_options(task, self.columns or recorded.get("columns"))
+        examples = task.load_part(data_root, self.split, self.on_bad_example, **options)
         examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
         return subnet, examples, data_root
