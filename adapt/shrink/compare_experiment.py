@@ -123,7 +123,9 @@ def compare(settings: CompareSettings, run: Run) -> float:
             raise ValueError(f"`searches` lacks {method}. Give the run of every method, or leave it out.")
     settings = dataclasses.replace(settings, searches={method: searches[method].run for method in settings.methods})
     test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    evaluator = MaskEvaluator(problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder)
+    evaluator = MaskEvaluator(
+        problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder, settings.metric
+    )
     full, results = read_results(folder)
     full = full or evaluator.quality(evaluator.full, "full model")
     for result in results:
