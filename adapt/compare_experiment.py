@@ -146,7 +146,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
-    """The settings with all methods that a model can have, and a line for each that it cannot.
+    """Return the settings with all methods that the model supports, and a line for each that it does not.
 
     Raises:
         ValueError: it can have none.
@@ -255,7 +255,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
 
 
 def grid_of(context: ComparisonContext) -> tuple[float, ...]:
-    """The learning rates to choose from where none are given."""
+    """Return the default learning rates to try."""
     own = context.recipe.learning_rate or 0.0
     return tuple(own * share for share in AROUND) if context.plain.backbone.vlp.size == "base" else GRID
 

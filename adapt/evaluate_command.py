@@ -82,7 +82,7 @@ class EvaluateSettings(PluginSettings):
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """The model, the examples, and the folder that they are from; None for the bundled data.
+        """Return the model, the examples, and the folder of the data; None for the bundled data.
 
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.

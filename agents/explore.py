@@ -39,7 +39,7 @@ class ExploreSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def path(self) -> Path:
-        """Of the table.
+        """Return the path of the table's file.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -64,7 +64,7 @@ def main(settings: ExploreSettings) -> None:
 
 
 def replay_of(folder: Path, table: SubnetTable) -> Replay:
-    """A search as the explorer of a table replays it.
+    """Return a search in the form that the explorer of a table replays.
 
     Raises:
         FileNotFoundError: no search ended in that run's folder.

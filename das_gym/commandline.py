@@ -64,13 +64,13 @@ class Command:
             return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
     def completions(self) -> list[str]:
-        """Return what may stand behind `with`: named configs, and settings as `seed=`."""
+        """Return what may follow `with`: named configs, and settings as `seed=`."""
         target, cls = self.load()
         named = target.named_configs() if hasattr(target, "named_configs") else ()
         return [*named, *(f"{each.name}=" for each in (fields(cls) if cls else ()))]
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
-        """Run the command with the words behind its name; return its exit code.
+        """Run the command with the words after its name; return its exit code.
 
         Args:
             name: Program and command, as `format_command` takes it.
@@ -182,7 +182,7 @@ def _expand_home(word: str) -> str:
 
 
 def find_typed_modules(words: Iterable[str]) -> None:
-    """Let `agent=mine:Agent` find mine.py in the working folder, which the path of a console script lacks.
+    """Add the working folder to `sys.path` if a word names a class, as in `agent=mine:Agent`; console scripts lack it.
 
     The folder is added only if a typed word names a module in it: what a record names is not looked up there.
     """
@@ -233,13 +233,13 @@ def repeat_command(settings: Mapping[str, Any]) -> str:
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Return settings as they are typed behind `with`, quoted for a shell; those that equal a default are left out."""
+    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out."""
     flat, known = flatten_settings(settings), flatten_settings(defaults or {})
     return [shlex.quote(f"{name}={value}") for name, value in flat.items() if name not in known or known[name] != value]
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the named configs behind `with`; `search.seed=3` sets a value in a nested mapping."""
+    """Return the settings and the named configs after `with`; `search.seed=3` sets a value in a nested mapping."""
     values: dict[str, Any] = {}
     named = []
     for word in words:
@@ -256,7 +256,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...` behind it.
+    """Return the settings of a command from the words `with name=value ...` that follow it.
 
     Args:
         cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.

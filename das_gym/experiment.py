@@ -273,7 +273,7 @@ class RecordedCommand(Generic[Settings]):
         ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, command)
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
-        """Run the command with the words behind its name on a command line.
+        """Run the command with the command-line words after its name.
 
         Args:
             words: The words.

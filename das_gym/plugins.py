@@ -43,6 +43,6 @@ def imported_plugins() -> tuple[str, ...]:
 
 
 def add_working_folder() -> None:
-    """Let imports find modules of the working folder first, as `python -m` does."""
+    """Put the working folder first on `sys.path`, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))

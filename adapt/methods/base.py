@@ -86,7 +86,7 @@ class Method(ABC):
         """
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """As `insert`, in a model from which layers were deleted. By default the same."""
+        """Insert the method into a model with removed layers; by default, as `insert` does."""
         return self.insert(pruned.vlp)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
@@ -109,10 +109,10 @@ class Method(ABC):
         return f"{self.title} in the remaining layers"
 
     def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Called when training has ended: merge what can be merged."""
+        """Finish the training: merge what can be merged into the weights."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Make a frozen model ready to be trained by this method, in place.
+        """Prepare a frozen model for training by this method, in place.
 
         Args:
             model: As it was loaded, with a head and no mask pruned.

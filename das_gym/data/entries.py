@@ -117,7 +117,7 @@ def check_characters(text: str, where: str) -> None:
 
 
 def check_new(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
-    """Remember the place of a value that must occur once; raise ValueError where it occurred before."""
+    """Record that a value occurs at `where`; raise ValueError if it is in `seen` from another place."""
     before = seen.setdefault(value, where)
     if before != where:
         raise ValueError(f"{where} repeats `{name}` {value} of {before}")

@@ -39,11 +39,11 @@ Mark = Callable[[int, Tensor], None]
 
 
 def no_mark(index: int, hidden: Tensor) -> None:
-    """Do nothing: the default mark."""
+    """Do nothing: the no-op `Mark`."""
 
 
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
-    """Compute every time: the default memo."""
+    """Compute the value without caching: the no-op `Memo`."""
     del key
     return compute()
 

@@ -73,7 +73,7 @@ class Adaptation:
         return cls(tensors=detached, mask=mask, **fields)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         described = {
             "format": FORMAT,
             "task": self.task,

@@ -142,7 +142,7 @@ def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
 
 
 def build_problem(config: ProblemConfig) -> Problem:
-    """As `load_problem`, sharing nothing with other problems."""
+    """Load a problem, as `load_problem`, that shares nothing with other problems."""
     find_supernet(config)  # fails before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)

@@ -53,7 +53,7 @@ class Reward:
 
 
 def exp_neg_loss(scores: Scores) -> np.ndarray:
-    """exp(-loss), the paper's reward.
+    """Return exp(-loss), the paper's reward.
 
     Range: 0..1.
     """
@@ -61,7 +61,7 @@ def exp_neg_loss(scores: Scores) -> np.ndarray:
 
 
 def neg_loss(scores: Scores) -> np.ndarray:
-    """-loss, in nats; losses beyond 10,000 count as that.
+    """Return -loss in nats. Losses above 10,000 count as 10,000.
 
     Range: -10000..0.
     """
@@ -69,7 +69,7 @@ def neg_loss(scores: Scores) -> np.ndarray:
 
 
 def metric(scores: Scores) -> np.ndarray:
-    """The task's metric.
+    """Return the task's metric.
 
     Range: 0..1.
     """
@@ -77,7 +77,7 @@ def metric(scores: Scores) -> np.ndarray:
 
 
 def neg_kl(scores: Scores) -> np.ndarray:
-    """-KL(full model || mask), in nats, needs no labels; 0 = the full model's answers, beyond 10,000 counts as that.
+    """Return -KL(full model || masked model) in nats, at least -10,000. It needs no labels.
 
     Range: -10000..0.
     """

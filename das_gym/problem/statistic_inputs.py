@@ -79,7 +79,7 @@ class StatisticInputs:
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Watch every layer while the evaluator scores the full model on the examples.
+    """Record statistics of every layer while the evaluator scores the full model on the examples.
 
     Raises:
         FloatingPointError: a layer gives what is not finite; names it and the examples.

@@ -41,7 +41,7 @@ class MaskLosses:
 
     @cached_property
     def followers(self) -> list[list[int]]:
-        """The layers of the same stream behind each layer, in order."""
+        """The layers of the same stream after each layer, in order."""
         places = list(zip(self.stages, range(self.n_layers), strict=True))
         behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
         return [[index for _, index in sorted(found)] for found in behind]
@@ -120,7 +120,7 @@ def run_interaction(losses: MaskLosses) -> np.ndarray:
 
 
 def early_exit(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and all behind it in its stream skipped, minus the full model's, in nats."""
+    """Return (n_layers,) loss with the layer and all after it in its stream skipped, minus the full model's, in nats."""
     masks = losses.runs(1)
     for index, behind in enumerate(losses.followers):
         masks[index, behind] = True

@@ -207,7 +207,7 @@ class UnitTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rounds so far."""
+        """Discard all rounds so far."""
         self._masks: list[np.ndarray] = []
         self._totals: list[float] = []
         self._kept: list[np.ndarray] = []

@@ -100,7 +100,7 @@ class PromptProcessor:
         return hashlib.sha256(f"{images} {words} {template} {self.max_length}".encode()).hexdigest()[:16]
 
     def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
-        """Return the same for answers of a token type, with nothing remembered."""
+        """Return a copy, with empty caches, that gives the tokens of answers this token type."""
         return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class PromptProcessor:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + len(self._answer_ids(prompt, asked))
 
     def read(self, prompt: Prompt) -> Encoding:
-        """As `encode` with pixels, from the files of the images."""
+        """Encode a prompt with pixels, read from its image files; see `encode`."""
         self._check_images(prompt)
         if self._opened[0] != prompt.images:  # questions about the same images are read one behind the other
             self._opened = prompt.images, [image.open() for image in prompt.images]
@@ -261,7 +261,7 @@ class PromptProcessor:
 
 
 def make_batch(encodings: Sequence[Encoding], pad: int) -> dict[str, Tensor]:
-    """Make a batch of prompts, padded at the right: `input_ids`, `attention_mask`, token types, sizes of images.
+    """Make a right-padded batch of prompts: `input_ids`, `attention_mask`, token types, sizes of images.
 
     Args:
         encodings: At least one.

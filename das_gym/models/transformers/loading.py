@@ -100,7 +100,7 @@ def load_vlm(
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Have every error name the folder; what transformers raises for a damaged configuration becomes a ValueError."""
+    """Make every error name the folder. What transformers raises for a damaged configuration becomes a ValueError."""
     try:
         yield
     except (OSError, ImportError, MemoryError):

@@ -33,12 +33,12 @@ class SkippedLayer(nn.Module):
         self.adapter = adapter
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
+        """Return hidden states of the same shape, (..., hidden_size)."""
         return hidden + self.adapter(self.norm(hidden))
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
-    """Put adapters into a model that has its kept layers alone, and return it.
+    """Insert adapters into a model that has only its kept layers, and return it.
 
     Args:
         model: A model of transformers.

@@ -150,7 +150,7 @@ class VisionTower:
         run: Callable[[Tensor, Call], Tensor] | None,
         is_half_done: bool = False,
     ) -> Tensor:
-        """Return the stream behind a layer.
+        """Return the stream after a layer.
 
         Args:
             hidden: The stream before it.

@@ -87,7 +87,7 @@ def _json_paths(folder: Path) -> list[Path]:
 
 
 def data_file(path: Path) -> DataFile:
-    """Look at the beginning of a file."""
+    """Read the beginning of a JSON file, and return what it holds."""
     part, rest = part_of(path)
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
