@@ -60,7 +60,7 @@ def main(settings: ExploreSettings) -> None:
     replays = [replay_of(find_run(settings.runs_dir, run), table) for run in settings.runs]
     out = Path(settings.out or f"explore_{Path(settings.table).stem}.html")
     write_explorer(out, table, replays)
-    print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")
 
 
 def replay_of(folder: Path, table: SubnetTable) -> Replay:

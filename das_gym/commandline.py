@@ -45,7 +45,7 @@ class Command:
             `das_gym.experiment.RecordedCommand`. It is imported when the command runs. A function may return an exit code.
         words: What may follow, as the help shows it.
         about: What it does.
-        settings: "module:class" of the settings behind `with`, where the target is a function.
+        settings: "module:class" of the settings after `with`, where the target is a function.
         positional: A setting whose values may also stand before `with`, as in `report 1 2`.
         subcommands: Commands by the word that follows this one's name.
     """
@@ -97,9 +97,9 @@ class Program:
     Attributes:
         name: `agents` or `adapt`.
         commands: By the word that names them.
-        main: The command that `with ...` directly behind the program's name runs.
+        main: The command that `with ...` directly after the program's name runs.
         runs_alone: Whether the program's name alone runs `main`; otherwise it shows the help.
-        examples: Frequent commands: the words behind the program's name, and what they do.
+        examples: Frequent commands: the words after the program's name, and what they do.
     """
 
     name: str
@@ -299,7 +299,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
     if isinstance(defaults_of(cls)[name], tuple):
         return ["with", f"{name}={values}", *rest]
     if len(values) > 1:
-        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings stand behind `with`")
+        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings follow `with`")
     return ["with", f"{name}={values[0]}", *rest]
 
 
@@ -342,7 +342,7 @@ def check_words(
     message = _flag_mistake(words, command, set(settings))
     word = words[0] if words else ""
     if message is None and word == "with" and len(words) == 1:
-        message = f"nothing stands behind `with`: `{format_command(command, 'name=value')} ...`"
+        message = f"nothing follows `with`: `{format_command(command, 'name=value')} ...`"
     elif message is None and word == "with":
         late = next((each for each in words if each in commands and each not in named), None)
         others = [each for each in words[1:] if each != late]
@@ -351,7 +351,7 @@ def check_words(
     elif message is None and word and not word.startswith("-") and word not in commands:
         near = nearest_names(word, [*commands, "with"])
         if "=" in word or word in named:
-            message = f"settings stand behind `with`; did you mean `{format_command(command, *words)}`?"
+            message = f"settings follow `with`; did you mean `{format_command(command, *words)}`?"
         elif near:
             message = (
                 f"unknown sub-command {word!r}; did you mean `{' '.join([format_command(command), *near, *words[1:]])}`?"
@@ -379,5 +379,5 @@ def _flag_mistake(words: Sequence[str], command: str, settings: set[str]) -> str
             after = words[place + 1] if not sign and place + 1 < len(words) else "..."
             others = [*words[:place], f"{name}={value if sign else after}", *words[place + 1 if sign else place + 2 :]]
             fixed = format_command(command, *(each for each in others if each != "with"))
-            return f"settings are not flags: got {word}, expected `{name}=VALUE` behind `with`. Did you mean `{fixed}`?"
+            return f"settings are not flags: got {word}, expected `{name}=VALUE` after `with`. Did you mean `{fixed}`?"
     return None

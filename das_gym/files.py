@@ -278,7 +278,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         size = sum(record.file_size for record in archive.infolist())
     limit = min(max(MIN_UNPACKED, MAX_RATIO * len(packed)), MAX_UNPACKED)
     if size > limit:
-        raise ValueError(f"it unpacks to too much: got {size} bytes, expected at most {limit}")
+        raise ValueError(f"its decompressed size is too large: got {size} bytes, expected at most {limit}")
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         found = dict(arrays)
     for name, array in found.items():

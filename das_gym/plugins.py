@@ -16,7 +16,7 @@ def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
     The working folder is searched too.
 
     Args:
-        modules: Their names; a text holds several behind commas.
+        modules: Their names, as a list or separated by commas.
 
     Raises:
         ValueError: A module cannot be imported, or registers something invalid.

@@ -24,7 +24,7 @@ class AdapterTuning(Method):
     """
 
     title: ClassVar[str] = "adapter"
-    remaining: ClassVar[str] = "adapters behind its sub-layers"
+    remaining: ClassVar[str] = "adapters after its sub-layers"
 
     bottleneck: int | None = None
 

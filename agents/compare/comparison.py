@@ -118,7 +118,7 @@ def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any])
     problem = (oracle.env_id, oracle.env_kwargs)
     agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, *problem)
     if agent.examples_share != 1.0:
-        raise ValueError(f"agent {name!r} would begin on fewer examples, but comparisons score all: leave `stages` out")
+        raise ValueError(f"agent {name!r} starts on fewer examples, but a comparison scores all. Leave out `stages`")
     return agent
 
 

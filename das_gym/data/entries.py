@@ -54,7 +54,7 @@ def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]],
     if not isinstance(found, list):
         expected = f"an object with a list `{key}`" if key else "a list of entries, or one object per line"
         got = f"an object with {some(list(whole)) or 'nothing'}" if isinstance(whole, dict) else f"{whole!r:.30}"
-        raise ValueError(f"{path} is JSON of another form: got {got}, expected {expected}")
+        raise ValueError(f"{path} has an unexpected JSON structure: got {got}, expected {expected}")
     return found
 
 

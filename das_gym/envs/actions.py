@@ -136,12 +136,12 @@ class MaskMode(ActionMode):
         array, shape = np.asarray(actions), (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(
-                f"`action` is no skip mask: got shape {array.shape}, expected {shape}, one 0 (keep) or 1 (skip) per layer"
+                f"`action` is not a skip mask: got shape {array.shape}, expected {shape}, one 0 (keep) or 1 (skip) per layer"
             )
         # Shifting out the last bit of an integer is faster than two comparisons: 0 and 1 leave nothing.
         others = array >> 1 if array.dtype.kind in "biu" else (array != 0) & (array != 1)
         if np.count_nonzero(others):
-            raise ValueError(f"`action` is no skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
+            raise ValueError(f"`action` is not a skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
         return self._end_all(array.astype(bool).reshape(self.rows, self.n_layers))
 
     def action_masks(self) -> np.ndarray:

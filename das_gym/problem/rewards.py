@@ -108,7 +108,7 @@ def register_reward(reward: Reward) -> None:
     Complete example: `examples/own_reward.py`.
     """
     if not isinstance(reward, Reward):
-        raise TypeError(f"register_reward({reward!r}): give a Reward(name, low, high, compute)")
+        raise TypeError(f"`reward` is not a Reward: got {reward!r}, expected Reward(name, low, high, compute)")
     check_bounds("reward", reward.name, reward.low, reward.high)
     add_entry(REWARDS, reward.name, reward, "reward")
 
@@ -116,7 +116,7 @@ def register_reward(reward: Reward) -> None:
 def check_bounds(what: str, name: str, low: float, high: float) -> None:
     """Raise a ValueError for bounds that are not finite, or not rising."""
     if not -np.inf < low < high < np.inf:
-        raise ValueError(f"{what} {name!r} has low={low}, high={high}; give finite numbers, low below high")
+        raise ValueError(f"{what} {name!r} has low={low}, high={high}; expected finite numbers, low below high")
 
 
 def find_reward(name: str) -> Reward:

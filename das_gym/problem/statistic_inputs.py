@@ -103,7 +103,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
     """Raise a FloatingPointError for a layer with a non-finite output, which names layer and examples."""
     if not np.isfinite(values).all():
         raise FloatingPointError(
-            f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
+            f"layer {vlp.layers[index].name} of the full model outputs NaN or infinite values, on "
             f"{format_examples([example.key for example in examples])}: try float32, or train its adapters again"
         )
 

@@ -231,7 +231,7 @@ STATISTICS |= {
             ("leave_one_out", "next_interaction"),
         ),
         _of_losses(
-            "loss with the layer and all behind it in its stream skipped - loss of the full model, nats", early_exit, 1
+            "loss with the layer and all after it in its stream skipped - loss of the full model, nats", early_exit, 1
         ),
     )
 }
@@ -252,7 +252,9 @@ def register_statistic(statistic: Statistic) -> None:
     Complete example: `examples/own_statistic.py`.
     """
     if not isinstance(statistic, Statistic):
-        raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")
+        raise TypeError(
+            f"`statistic` is not a Statistic: got {statistic!r}, expected Statistic(name, formula, low, high, compute)"
+        )
     check_bounds("statistic", statistic.name, statistic.low, statistic.high)
     add_entry(STATISTICS, statistic.name, statistic, "statistic")
 

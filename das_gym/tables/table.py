@@ -390,7 +390,7 @@ class SubnetTable:
                 f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing
             )
             raise ValueError(
-                f"this table of {self.meta.env_id} is of another problem: {differences}. "
+                f"this table of {self.meta.env_id} belongs to another problem: {differences}. "
                 f"Make one with `{format_command('agents table', '...')}`"
             )
 
@@ -422,7 +422,7 @@ class SubnetTable:
         try:
             return cls._from_arrays(read_arrays(path))
         except BAD_ARRAYS as error:
-            raise ValueError(f"{path} is no table of this version of das_gym ({error}); make it again") from error
+            raise ValueError(f"{path} is not a table of this version of das_gym ({error}); make it again") from error
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
@@ -462,7 +462,7 @@ class SubnetTable:
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
         rows = self.index(masks)
         if not within[rows].all():
-            raise ValueError("a mask breaks the budget: compare it without one, or within its own")
+            raise ValueError("a mask violates the budget. Rank it without a budget, or with one that it satisfies")
         return rows
 
 

@@ -8,7 +8,7 @@ way, and two exact short cuts, which a model uses if `probing.probe_capabilities
   `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
   `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values at others
 
-For the short cuts the model's forward is recorded in parts, each behind a cache of the tokens before it, as in generation.
+For the short cuts the model's forward is recorded in parts, each with a cache of the tokens before it, as in generation.
 
 Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows.
 """
@@ -37,7 +37,7 @@ class Block(NamedTuple):
         groups: How many prefixes there are; the number of rows where nothing is shared.
         each: Rows of each prefix.
         prefix: Tokens of a prefix; 0 = nothing is shared.
-        tokens: Tokens of a row behind its prefix.
+        tokens: Tokens of a row after its prefix.
         first: The first of those that anything is read at.
         read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
         prefix_calls: The arguments of each layer for the prefixes.

@@ -138,7 +138,7 @@ class VLM(VLP):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
     Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
-    Vision layers, if `capabilities.tower` is given, come behind them in a mask and before them in the stages. How layers run
+    Vision layers, if `capabilities.tower` is given, come after them in a mask and before them in the stages. How layers run
     is in `das_gym.models.transformers.driver` (decoder) and `das_gym.models.transformers.tower` (vision).
 
     Args:
@@ -184,7 +184,7 @@ class VLM(VLP):
             reasons = [missing_parts(self.stack.layers[place]) for place in self.places]
             self.untrainable = next((reason for reason in reasons if reason), "")
         self.feature_size = int(self.text_config.hidden_size)
-        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector behind it trains
+        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector after it trains
         self.source_processor: Any = None
         self._image_macs: dict[Any, int] = {}
         self._enter_macs: dict[Any, int] = {}
@@ -442,7 +442,7 @@ class VLM(VLP):
             by_token = ("input_ids", "attention_mask", *encodings[0].types)
             batch = {name: t[:, slice(*span)] if name in by_token else t for name, t in batch.items()}
         if span is not None and span[0]:
-            # The images lie before, and padding behind, so that a causal mask is all that is needed. Qwen's rotary
+            # The images lie before, and padding after, so that a causal mask is all that is needed. Qwen's rotary
             # positions would be computed of a whole attention mask.
             batch = {name: batch[name] for name in by_token if name != "attention_mask"}
             cache = filled_cache(len(encodings), span[0], len(self.stack.layers))

@@ -44,7 +44,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         model: A model of transformers.
         das: `layers`: the name of its list of decoder layers; `norm`, `attention`, `mlp`: what a layer calls its parts;
             `hidden_size`, `bottleneck`, `skip_bottleneck`: widths; `gone_before`: how many layers are removed before each of
-            the kept ones, and, last, behind them all.
+            the kept ones, and, last, after them all.
     """
     layers = model.get_submodule(das["layers"])
 

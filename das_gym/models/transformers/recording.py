@@ -27,7 +27,7 @@ class Call(NamedTuple):
     """The arguments of a layer besides its hidden states.
 
     Attributes:
-        args: Positional arguments behind the hidden states.
+        args: Positional arguments after the hidden states.
         kwargs: Keyword arguments, without those in `NOT_REPLAYED`.
         made: False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
     """

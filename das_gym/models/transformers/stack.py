@@ -25,7 +25,7 @@ class Stack:
     Attributes:
         owner: The module that runs them.
         name: The name of their list in it.
-        norm: The norm behind a decoder's layers; not looked for in a vision tower.
+        norm: The norm after a decoder's layers; not looked for in a vision tower.
     """
 
     owner: nn.Module
