@@ -212,7 +212,7 @@ def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
         ({"search_run": 1, "point": -1}, "point=-1"),
         ({"search_run": 1, "mask": (0, 1)}, "both `mask` and `search_run`=1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
-        ({"mask": (0, 2)}, "only 0 (keep) and 1 (skip)"),
+        ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"refine": 0}, "refine=0"),
         ({"refine": 2, "mask": (0, 1)}, "refine=2"),
     ],
