@@ -264,7 +264,7 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
-        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8"),
+        ({"refine": 8, "mask": (0, 1, 0, 0)}, "`refine` chooses"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],

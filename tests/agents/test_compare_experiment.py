@@ -44,7 +44,7 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     [
         ({"seeds": 0}, "`seeds` is out of range"),
         ({"evaluations": 0}, "evaluations"),
-        ({"agents": []}, "`agents` is empty angular, bandit, bayes"),
+        ({"agents": []}, "`agents` is empty"),
         ({"agents": ["bayse"]}, "unknown agent 'bayse'; did you mean 'bayes'"),
         ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
         ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "unknown setting of ppo, 'gama'"),

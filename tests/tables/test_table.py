@@ -129,7 +129,7 @@ def test_regret_by_hand(table: SubnetTable):
 
 def test_rank_rejects_masks_off_the_budget(table: SubnetTable):
     for ask in (table.rank, table.regret):
-        with pytest.raises(ValueError, match="breaks the budget"):
+        with pytest.raises(ValueError, match="violates the budget"):
             ask([1, 1, 0], skip_num=1)
 
 
