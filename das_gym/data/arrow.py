@@ -206,7 +206,7 @@ def _open_reader(path: Path, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def named_errors(path: Path, kind: str = "an arrow file") -> Iterator[None]:
-    """Name the table in what pyarrow raises."""
+    """Turn pyarrow's errors into a ValueError that names the file."""
     try:
         yield
     except (import_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
