@@ -37,7 +37,7 @@ from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, reader_options, task_class
 from das_gym.registration import TASKS
 from das_gym.runs import RUNS_DIR, PluginSettings
-from das_gym.tasks.answering.metrics import METRICS, score_texts
+from das_gym.tasks.metrics import METRICS, score_texts
 
 
 @dataclass(frozen=True)

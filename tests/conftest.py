@@ -15,7 +15,7 @@ from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
-from das_gym.tasks.answering.metrics import METRICS
+from das_gym.tasks.metrics import METRICS
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
 from tests.made_up_suite import write_made_up_suite

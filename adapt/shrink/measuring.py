@@ -17,8 +17,8 @@ from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
-from das_gym.tasks.answering.metrics import score_texts
 from das_gym.tasks.base import Task
+from das_gym.tasks.metrics import score_texts
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
 

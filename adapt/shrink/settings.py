@@ -18,7 +18,7 @@ from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
-from das_gym.tasks.answering.metrics import METRICS
+from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"
 

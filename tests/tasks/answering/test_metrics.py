@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import strategies as st
 
-from das_gym.tasks.answering import metrics
+from das_gym.tasks import metrics
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.metrics import chosen_option, exact_match, mean_by_kind, score_answer, vqa_accuracy_of
 
@@ -115,9 +115,9 @@ def test_mean_by_kind():
 def test_register_metric_rejects_wrong_names_functions_and_scores():
     with pytest.raises(TypeError, match="`function`"):
         metrics.register_metric("mine", 3)
-    with pytest.raises(ValueError, match="exact_match"):
-        metrics.register_metric("exact_match", score_answer)
     metrics.register_metric("percent", lambda example, text: 100.0 if text == example.answer else 0.0)
+    with pytest.raises(ValueError, match="percent"):
+        metrics.register_metric("percent", score_answer)
     assert metrics.score_texts("percent", [example()], ["no"]).tolist() == [0.0]
     with pytest.raises(ValueError, match=r"percent.*0\.\.1"):
         metrics.score_texts("percent", [example()], [example().answer])
