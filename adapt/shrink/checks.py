@@ -22,7 +22,7 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.layer_removal import check_shared, check_units, pruned_copy
+from das_gym.models.transformers.layer_removal import check_shared, pruned_copy
 from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
@@ -87,7 +87,8 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     check_out(
         settings.out_folder(Path(settings.runs_dir) / "new"), source, sum(p.stat().st_size for p in weight_files(source))
     )
-    check_units(problem.units)
+    if problem.units == "sublayers" and problem.vision:
+        raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     for name in ("supernet", "device_map"):
         if getattr(problem, name) is not None:
             raise ValueError(f"`{name}` is not supported by shrink: got {getattr(problem, name)}. Leave it out.")

@@ -16,7 +16,7 @@ import torch
 from das_gym.files import at_home, read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
-from das_gym.models.transformers.inserted_adapters import has_adapters, write_code
+from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHT_SUFFIXES = (
@@ -117,17 +117,20 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
             trust_remote_code=True, so that code from an untrusted source must not be copied into it.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    has_own_code = has_adapters(model)
-    with bars_on_terminals():  # transformers renames no weights for code that is not its own
-        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not has_own_code)
+    code = own_code(model)
+    own: dict[str, Any] = {}
+    if code is not None:  # transformers renames no weights for code that is not its own
+        own = {"save_original_format": False, "variant": VARIANT}
+    with bars_on_terminals():
+        plain.save_pretrained(folder, max_shard_size=shard_size(source), **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _set_config_dtype(folder, source)
-    if has_own_code:
-        write_code(folder, model)
+    if code is not None:
+        write_code(folder, model, code)
     for origin in dict.fromkeys((source, processor)):
         for path in _other_files(origin):
-            if has_own_code and not has_remote_code and path.suffix == ".py":
+            if code is not None and not has_remote_code and path.suffix == ".py":
                 continue
             target = folder / path.relative_to(origin)
             if origin == processor or not target.exists():
