@@ -25,6 +25,9 @@ WEIGHT_SUFFIXES = (
 )
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
 
+OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
+"""Ends of the names of files of das_gym about the source's layers."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 SPARE_BYTES = 2**26
@@ -162,7 +165,8 @@ def _other_files(folder: Path, inner: bool = False) -> list[Path]:
     others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
     if inner and len(others) < len(files):
         return []
-    found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
+    names = {path: path.name.lower() for path in others}
+    found = [p for p, name in names.items() if inner or not (name in NOT_COPIED or name.endswith(OF_OLD_LAYERS))]
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             found += _other_files(path, inner=True)

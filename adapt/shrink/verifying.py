@@ -192,6 +192,25 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
     )
 
 
+@torch.no_grad()
+def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
+    """Raise, before training, if a pruned model computes something else than the masked model that the search scored.
+
+    Whole layers are compared when a model is loaded. Of attentions and MLPs, it depends on the mask.
+
+    Raises:
+        VerificationError: the outputs differ.
+    """
+    for encoding, wanted in zip(probes.encodings, replay_logits(probes.vlm, probes, mask), strict=True):
+        found = smaller.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1].cpu()
+        difference = relative_difference(found, wanted)
+        if difference > TOLERANCES.get(smaller.model.dtype, 0.1):
+            raise VerificationError(
+                f"{type(smaller.model).__name__} computes something else when these attentions and MLPs are removed than "
+                f"with zeros in their place (relative difference {difference:.2g}). Use `units=layers`."
+            )
+
+
 def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Run a folder in a fresh process without das_gym, see `subprocess_main`.
 

@@ -61,7 +61,8 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
 
     Args:
         model: A model of transformers; it is changed.
-        mask: (number of decoder layers,) bool, True = delete.
+        mask: (number of decoder layers,) bool, True = delete. `VLM.layer_mask` makes one of an environment's mask, which
+            leaves out layers that are never skipped.
         vision_mask: (number of vision layers,) bool, True = delete; None = keep all.
 
     Returns:
@@ -87,7 +88,10 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
 def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list[int]:
     array = np.asarray(mask)
     if array.shape != (count,) or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"Invalid `{name}`: got shape {array.shape}, expected {count} bools, one for each layer.")
+        raise ValueError(
+            f"Invalid `{name}`: got shape {array.shape}, expected {count} bools, one for each layer. `VLM.layer_mask` makes "
+            "them of an environment's mask."
+        )
     return np.flatnonzero(array).tolist()
 
 

@@ -257,7 +257,7 @@ class VLM(VLP):
         To remove the places, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
         """
         if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")
+            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             empty_layer(self.stack_of(index).layers[self.places[index]])

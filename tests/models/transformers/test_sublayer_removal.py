@@ -151,7 +151,7 @@ def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven: Callabl
 
 @pytest.mark.slow
 def test_pruned_copy_rejects_a_type_that_reads_settings_of_all_layers_of_a_kind(driven: Callable[..., Driven]):
-    """Gemma 4 takes the size of heads from `per_layer_config["full_attention"]`, which has to be the same for these layers."""
+    """Gemma 4 reads `per_layer_config["full_attention"]`, which has to be the same for all these layers."""
     vlm = driven("gemma4_text", "sublayers").vlm
     with pytest.raises(ValueError, match="not homogeneous"):
         pruned_copy(vlm, mask_of(vlm, ("1.mlp",)))
