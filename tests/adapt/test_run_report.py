@@ -186,7 +186,7 @@ def test_reports_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert "report_1_2_3_4_5.html (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "message"), [("other.json", "no run ended there"), ("shrink.json", "damaged")])
+@pytest.mark.parametrize(("name", "message"), [("other.json", "its run has not finished"), ("shrink.json", "damaged")])
 def test_report_rejects_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     write_run(runs / "9", name, {"settings": {}}, {})
     assert PROGRAM.run(["report", "9", "with", f"runs_dir={runs}"]) == 1
