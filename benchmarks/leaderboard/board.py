@@ -34,7 +34,7 @@ from benchmarks.leaderboard.problems import (
     without_statistics,
 )
 from benchmarks.leaderboard.rivals import OPTUNA, RIVALS, has_optuna, register_rivals, run_optuna
-from benchmarks.leaderboard.scores import Scores
+from benchmarks.leaderboard.scores import WORST, Scores
 from das_gym.commandline import parse_or_help
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
@@ -130,20 +130,20 @@ numbers, except for milliseconds. To add an agent, add a file to `agents/ask_tel
 
 ## How to read the tables
 
-- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {2:g} at most. An agent without an answer counts as 1.
-- *Evaluations* count every mask that is scored: those that an agent asks for, also single layers (`leave_one_out`, `greedy`),
-  and those behind layer statistics: `policy` and `policy_bayes` need 3 n + 1 masks for n layers before their first answer.
+- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. An agent without an answer counts as 1.
+- *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
+  and those behind layer statistics. `policy` and `policy_bayes` need 3 n + 1 masks for n layers before their first answer.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
 - Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
-  of 2,000 bootstrap samples of models, so they say what another set of models could have given. *Within the noise*: 95 % of the
-  differences of two agents on the same resampled models include 0.
+  of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %
+  interval of the difference of two agents, on the same resampled models, includes 0.
 - {MASKS_PER_TURN} masks a turn. Agents only see rewards, exp(-loss), of the reward split.
 
 ## Up to 12 units
 
-{len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved, and the
-problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on the suite's
-`train`; the constants of `bayes` were tuned on bundled tables. *ms*: processor time of a turn.
+{len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
+and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on the
+suite's `train`. *ms*: processor time of a turn.
 
 {short_table(short)}
 
@@ -153,20 +153,20 @@ Mean regret after {SORTED_BY} evaluations, model by model:
 
 ## 24 units
 
-The two tables of 24 units, k = 4 of 24 ({long.problems[0].oracle.space.size:,} masks), {settings.long_seeds} seeds,
-{LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask (95 % interval over seeds). *Needed*: median
-number of evaluations from which on the answer is the best mask. *Runs*: distinct searches; an agent that draws nothing repeats
-one.
+The two tables of 24 units, k = 4 ({long.problems[0].oracle.space.size:,} masks), {settings.long_seeds} seeds,
+{LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its 95 % interval over seeds. *Needed*:
+median number of evaluations from which on the answer is the best mask. *Runs*: distinct searches; an agent that draws nothing
+repeats one.
 
 {long_tables(long)}
 
 ## Planted problems
 
-Losses with log-normal effects of single layers and effects of pairs (`benchmarks/leaderboard/planted.py`), a third of the layers
-skipped, {settings.planted} problems for each number of layers. They are functions, not models: they show how agents scale, no more.
-Regret is of the loss: 0 = the best known mask, from 200 climbs on the loss itself. There are no layer statistics, and no agent that
-reads them. `greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate,
-one number per layer, of which the largest are skipped).
+Losses with log-normal effects of single layers and effects of pairs (`benchmarks/leaderboard/planted.py`), a third of the
+layers skipped, {settings.planted} problems for each number of layers. They are functions, not models. Regret is of the loss:
+0 = the best known mask, from 200 climbs on the loss itself. There are no layer statistics, and no agent that reads them.
+`greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate, one number
+per layer, of which the largest are skipped).
 
 {planted_tables(planted)}
 
@@ -182,10 +182,9 @@ def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     """Return the first table, and who wins where."""
     sentences = [f"- up to 12 units, after {count} evaluations: {short.winners(count)}" for count in COUNTS[:3]]
     sentences += [f"- {name}: {optima(long, place)}" for place, name in enumerate(LONG_TABLES)]
-    sentences += [
-        f"- planted problems of {n} layers, after {PLANTED_EVALUATIONS[n]} evaluations: {scores.winners(PLANTED_EVALUATIONS[n])}"
-        for n, scores in planted.items()
-    ]
+    for n, scores in planted.items():
+        last = PLANTED_EVALUATIONS[n]
+        sentences.append(f"- planted problems of {n} layers, after {last} evaluations: {scores.winners(last)}")
     head = ["agent", *(f"up to 12 units: at {count}" for count in COUNTS[:3])]
     head += [f"24 units: optimum in {LONG_EVALUATIONS}", *(f"planted {n}: at {PLANTED_EVALUATIONS[n]}" for n in planted)]
     rows = []
@@ -196,10 +195,10 @@ def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
         rows.append(row)
     table = "\n".join(markdown_table(head, rows))
     about = (
-        f"Mean regret, 0 = the best mask, and the share of searches that find it. Rows are sorted by the regret after {SORTED_BY} "
-        f"evaluations on models of up to 12 units; the first {LEADERS} of {len(short.results)} agents. The lowest mean wins:"
+        f"Mean regret, 0 = the best mask, and the share of searches that find it. Rows are sorted by the regret after\n"
+        f"{SORTED_BY} evaluations on models of up to 12 units; {len(rows)} of {len(short.results)} agents are here. Who wins:"
     )
-    return "\n".join([about, "", *sentences, "", table])
+    return "\n".join([table, "", about, "", *sentences])
 
 
 def optima(long: Scores, place: int) -> str:

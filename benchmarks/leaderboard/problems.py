@@ -69,12 +69,11 @@ def short_problems(seeds: int, suite_folder: str | None = None) -> list[BoardPro
 
 def long_problems(seeds: int) -> list[BoardProblem]:
     """Return the problems of 24 units, k = 4, in the order of `LONG_TABLES`."""
-    return [
-        BoardProblem(
-            path.parent.name, TableOracle(env_id, {"skip_num": 4}, {"table": str(path)}), range(seeds), LONG_EVALUATIONS
-        )
-        for env_id, path in LONG_TABLES.values()
-    ]
+    found = []
+    for env_id, path in LONG_TABLES.values():
+        oracle = TableOracle(env_id, {"skip_num": 4}, {"table": str(path)})
+        found.append(BoardProblem(path.parent.name, oracle, range(seeds), LONG_EVALUATIONS))
+    return found
 
 
 def planted_problem(n_layers: int, seed: int) -> BoardProblem:

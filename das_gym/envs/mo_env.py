@@ -187,14 +187,14 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return self._objectives.reference
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """As the environment's own; a seed, or a new search of a suite, also forgets the masks of `hypervolume`."""
+        """Reset the environment. A seed, or a new search of a suite, also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None or "best" in info:
             self._fronts.forget()
         return observation, info | {"hypervolume": self._fronts.volume(info.get("problem", 0))}
 
     def step(self, action: Any) -> Any:
-        """As the environment's own, with a (reward_dim,) float32 reward."""
+        """Step the environment, with a (reward_dim,) float32 reward."""
         observation, reward, ended, truncated, info = self.env.step(action)
         scored = ended or "scaled_reward" in info  # each mask of a search of a suite is complete
         rewards = np.array([info.get("scaled_reward", reward)])
@@ -218,7 +218,7 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return masks[rows], points[rows]
 
     def get_state(self) -> dict[str, Any]:
-        """As the environment's own, with the front so far."""
+        """Return the state of the environment and the fronts so far."""
         return {**self.unwrapped.get_state(), "fronts": self._fronts.get_state()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -228,7 +228,7 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
 
 class MultiObjectiveVectorReward(VectorWrapper):
-    """As `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
+    """Like `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
 
     `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed. `reward_space` is
     that of one copy, as in MO-Gymnasium's vector environments.
@@ -251,7 +251,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As the environment's own; a seed also forgets the masks of `hypervolume`."""
+        """Reset the environment. A seed also clears the rewards in `hypervolume`."""
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if seed is not None:
             for fronts in self._fronts:
@@ -259,7 +259,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
         return observations, info | self._volumes(info)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As the environment's own, with (num_envs, reward_dim) float32 rewards."""
+        """Step the environments, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = self.env.step(actions)
         vectors = self._objectives.vectors(rewards, self.env.unwrapped.last_masks, info, ended)  # type: ignore[attr-defined]
         for index in np.flatnonzero(ended & info["feasible"]):
@@ -270,7 +270,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
         return observations, vectors.astype(np.float32), ended, truncated, info | volumes
 
     def get_state(self) -> dict[str, Any]:
-        """As the environment's own, with the fronts so far."""
+        """Return the state of the environments and the fronts so far."""
         return {**self.env.get_state(), "fronts": [each.get_state() for each in self._fronts]}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ def make_env(
     reference: Sequence[float] | None = None,
     **arguments: Any,
 ) -> MultiObjectiveReward:
-    """Make the wrapped form of an environment, "module:name" of its class; without a budget unless one is given."""
+    """Make an environment (`env`: "module:name" of its class) with vector rewards; without a budget unless one is given."""
     cls = find_class(env)
     return MultiObjectiveReward(cls(**_without_budget(cls, arguments)), objectives, reference)
 
@@ -307,7 +307,7 @@ def make_vector_env(
     reference: Sequence[float] | None = None,
     **arguments: Any,
 ) -> MultiObjectiveVectorReward:
-    """Make the wrapped form of a vector environment, as `make_env`."""
+    """Make the vector environment of `env` with vector rewards; see `make_env`."""
     cls = find_class(f"{env.removesuffix('Env')}VectorEnv")
     made = cls(num_envs=num_envs, **_without_budget(cls.env_class, arguments))
     return MultiObjectiveVectorReward(made, objectives, reference)
