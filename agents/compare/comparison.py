@@ -169,13 +169,14 @@ def _train_once(
         seed=seed,
         evaluations=evaluations,
     ).result
-    curve, best = np.full(evaluations, NO_ANSWER), NO_ANSWER
-    used = masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
+    curve = np.full(evaluations, NO_ANSWER)
+    used = 0
     for turn in result.history:
-        best = max(best, oracle.rewards(np.array(turn.masks, dtype=bool)).max())
+        reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()
         used += len(turn.masks)
-        curve[used - 1 :] = best
+        curve[used - 1 :] = max(reward, curve[used - 1])
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
         curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
+    used += masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
     return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)

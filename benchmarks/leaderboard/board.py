@@ -130,7 +130,7 @@ numbers, except for milliseconds. To add an agent, add a file to `agents/ask_tel
 
 ## How to read the tables
 
-- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. An agent without an answer counts as 1.
+- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
   and those behind layer statistics. `policy` and `policy_bayes` need 3 n + 1 masks for n layers before their first answer.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
@@ -142,8 +142,8 @@ numbers, except for milliseconds. To add an agent, add a file to `agents/ask_tel
 ## Up to 12 units
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
-and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on the
-suite's `train`. *ms*: processor time of a turn.
+and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on
+`train` of the suite. *ms*: processor time of a turn.
 
 {short_table(short)}
 
@@ -154,9 +154,9 @@ Mean regret after {SORTED_BY} evaluations, model by model:
 ## 24 units
 
 The two tables of 24 units, k = 4 ({long.problems[0].oracle.space.size:,} masks), {settings.long_seeds} seeds,
-{LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its 95 % interval over seeds. *Needed*:
-median number of evaluations from which on the answer is the best mask. *Runs*: distinct searches; an agent that draws nothing
-repeats one.
+{LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its 95 % interval over seeds.
+*Needed*: median number of evaluations from which on the answer is the best mask. *Runs*: distinct searches; an agent that
+draws nothing repeats one.
 
 {long_tables(long)}
 
@@ -165,8 +165,8 @@ repeats one.
 Losses with log-normal effects of single layers and effects of pairs (`benchmarks/leaderboard/planted.py`), a third of the
 layers skipped, {settings.planted} problems for each number of layers. They are functions, not models. Regret is of the loss:
 0 = the best known mask, from 200 climbs on the loss itself. There are no layer statistics, and no agent that reads them.
-`greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate, one number
-per layer, of which the largest are skipped).
+`greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate, one
+number per layer, of which the largest are skipped).
 
 {planted_tables(planted)}
 
@@ -195,8 +195,9 @@ def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
         rows.append(row)
     table = "\n".join(markdown_table(head, rows))
     about = (
-        f"Mean regret, 0 = the best mask, and the share of searches that find it. Rows are sorted by the regret after\n"
-        f"{SORTED_BY} evaluations on models of up to 12 units; {len(rows)} of {len(short.results)} agents are here. Who wins:"
+        f"Mean regret, 0 = the best mask, and the share of searches that find it. Rows are sorted by the regret\n"
+        f"after {SORTED_BY} evaluations on models of up to 12 units; {len(rows)} of {len(short.results)} agents are here.\n"
+        "First are:"
     )
     return "\n".join([table, "", about, "", *sentences])
 
