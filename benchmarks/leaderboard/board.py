@@ -59,7 +59,7 @@ class LeaderboardSettings(PluginSettings):
         seeds: Searches of each agent on each problem of up to 12 units.
         long_seeds: Searches of each agent on each table of 24 units.
         planted: Planted problems for each number of layers.
-        agents: Agents to compare, or "module:class" of your own.
+        agents: Agents to compare, or "module:class" of custom ones.
         suite: Folder of a suite. None uses the bundled one.
         out: File to write.
         cache: Folder for finished searches, so that a stopped command continues when it is run again. None keeps nothing.
@@ -101,7 +101,7 @@ def main(words: Sequence[str] = ()) -> None:
 def compare(title: str, problems: Sequence[BoardProblem], agents: Sequence[str], cache: ResultCache) -> Scores:
     """Run each agent on each problem."""
     results: dict[str, list[Any]] = {agent: [] for agent in agents}
-    with progress(len(problems) * len(agents), title, unit="search") as bar:
+    with progress(len(problems) * len(agents), title, unit="agent") as bar:
         for problem in problems:
             for agent in agents:
                 run = run_optuna if agent == OPTUNA else run_agent

@@ -1,4 +1,4 @@
-"""Mean regrets by model, with intervals that resample models, and who cannot be told apart from the first."""
+"""Mean regrets by model, with intervals that resample models, and the best agents."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Scores:
         return list(zip(self.problems, self.results[agent], strict=True))
 
     def winners(self, count: int) -> str:
-        """Return the first agent after `count` evaluations and those that the same models cannot tell apart from it."""
+        """Return the first agent after `count` evaluations, and those whose difference from it may be 0."""
         first, *others = self.ranked(count)
         alike = []
         for agent in others:
