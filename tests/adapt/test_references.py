@@ -61,7 +61,7 @@ def test_load_reference_serves_no_other_model():
     assert not loads(settings, untrained(settings, BASELINE), BASELINE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_references_are_what_training_gives(capsys: pytest.CaptureFixture[str]):
     from benchmarks.references import main
 

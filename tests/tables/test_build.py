@@ -217,8 +217,7 @@ def test_recount_keeps_scores(small_problem: Problem, small_table: SubnetTable):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["METER", "ViLT"])
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
+@pytest.mark.parametrize(("model", "task"), [("ViLT", "vqa"), ("METER", "nlvr2"), ("ViLT", "retrieval")])
 def test_bundled_tables_hold_current_costs(model: str, task: str):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)

@@ -236,7 +236,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
 
 @pytest.mark.slow
 def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: Path):
-    """Weights are the same after a resume, with micro-batches, and without cached encoder outputs."""
+    """Weights of a resumed training with micro-batches or without a cache are those of a plain training."""
     rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
     for number, row in enumerate(crossed(OF_TRAINING)):
         world, method = worlds[row["family"]], make_method(row["method"])
@@ -245,9 +245,9 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         plain = dataclasses.replace(config, micro_batch_size=None, gradient_checkpointing=False, encoder_cache_gib=2.0)
         wanted = trained_parameters(train(world, method, plain))
         far = 5e-4 if config.mixed_precision == "bf16" else 2e-6
-        for model in (train(world, method, config), train(world, method, config, tmp_path / f"{number}.pt")):
-            apart = torch.cat([(p - wanted[name]).detach().abs().flatten() for name, p in trained_parameters(model).items()])
-            assert float(apart.mean()) < far, row
+        model = train(world, method, config, tmp_path / f"{number}.pt")
+        apart = torch.cat([(p - wanted[name]).detach().abs().flatten() for name, p in trained_parameters(model).items()])
+        assert float(apart.mean()) < far, row
 
 
 def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World]):
