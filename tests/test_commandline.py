@@ -26,10 +26,8 @@ from das_gym.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.config import group_fields
 from das_gym.plugins import import_plugins
 from das_gym.runs import PluginSettings
-from das_gym.settings_help import describe_fields
 
 REPOSITORY = Path(__file__).parents[1]
 MODULE = """
@@ -159,17 +157,6 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     for field in dataclasses.fields(cls):
         assert re.search(rf"^  {field.name}[=.]", printed, re.MULTILINE) or f"{field.name}.NAME=VALUE" in printed
     assert program.run([name, "print_config"]) in (0, 1)  # 1 where a setting is required
-
-
-def test_settings_have_descriptions():
-    classes = set(SETTINGS.values())
-    for cls in SETTINGS.values():
-        classes |= {field.metadata["group"] for field in dataclasses.fields(cls) if group_fields(field)}
-    for cls in classes:
-        texts = describe_fields(cls)
-        for field in dataclasses.fields(cls):
-            text = texts[field.name]
-            assert text.endswith((".", "...")), (cls, field.name, text)
 
 
 @pytest.mark.parametrize(("program", "name"), COMMANDS)

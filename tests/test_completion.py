@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from das_gym.agents.commands import PROGRAM
 
 from das_gym.completion import script
 
@@ -44,16 +43,3 @@ def test_words_that_are_offered(tmp_path: Path, words: str, last: str, offered: 
     asked = ASK.format(script=shlex.quote(str(path)), words=words, last=last, function=function)
     done = subprocess.run([BASH, "-c", asked], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (offered, "")
-
-
-def test_commands_know_their_words():
-    known = {name: PROGRAM.commands[name].completions() for name in ("search", "runs", "compare")}
-    assert {"meter_vqa", "bayes", "seed=", "macs_saved="} <= set(known["search"])
-    assert {"order=", "limit="} <= set(known["runs"])
-    assert {"seeds=", "vilt_vqa"} <= set(known["compare"])
-    assert all(command.completions() for command in PROGRAM.commands.values())
-
-
-def test_another_shell_is_rejected(capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["completion", "fish"]) == 1
-    assert "no completion for 'fish'; choose one of bash, zsh" in capsys.readouterr().err

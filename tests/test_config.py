@@ -96,16 +96,6 @@ def test_unknown_key_is_rejected_with_the_nearest_known_one():
         check_names(["meter"], ["METER", "ViLT"], "model")
 
 
-def test_check_names_shows_the_nearest_three_of_many():
-    known = [f"meter_{number}" for number in range(60)]
-    with pytest.raises(
-        ValueError, match=r"unknown config 'meter_7'; .*'meter_57', '.*' or 'meter_37'\? `show` lists all 59$"
-    ):
-        check_names(["meter_7"], [name for name in known if name != "meter_7"], "config", listing="show")
-    with pytest.raises(ValueError, match=r"unknown config 'zzz'; known: meter_0, .*, meter_11 and 48 more$"):
-        check_names(["zzz"], known, "config")
-
-
 @dataclass(frozen=True)
 class Shared:
     """Shared.
@@ -194,21 +184,10 @@ def test_nested_settings_are_built_listed_and_suggested():
         build(Grouped, {"train": {"rat": 1}})
 
 
-def test_missing_field_is_named():
-    with pytest.raises(ValueError, match="setting 'count' is missing"):
-        build(Outer, {})
-
-
 @pytest.mark.parametrize("values", [{"count": 1, "rate": 10**400}, {"count": 1, "betas": [10**400, 1]}])
 def test_number_too_large_for_a_float_is_rejected(values: dict[str, Any]):
     """JSON holds whole numbers of any length."""
     with pytest.raises(TypeError, match=r"=1000+ \(int\) is not allowed"):
-        build(Outer, values)
-
-
-@pytest.mark.parametrize("values", [["count"], 3, None])
-def test_non_mapping_is_rejected(values: Any):
-    with pytest.raises(TypeError, match="is not allowed; give settings by name"):
         build(Outer, values)
 
 

@@ -17,7 +17,6 @@ from das_gym.agents.search_experiment import ex as search
 
 from das_gym import sacred_options
 from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
-from das_gym.run_folder import LOSSES
 from das_gym.runs import ResumableSettings
 from das_gym.sacred_options import read_config_file
 from tests.faults.harness import Fault, in_fork
@@ -155,13 +154,6 @@ def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     assert not (tmp_path / "MARK").exists()
 
 
-def test_yaml_tag_builds_no_object(tmp_path: Path):
-    (tmp_path / "a.yaml").write_text(f"number: !!python/object/apply:os.mkdir ['{tmp_path}/MARK']\n")
-    with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):
-        read_config_file(str(tmp_path / "a.yaml"))
-    assert not (tmp_path / "MARK").exists()
-
-
 def test_yaml_file_with_nested_aliases_is_rejected(tmp_path: Path):
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
@@ -221,19 +213,3 @@ def test_truncated_source_copy_is_rewritten(command, tmp_path: Path):
     assert copy.read_bytes() == Path(__file__).read_bytes()
     sources = json.loads((tmp_path / "2/run.json").read_text())["experiment"]["sources"]
     assert ["test_observers.py", f"_sources/{copy.name}"] in [[Path(name).name, place] for name, place in sources]
-
-
-def test_losses_are_drawn(command, tmp_path: Path):
-    from PIL import Image
-
-    run = command.run({"runs_dir": str(tmp_path)})
-    with Image.open(run_folder(run) / LOSSES) as picture:
-        assert len(picture.getcolors(10_000)) > 3  # a line on paper
-
-
-def test_print_config_describes_settings(command, capsys):
-    command.run_words(["print_config", "with", "runs_dir=other"])
-    printed = capsys.readouterr().out
-    assert "* runs_dir=other  (a text; default runs)\n      Folder of all runs." in printed
-    assert "  resume=None  (a whole number or None)\n      Id of a stopped run to continue." in printed
-    assert "\x1b" not in printed

@@ -139,11 +139,6 @@ def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pyte
     assert lines == [f"run 1 died. Resume it with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
-def test_custom_modules_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "plugins=no_such_module"]) == 1
-    assert "plugins=no_such_module cannot be imported" in capsys.readouterr().err
-
-
 def test_past_runs_are_printed_in_80_columns(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

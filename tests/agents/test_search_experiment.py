@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
 import json
-import shlex
 import signal
 from pathlib import Path
 
@@ -12,8 +10,6 @@ from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
-from das_gym.problem.config import ModelSettings
-from das_gym.registration import ASSETS
 from tests.commands import start, stop_when
 
 
@@ -58,16 +54,6 @@ def test_best_reward_is_of_masks_within_the_budget(small, agent):
         assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
 
 
-def test_runs_dir_sets_the_folder_of_numbered_runs(small, tmp_path, capsys):
-    assert run_search(small)[0] == "1"
-    assert run_search(small, ["random"])[0] == "2"
-    run_id, folder, _ = run_search({**small, "runs_dir": str(tmp_path / "other")})
-    assert (run_id, folder) == ("1", tmp_path / "other" / "1")
-    words = ["with", f"env_id={ENV_ID}", "evaluations=30", f"runs_dir={tmp_path / 'other'}"]
-    ex.run_words(words)
-    assert f"Next: python -m adapt with search_run=2 {shlex.quote(words[-1])}\n" in capsys.readouterr().out
-
-
 def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
     ex.run(small, options={"--file_storage": str(tmp_path / "other")})
     assert (tmp_path / "other" / "1" / "search.json").is_file()
@@ -82,22 +68,6 @@ def test_settings_of_the_environment_reach_it():
     assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}
     with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
-
-
-def test_bundled_checkpoint_name_resolves_to_its_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    asked = SearchSettings(checkpoint="llava_mini", tokenizer="llava_mini").search_config().env_kwargs
-    assert asked == {"checkpoint": str(ASSETS / "llava_mini"), "tokenizer": str(tmp_path / "llava_mini")}
-    (tmp_path / "llava_mini").mkdir()
-    assert SearchSettings(checkpoint="llava_mini").search_config().env_kwargs == {"checkpoint": str(tmp_path / "llava_mini")}
-
-
-def test_whatever_a_problem_has_can_be_set_and_reaches_it():
-    names = {field.name for field in dataclasses.fields(ModelSettings)}
-    given = {name: f"/{name}" for name in names}
-    asked = SearchSettings(**given).search_config().env_kwargs
-    assert asked == given
-    assert SearchSettings().search_config().env_kwargs == {}
 
 
 @pytest.mark.parametrize(
@@ -147,13 +117,6 @@ def test_wrong_setting_is_rejected_before_the_run(small, update, text):
     with pytest.raises(RunError, match=text):
         run_search({**small, **update})
     assert not Path("runs/1").exists()
-
-
-def test_failed_run_leaves_no_record(small):
-    with pytest.raises(RunError, match=r"images/0007\.png is missing; put it back"):
-        run_search({**small, "env_kwargs": {"broken_from": 5}})
-    assert json.loads(Path("runs/1/run.json").read_text())["status"] == "FAILED"
-    assert not list(Path("runs/1").glob("search*.json"))
 
 
 def test_failed_run_resumes_to_the_same_record(small):

@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from das_gym.data.decoding import decode_image, file_pixels, load_image
+from das_gym.data.decoding import decode_image, load_image
 
 SIZE = (160, 120)
 
@@ -125,12 +125,6 @@ def test_load_image_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(UnidentifiedImageError"):
         load_image(tmp_path / "a.jpg")
     assert not (tmp_path / "mark").exists()
-
-
-def test_file_pixels_reads_the_header_alone(tmp_path: Path):
-    Image.new("RGB", (30, 20)).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
-    assert [file_pixels(tmp_path / name) for name in ("whole.png", "cut.png")] == [600, 600]
 
 
 def test_most_damaged_jpegs_are_rejected():

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode, find_action_mode, next_valid_actions
+from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
@@ -26,32 +26,6 @@ def play(sequence: SequenceMode, *actions: int):
     """Return the moves of one episode."""
     sequence.begin()
     return [sequence.step(action) for action in actions]
-
-
-def test_find_action_mode_rejects_unknown_names():
-    assert find_action_mode("scores") is ScoreMode
-    with pytest.raises(ValueError, match="did you mean 'sequence'"):
-        find_action_mode("sequenc")
-
-
-def test_sequence_is_as_long_as_its_budget():
-    one, two = play(mode(SequenceMode), 3, 0)
-    assert (bool(one.ended[0]), bool(two.ended[0])) == (False, True)
-    assert two.masks[0].tolist() == [True, False, False, True]
-    assert one.info["action_mask"][0].tolist() == [True, True, True, False]
-    assert not one.info["invalid_action"][0]
-
-
-def test_sequence_replaces_actions_without_effect():
-    moves = play(mode(SequenceMode, Budget(4, 3)), 3, 3, 3)
-    assert [np.flatnonzero(move.masks[0]).tolist() for move in moves] == [[3], [0, 3], [0, 1, 3]]
-    assert [bool(move.info["invalid_action"][0]) for move in moves] == [False, True, True]
-
-
-def test_next_valid_actions_wraps_around():
-    masks = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    for actions, expected in (([0, 0, 0], [0, 1, 0]), ([1, 2, 2], [3, 1, 2]), ([3, 3, 3], [3, 1, 3])):
-        assert next_valid_actions(np.array(actions), masks).tolist() == expected
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4), Budget(4, 0)])
@@ -103,14 +77,6 @@ def test_sequence_excludes_layers_that_save_nothing():
     assert move.masks[0].tolist() == [True, False, False, False]
 
 
-def test_sequence_can_stop_without_a_budget():
-    sequence = mode(SequenceMode, FREE)
-    assert sequence.space.n == 5
-    assert play(sequence, 4)[0].ended[0]
-    assert play(sequence, 1, 3, 4)[-1].masks[0].tolist() == [False, True, False, True]
-    assert play(sequence, 0, 1, 2, 3)[-1].ended[0]
-
-
 def test_sequence_features_are_within_their_bounds():
     sequence = mode(SequenceMode, COST)
     assert sequence.feature_names == (*(f"{name}/skipped" for name in NAMES), "macs_saved", "budget_left")
@@ -129,15 +95,6 @@ def test_sequence_features_are_within_their_bounds():
 def test_sequence_rejects_actions_outside_its_space(action):
     with pytest.raises(ValueError, match="`action`"):
         mode(SequenceMode).step(action)
-
-
-def test_rows_run_independently():
-    sequence = mode(SequenceMode, rows=2)
-    sequence.step(np.array([0, 1]), (2,))
-    sequence.begin(np.array([True, False]))
-    moves = sequence.step(np.array([2, 3]), (2,))
-    assert moves.masks.tolist() == [[False, False, True, False], [False, True, False, True]]
-    assert moves.ended.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 0)])

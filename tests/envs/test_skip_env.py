@@ -58,11 +58,6 @@ def test_info_holds_plain_numbers(env: gymnasium.Env):
         assert {type(value) for value in told.values()} <= {int, float, bool}
 
 
-def test_evaluations_count_scored_masks(env: gymnasium.Env):
-    counts = [run_episode(env, mask)[4]["evaluations"] for mask in (MASK, np.zeros(12, np.int8), MASK)]
-    assert counts == [14, 14, 15]  # leave_one_out took 13
-
-
 @pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 25)])
 def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statistics, masks: int):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
@@ -122,11 +117,6 @@ def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
 
 
-def test_missing_supernet_names_the_command_to_train_it(mini_folder):
-    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_vqa '?checkpoint="):
-        gymnasium.make("DAS-METER-VQA-v0", checkpoint=str(mini_folder))
-
-
 @pytest.mark.parametrize("reward", REWARDS)
 def test_rewards_stay_within_bounds(tiny_kwargs: dict[str, str], reward: str):
     env = gymnasium.make("DAS-METER-VQA-v0", reward=reward, reward_examples=10, **tiny_kwargs)
@@ -167,24 +157,6 @@ def test_pickle_keeps_the_environment(env: gymnasium.Env):
     assert run_episode(twin, MASK)[1:] == run_episode(env, MASK)[1:]
 
 
-def test_spec_makes_the_same_environment_again(env: gymnasium.Env):
-    twin = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
-    twin.reset(seed=0)
-    assert run_episode(twin, MASK)[1] == run_episode(env, MASK)[1]
-
-
-def test_copies_are_independent(tiny_kwargs: dict[str, str]):
-    def make() -> gymnasium.Env:
-        env = gymnasium.make("DAS-METER-VQA-v0", reward_batches="cycle", reward_examples=9, **tiny_kwargs)
-        env.reset(seed=0)
-        return env
-
-    alone, one, two = make(), make(), make()
-    expected = [run_episode(alone, MASK)[1] for _ in range(3)]
-    both = [(run_episode(one, MASK)[1], run_episode(two, MASK)[1]) for _ in range(3)]
-    assert both == [(reward, reward) for reward in expected]
-
-
 def test_observation_has_names_and_bounds(env: gymnasium.Env):
     observation, _ = env.reset(seed=5)
     names = env.get_wrapper_attr("feature_names")
@@ -197,14 +169,6 @@ def test_observation_has_names_and_bounds(env: gymnasium.Env):
     assert told["image.2/macs_share"] > told["text.2/macs_share"]
     assert np.isfinite(env.observation_space.low).all()
     assert np.isfinite(env.observation_space.high).all()
-
-
-def test_statistics_choose_the_observation(tiny_kwargs: dict[str, str]):
-    env = gymnasium.make("DAS-METER-VQA-v0", statistics=["depth"], **tiny_kwargs)
-    assert env.get_wrapper_attr("feature_names")[1] == "text.1/depth"
-    np.testing.assert_allclose(env.reset()[0], np.tile(np.arange(6) / 5, 2), rtol=1e-6)
-    one = gymnasium.make("DAS-METER-VQA-v0", statistics="depth", **tiny_kwargs)
-    np.testing.assert_array_equal(one.reset()[0], env.reset()[0])
 
 
 def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):

@@ -9,8 +9,6 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import NormalizeObservation
-from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
@@ -88,17 +86,6 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
     assert looked_up.improvements
 
 
-def test_rewards_are_computed_once(table_path: str, monkeypatch: pytest.MonkeyPatch):
-    env, vector = gymnasium.make(ID, table=table_path), gymnasium.make_vec(ID, num_envs=3, table=table_path)
-    mask = np.array([1, 0, 0, 1, 1, 1], np.int8)
-    for each in (env, vector):
-        each.reset(seed=0)
-        each.step(np.broadcast_to(mask, each.action_space.shape))
-        each.reset()
-    monkeypatch.setattr("das_gym.problem.rewards.Objective.rewards", None)
-    assert env.step(mask)[1] == vector.step(np.tile(mask, (3, 1)))[1][2]
-
-
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_tabular_env_agrees_with_a_live_one(small_problem, small_table, table_path: str, action: str):
     live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None)
@@ -127,14 +114,6 @@ def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyP
     env = gymnasium.make(ID, table=table_path, skip_num=2)
     env.reset(seed=0)
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
-
-
-def test_tabular_env_has_its_table(table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=3)
-    table = env.get_wrapper_attr("table")
-    env.reset()
-    info = env.step(table.best(skip_num=3).astype(np.int8))[4]
-    assert info["loss"] == table.values("loss")[table.within(skip_num=3)].min()
 
 
 def test_split_chooses_the_scores(small_table: SubnetTable, table_path: str):
@@ -200,15 +179,6 @@ def test_reward_needs_divergences(small_table: SubnetTable):
         TableScorer(replace(small_table, scores=scores), {"skip_num": 2}, reward="neg_kl")
 
 
-def test_sb3_make_vec_env_takes_it(table_path: str):
-    env = make_vec_env(ID, n_envs=2, env_kwargs={"table": table_path, "skip_num": 2})
-    env.reset()
-    rewards = env.step(np.tile(np.array([1, 0, 0, 0, 1, 0], np.int8), (2, 1)))[1]
-    assert (rewards > 0).all()
-    assert env.get_attr("render_mode") == ["rgb_array", "rgb_array"]
-    assert env.render().ndim == 3
-
-
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_step_needs_an_episode(table_path: str, action: str):
     kwargs = {"table": table_path, "skip_num": 1, "action": action}
@@ -258,13 +228,6 @@ def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path)
     assert rewards[0] - rewards[1] == pytest.approx(1, abs=1e-5)
 
 
-def test_problems_have_tabular_ids():
-    for entry in ENVIRONMENTS.values():
-        spec = gymnasium.spec(entry.tabular_id)
-        assert spec.kwargs == {"model": entry.model, "task": entry.task}
-        assert spec.vector_entry_point == "das_gym.envs.tabular_env:TabularVectorEnv"
-
-
 def test_only_the_best_mask_reaches_the_reward_threshold():
     bundled = [e.tabular_id for e in ENVIRONMENTS.values() if e.bundled]
     assert set(REWARD_THRESHOLDS) == set(bundled)
@@ -305,15 +268,6 @@ def test_vector_env_agrees_with_single_envs(table_path: str, action: str):
                 np.testing.assert_array_equal(info["final_obs"][i], observation)
                 observation, _ = env.reset()
             np.testing.assert_array_equal(observations[i], observation)
-
-
-def test_max_episode_steps_needs_gymnasiums_vector_form(table_path: str):
-    kwargs = {"num_envs": 2, "table": table_path, "action": "sequence", "max_episode_steps": 3}
-    with pytest.raises(ValueError, match="`max_episode_steps`"):
-        gymnasium.make_vec(ID, **kwargs)
-    env = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
-    env.reset(seed=0)
-    assert [env.step(np.array([layer, layer]))[3].all() for layer in range(3)] == [False, False, True]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -357,12 +311,3 @@ def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
             np.testing.assert_array_equal(got, expected)
         for key in set(two[4]) - {"evaluations"}:  # which a single one counts for itself
             np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
-
-
-def test_vector_wrappers_normalise_observations(table_path: str):
-    env = NormalizeObservation(gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode="NextStep"))
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    with pytest.raises(ValueError, match="autoreset_mode"):
-        gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode=AutoresetMode.DISABLED)

@@ -73,16 +73,6 @@ def test_examples_do_not_depend_on_their_batch():
             torch.testing.assert_close(case.vlp(alone, mask), together[row : row + 1], atol=1e-12, rtol=0)
 
 
-def test_vilt_forward_draws_no_random_numbers():
-    case = golden.Recorded("vilt", torch.float32, "pad/")
-    with torch.no_grad():
-        torch.manual_seed(1)
-        before, first = torch.get_rng_state(), case.vlp(padded_batch(case))
-        assert torch.equal(before, torch.get_rng_state())
-        torch.manual_seed(2)
-        assert torch.equal(first, case.vlp(padded_batch(case)))
-
-
 def test_gradients_reach_what_the_reference_trains():
     recorded = json.loads((golden.GOLDEN / "vilt_grad_norms.json").read_text())
     vlp, head = golden.vqa_gradients("vilt", recorded["skip"])
@@ -106,13 +96,6 @@ def test_trainable_parameters(task):
     assert ours == {name for name in mapped if not name.startswith(HEADS)}
 
 
-def test_layers_and_stages():
-    vlp = golden.loaded("vilt").vlp
-    assert [layer.name for layer in vlp.layers] == [f"block.{i}" for i in range(12)]
-    assert vlp.stages == tuple((i,) for i in range(12))
-    assert {layer.stream for layer in vlp.layers} == {"joint"}
-
-
 def test_pruned_model_has_equal_features():
     vlp, case = golden.fresh("vilt"), golden.Recorded("vilt", torch.float32)
     mask = np.isin(np.arange(12), (1, 4, 7, 10))
@@ -123,16 +106,6 @@ def test_pruned_model_has_equal_features():
     assert sum(p.numel() for p in vlp.parameters()) < size
     with pytest.raises(ValueError, match=r"this layer was removed by prune\(\)"):
         vlp(padded_batch(case), np.zeros(12, bool))
-
-
-def test_mask_is_optional_without_padding():
-    vlp, case = golden.loaded("vilt").vlp, golden.Recorded("vilt", torch.float32)
-    with torch.no_grad():
-        encoded = vlp.encode({**padded_batch(case), "attention_mask": torch.ones_like(case.given("text_masks"))})
-        bare = type(encoded)(encoded.hidden, {"text": None, "image": None})
-        half = type(encoded)(encoded.hidden, {"text": None, "image": encoded.attend["image"]})
-        for other in (bare, half):
-            torch.testing.assert_close(vlp.forward_encoded(other), vlp.forward_encoded(encoded), atol=1e-6, rtol=0)
 
 
 def test_empty_image_leaves_the_class_token():

@@ -178,22 +178,6 @@ def test_latency_problems_come_last(made_up_suite: Path):
     assert {problem.name.split("/")[3].split("=")[0] for problem in counts.problems} == {"skip_num"}
 
 
-def test_latency_problems_hold_latency(made_up_suite: Path):
-    suite = load_suite(made_up_suite, budgets="latency")
-    for row, problem in enumerate(suite.problems):
-        n = problem.table.n_layers
-        cost = MaskCost(40.0, 41.0, np.append(np.arange(n - 1, 0, -1.0), -0.5))
-        np.testing.assert_allclose(suite.savings[row, :n], cost.savings / 40, rtol=1e-6)
-        np.testing.assert_allclose(suite.goals[row], [0, problem.budget.saved])
-        assert problem.budget.saved in [np.floor(1000 * share * (n * (n - 1) / 2 - 1) / 40) / 1000 for share in (0.25, 0.5)]
-        assert suite.useful[row].tolist() == [True] * (n - 1) + [False] * (17 - n)
-        rows = suite.rows(np.full(2**n, row), np.pad(every_mask(n), ((0, 0), (0, 16 - n))))
-        np.testing.assert_allclose(suite.saved[rows], (every_mask(n) @ cost.savings - 1) / 40, atol=1e-12)
-        np.testing.assert_array_equal(suite.other_saved["latency_saved"][rows], suite.saved[rows])
-        np.testing.assert_array_equal(suite.macs_saved[rows], problem.table.macs_saved)
-        np.testing.assert_array_equal(suite.kept[rows], suite.saved[rows] >= problem.budget.saved)
-
-
 def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
     table = made_up_table(6, 0)
     untimed = dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs={}))
@@ -218,20 +202,6 @@ def test_bundled_tables_record_how_latency_was_measured():
             assert (measured["threads"], measured["examples"], measured["clock"]) == (1, 1, "processor time")
             assert tuple(measured["units"]) == table.meta.layer_names
             assert (table.costs["latency_saved"].savings > 0).all()
-
-
-def test_table_without_layers_has_less_latency():
-    whole = made_up_table(7, 0)
-    left = whole.without((1, 4))
-    masks = np.insert(left.masks, (1, 3), True, axis=1)
-    cost, before = left.costs["latency_saved"], whole.costs["latency_saved"]
-    np.testing.assert_allclose(cost.amounts(left.masks), before.amounts(masks))
-    assert cost.full == cost.unskipped == before.amounts(masks[:1])[0]
-
-
-def test_relatives_have_latency_problems(made_up_suite: Path):
-    suite = load_suite(made_up_suite, relatives=3, budgets="latency")
-    assert any(" without " in problem.name for problem in suite.problems)
 
 
 def test_read_suite_rejects_other_folders(tmp_path: Path):

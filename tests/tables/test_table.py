@@ -64,13 +64,6 @@ def test_rows_of_a_limited_table(table: SubnetTable):
         assert few.describe(mask) == table.describe(mask)
 
 
-def test_rows_are_numbered_by_bits(table: SubnetTable):
-    assert table.masks[5].tolist() == [True, False, True]
-    assert table.index([1, 0, 1]) == 5
-    np.testing.assert_array_equal(table.index(table.masks), np.arange(8))
-    np.testing.assert_array_equal(table.index(table.masks.reshape(2, 4, 3)), np.arange(8).reshape(2, 4))
-
-
 @pytest.mark.parametrize("masks", [[1, 0], 1, [2, 0, 1]])
 def test_index_rejects_other_arrays(table: SubnetTable, masks):
     with pytest.raises(ValueError, match="mask"):
@@ -90,12 +83,6 @@ def test_index_rejects_other_arrays(table: SubnetTable, masks):
 )
 def test_values_agree_with_their_names(table: SubnetTable, by: str, value: float):
     assert table.values(by)[1] == pytest.approx(value, rel=1e-6)
-
-
-@pytest.mark.parametrize("arguments", [{"by": "los"}, {"split": "tes"}, {"skip_num": 4}, {"macs_saved": 0.7}])
-def test_best_rejects_wrong_arguments(table: SubnetTable, arguments: dict):
-    with pytest.raises(ValueError, match=r"unknown|out of"):
-        table.best(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +131,6 @@ def test_pareto_front_agrees_with_all_pairs(table: SubnetTable, by: str):
     assert front.tolist() == sorted(np.flatnonzero(~np.array(beaten)), key=lambda row: MACS[row])
 
 
-def test_describe_is_plain(table: SubnetTable):
-    told = table.describe([0, 1, 0])
-    assert told["macs"] == 700
-    assert told["macs_saved"] == pytest.approx(2 / 9)
-    assert told["reward_loss"] == pytest.approx(0.9)
-    assert told["test_loss"] == pytest.approx(0.6)
-    assert {type(value) for value in told.values()} == {int, float}
-
-
-def test_layer_macs_agree_with_masks(table: SubnetTable):
-    np.testing.assert_array_equal(table.layer_macs.amounts(table.masks), table.macs)
-    np.testing.assert_allclose(table.layer_macs.saved(table.masks), table.macs_saved)
-
-
 def test_missing_divergences_are_rejected():
     reward = Scores(LOSSES, METRICS, np.full(8, np.nan))
     table = make_table(scores={"reward": reward, "test": reward})
@@ -178,11 +151,6 @@ def test_load_reads_what_save_wrote(table: SubnetTable, tmp_path: Path):
         np.testing.assert_array_equal(getattr(twin.scores[split], name), getattr(table.scores[split], name))
     twin.save(tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
-
-
-def test_load_needs_a_file(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"python -m agents table with '?out="):
-        SubnetTable.load(tmp_path / "table.npz")
 
 
 @pytest.mark.parametrize("harm", ["cut", "text", "other arrays", "other format"])
@@ -261,11 +229,6 @@ def test_table_may_hold_infinite_losses_and_no_divergences(tmp_path: Path):
     assert np.isnan(table.values("divergence")).all()
 
 
-def test_table_rejects_arrays_of_other_shapes():
-    with pytest.raises(ValueError, match="macs has shape"):
-        make_table(macs=MACS[:7])
-
-
 def test_check_hashes_names_what_differs(table: SubnetTable):
     table.check_hashes(table.meta.hashes)
     with pytest.raises(ValueError, match="supernet is s there and x here"):
@@ -291,8 +254,3 @@ def test_objective_ranks_like_its_environment(table: SubnetTable):
     assert table.rank_of_values(np.array([-np.inf, np.inf]), objective).tolist() == [4, 1]
     np.testing.assert_allclose(table.regret(table.masks[within], objective), rewards[within].max() - rewards[within])
     assert table.rank(np.ones(3, bool), objective, skip_num=3) == 1
-
-
-def test_rank_of_values_by_hand(table: SubnetTable):
-    assert table.rank_of_values(np.array([LOSSES.min(), LOSSES.max()]), "loss").tolist() == [1, 8]
-    assert table.rank_of_values(np.exp(-np.array([LOSSES.min(), LOSSES.max()])) * [2, 0], "exp_neg_loss").tolist() == [1, 8]

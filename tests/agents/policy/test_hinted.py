@@ -28,12 +28,6 @@ def test_neighbour_costs_are_exact_for_runs_of_three():
         np.testing.assert_allclose(costs.after_flips(mask).ravel(), costs(flips(mask)), atol=1e-12)
 
 
-def test_neighbour_costs_default_to_no_interaction():
-    masks = every_mask(N)
-    alone = {name: CHAINS.statistics[name] for name in NeighbourCosts.needs}
-    np.testing.assert_allclose(NeighbourCosts(alone)(masks), masks @ CHAINS.statistics["leave_one_out"], atol=1e-12)
-
-
 def test_hint_orders_masks_by_cost():
     hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)
     losses = np.array([CHAINS.loss(mask) for mask in SPACE.masks])

@@ -8,7 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, is_algorithm
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.sb3.policy import load_sb3, policy_mask
 from das_gym.agents.sb3.recorder import Recorder
 from das_gym.agents.sb3.train import train_sb3
@@ -82,12 +82,6 @@ def test_train_with_each_action_space(env_kwargs: dict, action: str):
     assert trained.model.num_timesteps >= {"mask": 23, "sequence": 88, "scores": 22}[action]
 
 
-def test_train_without_a_budget(env_kwargs: dict):
-    trained = train("ppo", {**env_kwargs, "macs_price": 1.0}, action="sequence", skip_num=None)
-    masks, _ = scored(trained.result)
-    assert len({int(n) for n in masks.sum(axis=1)}) > 1
-
-
 def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     model, description = load_sb3(tmp_path, trust=True)
@@ -149,21 +143,6 @@ def test_train_with_your_own_class(env_kwargs: dict):
         train(Patient, env_kwargs, hyperparameters={"patienc": 2})
 
 
-class Picky(PPO):
-    """Rejects a setting, not an action space; it would accept whole masks by chance."""
-
-    def __init__(self, policy, env, n_steps=2, **kwargs) -> None:
-        if n_steps % 2 and isinstance(env.action_space, gymnasium.spaces.Box):
-            raise ValueError("n_steps has to be even")
-        super().__init__(policy, env, n_steps=n_steps, **kwargs)
-
-
-def test_train_distinguishes_rejected_settings_from_action_spaces(env_kwargs: dict):
-    with pytest.raises(ValueError, match=r"Picky cannot be made with .*: n_steps has to be even"):
-        train(Picky, env_kwargs, hyperparameters={"n_steps": 3})
-    assert train(Picky, env_kwargs, hyperparameters={"n_steps": 2, "n_epochs": 1}).action == "scores"
-
-
 @pytest.mark.slow
 def test_train_with_an_unlisted_class(env_kwargs: dict):
     assert train("sb3_contrib:CrossQ", env_kwargs, hyperparameters={"learning_starts": 8}).action == "scores"
@@ -203,14 +182,6 @@ def test_train_with_your_own_policy(env_kwargs: dict):
 def test_train_rejects_settings(env_kwargs: dict, algorithm: str, settings: dict, text: str):
     with pytest.raises(ValueError, match=text):
         train(algorithm, settings.pop("env_kwargs", env_kwargs), **settings)
-
-
-def test_is_algorithm():
-    assert is_algorithm("ppo")
-    assert is_algorithm("sb3_contrib:TRPO")
-    assert not is_algorithm("bandit")
-    assert not is_algorithm("das_gym.agents.ask_tell.bandit:Bandit")
-    assert find_algorithm(PPO)[1].actions == ALGORITHMS["ppo"].actions
 
 
 def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs: dict):

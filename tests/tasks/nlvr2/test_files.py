@@ -90,13 +90,6 @@ def test_whole_directories_are_the_reward_split(root: Path):
     assert of_a_set == ["train-3-0", "train-3-0", "train-3-1", "train-3-1"]
 
 
-def test_reward_buckets_are_a_tenth_and_fixed():
-    names = [str(number) for number in range(100)]
-    assert sorted(map(int, reward_buckets(names))) == [6, 18, 29, 47, 55, 66, 71, 72, 90, 99]
-    assert reward_buckets(reversed(names)) == reward_buckets(names)
-    assert [len(reward_buckets(names[:n])) for n in (2, 3, 14, 16, 25)] == [1, 1, 1, 2, 2]
-
-
 @pytest.mark.parametrize("folder", ["data", "nlvr2/data", "nlvr/nlvr2/data"])
 def test_official_folders_are_found(root: Path, folder: str):
     (root / folder).mkdir(parents=True)
