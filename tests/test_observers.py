@@ -113,12 +113,8 @@ def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, mon
         (["-m", "127.0.0.1:1:das"], "-m: no database to write to (127.0.0.1:1: [Errno 111]"),
         (["-m", "a b"], "-m: no database to write to ('a b' is not of the form host:port:name)"),
         (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
-        (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
         (["-q"], "-q (--queue) is not supported"),
-        (["-t", "tag"], "-t (--tiny_db) is not supported"),
-        (["-S", "s3://bucket"], "-S (--s3) is not supported"),
         (["-i", "77"], "-i (--id) is not supported"),
-        (["-e"], "-e (--enforce_clean) is not supported"),
     ],
 )
 def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch, words, says):
@@ -161,7 +157,7 @@ def test_yaml_file_with_nested_aliases_is_rejected(tmp_path: Path):
         read_config_file(str(tmp_path / "a.yaml"))
 
 
-@pytest.mark.parametrize("text", ["{number: 1", "[" * 100_000, "number: 1\n---\nnumber: 2", "\x00"])
+@pytest.mark.parametrize("text", ["{number: 1", "[" * 3000, "number: 1\n---\nnumber: 2", "\x00"])
 def test_damaged_yaml_file_is_named(tmp_path: Path, text: str):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):

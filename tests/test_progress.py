@@ -111,15 +111,6 @@ def test_lines_print_counts_loss_and_times(log_file: io.StringIO, clock: Clock):
     assert len(lines) == 4
 
 
-def test_lines_of_resumed_work_count_the_new_part_for_the_time_left(log_file: io.StringIO, clock: Clock):
-    with progress(100, "searching", unit="mask") as bar:
-        bar.update(60)
-        for _ in range(20):
-            clock.now += 2
-            bar.update()
-    assert "searching: 75/100 masks (75 %), elapsed 00:30, remaining 00:50\n" in log_file.getvalue()
-
-
 def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, clock: Clock, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     with progress(2, "searching") as bar:

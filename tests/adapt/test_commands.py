@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -44,12 +46,11 @@ def words_of(settings: dict[str, str]) -> list[str]:
 def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str]) -> Path:
     """The run folders of `python -m adapt`, which searches first."""
     folder = tmp_path_factory.mktemp("adapted")
-    words = words_of(small_kwargs)
-    command = [sys.executable, "-m", "adapt", "with", *words, *QUICK, "search.evaluations=9"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "printed.txt").write_text(done.stdout + done.stderr)
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = PROGRAM.run(["with", *words_of(small_kwargs), *QUICK, "search.evaluations=9"])
+    assert code == 0, printed.getvalue()
+    (folder / "printed.txt").write_text(printed.getvalue())
     return folder
 
 
@@ -212,18 +213,13 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         ),
         (("with", "search_run=7"), "no run 7"),
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),
-        (("with", "mask=[1,0]"), "expected (12,)"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
-        (("with", "test_examples=0"), "`test_examples` is out of range: got 0"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
         (("shrink", "with", "model=METER"), "`model` must answer in words: got METER"),
         (("with", "none.yaml"), "no settings file"),
-        (("with", "train.steps=0"), "`steps` is out of range"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
         (("supernet", "with", "train.save_every=0"), "`save_every` is out of range"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
-        (("supernet", "with", "train.stepz=3"), "did you mean 'steps'"),
-        (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )
 def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):

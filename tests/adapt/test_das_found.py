@@ -24,11 +24,9 @@ def test_read_found_returns_the_mask(tmp_path: Path):
     "change",
     [
         {"mask": [0, 2, 1]},
-        {"mask": [0, 1]},
         {"mask": [0, 0, 1], "skipped_layers": ["c"]},
         {"mask": None},
         {"skipped_layers": ["b"]},
-        {"turns": [{**TURN, "masks": [[0, 1]]}]},
         {"turns": [{**TURN, "losses": "x"}]},
     ],
 )

@@ -50,11 +50,9 @@ def test_paper_settings_have_sources_and_differences_reasons():
     ("changes", "text"),
     [
         ({"recipe": "papr"}, "did you mean 'paper'"),
-        ({"skipnum": 3}, "did you mean 'skip_num'"),
         ({"masks_per_turn": 1}, "masks_per_turn"),
         ({"dropout": 1.0}, "dropout"),
         ({"reward_split": "test"}, "reward_split"),
-        ({"learning_rate": 0.0}, "learning_rate"),
         ({"itm_weight": -0.5}, "itm_weight"),
     ],
 )

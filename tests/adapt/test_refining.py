@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from das_gym.adapt import refining
 from das_gym.adapt.finetune import FinetuneConfig
-from das_gym.adapt.refining import REFINED, Round, candidates, halve, lengths, refine, selected_mask
+from das_gym.adapt.refining import REFINED, candidates, halve, lengths, refine, selected_mask
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
@@ -21,13 +21,6 @@ def test_lengths_double_up_to_half_of_all_steps():
     assert lengths(5, 400) == [50, 100, 200]
     assert lengths(2, 400) == [200]
     assert lengths(16, 3) == [1, 1, 1, 2]
-
-
-def test_best_of_a_round_keeps_the_order_of_the_search():
-    done = Round(5, ((0, 0), (0, 1), (1, 0), (1, 1)), (0.4, None, 0.1, 0.2))
-    assert done.best(1) == ((1, 0),)
-    assert done.best(2) == ((1, 0), (1, 1))
-    assert done.best(3) == ((0, 0), (1, 0), (1, 1))
 
 
 def test_halve_drops_masks_that_diverged_and_repeats_nothing(tmp_path: Path):

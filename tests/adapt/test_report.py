@@ -68,16 +68,6 @@ def test_conclusion_can_be_recomputed_from_the_table(capsys: pytest.CaptureFixtu
     assert f"it scores {subnet} % accuracy on test against {full} % for the full model with adapters" in said
 
 
-def test_conclusion_without_references():
-    alone = dataclasses.replace(SUB, skipped_layers=(), macs_saved=-0.06)
-    costs = dataclasses.replace(BASE, evaluation=None)
-    assert conclusion({SUBNET: alone, BASELINE: costs}) == (
-        "Skipping nothing takes 6.00 % more MACs than the baseline and runs 1.25 (1.20 to 1.30) times as fast as the "
-        "baseline; it scores 96.9 % accuracy on test."
-    )
-    assert "against 81.9 % for the baseline (95 %" in conclusion({SUBNET: SUB, BASELINE: BASE})
-
-
 def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.CaptureFixture[str]):
     slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
     print_report({**ROWS, FULL_MODEL: slow}, "1,000 test examples")

@@ -3,26 +3,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.pretrain.batches import IGNORE
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
-from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, features
+from benchmarks.pretrain.conversation_losses import features
 from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringModel
 from benchmarks.pretrain.models import ANSWERING_MODELS
-from benchmarks.pretrain.questions import INSTRUCTION, mentions, questions, target
+from benchmarks.pretrain.questions import INSTRUCTION
 from benchmarks.pretrain.recipe import pretrain
 from benchmarks.pretrain.tokenizer import messages
 from das_gym.registration import ASSETS
-from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
+from das_gym.shapes.scenes import Scene, SceneObject, render
 from das_gym.tasks.answering.examples import instructed
 
-ASSISTANT = {"SmolVLM": " yes<end_of_utterance>\n", "LLaVA": " yes</s>"}
 CLASSES = {"SmolVLM": ("SmolVLMForConditionalGeneration", 12), "LLaVA": ("LlavaForConditionalGeneration", 24)}
 
 
@@ -69,11 +66,6 @@ SCENE = Scene(
 )
 
 
-def test_vocabulary_covers_all_texts(tokenizer):
-    for text in ("What color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs\n\n"):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]).removeprefix(" ") == text
-
-
 def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
     tokenizer.backend_tokenizer.no_padding()
     family.make_processor(tokenizer).save_pretrained(tmp_path)
@@ -82,15 +74,6 @@ def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringMo
 
 def test_questions_are_put_as_the_answering_task_puts_them():
     assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
-
-
-def test_answer_continues_the_chat_template(name: str, family: AnsweringModel, processor, tokenizer):
-    asked = messages("is it red?" + INSTRUCTION)
-    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
-    whole = processor.apply_chat_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}])
-    assert whole == prompt + ASSISTANT[name]
-    answer = tokenizer(f"yes{family.prompt.end}")["input_ids"]
-    assert tokenizer(whole.strip())["input_ids"] == tokenizer(prompt)["input_ids"] + answer
 
 
 def test_batch_equals_the_processors(family: AnsweringModel, batches: ConversationBatches, processor):
@@ -120,44 +103,6 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel,
         pixels = batch.images.scenes.image[row][None]
         alone = model(input_ids=ids, pixel_values=pixels[None] if name == "SmolVLM" else pixels).logits[0, -length:]
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
-
-
-def test_losses_train_and_word_loss_is_cross_entropy(family: AnsweringModel, batches: ConversationBatches, model):
-    torch.manual_seed(0)
-    batch, heads = batches(0, described=True), ConversationHeads(16)
-    losses = conversation_losses(family, model, heads, batch)
-    logits = model.lm_head(features(family, model, batch).last)
-    assert torch.allclose(
-        losses["words"], F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
-    )
-    assert 0 <= losses.pop("right") <= 1
-    for loss in losses.values():
-        grads = torch.autograd.grad(loss, family.eyes(model)["vision"].parameters(), retain_graph=True, allow_unused=True)
-        assert sum(float(g.abs().sum()) for g in grads if g is not None) > 0
-
-
-def test_objects_named_by_a_question():
-    def named(text: str) -> list[int]:
-        return [len(mention.objects) for mention in mentions(SCENE, text)]
-
-    assert named("is the red circle left of the green star?") == [1, 1]
-    assert named("how many circles are there?") == [2]
-    assert named("how many crosses are there?") == [0]
-    assert named("how many green objects are there?") == [1]
-    assert named("what color is the object nearest to the blue circle?") == [1]
-    assert named("what shape is nearest to the yellow star?") == [0]
-    text = "what color is the star?"
-    assert [text[mention.end] for mention in mentions(SCENE, text)] == ["r"]
-
-
-def test_targets_are_what_the_answers_name():
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        scene = sample_scene(rng)
-        for question in questions(rng, scene):
-            wanted = target(scene, question)
-            if wanted is not None:
-                assert question.answer in (wanted.color, wanted.shape)
 
 
 @pytest.mark.slow

@@ -108,25 +108,6 @@ def test_load_image_limits_the_pixels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load_image(tmp_path / f"huge.{kind}").size == size
 
 
-IPTC = b"".join(
-    b"\x1c" + bytes(tag) + len(value).to_bytes(2, "big") + value
-    for tag, value in [((3, 60), b"\x01\x00"), ((3, 20), b"\x0a"), ((3, 30), b"\x0a"), ((3, 120), b"\x05")]
-)
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) print\n%%EOF\n"
-
-
-@pytest.mark.parametrize("content", [EPS, IPTC + b"\x1c\x08\x0a" + len(EPS).to_bytes(2, "big") + EPS], ids=["eps", "iptc"])
-def test_load_image_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
-    """PIL passes an EPS to the first `gs` of the search path."""
-    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
-    (tmp_path / "gs").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(UnidentifiedImageError"):
-        load_image(tmp_path / "a.jpg")
-    assert not (tmp_path / "mark").exists()
-
-
 def test_most_damaged_jpegs_are_rejected():
     """Of 100 images with 64 random bytes nine in ten; PIL alone rejects a quarter."""
     rng, rejected = np.random.default_rng(0), 0

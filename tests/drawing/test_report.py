@@ -51,14 +51,6 @@ def test_cost_chart_has_the_front_of_a_search():
     assert CostChart.of([], None).front == []
 
 
-def test_cost_chart_has_the_front_of_a_table(small_table):
-    chart = CostChart.of([], None, small_table)
-    losses, saved = small_table.values("loss", "reward"), small_table.macs_saved
-    assert len(chart.others) == 64
-    for at, loss in chart.front:
-        assert not ((losses < loss - 1e-5) & (saved >= at - 1e-5)).any()
-
-
 def test_answers_show_differing_answers_first():
     said = [["a", "b" if i == 30 else "a"] for i in range(40)]
 

@@ -138,15 +138,6 @@ def test_score_cache_is_bounded(meter):
     assert evaluator.spent.masks == masks
 
 
-def test_encoder_cache_is_bounded(meter):
-    evaluator = meter.evaluator(cache_bytes=1)
-    once = evaluator.losses(FULL_MODEL, meter.examples)
-    texts = evaluator.spent.texts
-    evaluator.forget()
-    np.testing.assert_array_equal(evaluator.losses(FULL_MODEL, meter.examples), once)
-    assert evaluator.spent.texts == 2 * texts
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["skip adapter", "parallel adapter", "pooler", "token types", "head"])
 def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):

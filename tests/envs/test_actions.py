@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-
-import gymnasium
 import numpy as np
 import pytest
 
@@ -51,24 +48,6 @@ def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budg
         assert budget.is_kept_by(move.masks)[0]
 
 
-def test_sequence_needs_a_reset_after_its_end():
-    sequence = mode(SequenceMode)
-    play(sequence, 0, 1)
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        sequence.step(2)
-    sequence.begin()
-    assert sequence.step(2).masks[0].tolist() == [False, False, True, False]
-
-
-@pytest.mark.parametrize("budget", [Budget(4, 0), Budget(4, None, 0.0, MaskCost(100, 90, MACS.savings))])
-def test_sequence_ends_at_once_if_the_full_model_satisfies_the_budget(budget: Budget):
-    sequence = mode(SequenceMode, budget)
-    (move,) = play(sequence, 1)
-    assert move.ended[0]
-    assert not move.masks.any()
-    assert not move.info["invalid_action"][0]
-
-
 def test_sequence_excludes_layers_that_save_nothing():
     sequence = mode(SequenceMode, COST)
     assert sequence.action_masks()[0].tolist() == [True, True, True, False]
@@ -115,13 +94,6 @@ def test_single_sequence_agrees_with_rows(budget: Budget):
             rows.begin()
 
 
-def test_state_is_json_and_continues():
-    one, other = mode(SequenceMode), mode(SequenceMode)
-    play(one, 2)
-    other.set_state(json.loads(json.dumps(one.get_state())))
-    np.testing.assert_equal(tuple(one.step(0)), tuple(other.step(0)))
-
-
 def test_scores_skip_the_highest_and_of_equal_ones_the_first():
     moves = mode(ScoreMode).step(np.array([0.1, 0.9, -1.0, 0.5]))
     assert moves.masks[0].tolist() == [False, True, False, True]
@@ -139,14 +111,6 @@ def test_scores_reach_a_saving_and_no_more():
     last = np.where(masks, scores, np.inf).argmin(axis=1)
     masks[np.arange(200), last] = False
     assert (MACS.saved(masks) < 0.2).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.uint64, np.int8, bool])
-def test_scores_of_every_type_are_ordered_alike(dtype: type):
-    """Unsigned integers cannot be negated, and the least of a signed byte is its own negative."""
-    scores = np.array([1, -128 if dtype is np.int8 else 0, 1, 0])
-    expected = mode(ScoreMode, Budget(4, 3)).step(scores.astype(float)).masks
-    np.testing.assert_array_equal(mode(ScoreMode, Budget(4, 3)).step(scores.astype(dtype)).masks, expected)
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, np.nan, 0, 0]), np.array(["a"] * 4)])

@@ -66,14 +66,6 @@ def test_true_front_dominates_every_mask(env):
         assert env.reset()[1]["hypervolume"] == pytest.approx(most, rel=1e-5)
 
 
-def test_mask_off_the_budget_saves_nothing():
-    env = gymnasium.make(ID, skip_num=3)
-    env.reset(seed=0)
-    _, vector, _, _, info = env.step(np.ones(12, np.int8))
-    assert vector[0] < 0
-    assert vector[1] == info["hypervolume"] == 0
-
-
 def test_third_objective_is_a_given_cost():
     env = gymnasium.make(ID, objectives=("task", "macs_saved", "latency_saved"), costs=latencies())
     env.reset(seed=0)

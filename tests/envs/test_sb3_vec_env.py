@@ -8,15 +8,12 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
-from das_gym.envs.scoring import INFO_KEYS
 
-ID = "DAS-METER-VQA-v0"
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
@@ -56,47 +53,6 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
                 np.testing.assert_array_equal(got["terminal_observation"], expected["terminal_observation"])
                 lengths.add(got["n_skipped"])
     assert lengths == {2} if action != "mask" else lengths
-
-
-@pytest.mark.parametrize("algorithm", [PPO, DQN])
-def test_constant_policy_satisfies_the_budget(tabular_kwargs: dict, algorithm: type):
-    env = make_sb3_vec_env(TABULAR, n_envs=1, action="sequence", **{**tabular_kwargs, "skip_num": 5})
-    model = algorithm("MlpPolicy", env, seed=0)
-    observation, repeated = env.reset(), 0
-    for step in range(1, 6):
-        action = model.predict(observation, deterministic=True)[0]
-        observation, _, dones, infos = env.step(action)
-        assert dones.tolist() == [step == 5]
-        assert infos[0]["n_skipped"] == step
-        repeated += infos[0]["invalid_action"]
-    assert repeated
-
-
-def test_infos_hold_plain_numbers(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    env.reset()
-    assert set(env.reset_infos[0]) == set(INFO_KEYS)
-    assert env.reset_infos[1]["n_skipped"] == 0
-    _, rewards, dones, infos = env.step(np.array([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]))
-    assert rewards.dtype == np.float32
-    assert dones.dtype == bool
-    assert [info["feasible"] for info in infos] == [True, False]
-    for info in infos:
-        assert set(info) == {*INFO_KEYS, "terminal_observation", "TimeLimit.truncated"}
-        assert {type(info[key]) for key in INFO_KEYS} <= {int, float, bool}
-        assert info["terminal_observation"] in env.observation_space
-
-
-def test_seed_reaches_the_environment(small_kwargs: dict[str, str]):
-    kwargs = {"skip_num": 2, "reward_batches": "resample", "reward_examples": 3, **small_kwargs}
-    masks = np.array([[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 1, 0]])
-
-    def rewards(seed: int) -> list[float]:
-        env = make_sb3_vec_env(ID, n_envs=2, seed=seed, **kwargs)
-        env.reset()
-        return [r for _ in range(3) for r in env.step(masks)[1].tolist()]
-
-    assert rewards(1) == rewards(1) != rewards(2)
 
 
 def test_options_must_be_equal(tabular_kwargs: dict):

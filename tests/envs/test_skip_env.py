@@ -13,7 +13,6 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from das_gym import ENVIRONMENTS
 from das_gym.envs.scoring import INFO_KEYS
 from das_gym.problem.rewards import REWARDS
-from das_gym.problem.statistics import DEFAULT_STATISTICS
 
 IDS = [entry.id for entry in ENVIRONMENTS.values() if entry.bundled]
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)
@@ -51,13 +50,6 @@ def test_checkers_accept_every_bundled_environment(id: str):
         sb3_check_env(env)
 
 
-def test_info_holds_plain_numbers(env: gymnasium.Env):
-    _, info = env.reset()
-    for told in (info, run_episode(env, MASK)[4], run_episode(env, np.zeros(12, np.int8))[4]):
-        assert list(told) == list(INFO_KEYS)
-        assert {type(value) for value in told.values()} <= {int, float, bool}
-
-
 @pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 25)])
 def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statistics, masks: int):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
@@ -69,19 +61,6 @@ def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statisti
     vector = gymnasium.make_vec("DAS-METER-VQA-v0", 2, reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert vector.reset(seed=0)[1]["evaluations"].tolist() == [masks] * 2
     assert vector.step(np.stack([MASK] * 2))[4]["evaluations"].tolist() == [masks + 1, masks + 2]
-
-
-def test_masks_off_the_budget_earn_less(env: gymnasium.Env):
-    rewards = []
-    for skipped in (3, 2, 12):
-        mask = np.arange(12) < skipped
-        _, reward, terminated, _, info = run_episode(env, mask.astype(np.int8))
-        assert info["feasible"] is False
-        assert info["loss"] == np.inf
-        assert terminated
-        rewards.append(reward)
-    assert rewards == pytest.approx([-1 / 12, -2 / 12, -8 / 12])
-    assert run_episode(env, MASK)[1] >= 0
 
 
 @pytest.mark.parametrize(
@@ -155,31 +134,6 @@ def test_pickle_keeps_the_environment(env: gymnasium.Env):
     twin = pickle.loads(pickle.dumps(env))
     assert twin.spec == env.spec
     assert run_episode(twin, MASK)[1:] == run_episode(env, MASK)[1:]
-
-
-def test_observation_has_names_and_bounds(env: gymnasium.Env):
-    observation, _ = env.reset(seed=5)
-    names = env.get_wrapper_attr("feature_names")
-    assert len(names) == len(observation) == 12 * len(DEFAULT_STATISTICS)
-    told = dict(zip(names, observation.tolist(), strict=True))
-    assert told["text.0/stream"] == 0
-    assert told["image.5/stream"] == 1
-    assert told["text.0/depth"] == 0
-    assert told["image.5/depth"] == 1
-    assert told["image.2/macs_share"] > told["text.2/macs_share"]
-    assert np.isfinite(env.observation_space.low).all()
-    assert np.isfinite(env.observation_space.high).all()
-
-
-def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):
-    env = gymnasium.make("DAS-METER-VQA-v0", render_mode="ansi", reward_examples=8, **tiny_kwargs)
-    env.reset(seed=0)
-    run_episode(env, MASK)
-    *stages, words = env.render().splitlines()
-    assert len(stages) == 6
-    assert stages[1].startswith("stage 1: keep text.1 (")
-    assert ", SKIP image.1 (" in stages[1]
-    assert words.startswith("skipped text.0, text.3, image.1, image.5: reward")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -116,30 +115,12 @@ def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyP
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
 
 
-def test_split_chooses_the_scores(small_table: SubnetTable, table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=None, split="test")
-    env.reset()
-    info = env.step(np.zeros(6, np.int8))[4]
-    assert info["loss"] == pytest.approx(float(small_table.scores["test"].losses[0]))
-    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean 'test'"):
-        gymnasium.make(ID, table=table_path, split="tset")
-
-
 @pytest.mark.parametrize("argument", [{"skipnum": 3}, {"checkpoint": "x"}, {"reward_batches": "cycle"}, {"model": "VILT"}])
 def test_wrong_arguments_are_rejected(argument: dict):
     (name,) = argument
     for make in (gymnasium.make, gymnasium.make_vec):
         with pytest.raises(ValueError, match=name):
             make("DAS-ViLT-VQA-Tabular-v0", **argument)
-
-
-def test_statistics_choose_the_observation(table_path: str, small_table: SubnetTable):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
-    assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
-    columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
-    np.testing.assert_array_equal(env.reset()[0].reshape(6, 2), small_table.statistics[:, columns])
-    one = gymnasium.make(ID, table=table_path, skip_num=2, statistics="depth")
-    np.testing.assert_array_equal(one.reset()[0], small_table.statistics[:, columns[1]])
 
 
 @pytest.mark.parametrize(
@@ -195,27 +176,6 @@ def test_step_needs_an_episode(table_path: str, action: str):
     vector.step(vector.action_space.sample())  # which resets by itself
 
 
-@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_copies_draw_the_same_actions(table_path: str, action: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
-    env.reset(seed=0)
-    env.action_space.seed(3)
-    env.action_space.sample()
-    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
-        before = copy.deepcopy(env.action_space)
-        for _ in range(3):
-            np.testing.assert_array_equal(twin.action_space.sample(), before.sample())
-
-
-def test_pickle_continues_an_episode(table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, action="sequence")
-    env.reset(seed=0)
-    env.step(1)
-    twin = pickle.loads(pickle.dumps(env))
-    for one, other in zip(env.step(4), twin.step(4), strict=True):
-        np.testing.assert_equal(one, other)
-
-
 def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path):
     path = tmp_path / "table.npz"
     rewards = []
@@ -268,32 +228,6 @@ def test_vector_env_agrees_with_single_envs(table_path: str, action: str):
                 np.testing.assert_array_equal(info["final_obs"][i], observation)
                 observation, _ = env.reset()
             np.testing.assert_array_equal(observations[i], observation)
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_vector_env_agrees_with_gymnasiums_own(table_path: str, mode: str):
-    kwargs = {"table": table_path, "skip_num": 2, "action": "sequence", "statistics": ["depth"]}
-    own = gymnasium.make_vec(ID, num_envs=3, **kwargs)
-    other = gymnasium.make_vec(
-        ID, num_envs=3, vectorization_mode=mode, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **kwargs
-    )
-    try:
-        np.testing.assert_array_equal(other.reset(seed=0)[0], own.reset(seed=0)[0])
-        own.action_space.seed(5)
-        for _ in range(6):
-            actions = own.action_space.sample()
-            one, two = own.step(actions), other.step(actions)
-            for expected, got in zip(one[:4], two[:4], strict=True):
-                np.testing.assert_array_equal(got, expected)
-            np.testing.assert_array_equal(two[4]["action_mask"], one[4]["action_mask"])
-            ended = one[4].get("_final_obs", np.zeros(3, dtype=bool))
-            np.testing.assert_array_equal(two[4].get("_final_obs", np.zeros(3, dtype=bool)), ended)
-            for i in np.flatnonzero(ended):
-                np.testing.assert_array_equal(two[4]["final_obs"][i], one[4]["final_obs"][i])
-                assert two[4]["final_info"]["loss"][i] == one[4]["final_info"]["loss"][i]
-    finally:
-        own.close()
-        other.close()
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])

@@ -21,20 +21,6 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
     return ((pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).transpose(2, 0, 1)
 
 
-def test_image_of_the_right_size_is_only_normalised():
-    image = noise(96, 96)
-    pixels = meter_transform(image, 96)
-    assert (pixels.shape, pixels.dtype) == ((3, 96, 96), torch.float32)
-    assert pixels.is_contiguous()
-    np.testing.assert_allclose(pixels.numpy(), normalised(np.asarray(image)), rtol=0, atol=1e-6)
-
-
-def test_black_and_white_by_hand():
-    black, white = (meter_transform(Image.new("RGB", (4, 4), (v, v, v)), 4)[:, 0, 0].tolist() for v in (0, 255))
-    assert black == pytest.approx([-1.792263, -1.752097, -1.480220], abs=1e-5)
-    assert white == pytest.approx([1.930336, 2.074884, 2.145897], abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("size", "resized", "box"),
     [

@@ -8,8 +8,6 @@ import torch
 
 from das_gym.models.formats import HEADS
 from das_gym.models.vilt.checkpoint import VILT_FORMAT
-from das_gym.models.vilt.model import ViLT
-from das_gym.models.vilt.network import ViLTConfig
 from tests.models import golden_cases as golden
 
 
@@ -106,29 +104,6 @@ def test_pruned_model_has_equal_features():
     assert sum(p.numel() for p in vlp.parameters()) < size
     with pytest.raises(ValueError, match=r"this layer was removed by prune\(\)"):
         vlp(padded_batch(case), np.zeros(12, bool))
-
-
-def test_empty_image_leaves_the_class_token():
-    vlp, case = golden.loaded("vilt").vlp, golden.Recorded("vilt", torch.float32)
-    image = case.given("image").clone()
-    image[1] = 0
-    with torch.no_grad():
-        _, seen = vlp.embed_image(image)
-        assert seen.sum(1).tolist() == [17, 1, 17, 17]
-        assert torch.isfinite(vlp({**padded_batch(case), "image": image})).all()
-        assert vlp.embed_image(torch.zeros(2, 3, 64, 64))[0].shape == (2, 1, 64)
-
-
-def test_dropout_acts_in_train_mode_only():
-    config = ViLTConfig(
-        image_size=32, patch_size=16, hidden_size=16, num_heads=2, num_layers=2, vocab_size=20, max_positions=8
-    )
-    vlp = ViLT(config)
-    ids = torch.arange(6)[None]
-    batch = {"image": torch.randn(1, 3, 32, 32), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    assert not torch.equal(vlp(batch), vlp(batch))
-    vlp.freeze()
-    assert torch.equal(vlp.train()(batch), vlp(batch))
 
 
 def test_embed_rejects_inputs_that_do_not_fit():

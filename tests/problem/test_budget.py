@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from das_gym.files import write_json
 from das_gym.problem.budget import Budget, keeps_budget, pick_budget
 from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
 
@@ -28,14 +25,6 @@ SCORES = np.array([[0.1, 0.4, 0.3, 0.2], [0.5, -0.1, -0.5, 1.5]])
 def test_skip_highest_skips_until_the_budget_is_satisfied(budget: Budget, masks: list[list[int]]):
     """The third layer costs less than its adapter: by cost it is never skipped."""
     assert budget.skip_highest(SCORES).astype(int).tolist() == masks
-
-
-def test_violations_are_shares():
-    masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    assert Budget(4, skip_num=2).violations(masks).tolist() == [0.5, 0.25, 0.5]
-    assert Budget(4, saved=0.5, cost=MACS).violations(masks) == pytest.approx([0.55, 0.25, 0.0])
-    assert Budget(4).violations(masks).tolist() == [0.0, 0.0, 0.0]
-    assert Budget(4, saved=0.5, cost=MACS).is_kept_by(masks).tolist() == [False, False, True]
 
 
 def test_pick_budget_defaults_to_four_layers():
@@ -109,10 +98,3 @@ def test_pick_budget_rejects_wrong_settings(budget):
 def test_given_costs_rejects_other_figures(costs: dict):
     with pytest.raises(ValueError, match=r"latency_saved"):
         given_costs(costs)
-
-
-def test_given_costs_reads_a_file(tmp_path: Path):
-    cost = MaskCost(3.0, 3.5, np.array([0.25, 1 / 3]), "latency_saved")
-    write_json(tmp_path / "figures.json", {"costs": {"latency_saved": cost.as_dict()}})
-    read = given_costs(str(tmp_path / "figures.json"))["latency_saved"]
-    assert (read.full, read.unskipped, read.savings.tolist(), read.setting) == (3.0, 3.5, [0.25, 1 / 3], "latency_saved")

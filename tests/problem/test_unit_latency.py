@@ -51,20 +51,6 @@ def test_measure_units_distinguishes_parts():
     np.testing.assert_allclose(found.cost.saved(masks), [1 - 25 / 22, 1 - 13.25 / 22])
 
 
-class Cold(Machine):
-    """The first two rounds, of three runs each, take much longer."""
-
-    def run(self, *args) -> None:
-        self.hiccup = 1000.0 if self.runs < 6 else 0.0
-        super().run(*args)
-
-
-def test_measure_units_ignores_warm_up_rounds():
-    found = measure_units(Cold().timer(), rounds=(1, 1), warm_up=2)
-    np.testing.assert_allclose(found.kept, KEPT)
-    assert found.full == pytest.approx(BASE + sum(BARE))
-
-
 def test_measure_units_stops_after_its_time(monkeypatch: pytest.MonkeyPatch):
     machine = Machine()
     measure_units(machine.timer(), rounds=(3, 50), seconds=0.0, warm_up=1)

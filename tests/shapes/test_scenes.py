@@ -28,11 +28,6 @@ def some_scenes(count: int, seed: int = 0) -> list[Scene]:
     return [sample_scene(rng) for _ in range(count)]
 
 
-def test_scenes_are_seeded():
-    assert some_scenes(20, seed=3) == some_scenes(20, seed=3)
-    assert some_scenes(20, seed=3) != some_scenes(20, seed=4)
-
-
 def test_sampled_scenes_are_within_bounds():
     scenes = some_scenes(300)
     assert {len(scene.objects) for scene in scenes} == set(range(MIN_OBJECTS, MAX_OBJECTS + 1))

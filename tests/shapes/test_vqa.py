@@ -19,7 +19,7 @@ from PIL import Image
 from das_gym.shapes import vqa as shapes
 from das_gym.shapes.scene_language import QUESTION_FAMILIES
 from das_gym.shapes.vqa import shapes_root, write_shapes
-from das_gym.shapes.writing import NewImages, bundled_root
+from das_gym.shapes.writing import bundled_root
 from das_gym.tasks.vqa.vqav2 import load_vqav2
 
 SPLITS = ("train2014", "val2014")
@@ -69,13 +69,6 @@ def test_write_shapes_has_vqav2s_format(small: Path, split: str, first: int, cou
     families = Counter((entry["image_id"], entry["question_type"]) for entry in annotations["annotations"])
     assert set(families.values()) == {1}
     assert {family for _, family in families} == set(QUESTION_FAMILIES)
-
-
-def test_images_are_unique(small: Path):
-    pictures = [path.read_bytes() for split in SPLITS for path in (small / split).iterdir()]
-    assert len(set(pictures)) == len(pictures) == 70
-    images = NewImages()
-    assert [images.add(content) for content in (b"a", b"b", b"a")] == [True, True, False]
 
 
 def test_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):

@@ -59,9 +59,9 @@ def test_build_killed_before_the_test_split_resumes_with_all_examples(small_prob
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_table(small_problem, ENV_ID, 5, 2, checkpoint, killer, each=True)
-    resumed, _ = build_table(small_problem, ENV_ID, 5, 2, checkpoint, each=True)
-    assert equal(resumed, build_table(small_problem, ENV_ID, 5, 2, each=True)[0], tmp_path)
+        build_table(small_problem, ENV_ID, 2, 1, checkpoint, killer, each=True)
+    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
+    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
 
 
 def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
@@ -94,7 +94,7 @@ def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
     path = tmp_path / "checkpoint.npz"
     assert equal(build_table(small_problem, ENV_ID, 10, 6, path)[0], small_table, tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for number, place in enumerate(rng.integers(0, len(whole), 60)):
+    for number, place in enumerate(rng.integers(0, len(whole), 24)):
         damaged = bytearray(whole[:place]) if number % 6 == 0 else bytearray(whole)
         if number % 6:
             damaged[place] ^= 1 << rng.integers(8)

@@ -42,14 +42,6 @@ def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file:
     check_table(table, small_problem)
 
 
-def test_formats_hold_the_same_means(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
-    table = build_table(small_problem, ENV_ID, 10, 6, each=True)[0]
-    np.testing.assert_array_equal(table.scores["reward"].losses, small_table.scores["reward"].losses)
-    np.testing.assert_allclose(table.statistics, small_table.statistics, rtol=1e-5, atol=1e-6)
-    small_table.save(tmp_path / "one.npz")
-    assert SubnetTable.load(tmp_path / "one.npz").examples is None
-
-
 def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: Path):
     table = SubnetTable.load(each_file)
     table.meta.hashes["reward_content"] = "0" * 16

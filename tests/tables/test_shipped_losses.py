@@ -33,6 +33,7 @@ def test_shipped_losses_agree_with_the_model(checkpoint: str | None):
     np.testing.assert_allclose(found, problem.evaluator.losses(masks, examples_of(problem)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_examples_or_settings_have_no_shipped_losses():
     problem = load_problem(ProblemConfig(model="VLM", task="answering"))
     examples = examples_of(problem)
@@ -43,6 +44,7 @@ def test_other_examples_or_settings_have_no_shipped_losses():
         assert shipped_losses(changed, examples) is None
 
 
+@pytest.mark.slow
 def test_changed_checkpoint_has_no_shipped_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from das_gym.tables import shipped_losses as module
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.landscape import landscape
 from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget
@@ -22,7 +21,6 @@ from das_gym.tables.suite import (
     problems_of,
     random_probabilities,
     read_suite,
-    relatives_of,
     suite_record,
 )
 from tests.made_up_suite import made_up_table
@@ -134,19 +132,6 @@ def test_relatives_add_problems_of_the_same_tables(made_up_suite: Path):
         load_suite(made_up_suite, "train", relatives=-1)
 
 
-def test_relatives_still_do_their_task():
-    table = made_up_table(7, 0)
-    rewards, rng = table.values("exp_neg_loss"), np.random.default_rng(0)
-    drawn = relatives_of(table, 500, rng)
-    assert len(set(drawn)) == len(drawn)
-    for without in drawn:
-        mask = np.isin(np.arange(7), without)
-        assert 1 <= mask.sum() <= 3
-        assert rewards[table.index(mask)] >= 0.5 * rewards[0]
-    good = (table.masks.sum(axis=1) <= 3) & (rewards >= 0.5 * rewards[0])
-    assert len(drawn) == good.sum() - 1
-
-
 def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train")
     rng = np.random.default_rng(0)
@@ -193,17 +178,6 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
             load_suite(made_up_suite, budgets=budgets)
 
 
-def test_bundled_tables_record_how_latency_was_measured():
-    for split, models in (("valid", 3), ("test", 6)):
-        tables = {problem.source.file: problem.table for problem in load_suite(None, split).problems}
-        assert len(tables) == models
-        for table in tables.values():
-            measured = table.meta.costs["latency_saved"]["measured"]
-            assert (measured["threads"], measured["examples"], measured["clock"]) == (1, 1, "processor time")
-            assert tuple(measured["units"]) == table.meta.layer_names
-            assert (table.costs["latency_saved"].savings > 0).all()
-
-
 def test_read_suite_rejects_other_folders(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
         read_suite(tmp_path)
@@ -218,18 +192,3 @@ def test_read_suite_rejects_tables_outside_its_folder(tmp_path: Path, file: str)
     (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
     with pytest.raises(ValueError, match="`file`"):
         read_suite(tmp_path)
-
-
-def test_landscape_of_a_sum_is_additive():
-    masks, values = every_mask(6), every_mask(6) @ np.array([0.1, 0.5, -0.2, 0.9, 0.3, 0.7])
-    found = landscape(masks, values, Budget(6, 3))
-    assert found.masks == 20
-    assert found.additivity == pytest.approx(1)
-    assert found.optima == 1
-    noise = landscape(masks, np.random.default_rng(0).normal(size=64), Budget(6, 3))
-    assert noise.additivity < 0.6
-    assert noise.optima > 1
-    assert noise.autocorrelation < found.autocorrelation
-    one = landscape(masks, values, Budget(6, 6))  # all skipped
-    assert (one.masks, one.optima) == (1, 1)
-    assert np.isnan(one.autocorrelation)

@@ -33,13 +33,6 @@ def test_run_agent_curves_are_of_the_current_answer(oracle):
     assert (again.curves == result.curves).all()
 
 
-def test_run_agent_keeps_the_answer_of_a_finished_agent(oracle):
-    result = run_agent(oracle, "greedy", range(5), 60, 3, {})
-    assert result.evaluations.tolist() == [8 + 7 + 6 + 5] * 5
-    assert (result.curves[:, 25:] == result.curves[:, 25:26]).all()
-    assert (result.answers == result.answers[0]).all()
-
-
 def test_run_agent_with_a_single_mask(made_up_table):
     oracle = TableOracle(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
     result = run_agent(oracle, "greedy", range(2), 5, 3, {})

@@ -41,17 +41,6 @@ def test_hint_orders_masks_by_cost():
     np.testing.assert_allclose(hint.after_flips(mask).ravel(), hint(flips(mask)), atol=1e-9)
 
 
-def test_hint_of_many_masks_uses_a_fixed_sample():
-    n = 40
-    rng = np.random.default_rng(0)
-    costs = NeighbourCosts({"leave_one_out": rng.random(n), "stream": np.zeros(n), "depth": np.arange(n) / n})
-    space = MaskSpace(Budget(n, 12))
-    masks = np.stack([space.sample(rng) for _ in range(50)])
-    found = Hint(costs, space)(masks)
-    np.testing.assert_array_equal(found, Hint(costs, space)(masks))
-    assert (np.diff(found[np.argsort(costs(masks))]) <= 0).all()
-
-
 @pytest.mark.parametrize("place", [(2, 1, 1, 0), (2, 1, 1, HINT_START), (0, 4, 3, len(HINTS) - 1)])
 def test_hinted_process_matches_the_textbook(place: tuple[int, ...]):
     hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)

@@ -8,13 +8,11 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, conditional_cost
 from das_gym.agents.policy.training import PolicySettings, mean_scaled, train_policy
 
 from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
 from tests.agents.policy.chains import Chains
@@ -88,26 +86,6 @@ def test_suite_masks_equal_choose_despite_padding(suite: Suite, network: UnitNet
         n = problem.table.n_layers
         np.testing.assert_array_equal(choose(network, suite.observed[row, :n], problem.budget)[0], masks[row, :n])
         assert problem.budget.is_kept_by(masks[row : row + 1, :n])[0]
-
-
-class Asked:
-    """A network that gives the same scores whatever it reads, and records the saved costs that it was given."""
-
-    config = PolicyConfig(DEFAULT_STATISTICS)
-
-    def __init__(self, scores: list[float]) -> None:
-        self.scores, self.saved = torch.tensor(scores), []
-
-    def __call__(self, statistics: torch.Tensor, units: torch.Tensor, skipped: torch.Tensor, goals: torch.Tensor, saved):
-        self.saved.append(saved.tolist())
-        return self.scores.expand(len(units), -1), None
-
-
-def test_policy_by_cost_skips_no_more_than_needed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(agent, "load_policy", lambda path: Asked([3.0, 2.0, 1.0, 0.0]))
-    space = MaskSpace(Budget(4, saved=0.2, cost=MaskCost(100, 100, np.array([5.0, 20, 10, 30]))))
-    chosen = make_agent("policy", space, statistics=dict.fromkeys(DEFAULT_STATISTICS, np.zeros(4))).best()
-    assert chosen.tolist() == [False, True, False, False]  # with the second the first is not needed
 
 
 def test_network_is_equivariant_to_the_order_of_units(suite: Suite, network: UnitNetworks):

@@ -84,39 +84,14 @@ def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "what"),
-    [
-        ("n_skipped", 3, "answer: n_skipped"),
-        ("skipped_layers", ["text.0"], "answer: skipped_layers"),
-        ("evaluations", 11, "evaluations"),
-    ],
-)
-def test_validate_derives_values(field, value, what, tmp_path):
-    assert differing(validate(dataclasses.replace(search_record(tmp_path), **{field: value}))) == [what]
-
-
-def test_validate_needs_no_code_of_your_own_agent(tmp_path):
-    result = search_record(tmp_path, agent="greedy", env_kwargs={"reward_batches": "cycle"})
-    assert not differing(validate(dataclasses.replace(result, agent="nowhere:Own")))
-    with pytest.raises(ValueError, match="did you mean 'greedy'"):
-        validate(dataclasses.replace(result, agent="gredy"))
-
-
-@pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
-        ({"env_id": "nowhere:Env-v0"}, "`plugins=nowhere`"),
         ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym"),
-        ({"seed": -1}, "(?i)seed"),
         ({"agent": "bandti"}, "did you mean 'bandit'"),
-        ({"mask": [1, 1, 1, 1]}, "`mask` is not allowed"),
         ({"mask": [2] * 12}, "`mask` is not allowed"),
-        ({"mask": [0.5] * 12}, r"mask\[0\]"),
         ({"best_seen": {}}, "best_seen, 'mask' is missing"),
-        ({"best_seen": {"mask": [1]}}, "`mask` is not allowed"),
         ({"best_seen": {"mask": None}}, "mask"),
-        ({"best_seen": {"mask": [True] * 12}}, "mask"),
         ({"best_seen": {"reward": "high"}}, "reward"),
     ],
 )
