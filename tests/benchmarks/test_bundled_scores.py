@@ -61,10 +61,3 @@ def test_main_prints_scores_of_an_answering_model(
     bundled_scores.main(["smolvlm_mini", "--questions", "12"])
     printed = capsys.readouterr().out
     assert all(row in printed for row in ("answers", "empty images", "prior"))
-
-
-@pytest.mark.slow
-def test_main_prints_scores_of_a_supernet(capsys: pytest.CaptureFixture[str]):
-    bundled_scores.main(["meter_vqa"])
-    printed = capsys.readouterr().out
-    assert "accuracy: full model 97.0, mean image 33.0" in printed

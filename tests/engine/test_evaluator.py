@@ -24,8 +24,7 @@ mask_sets = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), max_size
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
-@pytest.mark.parametrize("model", ["METER", "ViLT"])
+@pytest.mark.parametrize(("model", "dtype", "tolerance"), [("METER", torch.float32, 1e-5), ("ViLT", torch.float64, 1e-10)])
 @settings(max_examples=8, deadline=None)
 @given(bits=mask_sets, batch_size=st.integers(1, 6), divergences=st.booleans())
 def test_evaluate_equals_a_plain_forward_per_mask(worlds, model, dtype, tolerance, bits, batch_size, divergences):
