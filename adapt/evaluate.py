@@ -131,7 +131,9 @@ def _generate(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
-        raise TypeError(f"a {type(vlp).__name__} cannot generate answers. Register how it does, as `ModelEntry(say=...)`.")
+        raise TypeError(
+            f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(say=...)`."
+        )
     answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
     return answers
 

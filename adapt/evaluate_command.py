@@ -79,10 +79,10 @@ class EvaluateSettings(PluginSettings):
     def __post_init__(self) -> None:
         check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens"), (1, math.inf)))
         if self.out is not None and at_home(self.out).exists():
-            raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
+            raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """The model, the examples, and the folder that they are from; None for the bundled data.
+        """Return the model, the examples, and the folder of the data; None for the bundled data.
 
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.

@@ -149,7 +149,7 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
 
 @contextmanager
 def _named(record: Path, advice: str = "Fine-tune it again.") -> Iterator[None]:
-    """Name the record in errors of its content."""
+    """Turn errors about the content of a record into a ValueError that names the file."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:

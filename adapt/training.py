@@ -279,7 +279,7 @@ class Trainer:
             self._save()
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
-        """Take one step of the optimizer, and return its losses and metrics."""
+        """Take one optimizer step, and return its losses and metrics by name."""
         accelerator, trained, sums = self.accelerator, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad()
         with accelerator.autocast():

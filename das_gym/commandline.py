@@ -45,7 +45,7 @@ class Command:
             `das_gym.experiment.RecordedCommand`. It is imported when the command runs. A function may return an exit code.
         words: What may follow, as the help shows it.
         about: What it does.
-        settings: "module:class" of the settings behind `with`, where the target is a function.
+        settings: "module:class" of the settings after `with`, where the target is a function.
         positional: A setting whose values may also stand before `with`, as in `report 1 2`.
         subcommands: Commands by the word that follows this one's name.
     """
@@ -64,13 +64,13 @@ class Command:
             return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
     def completions(self) -> list[str]:
-        """Return what may stand behind `with`: named configs, and settings as `seed=`."""
+        """Return what may follow `with`: named configs, and settings as `seed=`."""
         target, cls = self.load()
         named = target.named_configs() if hasattr(target, "named_configs") else ()
         return [*named, *(f"{each.name}=" for each in (fields(cls) if cls else ()))]
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
-        """Run the command with the words behind its name; return its exit code.
+        """Run the command with the words after its name; return its exit code.
 
         Args:
             name: Program and command, as `format_command` takes it.
@@ -97,9 +97,9 @@ class Program:
     Attributes:
         name: `agents` or `adapt`.
         commands: By the word that names them.
-        main: The command that `with ...` directly behind the program's name runs.
+        main: The command that `with ...` directly after the program's name runs.
         runs_alone: Whether the program's name alone runs `main`; otherwise it shows the help.
-        examples: Frequent commands: the words behind the program's name, and what they do.
+        examples: Frequent commands: the words after the program's name, and what they do.
     """
 
     name: str
@@ -182,7 +182,7 @@ def _expand_home(word: str) -> str:
 
 
 def find_typed_modules(words: Iterable[str]) -> None:
-    """Let `agent=mine:Agent` find mine.py in the working folder, which the path of a console script lacks.
+    """Add the working folder to `sys.path` if a word names a class, as in `agent=mine:Agent`; console scripts lack it.
 
     The folder is added only if a typed word names a module in it: what a record names is not looked up there.
     """
@@ -233,13 +233,13 @@ def repeat_command(settings: Mapping[str, Any]) -> str:
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Return settings as they are typed behind `with`, quoted for a shell; those that equal a default are left out."""
+    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out."""
     flat, known = flatten_settings(settings), flatten_settings(defaults or {})
     return [shlex.quote(f"{name}={value}") for name, value in flat.items() if name not in known or known[name] != value]
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the named configs behind `with`; `search.seed=3` sets a value in a nested mapping."""
+    """Return the settings and the named configs after `with`; `search.seed=3` sets a value in a nested mapping."""
     values: dict[str, Any] = {}
     named = []
     for word in words:
@@ -256,7 +256,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...` behind it.
+    """Return the settings of a command from the words `with name=value ...` that follow it.
 
     Args:
         cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.
@@ -299,7 +299,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
     if isinstance(defaults_of(cls)[name], tuple):
         return ["with", f"{name}={values}", *rest]
     if len(values) > 1:
-        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings stand behind `with`")
+        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings follow `with`")
     return ["with", f"{name}={values[0]}", *rest]
 
 
@@ -342,7 +342,7 @@ def check_words(
     message = _flag_mistake(words, command, set(settings))
     word = words[0] if words else ""
     if message is None and word == "with" and len(words) == 1:
-        message = f"nothing stands behind `with`: `{format_command(command, 'name=value')} ...`"
+        message = f"nothing follows `with`: `{format_command(command, 'name=value')} ...`"
     elif message is None and word == "with":
         late = next((each for each in words if each in commands and each not in named), None)
         others = [each for each in words[1:] if each != late]
@@ -351,7 +351,7 @@ def check_words(
     elif message is None and word and not word.startswith("-") and word not in commands:
         near = nearest_names(word, [*commands, "with"])
         if "=" in word or word in named:
-            message = f"settings stand behind `with`; did you mean `{format_command(command, *words)}`?"
+            message = f"settings follow `with`; did you mean `{format_command(command, *words)}`?"
         elif near:
             message = (
                 f"unknown sub-command {word!r}; did you mean `{' '.join([format_command(command), *near, *words[1:]])}`?"
@@ -379,5 +379,5 @@ def _flag_mistake(words: Sequence[str], command: str, settings: set[str]) -> str
             after = words[place + 1] if not sign and place + 1 < len(words) else "..."
             others = [*words[:place], f"{name}={value if sign else after}", *words[place + 1 if sign else place + 2 :]]
             fixed = format_command(command, *(each for each in others if each != "with"))
-            return f"settings are not flags: got {word}, expected `{name}=VALUE` behind `with`. Did you mean `{fixed}`?"
+            return f"settings are not flags: got {word}, expected `{name}=VALUE` after `with`. Did you mean `{fixed}`?"
     return None

@@ -45,7 +45,7 @@ def script(program: str, main: str, words: Mapping[str, Sequence[str]]) -> str:
     Args:
         program: `agents` or `adapt`.
         main: The sub-command that runs if none is given.
-        words: The words that each sub-command accepts behind `with`.
+        words: The words that each sub-command accepts after `with`.
     """
     cases = "\n".join(f'      {name}) words="{" ".join(known)}" ;;' for name, known in words.items())
     return _SCRIPT.substitute(program=program, main=main, commands=" ".join(words), cases=cases)

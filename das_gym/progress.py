@@ -76,7 +76,7 @@ class Lines:
             self._print(" | ".join(map(str, Lines._open)))
 
     def close(self) -> None:
-        """End. The outermost task prints a last line if it has printed before."""
+        """Finish the task. The outermost one prints a last line if it has printed before."""
         if self in Lines._open:
             Lines._open.remove(self)
             if not Lines._open and Lines._last_line > self.start:

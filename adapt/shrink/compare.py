@@ -142,7 +142,7 @@ class MaskEvaluator:
         return student
 
     def remember(self, result: MethodResult) -> None:
-        """Keep a result that is in the record, and remove its checkpoint."""
+        """Store a result that is in the record, and remove its checkpoint."""
         self._known[result.found.mask] = result
         if self.folder is not None:
             (self.folder / f"{result.found.method}.pt").unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class ShrinkJob:
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
 
     def run(self, log: Log) -> Measured:
-        """Do all of it, and print the report.
+        """Run the whole job, and print the report.
 
         Args:
             log: Called with name, value and step.
@@ -201,7 +201,7 @@ class ShrinkJob:
 
 
 def finish_saved(folder: Path) -> None:
-    """Give the record of a run whose model is saved its name, and remove the checkpoint."""
+    """Rename the record of a run whose model is saved to its final name, and remove the checkpoint."""
     if (folder / PENDING).is_file():
         (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)

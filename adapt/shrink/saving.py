@@ -137,7 +137,7 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
 
 
 def _set_config_dtype(folder: Path, source: Path) -> None:
-    """Name the dtype that the source's configuration names, which may differ from that of the weights."""
+    """Set the dtype in config.json to that of the source's config.json, which may differ from that of the weights."""
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):

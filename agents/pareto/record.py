@@ -64,7 +64,7 @@ class Scored:
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
         numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
         if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
-            raise ValueError(f"there are {len(masks)} masks, and not one number for each of them")
+            raise ValueError(f"got {len(masks)} masks, but not one number for each")
         return cls(masks, *numbers)
 
 

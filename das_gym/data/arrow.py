@@ -188,7 +188,7 @@ def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Name the table in what pyarrow raises."""
+    """Turn pyarrow's errors into a ValueError that names the file."""
     try:
         yield
     except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:

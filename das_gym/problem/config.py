@@ -235,7 +235,7 @@ def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[
 
 
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
-    """Return model and data as they are typed behind `with`: the named config, settings that are not the default, and more.
+    """Return model and data as they are typed after `with`: the named config, settings that are not the default, and more.
 
     Args:
         config: Model and data.

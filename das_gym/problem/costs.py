@@ -95,21 +95,21 @@ class Costs:
         return MaskCost(self.parameters_full, full_model, kept - self.skip_parameters, "parameters_saved")
 
     def macs(self, mask: Mask) -> int:
-        """MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
+        """Return the MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
         kept = self.layer_macs + self.parallel_macs
         return self.base_macs + self.head_macs + self._choose(mask, kept, self.skip_macs)
 
     def macs_saved(self, mask: Mask) -> float:
-        """Share of `macs_full` that the subnet saves, at most 1; negative where its adapters cost more than it skips."""
+        """Return the share of `macs_full` that the subnet saves; negative if its adapters cost more than it skips."""
         return 1 - self.macs(mask) / self.macs_full
 
     def parameters(self, mask: Mask) -> int:
-        """Parameters of the pruned subnet and head."""
+        """Return the number of parameters of the pruned subnet and its head."""
         kept = self.layer_parameters + self.parallel_parameters
         return self.base_parameters + self.head_parameters + self._choose(mask, kept, self.skip_parameters)
 
     def trainable_parameters(self, mask: Mask) -> int:
-        """Those of `parameters(mask)` that train."""
+        """Return the number of trainable parameters among `parameters(mask)`."""
         return self.base_trainable + self.head_parameters + self._choose(mask, self.kept_trainable, self.skip_trainable)
 
     def _choose(self, mask: Mask, kept: np.ndarray, skipped: np.ndarray) -> int:

@@ -142,7 +142,7 @@ def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
 
 
 def build_problem(config: ProblemConfig) -> Problem:
-    """As `load_problem`, sharing nothing with other problems."""
+    """Load a problem, as `load_problem`, that shares nothing with other problems."""
     find_supernet(config)  # fails before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
@@ -195,7 +195,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
         raise ValueError(
-            f"`checkpoint` is of another model: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
+            f"`checkpoint` is another model's: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
             f"Choose another checkpoint, or model={type(vlp).__name__}."
         )
     check_model(vlp)
@@ -263,7 +263,9 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
         content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
-        raise ValueError(f"`supernet` is no supernet: {path} holds {content}. Train one with `{supernet_command(config)}`.")
+        raise ValueError(
+            f"`supernet` is not a supernet: {path} holds {content}. Train one with `{supernet_command(config)}`."
+        )
     _check_task(supernet, config.task, path)
     return path, supernet
 

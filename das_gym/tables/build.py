@@ -155,7 +155,7 @@ def with_latency(table: SubnetTable, problem: Problem, batch: int = 1, processor
     """
     if problem.layer_names != table.meta.layer_names:
         raise ValueError(
-            f"the table is of other units: it has {', '.join(table.meta.layer_names)}, "
+            f"the table has other units than the model: it has {', '.join(table.meta.layer_names)}, "
             f"the model {', '.join(problem.layer_names)}"
         )
     costs = table.meta.costs | _latency_costs(problem, batch, processor_time)
@@ -375,7 +375,7 @@ class _Progress:
         return {split: GroupScores.of_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
         for split, each in (self.each or {}).items():
@@ -397,16 +397,16 @@ class _Progress:
             self.spent = build(Spending, meta.pop("spent"))
             del meta["done"]
             if form != CHECKPOINT_FORMAT:
-                raise ValueError("it is of another version")
+                raise ValueError("it is from another version")
             differing = [name for name in {**meta, **self.identity} if meta.get(name) != self.identity.get(name)]
             if not differing:
                 self._restore_arrays(arrays, done)
         except (*BAD_ARRAYS, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it to make the table from the start") from error
+            raise ValueError(f"{path} is damaged ({error}): remove it to start the table again") from error
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{path} is of another table: it has {name}={meta.get(name)}, the problem {self.identity.get(name)}. "
+                f"{path} belongs to another table: it has {name}={meta.get(name)}, the problem {self.identity.get(name)}. "
                 "Model, supernet or data have changed since: start a new run."
             )
 
@@ -415,7 +415,7 @@ class _Progress:
             for split in SPLITS:
                 found = arrays[split + suffix]
                 if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                    raise ValueError("its sums are of other masks or groups")
+                    raise ValueError("its sums belong to other masks or groups")
                 own[split] = found
         for split, each in (self.each or {}).items():
             if done[split]:

@@ -176,10 +176,10 @@ def front_of(folder: Path) -> None:
     ("given", "text"),
     [
         ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
-        ({"search_run": 1, "point": -1}, "point=-1"),
+        ({"search_run": 1, "point": -1}, "`point`.*got -1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
-        ({"mask": (0, 2)}, "other values than 0"),
-        ({"refine": 0}, "refine=0"),
+        ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
+        ({"refine": 0}, "`refine` is out of range"),
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):

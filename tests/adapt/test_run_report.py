@@ -172,7 +172,7 @@ def test_report_of_compare(runs: Path):
         run_report(runs / "6")
 
 
-@pytest.mark.parametrize(("name", "message"), [("other.json", "no run ended there"), ("shrink.json", "damaged")])
+@pytest.mark.parametrize(("name", "message"), [("other.json", "its run has not finished"), ("shrink.json", "damaged")])
 def test_report_rejects_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     write_run(runs / "9", name, {"settings": {}}, {})
     assert PROGRAM.run(["report", "9", "with", f"runs_dir={runs}"]) == 1

@@ -42,11 +42,11 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
 @pytest.mark.parametrize(
     ("update", "text"),
     [
-        ({"seeds": 0}, "seeds=0 is not allowed; give a whole number from 1 on"),
-        ({"agents": []}, "agents is empty; name some of angular, bandit, bayes"),
+        ({"seeds": 0}, "`seeds` is out of range"),
+        ({"agents": []}, "`agents` is empty"),
         ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
-        ({"live": True, "table": "x.npz"}, "live=True plays on the model, table=x.npz on a table"),
+        ({"live": True, "table": "x.npz"}, "live=True scores with the model, table=x.npz"),
         ({"macs_saved": 0.9, "table": "small"}, "`macs_saved` is out of reach"),
     ],
 )

@@ -125,7 +125,7 @@ def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path
 def test_checkpoints_of_other_tables_are_rejected(small_problem: Problem, tmp_path: Path, change: dict):
     settings = {"reward_examples": 2, "test_examples": 2, "checkpoint": tmp_path / "checkpoint.npz"}
     build_table(small_problem, ENV_ID, **settings)
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is of another table"):
+    with pytest.raises(ValueError, match=r"checkpoint\.npz belongs to another table"):
         build_table(small_problem, ENV_ID, **{**settings, **change})
 
 

@@ -78,7 +78,7 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
 
 
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """As `insert_into_pruned`, for the positions of kept layers, and the norms of removed ones, in order."""
+    """Insert adapters at the positions of kept layers, with the norms of removed ones; see `insert_into_pruned`."""
     layer, ends = smaller.stack.layers[0], [-1, *kept, len(kept) + len(norms)]
     settings = {
         "layers": decoder_path(smaller),
@@ -170,7 +170,7 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
 
 
 def write_code(folder: Path, model: Any) -> None:
-    """Put the code that loads a saved model with adapters into its folder, and its name into the configuration.
+    """Copy the code that loads a saved model with adapters into its folder, and name it in the configuration.
 
     Args:
         folder: As `save_pretrained` left it.

@@ -70,7 +70,9 @@ def load_vlm(
         ValueError: The model is not supported, or the folder is damaged, with the reason.
     """
     if dropout:
-        raise ValueError(f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers are adapted without.")
+        raise ValueError(
+            f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers are adapted without dropout."
+        )
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
@@ -100,7 +102,7 @@ def load_vlm(
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Have every error name the folder; what transformers raises for a damaged configuration becomes a ValueError."""
+    """Make every error name the folder. What transformers raises for a damaged configuration becomes a ValueError."""
     try:
         yield
     except (OSError, ImportError, MemoryError):
@@ -154,7 +156,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is of no model that transformers knows ({first_line(error)}). A model with code of "
+            f"{folder / 'config.json'} names no model that transformers knows ({first_line(error)}). A model with code of "
             "its own needs `trust_remote_code=True`."
         ) from error
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part

@@ -1,4 +1,4 @@
-"""Find the layers inside a model of transformers, and replace parts of it for a while."""
+"""Find the layers inside a model of transformers, and replace parts of it temporarily."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stack:
     Attributes:
         owner: The module that runs them.
         name: The name of their list in it.
-        norm: The norm behind a decoder's layers; not looked for in a vision tower.
+        norm: The norm after a decoder's layers; not looked for in a vision tower.
     """
 
     owner: nn.Module
@@ -40,7 +40,7 @@ class Stack:
 
 
 def find_decoder(model: nn.Module) -> Stack:
-    """Find the decoder layers of a model of transformers, and the norm behind them.
+    """Find the decoder layers of a model of transformers, and the norm after them.
 
     Raises:
         ValueError: The model is an encoder-decoder, or keeps its layers where transformers usually does not.
@@ -100,7 +100,7 @@ def child(layer: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 @contextmanager
 def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give modules other forward functions for a while. Their hooks stay."""
+    """Replace the forward functions of modules within the block. Their hooks stay."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

@@ -31,7 +31,7 @@ def probe_tower(compare: Comparison) -> TowerCapabilities:
     last = max(reads)
     found = TowerCapabilities(reads, dict.fromkeys(range(last + 1, count), UNREAD))
     if not compare.same(_replay(compare, found, given, ()), image_features(compare.model, given)):
-        raise ValueError("one by one they do not give what its own forward gives")
+        raise ValueError("run one by one, they do not reproduce its own forward")
     removable = [place for place in range(last + 1) if _can_remove(compare, found, given, (place,))]
     if not removable:
         raise ValueError(f"none of them can be removed: {TIED}")

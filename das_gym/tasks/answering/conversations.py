@@ -162,4 +162,6 @@ def check_options(answer: str, options: Sequence[str], where: str) -> None:
     if len(options) < 2 or len(set(options)) < len(options):
         raise ValueError(f"{where}: wrong `options`: got {options!r:.80}, expected two or more different ones")
     if answer not in options:
-        raise ValueError(f"{where}: the answer is no option: got {answer!r:.60}, expected one of {options!r:.80}")
+        raise ValueError(
+            f"{where}: the answer is not among the options: got {answer!r:.60}, expected one of {options!r:.80}"
+        )

@@ -128,10 +128,10 @@ def _find(root: Path) -> Found:
     if not found:
         contents = [f"{file.path.name} with {_content(file)}" for file in files]
         names = some(contents or sorted(path.name for path in root.iterdir()), 6)
-        raise ValueError(f"{root} holds no known data: got {names or 'nothing'}, expected {FORMATS}")
+        raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
-        raise ValueError(f"{root} holds {len(found)} data sets: got {several}. Pass one of these as `data_root`")
+        raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
 
 
@@ -164,7 +164,7 @@ def _find_file(path: Path) -> Found:
     content = [_content(file) for file in json_files(path.parent) if file.path == path] or [
         "no .json, .jsonl or .arrow file"
     ]
-    raise ValueError(f"`data_root` {path} is no known data: got {content[0]}, expected a file of {FORMATS}")
+    raise ValueError(f"`data_root` {path} is not in a known format: got {content[0]}, expected a file of {FORMATS}")
 
 
 def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[Found]:

@@ -168,7 +168,7 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: 
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
         ("train.learning_rate=0.5", "train.learning_rate"),
-        ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
+        ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),
         ("seeds=0", "`seeds` is out of range"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),
