@@ -85,19 +85,6 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
 
 
-def test_mongodb_has_settings_metrics_and_files(mongodb, command, tmp_path: Path):
-    client, folder = mongodb, tmp_path / "runs"
-    run = command.run({"runs_dir": str(folder), "number": 5.0}, options={"--mongo_db": "place:1:das"})
-    run.add_artifact(folder / "1" / "config.json")
-    (kept,) = client["das"]["runs"].find()
-    assert (kept["status"], kept["result"], kept["config"]["number"]) == ("COMPLETED", 5.0, 5.0)
-    (metric,) = client["das"]["metrics"].find()
-    assert (metric["name"], metric["steps"], metric["values"]) == ("some.loss", [0, 1, 2], [1, 1 / 2, 1 / 3])
-    (file,) = client["das"]["fs.files"].find({"filename": {"$regex": "config.json"}})
-    assert file["length"] == (folder / "1" / "config.json").stat().st_size
-    assert run_folder(run) == folder / "1"
-
-
 def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for flag, extra in (("-m", "das_gym[mongo]"), ("-s", "das_gym[sql]")):

@@ -5,12 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +27,6 @@ from tests.small_world import small_world
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
 MASK = [1, 0, 0, 0, 0, 1]
 QUICK = ("train.steps=4", "train.batch_size=8")
 
@@ -242,26 +236,6 @@ def test_damaged_image_is_named_and_leaves_no_partial_files(run_here, tmp_path: 
     assert "fine-tuning" not in printed
     assert not list(tmp_path.glob("runs/*/adapt.json"))
     assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
-
-
-@pytest.mark.long
-def test_killed_fine_tuning_resumes_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
-    settings = [*words_of(small_kwargs), f"mask={MASK}", "train.batch_size=8", "train.save_every=1", "train.steps=8"]
-    code, printed = run_here("with", *settings, "runs_dir=whole")
-    assert code == 0, printed
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "adapt", "with", *settings]
-    victim = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "runs/1/subnet.pt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not (tmp_path / "runs/1/adapt.json").is_file()
-    code, printed = run_here("with", "resume=1")
-    assert code == 0, printed
-    one, two = (Adaptation.load(tmp_path / folder / "1/adapter.safetensors") for folder in ("whole", "runs"))
-    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
-from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
 from tests.adapt.choosers import paper_bandit
@@ -114,16 +112,7 @@ def test_paper_training_freezes_the_models_own_head(config: ProblemConfig):
 
 
 @pytest.mark.slow
-def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tmp_path: Path):
-    given = {"model": "VLM", "task": "answering", "checkpoint": config.checkpoint, "data_root": config.data_root}
-    updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
-    with pytest.raises(RunError, match="Vision layers have no adapters"):
-        adapt.run(updates)
-    assert not list(tmp_path.iterdir())  # no run was started
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [("supernet",), ("das",), ("compare", "methods=['lora']"), ("run", "mask=[0,1,0,0]")])
+@pytest.mark.parametrize("words", [("das",), ("compare", "methods=['lora']")])
 def test_prompts_that_are_too_long_begin_no_run(
     config: ProblemConfig, tmp_path: Path, run_here: Run, words: tuple[str, ...]
 ):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import gymnasium
@@ -9,11 +8,9 @@ import numpy as np
 import pytest
 from das_gym.agents.table_experiment import run_table, summary
 
-from das_gym.commandline import setting_words
 from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
-from tests.commands import start, stop_when
 
 
 @pytest.fixture
@@ -84,19 +81,3 @@ def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, tex
     with pytest.raises(RunError, match=text):
         run_table({**small, **update})
     assert not Path("runs/1").exists()
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_killed_command_resumes(small: dict, capsys: pytest.CaptureFixture[str]):
-    settings = {**small, "problem": {"eval_batch_size": 1}, "reward_examples": 30, "test_examples": 2}
-    words = ["with", "meter_vqa", *setting_words(settings)]
-    killed = start(" ".join(["python -m agents table", *words]))
-    error = stop_when(killed, Path("runs/1/table_checkpoint.npz").exists, signal.SIGINT)
-    assert killed.returncode == 130, error
-    assert "Resume with: python -m agents table with resume=1" in error
-    assert not Path("runs/1/table.npz").exists()
-    run_table({"resume": 1})
-    assert "best of k=4" in capsys.readouterr().out
-    run_table(settings)
-    assert Path("runs/1/table.npz").read_bytes() == Path("runs/2/table.npz").read_bytes()

@@ -110,7 +110,7 @@ register_task(TaskEntry("mine", "Mine", "fidelity_task:Mine", "VQAv2's files"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_custom_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """A registered task on custom data: a supernet, a run of `agents table`, and fidelity of that run."""
     (tmp_path / "fidelity_task.py").write_text(TASK)

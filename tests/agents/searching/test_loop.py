@@ -3,12 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -18,11 +13,9 @@ from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
-from das_gym.files import read_json
 from das_gym.problem import unit_latency
 from das_gym.problem.unit_latency import UnitLatencies
 
-ROOT = Path(__file__).parents[3]
 WITHOUT_STATISTICS = [name for name in AGENTS if not name.startswith("policy")]
 """Agents that need only the one statistic of the synthetic environment."""
 
@@ -111,29 +104,6 @@ def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop,
     for name in ("search.json", "search_history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
     assert tuple(turns) == whole.history  # with those of the checkpoint
-
-
-@pytest.mark.slow
-def test_killed_search_resumes_to_the_same_bytes(tmp_path):
-    code = f"""if True:
-        import sys
-        from das_gym.agents import SearchConfig, search
-        env_kwargs = {{"reward_batches": "resample", "seconds": 0.01}}
-        config = SearchConfig(env_id={ENV_ID!r}, evaluations=150, env_kwargs=env_kwargs)
-        search(config, sys.argv[1], resume=True)"""
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, tmp_path / "whole"], env=environment, check=True)
-    checkpoint = tmp_path / "killed" / "checkpoint.json"
-    with subprocess.Popen([*command, tmp_path / "killed"], env=environment) as process:
-        while process.poll() is None and not (checkpoint.exists() and len(read_json(checkpoint)["turns"]) > 10):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "search.json").exists()
-    subprocess.run([*command, tmp_path / "killed"], env=environment, check=True)
-    assert (tmp_path / "whole" / "search.json").read_bytes() == (tmp_path / "killed" / "search.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["format", "config", "agent", "env", "turns"])

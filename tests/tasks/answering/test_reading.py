@@ -304,13 +304,10 @@ def test_scienceqa(tmp_path: Path, folder: str):
     ("changes", "text"),
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
-        ({"answer": "A"}, r"problems\.json: 13: wrong type of `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"choices": ["one", ""]}, r"problems\.json: 13: `choices` is empty"),
         ({"question": " "}, r"problems\.json: 13: `question` is empty"),
         ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
         ({"image": 3}, r"problems\.json: 13: wrong `image`"),
-        ({"image": "missing.png"}, r"problems\.json: 13: .*images/test/13/missing\.png does not exist"),
     ],
 )
 def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
