@@ -24,6 +24,7 @@ from das_gym.problem.loading import load_splits
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.task import matching_losses
 from tests.adapt.choosers import paper_bandit
+from tests.small_world import small_world
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 
@@ -32,9 +33,11 @@ def settings_of(recipe: str, **changes) -> DASSettings:
     return das_settings("METER", "vqa", recipe, **{**TINY, "steps_per_turn": 2, "augment": False, **changes})
 
 
-@pytest.fixture
-def problem(small_kwargs: dict[str, str]) -> ProblemConfig:
-    return ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> ProblemConfig:
+    """A METER of 6 layers without adapters."""
+    given = small_world(tmp_path_factory.mktemp("small"), shapes_folder, bottleneck=0, skip_bottleneck=0)
+    return ProblemConfig(**{name: value for name, value in given.items() if name != "supernet"})
 
 
 def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Training, object]:
