@@ -24,7 +24,6 @@ from das_gym.problem.loading import load_splits
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.task import matching_losses
 from tests.adapt.choosers import paper_bandit
-from tests.small_world import small_world
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 
@@ -33,11 +32,9 @@ def settings_of(recipe: str, **changes) -> DASSettings:
     return das_settings("METER", "vqa", recipe, **{**TINY, "steps_per_turn": 2, "augment": False, **changes})
 
 
-@pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> ProblemConfig:
-    """A METER of 6 layers without adapters."""
-    given = small_world(tmp_path_factory.mktemp("small"), shapes_folder, bottleneck=0, skip_bottleneck=0)
-    return ProblemConfig(**{name: value for name, value in given.items() if name != "supernet"})
+@pytest.fixture
+def problem(shapes_folder: Path) -> ProblemConfig:
+    return ProblemConfig(data_root=str(shapes_folder))
 
 
 def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Training, object]:
@@ -49,7 +46,7 @@ def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Trainin
 def test_joint_search_takes_turns_after_warmup(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=2)
     training, splits = new_training(problem, settings)
-    chooser = paper_bandit(6, 4, 0, 1.0)
+    chooser = paper_bandit(12, 4, 0, 1.0)
     mask, turns = joint_search(training, splits, chooser)
     per_epoch = training.steps_per_epoch
     assert [turn.step for turn in turns] == list(range(per_epoch, 2 * per_epoch, 2))
@@ -69,7 +66,7 @@ def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
     training, splits = new_training(problem, settings)
     before = {name: p.detach().clone() for name, p in training.model.backbone.vlp.named_parameters()}
-    joint_search(training, splits, paper_bandit(6, 4, 0, 1.0))
+    joint_search(training, splits, paper_bandit(12, 4, 0, 1.0))
     tunable = training.model.backbone.vlp.tunable_state().keys()
     changed = {name for name, p in training.model.backbone.vlp.named_parameters() if not torch.equal(p, before[name])}
     assert changed
@@ -77,7 +74,7 @@ def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
 
 
 def test_losses_use_dropout_in_the_papers_recipe_alone(problem: ProblemConfig):
-    mask = np.zeros((2, 6), dtype=bool)
+    mask = np.zeros((2, 12), dtype=bool)
     for recipe, same in (("paper", False), ("das_gym", True)):
         training, splits = new_training(problem, settings_of(recipe))
         losses = training.losses(mask, reward_examples(training.model.task, splits, training.settings))
@@ -129,12 +126,12 @@ def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
     runs: Counter[str] = Counter()
     for name, module in places.items():
         module.register_forward_hook(lambda m, _, __, name=name: runs.update([name] if m.training and m.p == 0.1 else []))
-    training.step_loss(0, np.zeros(6, dtype=bool))
-    sub_layers = {f"{stream}_layers.{i}.layer.dropout": 3 for stream in ("text", "image") for i in range(3)}
+    training.step_loss(0, np.zeros(12, dtype=bool))
+    sub_layers = {f"{stream}_layers.{i}.layer.dropout": 3 for stream in ("text", "image") for i in range(6)}
     assert {name: count for name, count in runs.items() if "encoder" not in name} == sub_layers
     assert sum("text_encoder" in name for name in runs) >= 5
     attention = [module for module in vlp.modules() if isinstance(module, Attention)]
-    assert [(module.training, module.dropout) for module in attention] == [(True, 0.1)] * 12
+    assert [(module.training, module.dropout) for module in attention] == [(True, 0.1)] * 24
 
 
 @pytest.mark.slow
@@ -150,13 +147,13 @@ def test_joint_search_resumes_to_the_same_turns(problem: ProblemConfig, tmp_path
 
     training, splits = new_training(problem, settings)
     assert training.steps_per_epoch >= 4
-    whole, turns = joint_search(training, splits, paper_bandit(6, 4, 0, 1.0))
+    whole, turns = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0))
     training, _ = new_training(problem, settings)
     checkpoint = tmp_path / "search.pt"
     with pytest.raises(StopError):
-        joint_search(training, splits, paper_bandit(6, 4, 0, 1.0), checkpoint, on_turn=stop, save_every=1)
+        joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, on_turn=stop, save_every=1)
     training, _ = new_training(problem, settings)
-    again, turns_again = joint_search(training, splits, paper_bandit(6, 4, 0, 1.0), checkpoint, save_every=1)
+    again, turns_again = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, save_every=1)
     assert turns_again == turns
     assert np.array_equal(again, whole)
 
@@ -164,7 +161,7 @@ def test_joint_search_resumes_to_the_same_turns(problem: ProblemConfig, tmp_path
 @pytest.mark.slow
 def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     updates = {
-        **{name: getattr(problem, name) for name in ("checkpoint", "tokenizer", "data_root")},
+        "data_root": problem.data_root,
         "runs_dir": str(tmp_path),
         "das": {**TINY, "search_epochs": 2, "finetune_epochs": 1, "steps_per_turn": 3},
     }
