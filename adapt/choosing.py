@@ -16,7 +16,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, merge, nested, settings_dict
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.processes import run_on_main_process
@@ -194,7 +194,7 @@ def read_front(path: Path) -> dict[str, Any]:
         ValueError: It is damaged.
     """
     record = read_json(path)
-    with damage_named(path, f"run `{format_command('agents pareto')}` again"):
+    with explain_damage(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]
         masks = np.array([each["mask"] for each in points])
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)

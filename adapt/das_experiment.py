@@ -32,7 +32,7 @@ from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, choice, nested, settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.plugins import imported_plugins
@@ -108,7 +108,7 @@ class JointSearchSettings(ProblemSettings):
 
 
 @dataclass(frozen=True)
-class Found:
+class JointSearchResult:
     """The result of a joint search, as read from its file.
 
     Attributes:
@@ -134,14 +134,14 @@ class Found:
             raise ValueError(f"its mask skips {sum(self.mask)} layers, but {len(self.skipped_layers)} are named")
 
 
-def read_found(path: Path, skip_num: int) -> Found:
+def read_joint_search(path: Path, skip_num: int) -> JointSearchResult:
     """Return the result of a joint search that skips `skip_num` layers.
 
     Raises:
         ValueError: The file is damaged, or of another search.
     """
-    with damage_named(path, "remove it to search again"):
-        found = build(Found, read_json(path))
+    with explain_damage(path, "remove it to search again"):
+        found = build(JointSearchResult, read_json(path))
         if sum(found.mask) != skip_num:
             raise ValueError(f"it skips {sum(found.mask)} layers, not {skip_num}")
     return found
@@ -251,7 +251,7 @@ def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: L
         if is_main_process():
             model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
-    known = run_on_main_process(lambda: read_found(folder / FOUND, pipeline.skip_num))
+    known = run_on_main_process(lambda: read_joint_search(folder / FOUND, pipeline.skip_num))
     print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 

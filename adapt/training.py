@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
-from das_gym.processes import is_main_process, rank, world
+from das_gym.processes import is_main_process, rank, world_size
 from das_gym.progress import progress
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class Trainer:
             accelerator.backward(part["loss"])
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if world() > 1:
+        if world_size() > 1:
             mean = accelerator.reduce(torch.tensor([*sums.values()]).to(trained[0]), "mean")
             sums = dict(zip(sums, mean.tolist(), strict=True))
             self._average_gradients(trained)
@@ -343,7 +343,7 @@ class Trainer:
 
     def _gather(self, state: Tensor) -> Tensor:
         """Return the random state of each process, (processes, bytes)."""
-        if world() == 1:
+        if world_size() == 1:
             return state[None]
         return self.accelerator.gather(state[None].to(self.accelerator.device)).cpu()
 
@@ -388,8 +388,8 @@ class Trainer:
             raise ValueError(f"{path} is damaged ({error}). Remove it to start again.") from error
         if not 0 <= step <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
             raise ValueError(f"{path} was saved by another configuration. Remove it, or restore that configuration.")
-        if processes != world():
-            raise ValueError(f"{path} was saved by another number of processes: got {world()}, expected {processes}.")
+        if processes != world_size():
+            raise ValueError(f"{path} was saved by another number of processes: got {world_size()}, expected {processes}.")
         check_finite(saved.items(), path)
         try:
             self._restore(state)

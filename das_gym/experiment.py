@@ -46,7 +46,7 @@ from das_gym.commandline import (
 from das_gym.config import build, check_names, flatten_settings, merge, plain, settings_dict
 from das_gym.files import read_json
 from das_gym.plugins import import_plugins, imported_plugins
-from das_gym.processes import is_main_process, run_on_main_process, world
+from das_gym.processes import is_main_process, run_on_main_process, world_size
 from das_gym.runs import (
     CONFIG,
     NOT_INSTALLED,
@@ -314,8 +314,8 @@ class RecordedCommand(Generic[Settings]):
         except KeyboardInterrupt as interrupt:
             if (command := self.resume_command()) is not None:
                 interrupt.add_note(f"Resume with: {command}")
-                if world() > 1:
-                    interrupt.add_note(f"in {world()} processes, as it was started")
+                if world_size() > 1:
+                    interrupt.add_note(f"in {world_size()} processes, as it was started")
             raise
         except Exception:
             if options.get("--debug") or options.get("--pdb"):

@@ -21,7 +21,7 @@ MIN_PAUSE, MAX_PAUSE = 30.0, 600.0
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Progress:
-    """Return a progress bar, or `Lines` if standard error is not a terminal. Only the main process prints.
+    """Return a progress bar, or `ProgressLines` if standard error is not a terminal. Only the main process prints.
 
     Both write to the original standard error, which Sacred does not capture.
 
@@ -33,14 +33,14 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
     """
     stream = sys.__stderr__ if is_main_process() else None
     if stream is None or not stream.isatty():
-        return Lines(total, description, unit, initial, stream)
+        return ProgressLines(total, description, unit, initial, stream)
     return Bar(total=total, desc=description, unit=unit, initial=initial, file=stream, dynamic_ncols=True, leave=None)
 
 
-class Lines:
+class ProgressLines:
     """Progress as lines, each about all open tasks. The first is printed after the outermost task has run for 30 s."""
 
-    _open: ClassVar[list[Lines]] = []
+    _open: ClassVar[list[ProgressLines]] = []
     _last_line: ClassVar[float] = 0.0
 
     def __init__(self, total: int, description: str, unit: str, initial: int, stream: TextIO | None) -> None:
@@ -50,11 +50,11 @@ class Lines:
         self.stream = stream
         self.postfix = ""
         self.start = self._speed_from = monotonic()
-        if not Lines._open:
-            Lines._last_line = self.start
-        Lines._open.append(self)
+        if not ProgressLines._open:
+            ProgressLines._last_line = self.start
+        ProgressLines._open.append(self)
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> ProgressLines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,19 +71,19 @@ class Lines:
         now = monotonic()
         if now - self.start < 1:  # a resumed search counts its earlier work at once; leave it out of the speed
             self._done_before, self._speed_from = self.n, now
-        elapsed = now - Lines._open[0].start
-        if now - Lines._last_line >= min(max(MIN_PAUSE, elapsed / 20), MAX_PAUSE):
-            self._print(" | ".join(map(str, Lines._open)))
+        elapsed = now - ProgressLines._open[0].start
+        if now - ProgressLines._last_line >= min(max(MIN_PAUSE, elapsed / 20), MAX_PAUSE):
+            self._print(" | ".join(map(str, ProgressLines._open)))
 
     def close(self) -> None:
         """Finish the task. The outermost one prints a last line if it has printed before."""
-        if self in Lines._open:
-            Lines._open.remove(self)
-            if not Lines._open and Lines._last_line > self.start:
+        if self in ProgressLines._open:
+            ProgressLines._open.remove(self)
+            if not ProgressLines._open and ProgressLines._last_line > self.start:
                 self._print(str(self))
 
     def _print(self, line: str) -> None:
-        Lines._last_line = monotonic()
+        ProgressLines._last_line = monotonic()
         if self.stream is not None:
             print(line, file=self.stream, flush=True)
 
@@ -161,7 +161,7 @@ class _Above:
         return getattr(self._stream, name)
 
 
-Progress = Bar | Lines
+Progress = Bar | ProgressLines
 
 
 @contextmanager

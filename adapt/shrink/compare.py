@@ -25,7 +25,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """The mask that a method found, and the cost of the search.
 
     Attributes:
@@ -74,7 +74,7 @@ class MethodResult:
         recovery_seconds: Of recovery.
     """
 
-    found: Found
+    found: FoundMask
     macs_saved: float
     drawn: str
     before: Quality
@@ -118,7 +118,7 @@ class MaskEvaluator:
         scores = answer_scores(task, self.test, texts)
         return Quality(loss, float(scores.mean()), *mean_interval(scores))
 
-    def evaluate(self, found: Found) -> MethodResult:
+    def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
         mask, method = np.array(found.mask, dtype=bool), found.method
         known = self._known.get(found.mask)

@@ -19,7 +19,7 @@ RECORD = "front.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredMasks:
     """Masks with their scores on the reward split.
 
     Attributes:
@@ -34,12 +34,12 @@ class Scored:
     losses: Floats
     metrics: Floats
 
-    def rows(self, chosen: Any) -> Scored:
+    def rows(self, chosen: Any) -> ScoredMasks:
         """Return some of them."""
-        return Scored(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
+        return ScoredMasks(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
 
     @classmethod
-    def joined(cls, parts: Iterable[Scored]) -> Scored:
+    def joined(cls, parts: Iterable[ScoredMasks]) -> ScoredMasks:
         """Concatenate several."""
         every = list(parts)
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
@@ -54,7 +54,7 @@ class Scored:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Scored:
+    def from_record(cls, record: Mapping[str, Any]) -> ScoredMasks:
         """Read what `record` returned.
 
         Raises:
@@ -88,14 +88,14 @@ class FrontResult:
     env_kwargs: Mapping[str, Any]
     cost: str
     layer_names: tuple[str, ...]
-    searched: Scored
-    baselines: Mapping[str, Scored] = field(default_factory=dict)
+    searched: ScoredMasks
+    baselines: Mapping[str, ScoredMasks] = field(default_factory=dict)
     hypervolume_share: float | None = None
 
     @property
-    def front(self) -> Scored:
+    def front(self) -> ScoredMasks:
         """The Pareto front of all scored masks, the smallest saving first: points 0, 1, ..."""
-        every = Scored.joined([self.searched, *self.baselines.values()])
+        every = ScoredMasks.joined([self.searched, *self.baselines.values()])
         return every.rows(front_rows(every.saved, every.losses))
 
     def record(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def load_problem(config: ProblemConfig) -> Problem:
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
-    return _load_problem(config, _times_of_change(config))
+    return _load_problem(config, _modification_times(config))
 
 
 @lru_cache(maxsize=4)
@@ -200,8 +200,8 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         )
     check_model(vlp)
     report = getattr(loaded, "report", None)
-    if report and (doubts := report.doubts("adapter")):
-        warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
+    if report and (problems := report.describe_problems("adapter")):
+        warnings.warn(f"{checkpoint}: {problems}", stacklevel=2)
     if config.size is not None and vlp.size not in (None, config.size):
         raise ValueError(f"`size` is wrong: got {config.size!r}, but {checkpoint} is {vlp.size!r}. Leave it out.")
     vlp.freeze()
@@ -253,7 +253,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).pretrained_head in _head_names(config, _times_of_change(config)):
+        if task_class(config.task).pretrained_head in _head_names(config, _modification_times(config)):
             return None
         raise ValueError(
             f"`checkpoint` has neither a supernet nor a head for {config.task}: got {config.checkpoint}. Train a supernet "
@@ -344,12 +344,12 @@ def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | P
     Raises:
         ValueError: it is for another task or model.
     """
-    model = unadapted(backbone, adaptation, task, path)
+    model = model_for_adaptation(backbone, adaptation, task, path)
     adaptation.apply(backbone.vlp, model.head, backbone.base)
     return model
 
 
-def unadapted(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+def model_for_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
     """Return the model that an adaptation file is for, with an untrained head for its labels.
 
     Raises:
@@ -374,7 +374,7 @@ def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
     if adaptation.task != task:
-        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
+        raise ValueError(f"{path} was trained for task {adaptation.task!r}, not {task!r}. Pass one trained for it")
 
 
 @lru_cache(maxsize=16)
@@ -384,7 +384,7 @@ def _head_names(config: ProblemConfig, times: tuple[int, ...]) -> frozenset[str]
     return frozenset(load_backbone(config).heads)
 
 
-def _times_of_change(config: ProblemConfig) -> tuple[int, ...]:
+def _modification_times(config: ProblemConfig) -> tuple[int, ...]:
     paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
     return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
 
@@ -450,7 +450,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
 
 
 def _recipe(config: ProblemConfig, model: AdaptedModel) -> Callable[[], Evaluator]:
-    """Return the function that makes a worker's evaluator of the model as it is now."""
+    """Return a function that builds a worker's evaluator of the model in its current state."""
     return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], config, model.adaptation())
 
 
