@@ -100,6 +100,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched=searched,
         baselines={name: baseline(problem, settings, name) for name in settings.baselines},
         hypervolume_share=problem.hypervolume_share(searched),
+        keeps_a_layer=MODELS[problem.model].reads == "prompts",  # their skipped layers have no adapters
     )
     record = result.record()
     print_front(result, problem.metric_name)

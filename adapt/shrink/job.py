@@ -28,7 +28,7 @@ from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.models.transformers.model import IMAGE, VLM
+from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import recorded_settings
@@ -185,6 +185,8 @@ class ShrinkJob:
             "mask": mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
             "deleted": self.full.removed_layers(mask),
+            "without_attention": [place for place, kind in self.full.removed_parts(mask).items() if kind == ATTENTION],
+            "without_mlp": [place for place, kind in self.full.removed_parts(mask).items() if kind == MLP],
             "deleted_of_vision": self.full.removed_layers(mask, IMAGE),
             "drawn": draw_mask(self.full, mask),
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -14,6 +14,7 @@ from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
@@ -41,6 +42,7 @@ class ModelResult:
         bytes: Of its weights as saved.
         macs: Of one example.
         macs_saved: Share of the full model's, which is the baseline.
+        kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
@@ -56,6 +58,7 @@ class ModelResult:
     bytes: int
     macs: int
     macs_saved: float
+    kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
@@ -146,6 +149,7 @@ def measure(
             bytes=parameters * dtype.itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
+            kv_bytes=cached_values(vlm, processor, prompts[0]) * dtype.itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],
@@ -188,6 +192,19 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             total += float(losses.double().sum())
             bar.update(len(chunk))
     return total / len(examples)
+
+
+@torch.no_grad()
+def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
+    """Return how many numbers the cache keeps per token: keys and values of every layer that has them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=vlm.text_config)
+    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
+    model = vlm.model.base_model
+    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
+    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())
 
 
 def latencies(

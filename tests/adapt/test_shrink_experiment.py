@@ -94,6 +94,25 @@ def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
+def test_shrink_removes_attention_and_mlp_separately(
+    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    run = shrink(units="sublayers", mask=(1, 0, 0, 1, 1, 1, 0, 0), out=str(out))
+    record = read_json(run_folder(run) / "shrink.json")
+    assert (record["deleted"], record["without_attention"], record["without_mlp"]) == ([2], [0], [1])
+    full, shrunk, recovered = record["models"]
+    assert recovered["kv_bytes"] == full["kv_bytes"] / 2  # of layers 1 and 3
+    assert full["macs"] > shrunk["macs"] == recovered["macs"]
+    assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
+    card = (out / "README.md").read_text()
+    assert "without 1 of 4 decoder layers, 1 of 4 attentions of decoder layers, 1 of 4 MLPs of decoder layers" in card
+    assert 'dtype="auto", trust_remote_code=True)' in card
+    assert "equal those of the recovered model in memory" in card
+    assert "MA□■ (A: attention alone is left, M: MLP alone)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_path: Path):
     out = tmp_path / "out"
     run = shrink(mask=(0, 1, 0, 0), recover="adapters", train={"bottleneck": 4, "skip_bottleneck": 6}, out=str(out))
@@ -258,7 +277,10 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"mask": (0, 1, 0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
-        ({"units": "sublayers"}, "`units=sublayers`"),
+        ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
+        ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
+        ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
+        ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
         ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
         ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
