@@ -143,7 +143,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
     for units, each in settings.by_units.items():
         problem = load_problem(each.problem_config)
         test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-        parts = problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder
+        parts = problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder, settings.metric
         evaluators[units] = MaskEvaluator(*parts)
     full, results = read_results(folder)
     full = full or evaluators[units].quality(evaluators[units].full, "full model")

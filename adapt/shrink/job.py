@@ -140,7 +140,7 @@ class ShrinkJob:
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, self.dtype
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS)
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
 
     def _full_model_peak(self, probes: Probes) -> int | None:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""

@@ -166,11 +166,19 @@ def check_problem(problem: ProblemConfig) -> None:
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
-    splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
+    task = task_class(config.task)
+    splits = task.load_splits(config.data_root, config.on_bad_example, **reader_options(task, config.columns))
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{first}", stacklevel=2)
     return splits
+
+
+def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
+    """Return `columns` as the argument of `Task.load_splits`, if it is given; ValueError: the task does not take it."""
+    if columns is not None and "columns" not in inspect.signature(task.load_splits).parameters:
+        raise ValueError(f"`columns` is not supported by the task {task.name}: got {columns!r}. Leave it out.")
+    return {} if columns is None else {"columns": columns}
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:

@@ -32,6 +32,7 @@ class Conversation:
         rounds: Question and answer of each round, one or more.
         options: The answers to choose from; empty = any answer.
         kind: The data set's own group.
+        answers: Every annotator's answer to a single round; empty = its answer alone.
     """
 
     where: str
@@ -41,6 +42,7 @@ class Conversation:
     rounds: tuple[tuple[str, str], ...]
     options: tuple[str, ...] = ()
     kind: str = ""
+    answers: tuple[str, ...] = ()
 
 
 Conversations = Sequence[Conversation]
@@ -61,6 +63,7 @@ def _example(item: tuple[Conversation, int]) -> AnswerExample:
         images=conversation.images[:marks] if any(IMAGE_MARK in text for text in questions) else conversation.images,
         question=question,
         answer=answer,
+        answers=conversation.answers,
         options=conversation.options,
         rounds=conversation.rounds[:number],
         kind=conversation.kind,

@@ -108,7 +108,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/missing")
+        patched.setattr(evaluate_command, "recorded_data", lambda folder: {"data_root": "/missing"})
         code, told = run_here("evaluate", "with", "run=1", "method=lora")
         assert code == 1
         assert "the data of that run do not exist: got data_root=/missing" in told
