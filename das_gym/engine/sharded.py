@@ -84,7 +84,7 @@ class ShardedEvaluator(Evaluator):
 
     Args:
         args, kwargs: As for `Evaluator`.
-        recipe: Returns what makes a worker's evaluator, with the model's current weights.
+        recipe: Returns a function that builds a worker's evaluator with the model's current weights.
         num_workers: How many; None = as many as the cluster has room for.
         gpus_per_worker: GPUs of each, 0 or more; several may share one.
 
