@@ -51,7 +51,7 @@ TABLE = "compare.md"
 SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
+"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
 
 
 APART = "/sublayers"

@@ -20,7 +20,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
-LONG = {"first-hour.md": pytest.mark.long}
+LONG = {"tutorial.md": pytest.mark.long}
 
 
 def fail(path: Path, block: Block, why: str) -> None:
