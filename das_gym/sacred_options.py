@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import textwrap
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,9 @@ from typing import Any
 import yaml
 
 from das_gym.config import merge, nest
-from das_gym.progress import waiting
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
 """Sacred's options for databases: the flag, the library that it needs, and the extra that installs it."""
-
-DATABASE_MS = 5000
-"""Milliseconds that a MongoDB may take to answer."""
 
 NOT_SUPPORTED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e"}
 """Options of Sacred that do not apply: runs are numbered by their folder, kept there, and do not look at git."""
@@ -70,43 +64,10 @@ def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, 
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise for options of Sacred that are not supported, and for a database that does not answer.
-
-    Raises:
-        ValueError: Names the option, and the extra to install where a library is missing.
-    """
+    """Raise a ValueError for options of Sacred that are not supported, or whose library is missing."""
     for option, flag in NOT_SUPPORTED.items():
         if options.get(option):
             raise ValueError(f"{flag} ({option}) is not supported. Leave it out")
     for option, (flag, library, extra) in DATABASES.items():
-        if not options.get(option):
-            continue
-        if importlib.util.find_spec(library) is None:
+        if options.get(option) and importlib.util.find_spec(library) is None:
             raise ValueError(f"{flag} needs {library}: pip install 'das_gym[{extra}]'")
-        try:
-            with waiting("asking the database"):
-                _ask_database(option, str(options[option]))
-        except Exception as error:  # each library has its own
-            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
-            raise ValueError(
-                f"{flag}: no database to write to ({reason}). The run folder has everything without {flag} too"
-            ) from error
-
-
-def _ask_database(option: str, place: str) -> None:
-    """Connect to a database; its library raises where it does not answer."""
-    if option == "--sql":
-        import sqlalchemy
-
-        sqlalchemy.create_engine(place).connect().close()
-        return
-    import pymongo
-    from sacred.observers.mongo import parse_mongo_db_arg
-
-    try:
-        url = parse_mongo_db_arg(place)["url"]
-    except AttributeError:
-        raise ValueError(f"{place!r} is not of the form host:port:name") from None
-    client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=DATABASE_MS)
-    with closing(client):
-        client.admin.command("ping")
