@@ -7,8 +7,7 @@ python -m agents table with meter_vqa each=True reward_examples=500 test_example
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
 python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table again
-python -m agents table with meter_vqa problem.workers=ray problem.num_workers=8
-                                                           over the workers of a Ray cluster, or of this machine
+python -m agents table with meter_vqa problem.workers=ray  over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       continue run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.

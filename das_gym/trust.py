@@ -17,9 +17,6 @@ REMOTE_CODE = "trust_remote_code"
 WRITES = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
 """Settings that say where to write, upload or compute."""
 
-CHANGE_NO_SCORE = (*WRITES, "num_workers", "gpus_per_worker")
-"""Settings that a replayed record leaves out."""
-
 NAMES_CODE = ("env_id", "agent", "agents", "baselines")
 """Settings of which Gymnasium or das_gym imports everything before a colon."""
 
@@ -98,7 +95,7 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
 def trusted_settings(
     source: object, plugins: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a record without `CHANGE_NO_SCORE`, once the code that it names is confirmed.
+    """Return the settings of a record without `WRITES`, once the code that it names is confirmed.
 
     Args:
         source: The record.
@@ -122,5 +119,5 @@ def trusted_settings(
 
 def _without_writes(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_writes(each) for name, each in value.items() if name not in CHANGE_NO_SCORE}
+        return {name: _without_writes(each) for name, each in value.items() if name not in WRITES}
     return [_without_writes(each) for each in value] if isinstance(value, list | tuple) else value

@@ -31,10 +31,7 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 WORKERS = ("ray",)
 """Backends that distribute masks, by name."""
 
-WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
-"""Fields of `ProblemConfig` that change no score: records leave them out."""
-
-COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", *WORKER_SETTINGS)
+COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
 
@@ -99,9 +96,8 @@ class ProblemOptions:
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
-        workers: `ray` distributes masks over the workers of a Ray cluster. None scores them in this process.
-        num_workers: Number of Ray workers, at least 1. None uses as many as the cluster has room for.
-        gpus_per_worker: GPUs of each Ray worker: 0, a fraction such as 0.5, or a whole number.
+        workers: `ray` distributes masks over a Ray cluster: a worker per CPU or, if the model is on a GPU, per GPU. None scores
+            them in this process.
     """
 
     group: ClassVar[str] = "Model and data"
@@ -115,8 +111,6 @@ class ProblemOptions:
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
     workers: str | None = choice(None, WORKERS)
-    num_workers: int | None = None
-    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,9 +136,9 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        self._check_workers()
-        if self.size not in (None, *SIZES):
-            raise ValueError(f"`size` is unknown: got {self.size!r}, expected one of {', '.join(SIZES)}")
+        for name, known in (("size", SIZES), ("workers", WORKERS)):
+            if getattr(self, name) not in (None, *known):
+                raise ValueError(f"`{name}` is unknown: got {getattr(self, name)!r}, expected {' or '.join(known)}")
         if self.size == "base" and self.checkpoint is None:
             raise ValueError(f"`checkpoint` is missing: size='base' needs an official {self.model} file or a folder.")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
@@ -186,21 +180,6 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
-    def _check_workers(self) -> None:
-        if self.workers is None:
-            for name, default in (("num_workers", None), ("gpus_per_worker", 0)):
-                if getattr(self, name) != default:
-                    raise ValueError(f"`{name}` needs workers=ray: got {getattr(self, name)}. Give both, or leave it out.")
-            return
-        check_names([self.workers], WORKERS, "workers")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"`num_workers` is out of range: got {self.num_workers}, expected at least 1, or None for all")
-        gpus = self.gpus_per_worker
-        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
-            raise ValueError(
-                f"`gpus_per_worker` is not allowed: got {gpus}, expected 0, a fraction of one GPU, or an integer"
-            )
-
     def bundled(self, file: str) -> Path:
         """Return a bundled file of this model.
 
@@ -222,8 +201,8 @@ def changed_settings(config: ProblemConfig) -> dict[str, Any]:
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a record keeps them: without `WORKER_SETTINGS`, so that it can be replayed anywhere."""
-    return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
+    """Return settings as a record keeps them: without `workers`, so that it can be replayed anywhere."""
+    return {name: value for name, value in settings.items() if name != "workers"}
 
 
 def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:

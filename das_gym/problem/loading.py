@@ -440,10 +440,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
 
     # Workers load what is frozen, and are sent what is trained. They must not choose another precision.
     precision = resolve_precision(config.precision, model.backbone.vlp.device)
-    alone = replace(
-        config, workers=None, num_workers=None, gpus_per_worker=0.0, eval_batch_size=batch_size, precision=precision
-    )
-    settings |= {"num_workers": config.num_workers, "gpus_per_worker": config.gpus_per_worker}
+    alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision)
     return ShardedEvaluator(*parts, recipe=partial(_recipe, alone, model), **settings)
 
 
