@@ -203,11 +203,7 @@ def refine_choice(
 
 
 def check_test_images(task: Task, test: Sequence[Any]) -> None:
-    """Open every test image once, so that a damaged one is reported before anything is trained.
-
-    Raises:
-        ValueError, FileNotFoundError: Names the image.
-    """
+    """Open every test image once, so that a damaged one is reported before anything is trained."""
     require_readable(image for pair in task.pairs(test) for image in pair.images)
 
 

@@ -41,9 +41,6 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
         base: The full model.
         mask: (n_layers,) bool, True = skipped.
         adapters: Whether kept layers have their parallel adapters.
-
-    Raises:
-        ValueError: The mask has another width.
     """
     subnet = copy_model(base)
     if base.backbone.vlp.own_head() is None:

@@ -57,11 +57,7 @@ class ChoosingSettings:
         return self.mask is None and self.search_run is None
 
     def check_choice(self) -> None:
-        """Raise for settings that select two masks, or a point without a Pareto front.
-
-        Raises:
-            ValueError: Names the settings.
-        """
+        """Raise for settings that select two masks, or a point without a Pareto front."""
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
@@ -121,12 +117,7 @@ def named_configs() -> dict[str, dict[str, Any]]:
 
 
 def choose(settings: ChoosingCommandSettings) -> Choice:
-    """Return the mask that the settings choose.
-
-    Raises:
-        FileNotFoundError: The run does not exist, or it did not finish.
-        ValueError: Its record is damaged, or of an environment that is not registered.
-    """
+    """Return the mask that the settings choose."""
     problem = settings.problem_config
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), problem)
@@ -145,10 +136,6 @@ def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Cho
         runs_dir: Folder of all runs.
         run: Id of the search.
         given: Fields of `ProblemConfig` that differ from the search's.
-
-    Raises:
-        FileNotFoundError: The search does not exist, or it did not finish.
-        ValueError: Its record is damaged, or of an environment that is not registered.
     """
     folder = find_run(runs_dir, run)
     path = folder / RECORD
@@ -184,11 +171,7 @@ def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, A
 
 
 def read_front(path: Path) -> dict[str, Any]:
-    """Return the record of a Pareto front.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """Return the record of a Pareto front."""
     record = read_json(path)
     with damage_named(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]

@@ -119,11 +119,7 @@ class CompareSettings(ProblemSettings):
 
 
 def prepare(settings: CompareSettings) -> CompareSettings:
-    """Reject settings that the model does not support, then search a mask for every number of layers.
-
-    Raises:
-        ValueError: A method that the model cannot have, or more layers to skip than it has.
-    """
+    """Reject settings that the model does not support, then search a mask for every number of layers."""
     problem = settings.problem_config
     backbone = load_backbone(problem)
     vlp = backbone.vlp
@@ -146,11 +142,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
-    """The settings with all methods that a model can have, and a line for each that it cannot.
-
-    Raises:
-        ValueError: it can have none.
-    """
+    """The settings with all methods that a model can have, and a line for each that it cannot."""
     having, left_out = [], []
     for name in METHODS:
         method = make_method(name, settings.method_settings.get(name, {}))

@@ -80,11 +80,7 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
 
 
 def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
-    """Return the frozen model with new adapters.
-
-    Raises:
-        ValueError: the model does not support one of the settings.
-    """
+    """Return the frozen model with new adapters."""
     options: dict[str, Any] = {}
     if config.checkpoint:
         widths = {"bottleneck": settings.bottleneck, "skip_bottleneck": settings.skip_bottleneck}

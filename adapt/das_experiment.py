@@ -115,9 +115,6 @@ class Found:
         mask: 0 or 1 for each layer.
         skipped_layers: Names of those that are 1.
         turns: As `JointTurn`.
-
-    Raises:
-        ValueError: The values contradict each other.
     """
 
     mask: tuple[int, ...]
@@ -135,11 +132,7 @@ class Found:
 
 
 def read_found(path: Path, skip_num: int) -> Found:
-    """Return the result of a joint search that skips `skip_num` layers.
-
-    Raises:
-        ValueError: The file is damaged, or of another search.
-    """
+    """Return the result of a joint search that skips `skip_num` layers."""
     with damage_named(path, "remove it to search again"):
         found = build(Found, read_json(path))
         if sum(found.mask) != skip_num:

@@ -82,11 +82,7 @@ class EvaluateSettings(PluginSettings):
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """The model, the examples, and the folder that they are from; None for the bundled data.
-
-        Raises:
-            FileNotFoundError, ValueError: no such run, part or data.
-        """
+        """The model, the examples, and the folder that they are from; None for the bundled data."""
         place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
         if data_root is not None and not at_home(data_root).exists():

@@ -33,9 +33,6 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
         splits: Its data.
         mask: (n_layers,) bool, True = skipped.
         adapters: Whether kept layers have their parallel adapters.
-
-    Raises:
-        ValueError: a mask of another width, or a supernet that does not fit.
     """
     subnet = new_subnet(problem, splits) if find_supernet(problem) is None else load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)

@@ -178,9 +178,6 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
         task: Its task.
         hardware: As for `StepLoss`, with the precision.
         itm_weight: As for `StepLoss`.
-
-    Raises:
-        ValueError: nothing of the model can train, no loss for `itm_weight`, or an unsupported precision.
     """
     if backbone.vlp.untrainable:
         raise ValueError(f"Nothing of this model can train: {backbone.vlp.untrainable} Search it without training.")

@@ -42,10 +42,6 @@ def find_subnet(run: int | str, runs_dir: str, method: str | None = None, seed: 
         runs_dir: Folder of all runs.
         method: Method whose model is found, in a run of `python -m adapt compare`; see `kept_model`.
         seed: Seed of that model.
-
-    Raises:
-        FileNotFoundError: no such run.
-        ValueError: as `kept_model`, or `method` or `seed` of a run that compares no methods.
     """
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):

@@ -60,11 +60,7 @@ LOG_EVERY = 50
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
-    """Check that fields lie in their ranges; None is in every range.
-
-    Raises:
-        ValueError: names the field, its value and what is allowed.
-    """
+    """Check that fields lie in their ranges; None is in every range."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if value is not None and (not low <= value <= high or math.isinf(value)):

@@ -247,10 +247,6 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
         cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.
         words: The words.
         command: The command, for `format_command`.
-
-    Raises:
-        ValueError: Words that are not settings; the message suggests a command.
-        TypeError: A value of the wrong type.
     """
     check_words(words, command, [each.name for each in fields(cls)])  # type: ignore[arg-type]
     values, named = read_settings(words[1:])
@@ -319,9 +315,6 @@ def check_words(
         settings: Names of its settings.
         commands: Words allowed in first position, besides `with` and options.
         named: Named configs.
-
-    Raises:
-        UsageError: What is wrong, with the command that was probably meant.
     """
     commands, named = list(commands), list(named)
     joined = _join_settings(words, set(settings))

@@ -388,11 +388,7 @@ def run_folder(run: Run) -> Path | None:
 
 
 def required_folder(run: Run) -> Path:
-    """Return the folder of a run that needs one: in each of several processes that of the main one.
-
-    Raises:
-        ValueError: The run is not observed.
-    """
+    """Return the folder of a run that needs one: in each of several processes that of the main one."""
     folder = run_on_main_process(lambda: run_folder(run))
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")

@@ -193,11 +193,7 @@ def many_objectives(id: str) -> str:
 
 
 def find_environment(model: str, task: str) -> EnvEntry:
-    """Return the environment of a model and a task, keys of `MODELS` and `TASKS`.
-
-    Raises:
-        ValueError: The model does not support the task.
-    """
+    """Return the environment of a model and a task, keys of `MODELS` and `TASKS`."""
     if MODELS[model].reads != TASKS[task].gives:
         fitting = [name for name, other in TASKS.items() if other.gives == MODELS[model].reads]
         raise ValueError(f"task={task!r} is not supported by {model}: choose from {', '.join(fitting)}")
@@ -216,11 +212,7 @@ def named_problems() -> dict[str, dict[str, str]]:
 
 
 def find_class(name: str | Any) -> Any:
-    """Return the object that "module:name" names. Anything but a string is returned unchanged.
-
-    Raises:
-        ValueError: It cannot be imported.
-    """
+    """Return the object that "module:name" names. Anything but a string is returned unchanged."""
     try:
         return pkgutil.resolve_name(name) if isinstance(name, str) else name
     except (ImportError, AttributeError, ValueError) as error:

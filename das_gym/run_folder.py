@@ -35,11 +35,7 @@ class RunError(ValueError):
 
 
 def lock_run(folder: Path) -> FileLock:
-    """Lock a run folder for this process and return the lock, see `das_gym.locks`.
-
-    Raises:
-        RunError: Another process holds the lock, or nothing can be written there.
-    """
+    """Lock a run folder for this process and return the lock, see `das_gym.locks`."""
     try:
         return lock_folder(folder)
     except ValueError as error:

@@ -32,11 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Read the settings in a JSON or YAML file.
-
-    Raises:
-        ValueError: Another kind of file, a damaged one, or one that does not hold settings by name.
-    """
+    """Read the settings in a JSON or YAML file."""
     if Path(path).suffix not in CONFIG_FILES:
         raise ValueError(f"{path} is not a file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
     read: Callable[[bytes], Any] = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
@@ -50,11 +46,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets.
-
-    Raises:
-        ValueError: A name is not a text, or has empty parts.
-    """
+    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets."""
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         if not isinstance(name, str):

@@ -74,9 +74,6 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
         what: What has the settings, as in "run 3 was started".
         settings: By dotted name; nothing is raised for an empty mapping.
         command: The command that confirms them; empty is the running command with them.
-
-    Raises:
-        ValueError: Names the settings, and the whole command that confirms them.
     """
     if not settings:
         return
@@ -102,9 +99,6 @@ def trusted_settings(
         plugins: The modules that it was made with.
         settings: Its settings, but for those that the user gave.
         trust_remote_code: Whether the user gave this setting.
-
-    Raises:
-        ValueError: A module is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` was not given again.
     """
     kept: dict[str, Any] = _without_writes(settings)
     unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))

@@ -192,7 +192,6 @@ def test_full_disk_at_the_start_leaves_no_run(command, tmp_path: Path, monkeypat
         (["with"], "nothing stands behind `with`"),
         (["--foo"], "cannot read '--foo'"),
         (["--number", "3"], "Did you mean `python -m agents trial with number=3`?"),
-        (["with", "print_config"], "did you mean `python -m agents trial print_config`?"),
     ],
 )
 def test_mistyped_words_get_a_suggestion(command, tmp_path: Path, monkeypatch, words: list[str], text: str):

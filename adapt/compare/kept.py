@@ -45,12 +45,7 @@ def remove_others(folder: Path, trials: Iterable[Trial], keep: str) -> None:
 
 
 def kept_trials(folder: Path) -> dict[Path, Trial]:
-    """Return the trials of a comparison by the files of their models.
-
-    Raises:
-        ValueError: the folder is not one of `adapt compare`.
-        FileNotFoundError: the run kept no models.
-    """
+    """Return the trials of a comparison by the files of their models."""
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or "trials" not in record:
         raise ValueError(f"{folder} is not a run of `{format_command('adapt compare')}`.")
@@ -68,9 +63,6 @@ def kept_model(folder: Path, method: str | None, seed: int | None = None) -> Pat
         folder: Of its run.
         method: Key of a variant, such as `lora`, `das_4` or `random_4`.
         seed: Of the training. None takes the best on the reward split.
-
-    Raises:
-        ValueError: an unknown variant or seed, or none given; the message lists those that exist.
     """
     kept = kept_trials(folder)
     keys = list(dict.fromkeys(trial.variant for trial in kept.values()))

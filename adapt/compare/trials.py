@@ -130,12 +130,7 @@ class ComparisonContext:
         self.macs_full = example_costs(self.plain, splits).macs_full
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[TrainedModel, Trial]:
-        """Train a new model, and score it on the reward split.
-
-        Raises:
-            ValueError: the model does not support the method.
-            FloatingPointError: the training diverged.
-        """
+        """Train a new model, and score it on the reward split."""
         started = time.perf_counter()
         backbone = load_backbone(self.problem)
         torch.manual_seed(seed)
@@ -273,11 +268,7 @@ def _best_rate(trials: Sequence[Trial]) -> float:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """Return the trials in a comparison's record, none without a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Return the trials in a comparison's record, none without a file."""
     if not path.is_file():
         return []
     with damage_named(path, "remove it, and all is trained again"):

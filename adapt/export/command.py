@@ -53,12 +53,7 @@ class ExportSettings(PluginSettings):
 
 
 def run_export(settings: ExportSettings) -> Exported:
-    """Write the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or what cannot be written.
-        FileExistsError: `out` exists.
-    """
+    """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()

@@ -521,22 +521,14 @@ def fingerprint(vlp: VLP) -> str:
 
 
 def check_class(kind: Any) -> None:
-    """Check that something is a class of models; Python names the methods that it lacks when it is instantiated.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Check that something is a class of models; Python names the methods that it lacks when it is instantiated."""
     if not isinstance(kind, type) or not issubclass(kind, VLP):
         name = getattr(kind, "__name__", repr(kind))
         raise TypeError(f"invalid model class: got {name}, expected a subclass of das_gym.models.base.VLP")
 
 
 def check_model(vlp: VLP) -> None:
-    """Check what would give wrong masks or train nothing.
-
-    Raises:
-        ValueError: describes everything that is wrong with the model.
-    """
+    """Check what would give wrong masks or train nothing."""
     wrong = []
     stages = sorted({layer.stage for layer in vlp.layers})
     if not stages or stages != list(range(len(stages))):

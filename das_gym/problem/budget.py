@@ -169,9 +169,6 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
         n_layers: Number of skippable units.
         budget: Fields of `BudgetSettings`; `skip_num="auto"`, or a field left out, is 4 units at most, or what shares leave.
         cost_of: What masks cost, by a key of `SAVED`; asked for no other than the one that is to be saved.
-
-    Raises:
-        ValueError: what `check_budget` or `Budget` rejects.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}

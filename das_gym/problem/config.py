@@ -96,8 +96,8 @@ class ProblemOptions:
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
-        workers: `ray` distributes masks over a Ray cluster: a worker per CPU or, if the model is on a GPU, per GPU. None scores
-            them in this process.
+        workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
+            None scores them in this process.
     """
 
     group: ClassVar[str] = "Model and data"

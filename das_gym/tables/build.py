@@ -25,7 +25,7 @@ from das_gym.problem.mask_cost import measure_cost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
-from das_gym.problem.unit_latency import latency_of
+from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
@@ -45,11 +45,7 @@ EXAMPLES_HASHED = 512
 
 
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
-    """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all.
-
-    Raises:
-        ValueError: fewer than one.
-    """
+    """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all."""
     if count is not None and count < 1:
         raise ValueError(
             f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for the whole split"
@@ -127,11 +123,7 @@ def hash_tensors(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """Return the table with costs counted and layer statistics measured again; scores stay as they are.
-
-    Raises:
-        ValueError: it was not made from this problem.
-    """
+    """Return the table with costs counted and layer statistics measured again; scores stay as they are."""
     check_table(table, problem)
     costs = table.meta.costs | _counted_costs(problem)
     meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=costs)
@@ -139,35 +131,12 @@ def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
     return with_statistics(dataclasses.replace(table, meta=meta, macs=macs), problem)
 
 
-def with_latency(table: SubnetTable, problem: Problem, batch: int = 1, processor_time: bool = False) -> SubnetTable:
-    """Return the table with the latency of its units as measured on this machine; all else stays as it is.
-
-    Latency does not depend on weights, so that a model of the same shape serves, trained or not.
-
-    Args:
-        table: A table of units of the same names.
-        problem: The problem whose units are timed, see `das_gym.problem.unit_latency.latency_of`.
-        batch: Examples per forward pass.
-        processor_time: As for `latency_of`.
-
-    Raises:
-        ValueError: other units.
-    """
-    if problem.layer_names != table.meta.layer_names:
-        raise ValueError(
-            f"the table is of other units: it has {', '.join(table.meta.layer_names)}, "
-            f"the model {', '.join(problem.layer_names)}"
-        )
-    costs = table.meta.costs | _latency_costs(problem, batch, processor_time)
-    return dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=costs))
-
-
 def _counted_costs(problem: Problem) -> dict[str, Any]:
     return {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
 
 
-def _latency_costs(problem: Problem, batch: int, processor_time: bool = False) -> dict[str, Any]:
-    latencies = latency_of(problem, batch, processor_time)
+def latency_costs(latencies: UnitLatencies) -> dict[str, Any]:
+    """Return latencies as `TableMeta.costs` holds them."""
     return {"latency_saved": {**latencies.cost.as_dict(), "measured": latencies.measured}}
 
 
@@ -220,6 +189,9 @@ def build_table(
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress.empty(problem.task, examples, identity, len(masks), each)
     _score_all(problem, masks, examples, progress, checkpoint, on_chunk)
+    costs = _counted_costs(problem)
+    if latency_batch is not None:
+        costs |= latency_costs(latency_of(problem, latency_batch))
     meta = TableMeta(
         env_id=env_id,
         layer_names=problem.layer_names,
@@ -231,7 +203,7 @@ def build_table(
         hashes=hashes,
         versions=library_versions(),
         max_skipped=max_skipped,
-        costs=_counted_costs(problem) | ({} if latency_batch is None else _latency_costs(problem, latency_batch)),
+        costs=costs,
         groups=tuple(groups),
     )
     scores = {split: _mean_scores(progress.sums[split] / len(examples[split])) for split in SPLITS}
@@ -385,11 +357,7 @@ class _Progress:
         write_bytes(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Resume from a checkpoint.
-
-        Raises:
-            ValueError: it is damaged, or of another table.
-        """
+        """Resume from a checkpoint."""
         try:
             arrays = read_arrays(path)
             meta = description_in(arrays, "begin a new run")

@@ -12,8 +12,6 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.problem.unit_latency import UnitLatencies
-from das_gym.tables import build
 from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, recount, table_examples
 from das_gym.tables.table import SubnetTable
 
@@ -259,24 +257,3 @@ def test_tabular_env_takes_a_limited_table(small_problem: Problem, tmp_path: Pat
     assert not info["feasible"]
     with pytest.raises(ValueError, match="`skip_num`"):
         TabularEnv(table=tmp_path / "few.npz", skip_num=3)
-
-
-def test_with_latency_adds_latency(
-    small_problem: Problem, small_table: SubnetTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    figures = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.5,) * 6, {"threads": 1})
-    asked = []
-    monkeypatch.setattr(build, "latency_of", lambda *given: asked.append(given) or figures)
-    timed = build.with_latency(small_table, small_problem, 2, processor_time=True)
-    assert asked == [(small_problem, 2, True)]
-    np.testing.assert_array_equal(timed.costs["latency_saved"].savings, [1.5] * 6)
-    assert timed.meta.costs["latency_saved"]["measured"] == {"threads": 1}
-    timed.save(tmp_path / "timed.npz")
-    read = SubnetTable.load(tmp_path / "timed.npz")
-    assert read.meta == timed.meta
-    assert {**read.meta.costs, "latency_saved": None} == {**small_table.meta.costs, "latency_saved": None}
-    back = replace(read, meta=small_table.meta)
-    assert equal(back, small_table, tmp_path)
-    other = replace(small_table, meta=replace(small_table.meta, layer_names=tuple("abcdef")))
-    with pytest.raises(ValueError, match="other units"):
-        build.with_latency(other, small_problem)

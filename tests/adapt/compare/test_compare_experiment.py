@@ -45,7 +45,7 @@ def test_compare_resumes_to_the_same_result(
     assert code == 0, told
     whole = read_json(tmp_path / "runs/2/compare.json")
     assert "3 rows, 2 seeds, learning rates 0.001, 0.01: 8 trainings of 2 steps of 4 examples" in told
-    assert "LoRA: accuracy on the reward split " in told
+    assert "LoRA: accuracy on the reward split: " in told
     assert "DAS, 2 at random: learning rate" in told
     assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
     assert all(len(line["scores"]) == 2 for line in whole["lines"])
