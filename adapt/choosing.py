@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.pareto.record import RECORD as FRONT
@@ -70,30 +69,6 @@ class ChoosingSettings:
             raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask and point")
 
 
-class ChoosingCommandSettings(Protocol):
-    """Settings of a command that takes a mask."""
-
-    @property
-    def search_run(self) -> int | None:
-        """Id of a run of a search."""
-
-    @property
-    def point(self) -> int | None:
-        """Number of a point of its front."""
-
-    @property
-    def mask(self) -> tuple[int, ...] | None:
-        """A given mask."""
-
-    @property
-    def runs_dir(self) -> str:
-        """Folder of runs."""
-
-    @property
-    def problem_config(self) -> ProblemConfig:
-        """Model and data."""
-
-
 @dataclass(frozen=True)
 class Choice:
     """A mask, and what it is for.
@@ -116,8 +91,8 @@ def named_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
 
 
-def choose(settings: ChoosingCommandSettings) -> Choice:
-    """Return the mask that the settings choose."""
+def choose(settings: Any) -> Choice:
+    """Return the mask that the settings choose: of a command with `ChoosingSettings` and `ProblemSettings`."""
     problem = settings.problem_config
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), problem)
@@ -241,16 +216,12 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         continue_command: The command that continues, with `SEARCH_ID` in place of the id; it is printed after an interrupt.
     """
     try:
-        return run_on_main_process(partial(_search_run_id, values))
+        return run_on_main_process(lambda: int(run_search(values)[0]))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Resume with: {command}")
             interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
         raise
-
-
-def _search_run_id(values: Mapping[str, Any]) -> int:
-    return int(run_search(values)[0])
 
 
 def command_of(name: str, settings: Any, **changes: Any) -> str:

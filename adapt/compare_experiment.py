@@ -27,13 +27,14 @@ from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial, read_trials, run_all
 from das_gym.adapt.compare.variants import MASKED, MethodVariant, method_variants
+from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
 from das_gym.agents.search_experiment import SearchSettings
 
 from das_gym.commandline import format_command
-from das_gym.config import check_names, choice, nested, settings_dict
+from das_gym.config import check_names, choice, nested
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json, write_text
@@ -193,7 +194,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             model.adaptation.save(kept_file(folder, last))
         lines = lines_of(trials)
         record = {
-            "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
+            "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,

@@ -245,9 +245,9 @@ class Trainer:
             FloatingPointError: the loss, its gradient or a parameter is not finite; no checkpoint holds such a step.
         """
         self.resume()
-        if log is not None:
-            for entry in self._logged:
-                log(*entry)
+        log = log or (lambda name, value, step: None)
+        for entry in self._logged:
+            log(*entry)
         try:
             with progress(self.steps, title, unit="step", initial=self.step) as bar:
                 while self.step < self.end:
@@ -256,23 +256,19 @@ class Trainer:
                     losses = self._window["loss"]
                     bar.set_postfix_str(f"loss {math.fsum(losses) / len(losses):.3f}", refresh=False)
                     bar.update()
-                    self._after_step(title, log)
+                    if self.plateau is not None:
+                        self.plateau.check(self.step)
+                    if self.step % LOG_EVERY == 0 or self.step == self.end:
+                        self._log_means(title, log)
+                    if self.step % self.save_every == 0 or self.step == self.end:
+                        self._check_parameters()
+                    if self.step % self.save_every == 0:
+                        self._save()
         finally:
             if self.prefetcher is not None:
                 self.prefetcher.close()
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
-
-    def _after_step(self, title: str, log: Log | None) -> None:
-        """Check for a plateau, log and save, where that is due."""
-        if self.plateau is not None:
-            self.plateau.check(self.step)
-        if self.step % LOG_EVERY == 0 or self.step == self.end:
-            self._log_means(title, log)
-        if self.step % self.save_every == 0 or self.step == self.end:
-            self._check_parameters()
-        if self.step % self.save_every == 0:
-            self._save()
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
         """Take one step of the optimizer, and return its losses and metrics."""
@@ -320,14 +316,13 @@ class Trainer:
         for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def _log_means(self, title: str, log: Log | None) -> None:
+    def _log_means(self, title: str, log: Log) -> None:
         """Log the means since the last time."""
         means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
         self._window.clear()
         for name, value in means.items():
             self._logged.append((name, value, self.step))
-            if log is not None:
-                log(name, value, self.step)
+            log(name, value, self.step)
         self.accelerator.log({f"{title}/{name}": value for name, value in means.items()}, step=self.step)
 
     def _check_parameters(self) -> None:
