@@ -51,6 +51,11 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
     return subnet
 
 
+def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_base_model`."""
+    return cut(load_base_model(problem)[0], mask, adapters)
+
+
 def copy_model(model: AdaptedModel) -> AdaptedModel:
     """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
     vlp = model.backbone.vlp

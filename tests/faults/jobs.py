@@ -230,15 +230,14 @@ def _suite(folder: Path) -> Job:
 
 def _export(folder: Path) -> Job:
     import numpy as np
+    from das_gym.adapt.base_model import cut_subnet
     from das_gym.adapt.export.folder import export
-    from das_gym.adapt.finetune import cut_subnet
     from das_gym.adapt.subnets import load_subnet, save
 
     from das_gym.problem.config import ProblemConfig
-    from das_gym.problem.loading import load_splits
 
     problem = ProblemConfig(**world_in(folder))
-    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, dtype=bool))
+    subnet = cut_subnet(problem, np.array(MASK, dtype=bool))
     save(subnet, folder / "subnet")
 
     def run(settings: dict[str, Any]) -> None:
