@@ -206,17 +206,6 @@ def test_kill_during_drawing_leaves_no_files(command, tmp_path: Path):
         assert [path.name for path in runs.rglob("*.part")] == []
 
 
-def test_truncated_source_copy_is_rewritten(command, tmp_path: Path):
-    command.run({"runs_dir": str(tmp_path)})
-    (copy,) = (tmp_path / "_sources").glob("test_observers_*.py")
-    assert copy.read_bytes() == Path(__file__).read_bytes()
-    copy.write_bytes(b"cut")
-    command.run({"runs_dir": str(tmp_path)})
-    assert copy.read_bytes() == Path(__file__).read_bytes()
-    sources = json.loads((tmp_path / "2/run.json").read_text())["experiment"]["sources"]
-    assert ["test_observers.py", f"_sources/{copy.name}"] in [[Path(name).name, place] for name, place in sources]
-
-
 def test_losses_are_drawn(command, tmp_path: Path):
     from PIL import Image
 

@@ -168,7 +168,7 @@ class VLP(nn.Module, ABC):
         layers: The skippable layers, in mask order.
         feature_size: Width of the pooled features.
         head_size: Width inside heads with a hidden layer; None = `feature_size`.
-        size: The `ProblemConfig.size` of this model, `mini` or `base`; None fits either.
+        size: `base` if the paper's settings fit this model, else `mini`; None is neither.
         pruned_mask: The mask that the model was pruned with, or None.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         projector: Parts of the names of parameters between a vision tower and a decoder; they have a separate learning rate.

@@ -16,7 +16,6 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED
 from das_gym.runs import ResumableSettings
 from das_gym.trust import REMOTE_CODE
 
-SIZES = ("mini", "base")
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")
 PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
@@ -88,7 +87,6 @@ class ProblemOptions:
     """Settings of model, data and evaluation that are rarely changed. Commands take them as `problem.NAME`.
 
     Attributes:
-        size: Size of a METER or ViLT model. `base` needs `checkpoint`. None reads the size from the checkpoint.
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
@@ -102,7 +100,6 @@ class ProblemOptions:
 
     group: ClassVar[str] = "Model and data"
 
-    size: str | None = choice(None, SIZES)
     image_size: int | None = None
     max_text_length: int | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
@@ -136,11 +133,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        for name, known in (("size", SIZES), ("workers", WORKERS)):
-            if getattr(self, name) not in (None, *known):
-                raise ValueError(f"`{name}` is unknown: got {getattr(self, name)!r}, expected {' or '.join(known)}")
-        if self.size == "base" and self.checkpoint is None:
-            raise ValueError(f"`checkpoint` is missing: size='base' needs an official {self.model} file or a folder.")
+        if self.workers not in (None, *WORKERS):
+            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")

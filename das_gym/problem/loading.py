@@ -199,8 +199,6 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     report = getattr(loaded, "report", None)
     if report and (doubts := report.doubts("adapter")):
         warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
-    if config.size is not None and vlp.size not in (None, config.size):
-        raise ValueError(f"`size` is wrong: got {config.size!r}, but {checkpoint} is {vlp.size!r}. Leave it out.")
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)

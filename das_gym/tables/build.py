@@ -122,15 +122,6 @@ def hash_tensors(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """Return the table with costs counted and layer statistics measured again; scores stay as they are."""
-    check_table(table, problem)
-    costs = table.meta.costs | _counted_costs(problem)
-    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=costs)
-    macs = problem.costs.macs_cost.amounts(table.masks)
-    return with_statistics(dataclasses.replace(table, meta=meta, macs=macs), problem)
-
-
 def _counted_costs(problem: Problem) -> dict[str, Any]:
     return {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
 

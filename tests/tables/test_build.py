@@ -12,7 +12,7 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, recount, table_examples
+from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, table_examples, with_statistics
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-v0"
@@ -199,31 +199,16 @@ def test_hash_tensors_distinguishes_bfloat16():
     assert hash_tensors([], {"a": torch.tensor(1)})
 
 
-def test_recount_keeps_scores(small_problem: Problem, small_table: SubnetTable):
-    stale = replace(
-        small_table,
-        meta=replace(small_table.meta, macs_full=10),
-        macs=small_table.macs * 2,
-        statistics=small_table.statistics.copy(),
-    )
-    stale.statistics[:, stale.meta.statistics.index("macs_share")] = 0.0
-    fresh = recount(stale, small_problem)
-    assert fresh.meta == small_table.meta
-    np.testing.assert_array_equal(fresh.macs, small_table.macs)
-    np.testing.assert_array_equal(fresh.statistics, small_table.statistics)
-    assert fresh.scores is stale.scores
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
 def test_bundled_tables_hold_current_costs(model: str, task: str):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
-    fresh = recount(table, problem)
-    np.testing.assert_array_equal(table.macs, fresh.macs)
-    np.testing.assert_allclose(table.statistics, fresh.statistics, rtol=1e-4, atol=1e-6)
-    assert table.meta == fresh.meta
+    np.testing.assert_array_equal(table.macs, problem.costs.macs_cost.amounts(table.masks))
+    np.testing.assert_allclose(table.statistics, with_statistics(table, problem).statistics, rtol=1e-4, atol=1e-6)
+    assert table.meta.macs_full == problem.costs.macs_full
+    assert table.meta.costs["memory_saved"] == problem.costs.memory.as_dict()
 
 
 def test_max_skipped_limits_the_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
