@@ -125,15 +125,13 @@ def prepare(settings: CompareSettings) -> CompareSettings:
     backbone = load_backbone(problem)
     vlp = backbone.vlp
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
-    named = settings if settings.methods else with_methods(settings, vlp)[0]
-    needed = [k for k in named.nums_to_search if str(k) not in settings.searches]
+    settings = with_methods(settings, vlp)
+    needed = [k for k in settings.nums_to_search if str(k) not in settings.searches]
     if needed:
         check_problem(problem)
     n_layers = len(vlp.layers)
-    if max(named.nums_to_search, default=0) > n_layers:
+    if max(settings.nums_to_search, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
-    for name in named.methods:
-        make_method(name, settings.method_settings.get(name, {})).check(vlp)
     check_prompts(backbone, problem)
     found = dict(settings.searches)
     for k in needed:
@@ -142,19 +140,21 @@ def prepare(settings: CompareSettings) -> CompareSettings:
     return dataclasses.replace(settings, searches=found)
 
 
-def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
-    """The settings with all methods that a model can have, and a line for each that it cannot."""
-    having, left_out = [], []
-    for name in METHODS:
-        method = make_method(name, settings.method_settings.get(name, {}))
+def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
+    """Return the settings with all methods that the model can have, unless some are given: those it must be able to have."""
+    having = []
+    for name in settings.methods or METHODS:
         try:
-            method.check(vlp)
+            make_method(name, settings.method_settings.get(name, {})).check(vlp)
             having.append(name)
         except ValueError as error:
-            left_out.append(f"left out: {error}")
+            if settings.methods:
+                raise
+            if is_main_process():
+                print(f"left out: {error}")
     if not having:
-        raise ValueError("; ".join(left_out))
-    return dataclasses.replace(settings, methods=tuple(having)), left_out
+        raise ValueError(f"a {type(vlp).__name__} can have none of the methods {', '.join(METHODS)}")
+    return dataclasses.replace(settings, methods=tuple(having))
 
 
 def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
@@ -175,12 +175,11 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     training = dataclasses.replace(settings.train, seed=settings.seed)
     context = ComparisonContext(problem, splits, training, folder, settings.test_examples, run.log_scalar)
     check_test_images(context.task, splits.test)
-    settings, left_out = (settings, []) if settings.methods else with_methods(settings, load_backbone(problem).vlp)
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
-    layers = context.plain.backbone.vlp.layers
+    layers = context.base.backbone.vlp.layers
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(context)
-    print("\n".join([plan(settings, variants, rates, context), *left_out]))
+    print(plan(settings, variants, rates, context))
     title = _title(settings, context)
 
     def lines_of(trials: Sequence[Trial]) -> list[Line]:
@@ -207,7 +206,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         }
         write_json(folder / RECORD, record)
         remove_others(folder, trials, settings.keep)
-        table = comparison_table(title, lines, [*verdict(lines), *left_out])
+        table = comparison_table(title, lines, verdict(lines))
         parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
         write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
@@ -221,7 +220,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     plot_scores(folder / FIGURE, lines, context.metric_name, title)
     for name in (RECORD, TABLE, FIGURE):
         run.add_artifact(folder / name)
-    comparison_table(title, lines, [*verdict(lines), *left_out]).print(WIDTH)
+    comparison_table(title, lines, verdict(lines)).print(WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
     kept = trials_to_keep(trials, settings.keep)
     if kept:
@@ -250,7 +249,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
 def grid_of(context: ComparisonContext) -> tuple[float, ...]:
     """The learning rates to choose from where none are given."""
     own = context.recipe.learning_rate or 0.0
-    return tuple(own * share for share in AROUND) if context.plain.backbone.vlp.size == "base" else GRID
+    return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
 
 
 def plan(
@@ -265,7 +264,7 @@ def plan(
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
         f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
-    return f"{context.about}\n{summary}" if context.plain.backbone.vlp.size == "base" else summary
+    return f"{context.about}\n{summary}" if context.base.backbone.vlp.size == "base" else summary
 
 
 def _title(settings: CompareSettings, context: ComparisonContext) -> str:

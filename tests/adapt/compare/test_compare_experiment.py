@@ -190,7 +190,7 @@ def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, s
 def test_grid_of_a_base_model_surrounds_the_papers_rate():
     def course(size: str) -> Any:
         backbone = SimpleNamespace(vlp=SimpleNamespace(size=size))
-        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), plain=SimpleNamespace(backbone=backbone))
+        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), base=SimpleNamespace(backbone=backbone))
 
     assert grid_of(course("base")) == (2.5e-5 / 4, 2.5e-5, 1e-4)
     assert grid_of(course("mini")) == GRID
