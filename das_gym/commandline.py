@@ -104,10 +104,10 @@ class Program:
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
         prepare_streams()
+        add_working_folder()  # the path of a console script lacks it
         _running[:] = [self.name, *arguments]
         try:
             words = [_expand_home(word) for word in arguments]
-            find_typed_modules(words)
             code = self._dispatch(words)
             sys.stdout.flush()
             return code
@@ -164,17 +164,6 @@ def _expand_home(word: str) -> str:
     """Expand a leading ~ of a word or of its value, which bash leaves in `runs_dir=~/runs`."""
     name, sign, value = word.rpartition("=")
     return name + sign + os.path.expanduser(value)  # noqa: PTH111 - Path.expanduser fails where there is no home
-
-
-def find_typed_modules(words: Iterable[str]) -> None:
-    """Let `agent=mine:Agent` find mine.py in the working folder, which the path of a console script lacks.
-
-    The folder is added only if a typed word names a module in it: what a record names is not looked up there.
-    """
-    for word in words:
-        for module in re.findall(r"(?<![\w.:/])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*", word):
-            if Path(f"{module}.py").is_file() or Path(module).is_dir():
-                add_working_folder()
 
 
 def is_our_program(program: str) -> bool:

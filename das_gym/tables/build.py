@@ -18,7 +18,7 @@ from torch import Tensor
 from das_gym.config import build
 from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
-from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
+from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.cost_kinds import COST_KINDS
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import measure_cost
@@ -352,22 +352,15 @@ class _Progress:
         try:
             arrays = read_arrays(path)
             meta = description_in(arrays, "begin a new run")
-            form, done = meta.pop("format"), {split: int(meta["done"][split]) for split in SPLITS}
-            self.spent = build(Spending, meta.pop("spent"))
-            del meta["done"]
-            if form != CHECKPOINT_FORMAT:
-                raise ValueError("it is of another version")
-            differing = [name for name in {**meta, **self.identity} if meta.get(name) != self.identity.get(name)]
-            if not differing:
-                self._restore_arrays(arrays, done)
-        except (*BAD_ARRAYS, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it to make the table from the start") from error
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{path} is of another table: it has {name}={meta.get(name)}, the problem {self.identity.get(name)}. "
-                "Model, supernet or data have changed since: start a new run."
-            )
+            done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
+            wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
+            differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
+            if differing:
+                raise ValueError(f"it is of another table: {', '.join(differing)} differ")
+            self._restore_arrays(arrays, done)
+            self.spent = spent
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{path} cannot be resumed ({error}). Start a new run") from error
 
     def _restore_arrays(self, arrays: Mapping[str, Any], done: dict[str, int]) -> None:
         for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
