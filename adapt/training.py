@@ -373,26 +373,27 @@ class Trainer:
         try:
             check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-            step, saved, processes = int(state["step"]), state["parameters"], len(state["rng"])
-            shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"{path} is damaged ({error}). Remove it to start again.") from error
-        if not 0 <= step <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
-            raise ValueError(f"{path} was saved by another configuration. Remove it, or restore that configuration.")
-        if processes != world():
-            raise ValueError(f"{path} was saved by another number of processes: got {world()}, expected {processes}.")
-        check_finite(saved.items(), path)
-        try:
+            self._check(state)
             self._restore(state)
-        except Exception as error:
-            raise ValueError(f"{path} is damaged ({error!r}). Remove it to start again.") from error
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{path} is damaged, or of another run ({error}). Remove it to start again.") from error
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raise for the checkpoint of another training."""
+        saved, processes = state["parameters"], len(state["rng"])
+        shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
+        if not 0 <= state["step"] <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
+            raise ValueError("it was saved by another configuration")
+        if processes != world():
+            raise ValueError(f"it was saved by {processes} processes, expected {world()}")
+        check_finite(saved.items(), Path("the parameters"))
         owners = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, kept in state["optimizer"]["state"].items():  # before `load_state_dict` copies a tensor of huge strides
             for name, value in kept.items():
                 if value.shape not in (owners[index].shape, torch.Size()):
                     raise ValueError(f"{name} of the optimizer has shape {tuple(value.shape)}")
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state["parameters"][name])
@@ -401,7 +402,7 @@ class Trainer:
             check_finite(kept.items(), Path("the optimizer's state"))
         for name, each in self.stateful.items():
             each.load_state_dict(json.loads(state["stateful"][name]))
-        self.step = state["step"]
+        self.step = int(state["step"])
         self._logged, self._window = list(state["logged"]), dict(state["window"])
         self._scheduler.last_epoch = self.step
         if self.accelerator.scaler is not None:
