@@ -13,7 +13,6 @@ from das_gym.adapt.subnets import SUBNET_FILE, save
 from das_gym.config import settings_dict
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.experiment import Run
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, shuffled
@@ -31,7 +30,7 @@ def limit_test(splits: Splits[Any], task: Task, count: int | None) -> Splits[Any
 
 
 def finish_run(
-    run: Run,
+    run: Any,
     folder: Path,
     settings: Any,
     models: Mapping[str, AdaptedModel],
@@ -47,7 +46,7 @@ def finish_run(
     """Evaluate the models, save the subnet with the record, log and print; return the subnet's test metric.
 
     Args:
-        run: The run.
+        run: Sacred's run.
         folder: Its folder.
         settings: Settings of the command.
         models: The models by name; `SUBNET` is saved.
