@@ -18,11 +18,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
-from das_gym.adapt.compare.kept import RECORD, kept_file, remove_others, trials_to_keep
+from das_gym.adapt.compare.kept import RECORD, best_trials, kept_file
 from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial, read_trials, run_all
@@ -81,8 +81,6 @@ class CompareSettings(ProblemSettings):
         search: Settings of the searches, as in `search.evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        keep: Trained models to keep in the folder of the run, for `evaluate`, `predict` and `export`: of each method the
-            best seed, all seeds, or none.
     """
 
     group: ClassVar[str] = "Comparison"
@@ -97,7 +95,6 @@ class CompareSettings(ProblemSettings):
     search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
-    keep: Literal["best", "all", "none"] = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,9 +185,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
         if not is_main_process():
             return
-        if model is not None and last in trials_to_keep(trials, settings.keep):
+        if model is not None and last in best_trials(trials):
             # Saved before the record: a resumed run does not train a recorded trial again.
-            model.adaptation.save(kept_file(folder, last))
+            model.adaptation.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
         record = {
             "settings": recorded_command(settings),
@@ -205,7 +202,6 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
-        remove_others(folder, trials, settings.keep)
         table = comparison_table(title, lines, verdict(lines))
         parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
         write_text(folder / TABLE, "\n\n".join(parts) + "\n")
@@ -222,11 +218,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         run.add_artifact(folder / name)
     comparison_table(title, lines, verdict(lines)).print(WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
-    kept = trials_to_keep(trials, settings.keep)
-    if kept:
-        best = max(kept, key=lambda trial: trial.merit)
-        words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
-        print(f"{len(kept)} trained models are kept there, too; one of them: {format_command('adapt evaluate', *words)}")
+    best = max(best_trials(trials), key=lambda trial: trial.merit)
+    words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
+    print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")
     found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
     return max(found)
 

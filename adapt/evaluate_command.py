@@ -49,8 +49,6 @@ class EvaluateSettings(PluginSettings):
         data_root: Folder of the data. None uses the run's own.
         out: JSON file for the predictions. None writes none; `predict` needs one.
         method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
-        seed: Seed whose model is used, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
         limit: Number of examples, the first ones of the split. None takes all.
         rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
         max_new_tokens: Longest answer in words that `predict` generates, in tokens.
@@ -66,7 +64,6 @@ class EvaluateSettings(PluginSettings):
     data_root: str | None = None
     out: str | None = None
     method: str | None = None
-    seed: int | None = None
     limit: int | None = None
     rank_images: int | None = RANKED_IMAGES
     max_new_tokens: int = NEW_TOKENS
@@ -83,7 +80,7 @@ class EvaluateSettings(PluginSettings):
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
         """The model, the examples, and the folder that they are from; None for the bundled data."""
-        place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
+        place, folder = find_subnet(self.run, self.runs_dir, self.method)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
