@@ -143,11 +143,14 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
     refined = [dataclasses.asdict(each) for each in rounds]
-    metric = finish_run(
+    rows = finish_run(
         run, folder, settings, models, choice.problem, splits, info, RECORD, untrained, bundled, artifacts, refined=refined
     )
+    for row in rows.values():
+        for key, value in row.scalars().items():
+            run.log_scalar(f"{row.name}.{key}", value)
     print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
-    return metric
+    return rows[SUBNET].metric
 
 
 def train(

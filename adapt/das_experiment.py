@@ -180,14 +180,14 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     models[BASELINE] = baseline_of(full)
     info = dataclasses.asdict(pipeline)
     content = {"format": "das_gym das 1", "pipeline": info, "search": read_json(folder / FOUND)}
-    metric = finish_run(run, folder, settings, models, problem, splits, info, JOINT_RECORD, [BASELINE], **content)
+    rows = finish_run(run, folder, settings, models, problem, splits, info, JOINT_RECORD, [BASELINE], **content)
     if settings.published:
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
         print(f"a longer search on the trained adapters: {search}")
-    return metric
+    return rows[SUBNET].metric
 
 
 def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: Log) -> np.ndarray:

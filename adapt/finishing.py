@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.report import SUBNET, compare, print_report, write_answers
+from das_gym.adapt.report import SUBNET, ModelResult, compare, print_report, write_answers
 from das_gym.adapt.subnets import SUBNET_FILE, save
 
 from das_gym.config import settings_dict
@@ -42,8 +42,8 @@ def finish_run(
     from_package: Collection[str] = (),
     artifacts: Sequence[str] = (),
     **content: Any,
-) -> float:
-    """Evaluate the models, save the subnet with the record, log and print; return the subnet's test metric.
+) -> dict[str, ModelResult]:
+    """Evaluate the models, save the subnet with the record, and print the table; return what was measured.
 
     Args:
         run: Sacred's run.
@@ -73,9 +73,6 @@ def finish_run(
         checkpoint.unlink()
     for name in (SUBNET_FILE, *artifacts, record_name):
         run.add_artifact(folder / name)
-    for row in rows.values():
-        for key, value in row.scalars().items():
-            run.log_scalar(f"{row.name}.{key}", value)
     print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
-    return rows[SUBNET].metric
+    return rows
