@@ -31,6 +31,7 @@ from das_gym.adapt.training import check_ranges
 
 from das_gym.config import choice
 from das_gym.data.image_checks import require_readable
+from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, task_class
@@ -122,23 +123,15 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
-    from rich.table import Table
-
-    from das_gym.console import Console
-
     ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("%", justify="right")
-    if ceilings:
-        table.add_column("at most, %", justify="right")
+    columns, rows = ("", "%", "at most, %") if ceilings else ("", "%"), []
     for name, value in found.numbers.items():
         if name in ceilings or name in COUNTS or name == "loss":
             continue
         ceiling = ceilings.get("ceiling" if name == found.metric_name else f"ceiling/{name}")
-        cells = [f"{100 * value:.2f}"] + ([] if not ceilings else ["" if ceiling is None else f"{100 * ceiling:.2f}"])
-        table.add_row(name.replace("_", " "), *cells)
-    Console().print(table)
+        cells = (name.replace("_", " "), f"{100 * value:.2f}", "" if ceiling is None else f"{100 * ceiling:.2f}")
+        rows.append(cells[: len(columns)])
+    Table(columns, tuple(rows), title).print()
     print(f"loss {found.loss:.4f} nats")
     for name in COUNTS & found.numbers.keys():
         print(f"{name.replace('_', ' ')}: {found.numbers[name]:,.0f}")
