@@ -60,13 +60,17 @@ class ChoosingSettings:
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
+            raise ValueError(f"`mask` is not a skip mask: got {list(self.mask)}, expected only 0 (keep) and 1 (skip)")
         if self.point is not None and (self.search_run is None or self.point < 0):
-            raise ValueError(f"point={self.point} is a point of a front, from 0 on: give it with search_run=<its run id>")
+            raise ValueError(
+                f"`point` numbers a point of a Pareto front: got {self.point}, expected 0 or more, with search_run=RUN"
+            )
         if self.refine < 1:
-            raise ValueError(f"refine={self.refine} is not allowed; use 1 or more")
+            raise ValueError(f"`refine` is out of range: got {self.refine}, expected 1 or more")
         if self.refine > 1 and (self.mask is not None or self.point is not None):
-            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask and point")
+            raise ValueError(
+                f"`refine` chooses among the masks of a search: got {self.refine}. Leave out `mask` and `point`."
+            )
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,10 @@ class CompareSettings(ProblemSettings):
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
             given = getattr(self, name)
             if (not given and name == "skip_nums") or len(set(given)) < len(given):
-                raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
+                raise ValueError(f"`{name}` is invalid: got {list(given)}, expected one or more, each once")
         check_ranges(self, seed=(0, 2**32 - 1), seeds=(1, float("inf")), test_examples=(1, float("inf")))
         if min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
-            raise ValueError("learning_rates are above 0, skip_nums 0 or more")
+            raise ValueError("`learning_rates` must be above 0, and `skip_nums` 0 or more")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
@@ -128,7 +128,9 @@ def prepare(settings: CompareSettings) -> CompareSettings:
         check_problem(problem)
     n_layers = len(vlp.layers)
     if max(settings.nums_to_search, default=0) > n_layers:
-        raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
+        raise ValueError(
+            f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
+        )
     check_prompts(backbone, problem)
     found = dict(settings.searches)
     for k in needed:
@@ -230,7 +232,9 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.nums_to_search:
         if str(k) not in settings.searches:
-            raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
+            raise ValueError(
+                f"`searches` has no run that skips {k} layers. Give one run for each number in `skip_nums`, or leave it out."
+            )
         mask = choice_from_search(
             settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)
         ).mask
@@ -241,7 +245,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
 
 
 def grid_of(context: ComparisonContext) -> tuple[float, ...]:
-    """The learning rates to choose from where none are given."""
+    """Return the default learning rates to try."""
     own = context.recipe.learning_rate or 0.0
     return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
 

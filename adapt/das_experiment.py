@@ -152,7 +152,9 @@ def prepare(settings: JointSearchSettings) -> JointSearchSettings:
     base = _load(settings.problem_config, pipeline, settings.seed).base
     n_layers = len(base.backbone.vlp.layers)
     if pipeline.skip_num > n_layers:
-        raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
+        raise ValueError(
+            f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
+        )
     if pipeline.itm_weight:
         base.task.matching_loss(base.backbone.heads)
     check_prompts(base.backbone, settings.problem_config)

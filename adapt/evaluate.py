@@ -109,7 +109,7 @@ def predict(
     prompts = [task.generation_prompt(example) for example in examples]
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
-    texts = iter(_generate(subnet, to_generate, title, max_new_tokens) if to_generate else ())
+    texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
     classified: list[dict[str, Any]] = []
     for chunk, logits in answered(subnet, to_classify, title, pairs) if to_classify else ():
         classified += task.predictions(chunk, logits)
@@ -120,11 +120,14 @@ def predict(
     ]
 
 
-def _generate(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
+def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
+    """Return the answers of a model to prompts; TypeError: it cannot generate."""
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
-        raise TypeError(f"a {type(vlp).__name__} cannot generate answers. Register how it does, as `ModelEntry(say=...)`.")
+        raise TypeError(
+            f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(say=...)`."
+        )
     answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
     return answers
 

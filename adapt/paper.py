@@ -253,7 +253,7 @@ RECIPES = ("das_gym", "paper")
 
 
 def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any) -> DASSettings:
-    """The settings of a recipe, with changes.
+    """Return the settings of a recipe, with changes.
 
     Args:
         model: One that `PAPER` has; others get `OF_ANY_MODEL`.
@@ -272,10 +272,10 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
 
 
 def ours_of(model: str) -> dict[str, tuple[Any, str]]:
-    """`OURS` for a model, with what is of it alone."""
+    """Return `OURS` with the entries that apply to this model only."""
     return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}
 
 
 def sources() -> dict[str, str]:
-    """Where each setting comes from, by name."""
+    """Return the source in the paper of each setting, by name."""
     return {f.name: f.metadata["source"] for f in fields(DASSettings)}

@@ -87,5 +87,5 @@ class Prefetcher:
         )
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Stop the worker processes."""
         self._batches = None  # torch's iterator ends them when nothing refers to it any more

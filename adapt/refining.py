@@ -111,7 +111,7 @@ def selected_mask(rounds: Sequence[Round], masks: Sequence[np.ndarray]) -> np.nd
     """Return the mask that remained, (n_layers,) bool, and print its place in the search."""
     mask = np.array(rounds[-1].best(1)[0], dtype=bool)
     place = next(i for i, each in enumerate(masks) if (each == mask).all())
-    print("the search's best mask stays" if place == 0 else f"selected: number {place + 1} of the search by reward")
+    print(f"selected: {'the best' if place == 0 else f'number {place + 1}'} of the search by reward")
     return mask
 
 

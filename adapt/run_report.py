@@ -47,7 +47,7 @@ def run_report(folder: Path) -> RunReport:
     name = next((name for name in kinds if (folder / name).is_file()), None)
     if name is None:
         raise FileNotFoundError(
-            f"{folder} has none of {', '.join([SEARCH_RECORD, *kinds])}: no run ended there. Resume it with `resume`."
+            f"{folder} has none of {', '.join([SEARCH_RECORD, *kinds])}: its run has not finished. Resume it with `resume`."
         )
     record = read_json(folder / name)
     if name == COMPARED and not (isinstance(record, dict) and record.get("lines")):
@@ -56,7 +56,7 @@ def run_report(folder: Path) -> RunReport:
         result = kinds[name](folder, record).checked()
         search_run = str(record["settings"].get("search_run"))
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{folder / name} is damaged, or of another version ({error!r}). Run it again.") from error
+        raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     result = dataclasses.replace(result, answers=read_examples(folder))
     search = folder.parent / search_run
     if not search_run.isdecimal() or not (search / SEARCH_RECORD).is_file():

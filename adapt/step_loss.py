@@ -180,7 +180,7 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
         itm_weight: As for `StepLoss`.
     """
     if backbone.vlp.untrainable:
-        raise ValueError(f"Nothing of this model can train: {backbone.vlp.untrainable} Search it without training.")
+        raise ValueError(f"This model cannot be trained: {backbone.vlp.untrainable} Search it without training.")
     if itm_weight:
         task.matching_loss(backbone.heads)
     check_precision(backbone.vlp.device, hardware)

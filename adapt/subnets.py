@@ -142,7 +142,7 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
 
 @contextmanager
 def _named(record: Path, advice: str = "Fine-tune it again.") -> Iterator[None]:
-    """Name the record in errors of its content."""
+    """Turn errors about the content of a record into a ValueError that names the file."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -154,15 +154,16 @@ def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Pa
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def recorded_data(folder: Path) -> str | None:
-    """Return the data folder that a run's record names, existing or not; None for bundled data, and without a record."""
+def recorded_data(folder: Path) -> dict[str, str | None]:
+    """Return `data_root`, existing or not, and `columns` of a run's record; None for bundled data, and without a record."""
     record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
-        return None
+        return {}
     with _named(record):
-        found = read_json(record)["problem"].get("data_root")
-        if not isinstance(found, str | None):
-            raise TypeError(f"data_root={found!r}")
+        problem = read_json(record)["problem"]
+        found = {name: problem.get(name) for name in ("data_root", "columns")}
+        if not all(isinstance(value, str | None) for value in found.values()):
+            raise TypeError(f"{found}")
         return found
 
 

@@ -271,7 +271,7 @@ class Trainer:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
-        """Take one step of the optimizer, and return its losses and metrics."""
+        """Take one optimizer step, and return its losses and metrics by name."""
         accelerator, trained, sums = self.accelerator, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad()
         with accelerator.autocast():

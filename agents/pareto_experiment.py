@@ -70,7 +70,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
         check_names([self.cost], SAVED.values(), "cost")
         for name, least in (("seed", 0), ("evaluations", DRAWN), ("masks_per_turn", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
+                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least {least}")
         for name in self.baselines:
             if not issubclass(agent_class(name), Heuristic):
                 raise ValueError(f"baselines holds {name!r}, which searches; give rules such as {', '.join(BASELINES)}")
@@ -100,6 +100,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched=searched,
         baselines={name: baseline(problem, settings, name) for name in settings.baselines},
         hypervolume_share=problem.hypervolume_share(searched),
+        keeps_a_layer=MODELS[problem.model].reads == "prompts",  # their skipped layers have no adapters
     )
     record = result.record()
     print_front(result, problem.metric_name)

@@ -75,7 +75,7 @@ class RunsSettings(PluginSettings):
         if self.status is not None:
             check_names([self.status], (*STATES.values(), DIED, DAMAGED), "status")
         if self.limit < 1:
-            raise ValueError(f"limit={self.limit} is not allowed; show 1 run or more")
+            raise ValueError(f"`limit` is out of range: got {self.limit}, expected at least 1")
 
 
 @dataclass(frozen=True)

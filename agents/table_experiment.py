@@ -72,7 +72,9 @@ class TableSettings(ProblemSettings):
             raise ValueError(f"`problem.precision`: got {self.problem.precision!r}; tables are exact, leave it out")
         for name in ("reward_examples", "test_examples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None for the whole split")
+                raise ValueError(
+                    f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
+                )
 
     def file(self, folder: Path) -> Path:
         """Return where the table of a run in a folder is written."""

@@ -44,7 +44,7 @@ class Command:
             `das_gym.experiment.RecordedCommand`. It is imported when the command runs. A function may return an exit code.
         words: What may follow, as the help shows it.
         about: What it does.
-        settings: "module:class" of the settings behind `with`, where the target is a function.
+        settings: "module:class" of the settings after `with`, where the target is a function.
         positional: A setting whose values may also stand before `with`, as in `report 1 2`.
         subcommands: Commands by the word that follows this one's name.
     """
@@ -63,7 +63,7 @@ class Command:
             return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
-        """Run the command with the words behind its name; return its exit code.
+        """Run the command with the words after its name; return its exit code.
 
         Args:
             name: Program and command, as `format_command` takes it.
@@ -90,9 +90,9 @@ class Program:
     Attributes:
         name: `agents` or `adapt`.
         commands: By the word that names them.
-        main: The command that `with ...` directly behind the program's name runs.
+        main: The command that `with ...` directly after the program's name runs.
         runs_alone: Whether the program's name alone runs `main`; otherwise it shows the help.
-        examples: Frequent commands: the words behind the program's name, and what they do.
+        examples: Frequent commands: the words after the program's name, and what they do.
     """
 
     name: str
@@ -207,13 +207,13 @@ def repeat_command(settings: Mapping[str, Any]) -> str:
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Return settings as they are typed behind `with`, quoted for a shell; those that equal a default are left out."""
+    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out."""
     flat, known = flatten_settings(settings), flatten_settings(defaults or {})
     return [shlex.quote(f"{name}={value}") for name, value in flat.items() if name not in known or known[name] != value]
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the named configs behind `with`; `search.seed=3` sets a value in a nested mapping."""
+    """Return the settings and the named configs after `with`; `search.seed=3` sets a value in a nested mapping."""
     values: dict[str, Any] = {}
     named = []
     for word in words:
@@ -230,7 +230,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...` behind it.
+    """Return the settings of a command from the words `with name=value ...` that follow it.
 
     Args:
         cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.
@@ -269,7 +269,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
     if isinstance(defaults_of(cls)[name], tuple):
         return ["with", f"{name}={values}", *rest]
     if len(values) > 1:
-        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings stand behind `with`")
+        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings follow `with`")
     return ["with", f"{name}={values[0]}", *rest]
 
 
@@ -309,14 +309,14 @@ def check_words(
     joined = _join_settings(words, set(settings))
     if joined != list(words):
         meant = format_command(command, *(word for word in joined if word != "with"))
-        raise UsageError(f"settings are given as name=value behind `with`, without spaces. Did you mean `{meant}`?")
+        raise UsageError(f"settings are given as name=value after `with`, without spaces. Did you mean `{meant}`?")
     word = words[0] if words else "with"
     if list(words) == ["with"]:
-        raise UsageError(f"nothing stands behind `with`: `{format_command(command, 'name=value')} ...`")
+        raise UsageError(f"nothing follows `with`: `{format_command(command, 'name=value')} ...`")
     if word == "with" or word.startswith("-") or word in commands:
         return
     if "=" in word or word in named:
-        raise UsageError(f"settings stand behind `with`; did you mean `{format_command(command, *words)}`?")
+        raise UsageError(f"settings follow `with`; did you mean `{format_command(command, *words)}`?")
     known, start = [*commands, "with"], format_command(command)
     if near := nearest_names(word, known):
         raise UsageError(f"unknown sub-command {word!r}; did you mean `{' '.join([start, *near, *words[1:]])}`?")

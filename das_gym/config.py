@@ -198,7 +198,7 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
         raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
     is_number = array.dtype.kind in "bfiu" and bool(np.isfinite(array).all())
     if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
-        raise ValueError(f"{name} holds something else than {'0 and 1' if kind is bool else 'finite numbers'}")
+        raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")
     return array.astype(kind)
 
 

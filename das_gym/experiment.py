@@ -269,7 +269,7 @@ class RecordedCommand(Generic[Settings]):
         ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, command)
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
-        """Run the command with the words behind its name on a command line.
+        """Run the command with the command-line words after its name.
 
         Args:
             words: The words.
@@ -324,7 +324,7 @@ class RecordedCommand(Generic[Settings]):
         """Return what the command does, its settings, named configs and options, in 80 columns."""
         parts = [localize_commands(help_text(self.settings, sys.modules[self.main.__module__].__doc__))]
         if named := self.named_configs():
-            parts.append("\nNamed configs, words behind `with` that stand for several settings:\n")
+            parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
         parts.append("\nIn the place of `with` or before it:\n")
         rows = dict(COMMANDS)

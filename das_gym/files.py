@@ -41,7 +41,7 @@ _HOST = hashlib.sha256(
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path that replaces `path` when the block ends without an error.
+    """Yield a temporary path that replaces `path` when the block ends without an error.
 
     After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders
     are made, and temporary files of killed writers are removed.
@@ -70,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` when the block ends without an error; as `replacing`, for a folder.
+    """Yield a temporary folder that becomes `folder` when the block ends without an error; see `replacing`.
 
     Args:
         folder: New, or empty. Missing folders above it are made.
@@ -92,7 +92,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_beside(path: Path) -> Iterator[Path]:
-    """Give a hidden, empty folder next to `path` that is removed after the block, or, after a kill, with the next write."""
+    """Yield a hidden, empty folder next to `path`, removed after the block; after a kill, the next write removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = _temporary_path(path)
     try:
@@ -250,7 +250,7 @@ def damage_named(path: Path, hint: str) -> Iterator[None]:
 
 
 def description_in(arrays: Mapping[str, np.ndarray], hint: str) -> Any:
-    """Return what the JSON text `meta` among the arrays of `read_arrays` holds; ValueError: it is no JSON, or too long."""
+    """Return the parsed JSON text `meta` of an .npz file's arrays. Raise ValueError if it is not JSON, or too long."""
     meta = arrays["meta"]
     if meta.nbytes > MAX_DESCRIPTION:
         raise ValueError(f"its description is too long: got {meta.nbytes} bytes, expected at most {MAX_DESCRIPTION}")
@@ -269,7 +269,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         size = sum(record.file_size for record in archive.infolist())
     limit = min(max(MIN_UNPACKED, MAX_RATIO * len(packed)), MAX_UNPACKED)
     if size > limit:
-        raise ValueError(f"it unpacks to too much: got {size} bytes, expected at most {limit}")
+        raise ValueError(f"its decompressed size is too large: got {size} bytes, expected at most {limit}")
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         found = dict(arrays)
     for name, array in found.items():

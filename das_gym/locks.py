@@ -24,7 +24,7 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is at work in {folder}. Wait for it, or stop it first") from None
+        raise ValueError(f"another process uses {folder}. Wait for it, or stop it first") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise

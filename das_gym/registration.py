@@ -149,7 +149,7 @@ TASKS: dict[str, TaskEntry] = {
             "answering",
             "Answering",
             "das_gym.tasks.answering.task:AnsweringTask",
-            "Shapes-VQA (bundled), LLaVA's conversations, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
+            "Shapes-VQA (bundled), LLaVA's conversations, parquet, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
             gives="prompts",
         ),
     )

@@ -80,7 +80,7 @@ class RunFolder(FileStorageObserver):
             self.lock = lock_run(Path(self.dir))
 
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin as Sacred does; leave no run folder behind after an error or an interrupt."""
+        """Start the run as Sacred does. Remove the run folder after an error or an interrupt."""
         try:
             id = super().started_event(*args, **{**kwargs, "_id": None})
             if not (Path(self.dir) / INFO).exists():

@@ -1,4 +1,4 @@
-"""Sacred's own options, and files of settings behind `with`."""
+"""Sacred's own options, and settings files after `with`."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_full_disk_at_the_start_leaves_no_run(command, tmp_path: Path, monkeypat
         (["print_confg"], "did you mean `python -m agents trial print_config`?"),
         (["print_config", "number=3"], "cannot read"),
         (["xyz"], "unknown sub-command 'xyz'; known: "),
-        (["with"], "nothing stands behind `with`"),
+        (["with"], "nothing follows `with`"),
         (["--foo"], "cannot read '--foo'"),
         (["--number", "3"], "Did you mean `python -m agents trial with number=3`?"),
     ],
@@ -279,13 +279,13 @@ def test_pipe_or_link_in_a_run_folder_is_rejected(command, stopped: Path, tmp_pa
 
 def test_running_run_is_locked_and_a_finished_one_is_not(stopped: Path, command):
     lock = lock_run(stopped)
-    with pytest.raises(RunError, match=r"another process is at work in .*1"):
+    with pytest.raises(RunError, match=r"another process uses .*1"):
         resume(command, stopped)
     lock.release()
 
     def look(settings: Settings, run: Run) -> None:
         del settings
-        with pytest.raises(RunError, match="another process is at work"):
+        with pytest.raises(RunError, match="another process uses"):
             lock_run(run_folder(run))
 
     RecordedCommand("agents look", Settings, look).run({"runs_dir": str(stopped.parent)})

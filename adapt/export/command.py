@@ -78,14 +78,14 @@ def run_export(settings: ExportSettings) -> Exported:
 
 
 def _check_onnx(problem: Any) -> None:
-    """Raise for an ONNX graph of a generative model, before the model is loaded."""
+    """Raise ValueError if `onnx` is set for a generative model, before the model is loaded."""
     model = problem.get("model") if isinstance(problem, dict) else None
     if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
         raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
 def _record(folder: Path, *more: str) -> dict[str, Any]:
-    """The record of a run, where one lies in its folder, or in a file of one of these names."""
+    """Return the record in a run's folder, from the first of these file names that exists."""
     found = record_in(folder, (RECORD, JOINT_RECORD, *more))
     record = None if found is None else read_json(found)
     return record if isinstance(record, dict) else {}

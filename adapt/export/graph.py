@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 def require_onnx() -> None:
-    """Raise ValueError if a package is missing, or torch is too old."""
+    """Raise ValueError if a package for the ONNX export is missing, or torch is too old."""
     if TorchVersion(torch.__version__) < OLDEST_TORCH:
         raise ValueError(
             f"`onnx` needs torch {OLDEST_TORCH} or newer: got {torch.__version__}. Upgrade it, or leave `onnx` out."

@@ -1,4 +1,4 @@
-"""Bottleneck adapters, one behind another (Houlsby et al., arXiv 1902.00751)."""
+"""Sequential bottleneck adapters (Houlsby et al., arXiv 1902.00751)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class AdapterTuning(Method):
-    """Train an adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
+    """Train an adapter after every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
 
     With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (`python -m adapt paper`).
 
@@ -24,7 +24,7 @@ class AdapterTuning(Method):
     """
 
     title: ClassVar[str] = "adapter"
-    remaining: ClassVar[str] = "adapters behind its sub-layers"
+    remaining: ClassVar[str] = "adapters after its sub-layers"
 
     bottleneck: int | None = None
 

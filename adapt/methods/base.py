@@ -82,7 +82,7 @@ class Method(ABC):
         """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first."""
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """As `insert`, in a model from which layers were deleted. By default the same."""
+        """Insert the method into a model with removed layers; by default, as `insert` does."""
         return self.insert(pruned.vlp)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
@@ -93,19 +93,19 @@ class Method(ABC):
             parts: As in `PrunedModel`.
         """
         if self.remaining:
-            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which no folder can hold.")
+            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which cannot be saved.")
         if not self.insert(meta_twin(vlp)):
-            raise ValueError(f"{self.title} cannot recover a model: it trains no parameters but those of a head.")
+            raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
 
     def describe_recovery(self, hidden_size: int) -> str:
         """Return what recovery trains, for the card of a model of that width."""
         return f"{self.title} in the remaining layers"
 
     def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Called when training has ended: merge what can be merged."""
+        """Finish the training: merge what can be merged into the weights."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Make a frozen model ready to be trained by this method, in place.
+        """Prepare a frozen model for training by this method, in place.
 
         Args:
             model: As it was loaded, with a head and no mask pruned.
@@ -137,7 +137,7 @@ class Method(ABC):
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:
-            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} brings its head.")
+            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
@@ -173,7 +173,7 @@ def method_class(name: str) -> type[Method]:
     check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
-        raise TypeError(f"method {name!r}: {cls.__name__} has no insert; write it")
+        raise TypeError(f"method {name!r}: {cls.__name__} does not implement `insert`.")
     return cls
 
 

@@ -178,7 +178,7 @@ def read_indices(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[in
 def climb(
     make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], grid: Sequence[Sequence[float]] = GRID
 ) -> tuple[MaskProcess, list[int]]:
-    """Take one step up the marginal likelihood along each axis of a grid; return the process and its indices.
+    """Increase the marginal likelihood by one step along each axis of a grid; return the process and its indices.
 
     Args:
         make: Makes the process for one index per axis.

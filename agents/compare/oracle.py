@@ -43,7 +43,7 @@ class Oracle(ABC):
 
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
-        """(skipped layers, reward) of every call, in order."""
+        """The (skipped layers, reward) of every call, in order."""
         return []
 
     def __call__(self, mask: npt.ArrayLike) -> float:

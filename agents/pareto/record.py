@@ -17,6 +17,9 @@ from das_gym.runs import library_versions
 FORMAT = 1
 RECORD = "front.json"
 
+NOT_RECORDED = ("searched", "baselines", "layer_names", "keeps_a_layer")
+"""Fields of `FrontResult` that its record holds in another form, or not at all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -64,7 +67,7 @@ class Scored:
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
         numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
         if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
-            raise ValueError(f"there are {len(masks)} masks, and not one number for each of them")
+            raise ValueError(f"got {len(masks)} masks, but not one number for each")
         return cls(masks, *numbers)
 
 
@@ -81,6 +84,7 @@ class FrontResult:
         searched: What the search scored, the full model first.
         baselines: Heuristic name to its masks, from few layers to many.
         hypervolume_share: Fraction of the true front's hypervolume, from a table; None if unknown.
+        keeps_a_layer: Whether a mask of all layers is no point, since nothing would be left of the model.
     """
 
     settings: Mapping[str, Any]
@@ -91,11 +95,14 @@ class FrontResult:
     searched: Scored
     baselines: Mapping[str, Scored] = field(default_factory=dict)
     hypervolume_share: float | None = None
+    keeps_a_layer: bool = False
 
     @property
     def front(self) -> Scored:
         """The Pareto front of all scored masks, the smallest saving first: points 0, 1, ..."""
         every = Scored.joined([self.searched, *self.baselines.values()])
+        if self.keeps_a_layer:
+            every = every.rows(~every.masks.all(axis=1))
         return every.rows(front_rows(every.saved, every.losses))
 
     def record(self) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class FrontResult:
             }
             for number, mask in enumerate(front.masks)
         ]
-        own = {name: value for name, value in vars(self).items() if name not in ("searched", "baselines", "layer_names")}
+        own = {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
         return {
             "format": FORMAT,
             **own,

@@ -68,7 +68,7 @@ class PolicySettings(PluginSettings):
 
     def __post_init__(self) -> None:
         if self.members < 1:
-            raise ValueError(f"members={self.members} is not allowed; use 1 or more")
+            raise ValueError(f"`members` is out of range: got {self.members}, expected at least 1")
 
 
 def mean_scaled(network: UnitNetwork, suite: Suite) -> float:

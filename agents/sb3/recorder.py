@@ -119,7 +119,7 @@ class Recorder(VectorWrapper):
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads within the block.
+    """Set the number of torch's threads to `count` within the block.
 
     SB3's networks are too small to be split over cores: they are several times faster with one thread. Only the engine uses
     all.

@@ -61,7 +61,8 @@ class Checkpoint:
             if name != "save_every" and mine.get(name) != value:
                 setting = (names or {}).get(name, name)
                 raise ValueError(
-                    f"{path} is of a search with another `{setting}`: got {mine.get(name)!r}, expected {value!r}. Give the "
+                    f"{path} belongs to a search with another `{setting}`: got {mine.get(name)!r}, "
+                    f"expected {value!r}. Give the "
                     "same settings, or another folder"
                 )
         with damage_named(path, "start a new search"):

@@ -75,7 +75,7 @@ def make_suite(settings: SuiteSettings) -> Path:
     """Make what is missing, or measure latencies again; return the folder of tables.
 
     Raises:
-        ValueError: another process is at work in the folder `out`.
+        ValueError: another process uses the folder `out`.
     """
     out = absolute(settings.out)
     (out / "work").mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def require_readable(images: Iterable[ImageSource]) -> None:
 
 
 def fingerprint(image: ImageSource) -> int:
-    """Return a 64-bit number of an image in its present state."""
+    """Return a 64-bit hash of an image's key and its current stamp (for a file: size and time of change)."""
     try:
         stamp = image.stamp()
     except (OSError, ValueError):  # it does not exist, which opening it will report
@@ -105,7 +105,7 @@ def read_readable() -> np.ndarray:
 
 
 def _add_readable(fingerprints: list[int]) -> None:
-    """Remember readable images. Without a writable cache folder they are decoded again next time."""
+    """Add images to the cache of readable ones. Without a writable cache folder they are decoded again next time."""
     if not fingerprints:
         return
     path = cache_folder() / READABLE

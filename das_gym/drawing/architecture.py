@@ -70,7 +70,7 @@ class Architecture:
 
     @classmethod
     def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """Return the architecture of a record that `record` made.
+        """Rebuild an architecture from what `record` returned.
 
         Raises:
             ValueError: it is damaged.

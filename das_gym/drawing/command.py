@@ -68,7 +68,7 @@ def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> 
     """
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
-    print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")
 
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:

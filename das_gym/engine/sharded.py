@@ -101,12 +101,12 @@ class ShardedEvaluator(Evaluator):
         self._workers: list[Any] = []
 
     def forget(self) -> None:
-        """Forget scores, and end the workers: new ones are made with the current weights."""
+        """Clear cached scores and stop the workers. The next call starts workers with the current weights."""
         super().forget()
         self.close()
 
     def close(self) -> None:
-        """End the workers, so that others can have their CPUs and GPUs."""
+        """Stop the workers and release their CPUs and GPUs."""
         import ray
 
         if ray.is_initialized():
@@ -179,7 +179,7 @@ class ShardedEvaluator(Evaluator):
 
 
 def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return (m,) rows of the masks, sorted so that those that agree on their first stages are neighbours."""
+    """Return the (m,) row numbers that sort the masks so that masks with the same first stages are neighbours."""
     units = [index for stage in stages for index in stage]
     return np.lexsort(masks[:, units[::-1]].T)
 

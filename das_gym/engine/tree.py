@@ -63,7 +63,7 @@ class MaskTree:
             state: The state before stage 0.
             trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives behind
                 `VLP.front` stages, by the bits of those.
-            known: Looks those states up: masks whose first bits are known begin behind those stages.
+            known: Looks those states up: masks whose first bits are known start after those stages.
             watch: Called for every layer of the full model; needs a trunk and nothing `known`.
 
         Yields:

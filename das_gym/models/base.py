@@ -39,11 +39,11 @@ Mark = Callable[[int, Tensor], None]
 
 
 def no_mark(index: int, hidden: Tensor) -> None:
-    """Do nothing: the default mark."""
+    """Do nothing: the no-op `Mark`."""
 
 
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
-    """Compute every time: the default memo."""
+    """Compute the value without caching: the no-op `Memo`."""
     del key
     return compute()
 
@@ -211,7 +211,9 @@ class VLP(nn.Module, ABC):
         Raises:
             ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
-        raise NotImplementedError(f"{type(self).__name__} makes no batches: define inputs(folder, max_text_length)")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define how batches are made: define inputs(folder, max_text_length)"
+        )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Return encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be cached."""

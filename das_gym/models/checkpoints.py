@@ -231,7 +231,7 @@ def assemble(
     generator: torch.Generator | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Make a model of tensors, which are taken out of `file`: the second half of `load_checkpoint`."""
+    """Build a model from the tensors of `file`, which is emptied to save memory: the second half of `load_checkpoint`."""
     family, form, mask = _recognise(file)
     config = _infer_config(file, family, form, image_size, settings or {})
     report = LoadReport(file.path, form.title, odd=_lost_layers(config))
@@ -360,7 +360,7 @@ def _fill(
     generator: torch.Generator | None,
     report: LoadReport,
 ) -> None:
-    """Give a model on the meta device its parameters and buffers."""
+    """Load parameters and buffers into a model on the meta device."""
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
     surplus = [name for name in named if name not in expected]

@@ -57,7 +57,7 @@ class _SkipFilling(TorchFunctionMode):
 
 @contextmanager
 def without_content() -> Iterator[None]:
-    """Make modules that have shapes and no content: nothing is drawn for them, and no memory allocated."""
+    """Create modules on the meta device: with shapes, but without values, memory or random initialization."""
     import torch._dynamo  # models import it, and in torch 2.6 the import computes, which fails on the meta device
 
     with torch.device("meta"), _SkipFilling():

@@ -62,7 +62,7 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         if not set(self.mask or ()) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask or ())} holds other values than 0 (keep) and 1 (skip)")
+            raise ValueError(f"`mask` is not a skip mask: got {list(self.mask or ())}, expected only 0 (keep) and 1 (skip)")
 
     @classmethod
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
@@ -77,7 +77,7 @@ class Adaptation:
         return cls(tensors=detached, mask=mask, **fields)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         described = {
             "format": FORMAT,
             "task": self.task,
@@ -100,7 +100,7 @@ class Adaptation:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one"
+                f"no adaptation file at {path}. `python -m adapt supernet` or `python -m adapt` writes one"
             )
         file = read_safetensors(path)
         described, tensors = dict(file.config), file.tensors
@@ -109,7 +109,7 @@ class Adaptation:
             raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_TYPES:
-                raise ValueError(f"{path}: {name} holds numbers of {tensor.dtype}, which no weights are; write it again")
+                raise ValueError(f"{path}: {name} has dtype {tensor.dtype}, which is not a dtype of weights. Write it again")
         check_finite(((name, tensor.float()) for name, tensor in tensors.items()), path)
         try:
             return build(cls, {**described, "tensors": tensors})

@@ -59,6 +59,8 @@ class ModelSettings:
         checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
             name of another bundled model (`llava_mini`). None loads the bundled model.
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
+        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas.
+            None finds them by their usual names.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
         units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
@@ -73,6 +75,7 @@ class ModelSettings:
 
     checkpoint: str | None = None
     data_root: str | None = None
+    columns: str | None = None
     supernet: str | None = None
     tokenizer: str | None = None
     units: str | None = choice(None, UNITS)
@@ -208,7 +211,7 @@ def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[
 
 
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
-    """Return model and data as they are typed behind `with`: the named config, settings that are not the default, and more.
+    """Return model and data as they are typed after `with`: the named config, settings that are not the default, and more.
 
     Args:
         config: Model and data.

@@ -67,14 +67,14 @@ class Costs:
         return int(self.parameters_cost.full)
 
     def macs(self, mask: Mask) -> int:
-        """MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
+        """Return the MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
         array = np.asarray(mask, dtype=bool)
         if array.shape != self.layer_macs.shape:
             raise ValueError(f"mask of shape {array.shape}: expected one bool for each of {len(self.layer_macs)} layers")
         return int(self.macs_cost.amounts(array[None])[0])
 
     def macs_saved(self, mask: Mask) -> float:
-        """Share of `macs_full` that the subnet saves, at most 1; negative where its adapters cost more than it skips."""
+        """Return the share of `macs_full` that the subnet saves; negative if its adapters cost more than it skips."""
         return 1 - self.macs(mask) / self.macs_full
 
 

@@ -142,7 +142,7 @@ def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
 
 
 def build_problem(config: ProblemConfig) -> Problem:
-    """As `load_problem`, sharing nothing with other problems."""
+    """Load a problem, as `load_problem`, that shares nothing with other problems."""
     find_supernet(config)  # fails before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
@@ -166,11 +166,19 @@ def check_problem(problem: ProblemConfig) -> None:
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
-    splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
+    task = task_class(config.task)
+    splits = task.load_splits(config.data_root, config.on_bad_example, **reader_options(task, config.columns))
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{first}", stacklevel=2)
     return splits
+
+
+def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
+    """Return `columns` as the argument of `Task.load_splits`, if it is given; ValueError: the task does not take it."""
+    if columns is not None and "columns" not in inspect.signature(task.load_splits).parameters:
+        raise ValueError(f"`columns` is not supported by the task {task.name}: got {columns!r}. Leave it out.")
+    return {} if columns is None else {"columns": columns}
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
@@ -192,7 +200,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
         raise ValueError(
-            f"`checkpoint` is of another model: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
+            f"`checkpoint` is another model's: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
             f"Choose another checkpoint, or model={type(vlp).__name__}."
         )
     check_model(vlp)
@@ -251,7 +259,9 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
         content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
-        raise ValueError(f"`supernet` is no supernet: {path} holds {content}. Train one with `{supernet_command(config)}`.")
+        raise ValueError(
+            f"`supernet` is not a supernet: {path} holds {content}. Train one with `{supernet_command(config)}`."
+        )
     _check_task(supernet, config.task, path)
     return path, supernet
 

@@ -90,7 +90,9 @@ class MaskSpace:
 
     def __init__(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
-            raise TypeError(f"`budget` is no Budget: got {budget!r}, expected one such as Budget(n_layers=12, skip_num=4)")
+            raise TypeError(
+                f"`budget` is not a Budget: got {budget!r}, expected one such as Budget(n_layers=12, skip_num=4)"
+            )
         if budget.is_free:
             raise ValueError(
                 "`budget` allows every mask: give `skip_num`, or a share of a cost to save (0 = at most the full model's)"

@@ -66,7 +66,7 @@ class UnitLatencies:
     def __post_init__(self) -> None:
         times = np.array([self.full, self.base, *self.kept, *self.skipped], dtype=float)
         if len(self.kept) != len(self.skipped) or not (np.isfinite(times).all() and (times >= 0).all() and self.full > 0):
-            raise ValueError("latencies are finite milliseconds of at least 0, one of each unit kept and one of it skipped")
+            raise ValueError("latencies must be finite and at least 0 ms: one per unit when kept, and one when skipped")
 
     @property
     def cost(self) -> MaskCost:
@@ -182,7 +182,7 @@ class UnitTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rounds so far."""
+        """Discard all rounds so far."""
         self._masks: list[np.ndarray] = []
         self._totals: list[float] = []
         self._kept: list[np.ndarray] = []

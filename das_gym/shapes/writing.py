@@ -49,7 +49,7 @@ def check_counts(least: int, **counts: int) -> None:
 
 @contextmanager
 def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
-    """Give a temporary folder that becomes `folder` at the end of the block, and a progress bar.
+    """Yield a temporary folder that becomes `folder` at the end of the block, and a progress bar.
 
     Args:
         folder: New or empty, absolute.

@@ -338,7 +338,7 @@ class _Progress:
         return {split: GroupScores.of_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
         for split, each in (self.each or {}).items():
@@ -367,7 +367,7 @@ class _Progress:
             for split in SPLITS:
                 found = arrays[split + suffix]
                 if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                    raise ValueError("its sums are of other masks or groups")
+                    raise ValueError("its sums belong to other masks or groups")
                 own[split] = found
         for split, each in (self.each or {}).items():
             if done[split]:

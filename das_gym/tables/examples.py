@@ -79,11 +79,11 @@ class ExampleScores(SplitPart):
         return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
 
     def group_sizes(self, count: int) -> np.ndarray:
-        """As `SplitPart.group_sizes`."""
+        """See `SplitPart.group_sizes`."""
         return np.bincount(self.groups, minlength=count)
 
     def group_means(self, group: int) -> Scores:
-        """As `SplitPart.group_means`."""
+        """See `SplitPart.group_means`."""
         return self.means(np.flatnonzero(self.groups == group))
 
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:

@@ -208,13 +208,13 @@ def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
     ("given", "text"),
     [
         ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
-        ({"point": 2}, "point=2 is a point of a front"),
-        ({"search_run": 1, "point": -1}, "point=-1"),
+        ({"point": 2}, "`point` numbers a point of a Pareto front: got 2"),
+        ({"search_run": 1, "point": -1}, "`point`.*got -1"),
         ({"search_run": 1, "mask": (0, 1)}, "both `mask` and `search_run`=1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
-        ({"mask": (0, 2)}, "other values than 0"),
-        ({"refine": 0}, "refine=0"),
-        ({"refine": 2, "mask": (0, 1)}, "refine=2"),
+        ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
+        ({"refine": 0}, "`refine` is out of range"),
+        ({"refine": 2, "mask": (0, 1)}, "`refine` chooses"),
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):

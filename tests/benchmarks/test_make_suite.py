@@ -36,7 +36,7 @@ def test_plan_has_disjoint_splits():
 
 def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
     lock = lock_folder(tmp_path)
-    with pytest.raises(ValueError, match="another process is at work"):
+    with pytest.raises(ValueError, match="another process uses"):
         main(["with", f"out={tmp_path}", "only=none"])
     lock.release()
     main(["with", f"out={tmp_path}", "only=none"])

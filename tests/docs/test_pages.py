@@ -14,6 +14,7 @@ from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
 from das_gym.config import group_fields
+from das_gym.tasks.metrics import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
@@ -102,7 +103,7 @@ def test_blocks_that_are_not_run_can_be_read(path: Path):
 def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
-    before, names = dict(AGENTS), {"__name__": path.stem}
+    before, names = [(registry, dict(registry)) for registry in (AGENTS, METRICS)], {"__name__": path.stem}
     try:
         for block in BLOCKS[path]:
             if block.mark == "skip":
@@ -116,8 +117,9 @@ def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 for command in block.commands():
                     run(path, block, shortened(command, block.words))
     finally:
-        AGENTS.clear()
-        AGENTS.update(before)
+        for registry, entries in before:
+            registry.clear()
+            registry.update(entries)
     assert "Traceback" not in "".join(capsys.readouterr())
 
 

@@ -84,7 +84,7 @@ def test_measure_units_stops_after_its_time(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("times", [{"full": 0.0}, {"kept": (1.0,)}, {"base": float("nan")}, {"skipped": (-1.0, 0.0)}])
 def test_unit_latencies_rejects_other_numbers(times: dict):
-    with pytest.raises(ValueError, match="finite milliseconds"):
+    with pytest.raises(ValueError, match="finite and at least 0 ms"):
         UnitLatencies(**{"full": 9.0, "base": 1.0, "kept": (2.0, 3.0), "skipped": (0.0, 0.0), **times})
 
 

@@ -1,21 +1,18 @@
 """The adapters of DAS in a model whose layers were removed: next to kept layers, and instead of removed ones.
 
-Such a model is saved with the code that inserts its adapters, see `modeling_das_adapters`.
+Such a model is saved with the code that inserts its adapters, see `own_code` and `modeling_das_adapters`.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from das_gym.files import read_json, write_json, write_text
 from das_gym.models.adapters import Adapter
-from das_gym.models.remote_code import copy_code
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
@@ -25,24 +22,10 @@ from das_gym.models.transformers.layer_removal import (
     reload_difference,
     share_copy,
 )
-from das_gym.models.transformers.loading import ADAPTED, auto_class
+from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, find_decoder
-
-CLASS = '''
-
-from transformers import {base}  # noqa: E402
-
-
-class {base}WithAdapters({base}):
-    """A {base} of transformers with the adapters that its configuration lists."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        add_adapters(self, config.{settings})
-'''
-"""The end of the folder's code."""
 
 
 def has_adapters(model: Any) -> bool:
@@ -78,7 +61,7 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
 
 
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """As `insert_into_pruned`, for the positions of kept layers, and the norms of removed ones, in order."""
+    """Insert adapters at the positions of kept layers, with the norms of removed ones; see `insert_into_pruned`."""
     layer, ends = smaller.stack.layers[0], [-1, *kept, len(kept) + len(norms)]
     settings = {
         "layers": decoder_path(smaller),
@@ -167,23 +150,6 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
         _copy(_inserted(its, ATTENTION_NAMES), getattr(mine, ATTENTION_ADAPTER))
         _copy(_inserted(its, MLP_NAMES), getattr(mine, MLP_ADAPTER))
     return masked.eval()
-
-
-def write_code(folder: Path, model: Any) -> None:
-    """Put the code that loads a saved model with adapters into its folder, and its name into the configuration.
-
-    Args:
-        folder: As `save_pretrained` left it.
-        model: What was saved.
-    """
-    base, file = type(model).__name__, folder / "modeling_das_adapters.py"
-    copy_code(folder, "das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters")
-    write_text(file, file.read_text(encoding="utf-8") + CLASS.format(base=base, settings=ADAPTED))
-    config = read_json(folder / "config.json")
-    name = f"{base}WithAdapters"
-    config["architectures"] = [name]
-    config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
-    write_json(folder / "config.json", config, indent=2)
 
 
 def _skipped_layers(smaller: VLM) -> list[Any]:

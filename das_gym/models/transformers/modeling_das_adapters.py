@@ -33,18 +33,18 @@ class SkippedLayer(nn.Module):
         self.adapter = adapter
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
+        """Return hidden states of the same shape, (..., hidden_size)."""
         return hidden + self.adapter(self.norm(hidden))
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
-    """Put adapters into a model that has its kept layers alone, and return it.
+    """Insert adapters into a model that has only its kept layers, and return it.
 
     Args:
         model: A model of transformers.
         das: `layers`: the name of its list of decoder layers; `norm`, `attention`, `mlp`: what a layer calls its parts;
             `hidden_size`, `bottleneck`, `skip_bottleneck`: widths; `gone_before`: how many layers are removed before each of
-            the kept ones, and, last, behind them all.
+            the kept ones, and, last, after them all.
     """
     layers = model.get_submodule(das["layers"])
 

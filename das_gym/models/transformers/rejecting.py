@@ -75,7 +75,9 @@ def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: 
     """
     vlm = compare.with_capabilities(capabilities)
     if len(vlm.places) < 2:
-        raise ValueError(f"{compare.name} is not supported: it has {len(vlm.places)} decoder layers that could be skipped.")
+        raise ValueError(
+            f"{compare.name} is not supported: it has only {len(vlm.places)} decoder layers that could be skipped."
+        )
     removed = [vlm.places[len(vlm.places) // 2]]
     skipped = compare.driven_logits(vlm, removed)
     smaller = delete_layers(share_copy(compare.model), removed)
@@ -139,6 +141,6 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
         )
     if not compare.same(halves, layers):
         raise ValueError(
-            f"{compare.name} computes attention and MLP side by side, or more than these: they cannot be skipped "
+            f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
             "separately. Leave out `units`."
         )

@@ -109,7 +109,7 @@ def _stretch(counts: Tensor, places: int, points: int, dtype: torch.dtype) -> tu
         dtype: Of the third result.
 
     Returns:
-        The point before and the point behind each place, (batch, places) int64, and how far it is from the first to the
+        The points before and after each place, (batch, places) int64, and how far it is from the first to the
         second, 0..1, of `dtype`.
     """
     last = (counts[:, None] - 1).clamp(min=1)

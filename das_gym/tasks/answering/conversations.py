@@ -32,6 +32,7 @@ class Conversation:
         rounds: Question and answer of each round, one or more.
         options: The answers to choose from; empty = any answer.
         kind: The data set's own group.
+        answers: Every annotator's answer to a single round; empty = its answer alone.
     """
 
     where: str
@@ -41,6 +42,7 @@ class Conversation:
     rounds: tuple[tuple[str, str], ...]
     options: tuple[str, ...] = ()
     kind: str = ""
+    answers: tuple[str, ...] = ()
 
 
 Conversations = Sequence[Conversation]
@@ -61,6 +63,7 @@ def _example(item: tuple[Conversation, int]) -> AnswerExample:
         images=conversation.images[:marks] if any(IMAGE_MARK in text for text in questions) else conversation.images,
         question=question,
         answer=answer,
+        answers=conversation.answers,
         options=conversation.options,
         rounds=conversation.rounds[:number],
         kind=conversation.kind,
@@ -162,4 +165,6 @@ def check_options(answer: str, options: Sequence[str], where: str) -> None:
     if len(options) < 2 or len(set(options)) < len(options):
         raise ValueError(f"{where}: wrong `options`: got {options!r:.80}, expected two or more different ones")
     if answer not in options:
-        raise ValueError(f"{where}: the answer is no option: got {answer!r:.60}, expected one of {options!r:.80}")
+        raise ValueError(
+            f"{where}: the answer is not among the options: got {answer!r:.60}, expected one of {options!r:.80}"
+        )

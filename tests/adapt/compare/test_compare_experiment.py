@@ -106,7 +106,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/missing")
+        patched.setattr(evaluate_command, "recorded_data", lambda folder: {"data_root": "/missing"})
         code, told = run_here("evaluate", "with", "run=1", "method=lora")
         assert code == 1
         assert "the data of that run do not exist: got data_root=/missing" in told
@@ -156,7 +156,7 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: 
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
         ("train.learning_rate=0.5", "train.learning_rate"),
-        ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
+        ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),
         ("seeds=0", "`seeds` is out of range"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),

@@ -41,7 +41,7 @@ from tests.tasks.answering.making import llava_folder
 
 FAMILIES = ("METER", "ViLT", "VLM")
 REFUSED = {
-    ("VLM", "head"): "nothing would train, since a VLM brings its head",
+    ("VLM", "head"): "nothing would train, since a VLM has its own head",
     ("VLM", "bitfit"): "a LlamaDecoderLayer has no biases",
     ("VLM", "prompt"): "prompt tuning is not supported by VLM",
 }
