@@ -15,7 +15,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, merge, nested, settings_dict
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.processes import run_on_main_process
@@ -152,7 +152,7 @@ def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, A
 def read_front(path: Path) -> dict[str, Any]:
     """Return the record of a Pareto front."""
     record = read_json(path)
-    with damage_named(path, f"run `{format_command('agents pareto')}` again"):
+    with explain_damage(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]
         masks = np.array([each["mask"] for each in points])
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)

@@ -32,7 +32,7 @@ from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, choice, nested
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
@@ -107,7 +107,7 @@ class JointSearchSettings(ProblemSettings):
 
 
 @dataclass(frozen=True)
-class Found:
+class JointSearchResult:
     """The result of a joint search, as read from its file.
 
     Attributes:
@@ -121,10 +121,10 @@ class Found:
     turns: tuple[JointTurn, ...]
 
 
-def read_found(path: Path) -> Found:
+def read_joint_search(path: Path) -> JointSearchResult:
     """Return the result of a joint search."""
-    with damage_named(path, "remove it to search again"):
-        return build(Found, read_json(path))
+    with explain_damage(path, "remove it to search again"):
+        return build(JointSearchResult, read_json(path))
 
 
 class _Models:
@@ -216,7 +216,7 @@ def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: L
         if is_main_process():
             model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
-    known = run_on_main_process(lambda: read_found(folder / FOUND))
+    known = run_on_main_process(lambda: read_joint_search(folder / FOUND))
     print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 

@@ -12,7 +12,7 @@ from typing import Any
 from das_gym.config import build
 from das_gym.data.images import ImageSource
 from das_gym.drawing.report import Answers, Question
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.tasks.base import Task
 
 EXAMPLES = "examples.json"
@@ -46,7 +46,7 @@ def read_examples(folder: Path) -> Answers | None:
     if not path.is_file():
         return None
     record = read_json(path)
-    with damage_named(path, "remove it for a report without examples"):
+    with explain_damage(path, "remove it for a report without examples"):
         return build(Answers, record)
 
 

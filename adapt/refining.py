@@ -24,7 +24,7 @@ from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, shuffled
 from das_gym.processes import is_main_process, run_on_main_process
@@ -142,7 +142,7 @@ def read_rounds(path: Path) -> list[Round]:
     """Return the rounds in a file; none if it does not exist."""
     if not path.is_file():
         return []
-    with damage_named(path, "remove it to start again"):
+    with explain_damage(path, "remove it to start again"):
         return [build(Round, each) for each in read_json(path)["rounds"]]
 
 

@@ -22,7 +22,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
-from das_gym.processes import world
+from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
 HELD_OUT_PAIRS = 64
@@ -96,7 +96,7 @@ class StepLoss:
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
         for number, part in enumerate(self._micro_batches(step)):
-            weight = len(part) * world() / self.batch_size
+            weight = len(part) * world_size() / self.batch_size
             with self.prefetcher.batch(step, number):
                 result = self._evaluate(part, step, mask)
             yield {name: value * weight for name, value in result.items()}
@@ -200,7 +200,7 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, verbose: bool = True, 
     accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
     parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
-        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world()))
+        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
     if verbose:
         print(line)
     modules = {"vlp": vlp, "head": step_loss.head}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
-from das_gym.processes import is_main_process, rank, world
+from das_gym.processes import is_main_process, rank, world_size
 from das_gym.progress import progress
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class Trainer:
             accelerator.backward(part["loss"])
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if world() > 1:
+        if world_size() > 1:
             mean = accelerator.reduce(torch.tensor([*sums.values()]).to(trained[0]), "mean")
             sums = dict(zip(sums, mean.tolist(), strict=True))
             self._average_gradients(trained)
@@ -334,7 +334,7 @@ class Trainer:
 
     def _gather(self, state: Tensor) -> Tensor:
         """Return the random state of each process, (processes, bytes)."""
-        if world() == 1:
+        if world_size() == 1:
             return state[None]
         return self.accelerator.gather(state[None].to(self.accelerator.device)).cpu()
 
@@ -384,8 +384,8 @@ class Trainer:
         shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
         if not 0 <= state["step"] <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
             raise ValueError("it was saved by another configuration")
-        if processes != world():
-            raise ValueError(f"it was saved by {processes} processes, expected {world()}")
+        if processes != world_size():
+            raise ValueError(f"it was saved by {processes} processes, expected {world_size()}")
         check_finite(saved.items(), Path("the parameters"))
         owners = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, kept in state["optimizer"]["state"].items():  # before `load_state_dict` copies a tensor of huge strides

@@ -69,7 +69,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` when the block ends without an error; see `replacing`.
 
     Args:
@@ -78,7 +78,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or is no longer empty; names `folder`.
     """
-    with room_beside(folder) as part:
+    with temporary_folder(folder) as part:
         yield part
         paths = [part, *part.rglob("*")]
         if len(paths) > MANY_FILES and hasattr(os, "sync"):
@@ -91,7 +91,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def room_beside(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden, empty folder next to `path`, removed after the block; after a kill, the next write removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = _temporary_path(path)
@@ -241,7 +241,7 @@ def parse_json(
 
 
 @contextmanager
-def damage_named(path: Path, hint: str) -> Iterator[None]:
+def explain_damage(path: Path, hint: str) -> Iterator[None]:
     """Turn errors about the content of a record into a ValueError that names its file and ends with a hint."""
     try:
         yield

@@ -24,7 +24,7 @@ LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {el
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
-    """Return a progress bar, or `Lines` if standard error is not a terminal. Only the main process prints.
+    """Return a progress bar, or `ProgressLines` if standard error is not a terminal. Only the main process prints.
 
     Both write to the original standard error, which Sacred does not capture.
 
@@ -35,11 +35,11 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         initial: First count.
     """
     stream = sys.__stderr__ if is_main_process() else None
-    kind = Bar if stream is not None and stream.isatty() else Lines
+    kind = Bar if stream is not None and stream.isatty() else ProgressLines
     return kind(total=total, desc=description, unit=unit, initial=initial, file=stream, disable=stream is None)
 
 
-class Lines(tqdm):
+class ProgressLines(tqdm):
     """Progress as a line a minute; the outermost of several tasks prints a last line, too."""
 
     monitor_interval = 0  # no thread is needed: `update` prints

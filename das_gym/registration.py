@@ -28,7 +28,7 @@ class ModelEntry:
         vlp: Class, a subclass of `das_gym.models.base.VLP`, or its "module:name".
         load: Function that loads a checkpoint, or its "module:name". It is called with the path, with `generator=` for
             weights that the checkpoint lacks, and with those of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck`
-            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.Loaded`, or a model.
+            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a model.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an

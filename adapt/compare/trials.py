@@ -26,7 +26,7 @@ from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
@@ -272,7 +272,7 @@ def read_trials(path: Path) -> list[Trial]:
     """Return the trials in a comparison's record, none without a file."""
     if not path.is_file():
         return []
-    with damage_named(path, "remove it, and all is trained again"):
+    with explain_damage(path, "remove it, and all is trained again"):
         return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_trials
-from das_gym.adapt.export.folder import Exported, export
+from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import check_out
@@ -49,7 +49,7 @@ class ExportSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
 
-def run_export(settings: ExportSettings) -> Exported:
+def run_export(settings: ExportSettings) -> ExportedFolder:
     """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from das_gym.bundled import check_bundled
-from das_gym.files import at_home, parse_json, read_json, replacing, room_beside, whole_folder
+from das_gym.files import at_home, parse_json, read_json, replacing, replacing_folder, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights of a folder."""
@@ -118,7 +118,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     """
     from safetensors.torch import save_file
 
-    with room_beside(path) as room, replacing(path) as part:
+    with temporary_folder(path) as room, replacing(path) as part:
         part.touch()
         rights = stat.S_IMODE(part.stat().st_mode)
         save_file(tensors, room / "new", metadata=metadata)
@@ -276,7 +276,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise FileExistsError(f"{folder} exists and is not a checkpoint folder. Give another name or remove it first")
     old = folder.with_name(f".{folder.name}.old")
     try:
-        with whole_folder(folder) as fresh:
+        with replacing_folder(folder) as fresh:
             fill(fresh)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)

@@ -124,7 +124,9 @@ class Adaptation:
         """
         self.check_base(base)
         if self.method is not None:
-            raise ValueError(f"the result of the method {self.method.name} is loaded by das_gym.adapt.load_subnet")
+            raise ValueError(
+                f"this file has the result of the method {self.method.name}. Load it with das_gym.adapt.load_subnet"
+            )
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         self.put(_tunable(vlp, head))

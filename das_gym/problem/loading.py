@@ -132,7 +132,7 @@ def load_problem(config: ProblemConfig) -> Problem:
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
-    return _load_problem(config, _times_of_change(config))
+    return _load_problem(config, _modification_times(config))
 
 
 @lru_cache(maxsize=4)
@@ -205,8 +205,8 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         )
     check_model(vlp)
     report = getattr(loaded, "report", None)
-    if report and (doubts := report.doubts("adapter")):
-        warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
+    if report and (problems := report.describe_problems("adapter")):
+        warnings.warn(f"{checkpoint}: {problems}", stacklevel=2)
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
@@ -249,7 +249,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).pretrained_head in _head_names(config, _times_of_change(config)):
+        if task_class(config.task).pretrained_head in _head_names(config, _modification_times(config)):
             return None
         raise ValueError(
             f"`checkpoint` has neither a supernet nor a head for {config.task}: got {config.checkpoint}. Train a supernet "
@@ -327,12 +327,12 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
     """Return the model with the head and parameters of an adaptation file."""
-    model = unadapted(backbone, adaptation, task, path)
+    model = model_for_adaptation(backbone, adaptation, task, path)
     adaptation.apply(backbone.vlp, model.head, backbone.base)
     return model
 
 
-def unadapted(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+def model_for_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
     """Return the model that an adaptation file is for, with an untrained head for its labels."""
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
@@ -353,7 +353,7 @@ def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
     if adaptation.task != task:
-        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
+        raise ValueError(f"{path} was trained for task {adaptation.task!r}, not {task!r}. Pass one trained for it")
 
 
 @lru_cache(maxsize=16)
@@ -363,7 +363,7 @@ def _head_names(config: ProblemConfig, times: tuple[int, ...]) -> frozenset[str]
     return frozenset(load_backbone(config).heads)
 
 
-def _times_of_change(config: ProblemConfig) -> tuple[int, ...]:
+def _modification_times(config: ProblemConfig) -> tuple[int, ...]:
     paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
     return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
 
@@ -422,7 +422,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
 
 
 def _recipe(config: ProblemConfig, model: AdaptedModel) -> Callable[[], Evaluator]:
-    """Return the function that makes a worker's evaluator of the model as it is now."""
+    """Return a function that builds a worker's evaluator of the model in its current state."""
     return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], config, model.adaptation())
 
 

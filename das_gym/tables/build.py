@@ -335,7 +335,7 @@ class _Progress:
         """Return the mean scores of each group, by split."""
         count = len(self.identity["groups"])
         sizes = {split: np.bincount(places, minlength=count) for split, places in self.places.items()}
-        return {split: GroupScores.of_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
+        return {split: GroupScores.from_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically."""

@@ -232,7 +232,7 @@ class SubnetTable:
         return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
     def group_sizes(self) -> dict[str, np.ndarray]:
-        """Return by split (n_groups,) int64: how many examples are in each group; empty without groups."""
+        """Return the number of examples in each group, (n_groups,) int64, by split; empty without groups."""
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:

@@ -171,10 +171,10 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink import job
-    from das_gym.adapt.shrink.verifying import Verified
+    from das_gym.adapt.shrink.verifying import Verification
     from das_gym.adapt.shrink_experiment import ex
 
-    checked = Verified(3, 0.0, ("with a cache",), 1000)
+    checked = Verification(3, 0.0, ("with a cache",), 1000)
     quick = {"LATENCY_BLOCKS": 1, "MEASURE_PEAK": False, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}

@@ -139,7 +139,7 @@ def test_supernet_command_names_the_registering_module():
 
 def test_build_problem_rejects_supernets_of_other_tasks(monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
-    with pytest.raises(ValueError, match="is for task 'vqa', not 'nlvr2'"):
+    with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
 
 
