@@ -41,11 +41,7 @@ def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: M
 
 
 def read_examples(folder: Path) -> Answers | None:
-    """Return what `write_examples` wrote, None without a file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Return what `write_examples` wrote, None without a file."""
     path = folder / EXAMPLES
     if not path.is_file():
         return None

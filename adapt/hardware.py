@@ -74,11 +74,7 @@ ONE_DEVICE = Hardware()
 
 
 def check_precision(device: torch.device, hardware: Hardware) -> str:
-    """Return the mixed precision of a training; accelerate silently ignores fp16 on a CPU.
-
-    Raises:
-        ValueError: the device does not support it.
-    """
+    """Return the mixed precision of a training; accelerate silently ignores fp16 on a CPU."""
     precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("`mixed_precision=fp16` needs a GPU. Use bf16, or leave it out.")
@@ -92,9 +88,6 @@ def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | No
         hardware: Settings.
         device: Where the model lies.
         folder: Where trackers write; None turns them off.
-
-    Raises:
-        ValueError: a precision that the device does not support, or a tracker that is not installed.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -70,9 +70,6 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
         steps: Steps of the final training.
         folder: Results are kept here, in `REFINED`; those that exist are not computed again.
         train: Trains one mask.
-
-    Raises:
-        ValueError: the file of results is damaged.
     """
     path = folder / REFINED
     rounds = read_rounds(path)
@@ -129,9 +126,6 @@ def refine(
         masks: As for `halve`.
         config: Settings of the final fine-tuning.
         folder: As for `halve`.
-
-    Raises:
-        ValueError: the file of results is damaged.
     """
     base, _ = load_base_model(problem)
     encoder = EncoderCache(base.backbone.vlp, base.task.processor, int(config.encoder_cache_gib * 2**30))

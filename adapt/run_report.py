@@ -35,12 +35,7 @@ def main(settings: ReportSettings) -> None:
 
 
 def run_report(folder: Path) -> RunReport:
-    """Return the report of a finished run, with its search if that is in the same folder of runs.
-
-    Raises:
-        FileNotFoundError: no run of a known kind ended there.
-        ValueError: its record cannot be read.
-    """
+    """Return the report of a finished run, with its search if that is in the same folder of runs."""
     if (folder / SEARCH_RECORD).is_file():
         return search_report(folder)
     kinds: dict[str, Callable[[Path, dict[str, Any]], RunReport]] = {

@@ -11,11 +11,8 @@ import os
 import platform
 import re
 import shutil
-import struct
-import tokenize
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,12 +22,6 @@ import numpy as np
 import psutil
 
 from das_gym.bundled import check_bundled
-
-BAD_ARRAYS = (
-    *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
-    *(SyntaxError, UnicodeError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
-)
-"""What numpy raises for a damaged .npy or .npz file."""
 
 MANY_FILES = 500
 """From this many files in a folder on, the whole disk is flushed at once, which is faster."""
@@ -271,7 +262,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: one of `BAD_ARRAYS`: it is damaged, or would unpack to far more bytes than it has.
+        Exception: of any class: it is damaged, or would unpack to far more bytes than it has.
     """
     packed = read_bytes(path)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:

@@ -39,11 +39,7 @@ def warn_if_single_process() -> None:
 
 
 def join() -> None:
-    """Join the other processes, and take this one's device.
-
-    Raises:
-        ValueError: The environment names several processes that cannot be joined.
-    """
+    """Join the other processes, and take this one's device."""
     warn_if_single_process()
     if world_size() > 1:
         import torch
@@ -60,11 +56,7 @@ def join() -> None:
 
 
 def run_on_main_process(make: Callable[[], Value]) -> Value:
-    """Call `make` on the main process, and return its value on all processes.
-
-    Raises:
-        FloatingPointError: `make` raised it. It is raised on all processes, since callers catch it and continue.
-    """
+    """Call `make` on the main process, and return its value on all processes."""
     if world_size() == 1:
         return make()
     from accelerate.utils import broadcast_object_list

@@ -42,10 +42,6 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
         subnet: As `load_subnet` returns it, of a model that answers in words. It is rounded to the saved dtype.
         out: A folder that does not exist.
         record: The content of the run's record, or a row of a comparison, for the folder's README.md.
-
-    Raises:
-        TypeError: another kind of model.
-        VerificationError: the saved checkpoint's outputs differ from the model's.
     """
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:

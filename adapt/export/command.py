@@ -34,8 +34,6 @@ class ExportSettings(PluginSettings):
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
         out: New folder to write to.
         method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
-        seed: Seed whose model is exported, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
@@ -45,7 +43,6 @@ class ExportSettings(PluginSettings):
     run: int | str
     out: str
     method: str | None = None
-    seed: int | None = None
     onnx: bool = False
     checkpoint: str | None = None
     trust_remote_code: bool = False
@@ -53,16 +50,11 @@ class ExportSettings(PluginSettings):
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
-    """Write the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or what cannot be written.
-        FileExistsError: `out` exists.
-    """
+    """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method, settings.seed)
+    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None

@@ -67,9 +67,6 @@ def export(
         out: A folder that does not exist.
         onnx: Whether to write `model.onnx` as well.
         record: The content of the run's record, for the model card.
-
-    Raises:
-        ValueError: `out` exists, the model cannot be exported, or the folder's outputs differ from the subnet's.
     """
     place = check_out(out)
     if onnx:
@@ -139,11 +136,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
 
 @torch.no_grad()
 def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder: Path) -> float:
-    """Return the largest difference of a logit between the subnet and the loaded folder.
-
-    Raises:
-        ValueError: it is too large, or tensors are missing or unexpected.
-    """
+    """Return the largest difference of a logit between the subnet and the loaded folder."""
     with quiet_loading():
         loaded, info = pkgutil.resolve_name(model.model).from_pretrained(
             folder, local_files_only=True, output_loading_info=True

@@ -44,9 +44,6 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         folder: The folder.
         device: Where the model goes; `auto` is a GPU if there is one.
         max_text_length: Longest text in tokens; None = as in the run.
-
-    Raises:
-        ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
     """
     config = read_json(folder / "config.json")
     with explain_damage(folder / "config.json", "export the run again"):

@@ -50,9 +50,6 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
         adaptation: An adaptation that names its method.
         task: Name of the task.
         path: Where the adaptation was read, for messages.
-
-    Raises:
-        ValueError: another model or task, a method that is not registered here, or parameters that do not fit.
     """
     saved = adaptation.method
     if saved is None:

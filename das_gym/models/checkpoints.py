@@ -255,11 +255,7 @@ def assemble(
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
-    """Return family, format, and the mask of a model that lacks layers.
-
-    Raises:
-        ValueError: the format is unknown.
-    """
+    """Return family, format, and the mask of a model that lacks layers."""
     known, config = families(), file.config
     exported = str(config.get("model_type")).endswith("_subnet")
     if exported or "model" in config:  # our names, sizes in config.json
@@ -287,11 +283,7 @@ def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
 def _infer_config(
     file: TensorFile, family: Family, form: Format, image_size: int | None, settings: Mapping[str, Any]
 ) -> Any:
-    """Return the config of a file's model.
-
-    Raises:
-        ValueError: a tensor is missing, or a setting is unknown, missing, out of range or contradicts the file.
-    """
+    """Return the config of a file's model."""
     shapes = {name.removeprefix(form.prefix): tuple(tensor.shape) for name, tensor in file.tensors.items()}
     try:
         found = form.sizes(shapes, file.config)
@@ -368,11 +360,7 @@ def _fill(
     generator: torch.Generator | None,
     report: LoadReport,
 ) -> None:
-    """Load parameters and buffers into a model on the meta device.
-
-    Raises:
-        ValueError: a shape does not fit, a frozen parameter is missing, or a layer of the file would be dropped.
-    """
+    """Load parameters and buffers into a model on the meta device."""
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
     surplus = [name for name in named if name not in expected]

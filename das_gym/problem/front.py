@@ -41,9 +41,6 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     Args:
         saved: (m,) share that each mask saves, the first one skipping nothing.
         losses: (m,) nats.
-
-    Raises:
-        ValueError: the mask that saves most has no finite loss.
     """
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):

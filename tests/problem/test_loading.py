@@ -69,11 +69,6 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
-def test_load_backbone_rejects_another_size(mini_folder: Path):
-    with pytest.raises(ValueError, match="`size`"):
-        load_backbone(ProblemConfig(size="base", checkpoint=str(mini_folder)))
-
-
 def test_checkpoint_takes_names_of_bundled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     named = ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini")
     assert named.checkpoint == str(ASSETS / "llava_mini")
