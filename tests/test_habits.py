@@ -31,7 +31,7 @@ def test_actions_run_what_ci_runs():
     assert set(job["strategy"]["matrix"]["python"]) == named
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/seeing.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/visualization.md"])
 def test_files_that_are_named_are_there(name: str):
     text = (ROOT / name).read_text()
     paths = set(re.findall(r"`((?:das_gym|agents|adapt|tests|docs|\.ci)/[\w./]*)`", text))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.run_report import run_report
 
 from das_gym.drawing.report import write_report
@@ -27,6 +27,7 @@ from tests.small_world import small_world
 
 pytestmark = pytest.mark.slow
 
+REPOSITORY = Path(__file__).parents[2]
 MASK = [1, 0, 0, 0, 0, 1]
 QUICK = ("train.steps=4", "train.batch_size=8")
 
@@ -141,7 +142,7 @@ def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_
 
 def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
     problem = ProblemConfig(**small_kwargs)
-    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, bool))
+    subnet = cut_subnet(problem, np.array(MASK, bool))
     names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
     assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
@@ -207,13 +208,18 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         ),
         (("with", "search_run=7"), "no run 7"),
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "only 0 (keep) and 1 (skip)"),
+        (("with", "mask=[1,0]"), "expected (12,)"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
+        (("with", "test_examples=0"), "`test_examples` is out of range: got 0"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
         (("shrink", "with", "model=METER"), "`model` must answer in words: got METER"),
         (("with", "none.yaml"), "no settings file"),
+        (("with", "train.steps=0"), "`steps` is out of range"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
         (("supernet", "with", "train.save_every=0"), "`save_every` is out of range"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
+        (("supernet", "with", "train.stepz=3"), "did you mean 'steps'"),
+        (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )
 def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
@@ -241,7 +247,7 @@ def test_damaged_image_is_named_and_leaves_no_partial_files(run_here, tmp_path: 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):
     problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask"):
-        cut_subnet(problem, load_splits(problem), np.zeros(6, bool))
+        cut_subnet(problem, np.zeros(6, bool))
 
 
 def test_adapt_leaves_references_out(run_here, small_kwargs: dict[str, str], tmp_path: Path):

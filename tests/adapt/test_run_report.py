@@ -53,7 +53,13 @@ def write_run(folder: Path, name: str, record: dict[str, Any], config: dict[str,
 
 def shrunk_record() -> dict[str, Any]:
     full = {"name": "full", "score": 0.9, "low": 0.8, "high": 0.95, "loss": 0.3, "parameters": 100, "bytes": 200, "macs": 8}
-    full |= {"macs_saved": 0.2, "prefill_ms": [5.0, 4.0, 6.0], "decode_ms": [2.0, 1.0, 3.0], "peak_bytes": None}
+    full |= {
+        "kv_bytes": 64,
+        "macs_saved": 0.2,
+        "prefill_ms": [5.0, 4.0, 6.0],
+        "decode_ms": [2.0, 1.0, 3.0],
+        "peak_bytes": None,
+    }
     full |= {"prefill_speedup": None, "decode_speedup": None}
     return {
         "settings": {"search_run": None},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto.record import Scored
+from das_gym.agents.pareto.record import ScoredMasks
 from das_gym.agents.pareto.scoring import FrontProblem
 from das_gym.agents.pareto_experiment import ParetoSettings, ex, search
 
@@ -28,8 +28,8 @@ def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsy
     run = ex.run(asked)
     record = read_json(tmp_path / "runs" / "1" / "front.json")
     table = SubnetTable.load(made_up_table)
-    searched = Scored.from_record(record["searched"])
-    every = Scored.joined([searched, *(Scored.from_record(scored) for scored in record["baselines"].values())])
+    searched = ScoredMasks.from_record(record["searched"])
+    every = ScoredMasks.joined([searched, *(ScoredMasks.from_record(scored) for scored in record["baselines"].values())])
     rows = table.index(every.masks)
     assert len(searched.masks) == record["evaluations"] == 60
     np.testing.assert_array_equal(every.losses, table.values("loss", "reward")[rows])

@@ -18,6 +18,7 @@ from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
 from das_gym.models.transformers.weights import source_dtype, weight_files
@@ -168,10 +169,15 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."
         )
+    if hasattr(config, SUBLAYERS):
+        raise ValueError(
+            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so that it cannot be searched again. "
+            "Pass the folder that it was made from."
+        )
     if hasattr(config, ADAPTED):
         raise ValueError(
             f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`) between its layers, which cannot be "
-            "skipped. Pass the folder that it was made from; to have it answer, pass the run."
+            "skipped. Pass the folder that it was made from; to generate answers, pass the run."
         )
     return config
 

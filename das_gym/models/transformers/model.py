@@ -257,15 +257,51 @@ class VLM(VLP):
         To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
         """
         if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")
+            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             empty_layer(self.stack_of(index).layers[self.places[index]])
 
+    def _skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, list[str]]:
+        """Return the kinds of skipped units by position of their layer."""
+        found: dict[int, list[str]] = {}
+        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
+            if skipped and unit.stream == stream:
+                found.setdefault(place, []).append(unit.kind)
+        return found
+
     def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
-        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips."""
-        array = self.check_mask(mask)
-        return [p for p, unit, bit in zip(self.places, self.layers, array, strict=True) if bit and unit.stream == stream]
+        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
+        whole = ([LAYER], [ATTENTION, MLP])
+        return [place for place, kinds in self._skipped_kinds(mask, stream).items() if kinds in whole]
+
+    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
+        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
+        skipped = self._skipped_kinds(mask, stream)
+        return {place: kinds[0] for place, kinds in skipped.items() if kinds in ([ATTENTION], [MLP])}
+
+    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
+        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
+
+        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
+
+        Example:
+            >>> from das_gym.models.transformers import load_vlm
+            >>> from das_gym.registration import ASSETS
+            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 11).sum()
+            np.int64(1)
+        """
+        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
+        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
+
+    def skip_forwards(self, mask: Sequence[bool] | np.ndarray) -> dict[nn.Module, Callable[..., Any]]:
+        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
+        found: dict[nn.Module, Callable[..., Any]] = {}
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            module = self.module_of(index)
+            is_layer = self.layers[index].kind == LAYER
+            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
+        return found
 
     # ---- what it consists of ----
 

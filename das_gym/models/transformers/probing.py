@@ -20,7 +20,7 @@ from das_gym.models.transformers.rejecting import (
     reject_unsupported,
     size_in_bytes,
 )
-from das_gym.models.transformers.stack import find_decoder, note_output_forms
+from das_gym.models.transformers.stack import find_decoder, note_layer_parts
 from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -32,7 +32,7 @@ RELOADED_BYTES = 2**28
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilities:
-    """Find out how a model can be driven.
+    """Find out how the layers of a model can be run one by one.
 
     Args:
         model: The model of transformers, in eval mode.
@@ -59,7 +59,7 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
     model, plain = compare.model, VLM(compare.model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
-        note_output_forms(plain.stack, lambda: plain.run(one))
+        note_layer_parts(plain.stack, lambda: plain.run(one))
     forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
     if len(forms) > 1:
         raise ValueError(f"{compare.name} is not supported: images of the same size get tensors of different shapes.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from das_gym.tasks import metrics
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.metrics import chosen_option, exact_match, score_answer, vqa_accuracy_of
 
@@ -101,3 +102,15 @@ def test_score_answer_by_options_annotators_or_reference():
     assert score_answer(example(answers=("red", "red", *["blue"] * 8)), "Red") == pytest.approx(0.6)
     assert score_answer(example(), "the Red") == 1.0
     assert score_answer(example(), "blue") == 0.0
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_register_metric_rejects_wrong_names_functions_and_scores():
+    with pytest.raises(TypeError, match="`function`"):
+        metrics.register_metric("mine", 3)
+    metrics.register_metric("percent", lambda example, text: 100.0 if text == example.answer else 0.0)
+    with pytest.raises(ValueError, match="percent"):
+        metrics.register_metric("percent", score_answer)
+    assert metrics.score_texts("percent", [example()], ["no"]).tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"percent.*0\.\.1"):
+        metrics.score_texts("percent", [example()], [example().answer])
