@@ -19,20 +19,8 @@ SITE = os.environ.get("DAS_GYM_SITE")
 pytestmark = pytest.mark.skipif(SITE is None, reason="`.ci/docs` builds the site and runs this")
 
 LOOKED_AT = (
-    *(
-        "index",
-        "tutorial",
-        "shrink",
-        "commands",
-        "data",
-        "models",
-        "runs",
-        "visualization",
-        "comparison",
-        "finetuning",
-        "agents",
-        "suite",
-    ),
+    *("index", "tutorial", "shrink", "commands", "data", "models", "runs", "visualization", "comparison", "finetuning"),
+    *("agents", "suite"),
     *("performance", "glossary", "extending", "reference", "leaderboard", "changelog"),
     *("environments/index", "environments/tabular", "environments/DAS-METER-VQA-v0"),
 )
