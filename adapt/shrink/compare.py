@@ -25,7 +25,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """The mask that a method found, and the cost of the search.
 
     Attributes:
@@ -75,7 +75,7 @@ class MethodResult:
         recovery_seconds: Of recovery.
     """
 
-    found: Found
+    found: FoundMask
     macs_saved: float
     kv_saved: float
     drawn: str
@@ -122,7 +122,7 @@ class MaskEvaluator:
         scores = answer_scores(task, self.test, texts, self.metric)
         return Quality(loss, float(scores.mean()), *mean_interval(scores))
 
-    def evaluate(self, found: Found) -> MethodResult:
+    def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
         mask, method = np.array(found.mask, dtype=bool), found.method
         smaller, known = pruned_copy(self.full, mask), self._known.get(found.mask)

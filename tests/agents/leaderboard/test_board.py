@@ -16,7 +16,6 @@ from das_gym.problem.mask_space import MaskSpace
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few evaluations, and two of the tables."""
-    monkeypatch.setattr(problems, "LONG_EVALUATIONS", 12)
     monkeypatch.setattr("benchmarks.leaderboard.planted.CLIMBS", 5)
     for n in EVALUATIONS:
         monkeypatch.setitem(EVALUATIONS, n, 24)

@@ -69,5 +69,5 @@ def test_winners_are_compared_model_by_model(oracle: TableOracle):
 def test_scores_need_the_ground_truth(oracle: TableOracle):
     (result,) = compare_agents(oracle, ["random"], range(1), 3)
     oracle.random_reward = None
-    with pytest.raises(ValueError, match="does not know"):
+    with pytest.raises(ValueError, match="has no known best"):
         regret_curves(oracle, result)
