@@ -67,7 +67,7 @@ class LeaderboardSettings(PluginSettings):
 
     seeds: int = 5
     long_seeds: int = 60
-    planted: int = 20
+    planted: int = 10
     agents: tuple[str, ...] = tuple(sorted((*COMPARED, *RIVALS)))
     suite: str | None = None
     out: str = "LEADERBOARD.md"
