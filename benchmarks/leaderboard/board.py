@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.compare.comparison import check_agent, run_agent
-from das_gym.agents.compare.results import judge, quantile
+from das_gym.agents.compare.results import AgentResult, judge, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
@@ -155,8 +155,7 @@ Mean regret after {SORTED_BY} evaluations, model by model:
 
 The two tables of 24 units, k = 4 ({long.problems[0].oracle.space.size:,} masks), {settings.long_seeds} seeds,
 {LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its 95 % interval over seeds.
-*Needed*: median number of evaluations from which on the answer is the best mask. *Runs*: distinct searches; an agent that
-draws nothing repeats one.
+*Needed*: median number of evaluations from which on the answer is the best mask. *One run*: the agent draws nothing.
 
 {long_tables(long)}
 
@@ -206,7 +205,13 @@ def optima(long: Scores, place: int) -> str:
     """Return which agents find the optimum of a table of 24 units most often."""
     shares = {agent: results[place].found[:, -1].mean() for agent, results in long.results.items()}
     most = max(shares.values())
-    return f"{', '.join(f'`{agent}`' for agent, share in shares.items() if share == most)} ({100 * most:.0f} % optima)"
+    first = [f"`{agent}`{one_run(long.results[agent][place])}" for agent, share in shares.items() if share == most]
+    return f"{', '.join(first)} ({100 * most:.0f} % optima)"
+
+
+def one_run(result: AgentResult) -> str:
+    """Return a remark if all searches are the same: an agent that draws nothing."""
+    return " (one run)" if len(np.unique(result.curves, axis=0)) == 1 else ""
 
 
 def short_table(scores: Scores) -> str:
@@ -243,17 +248,17 @@ def long_tables(scores: Scores) -> str:
             (result,) = alone.results[agent]
             low, high = mean_interval(result.found[:, -1].astype(float))
             needed = quantile(result.needed(), 50)
-            optimum = f"{100 * alone.found(agent):.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+            share = f"{100 * alone.found(agent):.0f} %"
+            optimum = f"{share}{one_run(result) or f' [{100 * low:.0f}, {100 * high:.0f}]'}"
             rows.append(
                 [
                     agent,
                     optimum,
                     f"{needed:.0f}" if np.isfinite(needed) else "-",
                     *(f"{alone.mean(agent, count):.3f}" for count in counts),
-                    str(len(np.unique(result.curves, axis=0))),
                 ]
             )
-        head = ["agent", "optimum", "needed", *(f"at {count}" for count in counts), "runs"]
+        head = ["agent", "optimum", "needed", *(f"at {count}" for count in counts)]
         parts += [f"### {name}", "", *markdown_table(head, rows), ""]
     return "\n".join(parts).rstrip()
 
