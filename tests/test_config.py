@@ -218,7 +218,7 @@ def test_non_mapping_is_rejected(values: Any):
 def test_array_of_wrong_type_is_rejected(values: Any):
     assert read_array("it", [1, 0.5, True], (3,)).tolist() == [1.0, 0.5, 1.0]
     assert read_array("it", [1, 0, True], (3,), bool).tolist() == [True, False, True]
-    with pytest.raises(ValueError, match=r"it has the shape|it holds something else|inhomogeneous"):
+    with pytest.raises(ValueError, match=r"it has the shape|it holds values other|inhomogeneous"):
         read_array("it", values, (3,))
-    with pytest.raises(ValueError, match="it holds something else than 0 and 1"):
+    with pytest.raises(ValueError, match="it holds values other than 0 and 1"):
         read_array("it", [0, 1, 2], (3,), bool)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_trials
-from das_gym.adapt.export.folder import Exported, export
+from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import check_out
@@ -34,8 +34,6 @@ class ExportSettings(PluginSettings):
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
         out: New folder to write to.
         method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
-        seed: Seed whose model is exported, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
@@ -45,24 +43,18 @@ class ExportSettings(PluginSettings):
     run: int | str
     out: str
     method: str | None = None
-    seed: int | None = None
     onnx: bool = False
     checkpoint: str | None = None
     trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
 
 
-def run_export(settings: ExportSettings) -> Exported:
-    """Write the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or what cannot be written.
-        FileExistsError: `out` exists.
-    """
+def run_export(settings: ExportSettings) -> ExportedFolder:
+    """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method, settings.seed)
+    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
@@ -86,14 +78,14 @@ def run_export(settings: ExportSettings) -> Exported:
 
 
 def _check_onnx(problem: Any) -> None:
-    """Raise for an ONNX graph of a generative model, before the model is loaded."""
+    """Raise ValueError if `onnx` is set for a generative model, before the model is loaded."""
     model = problem.get("model") if isinstance(problem, dict) else None
     if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
         raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
 def _record(folder: Path, *more: str) -> dict[str, Any]:
-    """The record of a run, where one lies in its folder, or in a file of one of these names."""
+    """Return the record in a run's folder, from the first of these file names that exists."""
     found = record_in(folder, (RECORD, JOINT_RECORD, *more))
     record = None if found is None else read_json(found)
     return record if isinstance(record, dict) else {}

@@ -19,7 +19,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.config import settings_dict
@@ -28,7 +28,7 @@ from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.models.transformers.model import IMAGE, VLM
+from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import recorded_settings
@@ -65,7 +65,7 @@ class ShrinkJob:
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
 
     def run(self, log: Log) -> Measured:
-        """Do all of it, and print the report.
+        """Run the whole job, and print the report.
 
         Args:
             log: Called with name, value and step.
@@ -140,7 +140,7 @@ class ShrinkJob:
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, self.dtype
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS)
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
 
     def _full_model_peak(self, probes: Probes) -> int | None:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
@@ -167,7 +167,9 @@ class ShrinkJob:
     def _command(self, mask: np.ndarray) -> str:
         return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
 
-    def _record(self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verified) -> dict[str, Any]:
+    def _record(
+        self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verification
+    ) -> dict[str, Any]:
         task: Any = self.problem.task
         prompts = task.pairs(task.open_ended(self.test))
         answers = []
@@ -183,6 +185,8 @@ class ShrinkJob:
             "mask": mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
             "deleted": self.full.removed_layers(mask),
+            "without_attention": [place for place, kind in self.full.removed_parts(mask).items() if kind == ATTENTION],
+            "without_mlp": [place for place, kind in self.full.removed_parts(mask).items() if kind == MLP],
             "deleted_of_vision": self.full.removed_layers(mask, IMAGE),
             "drawn": draw_mask(self.full, mask),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -201,7 +205,7 @@ class ShrinkJob:
 
 
 def finish_saved(folder: Path) -> None:
-    """Give the record of a run whose model is saved its name, and remove the checkpoint."""
+    """Rename the record of a run whose model is saved to its final name, and remove the checkpoint."""
     if (folder / PENDING).is_file():
         (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)

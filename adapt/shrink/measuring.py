@@ -14,10 +14,12 @@ from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
+from das_gym.tasks.metrics import score_texts
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
 
@@ -41,6 +43,7 @@ class ModelResult:
         bytes: Of its weights as saved.
         macs: Of one example.
         macs_saved: Share of the full model's, which is the baseline.
+        kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
@@ -56,6 +59,7 @@ class ModelResult:
     bytes: int
     macs: int
     macs_saved: float
+    kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
@@ -110,6 +114,7 @@ def measure(
     dtype: torch.dtype,
     batch_size: int,
     latency_blocks: int,
+    metric: str | None = None,
 ) -> Measured:
     """Score and measure each model.
 
@@ -122,6 +127,7 @@ def measure(
         dtype: The type that weights are saved in.
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
+        metric: The score, see `answer_scores`.
     """
     processor: Any = task.processor
     open_ended = task.open_ended(examples)
@@ -132,7 +138,7 @@ def measure(
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
         texts[name] = generate(vlm, processor, prompts, f"answers of the {name} model", batch_size)
-        scores[name] = answer_scores(task, examples, texts[name])
+        scores[name] = answer_scores(task, examples, texts[name], metric)
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -146,16 +152,19 @@ def measure(
             bytes=parameters * dtype.itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
+            kv_bytes=cached_values(vlm, processor, prompts[0]) * dtype.itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, texts, scores, task.metric_name.replace("_", " "))
+    return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
 
 
-def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    """Return the (n,) float64 scores of answers, 0..1."""
+def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:
+    """Return the (n,) float64 scores of answers, 0..1, by a metric of `register_metric`; None takes the task's."""
+    if metric is not None:
+        return score_texts(metric, examples, texts)
     return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
 
 
@@ -188,6 +197,19 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             total += float(losses.double().sum())
             bar.update(len(chunk))
     return total / len(examples)
+
+
+@torch.no_grad()
+def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
+    """Return how many numbers the cache keeps per token: keys and values of every layer that has them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=vlm.text_config)
+    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
+    model = vlm.model.base_model
+    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
+    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())
 
 
 def latencies(

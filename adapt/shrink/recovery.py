@@ -298,7 +298,7 @@ class Recovery:
         self.student.freeze()
 
     def _reload(self, model: Any) -> None:
-        """Give the student another model, of other parameters."""
+        """Replace the student's model, which has other parameters now."""
         self.student.__init__(model, capabilities=self.student.capabilities)  # type: ignore[misc]
 
 

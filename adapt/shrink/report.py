@@ -29,6 +29,7 @@ def results_table(models: Sequence[Mapping[str, Any]], metric: str, title: str =
         ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
         ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),
         ("MACs saved, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
+        ("KV cache, bytes a token", lambda m: f"{m['kv_bytes']:,}"),
         ("first token, ms", lambda m: milliseconds.format(*m["prefill_ms"])),
         ("  times as fast", lambda m: format_speedup(m["prefill_speedup"])),
         ("further tokens, ms", lambda m: milliseconds.format(*m["decode_ms"])),
@@ -56,7 +57,8 @@ def print_report(measured: Measured, title: str, diagram: str) -> None:
         diagram: The removed layers, see `layer_removal.draw_mask`.
     """
     results_table([row.record() for row in measured.rows.values()], measured.metric, title).print()
-    print(f"{'layers of vision tower and decoder' if ' ' in diagram else 'decoder layers'}: {diagram}")
+    signs = " (A: attention alone is left, M: MLP alone)" if set(diagram) & {"A", "M"} else ""
+    print(f"{'layers of vision tower and decoder' if ' ' in diagram else 'decoder layers'}: {diagram}{signs}")
     print(textwrap.fill(conclusion(measured), WIDTH))
 
 
@@ -82,7 +84,8 @@ def conclusion(measured: Measured) -> str:
         recovery = "; its loss is lower than the full model's"
     elif RECOVERED in measured.rows and final.loss > measured.rows[SHRUNK].loss:
         recovery = "; recovery increased the loss: try recover=none, a lower learning_rate or more data"
+    cache = 100 * (1 - final.kv_bytes / max(full.kv_bytes, 1))  # recurrent layers keep no keys
     return (
-        f"The {final.name} model saves {100 * final.macs_saved:.2f} % of the baseline's MACs and {smaller:.1f} % of its "
-        f"parameters{fast}. {score}{recovery}."
+        f"The {final.name} model saves {100 * final.macs_saved:.2f} % of the baseline's MACs, {smaller:.1f} % of its "
+        f"parameters and {cache:.1f} % of its KV cache{fast}. {score}{recovery}."
     )

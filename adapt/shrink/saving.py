@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from das_gym.files import at_home, read_json, whole_folder, write_json
+from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
-from das_gym.models.transformers.inserted_adapters import has_adapters, write_code
+from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHT_SUFFIXES = (
@@ -24,6 +24,9 @@ WEIGHT_SUFFIXES = (
     ".index.json",
 )
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
+
+OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
+"""Ends of the names of files of das_gym about the source's layers."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
@@ -72,7 +75,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         ValueError: the disk rejects it, or `out` exists by then.
     """
     try:
-        with whole_folder(out) as part:
+        with replacing_folder(out) as part:
             yield part
             if out.exists():
                 raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
@@ -117,17 +120,20 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
             trust_remote_code=True, so that code from an untrusted source must not be copied into it.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    has_own_code = has_adapters(model)
-    with bars_on_terminals():  # transformers renames no weights for code that is not its own
-        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not has_own_code)
+    code = own_code(model)
+    own: dict[str, Any] = {}
+    if code is not None:  # transformers renames no weights for code that is not its own
+        own = {"save_original_format": False, "variant": VARIANT}
+    with bars_on_terminals():
+        plain.save_pretrained(folder, max_shard_size=shard_size(source), **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _set_config_dtype(folder, source)
-    if has_own_code:
-        write_code(folder, model)
+    if code is not None:
+        write_code(folder, model, code)
     for origin in dict.fromkeys((source, processor)):
         for path in _other_files(origin):
-            if has_own_code and not has_remote_code and path.suffix == ".py":
+            if code is not None and not has_remote_code and path.suffix == ".py":
                 continue
             target = folder / path.relative_to(origin)
             if origin == processor or not target.exists():
@@ -137,7 +143,7 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
 
 
 def _set_config_dtype(folder: Path, source: Path) -> None:
-    """Name the dtype that the source's configuration names, which may differ from that of the weights."""
+    """Set the dtype in config.json to that of the source's config.json, which may differ from that of the weights."""
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):
@@ -159,7 +165,8 @@ def _other_files(folder: Path, inner: bool = False) -> list[Path]:
     others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
     if inner and len(others) < len(files):
         return []
-    found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
+    names = {path: path.name.lower() for path in others}
+    found = [p for p, name in names.items() if inner or not (name in NOT_COPIED or name.endswith(OF_OLD_LAYERS))]
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             found += _other_files(path, inner=True)

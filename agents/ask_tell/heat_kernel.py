@@ -47,7 +47,7 @@ class HeatProcess(Process):
         super().__init__(masks, values, math.exp(logs[-1]))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         a, b, w = some.astype(float), others.astype(float), self._layer_weights
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 
@@ -86,7 +86,7 @@ class HeatKernel(Bayes):
         self.radius, self.failures = self.n_layers, 0
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards, and grow or shrink the trust region."""
+        """Store the rewards, and grow or shrink the trust region."""
         before = max(self.rewards.values(), default=-math.inf)
         super().tell(masks, rewards)
         if max(self.rewards.values(), default=-math.inf) > before:
@@ -111,7 +111,7 @@ class HeatKernel(Bayes):
             raise ValueError(f"`radius` is out of range: got {self.radius}, expected 1..{self.n_layers}")
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Take steps of resilient propagation: each of `logs` has its own step, longer while its slope keeps its sign."""
+        """Fit by Rprop: each of `logs` has its own step, which grows while its slope keeps its sign."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
             logs, steps = self.learned["logs"], self.learned["steps"]

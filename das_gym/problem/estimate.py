@@ -30,7 +30,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import State, bytes_of
 from das_gym.problem.loading import Problem
-from das_gym.processes import world
+from das_gym.processes import world_size
 
 TIMED_SECONDS = 5.0
 """About how long the timed forward may take: it has fewer examples than a batch if a batch takes longer."""
@@ -112,7 +112,7 @@ def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
     Raises:
         SystemExit: The setting is `estimate=True`, after which nothing else is to happen.
     """
-    if settings.estimate is not False and settings.resume is None and world() == 1:
+    if settings.estimate is not False and settings.resume is None and world_size() == 1:
         parts = tuple(plan())
         if parts:
             print(Estimate(parts, peak_bytes()))

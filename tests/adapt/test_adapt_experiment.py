@@ -116,7 +116,7 @@ def test_choose_rejects_a_file_that_is_no_record(run_folder: Path, text: str):
 
 
 def test_record_cannot_set_output_paths(run_folder: Path):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray", num_workers=2))
+    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
 
@@ -208,13 +208,13 @@ def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
     ("given", "text"),
     [
         ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
-        ({"point": 2}, "point=2 is a point of a front"),
-        ({"search_run": 1, "point": -1}, "point=-1"),
+        ({"point": 2}, "`point` numbers a point of a Pareto front: got 2"),
+        ({"search_run": 1, "point": -1}, "`point`.*got -1"),
         ({"search_run": 1, "mask": (0, 1)}, "both `mask` and `search_run`=1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
-        ({"mask": (0, 2)}, "other values than 0"),
-        ({"refine": 0}, "refine=0"),
-        ({"refine": 2, "mask": (0, 1)}, "refine=2"),
+        ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
+        ({"refine": 0}, "`refine` is out of range"),
+        ({"refine": 2, "mask": (0, 1)}, "`refine` chooses"),
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):

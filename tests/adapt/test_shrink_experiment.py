@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
 from das_gym.adapt.choosing import search_values
+from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
 from das_gym.adapt.shrink.compare_experiment import ex as compare_command
@@ -19,10 +21,12 @@ from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
 from das_gym.adapt.training import Trainer
 from PIL import Image
+from pyarrow import parquet
 
 from das_gym.config import build, merge
 from das_gym.experiment import RunError, run_folder
 from das_gym.files import read_json, write_json
+from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
@@ -55,7 +59,7 @@ def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
-    found = verifying.Verified(3, 0.0, ("with a cache",), 1000)
+    found = verifying.Verification(3, 0.0, ("with a cache",), 1000)
     monkeypatch.setattr(job, "verify", lambda *_: found)
 
 
@@ -91,6 +95,25 @@ def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: p
     assert "LoRA (rank 16, alpha 32, merged)" in card
     for text in (record["drawn"], "exact match, %", "further tokens, ms", "interval", f"model: {out}"):
         assert text in printed
+
+
+@pytest.mark.slow
+def test_shrink_removes_attention_and_mlp_separately(
+    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    run = shrink(units="sublayers", mask=(1, 0, 0, 1, 1, 1, 0, 0), out=str(out))
+    record = read_json(run_folder(run) / "shrink.json")
+    assert (record["deleted"], record["without_attention"], record["without_mlp"]) == ([2], [0], [1])
+    full, shrunk, recovered = record["models"]
+    assert recovered["kv_bytes"] == full["kv_bytes"] / 2  # of layers 1 and 3
+    assert full["macs"] > shrunk["macs"] == recovered["macs"]
+    assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
+    card = (out / "README.md").read_text()
+    assert "without 1 of 4 decoder layers, 1 of 4 attentions of decoder layers, 1 of 4 MLPs of decoder layers" in card
+    assert 'dtype="auto", trust_remote_code=True)' in card
+    assert "equal those of the recovered model in memory" in card
+    assert "MA□■ (A: attention alone is left, M: MLP alone)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -135,6 +158,44 @@ def test_shrink_without_recovery(
     page = tmp_path / "runs" / "1" / "report.html"
     assert capsys.readouterr().out.endswith(f"report: {page}\n")
     assert "<td>" in page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.filterwarnings("ignore:.*answers are cut off")  # random weights never end one
+def test_metric_of_a_plugin_scores_parquet_data(
+    shrink: Callable[..., Any],
+    tmp_path: Path,
+    trusting: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Shrink with data and a metric of one's own, and evaluate the saved folder with them."""
+    del trusting
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
+    Path("short_metric.py").write_text(
+        "from das_gym import register_metric\n"
+        "register_metric('share_of_a', lambda example, text: 0.25 if example.answer == 'thing 1' else 0.75)\n"
+    )
+    photos = [{"photo": jpeg(number), "ask": "What is it?", "say": f"thing {number % 2}"} for number in range(20)]
+    for split, rows in (("train", photos[:10]), ("test", photos[10:])):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    data = {"data_root": str(tmp_path), "columns": "photo,ask,say"}
+    own = {"metric": "share_of_a", "plugins": "short_metric"}
+    run = shrink(mask=(0, 1, 0, 0), recover="none", out="smaller", **data, **own)
+    record = read_json(run_folder(run) / "shrink.json")
+    assert [model["score"] for model in record["models"]] == [0.5, 0.5]
+    assert record["metric"] == "share of a"
+    assert record["problem"]["columns"] == "photo,ask,say"
+    assert "| share of a, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
+    capsys.readouterr()
+    evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **data, **own))
+    answers = read_json("answers.json")
+    assert [answer["share_of_a"] for answer in answers] == [0.75, 0.25, 0.75, 0.25, 0.75]
+    assert "share of a" in capsys.readouterr().out
+    with pytest.raises(RunError, match="unknown metric"):
+        shrink(mask=(0, 1, 0, 0), metric="share_of_b", **data)
 
 
 @pytest.mark.slow
@@ -255,16 +316,19 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
-        ({"mask": (0, 1, 0, 2)}, "holds other values than 0"),
+        ({"mask": (0, 1, 0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
-        ({"units": "sublayers"}, "`units=sublayers`"),
+        ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
+        ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
+        ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
+        ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
         ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
         ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
-        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8"),
+        ({"refine": 8, "mask": (0, 1, 0, 0)}, "`refine` chooses"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],

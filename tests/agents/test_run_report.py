@@ -81,7 +81,7 @@ def test_report_rejects_a_run_that_is_not_a_search(runs: Path, capsys: pytest.Ca
     shutil.copytree(runs / "1", runs / "3", dirs_exist_ok=True)
     (runs / "3/search.json").unlink()
     assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
-    assert "no run ended there" in capsys.readouterr().err
+    assert "its run has not finished" in capsys.readouterr().err
     shutil.rmtree(runs / "3")
 
 

@@ -86,7 +86,7 @@ def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"mask": [2, -1]}, "holds other values than 0"),
+        ({"mask": [2, -1]}, "only 0 .keep. and 1 .skip."),
         ({"mask": [0.5]}, "mask"),
         ({"answers": 3}, "answers=3"),
         ({"task": None}, "task=None"),

@@ -129,7 +129,7 @@ def test_regret_by_hand(table: SubnetTable):
 
 def test_rank_rejects_masks_off_the_budget(table: SubnetTable):
     for ask in (table.rank, table.regret):
-        with pytest.raises(ValueError, match="breaks the budget"):
+        with pytest.raises(ValueError, match="violates the budget"):
             ask([1, 1, 0], skip_num=1)
 
 
@@ -197,7 +197,7 @@ def test_load_rejects_damaged_files(table: SubnetTable, tmp_path: Path, harm: st
         np.savez(path, losses=LOSSES)
     else:
         np.savez(path, meta=np.array('{"format": "das_gym table 0"}'))
-    with pytest.raises(ValueError, match=r"table\.npz is no table of this version"):
+    with pytest.raises(ValueError, match=r"table\.npz is not a table of this version"):
         SubnetTable.load(path)
 
 
@@ -217,7 +217,7 @@ def test_flipped_bits_never_change_a_table(table: SubnetTable, tmp_path: Path):
             told = ""
             twin.save(tmp_path / "again.npz")
             assert (tmp_path / "again.npz").read_bytes() == whole
-        assert not told or "table.npz is no table of this version" in told
+        assert not told or "table.npz is not a table of this version" in told
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_load_rejects_impossible_numbers(name: str, value: object, tmp_path: Pat
     with np.load(tmp_path / "a.npz") as arrays:
         changed = {**arrays, name: np.full(arrays[name].shape, value)}
     np.savez(tmp_path / "a.npz", **changed)
-    with pytest.raises(ValueError, match=rf"a\.npz is no table of this version of das_gym \({name}"):
+    with pytest.raises(ValueError, match=rf"a\.npz is not a table of this version of das_gym \({name}"):
         SubnetTable.load(tmp_path / "a.npz")
 
 

@@ -28,7 +28,7 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
 
 
 def compute_in_float32(module: nn.Module) -> None:
-    """Have a module of 16 bits compute in 32, and return its input's dtype: small steps of training are lost in 16."""
+    """Make a 16-bit module compute in float32 and return its input's dtype: 16 bits would lose small training steps."""
     if isinstance(module, nn.ModuleList):
         for part in module:
             compute_in_float32(part)
@@ -82,7 +82,7 @@ def _as_lists(value: Any) -> Any:
 
 @contextmanager
 def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Have the model take these features instead of its vision tower's.
+    """Make the model use these image features within the block, instead of running its vision tower.
 
     Args:
         model: The model of transformers.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as t
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_states
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
@@ -64,6 +65,17 @@ def test_saved_code_gives_logits_of_the_mask(
     again = VLM(loaded.eval(), capabilities=problem.vlp.capabilities)
     torch.testing.assert_close(logits_of(again, problem, examples), wanted, atol=1e-4, rtol=1e-4)
     assert not has_adapters(problem.vlp.model)
+
+
+@pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.AutoModel, t.LlavaForConditionalGeneration])
+def test_saved_folder_does_not_load_without_its_code(
+    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, auto: Any
+):
+    """Without adapters, it would be another model."""
+    source = folder_of("llava")
+    save(with_random_adapters(problem_of("llava").vlp, MASK).model, tmp_path / "out", source, source, torch.float32)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        auto.from_pretrained(tmp_path / "out")
 
 
 def test_inserted_adapters_begin_as_zero(problem_of: Callable[[str], Problem]):

@@ -22,8 +22,8 @@ def measured(*losses: float) -> Measured:
     time, faster = Spread(1.0, 1.0, 1.0), (Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1))
     rows = {}
     for name, loss in zip(names, losses, strict=True):
-        parameters, speedups = (100, (None, None)) if name == "full" else (80, faster)
-        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, time, time, *speedups)
+        parameters, cached, speedups = (100, 64, (None, None)) if name == "full" else (80, 48, faster)
+        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, cached, time, time, *speedups)
     return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
 
 
@@ -42,7 +42,7 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     assert results.loss_regained() == share
     said = conclusion(results)
     assert words in said
-    assert "saves 10.00 % of the baseline's MACs and 20.0 % of its parameters." in said
+    assert "saves 10.00 % of the baseline's MACs, 20.0 % of its parameters and 25.0 % of its KV cache." in said
     assert (
         "Relative to the baseline, the first token comes 1.50 (1.25 to 1.75) times as fast, and each further one 1.02 "
         "(0.90 to 1.10) times as fast, which is not measurably faster." in said

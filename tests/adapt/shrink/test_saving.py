@@ -27,6 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     (folder / "LICENSE").write_text("MIT")
     (folder / "training_args.bin").write_bytes(b"x")
+    (folder / "answering_blocks.json").write_text("{}")  # of the source's layers
     return folder
 
 
@@ -60,7 +61,7 @@ def test_save_keeps_dtype_shards_modes_and_other_files(
     assert int(shard_size(out)[:-2]) <= int(shard_size(source)[:-2])
     kept = {path.name for path in out.iterdir()}
     assert {"LICENSE", "tokenizer.json", "processor_config.json", "generation_config.json", "config.json"} <= kept
-    assert not {"README.md", "training_args.bin"} & kept
+    assert not {"README.md", "training_args.bin", "answering_blocks.json"} & kept
     for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json", "generation_config.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
     again = AutoModelForImageTextToText.from_pretrained(out)

@@ -150,13 +150,13 @@ def test_resume_names_a_damaged_checkpoint(tmp_path, name, value):
     stopped_search(tmp_path)
     path = tmp_path / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    with pytest.raises(ValueError, match=r"checkpoint\.json is"):
+    with pytest.raises(ValueError, match=r"checkpoint\.json (is|belongs)"):
         search(config(), tmp_path, resume=True)
 
 
 def test_resume_rejects_a_checkpoint_of_another_search(tmp_path):
     stopped_search(tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint\.json is of a search with another `seed`: got 2, expected 1"):
+    with pytest.raises(ValueError, match=r"checkpoint\.json belongs to a search with another `seed`: got 2, expected 1"):
         search(config(seed=2), tmp_path, resume=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers as t
 
-from das_gym.models.transformers.layer_removal import check_shared, check_units, delete_layers, prune
+from das_gym.models.transformers.layer_removal import check_shared, delete_layers, prune
 from tests.models.transformers import tiny
 
 
@@ -78,9 +78,3 @@ def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
     model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
     with pytest.raises(ValueError, match=r"norm\.weight is tied to a decoder layer"):
         check_shared(model)
-
-
-def test_check_units_rejects_sublayers():
-    check_units(None)
-    with pytest.raises(ValueError, match="`units=sublayers`"):
-        check_units("sublayers")

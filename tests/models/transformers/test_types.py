@@ -55,7 +55,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
         which = f"the first {len(traits.protected)}" if 0 in traits.protected else "the last"
         layers = f"all but {which} ({next(iter(traits.protected.values()))})"
     apart = "no" if name in tiny.WHOLE_ONLY else "yes"
-    shares = "reads text alone" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
+    shares = "text only" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
     return f"| {kind} | {title} | {layers} | {apart} | {shares} |"
 
 

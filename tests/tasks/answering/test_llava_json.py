@@ -171,7 +171,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "answer_type no text": ({"answer_type": 3}, "`answer_type`"),
     "options no list": ({"options": "thing 9"}, "`options`"),
     "one option": ({"options": ["thing 9"]}, "`options`"),
-    "not among the options": ({"options": ["a", "b"]}, "the answer is no option"),
+    "not among the options": ({"options": ["a", "b"]}, "the answer is not among the options"),
 }
 
 

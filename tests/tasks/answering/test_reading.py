@@ -371,8 +371,8 @@ def test_class_folders(tmp_path: Path, above: str):
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        ({}, "holds no known data: got nothing, expected LLaVA's conversations"),
-        ({"notes.txt": "hello"}, "holds no known data: got notes.txt"),
+        ({}, "holds no data in a known format: got nothing, expected LLaVA's conversations"),
+        ({"notes.txt": "hello"}, "holds no data in a known format: got notes.txt"),
         ({"train.json": '{"data": [{"conversations": []}]}'}, "got train.json with one object with data"),
         ({"train.json": '{\n "data": [\n'}, "got train.json with no JSON entries"),
         ({"train.json": "[]"}, "got train.json with no JSON entries"),
@@ -395,7 +395,7 @@ def test_images_next_to_a_damaged_file_are_no_classes(tmp_path: Path):
     root = slake(tmp_path / "data")
     for path in root.glob("*.json"):
         write(path, {"data": []})
-    with pytest.raises(ValueError, match=r"data holds no known data: got test\.json with one object with data"):
+    with pytest.raises(ValueError, match=r"data holds no data in a known format: got test\.json with one object with data"):
         load_answers(root)
 
 
@@ -426,9 +426,13 @@ def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("x.txt", "hello", r"x\.txt is no known data: got no \.json"),
-        ("x.json", '{"a": 1}', r"x\.json is no known data: got one object with a"),
-        ("x.jsonl", '{"question_id": 1, "text": ""}\n' * 2, r"x\.jsonl is no known data: got questions without answers"),
+        ("x.txt", "hello", r"x\.txt is not in a known format: got no \.json"),
+        ("x.json", '{"a": 1}', r"x\.json is not in a known format: got one object with a"),
+        (
+            "x.jsonl",
+            '{"question_id": 1, "text": ""}\n' * 2,
+            r"x\.jsonl is not in a known format: got questions without answers",
+        ),
     ],
 )
 def test_named_file_of_another_format_is_described(tmp_path: Path, name: str, content: str, text: str):
