@@ -32,7 +32,7 @@ from das_gym.models.base import State, bytes_of
 from das_gym.problem.loading import Problem
 from das_gym.processes import world_size
 
-TIMED_SECONDS = 5.0
+TIMED_SECONDS = 2.0
 """About how long the timed forward may take: it has fewer examples than a batch if a batch takes longer."""
 
 ROUNDS = 3
