@@ -25,7 +25,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """The mask that a method found, and the cost of the search.
 
     Attributes:
@@ -75,7 +75,7 @@ class MethodResult:
         recovery_seconds: Of recovery.
     """
 
-    found: Found
+    found: FoundMask
     macs_saved: float
     kv_saved: float
     drawn: str
@@ -104,9 +104,10 @@ class MaskEvaluator:
         recovery: RecoveryConfig,
         batch_size: int,
         folder: Path | None = None,
+        metric: str | None = None,
     ) -> None:
         self.problem, self.full, self.test = problem, full, test
-        self.recovery, self.batch_size, self.folder = recovery, batch_size, folder
+        self.recovery, self.batch_size, self.folder, self.metric = recovery, batch_size, folder, metric
         self._teacher: Teacher | None = None
         self._known: dict[tuple[int, ...], MethodResult] = {}
         self._prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
@@ -118,10 +119,10 @@ class MaskEvaluator:
         open_ended = task.open_ended(self.test)
         loss = loss_of(vlm, task, open_ended, self.batch_size, f"loss, {title}")
         texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", self.batch_size)
-        scores = answer_scores(task, self.test, texts)
+        scores = answer_scores(task, self.test, texts, self.metric)
         return Quality(loss, float(scores.mean()), *mean_interval(scores))
 
-    def evaluate(self, found: Found) -> MethodResult:
+    def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
         mask, method = np.array(found.mask, dtype=bool), found.method
         smaller, known = pruned_copy(self.full, mask), self._known.get(found.mask)

@@ -19,7 +19,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.config import settings_dict
@@ -140,7 +140,7 @@ class ShrinkJob:
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, self.dtype
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS)
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
 
     def _full_model_peak(self, probes: Probes) -> int | None:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
@@ -167,7 +167,9 @@ class ShrinkJob:
     def _command(self, mask: np.ndarray) -> str:
         return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
 
-    def _record(self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verified) -> dict[str, Any]:
+    def _record(
+        self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verification
+    ) -> dict[str, Any]:
         task: Any = self.problem.task
         prompts = task.pairs(task.open_ended(self.test))
         answers = []

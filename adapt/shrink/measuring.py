@@ -19,6 +19,7 @@ from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
+from das_gym.tasks.metrics import score_texts
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
 
@@ -113,6 +114,7 @@ def measure(
     dtype: torch.dtype,
     batch_size: int,
     latency_blocks: int,
+    metric: str | None = None,
 ) -> Measured:
     """Score and measure each model.
 
@@ -125,6 +127,7 @@ def measure(
         dtype: The type that weights are saved in.
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
+        metric: The score, see `answer_scores`.
     """
     processor: Any = task.processor
     open_ended = task.open_ended(examples)
@@ -135,7 +138,7 @@ def measure(
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
         texts[name] = generate(vlm, processor, prompts, f"answers of the {name} model", batch_size)
-        scores[name] = answer_scores(task, examples, texts[name])
+        scores[name] = answer_scores(task, examples, texts[name], metric)
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -155,11 +158,13 @@ def measure(
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, texts, scores, task.metric_name.replace("_", " "))
+    return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
 
 
-def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    """Return the (n,) float64 scores of answers, 0..1."""
+def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:
+    """Return the (n,) float64 scores of answers, 0..1, by a metric of `register_metric`; None takes the task's."""
+    if metric is not None:
+        return score_texts(metric, examples, texts)
     return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
 
 

@@ -12,12 +12,13 @@ from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import POSITIVE, check_ranges
 
-from das_gym.config import choice, nested, settings_dict
+from das_gym.config import check_names, choice, nested, settings_dict
 from das_gym.drawing.command import rerun_command
 from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
+from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"
 
@@ -40,6 +41,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
         recover: Method that trains the remaining layers: LoRA, all parameters of the decoder and projector, the adapters of
             DAS, another method of `python -m adapt compare`, or no training.
         train: Further settings of recovery.
+        metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
     """
 
@@ -51,6 +53,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     seed: int = 0
     recover: str = choice("lora", ("lora", "full", "adapters", "none"))
     train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
+    metric: str | None = None
     test_examples: int | None = 500
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
         super().__post_init__()
         check_budget(self.asked)
         self.recovery()  # which checks itself
+        check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
         check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
 
     @property

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate_command import EvaluateSettings
-from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
 from das_gym import plugins
@@ -37,7 +37,7 @@ def splits(config: ProblemConfig) -> Splits:
 
 @pytest.fixture(scope="module")
 def subnet(config: ProblemConfig, splits: Splits) -> AdaptedModel:
-    return cut_subnet(config, splits, MASK)
+    return cut_subnet(config, MASK)
 
 
 @pytest.fixture
@@ -59,19 +59,6 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
         assert again.task.labels == subnet.task.labels
         assert torch.equal(logits(again, splits), logits(subnet, splits))
         assert again.backbone.config == subnet.backbone.config
-
-
-def test_save_writes_what_was_loaded(folder: Path, tmp_path: Path):
-    save(load_subnet(folder), tmp_path / "copy")
-    for name in (SUBNET_FILE, RECORD):
-        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_load_subnet_needs_neither_data_nor_supernet(folder: Path, splits: Splits, subnet: AdaptedModel):
-    record = read_json(folder / RECORD)
-    record["problem"] |= {"data_root": "/missing", "supernet": "/missing.safetensors"}
-    write_json(folder / RECORD, record)
-    assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
 
 
 def test_load_subnet_imports_the_modules_that_it_is_given(
@@ -126,12 +113,6 @@ def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]
             load_subnet(folder)
     finally:
         write_json(folder / RECORD, before)
-
-
-def test_load_subnet_takes_changed_fields(folder: Path):
-    assert load_subnet(folder, max_text_length=7).task.processor.max_text_length == 7
-    with pytest.raises(ValueError, match="did you mean 'device'"):
-        load_subnet(folder, devise="cpu")
 
 
 def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
