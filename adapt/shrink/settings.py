@@ -18,6 +18,7 @@ from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
+from das_gym.runs import EstimatedSettings
 from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"
@@ -82,7 +83,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(AnsweringSettings, ChoosingSettings):
+class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
     """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
 
     Attributes:
