@@ -17,7 +17,7 @@ from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_re
 from das_gym.adapt.shrink.measuring import FULL, GENERATE_BATCH_SIZE, RECOVERED, SHRUNK, Measured, loss_of, measure
 from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
-from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
@@ -59,7 +59,8 @@ class ShrinkJob:
         self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
         self.full: VLM = as_vlm(self.problem)
         self.source = source_of(choice.problem)
-        self.dtype = saved_dtype(source_dtype(self.source), self.full.model.dtype)
+        self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
+        self.dtype = saved_dtype(*self.dtypes)
         self.out = settings.out_folder(folder)
         self.recovery = settings.recovery()
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
@@ -89,7 +90,7 @@ class ShrinkJob:
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
-            save(final.model, part, source, processor, dtype, has_remote_code(self.full))
+            save(final.model, part, source, processor, dtype, has_remote_code(self.full), self.settings.save_dtype != "auto")
             verified = verify(part, final, mask, probes, dtype)
             measured = self._measure(models, mask)
             peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
@@ -113,6 +114,7 @@ class ShrinkJob:
             write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
         finish_saved(self.folder)
         print_report(measured, self._data(), draw_mask(self.full, mask))
+        print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
     def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
@@ -139,7 +141,7 @@ class ShrinkJob:
             backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
-        parts = self.problem.task, self.test, self.dtype
+        parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
         return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
 
     def _full_model_peak(self, probes: Probes) -> int | None:

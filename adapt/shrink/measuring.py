@@ -111,7 +111,7 @@ def measure(
     mask: np.ndarray,
     task: Task,
     examples: Sequence[Any],
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     batch_size: int,
     latency_blocks: int,
     metric: str | None = None,
@@ -124,7 +124,7 @@ def measure(
         mask: (n_layers,) bool, the layers that all but the full model lack.
         task: A task with answers in words.
         examples: Of the test split, with their options.
-        dtype: The type that weights are saved in.
+        dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
         metric: The score, see `answer_scores`.
@@ -149,10 +149,10 @@ def measure(
             *mean_interval(scores[name]),
             loss=loss_of(vlm, task, open_ended, batch_size, f"loss of the {name} model"),
             parameters=parameters,
-            bytes=parameters * dtype.itemsize,
+            bytes=parameters * dtypes[name != FULL].itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
-            kv_bytes=cached_values(vlm, processor, prompts[0]) * dtype.itemsize,
+            kv_bytes=cached_values(vlm, processor, prompts[0]) * dtypes[1].itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],

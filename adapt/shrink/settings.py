@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 
 from das_gym.config import check_names, choice, nested, settings_dict
@@ -87,15 +88,19 @@ class ShrinkSettings(AnsweringSettings, ChoosingSettings):
 
     Attributes:
         out: Folder to write the smaller model to. None is `model` in the run's folder.
+        save_dtype: Number format of the saved weights. `auto` is the source's, or that of the computation if it has fewer
+            bits.
     """
 
     group: ClassVar[str] = "Output"
 
     out: str | None = None
+    save_dtype: str = choice("auto", SAVED_DTYPES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choice()
+        check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
         if self.refine > 1 and self.recover == "none":
             raise ValueError(f"`refine` compares masks after recovery: got {self.refine} with recover=none.")
 

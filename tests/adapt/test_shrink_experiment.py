@@ -66,7 +66,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6})
+    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, save_dtype="bfloat16")
     folder, printed = run_folder(run), capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     record = read_json(folder / "shrink.json")
@@ -74,7 +74,8 @@ def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: p
     full, shrunk, recovered = record["models"]
     assert [model["name"] for model in record["models"]] == ["full", "shrunk", "recovered"]
     assert full["parameters"] > shrunk["parameters"] == recovered["parameters"]
-    assert recovered["bytes"] == 4 * recovered["parameters"]
+    assert full["bytes"] == 4 * full["parameters"]
+    assert recovered["bytes"] == 2 * recovered["parameters"]
     assert recovered["macs_saved"] >= 0.1
     assert full["loss"] != shrunk["loss"] != recovered["loss"]
     assert full["low"] <= full["score"] <= full["high"]
@@ -93,7 +94,14 @@ def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: p
     assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
     assert "LoRA (rank 16, alpha 32, merged)" in card
-    for text in (record["drawn"], "exact match, %", "further tokens, ms", "interval", f"model: {out}"):
+    for text in (
+        record["drawn"],
+        "exact match, %",
+        "further tokens, ms",
+        "interval",
+        f"model: {out}",
+        "weights: saved in bfloat16",
+    ):
         assert text in printed
 
 

@@ -68,7 +68,12 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "settings", "dtype"), [("lora", {}, torch.bfloat16), ("das", {"mask": MASK}, torch.float32)]
+    ("name", "settings", "dtype", "wanted"),
+    [
+        ("lora", {}, torch.bfloat16, "auto"),
+        ("lora", {}, torch.bfloat16, "float32"),
+        ("das", {"mask": MASK}, torch.float32, "auto"),
+    ],
 )
 def test_export_answering_loads_in_transformers(
     data: Path,  # noqa: F811
@@ -76,15 +81,18 @@ def test_export_answering_loads_in_transformers(
     name: str,
     settings: dict[str, Any],
     dtype: torch.dtype,
+    wanted: str,
 ):
     source = tiny.save("llava", tmp_path / "source", dtype)
-    written = export_answering(finetuned(source, data, name, **settings), tmp_path / "out", RECORD)
+    written = export_answering(finetuned(source, data, name, **settings), tmp_path / "out", RECORD, wanted)
+    dtype = dtype if wanted == "auto" else torch.float32
+    assert written.dtype.startswith(f"saved in {dtype}".replace("torch.", ""))
     assert written.loads_with == "transformers.AutoModelForImageTextToText"
-    assert written.difference < (1e-4 if dtype == torch.float32 else 0.5)
+    assert written.difference < (1e-4 if (dtype, wanted) == (torch.float32, "auto") else 0.5)
     card = (tmp_path / "out/README.md").read_text()
     assert ("trust_remote_code=True" in card) == (name == "das")
     assert "| exact match on test, % | 75.0 |" in card
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype="auto")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert sum(p.numel() for p in loaded.parameters()) == written.parameters
 
