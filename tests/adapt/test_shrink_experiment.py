@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
-QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu"}
+QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu", "control": False}
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,66 @@ def test_shrink_resumes_the_training(
 
 
 @pytest.mark.slow
+def test_control_is_the_full_model_with_the_same_training_and_resumes(
+    shrink: Callable[..., Any],
+    tmp_path: Path,
+    trusting: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    del trusting
+    settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
+    record = read_json(run_folder(shrink(**settings)) / "shrink.json")
+    names = [model["name"] for model in record["models"]]
+    assert names == ["full", "shrunk", "recovered"]
+    full, _, recovered = record["models"]
+    assert record["control"]["loss"] not in (full["loss"], recovered["loss"])
+    assert list(record["answers"][0])[2:] == ["full", "control", "shrunk", "recovered"]
+    assert record["difference"]["score"] == recovered["score"] - record["control"]["score"]
+    printed, card = capsys.readouterr().out, (tmp_path / "runs" / "1" / "model" / "README.md").read_text()
+    for text in (card, " ".join(printed.split())):
+        assert "of the full model trained alike (the control)" in text
+    assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
+    assert "for the control" in (tmp_path / "runs" / "1" / "report.html").read_text()
+
+    original, steps = Trainer.take_step, []
+
+    def stopping(self: Trainer, *arguments: Any) -> Any:
+        steps.append(self.step)
+        if len(steps) == 7:  # of the control
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "take_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(**settings)
+    ex.run({"resume": 2, "runs_dir": str(tmp_path / "runs")})
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 2, 3]
+    again = read_json(tmp_path / "runs" / "2" / "shrink.json")
+    assert again["control"] == record["control"]
+    assert not list((tmp_path / "runs" / "2").glob("*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recover", "wins"), [("adapters", True), ("lora", False)])
+def test_control_is_trained_by_default_if_the_recovered_model_wins(
+    shrink: Callable[..., Any], trusting: None, monkeypatch: pytest.MonkeyPatch, recover: str, wins: bool
+):
+    del trusting
+    original = job.measure
+
+    def scored(*arguments: Any) -> Any:
+        measured = original(*arguments)
+        full = measured.rows["full"]
+        measured.rows["recovered"] = replace(measured.rows["recovered"], score=full.score + (0.25 if wins else -0.25))
+        return measured
+
+    monkeypatch.setattr(job, "measure", scored)
+    record = read_json(run_folder(shrink(mask=(0, 1, 0, 0), recover=recover, control=None)) / "shrink.json")
+    assert (record["control"] is not None) is wins
+
+
+@pytest.mark.slow
 def test_refine_chooses_among_masks_and_resumes(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -327,6 +388,7 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"mask": (0, 1, 0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
+        ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),

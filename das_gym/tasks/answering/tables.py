@@ -117,7 +117,7 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
     found = [next((name for name in wanted if name in names), None) for wanted in candidates.values()]
     missing = [kind for kind, name in zip(candidates, found, strict=True) if name is None]
     if missing:
-        expected = "; ".join(f"for the {kind} {' or '.join(candidates[kind])}" for kind in missing)
+        expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
         raise ValueError(
             f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
             f"{expected}. Name the columns: columns=IMAGE,QUESTION,ANSWER"
