@@ -73,9 +73,6 @@ def evaluate(
         pairs: Largest number of pairs of text and image in a batch.
         blind: (3, height, width) image that replaces every image, or None.
         rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
-
-    Raises:
-        FloatingPointError: an output is not finite.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
@@ -107,10 +104,6 @@ def predict(
         title: Of the progress bar.
         pairs: Largest number of pairs in a batch, if answers are classes.
         max_new_tokens: Limit of generated tokens. A warning reports how many answers reach it.
-
-    Raises:
-        FloatingPointError: an output is not finite.
-        TypeError: the examples need generated answers, and the model cannot generate.
     """
     task = subnet.task
     prompts = [task.generation_prompt(example) for example in examples]

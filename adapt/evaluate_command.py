@@ -32,6 +32,7 @@ from das_gym.adapt.training import check_ranges
 
 from das_gym.config import check_names, choice
 from das_gym.data.image_checks import require_readable
+from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, reader_options, task_class
@@ -53,8 +54,6 @@ class EvaluateSettings(PluginSettings):
         columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
         out: JSON file for the predictions. None writes none; `predict` needs one.
         method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
-        seed: Seed whose model is used, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
         metric: Score of generated answers, see `das_gym.register_metric`; `evaluate` reports it besides the task's own.
         limit: Number of examples, the first ones of the split. None takes all.
         rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
@@ -72,7 +71,6 @@ class EvaluateSettings(PluginSettings):
     columns: str | None = None
     out: str | None = None
     method: str | None = None
-    seed: int | None = None
     metric: str | None = None
     limit: int | None = None
     rank_images: int | None = RANKED_IMAGES
@@ -90,12 +88,8 @@ class EvaluateSettings(PluginSettings):
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """Return the model, the examples, and the folder of the data; None for the bundled data.
-
-        Raises:
-            FileNotFoundError, ValueError: no such run, part or data.
-        """
-        place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
+        """Return the model, the examples, and the folder of the data; None for the bundled data."""
+        place, folder = find_subnet(self.run, self.runs_dir, self.method)
         recorded = recorded_data(folder) if self.data_root is None else {}
         data_root = recorded.get("data_root", self.data_root)
         if data_root is not None and not at_home(data_root).exists():
@@ -157,23 +151,15 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
-    from rich.table import Table
-
-    from das_gym.console import Console
-
     ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("%", justify="right")
-    if ceilings:
-        table.add_column("at most, %", justify="right")
+    columns, rows = ("", "%", "at most, %") if ceilings else ("", "%"), []
     for name, value in found.numbers.items():
         if name in ceilings or name in COUNTS or name == "loss":
             continue
         ceiling = ceilings.get("ceiling" if name == found.metric_name else f"ceiling/{name}")
-        cells = [f"{100 * value:.2f}"] + ([] if not ceilings else ["" if ceiling is None else f"{100 * ceiling:.2f}"])
-        table.add_row(name.replace("_", " "), *cells)
-    Console().print(table)
+        cells = (name.replace("_", " "), f"{100 * value:.2f}", "" if ceiling is None else f"{100 * ceiling:.2f}")
+        rows.append(cells[: len(columns)])
+    Table(columns, tuple(rows), title).print()
     print(f"loss {found.loss:.4f} nats")
     for name in COUNTS & found.numbers.keys():
         print(f"{name.replace('_', ' ')}: {found.numbers[name]:,.0f}")

@@ -260,9 +260,6 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
         task: One that `PAPER` has for the model; others get its VQA's.
         recipe: `paper`, or `das_gym`: the same with `OURS`.
         **changes: Fields of `DASSettings`.
-
-    Raises:
-        ValueError: an unknown recipe or field, or a value outside its range.
     """
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")

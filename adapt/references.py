@@ -14,13 +14,12 @@ from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import WORKER_SETTINGS, ProblemConfig
+from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import MODELS
 
 WITHOUT_EFFECT = (
-    *WORKER_SETTINGS,
-    *("device", "precision", "eval_batch_size", "encoder_cache"),
+    *COMPUTE_SETTINGS,
     *(field.name for field in dataclasses.fields(Hardware) if field.name != "mixed_precision"),
     "save_every",
 )

@@ -35,12 +35,7 @@ def main(settings: ReportSettings) -> None:
 
 
 def run_report(folder: Path) -> RunReport:
-    """Return the report of a finished run, with its search if that is in the same folder of runs.
-
-    Raises:
-        FileNotFoundError: no run of a known kind ended there.
-        ValueError: its record cannot be read.
-    """
+    """Return the report of a finished run, with its search if that is in the same folder of runs."""
     if (folder / SEARCH_RECORD).is_file():
         return search_report(folder)
     kinds: dict[str, Callable[[Path, dict[str, Any]], RunReport]] = {
@@ -105,7 +100,7 @@ def _finetuned(folder: Path, record: dict[str, Any], done: str, command: str) ->
             "trained parameters": f"{subnet['trainable_parameters']:,}",
             "test examples": f"{evaluation['examples']:,}",
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=subnet["mask"],
         commands=[command],
         table=results_table(record["models"], "Before and after"),
@@ -134,7 +129,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
             "parameters": f"{final['parameters']:,} instead of {full['parameters']:,}",
             "folder": record["out"],
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=mask,
         commands=[command_of(folder, record["problem"], mask)],  # rebuilt: a record's own command may be anything
         table=results_table(models, record["metric"], "Before and after", control),
@@ -159,7 +154,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
             "mask shown": shown.title,
             "trainings": f"{len(record['trials']):,}",
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=mask,
         commands=[rerun_command(folder, "adapt compare", settings_dict(CompareSettings()), **changes)],
         table=comparison_table("Method by method", lines, record["verdict"]),

@@ -25,7 +25,7 @@ from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 
 
 def prepare(settings: ShrinkSettings) -> ShrinkSettings:
@@ -62,7 +62,7 @@ def resume_saved(settings: ShrinkSettings, folder: Path) -> float:
     """Finish a run that was stopped after its model was saved, and return the model's score."""
     finish_saved(folder)
     record = folder / RECORD
-    with damage_named(record, "remove it and the model, and resume again"):
+    with explain_damage(record, "remove it and the model, and resume again"):
         score = float(read_json(record)["models"][-1]["score"])
     print(f"The model was saved before the run stopped. record: {record}, model: {settings.out_folder(folder)}")
     return score

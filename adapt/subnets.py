@@ -34,18 +34,13 @@ OPTIONAL_PATHS = ("supernet", "data_root")
 """Recorded paths that need not exist any more to load a fine-tuned subnet."""
 
 
-def find_subnet(run: int | str, runs_dir: str, method: str | None = None, seed: int | None = None) -> tuple[Path, Path]:
+def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder.
 
     Args:
         run: Id of a run, or a folder as for `load_subnet`.
         runs_dir: Folder of all runs.
         method: Method whose model is found, in a run of `python -m adapt compare`; see `kept_model`.
-        seed: Seed of that model.
-
-    Raises:
-        FileNotFoundError: no such run.
-        ValueError: as `kept_model`, or `method` or `seed` of a run that compares no methods.
     """
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):
@@ -53,11 +48,9 @@ def find_subnet(run: int | str, runs_dir: str, method: str | None = None, seed: 
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
-        return kept_model(folder, method, seed), folder
-    if method is not None or seed is not None:
-        raise ValueError(
-            f"`method` and `seed` select a model of a run of `{format_command('adapt compare')}`: got {folder}."
-        )
+        return kept_model(folder, method), folder
+    if method is not None:
+        raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
     return folder, folder
 
 

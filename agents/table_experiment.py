@@ -6,9 +6,7 @@ python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
-python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table again
-python -m agents table with meter_vqa problem.workers=ray problem.num_workers=8
-                                                           over the workers of a Ray cluster, or of this machine
+python -m agents table with meter_vqa problem.workers=ray  over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       continue run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -32,7 +30,7 @@ from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
-from das_gym.tables.build import build_table, check_table, recount, table_examples
+from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 from das_gym.wording import counted
@@ -57,8 +55,6 @@ class TableSettings(ProblemSettings):
         latency_batch: Examples per forward pass when the latency of each layer is measured on this machine. None measures
             no latency.
         out: File to write. None is `table.npz` in the run's folder.
-        recount: Existing table to count costs and measure layer statistics of again, without scoring masks. None scores all
-            masks.
     """
 
     group: ClassVar[str] = "Table"
@@ -69,7 +65,6 @@ class TableSettings(ProblemSettings):
     each: bool = False
     latency_batch: int | None = None
     out: str | None = None
-    recount: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,14 +82,12 @@ class TableSettings(ProblemSettings):
 
 
 def check(settings: TableSettings) -> TableSettings:
-    """Load model and data. Reject too many layers, and a table of another problem to recount."""
-    problem = load_problem(settings.problem_config)
-    if settings.recount is not None:
-        check_table(SubnetTable.load(at_home(settings.recount)), problem)
-    elif settings.max_skipped is not None:
-        masks_up_to(len(problem.layer_names), settings.max_skipped)
+    """Load model and data, and reject too many layers."""
+    n_layers = len(load_problem(settings.problem_config).layer_names)
+    if settings.max_skipped is None:
+        every_mask(n_layers)
     else:
-        every_mask(len(problem.layer_names))
+        masks_up_to(n_layers, settings.max_skipped)
     return settings
 
 
@@ -102,10 +95,6 @@ def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
     folder, problem = required_folder(run), load_problem(settings.problem_config)
     out = settings.file(folder)
-    if settings.recount is not None:
-        recount(SubnetTable.load(at_home(settings.recount)), problem).save(out)
-        print(f"table: {out}, with its costs counted and its statistics measured again")
-        return
     env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}

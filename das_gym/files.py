@@ -11,11 +11,8 @@ import os
 import platform
 import re
 import shutil
-import struct
-import tokenize
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,12 +22,6 @@ import numpy as np
 import psutil
 
 from das_gym.bundled import check_bundled
-
-BAD_ARRAYS = (
-    *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
-    *(SyntaxError, UnicodeError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
-)
-"""What numpy raises for a damaged .npy or .npz file."""
 
 MANY_FILES = 500
 """From this many files in a folder on, the whole disk is flushed at once, which is faster."""
@@ -78,7 +69,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` when the block ends without an error; see `replacing`.
 
     Args:
@@ -87,7 +78,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or is no longer empty; names `folder`.
     """
-    with room_beside(folder) as part:
+    with temporary_folder(folder) as part:
         yield part
         paths = [part, *part.rglob("*")]
         if len(paths) > MANY_FILES and hasattr(os, "sync"):
@@ -100,7 +91,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def room_beside(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden, empty folder next to `path`, removed after the block; after a kill, the next write removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = _temporary_path(path)
@@ -250,7 +241,7 @@ def parse_json(
 
 
 @contextmanager
-def damage_named(path: Path, hint: str) -> Iterator[None]:
+def explain_damage(path: Path, hint: str) -> Iterator[None]:
     """Turn errors about the content of a record into a ValueError that names its file and ends with a hint."""
     try:
         yield
@@ -271,7 +262,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: one of `BAD_ARRAYS`: it is damaged, or would unpack to far more bytes than it has.
+        Exception: of any class: it is damaged, or would unpack to far more bytes than it has.
     """
     packed = read_bytes(path)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:

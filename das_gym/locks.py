@@ -19,10 +19,6 @@ def lock_folder(folder: Path) -> FileLock:
     """Lock a folder and return the lock. The system releases it when the process ends, even if it is killed.
 
     On a file system without locks, a warning is printed and nothing is locked.
-
-    Raises:
-        ValueError: Another process holds the lock.
-        OSError: The folder cannot be written to.
     """
     lock = FileLock(folder / LOCK)
     try:

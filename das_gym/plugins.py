@@ -17,9 +17,6 @@ def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
 
     Args:
         modules: Their names, as a list or separated by commas.
-
-    Raises:
-        ValueError: A module cannot be imported, or registers something invalid.
     """
     names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
     if names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,19 +70,10 @@ def runs_dir_words(folder: Path) -> str:
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 
-def is_run_id(name: str) -> bool:
-    """Return whether a folder's name is a run id: ASCII digits, which `str.isdecimal` and `int` do not agree on."""
-    return re.fullmatch(r"[0-9]+", name) is not None
-
-
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        FileNotFoundError: The run does not exist. The message lists those that do.
-    """
+    """Return the folder of a run."""
     runs_dir = Path(runs_dir)
-    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if is_run_id(run.parent.name))
+    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
     if str(run_id) not in map(str, ids):
         known = f"it holds runs {', '.join(map(str, ids))}: give one of them, or" if ids else "it holds no runs: give"
         raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {known} runs_dir=...")
@@ -94,9 +84,6 @@ def check_links(folder: Path) -> None:
     """Raise for a run folder with links, through which a run would write outside of it, or with pipes and devices.
 
     The folder `_sources` next to it, to which Sacred writes, is checked too.
-
-    Raises:
-        ValueError: Names the link, pipe or device.
     """
     inside = (Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
     for path in (folder, folder.parent / "_sources", *inside):
@@ -107,11 +94,7 @@ def check_links(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run, as plain values.
-
-    Raises:
-        ValueError: `config.json` holds something else.
-    """
+    """Return the settings of a run, as plain values."""
     settings = read_json(folder / CONFIG)
     if not isinstance(settings, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(settings).__name__}, not settings; start a new run")

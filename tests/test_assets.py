@@ -7,8 +7,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import cut_subnet
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from das_gym.engine.ranking import rank, recalls
@@ -48,7 +48,7 @@ def test_retrieval_is_ten_times_better_than_chance(model: str):
 
 def test_bundled_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
-    subnet, test = cut_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test[:600]
+    subnet, test = cut_subnet(ProblemConfig(), np.zeros(12, bool)), problem.splits.test[:600]
     seen = evaluate(subnet, test, "seeing")
     blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
     assert seen.metric >= 0.75

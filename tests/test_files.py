@@ -21,7 +21,7 @@ from das_gym.files import (
     read_arrays,
     read_json,
     replacing,
-    whole_folder,
+    replacing_folder,
     write_bytes,
     write_json,
     write_text,
@@ -77,7 +77,7 @@ def failing(writing, path: Path, error: Exception) -> None:
         raise error
 
 
-@pytest.mark.parametrize("writing", [replacing, whole_folder])
+@pytest.mark.parametrize("writing", [replacing, replacing_folder])
 def test_failed_write_leaves_no_files(tmp_path: Path, writing):
     with pytest.raises(RuntimeError, match="halfway"):
         failing(writing, tmp_path / "a", RuntimeError("halfway"))
@@ -106,7 +106,7 @@ def test_temporary_files_of_killed_writers_are_removed(tmp_path: Path):
 writer = getattr(files, sys.argv[1])(files.Path(sys.argv[2]))
 writer.__enter__().mkdir(exist_ok=True)
 os._exit(1)"""
-    for writing, name in (("replacing", "a.txt"), ("whole_folder", "a.txt"), ("replacing", "b.txt")):
+    for writing, name in (("replacing", "a.txt"), ("replacing_folder", "a.txt"), ("replacing", "b.txt")):
         subprocess.run([sys.executable, "-c", script, writing, str(tmp_path / name)], check=False)
     assert len(list(tmp_path.iterdir())) == 2  # the second removed that of the first
     with replacing(tmp_path / "a.txt") as living:
@@ -119,15 +119,15 @@ os._exit(1)"""
 
 
 def test_folder_appears_complete(tmp_path: Path):
-    with whole_folder(tmp_path / "new" / "folder") as part:
+    with replacing_folder(tmp_path / "new" / "folder") as part:
         (part / "sub").mkdir()
         (part / "sub" / "a.txt").write_text("a")
         assert not (tmp_path / "new" / "folder").exists()
     assert (tmp_path / "new" / "folder" / "sub" / "a.txt").read_text() == "a"
     other = tmp_path / "new" / "other"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"'{other}'")), whole_folder(other) as part:
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'{other}'")), replacing_folder(other) as part:
         (part / "nowhere" / "a.txt").write_text("a")
-    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "new" / "folder") as part:
+    with pytest.raises(OSError, match="not empty"), replacing_folder(tmp_path / "new" / "folder") as part:
         (part / "b.txt").write_text("b")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
 

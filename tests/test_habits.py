@@ -54,7 +54,7 @@ def test_issue_templates_are_forms():
         assert all(part["attributes"]["label"] for part in form["body"])
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/seeing.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/visualization.md"])
 def test_files_that_are_named_are_there(name: str):
     text = (ROOT / name).read_text()
     paths = set(re.findall(r"`((?:das_gym|agents|adapt|tests|docs|\.ci)/[\w./]*)`", text))

@@ -18,7 +18,6 @@ LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "d
 LEAVES = (
     "bundled",
     "commandline",
-    "completion",
     "config",
     "console",
     "files",

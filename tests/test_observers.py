@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from das_gym.agents.search_experiment import ex as search
 
-from das_gym import sacred_options
 from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
 from das_gym.run_folder import LOSSES
 from das_gym.runs import ResumableSettings
@@ -111,10 +110,6 @@ def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["-m", "127.0.0.1:1:das"], "-m: no database to write to (127.0.0.1:1: [Errno 111]"),
-        (["-m", "a b"], "-m: no database to write to ('a b' is not of the form host:port:name)"),
-        (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
-        (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
         (["-q"], "-q (--queue) is not supported"),
         (["-t", "tag"], "-t (--tiny_db) is not supported"),
         (["-S", "s3://bucket"], "-S (--s3) is not supported"),
@@ -122,8 +117,7 @@ def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, mon
         (["-e"], "-e (--enforce_clean) is not supported"),
     ],
 )
-def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch, words, says):
-    monkeypatch.setattr(sacred_options, "DATABASE_MS", 50)
+def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path, words, says):
     with pytest.raises(RunError) as error:
         command.run_words([*words, "with", f"runs_dir={tmp_path / 'runs'}"])
     assert says in str(error.value)
@@ -210,17 +204,6 @@ def test_kill_during_drawing_leaves_no_files(command, tmp_path: Path):
             assert in_fork(job, runs, Fault())[0] == 0
         assert (runs / "1/losses.png").is_file()
         assert [path.name for path in runs.rglob("*.part")] == []
-
-
-def test_truncated_source_copy_is_rewritten(command, tmp_path: Path):
-    command.run({"runs_dir": str(tmp_path)})
-    (copy,) = (tmp_path / "_sources").glob("test_observers_*.py")
-    assert copy.read_bytes() == Path(__file__).read_bytes()
-    copy.write_bytes(b"cut")
-    command.run({"runs_dir": str(tmp_path)})
-    assert copy.read_bytes() == Path(__file__).read_bytes()
-    sources = json.loads((tmp_path / "2/run.json").read_text())["experiment"]["sources"]
-    assert ["test_observers.py", f"_sources/{copy.name}"] in [[Path(name).name, place] for name, place in sources]
 
 
 def test_losses_are_drawn(command, tmp_path: Path):

@@ -35,9 +35,9 @@ def test_task_registers_an_environment_per_model():
     [
         (TaskEntry("tiny", "My Task", "x:X", "nothing"), "title='My Task' cannot be part of an id such as DAS-METER-VQA-v0"),
         (TaskEntry("my/tiny", "Tiny", "x:X", "nothing"), "name='my/tiny' cannot be part of an id"),
-        (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is already the title of the task 'vqa'"),
-        (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is already the title of the task 'vqa'"),
-        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is already the name of the task 'vqa'"),
+        (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is already the title of 'vqa'"),
+        (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is already the title of 'vqa'"),
+        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is already the name of 'vqa'"),
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
@@ -62,29 +62,15 @@ def test_non_model_class_is_rejected_and_leaves_no_ids():
 
 
 def test_model_name_that_differs_only_in_case_is_rejected():
-    with pytest.raises(ValueError, match="name='Vilt' is already the name of the model 'ViLT'; choose another for 'Vilt'"):
+    with pytest.raises(ValueError, match="name='Vilt' is already the name of 'ViLT'; choose another for 'Vilt'"):
         register_model(ModelEntry(**{**vars(registration.MODELS["ViLT"]), "name": "Vilt"}))
 
 
-@pytest.mark.parametrize(
-    ("register", "entry", "text"),
-    [
-        (
-            register_task,
-            registration.MODELS["METER"],
-            "register_task takes a TaskEntry, not a ModelEntry: pass it to register_model",
-        ),
-        (
-            register_model,
-            registration.TASKS["vqa"],
-            "register_model takes a ModelEntry, not a TaskEntry: pass it to register_task",
-        ),
-        (register_task, VQATask, "register_task takes a TaskEntry, not a ABCMeta: pass a das_gym.TaskEntry"),
-    ],
-)
-def test_another_kind_of_entry_is_rejected(register, entry, text: str):
-    with pytest.raises(TypeError, match=text):
-        register(entry)
+def test_another_kind_of_entry_is_rejected():
+    with pytest.raises(TypeError, match="TaskEntry"):
+        register_task(registration.MODELS["METER"])
+    with pytest.raises(TypeError, match="ModelEntry"):
+        register_model(VQATask)
 
 
 @pytest.mark.slow
@@ -98,13 +84,6 @@ def test_model_registers_an_environment_per_task(small_kwargs):
         env.reset(seed=0)
         rewards.append(env.step(mask)[1])
     assert rewards[0] == rewards[1] > 0
-
-
-def test_retitled_task_releases_its_old_ids():
-    register_task(TaskEntry("tiny", "Tiny", "tests.nowhere:Tiny", "nothing"))
-    register_task(TaskEntry("tiny", "Small", "tests.nowhere:Tiny", "nothing"))
-    assert "DAS-ViLT-Small-v0" in ENVIRONMENTS
-    assert not [id for id in (*ENVIRONMENTS, *registration.registry) if "Tiny" in id]
 
 
 class Unfinished(Task):

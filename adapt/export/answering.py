@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.export.folder import Exported
+from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
@@ -35,7 +35,9 @@ from das_gym.problem.mask_space import skipped_names
 QUESTIONS = ("what is this?", "how many are there, and of which colour is the largest?", "say it again")
 
 
-def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto") -> Exported:
+def export_answering(
+    subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
+) -> ExportedFolder:
     """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process.
 
     Args:
@@ -43,10 +45,6 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any],
         out: A folder that does not exist.
         record: The content of the run's record, or a row of a comparison, for the folder's README.md.
         wanted_dtype: See `saved_dtype`.
-
-    Raises:
-        TypeError: another kind of model.
-        VerificationError: the saved checkpoint's outputs differ from the model's.
     """
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
@@ -79,7 +77,7 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any],
         first, *others = found["generated"].values()
         if dtype == torch.float32 and any(rows != first[: len(rows)] for rows in others):
             raise VerificationError(f"the folder generates different text with and without a cache: {found['generated']}")
-        exported = Exported(
+        exported = ExportedFolder(
             out,
             f"transformers.{auto_class(vlm.model.config).__name__}",
             sum(p.numel() for p in smaller.model.parameters()),
@@ -90,7 +88,7 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any],
     return exported
 
 
-def _card(source: Path, exported: Exported, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
+def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
     auto = exported.loads_with.rpartition(".")[2]
     name, remote = display_name(source), has_remote_code(vlm)
     removed = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))

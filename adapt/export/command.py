@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_trials
-from das_gym.adapt.export.folder import Exported, export
+from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
@@ -35,8 +35,6 @@ class ExportSettings(PluginSettings):
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
         out: New folder to write to.
         method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
-        seed: Seed whose model is exported, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
         dtype: Number format of the weights of a model that answers in words. `auto` is the checkpoint's, or that of the
             training if it has fewer bits.
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
@@ -48,7 +46,6 @@ class ExportSettings(PluginSettings):
     run: int | str
     out: str
     method: str | None = None
-    seed: int | None = None
     dtype: str = choice("auto", SAVED_DTYPES)
     onnx: bool = False
     checkpoint: str | None = None
@@ -59,17 +56,12 @@ class ExportSettings(PluginSettings):
         check_names([self.dtype], SAVED_DTYPES, "dtype")
 
 
-def run_export(settings: ExportSettings) -> Exported:
-    """Write the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or what cannot be written.
-        FileExistsError: `out` exists.
-    """
+def run_export(settings: ExportSettings) -> ExportedFolder:
+    """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method, settings.seed)
+    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None

@@ -79,9 +79,6 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
 
     Returns:
         The largest difference of a logit between onnxruntime's and the subnet's.
-
-    Raises:
-        ValueError: the difference is too large.
     """
     import onnxruntime
 

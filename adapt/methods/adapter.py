@@ -8,7 +8,7 @@ from typing import ClassVar
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.adapters import Adapter, AdapterBehind, parallel_adapters
+from das_gym.models.adapters import Adapter, SequentialAdapter, parallel_adapters
 from das_gym.models.base import VLP
 
 
@@ -32,7 +32,7 @@ class AdapterTuning(Method):
         check_widths(self, "bottleneck")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert an `AdapterBehind` around the last linear layer of each sub-layer."""
+        """Insert a `SequentialAdapter` around the last linear layer of each sub-layer."""
         bottleneck = self.bottleneck or das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
@@ -40,7 +40,7 @@ class AdapterTuning(Method):
             layer = site.last
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
             adapter.to(layer.weight.device)
-            site.owner.set_submodule(site.out, AdapterBehind(layer, adapter))
+            site.owner.set_submodule(site.out, SequentialAdapter(layer, adapter))
             trained += adapter.parameters()
         return trained
 

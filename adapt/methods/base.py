@@ -79,11 +79,7 @@ class Method(ABC):
 
     @abstractmethod
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first.
-
-        Raises:
-            ValueError: the model does not support the method.
-        """
+        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first."""
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert the method into a model with removed layers; by default, as `insert` does."""
@@ -95,9 +91,6 @@ class Method(ABC):
         Args:
             vlp: The full model.
             parts: As in `PrunedModel`.
-
-        Raises:
-            ValueError: it cannot.
         """
         if self.remaining:
             raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which cannot be saved.")
@@ -120,9 +113,6 @@ class Method(ABC):
 
         Returns:
             How many parameters of the model this method updates, without head and poolers.
-
-        Raises:
-            ValueError: the model does not support the method, or nothing would train.
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
@@ -140,11 +130,7 @@ class Method(ABC):
         return sum(counted.values())
 
     def check(self, vlp: VLP) -> None:
-        """Check that a model supports the method; it is not changed.
-
-        Raises:
-            ValueError: it does not, or nothing would train.
-        """
+        """Check that a model supports the method; it is not changed."""
         twin = meta_twin(vlp)
         trained = self.insert(twin)
         self._check_trains(vlp, bool(trained or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
@@ -161,11 +147,7 @@ def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
 
 
 def check_widths(method: Method, *names: str) -> None:
-    """Check that widths are 1 or more.
-
-    Raises:
-        ValueError: names the setting.
-    """
+    """Check that widths are 1 or more."""
     check_ranges(method, **dict.fromkeys(names, (1, 2**20)))
 
 
@@ -187,12 +169,7 @@ def register_method(name: str, method: str | type[Method]) -> None:
 
 
 def method_class(name: str) -> type[Method]:
-    """Return the class of a method.
-
-    Raises:
-        ValueError: no such method.
-        TypeError: it does not implement `insert`.
-    """
+    """Return the class of a method."""
     check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
@@ -206,9 +183,6 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Args:
         name: A key of `METHODS`.
         settings: Its settings that differ from the defaults.
-
-    Raises:
-        ValueError: no such method, or a setting that is out of range.
 
     Example:
         >>> make_method("lora", {"rank": 8}).rank

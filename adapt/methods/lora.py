@@ -98,11 +98,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
 
 
 def merge_lora(model: Any) -> None:
-    """Add LoRA's updates to weights of the model's own, and remove all else of it.
-
-    Raises:
-        FloatingPointError: an update is not finite.
-    """
+    """Add LoRA's updates to weights of the model's own, and remove all else of it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

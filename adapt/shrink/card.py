@@ -9,7 +9,7 @@ from pathlib import Path
 from das_gym.adapt.shrink.measuring import Measured
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink.report import conclusion, table_of
-from das_gym.adapt.shrink.verifying import Verified
+from das_gym.adapt.shrink.verifying import Verification
 
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
@@ -32,7 +32,7 @@ def model_card(
     trained: tuple[int, int],
     data: str,
     measured: Measured,
-    verified: Verified,
+    verified: Verification,
     command: str,
     has_remote_code: bool,
 ) -> str:

@@ -23,7 +23,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """The mask that a method found, and the cost of the search.
 
     Attributes:
@@ -57,7 +57,7 @@ class MethodResult:
         recovery_seconds: Of recovery.
     """
 
-    found: Found
+    found: FoundMask
     macs_saved: float
     kv_saved: float
     drawn: str
@@ -98,7 +98,7 @@ class MaskEvaluator:
         """Return loss and score of a model."""
         return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric).quality
 
-    def evaluate(self, found: Found) -> MethodResult:
+    def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
         mask, method = np.array(found.mask, dtype=bool), found.method
         smaller, known = pruned_copy(self.full, mask), self._known.get(found.mask)

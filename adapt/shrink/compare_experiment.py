@@ -24,7 +24,7 @@ import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import Found, MaskEvaluator, MethodResult, comparison_table, verdict
+from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
@@ -37,7 +37,7 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build, settings_dict
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json, write_json, write_text
+from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_problem, shuffled
@@ -51,7 +51,7 @@ TABLE = "compare.md"
 SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
+"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
 
 
 APART = "/sublayers"
@@ -227,7 +227,7 @@ def read_searches(folder: Path) -> dict[str, StartedSearch]:
     path = folder / SEARCHES
     if not path.is_file():
         return {}
-    with damage_named(path, "remove it, and all methods search again"):
+    with explain_damage(path, "remove it, and all methods search again"):
         started = {method: build(StartedSearch, each, "entry") for method, each in read_json(path).items()}
     return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
@@ -240,7 +240,7 @@ def seconds_of(folder: Path) -> float:
     """
     path = folder / "run.json"
     log = read_json(path)
-    with damage_named(path, "search again"):
+    with explain_damage(path, "search again"):
         ended = log["stop_time"] or log["heartbeat"] or log["start_time"]
         return (datetime.fromisoformat(ended) - datetime.fromisoformat(log["start_time"])).total_seconds()
 
@@ -257,7 +257,7 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
         raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
 
 
-def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> Found:
+def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> FoundMask:
     """Return the recorded result of one mask of a search.
 
     Args:
@@ -271,7 +271,7 @@ def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask
     bits = tuple(int(bit) for bit in mask)
     rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
     loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    return Found(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
+    return FoundMask(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
@@ -284,7 +284,7 @@ def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
     if not path.is_file():
         return None, []
     record = read_json(path)
-    with damage_named(path, "remove it, and all methods are measured again"):
+    with explain_damage(path, "remove it, and all methods are measured again"):
         return build(Quality, record["full"]), [build(MethodResult, each) for each in record["methods"]]
 
 

@@ -29,7 +29,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.config import settings_dict
@@ -203,7 +203,9 @@ class ShrinkJob:
     def _command(self, mask: np.ndarray) -> str:
         return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
 
-    def _record(self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verified) -> dict[str, Any]:
+    def _record(
+        self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verification
+    ) -> dict[str, Any]:
         task: Any = self.problem.task
         prompts = task.pairs(task.open_ended(self.test))
         answers = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from das_gym.files import at_home, read_json, whole_folder, write_json
+from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
@@ -93,7 +93,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         ValueError: the disk rejects it, or `out` exists by then.
     """
     try:
-        with whole_folder(out) as part:
+        with replacing_folder(out) as part:
             yield part
             if out.exists():
                 raise ValueError(f"`out` exists by now: {out}. Give a new folder.")

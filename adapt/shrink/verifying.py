@@ -58,7 +58,7 @@ class VerificationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """The result of a successful verification.
 
     Attributes:
@@ -234,7 +234,7 @@ def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         return found
 
 
-def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verified:
+def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verification:
     """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
     Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
@@ -270,7 +270,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
         encodings = _same_form(probes.encodings) if way == PADDED else probes.encodings
         for encoding, tokens in zip(encodings, rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
-    return Verified(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
+    return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
 
 
 def relative_difference(given: Tensor, wanted: Tensor) -> float:

@@ -123,11 +123,11 @@ class PolynomialProcess(Process):
         super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         return self._covariance_at((2.0 * some - 1.0) @ (2.0 * others - 1.0).T)
 
     def prior_variances(self, masks: Masks) -> Floats:
-        """Return `Process.prior_variances`."""
+        """See `Process.prior_variances`."""
         return self._covariance_at(np.full(len(masks), float(masks.shape[1])))
 
     def _covariance_at(self, d: Floats) -> Floats:
@@ -139,7 +139,7 @@ class PolynomialProcess(Process):
         return found
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`.
+        """See `Process.flip_means`.
 
         Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
         agree. So all pairs together take two matrix products.

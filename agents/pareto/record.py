@@ -22,7 +22,7 @@ NOT_RECORDED = ("searched", "baselines", "layer_names", "keeps_a_layer")
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredMasks:
     """Masks with their scores on the reward split.
 
     Attributes:
@@ -37,12 +37,12 @@ class Scored:
     losses: Floats
     metrics: Floats
 
-    def rows(self, chosen: Any) -> Scored:
+    def rows(self, chosen: Any) -> ScoredMasks:
         """Return some of them."""
-        return Scored(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
+        return ScoredMasks(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
 
     @classmethod
-    def joined(cls, parts: Iterable[Scored]) -> Scored:
+    def joined(cls, parts: Iterable[ScoredMasks]) -> ScoredMasks:
         """Concatenate several."""
         every = list(parts)
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
@@ -57,7 +57,7 @@ class Scored:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Scored:
+    def from_record(cls, record: Mapping[str, Any]) -> ScoredMasks:
         """Read what `record` returned.
 
         Raises:
@@ -92,15 +92,15 @@ class FrontResult:
     env_kwargs: Mapping[str, Any]
     cost: str
     layer_names: tuple[str, ...]
-    searched: Scored
-    baselines: Mapping[str, Scored] = field(default_factory=dict)
+    searched: ScoredMasks
+    baselines: Mapping[str, ScoredMasks] = field(default_factory=dict)
     hypervolume_share: float | None = None
     keeps_a_layer: bool = False
 
     @property
-    def front(self) -> Scored:
+    def front(self) -> ScoredMasks:
         """The Pareto front of all scored masks, the smallest saving first: points 0, 1, ..."""
-        every = Scored.joined([self.searched, *self.baselines.values()])
+        every = ScoredMasks.joined([self.searched, *self.baselines.values()])
         if self.keeps_a_layer:
             every = every.rows(~every.masks.all(axis=1))
         return every.rows(front_rows(every.saved, every.losses))

@@ -12,7 +12,7 @@ from typing import Any
 from das_gym.agents.searching.record import FORMAT, Turn
 
 from das_gym.config import build
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 
 CHECKPOINT = "checkpoint.json"
 
@@ -65,7 +65,7 @@ class Checkpoint:
                     f"expected {value!r}. Give the "
                     "same settings, or another folder"
                 )
-        with damage_named(path, "start a new search"):
+        with explain_damage(path, "start a new search"):
             checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from das_gym.data.cache import cache_folder
 from das_gym.data.images import ImageFile, ImageSource, files_in
-from das_gym.files import BAD_ARRAYS, replacing
+from das_gym.files import replacing
 from das_gym.progress import progress
 
 MANY_IMAGES = 1000
@@ -99,7 +99,7 @@ def read_readable() -> np.ndarray:
     try:
         with (cache_folder() / READABLE).open("rb") as file:
             known: np.ndarray = np.load(file, allow_pickle=False)
-    except BAD_ARRAYS:
+    except Exception:  # a damaged file can raise anything
         return np.empty(0, np.uint64)
     return known if known.dtype == np.uint64 and known.ndim == 1 else np.empty(0, np.uint64)
 

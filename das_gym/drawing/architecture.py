@@ -69,7 +69,7 @@ class Architecture:
         return cls.of(meta.layer_names, stages, table.layer_macs)
 
     @classmethod
-    def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
+    def from_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
         """Rebuild an architecture from what `record` returned.
 
         Raises:

@@ -123,11 +123,7 @@ class MacCounter:
         self._bare: tuple[Any, Any, Any] | None = None
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
-        """Return the MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
-
-        Raises:
-            TypeError: the encoder reads the values of its input, which has none on the meta device.
-        """
+        """Return the MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch."""
         return self._once(("encode", stream), batch, getattr(self.twin, f"{stream}_stream"))[1]
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[State, int]:

@@ -170,9 +170,6 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
         budget: Fields of `BudgetSettings`. Without a share to save, a missing or "auto" `skip_num` means 4, or all of fewer
             units.
         cost_of: Returns the cost of masks for a key of `SAVED`. It is only called for the cost to save.
-
-    Raises:
-        ValueError: what `check_budget` or `Budget` rejects.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}

@@ -81,10 +81,6 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
 
     Args:
         costs: From keys of `SAVED` to what `MaskCost.as_dict` returns, or the path of a JSON file with that under `costs`.
-
-    Raises:
-        ValueError: another key, or figures that are no costs.
-        FileNotFoundError: no such file.
     """
     read: Any = read_json(at_home(costs)) if isinstance(costs, str) else {"costs": costs or {}}
     given = read.get("costs", {}) if isinstance(read, Mapping) else None

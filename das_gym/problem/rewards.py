@@ -120,11 +120,7 @@ def check_bounds(what: str, name: str, low: float, high: float) -> None:
 
 
 def find_reward(name: str) -> Reward:
-    """Return the reward of that name.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
+    """Return the reward of that name."""
     check_names([name], REWARDS, "reward", own=True)
     return REWARDS[name]
 
@@ -141,9 +137,6 @@ class Objective:
         reward: The reward of a feasible mask.
         macs: The MACs of masks.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward, at least 0.
-
-    Raises:
-        ValueError: a price below 0.
     """
 
     budget: Budget

@@ -79,11 +79,7 @@ class StatisticInputs:
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Record statistics of every layer while the evaluator scores the full model on the examples.
-
-    Raises:
-        FloatingPointError: a layer gives what is not finite; names it and the examples.
-    """
+    """Record statistics of every layer while the evaluator scores the full model on the examples."""
     vlp = evaluator.vlp
     totals, rows = np.zeros((4, len(vlp.layers))), np.zeros(len(vlp.layers))
 

@@ -52,11 +52,7 @@ class ExampleScores(SplitPart):
         return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
 
     def put(self, first: int, scores: Scores) -> ExampleScores:
-        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result.
-
-        Raises:
-            ValueError: the metric takes too many different values.
-        """
+        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result."""
         where = slice(first, first + scores.losses.shape[1])
         losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
         self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MOST))

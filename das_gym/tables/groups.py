@@ -28,7 +28,7 @@ class GroupScores(SplitPart):
     sizes: np.ndarray
 
     @classmethod
-    def of_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
+    def from_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
         """Return the means, from sums over examples.
 
         Args:

@@ -26,7 +26,7 @@ import numpy as np
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
-from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
+from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import every_mask, masks_up_to
@@ -232,7 +232,7 @@ class SubnetTable:
         return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
     def group_sizes(self) -> dict[str, np.ndarray]:
-        """Return by split (n_groups,) int64: how many examples are in each group; empty without groups."""
+        """Return the number of examples in each group, (n_groups,) int64, by split; empty without groups."""
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
@@ -421,7 +421,7 @@ class SubnetTable:
             )
         try:
             return cls._from_arrays(read_arrays(path))
-        except BAD_ARRAYS as error:
+        except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{path} is not a table of this version of das_gym ({error}); make it again") from error
 
     @classmethod

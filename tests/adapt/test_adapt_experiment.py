@@ -116,7 +116,7 @@ def test_choose_rejects_a_file_that_is_no_record(run_folder: Path, text: str):
 
 
 def test_record_cannot_set_output_paths(run_folder: Path):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray", num_workers=2))
+    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
 

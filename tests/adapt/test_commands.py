@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.run_report import run_report
 
 from das_gym.drawing.report import write_report
@@ -150,7 +150,7 @@ def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_
 
 def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
     problem = ProblemConfig(**small_kwargs)
-    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, bool))
+    subnet = cut_subnet(problem, np.array(MASK, bool))
     names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
     assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
@@ -275,7 +275,7 @@ def test_killed_fine_tuning_resumes_to_the_same_result(run_here, tmp_path: Path,
 def test_blinding_takes_the_image_away(small_kwargs: dict[str, str]):
     problem = ProblemConfig(**small_kwargs)
     splits = load_splits(problem)
-    subnet = cut_subnet(problem, splits, np.zeros(6, bool))
+    subnet = cut_subnet(problem, np.zeros(6, bool))
     examples = splits.test[:20]
     blind = mean_image(subnet, examples)
     assert blind.shape == (3, 96, 96)
@@ -287,12 +287,12 @@ def test_blinding_takes_the_image_away(small_kwargs: dict[str, str]):
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):
     problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask"):
-        cut_subnet(problem, load_splits(problem), np.zeros(6, bool))
+        cut_subnet(problem, np.zeros(6, bool))
 
 
 def test_pruned_model_rejects_another_mask(small_kwargs: dict[str, str]):
     problem = ProblemConfig(**small_kwargs)
-    vlp = cut_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
+    vlp = cut_subnet(problem, np.array(MASK, bool)).backbone.vlp
     with pytest.raises(ValueError, match="was removed by prune"):
         vlp.prune(~np.array(MASK, bool))
 

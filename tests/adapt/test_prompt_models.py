@@ -12,10 +12,11 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.adapt_experiment import ex as adapt
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.das_experiment import ex as das
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
@@ -56,7 +57,7 @@ def test_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_p
 @pytest.mark.slow
 def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
     splits = load_splits(config)
-    subnet = cut_subnet(config, splits, MASK)
+    subnet = cut_subnet(config, MASK)
     before = evaluate(subnet, splits.train, "before")
     finetune(subnet, splits, FinetuneConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
     after = evaluate(subnet, splits.train, "after")
@@ -70,7 +71,7 @@ def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: 
 def test_predict_answers_questions_without_references(config: ProblemConfig, tmp_path: Path, run_here: Run):
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
-    subnet = cut_subnet(config, splits, MASK)
+    subnet = cut_subnet(config, MASK)
     finetune(subnet, splits, FinetuneConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
     save(subnet, tmp_path / "mine")
     asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(splits.train[:4])]

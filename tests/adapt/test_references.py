@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import AdaptSettings
-from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 
 from das_gym.config import build
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import AdaptedModel, load_splits
+from das_gym.problem.loading import AdaptedModel
 
 
 def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
     problem = settings.problem_config
-    return cut_subnet(problem, load_splits(problem), np.zeros(12, bool), adapters=name == FULL_MODEL)
+    return cut_subnet(problem, np.zeros(12, bool), adapters=name == FULL_MODEL)
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:

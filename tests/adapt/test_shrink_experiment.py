@@ -60,7 +60,7 @@ def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
-    found = verifying.Verified(3, 0.0, ("with a cache",), 1000)
+    found = verifying.Verification(3, 0.0, ("with a cache",), 1000)
     monkeypatch.setattr(job, "verify", lambda *_: found)
 
 

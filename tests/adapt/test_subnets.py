@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate_command import EvaluateSettings
-from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
 from das_gym import plugins
@@ -37,7 +37,7 @@ def splits(config: ProblemConfig) -> Splits:
 
 @pytest.fixture(scope="module")
 def subnet(config: ProblemConfig, splits: Splits) -> AdaptedModel:
-    return cut_subnet(config, splits, MASK)
+    return cut_subnet(config, MASK)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_resume_rejects_a_checkpoint_of_another_configuration(checkpoint: Path):
 def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint: Path):
     state = torch.load(checkpoint, weights_only=True)
     torch.save({**state, "rng": torch.cat((state["rng"], state["rng"]))}, checkpoint)
-    with pytest.raises(ValueError, match="another number of processes: got 1, expected 2"):
+    with pytest.raises(ValueError, match="saved by 2 processes, expected 1"):
         make_trainer(checkpoint)[1].resume()
 
 
@@ -90,7 +90,7 @@ def test_resume_names_a_checkpoint_with_a_flipped_bit(checkpoint: Path):
 @pytest.mark.parametrize("name", ["step", "parameters", "optimizer", "rng", "logged", "window"])
 def test_resume_names_a_checkpoint_with_other_content(checkpoint: Path, name: str):
     torch.save({**torch.load(checkpoint, weights_only=True), name: None}, checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt (is damaged|was saved by another)"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         make_trainer(checkpoint)[1].resume()
 
 
@@ -99,7 +99,7 @@ def test_resume_names_an_optimizer_with_other_content(checkpoint: Path, value: t
     state = torch.load(checkpoint, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"] = value
     torch.save(state, checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged \(.*exp_avg"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*exp_avg"):
         make_trainer(checkpoint)[1].resume()
 
 

@@ -78,8 +78,8 @@ def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
 
 
 def test_settings_of_the_environment_reach_it():
-    settings = SearchSettings(data_root="/data", env_kwargs={"reward": "metric", "size": "base"})
-    assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}
+    settings = SearchSettings(data_root="/data", env_kwargs={"reward": "metric", "image_size": 96})
+    assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "image_size": 96}
     with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 

@@ -105,7 +105,7 @@ def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest
     assert table.n_layers == 2
     assert table.examples is not None
     latency = table.meta.costs["latency_saved"]
-    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("processor time", 1)
+    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("thread_time", 1)
     written = (folder / "train-00.npz").stat().st_mtime_ns
     make_suite(SuiteSettings(str(tmp_path), bundled=False))
     assert (folder / "train-00.npz").stat().st_mtime_ns == written

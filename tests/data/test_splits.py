@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from das_gym.data.splits import Mapped, hash_order, linked_groups, share_of
+from das_gym.data.splits import LazySequence, hash_order, linked_groups, share_of
 
 KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
 
@@ -48,7 +48,7 @@ def test_mapped_examples_are_made_when_asked_for():
         made.append(item)
         return f"example {item}"
 
-    examples = Mapped(range(10), make)
+    examples = LazySequence(range(10), make)
     assert (len(examples), len(examples[2:5]), made) == (10, 3, [])
     assert (examples[3], examples[-1], list(examples[2:4])) == ("example 3", "example 9", ["example 2", "example 3"])
     assert list(examples) == [f"example {n}" for n in range(10)]

@@ -20,7 +20,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
-LONG = {"first-hour.md": pytest.mark.long}
+LONG = {"tutorial.md": pytest.mark.long}
 
 
 def fail(path: Path, block: Block, why: str) -> None:
@@ -34,9 +34,11 @@ def known(program: str, command: str) -> frozenset[str]:
     found = PROGRAMS[program].commands[first]
     for name in others:
         found = found.subcommands[name]
-    cls = found.load()[1]
+    target, cls = found.load()
+    named = target.named_configs() if hasattr(target, "named_configs") else ()
     groups = {each.name: group_fields(each) for each in fields(cls)} if cls is not None else {}
-    return frozenset([*found.completions(), *(f"{name}.{inner}=" for name, group in groups.items() for inner in group)])
+    grouped = [f"{name}.{inner}=" for name, group in groups.items() for inner in group]
+    return frozenset([*named, *(f"{name}=" for name in groups), *grouped])
 
 
 def wrong_words(words: list[str]) -> str | None:
@@ -46,7 +48,7 @@ def wrong_words(words: list[str]) -> str | None:
         rest = rest[1:]
     if name not in PROGRAMS:
         return None if importlib.util.find_spec(name) else f"there is no {name}"
-    if not rest or rest[0] in ("print_config", "completion", "COMMAND"):
+    if not rest or rest[0] in ("print_config", "COMMAND"):
         return None
     program = PROGRAMS[name]
     if rest[0] != "with" and rest[0] not in program.commands:

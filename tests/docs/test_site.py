@@ -19,13 +19,26 @@ SITE = os.environ.get("DAS_GYM_SITE")
 pytestmark = pytest.mark.skipif(SITE is None, reason="`.ci/docs` builds the site and runs this")
 
 LOOKED_AT = (
-    *("index", "first-hour", "shrink", "commands", "data", "models", "runs", "seeing", "finetuning", "agents", "suite"),
+    *(
+        "index",
+        "tutorial",
+        "shrink",
+        "commands",
+        "data",
+        "models",
+        "runs",
+        "visualization",
+        "comparison",
+        "finetuning",
+        "agents",
+        "suite",
+    ),
     *("performance", "glossary", "extending", "reference", "leaderboard", "changelog"),
     *("environments/index", "environments/tabular", "environments/DAS-METER-VQA-v0"),
 )
 """What axe-core looks at, in light colours; how wide they are is asked of all pages."""
 
-IN_DARK = ("index", "first-hour", "commands", "agents", "extending", "data")
+IN_DARK = ("index", "tutorial", "commands", "agents", "extending", "data")
 """Pages with code of every kind."""
 
 WAYS = [*((name, "light", WIDTHS) for name in LOOKED_AT), *((name, "dark", WIDTHS[-1:]) for name in IN_DARK)]
@@ -135,14 +148,14 @@ def test_site_search_works_from_disk_by_keyboard(site: Path, chromium: Any):
 def test_pages_are_reachable_by_keyboard_on_a_phone(site: Path, chromium: Any):
     page, _ = opened(chromium, site / "index.html")
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
-    link = page.locator(".md-sidebar--primary a[href='first-hour.html']")
+    link = page.locator(".md-sidebar--primary a[href='tutorial.html']")
     assert not link.is_visible()
     page.locator("#__drawer").focus()
     page.keyboard.press("Space")
     link.wait_for(state="visible")
     link.focus()
     page.keyboard.press("Enter")
-    page.wait_for_url("**/first-hour.html")
+    page.wait_for_url("**/tutorial.html")
     page.context.close()
 
 

@@ -106,8 +106,6 @@ def test_wrong_actions_are_rejected(env: gymnasium.Env, action):
         {"statistics": []},
         {"reward_batches": "cycel"},
         {"reward_examples": 0},
-        {"size": "huge"},
-        {"size": "base"},
     ],
 )
 def test_wrong_settings_are_rejected(tiny_kwargs: dict[str, str], setting: dict):

@@ -115,7 +115,7 @@ def test_assemble_reports_lost_last_layers(model, lost):
     other = "adapter_list.11."
     tensors = {name: tensor for name, tensor in official(model, 1).items() if not name.startswith((lost, other))}
     report = assemble(TensorFile(golden.GOLDEN, tensors, {})).report
-    assert "layers=11, and models of this size have 12" in report.doubts()
+    assert "layers=11, and models of this size have 12" in report.describe_problems()
 
 
 def test_assemble_rejects_streams_of_different_depth():

@@ -114,7 +114,7 @@ def test_group_scores_are_checked(small_table: SubnetTable, change: dict, text: 
 
 def test_non_finite_losses_affect_one_group():
     sums = np.array([[[1.0, np.inf], [4.0, 2.0], [0.0, 0.0]], [[1.0, 0.5], [2.0, 1.0], [0.0, 0.0]]])
-    found = GroupScores.of_sums(sums, np.array([1, 2, 0]))
+    found = GroupScores.from_sums(sums, np.array([1, 2, 0]))
     np.testing.assert_array_equal(found.losses, [[1, np.inf], [2, 1], [0, 0]])
     np.testing.assert_array_equal(found.metrics, [[1, 0], [1, 0.5], [0, 0]])
 

@@ -123,7 +123,7 @@ METER_FORMAT = Format(
 
 
 def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> list[str]:
-    """Add what the reference derives; returns what was, and how."""
+    """Add tensors that METER's code derives from others; return a line about each."""
     positions, first = _derive_positions(named, config), _derive_first_token(named, config)
     return [*derive_second_image(named), *positions, *first, *derive_rank_output(heads)]
 

@@ -31,7 +31,7 @@ def generate_answers(
     """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`.
 
     Raises:
-        ValueError: Training left something in the subnet that an exported folder cannot hold.
+        ValueError: Training added modules that an exported folder cannot contain.
     """
     from das_gym.models.transformers.inserted_adapters import export_form
 

@@ -71,7 +71,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
         "hidden_size": smaller.feature_size,
         "bottleneck": bottleneck,
         "skip_bottleneck": skip_bottleneck,
-        "gone_before": [after - before - 1 for before, after in pairwise(ends)],
+        "removed_before": [after - before - 1 for before, after in pairwise(ends)],
     }
     add_adapters(smaller.model, settings)
     setattr(smaller.model.config, ADAPTED, settings)
@@ -87,13 +87,13 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 
 def export_form(subnet: VLM) -> VLM:
-    """Return a fine-tuned subnet as a folder holds it: its skipped layers removed, its adapters inserted.
+    """Return a fine-tuned subnet in the form in which it is saved: skipped layers removed, adapters inserted.
 
     Args:
-        subnet: Pruned; it shares its parameters, but for those of adapters, with what is returned.
+        subnet: A pruned model. Apart from the adapters, the returned model shares its parameters.
 
     Raises:
-        ValueError: Training left something in it that a folder cannot hold, or layers that cannot be removed.
+        ValueError: Training added modules that cannot be saved, or the layers cannot be removed.
     """
     mask, model = subnet.check_mask(None), share_copy(subnet.model)
     for layer in find_decoder(model).layers:
@@ -107,7 +107,7 @@ def export_form(subnet: VLM) -> VLM:
     difference = reload_difference(model)
     if difference is not None:
         raise ValueError(
-            f"A folder of transformers cannot hold what this fine-tuning left: {difference}. "
+            f"A transformers folder cannot contain the modules that this fine-tuning added: {difference}. "
             "The methods `full`, `lora`, `bitfit` and `das` can be exported."
         )
     smaller = VLM(model, capabilities=pruned_capabilities(subnet))
@@ -156,7 +156,7 @@ def _skipped_layers(smaller: VLM) -> list[Any]:
     """Return the modules that replace removed layers, in order."""
     units: list[Any] = []
     for layer in smaller.stack.layers:
-        units += [*getattr(layer, "gone_before", ()), *getattr(layer, "gone_behind", ())]
+        units += [*getattr(layer, "removed_before", ()), *getattr(layer, "removed_after", ())]
     return units
 
 

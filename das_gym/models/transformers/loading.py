@@ -177,7 +177,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
     if hasattr(config, ADAPTED):
         raise ValueError(
             f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`) between its layers, which cannot be "
-            "skipped. Pass the folder that it was made from; to have it answer, pass the run."
+            "skipped. Pass the folder that it was made from; to generate answers, pass the run."
         )
     return config
 

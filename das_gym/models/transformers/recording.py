@@ -144,9 +144,9 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
-        return self._behind(self.keys, keys), self._behind(self.values, values)
+        return self._append(self.keys, keys), self._append(self.values, values)
 
-    def _behind(self, earlier: Tensor, own: Tensor) -> Tensor:
+    def _append(self, earlier: Tensor, own: Tensor) -> Tensor:
         if self.each == 1:
             return torch.cat((earlier, own), dim=2)
         # expanded, the earlier ones are copied once; `repeat_interleave` and `cat` would copy them twice

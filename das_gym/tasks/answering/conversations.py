@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageSource
-from das_gym.data.splits import Mapped, Splits, hash_order, linked_groups, share_of
+from das_gym.data.splits import LazySequence, Splits, hash_order, linked_groups, share_of
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
 
 REWARD_SHARE = TEST_SHARE = 0.1
@@ -48,9 +48,9 @@ class Conversation:
 Conversations = Sequence[Conversation]
 
 
-def examples_of(conversations: Conversations) -> Mapped[AnswerExample]:
+def examples_of(conversations: Conversations) -> LazySequence[AnswerExample]:
     """Return an example for each round, with the rounds before it."""
-    return Mapped([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
+    return LazySequence([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
 
 
 def _example(item: tuple[Conversation, int]) -> AnswerExample:

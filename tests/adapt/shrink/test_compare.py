@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.shrink.compare import TIE, Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
+from das_gym.adapt.shrink.compare import TIE, FoundMask, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
 from das_gym.adapt.shrink.compare_experiment import CompareSettings, StartedSearch, ex, read_searches, title_of
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import Trainer
@@ -30,7 +30,7 @@ MASK, OTHER = (0, 1, 0, 1), (0, 1, 1, 0)
 
 
 def result(method: str, seen: float | None, loss: float, after: float | None = None) -> MethodResult:
-    found = Found(method, 1, (0, 1), 20, 1.5, seen)
+    found = FoundMask(method, 1, (0, 1), 20, 1.5, seen)
     recovered = None if after is None else Quality(after, 0.7, 0.6, 0.8)
     return MethodResult(found, 0.25, 0.2, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0)
 
@@ -59,7 +59,7 @@ def test_evaluator_measures_a_mask_once(problem_of: Callable[[str], Problem], mo
     monkeypatch.setattr(evaluator, "quality", measure)
     results = []
     for name, mask in (("a", MASK), ("b", MASK), ("c", OTHER)):
-        results.append(evaluator.evaluate(Found(name, 1, mask, 20, 1.5, 0.3)))
+        results.append(evaluator.evaluate(FoundMask(name, 1, mask, 20, 1.5, 0.3)))
         evaluator.remember(results[-1])
     assert measure.call_count == 2
     assert results[0].drawn == results[1].drawn != results[2].drawn

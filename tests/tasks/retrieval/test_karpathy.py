@@ -169,7 +169,7 @@ def test_empty_split_is_named(root: Path, split: str, ours: str):
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"images": 3}', b"[" * 100_000])
 def test_damaged_file_is_named(root: Path, content: bytes):
     (root / "dataset_flickr30k.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is"):
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json (is|has)"):
         load_flickr30k(root)
     with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
         load_flickr30k(root / "nowhere")
