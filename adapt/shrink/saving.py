@@ -35,7 +35,7 @@ SPARE_BYTES = 2**26
 
 
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What the setting of the saved dtype takes."""
+"""Allowed values of the setting for the saved dtype."""
 
 
 def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:

@@ -179,7 +179,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """Shrink with data and a metric of one's own, and evaluate the saved folder with them."""
+    """Shrink with parquet data and a registered metric, and evaluate the saved folder with them."""
     del trusting
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))

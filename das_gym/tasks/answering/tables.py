@@ -168,7 +168,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
 
 
 def _prompt(question: str, images: int, where: str) -> str:
-    """Return a question with the instruction to answer briefly, unless it has lines of its own."""
+    """Return a question with the instruction to answer briefly, unless it has several lines."""
     marks = question.count(IMAGE_MARK)
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
