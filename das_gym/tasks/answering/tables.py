@@ -133,16 +133,16 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
     optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
     classes = class_names(schema, answer)
     table = open_shard(path, list(dict.fromkeys((image, question, answer, *optional))))
-    finder = ImageFinder(path.parent, root)
+    cells, name, finder = table[image], path.relative_to(root).as_posix(), ImageFinder(path.parent, root)
 
     def source(row: int, place: int, data: Any, where: str) -> ImageSource:
         return finder.find(data, where) if isinstance(data, str) else TableImage(path, row, image, place, digest_of(data))
 
     def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
         row, values = entry
-        cells = images_in(table[image][row], f"{where}: `{image}`")
-        images = tuple(source(row, place, data, where) for place, data in enumerate(cells))
-        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(cells, images, strict=True))
+        found = images_in(cells[row], f"{where}: `{image}`")
+        images = tuple(source(row, place, data, where) for place, data in enumerate(found))
+        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(found, images, strict=True))
         asked = _prompt(check_text(values[question], f"{where}: `{question}`"), len(images), where)
         answers = tuple(check_text(each, f"{where}: `{answer}`") for each in _answers(values[answer], classes))
         if not answers:
@@ -153,7 +153,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
             check_options(reference, options, where)
         return Conversation(
             where=where,
-            key=f"{path.relative_to(root).as_posix()}/{row}",
+            key=f"{name}/{row}",
             images=images,
             names=names,
             rounds=((asked, reference),),
