@@ -22,18 +22,9 @@ from das_gym.files import (
     read_json,
     replacing,
     replacing_folder,
-    write_bytes,
     write_json,
     write_text,
 )
-
-
-def test_content_reads_back_and_no_other_file_is_left(tmp_path: Path):
-    write_bytes(tmp_path / "new" / "a.bin", b"\x00\x01")
-    write_text(tmp_path / "new" / "a.txt", "één\n")
-    assert (tmp_path / "new" / "a.bin").read_bytes() == b"\x00\x01"
-    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "één\n"
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.txt"]
 
 
 def test_json_reads_back_bit_for_bit(tmp_path: Path):
@@ -61,11 +52,6 @@ def test_read_json_names_a_damaged_file(tmp_path: Path, content: str, encoding: 
     (tmp_path / "a.json").write_text(content, encoding=encoding)
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         read_json(tmp_path / "a.json")
-
-
-def test_read_json_rejects_a_device():
-    with pytest.raises(ValueError, match="/dev/zero is not a regular file"):
-        read_json("/dev/zero")
 
 
 def failing(writing, path: Path, error: Exception) -> None:

@@ -160,11 +160,12 @@ class ShrinkJob:
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
-        wins, task = measured.final.score > measured.rows[FULL].score, self.problem.task
+        full, final, task = measured.rows[FULL], measured.final, self.problem.task
+        wins = final.score > full.score or final.loss < full.loss
         if self.recovery.recover == "none" or not (wins if self.settings.control is None else self.settings.control):
             return measured
         if self.settings.control is None:
-            print("The recovered model scores higher than the full one. The full model is trained alike, as a control.")
+            print("The recovered model is better than the full one. The full model is trained alike, as a control.")
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
         parts = control, self.full, task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT
         Recovery(*parts, teacher).run(title="training the control")

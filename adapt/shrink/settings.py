@@ -19,6 +19,7 @@ from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
+from das_gym.runs import EstimatedSettings
 from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"
@@ -83,15 +84,15 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(AnsweringSettings, ChoosingSettings):
+class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
     """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
 
     Attributes:
         out: Folder to write the smaller model to. None is `model` in the run's folder.
         save_dtype: Number format of the saved weights. `auto` is the source's, or that of the computation if it has fewer
             bits.
-        control: Whether to train the full model alike, for a fair comparison. None does so if the recovered model scores
-            higher than the full one.
+        control: Whether to train the full model alike, for a fair comparison. None does so if the recovered model has a
+            higher score or a lower loss than the full one.
     """
 
     group: ClassVar[str] = "Output"

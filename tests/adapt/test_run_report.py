@@ -179,14 +179,6 @@ def test_report_of_compare(runs: Path):
         run_report(runs / "6")
 
 
-def test_reports_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["report", "1", "2", "3", "4", "5", "with", f"runs_dir={runs}"]) == 0
-    page = (runs / "report_1_2_3_4_5.html").read_text()
-    assert page.count("<article") == 5
-    assert page.count("<h3>Method by method</h3>") == 1
-    assert "report_1_2_3_4_5.html (" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(("name", "message"), [("other.json", "its run has not finished"), ("shrink.json", "damaged")])
 def test_report_rejects_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     write_run(runs / "9", name, {"settings": {}}, {})

@@ -65,9 +65,12 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_shrink_end_to_end(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("vision", [None, True])
+def test_shrink_end_to_end(
+    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], vision: bool | None
+):
     out = tmp_path / "out"
-    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, save_dtype="bfloat16")
+    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, vision=vision, save_dtype="bfloat16")
     folder, printed = run_folder(run), capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     record = read_json(folder / "shrink.json")
@@ -287,9 +290,18 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recover", "wins"), [("adapters", True), ("lora", False)])
+@pytest.mark.parametrize(
+    ("recover", "score", "loss", "wins"),
+    [("adapters", 0.25, 0.25, True), ("lora", 0.0, -0.25, True), ("lora", 0.0, 0.25, False)],
+)
 def test_control_is_trained_by_default_if_the_recovered_model_wins(
-    shrink: Callable[..., Any], trusting: None, monkeypatch: pytest.MonkeyPatch, recover: str, wins: bool
+    shrink: Callable[..., Any],
+    trusting: None,
+    monkeypatch: pytest.MonkeyPatch,
+    recover: str,
+    score: float,
+    loss: float,
+    wins: bool,
 ):
     del trusting
     original = job.measure
@@ -297,7 +309,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
     def scored(*arguments: Any) -> Any:
         measured = original(*arguments)
         full = measured.rows["full"]
-        measured.rows["recovered"] = replace(measured.rows["recovered"], score=full.score + (0.25 if wins else -0.25))
+        measured.rows["recovered"] = replace(measured.rows["recovered"], score=full.score + score, loss=full.loss + loss)
         return measured
 
     monkeypatch.setattr(job, "measure", scored)
@@ -435,15 +447,9 @@ def spoilt(place: Path, name: str, **changes: Any) -> Path:
     ("name", "changes", "text"),
     [
         ("train", {"conversations": making.chat("<image>\nx", "red " * 600)}, "tokens .* 512"),
-        ("val", {"conversations": making.chat("<image>\nx", "</s>")}, "'</s>'"),
-        (
-            "test",
-            {"image": ["many.png"] * 40, "conversations": making.chat("<image>" * 40, "red")},
-            r"has 6\d\d tokens",
-        ),
         ("train", {"image": "short.png"}, r"the image .*short\.png cannot be read"),
     ],
-    ids=["a long answer", "an answer without tokens", "many images", "a truncated image"],
+    ids=["a long answer", "a truncated image"],
 )
 def test_shrink_rejects_unreadable_examples_before_a_search(
     shrink: Callable[..., Any], tmp_path: Path, name: str, changes: dict[str, Any], text: str

@@ -61,19 +61,6 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
         assert again.backbone.config == subnet.backbone.config
 
 
-def test_save_writes_what_was_loaded(folder: Path, tmp_path: Path):
-    save(load_subnet(folder), tmp_path / "copy")
-    for name in (SUBNET_FILE, RECORD):
-        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_load_subnet_needs_neither_data_nor_supernet(folder: Path, splits: Splits, subnet: AdaptedModel):
-    record = read_json(folder / RECORD)
-    record["problem"] |= {"data_root": "/missing", "supernet": "/missing.safetensors"}
-    write_json(folder / RECORD, record)
-    assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
-
-
 def test_load_subnet_imports_the_modules_that_it_is_given(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
 ):
@@ -126,12 +113,6 @@ def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]
             load_subnet(folder)
     finally:
         write_json(folder / RECORD, before)
-
-
-def test_load_subnet_takes_changed_fields(folder: Path):
-    assert load_subnet(folder, max_text_length=7).task.processor.max_text_length == 7
-    with pytest.raises(ValueError, match="did you mean 'device'"):
-        load_subnet(folder, devise="cpu")
 
 
 def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):

@@ -144,19 +144,6 @@ def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
         ArrowImage(path, 1).open()
 
 
-@pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_other_columns_are_not_read(tmp_path: Path, compression: str):
-    zero = bytes(10**6)
-    table = pa.table({"image": [zero, zero], "image_id": [1, 2], "other": pa.array([zero, zero]).dictionary_encode()})
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_table(table, max_chunksize=1)
-    before = pa.total_allocated_bytes()
-    found = open_table(tmp_path / "a.arrow", {"image": "bytes", "image_id": "integer"}, ["image_id"])
-    assert found.column_names == ["image_id"]
-    assert pa.total_allocated_bytes() - before < 2 * 10**6  # the dictionary, which all columns share
-
-
 def test_images_of_several_tables_are_counted_through():
     images = ArrowImages((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
     assert [(images(n).path.name, images(n).row) for n in (0, 2, 3, 4)] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -119,35 +118,6 @@ def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
         reward, info = env.step(env.action_space.sample())[1::3]
         assert env.render().count("SKIP") == info["n_skipped"]
         assert f"reward {reward:.4f}" in env.render()
-
-
-@pytest.mark.parametrize("env_id", [SUITE, SEARCH])
-def test_suite_images_have_one_size(kwargs: dict, env_id: str):
-    env = gymnasium.make(env_id, render_mode="rgb_array", **kwargs[env_id])
-    env.action_space.seed(0)
-    frames = []
-    for number in (0, 3, 7):
-        env.reset(options={"problem": number})
-        frames.append(env.render())
-        env.step(env.action_space.sample())
-        frames.append(env.render())
-    assert len({frame.shape for frame in frames}) == 1
-    assert all(np.any(a != b) for a, b in itertools.pairwise(frames))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(env.unwrapped)).render(), frames[-1])
-
-
-def test_search_shows_how_its_best_reward_rose(kwargs: dict):
-    env: Any = gymnasium.make(SEARCH, render_mode="rgb_array", evaluations=6, **kwargs[SEARCH])
-    env.reset(seed=0)
-    env.action_space.seed(3)
-    best, rises = -1.0, []
-    for at in range(6):
-        observed = env.step(env.action_space.sample())[0]
-        if (reward := float(observed["rewards"][at])) > best:
-            best = reward
-            rises.append((at + 1, reward))
-    assert env.unwrapped.view().improvements == rises
-    assert env.unwrapped.view().evaluations == 6
 
 
 def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import warnings
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 import das_gym.problem.loading
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
-from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
     load_backbone,
@@ -23,8 +22,7 @@ from das_gym.problem.loading import (
     new_head,
     task_class,
 )
-from das_gym.registration import ASSETS, MODELS, register_model
-from tests.registered import as_before
+from das_gym.registration import ASSETS, MODELS
 
 
 def test_load_backbone_freezes_the_model():
@@ -129,26 +127,10 @@ def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dic
         load_supernet(ProblemConfig(**tiny_kwargs), load_splits(config))
 
 
-def test_supernet_command_names_the_registering_module():
-    with as_before():
-        register_model(replace(MODELS["METER"], name="Mine"))  # in Python: commands need the module
-        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* plugins={__name__}`"
-        with pytest.raises(ValueError, match=advice):
-            build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
-
-
 def test_build_problem_rejects_supernets_of_other_tasks(monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
-
-
-def test_problem_words_are_a_command_line(tmp_path: Path):
-    place = f"{tmp_path}/../{tmp_path.name}"
-    config = ProblemConfig("ViLT", "retrieval", data_root=place, on_bad_example="skip", image_size=64)
-    words = problem_words(config, "supernet=mine.safetensors")
-    root = shlex.quote(f"data_root={tmp_path}")
-    assert words == f"vilt_retrieval {root} problem.image_size=64 problem.on_bad_example=skip supernet=mine.safetensors"
 
 
 def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
-from das_gym.tasks.answering import reading
 from das_gym.tasks.answering.conversations import Conversation, divide
 from das_gym.tasks.answering.examples import SHORT_ANSWER
 from das_gym.tasks.answering.json_files import part_of
@@ -150,11 +149,6 @@ def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
     assert example.answers == (example.answer,) * 10
     assert {"count", "exist"} & {e.kind for e in splits.train}
     assert_disjoint(splits)
-
-
-def test_default_is_the_bundled_shapes(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "shapes_root", lambda: shapes_folder)
-    assert list(load_answers(None).test) == list(load_answers(shapes_folder).test)
 
 
 def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
@@ -310,13 +304,10 @@ def test_scienceqa(tmp_path: Path, folder: str):
     ("changes", "text"),
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
-        ({"answer": "A"}, r"problems\.json: 13: wrong type of `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"choices": ["one", ""]}, r"problems\.json: 13: `choices` is empty"),
         ({"question": " "}, r"problems\.json: 13: `question` is empty"),
         ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
         ({"image": 3}, r"problems\.json: 13: wrong `image`"),
-        ({"image": "missing.png"}, r"problems\.json: 13: .*images/test/13/missing\.png does not exist"),
     ],
 )
 def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
@@ -389,23 +380,6 @@ def test_unknown_data_are_described(tmp_path: Path, files: dict[str, str], text:
     with pytest.raises(ValueError, match=text) as raised:
         load_answers(root)
     assert "\n" not in str(raised.value)
-
-
-def test_images_next_to_a_damaged_file_are_no_classes(tmp_path: Path):
-    root = slake(tmp_path / "data")
-    for path in root.glob("*.json"):
-        write(path, {"data": []})
-    with pytest.raises(ValueError, match=r"data holds no data in a known format: got test\.json with one object with data"):
-        load_answers(root)
-
-
-def test_part_of_another_form_is_rejected(tmp_path: Path):
-    root = llava_folder(tmp_path / "data", train=9, test=3)
-    write(root / "test.json", {"data": json.loads((root / "test.json").read_text())})
-    with pytest.raises(
-        ValueError, match=r"test\.json is named like the test part of train\.json .*got one object with data"
-    ):
-        load_answers(root)
 
 
 def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):

@@ -76,11 +76,9 @@ def test_folders_of_images_are_found(tmp_path: Path, images: str, above: str):
     ("edit", "text"),
     [
         (lambda e: e.pop("sentence2"), r"line 2 has no `sentence2`"),
-        (lambda e: e.update(Flickr30K_ID=21), r"line 2: wrong type of `Flickr30K_ID`"),
         (lambda e: e.update(Flickr30K_ID="../21"), r"line 2: wrong `Flickr30K_ID`"),
         (lambda e: e.update(sentence2=" "), r"line 2: `sentence2` is empty"),
         (lambda e: e.update(gold_label="yes"), r"line 2: wrong `gold_label`"),
-        (lambda e: e.update(pairID="21.jpg#0r0"), r"line 2 repeats `pairID` 21.jpg#0r0 of .*dev\.jsonl: line 1"),
         (lambda e: e.update(pairID="11.jpg#0r0"), r"repeats `pairID` 11.jpg#0r0 of .*train\.jsonl: line 1"),
     ],
 )
