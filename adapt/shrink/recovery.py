@@ -27,6 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.config import check_names, choice
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
@@ -266,7 +267,7 @@ class Recovery:
         if not len(self.examples):
             raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
         torch.manual_seed(config.seed)
-        widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
+        widened = method.trains_weights and dtype in HALVES
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
         parameters = insert_trained(self.student, self.full_model, method)

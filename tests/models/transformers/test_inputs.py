@@ -52,3 +52,24 @@ def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
     kept = processor.encode(prompt)
     assert not kept.pixels
     assert kept.sizes["high_res_pixel_values"].shape == (0, 3, 64, 64)
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_encode_leaves_out_line_breaks_next_to_an_image(
+    driven: Callable[..., Driven], monkeypatch: pytest.MonkeyPatch, templated: bool
+):
+    """LLaVA's conversations have `<image>` on a line of its own."""
+    own = driven("llava").processor
+    if not templated:
+        monkeypatch.setattr(own.processor, "chat_template", None)
+    processor = PromptProcessor(own.processor, (2,), 512)
+    rounds = (("<image>\nhow many\nin words", "two"),)
+    kept, broken = (
+        processor.encode(Prompt(question, (NoiseImage(0), NoiseImage(1)), "red", rounds)).ids.tolist()
+        for question in ("what<image>is it", "what\n<image>\nis it")
+    )
+    assert kept == broken
+    plain = processor.encode(
+        Prompt("what<image>is it", (NoiseImage(0), NoiseImage(1)), "red", (("<image>how many\nin words", "two"),))
+    )
+    assert kept == plain.ids.tolist()
