@@ -31,29 +31,30 @@ from das_gym.adapt.choosing import (
     search_first,
     search_values,
 )
+from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finishing import finish_run, limit_test
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference
 from das_gym.adapt.refining import Round, candidates, refine, selected_mask
-from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, compare, print_report, write_answers
+from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET
 from das_gym.adapt.step_loss import check_training
-from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
+from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 
 from das_gym.commandline import format_command
-from das_gym.config import nested, settings_dict
+from das_gym.config import nested
 from das_gym.data.image_checks import require_readable
 from das_gym.data.splits import Splits
-from das_gym.drawing.architecture import Architecture
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.models.adapters import parallel_adapters
-from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig, ProblemSettings
-from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts, load_problem, shuffled
+from das_gym.problem.estimate import print_estimate
+from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts, load_problem
 from das_gym.processes import is_main_process
-from das_gym.runs import runs_dir_words
+from das_gym.runs import EstimatedSettings, runs_dir_words
 from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task
 
@@ -65,7 +66,7 @@ bundled table of 12 layers it finds the best mask with each of 20 seeds, as with
 
 
 @dataclass(frozen=True)
-class AdaptSettings(ProblemSettings, ChoosingSettings):
+class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
@@ -106,14 +107,17 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         values = search_values(settings, settings.search)
         if values.get("agent", "bayes") == "bayes" and len(problem.layer_names) <= FEW_LAYERS:
             values.setdefault("evaluations", EVALUATIONS)
+        base = load_base_model(settings.problem_config)
+        print_estimate(settings, lambda: [*search_first_parts(values), *adapt_parts(settings, *base)])
         continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
         return dataclasses.replace(settings, search_run=search_first(values, continue_command))
     choice = choose(settings)
     check_problem(choice.problem)
-    base, _ = load_base_model(choice.problem)
+    base, splits = load_base_model(choice.problem)
     base.backbone.vlp.check_mask(choice.mask)
     check_training(base.backbone, base.task, settings.training, settings.train.itm_weight)
     check_prompts(base.backbone, choice.problem)
+    print_estimate(settings, lambda: adapt_parts(settings, base, splits))
     return settings
 
 
@@ -123,8 +127,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     if choice.remark:
         print(escape_control_chars(choice.remark))
     base, splits = load_base_model(choice.problem)
-    if settings.test_examples is not None:
-        splits = dataclasses.replace(splits, test=shuffled(base.task, splits.test, settings.test_examples))
+    splits = limit_test(splits, base.task, settings.test_examples)
     check_test_images(base.task, splits.test)
     mask, rounds = refine_choice(choice, splits, settings, folder)
     nothing = np.zeros_like(mask)
@@ -139,29 +142,18 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     bundled = train(trained, choice.problem, splits, config, folder, run.log_scalar)
     if not is_main_process():
         return 0.0
-    rows = compare(models, splits, settings.rank_images, untrained, bundled)
     info = dataclasses.asdict(config)
+    artifacts = []
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
-    record = {
-        "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
-        "models": [row.record() for row in rows.values()],
-        "left_out": splits.left_out_count,
-        "refined": [dataclasses.asdict(each) for each in rounds],
-        "units": Architecture.of_layers(models[SUBNET].backbone.vlp.layers).record(),
-    }
-    write_answers(folder, rows, models[SUBNET].task, splits.test)
-    save(models[SUBNET], folder, info, record)  # the record last: a run with a record is complete
-    for name in models:
-        (folder / f"{name}.pt").unlink(missing_ok=True)
-    for name in (SUBNET_FILE, *([FULL_MODEL_FILE] if FULL_MODEL in models else []), RECORD):
-        run.add_artifact(folder / name)
+        artifacts = [FULL_MODEL_FILE]
+    refined = [dataclasses.asdict(each) for each in rounds]
+    rows = finish_run(
+        run, folder, settings, models, choice.problem, splits, info, RECORD, untrained, bundled, artifacts, refined=refined
+    )
     for row in rows.values():
         for key, value in row.scalars().items():
             run.log_scalar(f"{row.name}.{key}", value)
-    data = choice.problem.data_root or "bundled data"
-    print_report(rows, f"{len(splits.test):,} test examples of {choice.problem.task}, {data}")
-    print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
     print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
     return rows[SUBNET].metric
 
@@ -203,11 +195,7 @@ def refine_choice(
 
 
 def check_test_images(task: Task, test: Sequence[Any]) -> None:
-    """Open every test image once, so that a damaged one is reported before anything is trained.
-
-    Raises:
-        ValueError, FileNotFoundError: Names the image.
-    """
+    """Open every test image once, so that a damaged one is reported before anything is trained."""
     require_readable(image for pair in task.pairs(test) for image in pair.images)
 
 

@@ -41,9 +41,6 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
         base: The full model.
         mask: (n_layers,) bool, True = skipped.
         adapters: Whether kept layers have their parallel adapters.
-
-    Raises:
-        ValueError: The mask has another width.
     """
     subnet = copy_model(base)
     if base.backbone.vlp.own_head() is None:
@@ -52,6 +49,11 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
     if not adapters:
         without_adapters(subnet.backbone.vlp)
     return subnet
+
+
+def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_base_model`."""
+    return cut(load_base_model(problem)[0], mask, adapters)
 
 
 def copy_model(model: AdaptedModel) -> AdaptedModel:

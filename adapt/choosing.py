@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.pareto.record import RECORD as FRONT
@@ -16,7 +15,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, merge, nested, settings_dict
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.processes import run_on_main_process
@@ -57,45 +56,21 @@ class ChoosingSettings:
         return self.mask is None and self.search_run is None
 
     def check_choice(self) -> None:
-        """Raise for settings that select two masks, or a point without a Pareto front.
-
-        Raises:
-            ValueError: Names the settings.
-        """
+        """Raise for settings that select two masks, or a point without a Pareto front."""
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both `mask` and `search_run`={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
+            raise ValueError(f"`mask` is not a skip mask: got {list(self.mask)}, expected only 0 (keep) and 1 (skip)")
         if self.point is not None and (self.search_run is None or self.point < 0):
-            raise ValueError(f"point={self.point} is a point of a front, from 0 on: give it with search_run=<its run id>")
+            raise ValueError(
+                f"`point` numbers a point of a Pareto front: got {self.point}, expected 0 or more, with search_run=RUN"
+            )
         if self.refine < 1:
-            raise ValueError(f"refine={self.refine} is not allowed; use 1 or more")
+            raise ValueError(f"`refine` is out of range: got {self.refine}, expected 1 or more")
         if self.refine > 1 and (self.mask is not None or self.point is not None):
-            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask and point")
-
-
-class ChoosingCommandSettings(Protocol):
-    """Settings of a command that takes a mask."""
-
-    @property
-    def search_run(self) -> int | None:
-        """Id of a run of a search."""
-
-    @property
-    def point(self) -> int | None:
-        """Number of a point of its front."""
-
-    @property
-    def mask(self) -> tuple[int, ...] | None:
-        """A given mask."""
-
-    @property
-    def runs_dir(self) -> str:
-        """Folder of runs."""
-
-    @property
-    def problem_config(self) -> ProblemConfig:
-        """Model and data."""
+            raise ValueError(
+                f"`refine` chooses among the masks of a search: got {self.refine}. Leave out `mask` and `point`."
+            )
 
 
 @dataclass(frozen=True)
@@ -120,13 +95,8 @@ def named_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
 
 
-def choose(settings: ChoosingCommandSettings) -> Choice:
-    """Return the mask that the settings choose.
-
-    Raises:
-        FileNotFoundError: The run does not exist, or it did not finish.
-        ValueError: Its record is damaged, or of an environment that is not registered.
-    """
+def choose(settings: Any) -> Choice:
+    """Return the mask that the settings choose: of a command with `ChoosingSettings` and `ProblemSettings`."""
     problem = settings.problem_config
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), problem)
@@ -145,10 +115,6 @@ def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Cho
         runs_dir: Folder of all runs.
         run: Id of the search.
         given: Fields of `ProblemConfig` that differ from the search's.
-
-    Raises:
-        FileNotFoundError: The search does not exist, or it did not finish.
-        ValueError: Its record is damaged, or of an environment that is not registered.
     """
     folder = find_run(runs_dir, run)
     path = folder / RECORD
@@ -184,20 +150,16 @@ def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, A
 
 
 def read_front(path: Path) -> dict[str, Any]:
-    """Return the record of a Pareto front.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """Return the record of a Pareto front."""
     record = read_json(path)
-    with damage_named(path, f"run `{format_command('agents pareto')}` again"):
+    with explain_damage(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]
         masks = np.array([each["mask"] for each in points])
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)
         if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
             raise ValueError("masks or numbers of its points")
-        names_are_texts = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
-        if not (names_are_texts and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
+        names_are_strings = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
+        if not (names_are_strings and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
             raise TypeError("names or environment")
     return dict(record)
 
@@ -244,7 +206,7 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
-    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs")}
+    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
     for each in overrides:
         values = merge(values, each)
     return values
@@ -258,16 +220,12 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         continue_command: The command that continues, with `SEARCH_ID` in place of the id; it is printed after an interrupt.
     """
     try:
-        return run_on_main_process(partial(_search_run_id, values))
+        return run_on_main_process(lambda: int(run_search(values)[0]))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Resume with: {command}")
             interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
         raise
-
-
-def _search_run_id(values: Mapping[str, Any]) -> int:
-    return int(run_search(values)[0])
 
 
 def command_of(name: str, settings: Any, **changes: Any) -> str:

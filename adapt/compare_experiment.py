@@ -18,22 +18,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
-from das_gym.adapt.compare.kept import RECORD, kept_file, remove_others, trials_to_keep
+from das_gym.adapt.compare.kept import RECORD, best_trials, kept_file
 from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial, read_trials, run_all
 from das_gym.adapt.compare.variants import MASKED, MethodVariant, method_variants
+from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
 from das_gym.agents.search_experiment import SearchSettings
 
 from das_gym.commandline import format_command
-from das_gym.config import check_names, choice, nested, settings_dict
+from das_gym.config import check_names, choice, nested
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json, write_text
@@ -80,8 +81,6 @@ class CompareSettings(ProblemSettings):
         search: Settings of the searches, as in `search.evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        keep: Trained models to keep in the folder of the run, for `evaluate`, `predict` and `export`: of each method the
-            best seed, all seeds, or none.
     """
 
     group: ClassVar[str] = "Comparison"
@@ -96,7 +95,6 @@ class CompareSettings(ProblemSettings):
     search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
-    keep: Literal["best", "all", "none"] = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,10 +104,10 @@ class CompareSettings(ProblemSettings):
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
             given = getattr(self, name)
             if (not given and name == "skip_nums") or len(set(given)) < len(given):
-                raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
+                raise ValueError(f"`{name}` is invalid: got {list(given)}, expected one or more, each once")
         check_ranges(self, seed=(0, 2**32 - 1), seeds=(1, float("inf")), test_examples=(1, float("inf")))
         if min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
-            raise ValueError("learning_rates are above 0, skip_nums 0 or more")
+            raise ValueError("`learning_rates` must be above 0, and `skip_nums` 0 or more")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
@@ -119,24 +117,20 @@ class CompareSettings(ProblemSettings):
 
 
 def prepare(settings: CompareSettings) -> CompareSettings:
-    """Reject settings that the model does not support, then search a mask for every number of layers.
-
-    Raises:
-        ValueError: A method that the model cannot have, or more layers to skip than it has.
-    """
+    """Reject settings that the model does not support, then search a mask for every number of layers."""
     problem = settings.problem_config
     backbone = load_backbone(problem)
     vlp = backbone.vlp
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
-    named = settings if settings.methods else with_methods(settings, vlp)[0]
-    needed = [k for k in named.nums_to_search if str(k) not in settings.searches]
+    settings = with_methods(settings, vlp)
+    needed = [k for k in settings.nums_to_search if str(k) not in settings.searches]
     if needed:
         check_problem(problem)
     n_layers = len(vlp.layers)
-    if max(named.nums_to_search, default=0) > n_layers:
-        raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
-    for name in named.methods:
-        make_method(name, settings.method_settings.get(name, {})).check(vlp)
+    if max(settings.nums_to_search, default=0) > n_layers:
+        raise ValueError(
+            f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
+        )
     check_prompts(backbone, problem)
     found = dict(settings.searches)
     for k in needed:
@@ -145,23 +139,21 @@ def prepare(settings: CompareSettings) -> CompareSettings:
     return dataclasses.replace(settings, searches=found)
 
 
-def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
-    """The settings with all methods that a model can have, and a line for each that it cannot.
-
-    Raises:
-        ValueError: it can have none.
-    """
-    having, left_out = [], []
-    for name in METHODS:
-        method = make_method(name, settings.method_settings.get(name, {}))
+def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
+    """Return the settings with all methods that the model can have, unless some are given: those it must be able to have."""
+    having = []
+    for name in settings.methods or METHODS:
         try:
-            method.check(vlp)
+            make_method(name, settings.method_settings.get(name, {})).check(vlp)
             having.append(name)
         except ValueError as error:
-            left_out.append(f"left out: {error}")
+            if settings.methods:
+                raise
+            if is_main_process():
+                print(f"left out: {error}")
     if not having:
-        raise ValueError("; ".join(left_out))
-    return dataclasses.replace(settings, methods=tuple(having)), left_out
+        raise ValueError(f"a {type(vlp).__name__} can have none of the methods {', '.join(METHODS)}")
+    return dataclasses.replace(settings, methods=tuple(having))
 
 
 def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
@@ -176,18 +168,17 @@ def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any
 
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
-    """Train, measure, print and keep; the best score of DAS, or of all where it takes no part, is the result."""
+    """Train and measure all methods, print and save the table; return the best score (of DAS, if it takes part)."""
     folder, problem = required_folder(run), settings.problem_config
     splits = load_splits(problem)
     training = dataclasses.replace(settings.train, seed=settings.seed)
     context = ComparisonContext(problem, splits, training, folder, settings.test_examples, run.log_scalar)
     check_test_images(context.task, splits.test)
-    settings, left_out = (settings, []) if settings.methods else with_methods(settings, load_backbone(problem).vlp)
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
-    layers = context.plain.backbone.vlp.layers
+    layers = context.base.backbone.vlp.layers
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(context)
-    print("\n".join([plan(settings, variants, rates, context), *left_out]))
+    print(plan(settings, variants, rates, context))
     title = _title(settings, context)
 
     def lines_of(trials: Sequence[Trial]) -> list[Line]:
@@ -196,12 +187,12 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
         if not is_main_process():
             return
-        if model is not None and last in trials_to_keep(trials, settings.keep):
+        if model is not None and last in best_trials(trials):
             # Saved before the record: a resumed run does not train a recorded trial again.
-            model.adaptation.save(kept_file(folder, last))
+            model.adaptation.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
         record = {
-            "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
+            "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
@@ -213,8 +204,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
-        remove_others(folder, trials, settings.keep)
-        table = comparison_table(title, lines, [*verdict(lines), *left_out])
+        table = comparison_table(title, lines, verdict(lines))
         parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
         write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
@@ -228,13 +218,11 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     plot_scores(folder / FIGURE, lines, context.metric_name, title)
     for name in (RECORD, TABLE, FIGURE):
         run.add_artifact(folder / name)
-    comparison_table(title, lines, [*verdict(lines), *left_out]).print(WIDTH)
+    comparison_table(title, lines, verdict(lines)).print(WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
-    kept = trials_to_keep(trials, settings.keep)
-    if kept:
-        best = max(kept, key=lambda trial: trial.merit)
-        words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
-        print(f"{len(kept)} trained models are kept there, too; one of them: {format_command('adapt evaluate', *words)}")
+    best = max(best_trials(trials), key=lambda trial: trial.merit)
+    words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
+    print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")
     found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
     return max(found)
 
@@ -244,7 +232,9 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.nums_to_search:
         if str(k) not in settings.searches:
-            raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
+            raise ValueError(
+                f"`searches` has no run that skips {k} layers. Give one run for each number in `skip_nums`, or leave it out."
+            )
         mask = choice_from_search(
             settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)
         ).mask
@@ -255,9 +245,9 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
 
 
 def grid_of(context: ComparisonContext) -> tuple[float, ...]:
-    """The learning rates to choose from where none are given."""
+    """Return the default learning rates to try."""
     own = context.recipe.learning_rate or 0.0
-    return tuple(own * share for share in AROUND) if context.plain.backbone.vlp.size == "base" else GRID
+    return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
 
 
 def plan(
@@ -272,7 +262,7 @@ def plan(
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
         f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
-    return f"{context.about}\n{summary}" if context.plain.backbone.vlp.size == "base" else summary
+    return f"{context.about}\n{summary}" if context.base.backbone.vlp.size == "base" else summary
 
 
 def _title(settings: CompareSettings, context: ComparisonContext) -> str:

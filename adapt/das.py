@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
 from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, adamw, decay
+from das_gym.agents.ask_tell.bandit import Bandit
+from das_gym.agents.ask_tell.base import Agent
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -32,27 +34,6 @@ from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
 
 
-class Chooser(Stateful, Protocol):
-    """Draws masks and learns from rewards: the paper's bandit, or any ask/tell agent."""
-
-    @property
-    def preferences(self) -> np.ndarray | None:
-        """(n_layers,) preferences, larger = rather skipped; None if it has none."""
-        ...
-
-    def ask(self, n: int) -> np.ndarray:
-        """Return up to `n` distinct masks, (m, n_layers) bool."""
-        ...
-
-    def tell(self, masks: np.ndarray, rewards: np.ndarray) -> None:
-        """Learn from (m,) rewards."""
-        ...
-
-    def best(self) -> np.ndarray:
-        """Return the best mask, (n_layers,) bool."""
-        ...
-
-
 @dataclass(frozen=True)
 class JointTurn:
     """Masks that were scored on the same examples.
@@ -62,7 +43,7 @@ class JointTurn:
         masks: One number per layer, 1 = skipped.
         losses: In nats.
         rewards: exp(-loss).
-        preferences: The chooser's preferences after the turn; None if it has none.
+        preferences: The bandit's preferences after the turn; None for another agent.
     """
 
     step: int
@@ -80,11 +61,7 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
 
 
 def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
-    """Return the frozen model with new adapters.
-
-    Raises:
-        ValueError: the model does not support one of the settings.
-    """
+    """Return the frozen model with new adapters."""
     options: dict[str, Any] = {}
     if config.checkpoint:
         widths = {"bottleneck": settings.bottleneck, "skip_bottleneck": settings.skip_bottleneck}
@@ -176,14 +153,13 @@ class Training:
         ]
         return make_trainer(
             self.step_loss,
-            adamw(groups, settings.weight_decay),
-            steps,
-            partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule),
             self.hardware,
-            checkpoint,
-            save_every,
+            optimizer=adamw(groups, settings.weight_decay),
+            steps=steps,
+            schedule=partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule),
+            checkpoint=checkpoint,
+            save_every=save_every,
             stateful=stateful,
-            verbose=True,
         )
 
     @contextmanager
@@ -224,7 +200,7 @@ def reward_examples(task: Task, splits: Splits[Any], settings: DASSettings) -> t
 def joint_search(
     training: Training,
     splits: Splits[Any],
-    chooser: Chooser,
+    chooser: Agent,
     checkpoint: Path | None = None,
     log: Log | None = None,
     on_turn: Callable[[JointTurn], Any] | None = None,
@@ -235,7 +211,7 @@ def joint_search(
     Args:
         training: The model with all its layers and adapters; it is trained in place.
         splits: The data.
-        chooser: Draws masks and learns.
+        chooser: Draws masks and learns: the paper's bandit, or any ask/tell agent.
         checkpoint: File for intermediate checkpoints, with the chooser's state; an existing one is resumed.
         log: Called with name, value and step.
         on_turn: Called after every turn.
@@ -265,7 +241,7 @@ def joint_search(
     return chooser.best(), turns.history
 
 
-def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
+def _take_turn(training: Training, chooser: Agent, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
     # On the main process alone: with dropout, each process would compute other losses.
     losses = run_on_main_process(lambda: training.losses(masks, examples))
@@ -277,7 +253,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
         )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)
-    preferences = None if chooser.preferences is None else chooser.preferences.tolist()
+    preferences = chooser.preferences.tolist() if isinstance(chooser, Bandit) else None
     return JointTurn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
 
 

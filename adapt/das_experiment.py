@@ -21,25 +21,24 @@ import torch
 from das_gym.adapt.base_model import copy_model
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES
+from das_gym.adapt.finishing import finish_run, limit_test
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, compare, print_report, write_answers
-from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of
+from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit
 
 from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, choice, nested, settings_dict
-from das_gym.drawing.architecture import Architecture
+from das_gym.config import build, choice, nested
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
-from das_gym.plugins import imported_plugins
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
-from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits, shuffled
+from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS, named_environments, named_problems
@@ -108,43 +107,24 @@ class JointSearchSettings(ProblemSettings):
 
 
 @dataclass(frozen=True)
-class Found:
+class JointSearchResult:
     """The result of a joint search, as read from its file.
 
     Attributes:
         mask: 0 or 1 for each layer.
         skipped_layers: Names of those that are 1.
-        turns: As `JointTurn`.
-
-    Raises:
-        ValueError: The values contradict each other.
+        turns: All turns.
     """
 
     mask: tuple[int, ...]
     skipped_layers: tuple[str, ...]
-    turns: tuple[dict[str, Any], ...]
-
-    def __post_init__(self) -> None:
-        masks: list[Sequence[int]] = [self.mask]
-        for turn in self.turns:
-            masks += build(JointTurn, turn).masks
-        if any(len(mask) != len(self.mask) or not set(mask) <= {0, 1} for mask in masks):
-            raise ValueError(f"its masks are not 0 (keep) or 1 (skip) for each of {len(self.mask)} layers")
-        if sum(self.mask) != len(self.skipped_layers):
-            raise ValueError(f"its mask skips {sum(self.mask)} layers, but {len(self.skipped_layers)} are named")
+    turns: tuple[JointTurn, ...]
 
 
-def read_found(path: Path, skip_num: int) -> Found:
-    """Return the result of a joint search that skips `skip_num` layers.
-
-    Raises:
-        ValueError: The file is damaged, or of another search.
-    """
-    with damage_named(path, "remove it to search again"):
-        found = build(Found, read_json(path))
-        if sum(found.mask) != skip_num:
-            raise ValueError(f"it skips {sum(found.mask)} layers, not {skip_num}")
-    return found
+def read_joint_search(path: Path) -> JointSearchResult:
+    """Return the result of a joint search."""
+    with explain_damage(path, "remove it to search again"):
+        return build(JointSearchResult, read_json(path))
 
 
 class _Models:
@@ -172,7 +152,9 @@ def prepare(settings: JointSearchSettings) -> JointSearchSettings:
     base = _load(settings.problem_config, pipeline, settings.seed).base
     n_layers = len(base.backbone.vlp.layers)
     if pipeline.skip_num > n_layers:
-        raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
+        raise ValueError(
+            f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
+        )
     if pipeline.itm_weight:
         base.task.matching_loss(base.backbone.heads)
     check_prompts(base.backbone, settings.problem_config)
@@ -191,33 +173,18 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
         models[name] = _finetune(settings, name, chosen, loaded, folder, run.log_scalar)
     if not is_main_process():
         return 0.0
-    subnet, full = models[SUBNET], models.get(FULL_MODEL)
-    if settings.test_examples is not None:
-        splits = dataclasses.replace(splits, test=shuffled(subnet.task, splits.test, settings.test_examples))
+    full = models.get(FULL_MODEL)
+    splits = limit_test(splits, models[SUBNET].task, settings.test_examples)
     if full is None:
         full = loaded.copy()
         full.backbone.vlp.prune(nothing)
         full.backbone.vlp.freeze()
-    rows = compare({**models, BASELINE: baseline_of(full)}, splits, settings.rank_images, untrained=[BASELINE])
-    write_answers(folder, rows, subnet.task, splits.test)
-    record = {
-        "format": "das_gym das 1",
-        "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
-        "pipeline": dataclasses.asdict(pipeline),
-        "search": read_json(folder / FOUND),
-        "models": [row.record() for row in rows.values()],
-        "left_out": splits.left_out_count,
-        "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
-    }
-    path = save(subnet, folder, dataclasses.asdict(pipeline), record, JOINT_RECORD)
-    for name in ("search.pt", *(f"{LOGGED[each]}.pt" for each in models)):
-        (folder / name).unlink(missing_ok=True)
-    for artifact in (folder / SUBNET_FILE, path):
-        run.add_artifact(artifact)
-    print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    models[BASELINE] = baseline_of(full)
+    info = dataclasses.asdict(pipeline)
+    content = {"format": "das_gym das 1", "pipeline": info, "search": read_json(folder / FOUND)}
+    rows = finish_run(run, folder, settings, models, problem, splits, info, JOINT_RECORD, [BASELINE], **content)
     if settings.published:
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
-    print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
@@ -249,7 +216,7 @@ def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: L
         if is_main_process():
             model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
-    known = run_on_main_process(lambda: read_found(folder / FOUND, pipeline.skip_num))
+    known = run_on_main_process(lambda: read_joint_search(folder / FOUND))
     print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 

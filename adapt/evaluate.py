@@ -73,9 +73,6 @@ def evaluate(
         pairs: Largest number of pairs of text and image in a batch.
         blind: (3, height, width) image that replaces every image, or None.
         rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
-
-    Raises:
-        FloatingPointError: an output is not finite.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
@@ -107,16 +104,12 @@ def predict(
         title: Of the progress bar.
         pairs: Largest number of pairs in a batch, if answers are classes.
         max_new_tokens: Limit of generated tokens. A warning reports how many answers reach it.
-
-    Raises:
-        FloatingPointError: an output is not finite.
-        TypeError: the examples need generated answers, and the model cannot generate.
     """
     task = subnet.task
     prompts = [task.generation_prompt(example) for example in examples]
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
-    texts = iter(_generate(subnet, to_generate, title, max_new_tokens) if to_generate else ())
+    texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
     classified: list[dict[str, Any]] = []
     for chunk, logits in answered(subnet, to_classify, title, pairs) if to_classify else ():
         classified += task.predictions(chunk, logits)
@@ -127,11 +120,14 @@ def predict(
     ]
 
 
-def _generate(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
+def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
+    """Return the answers of a model to prompts; TypeError: it cannot generate."""
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
-        raise TypeError(f"a {type(vlp).__name__} cannot generate answers. Register how it does, as `ModelEntry(say=...)`.")
+        raise TypeError(
+            f"a {type(vlp).__name__} cannot generate answers. Register a function that does, as `ModelEntry(say=...)`."
+        )
     answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
     return answers
 

@@ -9,7 +9,7 @@ python -m adapt evaluate with run=5 method=lora
 server: `question_id` and `answer` for VQA, `identifier` and `prediction` for NLVR2. `predict` needs no reference answers and
 computes no scores. Models that answer in words generate their answers greedily in `predict`. In `evaluate` they choose among
 the options of the question; without options the file holds the likeliest token at each position of the reference answer, as
-`teacher_forced`.
+`teacher_forced`. With `metric=NAME` they generate in `evaluate` too, and the file holds answers and scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, evaluate, predict
+import numpy as np
+from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, evaluate, generate_texts, predict
 from das_gym.adapt.subnets import (
     find_subnet,
     is_transformers_model,
@@ -29,12 +30,15 @@ from das_gym.adapt.subnets import (
 )
 from das_gym.adapt.training import check_ranges
 
-from das_gym.config import choice
+from das_gym.config import check_names, choice
 from das_gym.data.image_checks import require_readable
+from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
-from das_gym.problem.loading import AdaptedModel, task_class
+from das_gym.problem.loading import AdaptedModel, reader_options, task_class
+from das_gym.registration import TASKS
 from das_gym.runs import RUNS_DIR, PluginSettings
+from das_gym.tasks.metrics import METRICS, score_texts
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class EvaluateSettings(PluginSettings):
             `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
             evaluation.
         data_root: Folder of the data. None uses the run's own.
+        columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
         out: JSON file for the predictions. None writes none; `predict` needs one.
         method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
-        seed: Seed whose model is used, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
+        metric: Score of generated answers, see `das_gym.register_metric`; `evaluate` reports it besides the task's own.
         limit: Number of examples, the first ones of the split. None takes all.
         rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
         max_new_tokens: Longest answer in words that `predict` generates, in tokens.
@@ -64,9 +68,10 @@ class EvaluateSettings(PluginSettings):
     run: int | str
     split: str = "test"
     data_root: str | None = None
+    columns: str | None = None
     out: str | None = None
     method: str | None = None
-    seed: int | None = None
+    metric: str | None = None
     limit: int | None = None
     rank_images: int | None = RANKED_IMAGES
     max_new_tokens: int = NEW_TOKENS
@@ -77,18 +82,16 @@ class EvaluateSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
+        check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
         check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens"), (1, math.inf)))
         if self.out is not None and at_home(self.out).exists():
-            raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
+            raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
-        """The model, the examples, and the folder that they are from; None for the bundled data.
-
-        Raises:
-            FileNotFoundError, ValueError: no such run, part or data.
-        """
-        place, folder = find_subnet(self.run, self.runs_dir, self.method, self.seed)
-        data_root = recorded_data(folder) if self.data_root is None else self.data_root
+        """Return the model, the examples, and the folder of the data; None for the bundled data."""
+        place, folder = find_subnet(self.run, self.runs_dir, self.method)
+        recorded = recorded_data(folder) if self.data_root is None else {}
+        data_root = recorded.get("data_root", self.data_root)
         if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
                 raise FileNotFoundError(
@@ -99,7 +102,9 @@ class EvaluateSettings(PluginSettings):
             subnet = load_transformers_model(place, self.device, self.trust_remote_code)
         else:
             subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
-        examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
+        task = task_class(subnet.task.name)
+        options = reader_options(task, self.columns or recorded.get("columns"))
+        examples = task.load_part(data_root, self.split, self.on_bad_example, **options)
         examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
         return subnet, examples, data_root
@@ -111,10 +116,27 @@ def evaluation_main(settings: EvaluateSettings) -> None:
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
+    if settings.metric is not None:
+        found.predictions[:] = generated_scores(settings, subnet, examples)
+        found.numbers[settings.metric] = float(np.mean([each[settings.metric] for each in found.predictions]))
     print_numbers(found, f"{found.examples:,} examples of {settings.split}, {data_root or 'bundled data'}")
     if settings.out is not None:
         write_json(settings.out, found.predictions)
         print(f"answers: {settings.out}")
+
+
+def generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the generated answers to the examples with their scores by `metric`."""
+    task, metric = subnet.task, settings.metric
+    assert metric is not None
+    if TASKS[task.name].gives != "prompts":
+        raise ValueError(f"`metric` scores answers in words, which {task.name} does not have: got {metric}. Leave it out.")
+    texts = generate_texts(subnet, task.pairs(task.open_ended(examples)), "answering", settings.max_new_tokens)
+    scores = score_texts(metric, examples, texts)
+    return [
+        {**task.format_generated(example, text), metric: score}
+        for example, text, score in zip(examples, texts, scores.tolist(), strict=True)
+    ]
 
 
 def prediction_main(settings: EvaluateSettings) -> None:
@@ -129,23 +151,15 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
-    from rich.table import Table
-
-    from das_gym.console import Console
-
     ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("%", justify="right")
-    if ceilings:
-        table.add_column("at most, %", justify="right")
+    columns, rows = ("", "%", "at most, %") if ceilings else ("", "%"), []
     for name, value in found.numbers.items():
         if name in ceilings or name in COUNTS or name == "loss":
             continue
         ceiling = ceilings.get("ceiling" if name == found.metric_name else f"ceiling/{name}")
-        cells = [f"{100 * value:.2f}"] + ([] if not ceilings else ["" if ceiling is None else f"{100 * ceiling:.2f}"])
-        table.add_row(name.replace("_", " "), *cells)
-    Console().print(table)
+        cells = (name.replace("_", " "), f"{100 * value:.2f}", "" if ceiling is None else f"{100 * ceiling:.2f}")
+        rows.append(cells[: len(columns)])
+    Table(columns, tuple(rows), title).print()
     print(f"loss {found.loss:.4f} nats")
     for name in COUNTS & found.numbers.keys():
         print(f"{name.replace('_', ' ')}: {found.numbers[name]:,.0f}")

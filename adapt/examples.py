@@ -12,7 +12,7 @@ from typing import Any
 from das_gym.config import build
 from das_gym.data.images import ImageSource
 from das_gym.drawing.report import Answers, Question
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.tasks.base import Task
 
 EXAMPLES = "examples.json"
@@ -41,16 +41,12 @@ def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: M
 
 
 def read_examples(folder: Path) -> Answers | None:
-    """Return what `write_examples` wrote, None without a file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Return what `write_examples` wrote, None without a file."""
     path = folder / EXAMPLES
     if not path.is_file():
         return None
     record = read_json(path)
-    with damage_named(path, "remove it for a report without examples"):
+    with explain_damage(path, "remove it for a report without examples"):
         return build(Answers, record)
 
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, find_supernet, load_backbone, load_supernet, new_head, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_head, task_class
 
 
 @dataclass(frozen=True)
@@ -23,41 +21,10 @@ class FinetuneConfig(TrainingConfig):
     """Settings of fine-tuning: those of `TrainingConfig`, with its defaults."""
 
 
-def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """Return a new subnet of a mask, its skipped layers removed, ready to be fine-tuned.
-
-    It has the supernet's parameters, or new adapters and the model's own head where there is no supernet.
-
-    Args:
-        problem: The model.
-        splits: Its data.
-        mask: (n_layers,) bool, True = skipped.
-        adapters: Whether kept layers have their parallel adapters.
-
-    Raises:
-        ValueError: a mask of another width, or a supernet that does not fit.
-    """
-    subnet = new_subnet(problem, splits) if find_supernet(problem) is None else load_supernet(problem, splits)
-    subnet.backbone.vlp.prune(mask)
-    if not adapters:
-        without_adapters(subnet.backbone.vlp)
-    return subnet
-
-
-def new_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray | None = None, seed: int = 0) -> AdaptedModel:
-    """Load the model again, with new adapters and a new head.
-
-    Args:
-        problem: The model.
-        splits: Its data.
-        mask: (n_layers,) bool, True = skipped, whose layers are removed; None removes none.
-        seed: Seed of adapters and head.
-    """
+def new_subnet(problem: ProblemConfig, splits: Splits[Any], seed: int = 0) -> AdaptedModel:
+    """Load the model again, with new adapters and a new head, drawn with a seed."""
     torch.manual_seed(seed)
-    subnet = with_new_head(load_backbone(problem), problem.task, splits)
-    if mask is not None:
-        subnet.backbone.vlp.prune(mask)
-    return subnet
+    return with_new_head(load_backbone(problem), problem.task, splits)
 
 
 def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:

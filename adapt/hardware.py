@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 import torch
 
 from das_gym.config import check_names, choice
-from das_gym.processes import join, rank, world
+from das_gym.processes import join, rank, world_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,9 +61,11 @@ class Hardware:
 
 def process_share(examples: Sequence[Example]) -> Sequence[Example]:
     """Return this process's share of a step's examples; shares differ by one example at most."""
-    if len(examples) < world():
-        raise ValueError(f"`batch_size` is too small: got {len(examples)}, expected {world()} or more, one per process.")
-    start, end = (len(examples) * number // world() for number in (rank(), rank() + 1))
+    if len(examples) < world_size():
+        raise ValueError(
+            f"`batch_size` is too small: got {len(examples)}, expected {world_size()} or more, one per process."
+        )
+    start, end = (len(examples) * number // world_size() for number in (rank(), rank() + 1))
     return examples[start:end]
 
 
@@ -72,11 +74,7 @@ ONE_DEVICE = Hardware()
 
 
 def check_precision(device: torch.device, hardware: Hardware) -> str:
-    """Return the mixed precision of a training; accelerate ignores fp16 on a CPU without a word.
-
-    Raises:
-        ValueError: the device does not support it.
-    """
+    """Return the mixed precision of a training; accelerate silently ignores fp16 on a CPU."""
     precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("`mixed_precision=fp16` needs a GPU. Use bf16, or leave it out.")
@@ -90,9 +88,6 @@ def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | No
         hardware: Settings.
         device: Where the model lies.
         folder: Where trackers write; None turns them off.
-
-    Raises:
-        ValueError: a precision that the device does not support, or a tracker that is not installed.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -100,7 +95,7 @@ def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | No
     join()
     trackers = list(hardware.trackers) if folder is not None else []
     # accelerate 1.15 keeps the first precision and device in singletons, but one process may train several models.
-    AcceleratorState._reset_state(reset_partial_state=world() == 1)
+    AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
     accelerator = Accelerator(
         mixed_precision=check_precision(device, hardware),
         cpu=device.type == "cpu",

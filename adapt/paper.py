@@ -253,16 +253,13 @@ RECIPES = ("das_gym", "paper")
 
 
 def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any) -> DASSettings:
-    """The settings of a recipe, with changes.
+    """Return the settings of a recipe, with changes.
 
     Args:
         model: One that `PAPER` has; others get `OF_ANY_MODEL`.
         task: One that `PAPER` has for the model; others get its VQA's.
         recipe: `paper`, or `das_gym`: the same with `OURS`.
         **changes: Fields of `DASSettings`.
-
-    Raises:
-        ValueError: an unknown recipe or field, or a value outside its range.
     """
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")
@@ -275,10 +272,10 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
 
 
 def ours_of(model: str) -> dict[str, tuple[Any, str]]:
-    """`OURS` for a model, with what is of it alone."""
+    """Return `OURS` with the entries that apply to this model only."""
     return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}
 
 
 def sources() -> dict[str, str]:
-    """Where each setting comes from, by name."""
+    """Return the source in the paper of each setting, by name."""
     return {f.name: f.metadata["source"] for f in fields(DASSettings)}

@@ -16,10 +16,8 @@ from das_gym.adapt.paper import DIFFERENCES, PAPER, ours_of, sources
 from das_gym.adapt.paper_costs import paper_table
 from das_gym.adapt.published import print_published
 from das_gym.adapt.training import check_ranges
-from rich import box
-from rich.table import Table
 
-from das_gym.console import Console
+from das_gym.drawing.table import Table
 from das_gym.runs import PluginSettings
 
 COUNTINGS = {
@@ -27,11 +25,11 @@ COUNTINGS = {
     "paper": "Counted as the paper counts: every token of the last stage too. It has 11.97 % saved with k = 4.",
 }
 COLUMNS = {
-    "macs": ("MACs\n(G)", 1e9, ".3f"),
-    "change": ("change\n(G)", 1e9, "+.3f"),
-    "percent": ("change\n(%)", 1.0, "+.2f"),
-    "adapters": ("adapters\n(M)", 1e6, ".2f"),
-    "adapters_and_norms": ("and norms\n(M)", 1e6, ".2f"),
+    "macs": ("MACs, G", 1e9, ".3f"),
+    "change": ("change, G", 1e9, "+.3f"),
+    "percent": ("change, %", 1.0, "+.2f"),
+    "adapters": ("adapters, M", 1e6, ".2f"),
+    "adapters_and_norms": ("and norms, M", 1e6, ".2f"),
 }
 """Numbers of `paper_table`: title, unit and format."""
 
@@ -54,30 +52,26 @@ class PaperSettings(PluginSettings):
 
 def main(settings: PaperSettings) -> None:
     """Print settings, sources, differences, costs and tables."""
-    console = Console()
-    console.width = max(console.width, 80)
     print("Settings of the paper's pipeline, and ours where they differ:")
     for model in dict.fromkeys(model for model, _ in PAPER):
-        print_settings(console, model)
+        settings_table(model).print()
     print_lines("Where each comes from:", sources())
     print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
     print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
     for counting, caption in COUNTINGS.items():
-        print_costs(console, settings, counting, caption)
+        costs_table(settings, counting, caption).print()
     print_published({cell: each.image_size for cell, each in PAPER.items()})
 
 
-def print_settings(console: Console, model: str) -> None:
-    """Print the settings of a model for each task, and ours."""
+def settings_table(model: str) -> Table:
+    """Return the settings of a model for each task, and ours."""
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
-    table = Table(title=model, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for heading in ("setting", *of_tasks, "ours"):
-        table.add_column(heading, no_wrap=True)
-    own = ours_of(model)
+    own, rows = ours_of(model), []
     for name in sources():
         ours = str(own[name][0]) if name in own else "same"
-        table.add_row(name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours)
-    console.print(table)
+        rows.append((name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours))
+    columns = ("setting", *of_tasks, "ours")
+    return Table(columns, tuple(rows), model, text_columns=tuple(range(len(columns))))
 
 
 def print_lines(title: str, lines: dict[str, str]) -> None:
@@ -87,14 +81,11 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
         print(textwrap.fill(f"{name}: {text}", 80, initial_indent="  ", subsequent_indent="      "))
 
 
-def print_costs(console: Console, settings: PaperSettings, counting: str, caption: str) -> None:
-    """Print MACs and parameters of METER-base, and what skipping four layers saves."""
-    title = f"METER-base on VQA, {settings.image_size} px, {settings.text_tokens} text tokens, one example"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for heading, _, _ in COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+def costs_table(settings: PaperSettings, counting: str, note: str) -> Table:
+    """Return MACs and parameters of METER-base, and what skipping four layers saves."""
+    rows = []
     for row in paper_table(settings.image_size, settings.text_tokens, counting=counting):
         cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COLUMNS.items()]
-        table.add_row(str(row["what"]), *cells)
-    console.print(table)
+        rows.append((str(row["what"]), *cells))
+    title = f"METER-base on VQA, {settings.image_size} px, {settings.text_tokens} text tokens, one example"
+    return Table(("", *(heading for heading, _, _ in COLUMNS.values())), tuple(rows), title, (note,))

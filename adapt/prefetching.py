@@ -44,9 +44,6 @@ class Prefetcher:
         processor: Makes the model's batches; see `read` and `ahead` of `das_gym.models.inputs.Processor`.
         plan: What each step needs.
         workers: Number of processes; 0 reads nothing ahead.
-
-    Raises:
-        ValueError: the processor cannot read ahead.
     """
 
     def __init__(self, processor: Any, plan: Plan, workers: int) -> None:
@@ -90,5 +87,5 @@ class Prefetcher:
         )
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Stop the worker processes."""
         self._batches = None  # torch's iterator ends them when nothing refers to it any more

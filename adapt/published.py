@@ -53,7 +53,7 @@ NEEDED = {
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """A row of the tables of the paper's laboratory.
 
     Attributes:
@@ -74,22 +74,22 @@ class Published:
 
 
 PUBLISHED = (
-    Published("METER", "full tuning", "full", 323.31, 0.0, ("77.43", "83.05", "82.22 / 94.30")),
-    Published("METER", "classifier only", "head", None, 0.0, ("69.93", "73.23", "78.80 / 89.00")),
-    Published("METER", "deep prompt", None, 3.68, 13.05, ("67.57", "65.79", "70.90 / 87.70")),
-    Published("METER", "LoRA", "lora", 0.29, 0.0, ("74.00", "78.82", "79.86 / 92.60")),
-    Published("METER", "adapter", "adapter", 5.34, 1.64, ("74.70", "79.93", "80.38 / 91.90")),
-    Published("METER", "scaled PA", "parallel", 3.82, 1.12, ("75.36", "79.86", "80.30 / 91.80")),
-    Published("ViLT", "full tuning", "full", 115.43, 0.0, ("71.26", "76.13", "64.40 / 83.50")),
-    Published("ViLT", "classifier only", "head", None, 0.0, ("65.75", "66.08", "57.42 / 78.00")),
-    Published("ViLT", "LoRA", "lora", 0.15, 0.0, ("68.44", "72.77", "57.44 / 77.70")),
-    Published("ViLT", "scaled PA", "parallel", 1.80, 0.44, ("70.40", "75.13", "61.88 / 79.00")),
-    Published("ViLT", "adapter", "adapter", 3.56, 0.86, ("70.85", "75.51", "62.68 / 81.40")),
+    PublishedRow("METER", "full tuning", "full", 323.31, 0.0, ("77.43", "83.05", "82.22 / 94.30")),
+    PublishedRow("METER", "classifier only", "head", None, 0.0, ("69.93", "73.23", "78.80 / 89.00")),
+    PublishedRow("METER", "deep prompt", None, 3.68, 13.05, ("67.57", "65.79", "70.90 / 87.70")),
+    PublishedRow("METER", "LoRA", "lora", 0.29, 0.0, ("74.00", "78.82", "79.86 / 92.60")),
+    PublishedRow("METER", "adapter", "adapter", 5.34, 1.64, ("74.70", "79.93", "80.38 / 91.90")),
+    PublishedRow("METER", "scaled PA", "parallel", 3.82, 1.12, ("75.36", "79.86", "80.30 / 91.80")),
+    PublishedRow("ViLT", "full tuning", "full", 115.43, 0.0, ("71.26", "76.13", "64.40 / 83.50")),
+    PublishedRow("ViLT", "classifier only", "head", None, 0.0, ("65.75", "66.08", "57.42 / 78.00")),
+    PublishedRow("ViLT", "LoRA", "lora", 0.15, 0.0, ("68.44", "72.77", "57.44 / 77.70")),
+    PublishedRow("ViLT", "scaled PA", "parallel", 1.80, 0.44, ("70.40", "75.13", "61.88 / 79.00")),
+    PublishedRow("ViLT", "adapter", "adapter", 3.56, 0.86, ("70.85", "75.51", "62.68 / 81.40")),
 )
 """Source: the published tables. The MACs of LoRA are those of its merged weights."""
 
 
-def count(row: Published) -> tuple[float, float]:
+def count(row: PublishedRow) -> tuple[float, float]:
     """Return updated parameters without the head (millions) and additional MACs (billions) as counted here.
 
     MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.

@@ -14,13 +14,12 @@ from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import WORKER_SETTINGS, ProblemConfig
+from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import MODELS
 
 WITHOUT_EFFECT = (
-    *WORKER_SETTINGS,
-    *("device", "precision", "eval_batch_size", "encoder_cache"),
+    *COMPUTE_SETTINGS,
     *(field.name for field in dataclasses.fields(Hardware) if field.name != "mixed_precision"),
     "save_every",
 )
@@ -39,6 +38,28 @@ def reference_file(problem: ProblemConfig, name: str) -> Path | None:
     return None if folder is None else folder / f"{problem.task}_{name}.safetensors"
 
 
+def find_reference(
+    problem: ProblemConfig, config: TrainingConfig, name: str, labels: tuple[str, ...] | None
+) -> Adaptation | None:
+    """Return the bundled weights of a model of the table if they were trained with these settings, else None.
+
+    Args:
+        problem: The model and its data.
+        config: Settings of fine-tuning, resolved.
+        name: Name of the model in the table.
+        labels: The task's.
+    """
+    path = reference_file(problem, name)
+    if path is None or not path.is_file():
+        return None
+    adaptation = Adaptation.load(path)
+    recorded = adaptation.info.get("settings", {})
+    settings = deciding_settings(problem, config)
+    # The files may record settings that are constants today.
+    is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
+    return None if is_other else adaptation
+
+
 def load_reference(model: AdaptedModel, problem: ProblemConfig, config: TrainingConfig, name: str) -> bool:
     """Load the bundled weights into a model if they were trained with these settings; return whether they were.
 
@@ -48,14 +69,8 @@ def load_reference(model: AdaptedModel, problem: ProblemConfig, config: Training
         config: Settings of fine-tuning, resolved.
         name: Name of the model in the table.
     """
-    path = reference_file(problem, name)
-    if path is None or not path.is_file():
-        return False
-    adaptation = Adaptation.load(path)
-    recorded = adaptation.info.get("settings", {})
-    settings = deciding_settings(problem, config)
-    # The files may record settings that are constants today.
-    if any(recorded.get(name) != value for name, value in settings.items()) or adaptation.answers != model.task.labels:
+    adaptation = find_reference(problem, config, name, model.task.labels)
+    if adaptation is None:
         return False
     adaptation.apply(model.backbone.vlp, model.head, model.backbone.base)
     return True

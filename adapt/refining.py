@@ -24,7 +24,7 @@ from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, shuffled
 from das_gym.processes import is_main_process, run_on_main_process
@@ -70,9 +70,6 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
         steps: Steps of the final training.
         folder: Results are kept here, in `REFINED`; those that exist are not computed again.
         train: Trains one mask.
-
-    Raises:
-        ValueError: the file of results is damaged.
     """
     path = folder / REFINED
     rounds = read_rounds(path)
@@ -114,7 +111,7 @@ def selected_mask(rounds: Sequence[Round], masks: Sequence[np.ndarray]) -> np.nd
     """Return the mask that remained, (n_layers,) bool, and print its place in the search."""
     mask = np.array(rounds[-1].best(1)[0], dtype=bool)
     place = next(i for i, each in enumerate(masks) if (each == mask).all())
-    print("the search's best mask stays" if place == 0 else f"selected: number {place + 1} of the search by reward")
+    print(f"selected: {'the best' if place == 0 else f'number {place + 1}'} of the search by reward")
     return mask
 
 
@@ -129,9 +126,6 @@ def refine(
         masks: As for `halve`.
         config: Settings of the final fine-tuning.
         folder: As for `halve`.
-
-    Raises:
-        ValueError: the file of results is damaged.
     """
     base, _ = load_base_model(problem)
     encoder = EncoderCache(base.backbone.vlp, base.task.processor, int(config.encoder_cache_gib * 2**30))
@@ -148,7 +142,7 @@ def read_rounds(path: Path) -> list[Round]:
     """Return the rounds in a file; none if it does not exist."""
     if not path.is_file():
         return []
-    with damage_named(path, "remove it to start again"):
+    with explain_damage(path, "remove it to start again"):
         return [build(Round, each) for each in read_json(path)["rounds"]]
 
 

@@ -35,12 +35,7 @@ def main(settings: ReportSettings) -> None:
 
 
 def run_report(folder: Path) -> RunReport:
-    """Return the report of a finished run, with its search if that is in the same folder of runs.
-
-    Raises:
-        FileNotFoundError: no run of a known kind ended there.
-        ValueError: its record cannot be read.
-    """
+    """Return the report of a finished run, with its search if that is in the same folder of runs."""
     if (folder / SEARCH_RECORD).is_file():
         return search_report(folder)
     kinds: dict[str, Callable[[Path, dict[str, Any]], RunReport]] = {
@@ -52,7 +47,7 @@ def run_report(folder: Path) -> RunReport:
     name = next((name for name in kinds if (folder / name).is_file()), None)
     if name is None:
         raise FileNotFoundError(
-            f"{folder} has none of {', '.join([SEARCH_RECORD, *kinds])}: no run ended there. Resume it with `resume`."
+            f"{folder} has none of {', '.join([SEARCH_RECORD, *kinds])}: its run has not finished. Resume it with `resume`."
         )
     record = read_json(folder / name)
     if name == COMPARED and not (isinstance(record, dict) and record.get("lines")):
@@ -61,7 +56,7 @@ def run_report(folder: Path) -> RunReport:
         result = kinds[name](folder, record).checked()
         search_run = str(record["settings"].get("search_run"))
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{folder / name} is damaged, or of another version ({error!r}). Run it again.") from error
+        raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     result = dataclasses.replace(result, answers=read_examples(folder))
     search = folder.parent / search_run
     if not search_run.isdecimal() or not (search / SEARCH_RECORD).is_file():
@@ -105,7 +100,7 @@ def _finetuned(folder: Path, record: dict[str, Any], done: str, command: str) ->
             "trained parameters": f"{subnet['trainable_parameters']:,}",
             "test examples": f"{evaluation['examples']:,}",
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=subnet["mask"],
         commands=[command],
         table=results_table(record["models"], "Before and after"),
@@ -118,25 +113,26 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.shrink.settings import command_of
 
     models, mask, difference = record["models"], record["mask"], record["difference"]
-    full, final = models[0], models[-1]
+    full, final, control = models[0], models[-1], record["control"]
+    trained, to = ("", "") if control is None else (f" and {100 * control['score']:.1f} for the control", " to the control")
     removed = [name for name, bit in zip(record["layers"], mask, strict=True) if bit]
     return RunReport(
         name=f"run {folder.name}",
         title=f"{Path(record['source']).name} shrunk: {sum(mask)} of {len(mask)} layers removed",
         facts={
             "removed": ", ".join(removed) or "nothing",
-            "score, %": f"{100 * final['score']:.1f} against {100 * full['score']:.1f} for the baseline",
-            "difference, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
+            "score, %": f"{100 * final['score']:.1f} against {100 * full['score']:.1f} for the baseline{trained}",
+            f"difference{to}, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
                 *(100 * difference[name] for name in ("score", "low", "high"))
             ),
             "MACs saved, %": f"{100 * final['macs_saved']:.1f}",
             "parameters": f"{final['parameters']:,} instead of {full['parameters']:,}",
             "folder": record["out"],
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=mask,
         commands=[command_of(folder, record["problem"], mask)],  # rebuilt: a record's own command may be anything
-        table=results_table(models, record["metric"], "Before and after"),
+        table=results_table(models, record["metric"], "Before and after", control),
         versions=record["versions"],
     )
 
@@ -158,7 +154,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
             "mask shown": shown.title,
             "trainings": f"{len(record['trials']):,}",
         },
-        architecture=Architecture.of_record(record["units"]),
+        architecture=Architecture.from_record(record["units"]),
         mask=mask,
         commands=[rerun_command(folder, "adapt compare", settings_dict(CompareSettings()), **changes)],
         table=comparison_table("Method by method", lines, record["verdict"]),

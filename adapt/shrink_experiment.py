@@ -14,26 +14,35 @@ python -m adapt shrink with resume=4                                            
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from das_gym.adapt.choosing import SEARCH_ID, command_of, named_configs, search_first, search_values
+from das_gym.adapt.estimate import search_first_parts
 from das_gym.adapt.run_report import run_report
 from das_gym.adapt.shrink.checks import check
+from das_gym.adapt.shrink.estimate import shrink_parts
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 
 from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
+from das_gym.problem.estimate import print_estimate
+from das_gym.problem.loading import load_problem
 
 
 def prepare(settings: ShrinkSettings) -> ShrinkSettings:
     """Check all that can be known before a run, and search where no mask is given; the model is loaded."""
     check(settings)
-    if not settings.needs_search:
-        return settings
+    choice = settings.choice()
+    problem = load_problem(settings.problem_config if choice is None else choice.problem)
     values = search_values(settings, settings.budget, settings.search)
+    first = partial(search_first_parts, values) if choice is None else list
+    print_estimate(settings, lambda: [*first(), *shrink_parts(settings, problem)])
+    if choice is not None:
+        return settings
     continue_command = command_of("adapt shrink", settings, search=None, search_run=SEARCH_ID)
     return replace(settings, search_run=search_first(values, continue_command))
 
@@ -62,7 +71,7 @@ def resume_saved(settings: ShrinkSettings, folder: Path) -> float:
     """Finish a run that was stopped after its model was saved, and return the model's score."""
     finish_saved(folder)
     record = folder / RECORD
-    with damage_named(record, "remove it and the model, and resume again"):
+    with explain_damage(record, "remove it and the model, and resume again"):
         score = float(read_json(record)["models"][-1]["score"])
     print(f"The model was saved before the run stopped. record: {record}, model: {settings.out_folder(folder)}")
     return score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.recipe import resolve_defaults
-from das_gym.adapt.training import WEIGHT_DECAY, Group, Stateful, StepResult, Trainer, TrainingConfig, adamw, decay
+from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
 from das_gym.engine.broken import format_examples, format_mask
@@ -22,7 +22,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
-from das_gym.processes import world
+from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
 HELD_OUT_PAIRS = 64
@@ -96,7 +96,7 @@ class StepLoss:
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
         for number, part in enumerate(self._micro_batches(step)):
-            weight = len(part) * world() / self.batch_size
+            weight = len(part) * world_size() / self.batch_size
             with self.prefetcher.batch(step, number):
                 result = self._evaluate(part, step, mask)
             yield {name: value * weight for name, value in result.items()}
@@ -178,63 +178,33 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
         task: Its task.
         hardware: As for `StepLoss`, with the precision.
         itm_weight: As for `StepLoss`.
-
-    Raises:
-        ValueError: nothing of the model can train, no loss for `itm_weight`, or an unsupported precision.
     """
     if backbone.vlp.untrainable:
-        raise ValueError(f"Nothing of this model can train: {backbone.vlp.untrainable} Search it without training.")
+        raise ValueError(f"This model cannot be trained: {backbone.vlp.untrainable} Search it without training.")
     if itm_weight:
         task.matching_loss(backbone.heads)
     check_precision(backbone.vlp.device, hardware)
 
 
-def make_trainer(
-    step_loss: StepLoss,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    schedule: Any,
-    hardware: Hardware,
-    checkpoint: Path | None,
-    save_every: int,
-    plateau: Plateau | None = None,
-    stateful: Mapping[str, Stateful] | None = None,
-    verbose: bool = False,
-) -> Trainer:
+def make_trainer(step_loss: StepLoss, hardware: Hardware, verbose: bool = True, **settings: Any) -> Trainer:
     """Return what runs the steps of a `StepLoss`, which then knows how many examples fit in memory at a time.
 
     Args:
         step_loss: The loss of a step.
-        optimizer: As for `Trainer`, like all that is not said here.
-        steps: As for `Trainer`.
-        schedule: As for `Trainer`.
-        hardware: Settings.
-        checkpoint: As for `Trainer`; trackers write to its folder.
-        save_every: As for `Trainer`.
-        plateau: As for `Trainer`.
-        stateful: As for `Trainer`.
+        hardware: What training runs on. Trackers write to the folder of the checkpoint.
         verbose: Whether to print how much memory the training takes.
+        **settings: As for `Trainer`.
     """
-    vlp = step_loss.vlp
+    vlp, checkpoint = step_loss.vlp, settings["checkpoint"]
     vlp.gradient_checkpointing = hardware.gradient_checkpointing
     accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
-        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world()))
+        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
     if verbose:
         print(line)
-    return Trainer(
-        {"vlp": vlp, "head": step_loss.head},
-        optimizer,
-        steps,
-        schedule,
-        checkpoint,
-        save_every,
-        stateful=stateful,
-        accelerator=accelerator,
-        plateau=plateau,
-        prefetcher=step_loss.prefetcher,
-    )
+    modules = {"vlp": vlp, "head": step_loss.head}
+    return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
 
 
 def set_up(
@@ -273,13 +243,13 @@ def set_up(
         plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
     trainer = make_trainer(
         step_loss,
-        adamw(groups, WEIGHT_DECAY),
-        config.steps,
-        plateau.factor if plateau else schedule,
         config,
-        checkpoint,
-        config.save_every,
+        verbose,
+        optimizer=adamw(groups, WEIGHT_DECAY),
+        steps=config.steps,
+        schedule=plateau.factor if plateau else schedule,
+        checkpoint=checkpoint,
+        save_every=config.save_every,
         plateau=plateau,
-        verbose=verbose,
     )
     return step_loss, trainer

@@ -19,7 +19,7 @@ from das_gym.config import build, check_names
 from das_gym.files import at_home, read_json, write_json
 from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
+from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
@@ -34,33 +34,23 @@ OPTIONAL_PATHS = ("supernet", "data_root")
 """Recorded paths that need not exist any more to load a fine-tuned subnet."""
 
 
-def find_subnet(run: int | str, runs_dir: str, method: str | None = None, seed: int | None = None) -> tuple[Path, Path]:
+def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder.
 
     Args:
         run: Id of a run, or a folder as for `load_subnet`.
         runs_dir: Folder of all runs.
         method: Method whose model is found, in a run of `python -m adapt compare`; see `kept_model`.
-        seed: Seed of that model.
-
-    Raises:
-        FileNotFoundError: no such run.
-        ValueError: as `kept_model`, or `method` or `seed` of a run that compares no methods.
     """
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):
-        raise FileNotFoundError(
-            f"`run` is not a run or a folder: got {run}. das_gym downloads nothing. Run "
-            f"`hf download {run} --local-dir FOLDER`, then give run=FOLDER."
-        )
+        raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
-        return kept_model(folder, method, seed), folder
-    if method is not None or seed is not None:
-        raise ValueError(
-            f"`method` and `seed` select a model of a run of `{format_command('adapt compare')}`: got {folder}."
-        )
+        return kept_model(folder, method), folder
+    if method is not None:
+        raise ValueError(f"`method` selects a model of a run of `{format_command('adapt compare')}`: got {folder}.")
     return folder, folder
 
 
@@ -149,7 +139,7 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
 
 @contextmanager
 def _named(record: Path, advice: str = "Fine-tune it again.") -> Iterator[None]:
-    """Name the record in errors of its content."""
+    """Turn errors about the content of a record into a ValueError that names the file."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -161,15 +151,16 @@ def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Pa
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def recorded_data(folder: Path) -> str | None:
-    """Return the data folder that a run's record names, existing or not; None for bundled data, and without a record."""
+def recorded_data(folder: Path) -> dict[str, str | None]:
+    """Return `data_root`, existing or not, and `columns` of a run's record; None for bundled data, and without a record."""
     record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
-        return None
+        return {}
     with _named(record):
-        found = read_json(record)["problem"].get("data_root")
-        if not isinstance(found, str | None):
-            raise TypeError(f"data_root={found!r}")
+        problem = read_json(record)["problem"]
+        found = {name: problem.get(name) for name in ("data_root", "columns")}
+        if not all(isinstance(value, str | None) for value in found.values()):
+            raise TypeError(f"{found}")
         return found
 
 

@@ -82,9 +82,6 @@ def train_supernet(
 
     Returns:
         `out`.
-
-    Raises:
-        ValueError: a setting that does not fit model or data.
     """
     backbone = load_backbone(problem)
     splits = load_splits(problem)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
-from das_gym.processes import is_main_process, rank, world
+from das_gym.processes import is_main_process, rank, world_size
 from das_gym.progress import progress
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ LOG_EVERY = 50
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
-    """Check that fields lie in their ranges; None is in every range.
-
-    Raises:
-        ValueError: names the field, its value and what is allowed.
-    """
+    """Check that fields lie in their ranges; None is in every range."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if value is not None and (not low <= value <= high or math.isinf(value)):
@@ -249,9 +245,9 @@ class Trainer:
             FloatingPointError: the loss, its gradient or a parameter is not finite; no checkpoint holds such a step.
         """
         self.resume()
-        if log is not None:
-            for entry in self._logged:
-                log(*entry)
+        log = log or (lambda name, value, step: None)
+        for entry in self._logged:
+            log(*entry)
         try:
             with progress(self.steps, title, unit="step", initial=self.step) as bar:
                 while self.step < self.end:
@@ -260,26 +256,22 @@ class Trainer:
                     losses = self._window["loss"]
                     bar.set_postfix_str(f"loss {math.fsum(losses) / len(losses):.3f}", refresh=False)
                     bar.update()
-                    self._after_step(title, log)
+                    if self.plateau is not None:
+                        self.plateau.check(self.step)
+                    if self.step % LOG_EVERY == 0 or self.step == self.end:
+                        self._log_means(title, log)
+                    if self.step % self.save_every == 0 or self.step == self.end:
+                        self._check_parameters()
+                    if self.step % self.save_every == 0:
+                        self._save()
         finally:
             if self.prefetcher is not None:
                 self.prefetcher.close()
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 
-    def _after_step(self, title: str, log: Log | None) -> None:
-        """Check for a plateau, log and save, where that is due."""
-        if self.plateau is not None:
-            self.plateau.check(self.step)
-        if self.step % LOG_EVERY == 0 or self.step == self.end:
-            self._log_means(title, log)
-        if self.step % self.save_every == 0 or self.step == self.end:
-            self._check_parameters()
-        if self.step % self.save_every == 0:
-            self._save()
-
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
-        """Take one step of the optimizer, and return its losses and metrics."""
+        """Take one optimizer step, and return its losses and metrics by name."""
         accelerator, trained, sums = self.accelerator, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad()
         with accelerator.autocast():
@@ -293,7 +285,7 @@ class Trainer:
             accelerator.backward(part["loss"])
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if world() > 1:
+        if world_size() > 1:
             mean = accelerator.reduce(torch.tensor([*sums.values()]).to(trained[0]), "mean")
             sums = dict(zip(sums, mean.tolist(), strict=True))
             self._average_gradients(trained)
@@ -324,14 +316,13 @@ class Trainer:
         for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def _log_means(self, title: str, log: Log | None) -> None:
+    def _log_means(self, title: str, log: Log) -> None:
         """Log the means since the last time."""
         means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
         self._window.clear()
         for name, value in means.items():
             self._logged.append((name, value, self.step))
-            if log is not None:
-                log(name, value, self.step)
+            log(name, value, self.step)
         self.accelerator.log({f"{title}/{name}": value for name, value in means.items()}, step=self.step)
 
     def _check_parameters(self) -> None:
@@ -343,7 +334,7 @@ class Trainer:
 
     def _gather(self, state: Tensor) -> Tensor:
         """Return the random state of each process, (processes, bytes)."""
-        if world() == 1:
+        if world_size() == 1:
             return state[None]
         return self.accelerator.gather(state[None].to(self.accelerator.device)).cpu()
 
@@ -382,26 +373,27 @@ class Trainer:
         try:
             check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-            step, saved, processes = int(state["step"]), state["parameters"], len(state["rng"])
-            shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"{path} is damaged ({error}). Remove it to start again.") from error
-        if not 0 <= step <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
-            raise ValueError(f"{path} was saved by another configuration. Remove it, or restore that configuration.")
-        if processes != world():
-            raise ValueError(f"{path} was saved by another number of processes: got {world()}, expected {processes}.")
-        check_finite(saved.items(), path)
-        try:
+            self._check(state)
             self._restore(state)
-        except Exception as error:
-            raise ValueError(f"{path} is damaged ({error!r}). Remove it to start again.") from error
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{path} is damaged, or of another run ({error}). Remove it to start again.") from error
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raise for the checkpoint of another training."""
+        saved, processes = state["parameters"], len(state["rng"])
+        shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
+        if not 0 <= state["step"] <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
+            raise ValueError("it was saved by another configuration")
+        if processes != world_size():
+            raise ValueError(f"it was saved by {processes} processes, expected {world_size()}")
+        check_finite(saved.items(), Path("the parameters"))
         owners = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, kept in state["optimizer"]["state"].items():  # before `load_state_dict` copies a tensor of huge strides
             for name, value in kept.items():
                 if value.shape not in (owners[index].shape, torch.Size()):
                     raise ValueError(f"{name} of the optimizer has shape {tuple(value.shape)}")
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state["parameters"][name])
@@ -410,7 +402,7 @@ class Trainer:
             check_finite(kept.items(), Path("the optimizer's state"))
         for name, each in self.stateful.items():
             each.load_state_dict(json.loads(state["stateful"][name]))
-        self.step = state["step"]
+        self.step = int(state["step"])
         self._logged, self._window = list(state["logged"]), dict(state["window"])
         self._scheduler.last_epoch = self.step
         if self.accelerator.scaler is not None:

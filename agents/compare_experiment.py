@@ -81,11 +81,11 @@ class CompareSettings(RunSettings, BudgetSettings):
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} is not allowed; give a whole number from 1 on")
+            raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
         if not self.agents:
-            raise ValueError(f"agents is empty; name some of {', '.join(AGENTS)}")
+            raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
         if self.live and self.table is not None:
-            raise ValueError(f"live=True plays on the model, table={self.table} on a table; leave one of them out")
+            raise ValueError(f"live=True scores with the model, table={self.table} from a table. Leave out one of them.")
         for agent in self.agents:
             self.search_config(agent)
         for name in self.agent_kwargs.keys() - set(self.agents):

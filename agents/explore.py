@@ -39,7 +39,7 @@ class ExploreSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def path(self) -> Path:
-        """Of the table.
+        """Return the path of the table's file.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -60,11 +60,11 @@ def main(settings: ExploreSettings) -> None:
     replays = [replay_of(find_run(settings.runs_dir, run), table) for run in settings.runs]
     out = Path(settings.out or f"explore_{Path(settings.table).stem}.html")
     write_explorer(out, table, replays)
-    print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")
 
 
 def replay_of(folder: Path, table: SubnetTable) -> Replay:
-    """A search as the explorer of a table replays it.
+    """Return a search in the form that the explorer of a table replays.
 
     Raises:
         FileNotFoundError: no search ended in that run's folder.

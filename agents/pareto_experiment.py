@@ -21,7 +21,8 @@ import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.compare.plots import plot_front
-from das_gym.agents.pareto.record import RECORD, FrontResult, Scored
+from das_gym.agents.estimate import search_parts
+from das_gym.agents.pareto.record import RECORD, FrontResult, ScoredMasks
 from das_gym.agents.pareto.scoring import FrontProblem
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 from das_gym.agents.search_experiment import EnvSettings, problem_configs
@@ -30,12 +31,13 @@ from das_gym.agents.searching.agent_setup import agent_generator, make_search_ag
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, settings_dict
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.config import recorded_settings
+from das_gym.problem.estimate import print_estimate
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
-from das_gym.runs import ResumableSettings, runs_dir_words
+from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 FIGURE = "front.png"
@@ -45,7 +47,7 @@ BASELINES = ("block_influence", "angular", "interlace", "uniform")
 
 
 @dataclass(frozen=True)
-class ParetoSettings(ResumableSettings, EnvSettings):
+class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
@@ -70,7 +72,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
         check_names([self.cost], SAVED.values(), "cost")
         for name, least in (("seed", 0), ("evaluations", DRAWN), ("masks_per_turn", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
+                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least {least}")
         for name in self.baselines:
             if not issubclass(agent_class(name), Heuristic):
                 raise ValueError(f"baselines holds {name!r}, which searches; give rules such as {', '.join(BASELINES)}")
@@ -82,7 +84,8 @@ class ParetoSettings(ResumableSettings, EnvSettings):
 
 def check(settings: ParetoSettings) -> ParetoSettings:
     """Create the environment, which raises for invalid settings before a run starts."""
-    settings.front_problem()
+    scorer, count = settings.front_problem().scorer, settings.evaluations + 10 * len(settings.baselines)
+    print_estimate(settings, lambda: search_parts(scorer, count, settings.masks_per_turn))
     return settings
 
 
@@ -100,6 +103,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched=searched,
         baselines={name: baseline(problem, settings, name) for name in settings.baselines},
         hypervolume_share=problem.hypervolume_share(searched),
+        keeps_a_layer=MODELS[problem.model].reads == "prompts",  # their skipped layers have no adapters
     )
     record = result.record()
     print_front(result, problem.metric_name)
@@ -115,7 +119,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     return float(record["hypervolume"])
 
 
-def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | None = None) -> Scored:
+def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | None = None) -> ScoredMasks:
     """Search the front, and return the scored masks in order.
 
     Args:
@@ -124,7 +128,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
         checkpoint: File to save the state in, and to continue from if it exists.
     """
     searcher = FrontSearch(problem.n_layers, problem.saved, agent_generator(settings.seed))
-    parts: list[Scored] = []
+    parts: list[ScoredMasks] = []
     if checkpoint is not None and checkpoint.is_file():
         parts = [restore(searcher, checkpoint)]
     with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.scored)) as bar:
@@ -136,20 +140,20 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
             searcher.tell(masks, parts[-1].losses)
             bar.update(len(masks))
             if checkpoint is not None:
-                kept = {"scored": Scored.joined(parts).record(), "searcher": searcher.state_dict()}
+                kept = {"scored": ScoredMasks.joined(parts).record(), "searcher": searcher.state_dict()}
                 write_json(checkpoint, kept, indent=None)
-    return Scored.joined(parts)
+    return ScoredMasks.joined(parts)
 
 
-def restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
+def restore(searcher: FrontSearch, checkpoint: Path) -> ScoredMasks:
     """Return the masks scored before a search was stopped, and pass them to the searcher.
 
     Raises:
         ValueError: The checkpoint is damaged.
     """
     saved = read_json(checkpoint)
-    with damage_named(checkpoint, "start a new search"):
-        scored = Scored.from_record(saved["scored"])
+    with explain_damage(checkpoint, "start a new search"):
+        scored = ScoredMasks.from_record(saved["scored"])
         if scored.masks.shape != (len(scored.losses), searcher.n_layers):
             raise ValueError(f"masks of shape {scored.masks.shape}")
         searcher.tell(scored.masks, scored.losses)
@@ -157,7 +161,7 @@ def restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
     return scored
 
 
-def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:
+def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> ScoredMasks:
     """Score the masks of a heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
     found, env = {}, (settings.env_id, settings.all_env_kwargs)
     for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:
@@ -167,7 +171,7 @@ def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Sco
     return problem.score(np.array(list(found.values()), dtype=bool))
 
 
-def drawn(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
+def mask_diagram(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
     """Return a drawing of a mask, kind by kind, with □ for skipped layers: `■■□■ ■□□■`."""
     kinds = [name.rpartition(".")[0] for name in layer_names]
     texts = dict.fromkeys(kinds, "") if len(set(kinds)) <= 2 else {"": ""}
@@ -194,7 +198,7 @@ def print_front(result: FrontResult, metric: str) -> None:
             f"{front.losses[number]:.4f}",
             f"{100 * front.metrics[number]:.1f} %",
             str(int(mask.sum())),
-            drawn(mask, result.layer_names),
+            mask_diagram(mask, result.layer_names),
         )
     Console(width=WIDTH).print(table)
     by_rules = sum(len(scored.masks) for scored in result.baselines.values())

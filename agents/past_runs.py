@@ -27,7 +27,7 @@ from das_gym.console import Console
 from das_gym.files import read_json
 from das_gym.locks import is_locked
 from das_gym.registration import ENVIRONMENTS
-from das_gym.runs import RUNS_DIR, PluginSettings, is_run_id, runs_dir_words
+from das_gym.runs import RUNS_DIR, PluginSettings, runs_dir_words
 
 ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
@@ -75,7 +75,7 @@ class RunsSettings(PluginSettings):
         if self.status is not None:
             check_names([self.status], (*STATES.values(), DIED, DAMAGED), "status")
         if self.limit < 1:
-            raise ValueError(f"limit={self.limit} is not allowed; show 1 run or more")
+            raise ValueError(f"`limit` is out of range: got {self.limit}, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def past_runs(settings: RunsSettings) -> list[PastRun]:
     """
     if not Path(settings.runs_dir).is_dir():
         raise FileNotFoundError(f"no folder {Path(settings.runs_dir).absolute()}: run something first, or give runs_dir=")
-    files = [path for path in Path(settings.runs_dir).glob("*/run.json") if is_run_id(path.parent.name)]
+    files = [path for path in Path(settings.runs_dir).glob("*/run.json") if path.parent.name.isdecimal()]
     runs = [run for run in map(_read, files) if _matches(run, settings)]
     runs.sort(key=lambda run: -run.id)
     if settings.order == "best":

@@ -6,9 +6,7 @@ python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
-python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table again
-python -m agents table with meter_vqa problem.workers=ray problem.num_workers=8
-                                                           over the workers of a Ray cluster, or of this machine
+python -m agents table with meter_vqa problem.workers=ray  over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       continue run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -28,11 +26,13 @@ from das_gym.engine.spending import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
+from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
-from das_gym.tables.build import build_table, check_table, recount, table_examples
+from das_gym.runs import EstimatedSettings
+from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 from das_gym.wording import counted
@@ -45,7 +45,7 @@ SUMMARY_SKIP_NUM = 4
 
 
 @dataclass(frozen=True)
-class TableSettings(ProblemSettings):
+class TableSettings(EstimatedSettings, ProblemSettings):
     """The settings of `python -m agents table`.
 
     Attributes:
@@ -57,8 +57,6 @@ class TableSettings(ProblemSettings):
         latency_batch: Examples per forward pass when the latency of each layer is measured on this machine. None measures
             no latency.
         out: File to write. None is `table.npz` in the run's folder.
-        recount: Existing table to count costs and measure layer statistics of again, without scoring masks. None scores all
-            masks.
     """
 
     group: ClassVar[str] = "Table"
@@ -69,7 +67,6 @@ class TableSettings(ProblemSettings):
     each: bool = False
     latency_batch: int | None = None
     out: str | None = None
-    recount: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +74,9 @@ class TableSettings(ProblemSettings):
             raise ValueError(f"`problem.precision`: got {self.problem.precision!r}; tables are exact, leave it out")
         for name in ("reward_examples", "test_examples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None for the whole split")
+                raise ValueError(
+                    f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
+                )
 
     def file(self, folder: Path) -> Path:
         """Return where the table of a run in a folder is written."""
@@ -85,25 +84,33 @@ class TableSettings(ProblemSettings):
 
 
 def check(settings: TableSettings) -> TableSettings:
-    """Load model and data. Reject too many layers, and a table of another problem to recount."""
-    problem = load_problem(settings.problem_config)
-    if settings.recount is not None:
-        check_table(SubnetTable.load(at_home(settings.recount)), problem)
-    elif settings.max_skipped is not None:
-        masks_up_to(len(problem.layer_names), settings.max_skipped)
+    """Load model and data, and reject too many layers."""
+    n_layers = len(load_problem(settings.problem_config).layer_names)
+    if settings.max_skipped is None:
+        every_mask(n_layers)
     else:
-        every_mask(len(problem.layer_names))
+        masks_up_to(n_layers, settings.max_skipped)
+    print_estimate(settings, lambda: plan(settings))
     return settings
+
+
+def plan(settings: TableSettings) -> list[Part]:
+    """Return the parts of a table, for its estimate."""
+    problem = load_problem(settings.problem_config)
+    if problem.backbone.config is None or problem.backbone.config.workers is not None:
+        return []
+    walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
+    masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
+    examples = _total(problem, (settings.reward_examples, settings.test_examples))
+    reward = len(table_examples(problem, "reward", settings.reward_examples))
+    # Activity and sensitivity of the layers take about six forwards, once for all examples and once group by group.
+    return [scoring(problem, walk, "scores", examples, [masks], 1), Part("layer statistics", 12 * reward * walk.forward)]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
     folder, problem = required_folder(run), load_problem(settings.problem_config)
     out = settings.file(folder)
-    if settings.recount is not None:
-        recount(SubnetTable.load(at_home(settings.recount)), problem).save(out)
-        print(f"table: {out}, with its costs counted and its statistics measured again")
-        return
     env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from das_gym.agents.searching.blocks import file_beside
+from das_gym.agents.searching.blocks import blocks_file
 
 from das_gym.commandline import parse_or_help
 from das_gym.envs.tabular_env import load_table
@@ -46,8 +46,8 @@ def measure_beside(table: Path, **paths: str | None) -> Path:
     problem = load_problem(ProblemConfig(model=entry.model, task=entry.task, units=units, **cast(Any, paths)))
     check_table(content, problem)
     blocks = measure_blocks(problem.evaluator, table_examples(problem, "reward", content.meta.reward_examples))
-    write_json(file_beside(table), {"hashes": content.meta.hashes, "blocks": blocks}, indent=None)
-    return file_beside(table)
+    write_json(blocks_file(table), {"hashes": content.meta.hashes, "blocks": blocks}, indent=None)
+    return blocks_file(table)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import cut_subnet
 from PIL import Image
 
 from benchmarks.pretrain.questions import INSTRUCTION
@@ -141,7 +141,7 @@ def supernet_scores(problem_name: str) -> dict[str, dict[str, float]]:
     config = ProblemConfig(model=entry.model, task=entry.task)
     problem = load_problem(config)
     test = problem.splits.test
-    subnet = cut_subnet(config, problem.splits, np.zeros(len(problem.layer_names), dtype=bool))
+    subnet = cut_subnet(config, np.zeros(len(problem.layer_names), dtype=bool))
     evaluations = {
         "full model": evaluate(subnet, test, "full model"),
         "mean image": evaluate(subnet, test, "mean image", blind=mean_image(subnet, test)),

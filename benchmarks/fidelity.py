@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, new_subnet
+from das_gym.adapt.finetune import FinetuneConfig, new_subnet
 from das_gym.adapt.step_loss import set_up
 from das_gym.agents.table_experiment import TableSettings
 
@@ -88,7 +89,11 @@ def statistic_sums(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarra
 def fine_tuned(course: ComparisonContext, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
     """A mask's subnet, fine-tuned."""
     problem, splits = course.problem, course.splits
-    subnet = cut_subnet(problem, splits, mask) if start == "supernet" else new_subnet(problem, splits, mask, config.seed)
+    if start == "supernet":
+        subnet = cut_subnet(problem, mask)
+    else:
+        subnet = new_subnet(problem, splits, config.seed)
+        subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, None, course.encoder, held_out=splits.reward)
     trainer.run(step_loss.parts, "fine-tuning")

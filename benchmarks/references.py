@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import deciding_settings, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     splits, nothing = load_splits(problem), np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
 
     def untrained(name: str) -> AdaptedModel:
-        return cut_subnet(problem, splits, nothing, adapters=name == FULL_MODEL)
+        return cut_subnet(problem, nothing, adapters=name == FULL_MODEL)
 
     for name in (FULL_MODEL, BASELINE):
         model = untrained(name)

@@ -20,9 +20,6 @@ def check_bundled(path: Path) -> None:
 
     Args:
         path: Any path. Only bundled files are checked.
-
-    Raises:
-        ValueError: A file is missing or has changed.
     """
     if path.is_relative_to(ASSETS):
         _compare(path)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.completion import SHELLS, script
 from das_gym.config import build, flatten_settings, merge, nearest_names, nest
 from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
 from das_gym.plugins import add_working_folder, import_plugins, imported_plugins
@@ -45,7 +44,7 @@ class Command:
             `das_gym.experiment.RecordedCommand`. It is imported when the command runs. A function may return an exit code.
         words: What may follow, as the help shows it.
         about: What it does.
-        settings: "module:class" of the settings behind `with`, where the target is a function.
+        settings: "module:class" of the settings after `with`, where the target is a function.
         positional: A setting whose values may also stand before `with`, as in `report 1 2`.
         subcommands: Commands by the word that follows this one's name.
     """
@@ -63,14 +62,8 @@ class Command:
             target = pkgutil.resolve_name(self.target)
             return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
-    def completions(self) -> list[str]:
-        """Return what may stand behind `with`: named configs, and settings as `seed=`."""
-        target, cls = self.load()
-        named = target.named_configs() if hasattr(target, "named_configs") else ()
-        return [*named, *(f"{each.name}=" for each in (fields(cls) if cls else ()))]
-
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
-        """Run the command with the words behind its name; return its exit code.
+        """Run the command with the words after its name; return its exit code.
 
         Args:
             name: Program and command, as `format_command` takes it.
@@ -97,9 +90,9 @@ class Program:
     Attributes:
         name: `agents` or `adapt`.
         commands: By the word that names them.
-        main: The command that `with ...` directly behind the program's name runs.
+        main: The command that `with ...` directly after the program's name runs.
         runs_alone: Whether the program's name alone runs `main`; otherwise it shows the help.
-        examples: Frequent commands: the words behind the program's name, and what they do.
+        examples: Frequent commands: the words after the program's name, and what they do.
     """
 
     name: str
@@ -111,10 +104,10 @@ class Program:
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
         prepare_streams()
+        add_working_folder()  # the path of a console script lacks it
         _running[:] = [self.name, *arguments]
         try:
             words = [_expand_home(word) for word in arguments]
-            find_typed_modules(words)
             code = self._dispatch(words)
             sys.stdout.flush()
             return code
@@ -137,13 +130,6 @@ class Program:
         first = words[0] if words else ""
         if first in HELP or (not words and not self.runs_alone):
             print(self.help(), end="")
-            return 0
-        if first == "completion":
-            shell = words[1] if len(words) > 1 else SHELLS[0]
-            if shell not in SHELLS:
-                raise ValueError(f"no completion for {shell!r}; choose one of {', '.join(SHELLS)}")
-            known = {name: command.completions() for name, command in self.commands.items()}
-            print(script(self.name, self.main, known), end="")
             return 0
         if first in self.commands:
             return self.commands[first].run(f"{self.name} {first}", words[1:])
@@ -169,8 +155,7 @@ class Program:
             f"Without a command, `{self.main}` runs: {start} {'[with ...]' if self.runs_alone else 'with ...'}",
             "`with` takes name=value and named configs. `COMMAND --help` shows what a",
             "command does, its settings and its named configs, `COMMAND print_config` the",
-            "settings as they would be. `plugins=my_module` imports your module first. For",
-            f'completion in bash and zsh: eval "$({start} completion)"',
+            "settings as they would be. `plugins=my_module` imports your module first.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -179,17 +164,6 @@ def _expand_home(word: str) -> str:
     """Expand a leading ~ of a word or of its value, which bash leaves in `runs_dir=~/runs`."""
     name, sign, value = word.rpartition("=")
     return name + sign + os.path.expanduser(value)  # noqa: PTH111 - Path.expanduser fails where there is no home
-
-
-def find_typed_modules(words: Iterable[str]) -> None:
-    """Let `agent=mine:Agent` find mine.py in the working folder, which the path of a console script lacks.
-
-    The folder is added only if a typed word names a module in it: what a record names is not looked up there.
-    """
-    for word in words:
-        for module in re.findall(r"(?<![\w.:/])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*", word):
-            if Path(f"{module}.py").is_file() or Path(module).is_dir():
-                add_working_folder()
 
 
 def is_our_program(program: str) -> bool:
@@ -233,13 +207,13 @@ def repeat_command(settings: Mapping[str, Any]) -> str:
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Return settings as they are typed behind `with`, quoted for a shell; those that equal a default are left out."""
+    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out."""
     flat, known = flatten_settings(settings), flatten_settings(defaults or {})
     return [shlex.quote(f"{name}={value}") for name, value in flat.items() if name not in known or known[name] != value]
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings and the named configs behind `with`; `search.seed=3` sets a value in a nested mapping."""
+    """Return the settings and the named configs after `with`; `search.seed=3` sets a value in a nested mapping."""
     values: dict[str, Any] = {}
     named = []
     for word in words:
@@ -256,16 +230,12 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...` behind it.
+    """Return the settings of a command from the words `with name=value ...` that follow it.
 
     Args:
         cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.
         words: The words.
         command: The command, for `format_command`.
-
-    Raises:
-        ValueError: Words that are not settings; the message suggests a command.
-        TypeError: A value of the wrong type.
     """
     check_words(words, command, [each.name for each in fields(cls)])  # type: ignore[arg-type]
     values, named = read_settings(words[1:])
@@ -299,7 +269,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
     if isinstance(defaults_of(cls)[name], tuple):
         return ["with", f"{name}={values}", *rest]
     if len(values) > 1:
-        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings stand behind `with`")
+        raise UsageError(f"expected one {name}, got {' '.join(values)}; settings follow `with`")
     return ["with", f"{name}={values[0]}", *rest]
 
 
@@ -334,50 +304,38 @@ def check_words(
         settings: Names of its settings.
         commands: Words allowed in first position, besides `with` and options.
         named: Named configs.
-
-    Raises:
-        UsageError: What is wrong, with the command that was probably meant.
     """
     commands, named = list(commands), list(named)
-    message = _flag_mistake(words, command, set(settings))
-    word = words[0] if words else ""
-    if message is None and word == "with" and len(words) == 1:
-        message = f"nothing stands behind `with`: `{format_command(command, 'name=value')} ...`"
-    elif message is None and word == "with":
-        late = next((each for each in words if each in commands and each not in named), None)
-        others = [each for each in words[1:] if each != late]
-        if late is not None:
-            message = f"{late!r} stands before `with`; did you mean `{format_command(f'{command} {late}', *others)}`?"
-    elif message is None and word and not word.startswith("-") and word not in commands:
-        near = nearest_names(word, [*commands, "with"])
-        if "=" in word or word in named:
-            message = f"settings stand behind `with`; did you mean `{format_command(command, *words)}`?"
-        elif near:
-            message = (
-                f"unknown sub-command {word!r}; did you mean `{' '.join([format_command(command), *near, *words[1:]])}`?"
-            )
-        elif near := nearest_names(word, named):
-            message = f"unknown word {word!r}; did you mean `{format_command(command, *near, *words[1:])}`?"
-        else:
-            known = ", ".join([*commands, "with"])
-            message = f"unknown sub-command {word!r}; known: {known}; `{format_command(command)} --help` says more"
-    if message is not None:
-        raise UsageError(message)
+    joined = _join_settings(words, set(settings))
+    if joined != list(words):
+        meant = format_command(command, *(word for word in joined if word != "with"))
+        raise UsageError(f"settings are given as name=value after `with`, without spaces. Did you mean `{meant}`?")
+    word = words[0] if words else "with"
+    if list(words) == ["with"]:
+        raise UsageError(f"nothing follows `with`: `{format_command(command, 'name=value')} ...`")
+    if word == "with" or word.startswith("-") or word in commands:
+        return
+    if "=" in word or word in named:
+        raise UsageError(f"settings follow `with`; did you mean `{format_command(command, *words)}`?")
+    known, start = [*commands, "with"], format_command(command)
+    if near := nearest_names(word, known):
+        raise UsageError(f"unknown sub-command {word!r}; did you mean `{' '.join([start, *near, *words[1:]])}`?")
+    raise UsageError(f"unknown sub-command {word!r}; known: {', '.join(known)}; `{start} --help` says more")
 
 
-def _flag_mistake(words: Sequence[str], command: str, settings: set[str]) -> str | None:
-    """Return what is wrong with settings typed as `--seed 3`, `--seed=3` or `seed = 3`; None if there are none."""
-    for place, word in enumerate(words):
+def _join_settings(words: Sequence[str], settings: set[str]) -> list[str]:
+    """Return words with `--seed 3`, `--seed=3`, `seed = 3` and `seed =3` as `seed=3`."""
+    joined: list[str] = []
+    waiting_for_value = False
+    for word in words:
         flag, sign, value = word.partition("=")
-        if not flag and sign and place:  # `seed = 3`, `seed =3`
-            parts = [words[place - 1], word, *(words[place + 1 : place + 2] if word == "=" else ())]
-            others = [*words[: place - 1], "".join(parts), *words[place + len(parts) - 1 :]]
-            fixed = format_command(command, *(each for each in others if each != "with"))
-            return f"no spaces around `=`: got {' '.join(parts)}. Did you mean `{fixed}`?"
         name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in settings:
-            after = words[place + 1] if not sign and place + 1 < len(words) else "..."
-            others = [*words[:place], f"{name}={value if sign else after}", *words[place + 1 if sign else place + 2 :]]
-            fixed = format_command(command, *(each for each in others if each != "with"))
-            return f"settings are not flags: got {word}, expected `{name}=VALUE` behind `with`. Did you mean `{fixed}`?"
-    return None
+        if waiting_for_value or (joined and not flag and sign):
+            joined[-1] += word
+            waiting_for_value = word == "="
+        elif flag.startswith("--") and name in settings:
+            joined.append(f"{name}={value}")
+            waiting_for_value = not sign
+        else:
+            joined.append(word)
+    return joined

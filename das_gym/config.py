@@ -106,9 +106,6 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         name: What error messages call the value.
         value: The value.
         kind: The type of the field.
-
-    Raises:
-        TypeError: The value has another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or (origin is Literal and any(value == each and type(value) is type(each) for each in inner)):
@@ -195,16 +192,13 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
         values: The lists.
         shape: The expected shape.
         kind: `float` for finite float64 numbers, or `bool` for True and False, or 1 and 0.
-
-    Raises:
-        ValueError: The shape or a value is another.
     """
     array = np.array(values)  # raises ValueError for lists of different lengths
     if array.shape != shape:
         raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
     is_number = array.dtype.kind in "bfiu" and bool(np.isfinite(array).all())
     if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
-        raise ValueError(f"{name} holds something else than {'0 and 1' if kind is bool else 'finite numbers'}")
+        raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")
     return array.astype(kind)
 
 
@@ -237,11 +231,7 @@ def settings_dict(settings: Any) -> dict[str, Any]:
 
 
 def nest(name: str, value: Any) -> dict[str, Any]:
-    """Return the nested mapping that sets a value by its dotted name: `search.seed` becomes `{"search": {"seed": ...}}`.
-
-    Raises:
-        ValueError: A part of the name is empty.
-    """
+    """Return the nested mapping that sets a value by its dotted name: `search.seed` becomes `{"search": {"seed": ...}}`."""
     parts = str(name).split(".")
     if not all(parts):
         raise ValueError(f"{name}={value} has an empty name; give name=value")
@@ -274,9 +264,6 @@ def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, ta
         entry: The entry.
         what: What error messages call an entry.
         taken: Further names that cannot be used.
-
-    Raises:
-        ValueError: The name is not allowed, or exists already.
     """
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
         raise ValueError(f"{what} name {name!r} is not allowed; use letters, digits and _, a letter first")
@@ -322,9 +309,6 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise for arguments that an environment does not have, with the wording of Python's own TypeError.
 
     TorchRL passes `frameskip` to every environment, and retries without it if the message matches Python's.
-
-    Raises:
-        UnexpectedArgumentError: As for `check_names`.
     """
     known = list(known)
     for name in given:

@@ -44,9 +44,9 @@ from das_gym.commandline import (
     setting_words,
 )
 from das_gym.config import build, check_names, flatten_settings, merge, plain, settings_dict
-from das_gym.files import read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.plugins import import_plugins, imported_plugins
-from das_gym.processes import is_main_process, run_on_main_process, world
+from das_gym.processes import is_main_process, run_on_main_process, world_size
 from das_gym.runs import (
     CONFIG,
     NOT_INSTALLED,
@@ -229,12 +229,8 @@ class RecordedCommand(Generic[Settings]):
             RunError: The run cannot be resumed by this command, or not with these settings.
         """
         known = read_json(folder / "run.json")
-        try:
-            name, status = known["experiment"]["name"], known["status"]
-            if not (isinstance(name, str) and isinstance(status, str)):
-                raise TypeError
-        except (KeyError, TypeError):
-            raise ValueError(f"{folder / 'run.json'} is damaged; start a new run") from None
+        with explain_damage(folder / "run.json", "start a new run"):
+            name, status = str(known["experiment"]["name"]), known["status"]
         if name != self.name:
             original = format_command(name) if is_our_program(name) else repr(name)
             raise RunError(
@@ -273,7 +269,7 @@ class RecordedCommand(Generic[Settings]):
         ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, command)
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
-        """Run the command with the words behind its name on a command line.
+        """Run the command with the command-line words after its name.
 
         Args:
             words: The words.
@@ -314,8 +310,8 @@ class RecordedCommand(Generic[Settings]):
         except KeyboardInterrupt as interrupt:
             if (command := self.resume_command()) is not None:
                 interrupt.add_note(f"Resume with: {command}")
-                if world() > 1:
-                    interrupt.add_note(f"in {world()} processes, as it was started")
+                if world_size() > 1:
+                    interrupt.add_note(f"in {world_size()} processes, as it was started")
             raise
         except Exception:
             if options.get("--debug") or options.get("--pdb"):
@@ -328,7 +324,7 @@ class RecordedCommand(Generic[Settings]):
         """Return what the command does, its settings, named configs and options, in 80 columns."""
         parts = [localize_commands(help_text(self.settings, sys.modules[self.main.__module__].__doc__))]
         if named := self.named_configs():
-            parts.append("\nNamed configs, words behind `with` that stand for several settings:\n")
+            parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
         parts.append("\nIn the place of `with` or before it:\n")
         rows = dict(COMMANDS)
@@ -388,11 +384,7 @@ def run_folder(run: Run) -> Path | None:
 
 
 def required_folder(run: Run) -> Path:
-    """Return the folder of a run that needs one: in each of several processes that of the main one.
-
-    Raises:
-        ValueError: The run is not observed.
-    """
+    """Return the folder of a run that needs one: in each of several processes that of the main one."""
     folder = run_on_main_process(lambda: run_folder(run))
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")

@@ -11,11 +11,8 @@ import os
 import platform
 import re
 import shutil
-import struct
-import tokenize
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,12 +22,6 @@ import numpy as np
 import psutil
 
 from das_gym.bundled import check_bundled
-
-BAD_ARRAYS = (
-    *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
-    *(SyntaxError, UnicodeError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
-)
-"""What numpy raises for a damaged .npy or .npz file."""
 
 MANY_FILES = 500
 """From this many files in a folder on, the whole disk is flushed at once, which is faster."""
@@ -50,7 +41,7 @@ _HOST = hashlib.sha256(
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path that replaces `path` when the block ends without an error.
+    """Yield a temporary path that replaces `path` when the block ends without an error.
 
     After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders
     are made, and temporary files of killed writers are removed.
@@ -78,8 +69,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` when the block ends without an error; as `replacing`, for a folder.
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` when the block ends without an error; see `replacing`.
 
     Args:
         folder: New, or empty. Missing folders above it are made.
@@ -87,7 +78,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or is no longer empty; names `folder`.
     """
-    with room_beside(folder) as part:
+    with temporary_folder(folder) as part:
         yield part
         paths = [part, *part.rglob("*")]
         if len(paths) > MANY_FILES and hasattr(os, "sync"):
@@ -100,8 +91,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def room_beside(path: Path) -> Iterator[Path]:
-    """Give a hidden, empty folder next to `path` that is removed after the block, or, after a kill, with the next write."""
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden, empty folder next to `path`, removed after the block; after a kill, the next write removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     room = _temporary_path(path)
     try:
@@ -250,7 +241,7 @@ def parse_json(
 
 
 @contextmanager
-def damage_named(path: Path, hint: str) -> Iterator[None]:
+def explain_damage(path: Path, hint: str) -> Iterator[None]:
     """Turn errors about the content of a record into a ValueError that names its file and ends with a hint."""
     try:
         yield
@@ -259,7 +250,7 @@ def damage_named(path: Path, hint: str) -> Iterator[None]:
 
 
 def description_in(arrays: Mapping[str, np.ndarray], hint: str) -> Any:
-    """Return what the JSON text `meta` among the arrays of `read_arrays` holds; ValueError: it is no JSON, or too long."""
+    """Return the parsed JSON text `meta` of an .npz file's arrays. Raise ValueError if it is not JSON, or too long."""
     meta = arrays["meta"]
     if meta.nbytes > MAX_DESCRIPTION:
         raise ValueError(f"its description is too long: got {meta.nbytes} bytes, expected at most {MAX_DESCRIPTION}")
@@ -271,14 +262,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: one of `BAD_ARRAYS`: it is damaged, or would unpack to far more bytes than it has.
+        Exception: of any class: it is damaged, or would unpack to far more bytes than it has.
     """
     packed = read_bytes(path)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         size = sum(record.file_size for record in archive.infolist())
     limit = min(max(MIN_UNPACKED, MAX_RATIO * len(packed)), MAX_UNPACKED)
     if size > limit:
-        raise ValueError(f"it unpacks to too much: got {size} bytes, expected at most {limit}")
+        raise ValueError(f"its decompressed size is too large: got {size} bytes, expected at most {limit}")
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         found = dict(arrays)
     for name, array in found.items():

@@ -49,7 +49,7 @@ def stop_message(interrupt: KeyboardInterrupt) -> str:
 
 
 def raise_interrupts() -> None:
-    """Let signals raise from now on, so that the run can end in order."""
+    """Make signals raise exceptions from now on, so that the run can save and clean up."""
     _handle(raise_interrupt)
 
 

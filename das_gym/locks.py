@@ -19,16 +19,12 @@ def lock_folder(folder: Path) -> FileLock:
     """Lock a folder and return the lock. The system releases it when the process ends, even if it is killed.
 
     On a file system without locks, a warning is printed and nothing is locked.
-
-    Raises:
-        ValueError: Another process holds the lock.
-        OSError: The folder cannot be written to.
     """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is at work in {folder}. Wait for it, or stop it first") from None
+        raise ValueError(f"another process uses {folder}. Wait for it, or stop it first") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise

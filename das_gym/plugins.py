@@ -16,10 +16,7 @@ def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
     The working folder is searched too.
 
     Args:
-        modules: Their names; a text holds several behind commas.
-
-    Raises:
-        ValueError: A module cannot be imported, or registers something invalid.
+        modules: Their names, as a list or separated by commas.
     """
     names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
     if names:
@@ -43,6 +40,6 @@ def imported_plugins() -> tuple[str, ...]:
 
 
 def add_working_folder() -> None:
-    """Let imports find modules of the working folder first, as `python -m` does."""
+    """Put the working folder first on `sys.path`, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))

@@ -19,7 +19,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -39,13 +39,9 @@ def warn_if_single_process() -> None:
 
 
 def join() -> None:
-    """Join the other processes, and take this one's device.
-
-    Raises:
-        ValueError: The environment names several processes that cannot be joined.
-    """
+    """Join the other processes, and take this one's device."""
     warn_if_single_process()
-    if world() > 1:
+    if world_size() > 1:
         import torch
         from accelerate import PartialState
 
@@ -53,18 +49,15 @@ def join() -> None:
         PartialState(cpu=use_cpu or not torch.cuda.is_available())
         if not torch.distributed.is_initialized():
             raise ValueError(
-                f"WORLD_SIZE={world()}, but the processes did not join: start them by `accelerate launch`, or on CPUs by "
+                f"WORLD_SIZE={world_size()}, but the processes did not join: start them by "
+                "`accelerate launch`, or on CPUs by "
                 "`torchrun`"
             )
 
 
 def run_on_main_process(make: Callable[[], Value]) -> Value:
-    """Call `make` on the main process, and return its value on all processes.
-
-    Raises:
-        FloatingPointError: `make` raised it. It is raised on all processes, since callers catch it and continue.
-    """
-    if world() == 1:
+    """Call `make` on the main process, and return its value on all processes."""
+    if world_size() == 1:
         return make()
     from accelerate.utils import broadcast_object_list
 

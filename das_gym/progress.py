@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, else lines, as for the log of a job on a cluster."""
+"""Progress: a bar on a terminal, else a line a minute, as for the log of a job on a cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
-from time import monotonic, time
-from typing import Any, ClassVar, TextIO
+from time import time
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -16,12 +16,15 @@ from das_gym.processes import is_main_process
 DELAY = 2.0
 """Seconds of work before a bar is shown."""
 
-MIN_PAUSE, MAX_PAUSE = 30.0, 600.0
-"""Bounds of the seconds between two lines, which are a twentieth of the elapsed time."""
+PAUSE = 60.0
+"""Seconds between two lines, and of work before the first."""
+
+LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {elapsed}, remaining {remaining}"
+"""The format of a line, with tqdm's names."""
 
 
-def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Progress:
-    """Return a progress bar, or `Lines` if standard error is not a terminal. Only the main process prints.
+def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
+    """Return a progress bar, or `ProgressLines` if standard error is not a terminal. Only the main process prints.
 
     Both write to the original standard error, which Sacred does not capture.
 
@@ -32,70 +35,25 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         initial: First count.
     """
     stream = sys.__stderr__ if is_main_process() else None
-    if stream is None or not stream.isatty():
-        return Lines(total, description, unit, initial, stream)
-    return Bar(total=total, desc=description, unit=unit, initial=initial, file=stream, dynamic_ncols=True, leave=None)
+    kind = Bar if stream is not None and stream.isatty() else ProgressLines
+    return kind(total=total, desc=description, unit=unit, initial=initial, file=stream, disable=stream is None)
 
 
-class Lines:
-    """Progress as lines, each about all open tasks. The first is printed after the outermost task has run for 30 s."""
+class ProgressLines(tqdm):
+    """Progress as a line a minute; the outermost of several tasks prints a last line, too."""
 
-    _open: ClassVar[list[Lines]] = []
-    _last_line: ClassVar[float] = 0.0
+    monitor_interval = 0  # no thread is needed: `update` prints
 
-    def __init__(self, total: int, description: str, unit: str, initial: int, stream: TextIO | None) -> None:
-        self.total, self.description, self.unit = total, description, unit
-        self.n: float = initial
-        self._done_before: float = initial
-        self.stream = stream
-        self.postfix = ""
-        self.start = self._speed_from = monotonic()
-        if not Lines._open:
-            Lines._last_line = self.start
-        Lines._open.append(self)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, bar_format=LINE, delay=PAUSE, mininterval=PAUSE, miniters=1, leave=None)
 
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """Set a text that is printed next to the counts with the next line, like the method of tqdm."""
-        del refresh
-        self.postfix = text
-
-    def update(self, n: float = 1) -> None:
-        """Increase the count, and print a line if one is due."""
-        self.n += n
-        now = monotonic()
-        if now - self.start < 1:  # a resumed search counts its earlier work at once; leave it out of the speed
-            self._done_before, self._speed_from = self.n, now
-        elapsed = now - Lines._open[0].start
-        if now - Lines._last_line >= min(max(MIN_PAUSE, elapsed / 20), MAX_PAUSE):
-            self._print(" | ".join(map(str, Lines._open)))
-
-    def close(self) -> None:
-        """End. The outermost task prints a last line if it has printed before."""
-        if self in Lines._open:
-            Lines._open.remove(self)
-            if not Lines._open and Lines._last_line > self.start:
-                self._print(str(self))
-
-    def _print(self, line: str) -> None:
-        Lines._last_line = monotonic()
-        if self.stream is not None:
-            print(line, file=self.stream, flush=True)
-
-    def __str__(self) -> str:
-        """Return `fine-tuning: 120/300 steps (40 %), loss 0.412, elapsed 00:45, remaining 01:07`."""
-        now, done = monotonic(), self.n - self._done_before
-        parts = [f"{self.description}: {self.n:g}/{self.total} {self.unit}s ({100 * self.n / max(self.total, 1):.0f} %)"]
-        parts += [self.postfix] if self.postfix else []
-        parts += [f"elapsed {tqdm.format_interval(now - self.start)}"]
-        if done > 0 and self.n < self.total:
-            parts += [f"remaining {tqdm.format_interval((now - self._speed_from) * (self.total - self.n) / done)}"]
-        return ", ".join(parts)
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print a line where tqdm draws a bar; tqdm calls it with an empty `msg` to erase one."""
+        del pos
+        if msg is None:
+            # `close` disables the bar first, and ends the last line itself.
+            print(self, end="" if self.disable else "\n", file=self.fp, flush=True)
+        return True
 
 
 class Bar(tqdm):
@@ -107,7 +65,7 @@ class Bar(tqdm):
     _open: ClassVar[list[Bar]] = []
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, delay=DELAY)
+        super().__init__(**settings, delay=DELAY, dynamic_ncols=True, leave=None)
         if not Bar._open:
             sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
         Bar._open.append(self)
@@ -161,12 +119,9 @@ class _Above:
         return getattr(self._stream, name)
 
 
-Progress = Bar | Lines
-
-
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Print a description while the body runs: after 2 s on a terminal, where it is erased afterwards, else after 30 s.
+    """Print a description while the body runs: after 2 s on a terminal, where it is erased afterwards, else after a minute.
 
     Args:
         what: The description, a few words.
@@ -176,7 +131,7 @@ def waiting(what: str) -> Iterator[None]:
         yield
         return
     line = f"{what} ..."
-    delay, end = (DELAY, "\r") if stream.isatty() else (MIN_PAUSE, "\n")
+    delay, end = (DELAY, "\r") if stream.isatty() else (PAUSE, "\n")
     timer = Timer(delay, lambda: print(line, end=end, file=stream, flush=True))
     timer.daemon = True
     timer.start()

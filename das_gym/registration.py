@@ -28,7 +28,7 @@ class ModelEntry:
         vlp: Class, a subclass of `das_gym.models.base.VLP`, or its "module:name".
         load: Function that loads a checkpoint, or its "module:name". It is called with the path, with `generator=` for
             weights that the checkpoint lacks, and with those of `image_size`, `dropout`, `bottleneck`, `skip_bottleneck`
-            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.Loaded`, or a model.
+            and `options` that are in its signature. It returns a `das_gym.models.checkpoints.LoadedCheckpoint`, or a model.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints. `checkpoint=` takes their names.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
@@ -149,7 +149,7 @@ TASKS: dict[str, TaskEntry] = {
             "answering",
             "Answering",
             "das_gym.tasks.answering.task:AnsweringTask",
-            "Shapes-VQA (bundled), LLaVA's conversations, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
+            "Shapes-VQA (bundled), LLaVA's conversations, parquet, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
             gives="prompts",
         ),
     )
@@ -193,11 +193,7 @@ def many_objectives(id: str) -> str:
 
 
 def find_environment(model: str, task: str) -> EnvEntry:
-    """Return the environment of a model and a task, keys of `MODELS` and `TASKS`.
-
-    Raises:
-        ValueError: The model does not support the task.
-    """
+    """Return the environment of a model and a task, keys of `MODELS` and `TASKS`."""
     if MODELS[model].reads != TASKS[task].gives:
         fitting = [name for name, other in TASKS.items() if other.gives == MODELS[model].reads]
         raise ValueError(f"task={task!r} is not supported by {model}: choose from {', '.join(fitting)}")
@@ -216,11 +212,7 @@ def named_problems() -> dict[str, dict[str, str]]:
 
 
 def find_class(name: str | Any) -> Any:
-    """Return the object that "module:name" names. Anything but a string is returned unchanged.
-
-    Raises:
-        ValueError: It cannot be imported.
-    """
+    """Return the object that "module:name" names. Anything but a string is returned unchanged."""
     try:
         return pkgutil.resolve_name(name) if isinstance(name, str) else name
     except (ImportError, AttributeError, ValueError) as error:
@@ -231,15 +223,14 @@ def register_model(entry: ModelEntry) -> None:
     """Add a model, or replace the one of that name, and register an environment for every task that it supports.
 
     Raises:
-        TypeError: `entry` is not a `ModelEntry`, or its class lacks methods of a model, which the message lists. A class
-            given as "module:name" is checked when it is loaded.
-        ValueError: The name cannot be part of an id, or differs only in case from another model's.
+        TypeError: `entry` is no `ModelEntry`, or its class lacks methods. "module:name" is checked when it is loaded.
+        ValueError: The name cannot be part of an id, or is another model's.
 
     Complete example: `examples/own_model.py`.
     """
-    _check_entry(entry, ModelEntry)
-    _check_word("name", entry.name)
-    _check_distinct("name", entry, MODELS)
+    if not isinstance(entry, ModelEntry):
+        raise TypeError(f"register_model takes a das_gym.ModelEntry, not a {type(entry).__name__}")
+    _check_name("name", entry, MODELS)
     if not isinstance(entry.vlp, str):
         from das_gym.models.base import check_class  # importing das_gym does not import torch
 
@@ -253,34 +244,22 @@ def register_task(entry: TaskEntry) -> None:
     """Add a task, or replace the one of that name, and register an environment for every model that supports it.
 
     Raises:
-        TypeError: `entry` is not a `TaskEntry`, or its class lacks methods of a task, which the message lists. A class
-            given as "module:name" is checked when it is loaded.
-        ValueError: The name or title cannot be part of an id, or the title is another task's.
+        TypeError: `entry` is no `TaskEntry`, or its class lacks methods. "module:name" is checked when it is loaded.
+        ValueError: The name or title cannot be part of an id, or is another task's.
 
     Complete example: `examples/own_task.py`.
     """
-    _check_entry(entry, TaskEntry)
+    if not isinstance(entry, TaskEntry):
+        raise TypeError(f"register_task takes a das_gym.TaskEntry, not a {type(entry).__name__}")
     for field in ("name", "title"):
-        _check_word(field, getattr(entry, field))
-        _check_distinct(field, entry, TASKS)
+        _check_name(field, entry, TASKS)
     if not isinstance(entry.task, str):
         from das_gym.tasks.base import check_task  # importing das_gym does not import torch
 
         check_task(entry.task, entry.name)
-    if entry.name in TASKS and TASKS[entry.name].title != entry.title:
-        _forget(entry.name)
     TASKS[entry.name] = entry
     _remember(entry.name, sys._getframe(1).f_globals)
     register_all()
-
-
-def _forget(task: str) -> None:
-    """Unregister the environments of a task."""
-    for entry in [entry for entry in ENVIRONMENTS.values() if entry.task == task]:
-        del ENVIRONMENTS[entry.id]
-        for id in (entry.id, entry.tabular_id):
-            registry.pop(id, None)
-            registry.pop(many_objectives(id), None)
 
 
 def _remember(name: str, caller: Mapping[str, Any]) -> None:
@@ -292,30 +271,14 @@ def _remember(name: str, caller: Mapping[str, Any]) -> None:
         REGISTERED_IN[name] = module
 
 
-def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> None:
-    """Raise if an entry has the wrong type."""
-    if not isinstance(entry, wanted):
-        kinds = {ModelEntry: "register_model", TaskEntry: "register_task"}
-        other = kinds.get(type(entry), kinds[wanted])
-        hint = f"pass it to {other}" if other != kinds[wanted] else f"pass a das_gym.{wanted.__name__}"
-        raise TypeError(f"{kinds[wanted]} takes a {wanted.__name__}, not a {type(entry).__name__}: {hint}")
-
-
-def _check_distinct(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
-    """Raise if another entry has the same value of a field, ignoring case."""
+def _check_name(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
+    """Raise if a name or title cannot be part of an id, or differs at most in case from that of another entry."""
     word = getattr(entry, field)
-    for other in table.values():
-        if other.name != entry.name and getattr(other, field).lower() == word.lower():
-            kind = type(entry).__name__.removesuffix("Entry").lower()
-            raise ValueError(
-                f"{field}={word!r} is already the {field} of the {kind} {other.name!r}; choose another for {entry.name!r}"
-            )
-
-
-def _check_word(field: str, word: object) -> None:
-    """Raise if a name cannot be part of an id."""
     if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
         raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
+    for other in table.values():
+        if other.name != entry.name and getattr(other, field).lower() == word.lower():
+            raise ValueError(f"{field}={word!r} is already the {field} of {other.name!r}; choose another for {entry.name!r}")
 
 
 SUITE_IDS = {
@@ -327,34 +290,33 @@ SUITE_IDS = {
 
 def register_all() -> None:
     """Register the model, table, multi-objective and suite environments that are not registered yet."""
-    for id, (alone, vector) in SUITE_IDS.items():
-        if id not in registry:
-            register(id=id, entry_point=alone, vector_entry_point=vector, order_enforce=False, disable_env_checker=True)
-    pairs = ((model, task) for model in MODELS.values() for task in TASKS.values() if model.reads == task.gives)
-    for model, task in pairs:
-        entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
-        ENVIRONMENTS[entry.id] = entry
-        for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
-            if (many := many_objectives(id)) not in registry:
-                register(
-                    id=many,
-                    entry_point="das_gym.envs.mo_env:make_env",
-                    vector_entry_point="das_gym.envs.mo_env:make_vector_env",
-                    kwargs={
-                        "env": f"das_gym.envs.{form.lower()}_env:{form}Env",
-                        "model": entry.model,
-                        "task": entry.task,
-                    },
-                    order_enforce=False,
-                    disable_env_checker=True,  # it requires a scalar reward
-                )
-            if id not in registry:
-                register(
-                    id=id,
-                    entry_point=f"das_gym.envs.{form.lower()}_env:{form}Env",
-                    vector_entry_point=f"das_gym.envs.{form.lower()}_env:{form}VectorEnv",
-                    kwargs={"model": entry.model, "task": entry.task},
-                    reward_threshold=REWARD_THRESHOLDS.get(id),
-                    order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here
-                    disable_env_checker=True,  # the tests run Gymnasium's checker, and SB3's
-                )
+    for id, points in SUITE_IDS.items():
+        _register(id, *points)
+    for model in MODELS.values():
+        for task in TASKS.values():
+            if model.reads != task.gives:
+                continue
+            entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
+            ENVIRONMENTS[entry.id] = entry
+            problem = {"model": entry.model, "task": entry.task}
+            for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
+                env = f"das_gym.envs.{form.lower()}_env:{form}"
+                _register(id, f"{env}Env", f"{env}VectorEnv", problem, REWARD_THRESHOLDS.get(id))
+                points = "das_gym.envs.mo_env:make_env", "das_gym.envs.mo_env:make_vector_env"
+                _register(many_objectives(id), *points, {"env": f"{env}Env", **problem})
+
+
+def _register(
+    id: str, env: str, vector_env: str | None, kwargs: dict[str, Any] | None = None, threshold: float | None = None
+) -> None:
+    if id in registry:
+        return
+    register(
+        id=id,
+        entry_point=env,
+        vector_entry_point=vector_env,
+        kwargs=kwargs or {},
+        reward_threshold=threshold,
+        order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here
+        disable_env_checker=True,  # it requires a scalar reward; the tests run Gymnasium's checker, and SB3's
+    )

@@ -13,7 +13,6 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # and calls pkgutil.find_loader on Python 3.12
-    from sacred.dependencies import get_digest
     from sacred.observers import FileStorageObserver
     from sacred.serializer import flatten
 
@@ -21,9 +20,8 @@ from filelock import FileLock
 
 from das_gym.config import plain
 from das_gym.drawing.charts import draw_curves
-from das_gym.files import read_json, write_bytes, write_text
+from das_gym.files import read_json, write_text
 from das_gym.locks import lock_folder
-from das_gym.runs import is_run_id
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -35,11 +33,7 @@ class RunError(ValueError):
 
 
 def lock_run(folder: Path) -> FileLock:
-    """Lock a run folder for this process and return the lock, see `das_gym.locks`.
-
-    Raises:
-        RunError: Another process holds the lock, or nothing can be written there.
-    """
+    """Lock a run folder for this process and return the lock, see `das_gym.locks`."""
     try:
         return lock_folder(folder)
     except ValueError as error:
@@ -73,11 +67,6 @@ class RunFolder(FileStorageObserver):
         self.on_started = on_started
         self.lock: FileLock | None = None
 
-    def _maximum_existing_run_id(self) -> int:
-        # Sacred asks str.isdigit, which is true of "²", and then fails in int.
-        ids = [int(path.name) for path in Path(self.basedir).iterdir() if path.is_dir() and is_run_id(path.name)]
-        return max(ids, default=0)
-
     def _make_run_dir(self, _id: str | None) -> None:
         try:
             if self.reopen is None:
@@ -91,7 +80,7 @@ class RunFolder(FileStorageObserver):
             self.lock = lock_run(Path(self.dir))
 
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin as Sacred does; leave no run folder behind after an error or an interrupt."""
+        """Start the run as Sacred does. Remove the run folder after an error or an interrupt."""
         try:
             id = super().started_event(*args, **{**kwargs, "_id": None})
             if not (Path(self.dir) / INFO).exists():
@@ -117,14 +106,6 @@ class RunFolder(FileStorageObserver):
         curves = {name: (m["steps"], m["values"]) for name, m in metrics.items() if name.split(".")[-1] == "loss"}
         if any(len(steps) > 1 for steps, _ in curves.values()):
             draw_curves(folder / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {folder.name}")
-
-    def find_or_save(self, filename: str, store_dir: Path) -> Path:
-        """Copy a source file as Sacred does, and again where an earlier copy was interrupted."""
-        source, digest = Path(filename), get_digest(filename)
-        stored = Path(store_dir) / f"{source.stem}_{digest}{source.suffix}"
-        if not stored.is_file() or get_digest(str(stored)) != digest:
-            write_bytes(stored, source.read_bytes())
-        return stored
 
     def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
         """Record the failure, unless the folder could not be made."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,24 +65,28 @@ class ResumableSettings(RunSettings):
     resume: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimatedSettings:
+    """The setting of commands that print how long they take and how much memory before they start.
+
+    Attributes:
+        estimate: Whether to stop after the expected time and peak memory are printed. None goes on, False prints none.
+    """
+
+    group: ClassVar[str] = "Run"
+
+    estimate: bool | None = None
+
+
 def runs_dir_words(folder: Path) -> str:
     """Return the setting `runs_dir` as it is typed to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 
-def is_run_id(name: str) -> bool:
-    """Return whether a folder's name is a run id: ASCII digits, which `str.isdecimal` and `int` do not agree on."""
-    return re.fullmatch(r"[0-9]+", name) is not None
-
-
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        FileNotFoundError: The run does not exist. The message lists those that do.
-    """
+    """Return the folder of a run."""
     runs_dir = Path(runs_dir)
-    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if is_run_id(run.parent.name))
+    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
     if str(run_id) not in map(str, ids):
         known = f"it holds runs {', '.join(map(str, ids))}: give one of them, or" if ids else "it holds no runs: give"
         raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {known} runs_dir=...")
@@ -94,9 +97,6 @@ def check_links(folder: Path) -> None:
     """Raise for a run folder with links, through which a run would write outside of it, or with pipes and devices.
 
     The folder `_sources` next to it, to which Sacred writes, is checked too.
-
-    Raises:
-        ValueError: Names the link, pipe or device.
     """
     inside = (Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
     for path in (folder, folder.parent / "_sources", *inside):
@@ -107,11 +107,7 @@ def check_links(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run, as plain values.
-
-    Raises:
-        ValueError: `config.json` holds something else.
-    """
+    """Return the settings of a run, as plain values."""
     settings = read_json(folder / CONFIG)
     if not isinstance(settings, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(settings).__name__}, not settings; start a new run")

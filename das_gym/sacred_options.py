@@ -1,12 +1,10 @@
-"""Sacred's own options, and files of settings behind `with`."""
+"""Sacred's own options, and settings files after `with`."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import textwrap
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,9 @@ from typing import Any
 import yaml
 
 from das_gym.config import merge, nest
-from das_gym.progress import waiting
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
 """Sacred's options for databases: the flag, the library that it needs, and the extra that installs it."""
-
-DATABASE_MS = 5000
-"""Milliseconds that a MongoDB may take to answer."""
 
 NOT_SUPPORTED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e"}
 """Options of Sacred that do not apply: runs are numbered by their folder, kept there, and do not look at git."""
@@ -38,11 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Read the settings in a JSON or YAML file.
-
-    Raises:
-        ValueError: Another kind of file, a damaged one, or one that does not hold settings by name.
-    """
+    """Read the settings in a JSON or YAML file."""
     if Path(path).suffix not in CONFIG_FILES:
         raise ValueError(f"{path} is not a file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
     read: Callable[[bytes], Any] = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
@@ -56,11 +46,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets.
-
-    Raises:
-        ValueError: A name is not a text, or has empty parts.
-    """
+    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets."""
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         if not isinstance(name, str):
@@ -70,43 +56,10 @@ def nest_settings(settings: Mapping[str, Any], source: str | Path) -> dict[str, 
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise for options of Sacred that are not supported, and for a database that does not answer.
-
-    Raises:
-        ValueError: Names the option, and the extra to install where a library is missing.
-    """
+    """Raise a ValueError for options of Sacred that are not supported, or whose library is missing."""
     for option, flag in NOT_SUPPORTED.items():
         if options.get(option):
             raise ValueError(f"{flag} ({option}) is not supported. Leave it out")
     for option, (flag, library, extra) in DATABASES.items():
-        if not options.get(option):
-            continue
-        if importlib.util.find_spec(library) is None:
+        if options.get(option) and importlib.util.find_spec(library) is None:
             raise ValueError(f"{flag} needs {library}: pip install 'das_gym[{extra}]'")
-        try:
-            with waiting("asking the database"):
-                _ask_database(option, str(options[option]))
-        except Exception as error:  # each library has its own
-            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
-            raise ValueError(
-                f"{flag}: no database to write to ({reason}). The run folder has everything without {flag} too"
-            ) from error
-
-
-def _ask_database(option: str, place: str) -> None:
-    """Connect to a database; its library raises where it does not answer."""
-    if option == "--sql":
-        import sqlalchemy
-
-        sqlalchemy.create_engine(place).connect().close()
-        return
-    import pymongo
-    from sacred.observers.mongo import parse_mongo_db_arg
-
-    try:
-        url = parse_mongo_db_arg(place)["url"]
-    except AttributeError:
-        raise ValueError(f"{place!r} is not of the form host:port:name") from None
-    client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=DATABASE_MS)
-    with closing(client):
-        client.admin.command("ping")

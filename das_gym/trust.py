@@ -17,9 +17,6 @@ REMOTE_CODE = "trust_remote_code"
 WRITES = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
 """Settings that say where to write, upload or compute."""
 
-CHANGE_NO_SCORE = (*WRITES, "num_workers", "gpus_per_worker")
-"""Settings that a replayed record leaves out."""
-
 NAMES_CODE = ("env_id", "agent", "agents", "baselines")
 """Settings of which Gymnasium or das_gym imports everything before a colon."""
 
@@ -77,9 +74,6 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
         what: What has the settings, as in "run 3 was started".
         settings: By dotted name; nothing is raised for an empty mapping.
         command: The command that confirms them; empty is the running command with them.
-
-    Raises:
-        ValueError: Names the settings, and the whole command that confirms them.
     """
     if not settings:
         return
@@ -98,16 +92,13 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
 def trusted_settings(
     source: object, plugins: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a record without `CHANGE_NO_SCORE`, once the code that it names is confirmed.
+    """Return the settings of a record without `WRITES`, once the code that it names is confirmed.
 
     Args:
         source: The record.
         plugins: The modules that it was made with.
         settings: Its settings, but for those that the user gave.
         trust_remote_code: Whether the user gave this setting.
-
-    Raises:
-        ValueError: A module is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` was not given again.
     """
     kept: dict[str, Any] = _without_writes(settings)
     unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))
@@ -122,5 +113,5 @@ def trusted_settings(
 
 def _without_writes(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_writes(each) for name, each in value.items() if name not in CHANGE_NO_SCORE}
+        return {name: _without_writes(each) for name, each in value.items() if name not in WRITES}
     return [_without_writes(each) for each in value] if isinstance(value, list | tuple) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
+from das_gym.tasks.metrics import METRICS
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
 from tests.made_up_suite import write_made_up_suite
@@ -82,3 +84,12 @@ def small_problem(small_kwargs: dict[str, str]) -> Problem:
 def small_table(small_problem: Problem) -> SubnetTable:
     """Its table, of 10 reward and 6 test examples."""
     return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]
+
+
+@pytest.fixture
+def own_metrics() -> Iterator[None]:
+    """Forget the metrics that a test registers."""
+    before = dict(METRICS)
+    yield
+    METRICS.clear()
+    METRICS.update(before)

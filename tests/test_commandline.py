@@ -26,10 +26,8 @@ from das_gym.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.config import group_fields
 from das_gym.plugins import import_plugins
 from das_gym.runs import PluginSettings
-from das_gym.settings_help import describe_fields
 
 REPOSITORY = Path(__file__).parents[1]
 MODULE = """
@@ -126,14 +124,9 @@ def test_program_explains_a_full_disk(capsys):
 
 
 def test_program_imports_modules_of_the_working_folder(tmp_path, monkeypatch):
-    """And no other: what records name is not looked up there."""
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(Path.cwd()))])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "typed_here.py").write_text("class Agent: pass")
-    program = program_of("record")
-    assert program.run(["see", "with", "paths=['other:Agent', 'a/typed_here:x']"]) == 0
-    assert str(tmp_path) not in sys.path
-    assert program.run(["see", "with", "paths=['typed_here:Agent']"]) == 0
+    assert program_of("record").run(["see"]) == 0
     assert sys.path[0] == str(tmp_path)
 
 
@@ -161,22 +154,10 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     assert program.run([name, "print_config"]) in (0, 1)  # 1 where a setting is required
 
 
-def test_settings_have_descriptions():
-    classes = set(SETTINGS.values())
-    for cls in SETTINGS.values():
-        classes |= {field.metadata["group"] for field in dataclasses.fields(cls) if group_fields(field)}
-    for cls in classes:
-        texts = describe_fields(cls)
-        for field in dataclasses.fields(cls):
-            text = texts[field.name]
-            assert text.endswith((".", "...")), (cls, field.name, text)
-
-
 @pytest.mark.parametrize(("program", "name"), COMMANDS)
 def test_command_imports_plugins_first(program, name, capsys):
     assert program.run([name, "with", "plugins=no_such_module", "agents=[1]"]) == 1
     assert "error: plugins=no_such_module cannot be imported (ModuleNotFoundError" in capsys.readouterr().err
-    assert "plugins=" in program.commands[name].completions()
 
 
 @pytest.mark.parametrize(
@@ -197,10 +178,6 @@ def test_check_words_suggests_a_command(words: list[str], suggestion: str):
     assert suggestion in str(error.value)
 
 
-def test_check_words_takes_options_and_named_configs():
-    check_words(["with", "seed=3", "bayes", "--unobserved", "--name=x"], "agents", ["seed"], ["search"], ["bayes"])
-
-
 @pytest.mark.parametrize(
     ("program", "words", "code", "says"),
     [
@@ -217,7 +194,6 @@ def test_check_words_takes_options_and_named_configs():
         (AGENTS, ["with", "precision=x"], 1, "Did you mean `env_kwargs.precision`?"),
         (ADAPT, ["with", "search_run=99"], 1, "no run 99 in"),
         (ADAPT, ["paper", "with", "image_size=-1"], 1, "error: `image_size` is out of range"),
-        (ADAPT, ["completion", "fish"], 1, "choose one of bash, zsh"),
     ],
 )
 def test_program_reports_mistakes_in_a_paragraph(

@@ -18,7 +18,6 @@ LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "d
 LEAVES = (
     "bundled",
     "commandline",
-    "completion",
     "config",
     "console",
     "files",
@@ -61,7 +60,7 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.adapt.export.answering",  # the same
 )
 
-TASK = re.compile(r"das_gym\.tasks\.(?!base|labels)\w+|^\w+Task$")
+TASK = re.compile(r"das_gym\.tasks\.(?!base|labels|metrics)\w+|^\w+Task$")
 
 EXCEPTIONS = {
     "family: das_gym.models.checkpoints": "the one list of the families with custom formats",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -18,14 +19,14 @@ from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.saving import to_adaptation
 from das_gym.adapt.recipe import resolve_defaults
-from das_gym.adapt.report import one_example
+from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
@@ -118,29 +119,24 @@ class ComparisonContext:
         self.splits = splits
         self.folder = folder
         self.log = log
-        self.plain = with_new_head(load_backbone(problem), problem.task, splits)
-        self.task, vlp = self.plain.task, self.plain.backbone.vlp
-        self.recipe, self.about = resolve_defaults(recipe, self.plain)
+        self.base = with_new_head(load_backbone(problem), problem.task, splits)
+        self.plain = baseline_of(self.base)
+        self.task, vlp = self.base.task, self.base.backbone.vlp
+        self.recipe, self.about = resolve_defaults(recipe, self.base)
         self.encoder = EncoderCache(vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(vlp.layers)
         self.metric_name = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
         self.test_examples = shuffled(self.task, splits.test, test_examples)
-        vlp.remove_adapters()
         self.macs_full = example_costs(self.plain, splits).macs_full
 
     def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[TrainedModel, Trial]:
-        """Train a new model, and score it on the reward split.
-
-        Raises:
-            ValueError: the model does not support the method.
-            FloatingPointError: the training diverged.
-        """
+        """Train a new model, and score it on the reward split."""
         started = time.perf_counter()
-        backbone = load_backbone(self.problem)
+        # A full copy: some methods train what others leave frozen.
+        backbone = dataclasses.replace(self.base.backbone, vlp=copy.deepcopy(self.base.backbone.vlp))
         torch.manual_seed(seed)
-        task = type(self.task)(backbone.processor, self.task.labels)
-        model = AdaptedModel(backbone, new_head(backbone, task), task)
+        model = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
         method = variant.make(seed, self.n_layers)
         updated = method.apply(model, seed)
         parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
@@ -273,14 +269,10 @@ def _best_rate(trials: Sequence[Trial]) -> float:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """Return the trials in a comparison's record, none without a file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Return the trials in a comparison's record, none without a file."""
     if not path.is_file():
         return []
-    with damage_named(path, "remove it, and all is trained again"):
+    with explain_damage(path, "remove it, and all is trained again"):
         return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 

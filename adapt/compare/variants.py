@@ -55,9 +55,6 @@ def method_variants(
         methods: Keys of `METHODS`.
         settings: Of methods, by name.
         masks: The searched mask for each number of skipped layers.
-
-    Raises:
-        ValueError: an unknown method or setting.
     """
     variants: list[MethodVariant] = []
     for name in methods:

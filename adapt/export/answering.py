@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.export.folder import Exported
+from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
 from das_gym.adapt.shrink.checks import source_of
-from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.verifying import (
     TOLERANCES,
     Probes,
@@ -35,23 +35,23 @@ from das_gym.problem.mask_space import skipped_names
 QUESTIONS = ("what is this?", "how many are there, and of which colour is the largest?", "say it again")
 
 
-def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any]) -> Exported:
+def export_answering(
+    subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
+) -> ExportedFolder:
     """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process.
 
     Args:
         subnet: As `load_subnet` returns it, of a model that answers in words. It is rounded to the saved dtype.
         out: A folder that does not exist.
         record: The content of the run's record, or a row of a comparison, for the folder's README.md.
-
-    Raises:
-        TypeError: another kind of model.
-        VerificationError: the saved checkpoint's outputs differ from the model's.
+        wanted_dtype: See `saved_dtype`.
     """
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
     smaller, source = export_form(vlm), source_of(config)
-    dtype = saved_dtype(source_dtype(source), vlm.model.dtype)
+    dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype
+    dtype = saved_dtype(*dtypes)
     task_processor: Any = subnet.task.processor
     prompts = []
     for number, question in enumerate(QUESTIONS):
@@ -64,10 +64,11 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
     given = Probes(smaller, task_processor, prompts).subprocess_input(adapted)
     with new_folder(out) as part:
         processor = Path(config.tokenizer) if config.tokenizer else source
-        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm))
+        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
         pairs = list(zip(found["logits"], wanted, strict=True))
-        difference, tolerance = max(relative_difference(*pair) for pair in pairs), TOLERANCES.get(dtype, 0.1)
+        difference = max(relative_difference(*pair) for pair in pairs)
+        tolerance = max(TOLERANCES.get(each, 0.1) for each in (dtype, dtypes[1]))
         if difference > tolerance:
             raise VerificationError(
                 f"the logits of the folder differ from the fine-tuned model's: relative difference {difference:.2g}, "
@@ -76,17 +77,18 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
         first, *others = found["generated"].values()
         if dtype == torch.float32 and any(rows != first[: len(rows)] for rows in others):
             raise VerificationError(f"the folder generates different text with and without a cache: {found['generated']}")
-        exported = Exported(
+        exported = ExportedFolder(
             out,
             f"transformers.{auto_class(vlm.model.config).__name__}",
             sum(p.numel() for p in smaller.model.parameters()),
             max(float((one.float() - other.float()).abs().max()) for one, other in pairs),
+            dtype=describe_dtype(*dtypes, "dtype"),
         )
         write_text(part / "README.md", _card(source, exported, adapted, vlm, record))
     return exported
 
 
-def _card(source: Path, exported: Exported, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
+def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
     auto = exported.loads_with.rpartition(".")[2]
     name, remote = display_name(source), has_remote_code(vlm)
     removed = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))

@@ -13,7 +13,7 @@ from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions
 
 if TYPE_CHECKING:
-    from das_gym.adapt.export.folder import Exported
+    from das_gym.adapt.export.folder import ExportedFolder
 
 DAS = (
     "Dynamic Architecture Skipping (arXiv 2309.01479) freezes a vision-language model, removes the layers that a task does "
@@ -23,7 +23,7 @@ DAS = (
 
 
 def model_card(
-    subnet: AdaptedModel, model: ExportedModel, exported: Exported, record: Mapping[str, Any], num_images: int
+    subnet: AdaptedModel, model: ExportedModel, exported: ExportedFolder, record: Mapping[str, Any], num_images: int
 ) -> str:
     """Return the text of the folder's README.md.
 

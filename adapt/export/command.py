@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_trials
-from das_gym.adapt.export.folder import Exported, export
+from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
-from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
 
+from das_gym.config import check_names, choice
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
 from das_gym.runs import RUNS_DIR, PluginSettings
@@ -34,8 +35,8 @@ class ExportSettings(PluginSettings):
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
         out: New folder to write to.
         method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
-        seed: Seed whose model is exported, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
-            split.
+        dtype: Number format of the weights of a model that answers in words. `auto` is the checkpoint's, or that of the
+            training if it has fewer bits.
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
@@ -45,24 +46,22 @@ class ExportSettings(PluginSettings):
     run: int | str
     out: str
     method: str | None = None
-    seed: int | None = None
+    dtype: str = choice("auto", SAVED_DTYPES)
     onnx: bool = False
     checkpoint: str | None = None
     trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
 
+    def __post_init__(self) -> None:
+        check_names([self.dtype], SAVED_DTYPES, "dtype")
 
-def run_export(settings: ExportSettings) -> Exported:
-    """Write the folder.
 
-    Raises:
-        FileNotFoundError, ValueError: no such run, or what cannot be written.
-        FileExistsError: `out` exists.
-    """
+def run_export(settings: ExportSettings) -> ExportedFolder:
+    """Write the folder."""
     out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method, settings.seed)
+    place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
@@ -77,23 +76,25 @@ def run_export(settings: ExportSettings) -> Exported:
         vlp.prune(np.zeros(len(vlp.layers), bool))
     record = _compared(folder, place) if place != folder else _record(folder)
     if config is None or MODELS[config.model].reads == "pairs":
+        if settings.dtype != "auto":
+            raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
     if settings.onnx:  # of a model that a plugin has registered by now
         _check_onnx({"model": config.model})
     from das_gym.adapt.export.answering import export_answering
 
-    return export_answering(subnet, out, record)
+    return export_answering(subnet, out, record, settings.dtype)
 
 
 def _check_onnx(problem: Any) -> None:
-    """Raise for an ONNX graph of a generative model, before the model is loaded."""
+    """Raise ValueError if `onnx` is set for a generative model, before the model is loaded."""
     model = problem.get("model") if isinstance(problem, dict) else None
     if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
         raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
 def _record(folder: Path, *more: str) -> dict[str, Any]:
-    """The record of a run, where one lies in its folder, or in a file of one of these names."""
+    """Return the record in a run's folder, from the first of these file names that exists."""
     found = record_in(folder, (RECORD, JOINT_RECORD, *more))
     record = None if found is None else read_json(found)
     return record if isinstance(record, dict) else {}
@@ -121,6 +122,8 @@ def main(settings: ExportSettings) -> None:
     """Export, and print how far the result differs from the masked model."""
     written = run_export(settings)
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
+    if written.dtype:
+        print(f"weights: {written.dtype}")
     print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")
     if written.onnx_difference is not None:
         print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.1e}")

@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFolder:
     """An exported folder.
 
     Attributes:
@@ -43,6 +43,7 @@ class Exported:
         parameters: Number of parameters.
         difference: Largest difference of a logit from the subnet's.
         onnx_difference: The same of the ONNX file. None without one.
+        dtype: Which dtype was saved and why; empty for models that have no choice.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Exported:
     parameters: int
     difference: float
     onnx_difference: float | None = None
+    dtype: str = ""
 
 
 def export(
@@ -57,7 +59,7 @@ def export(
     out: str | os.PathLike[str],
     onnx: bool = False,
     record: Mapping[str, Any] | None = None,
-) -> Exported:
+) -> ExportedFolder:
     """Write a subnet with its head: config, weights, tokenizer, image processor, code, model card.
 
     The folder is loaded again and compared with the subnet before it appears; a failed export leaves nothing.
@@ -67,9 +69,6 @@ def export(
         out: A folder that does not exist.
         onnx: Whether to write `model.onnx` as well.
         record: The content of the run's record, for the model card.
-
-    Raises:
-        ValueError: `out` exists, the model cannot be exported, or the folder's outputs differ from the subnet's.
     """
     place = check_out(out)
     if onnx:
@@ -81,7 +80,7 @@ def export(
         raise ValueError(f"export supports {known}: got {type(vlp).__name__}. Use `das_gym.adapt.load_subnet` on the run.")
     head = export_head(subnet.head, vlp.feature_size)
     model = family.export(vlp, head)
-    found: list[Exported] = []
+    found: list[ExportedFolder] = []
 
     def fill(folder: Path) -> None:
         _write_files(folder, subnet, model, head.num_labels, head.num_images)
@@ -90,7 +89,7 @@ def export(
         count = sum(tensor.numel() for tensor in model.tensors.values())
         file = model.model.partition(":")[0].rpartition(".")[2]
         loads_with = f"{file}.py" if model.code else model.model.replace(":", ".")
-        found.append(Exported(place, loads_with, count, difference, onnx_difference))
+        found.append(ExportedFolder(place, loads_with, count, difference, onnx_difference))
         write_text(folder / "README.md", model_card(subnet, model, found[0], record or {}, head.num_images))
 
     write_folder(place, fill)
@@ -139,11 +138,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
 
 @torch.no_grad()
 def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder: Path) -> float:
-    """Return the largest difference of a logit between the subnet and the loaded folder.
-
-    Raises:
-        ValueError: it is too large, or tensors are missing or unexpected.
-    """
+    """Return the largest difference of a logit between the subnet and the loaded folder."""
     with quiet_loading():
         loaded, info = pkgutil.resolve_name(model.model).from_pretrained(
             folder, local_files_only=True, output_loading_info=True

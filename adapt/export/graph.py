@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 def require_onnx() -> None:
-    """Raise ValueError if a package is missing, or torch is too old."""
+    """Raise ValueError if a package for the ONNX export is missing, or torch is too old."""
     if TorchVersion(torch.__version__) < OLDEST_TORCH:
         raise ValueError(
             f"`onnx` needs torch {OLDEST_TORCH} or newer: got {torch.__version__}. Upgrade it, or leave `onnx` out."
@@ -79,9 +79,6 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
 
     Returns:
         The largest difference of a logit between onnxruntime's and the subnet's.
-
-    Raises:
-        ValueError: the difference is too large.
     """
     import onnxruntime
 

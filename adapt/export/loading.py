@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from das_gym.config import build
-from das_gym.files import damage_named, read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.quiet import quiet_loading
@@ -44,12 +44,9 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         folder: The folder.
         device: Where the model goes; `auto` is a GPU if there is one.
         max_text_length: Longest text in tokens; None = as in the run.
-
-    Raises:
-        ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
     """
     config = read_json(folder / "config.json")
-    with damage_named(folder / "config.json", "export the run again"):
+    with explain_damage(folder / "config.json", "export the run again"):
         fields = {
             name: value for name, value in config[METADATA_KEY].items() if name in _ExportedConfig.__dataclass_fields__
         }

@@ -1,4 +1,4 @@
-"""Bottleneck adapters, one behind another (Houlsby et al., arXiv 1902.00751)."""
+"""Sequential bottleneck adapters (Houlsby et al., arXiv 1902.00751)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import ClassVar
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.adapters import Adapter, AdapterBehind, parallel_adapters
+from das_gym.models.adapters import Adapter, SequentialAdapter, parallel_adapters
 from das_gym.models.base import VLP
 
 
 @dataclass(frozen=True)
 class AdapterTuning(Method):
-    """Train an adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
+    """Train an adapter after every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
 
     With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (`python -m adapt paper`).
 
@@ -24,7 +24,7 @@ class AdapterTuning(Method):
     """
 
     title: ClassVar[str] = "adapter"
-    remaining: ClassVar[str] = "adapters behind its sub-layers"
+    remaining: ClassVar[str] = "adapters after its sub-layers"
 
     bottleneck: int | None = None
 
@@ -32,7 +32,7 @@ class AdapterTuning(Method):
         check_widths(self, "bottleneck")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert an `AdapterBehind` around the last linear layer of each sub-layer."""
+        """Insert a `SequentialAdapter` around the last linear layer of each sub-layer."""
         bottleneck = self.bottleneck or das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
@@ -40,7 +40,7 @@ class AdapterTuning(Method):
             layer = site.last
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
             adapter.to(layer.weight.device)
-            site.owner.set_submodule(site.out, AdapterBehind(layer, adapter))
+            site.owner.set_submodule(site.out, SequentialAdapter(layer, adapter))
             trained += adapter.parameters()
         return trained
 

@@ -79,14 +79,10 @@ class Method(ABC):
 
     @abstractmethod
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first.
-
-        Raises:
-            ValueError: the model does not support the method.
-        """
+        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first."""
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
-        """As `insert`, in a model from which layers were deleted. By default the same."""
+        """Insert the method into a model with removed layers; by default, as `insert` does."""
         return self.insert(pruned.vlp)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
@@ -95,24 +91,21 @@ class Method(ABC):
         Args:
             vlp: The full model.
             parts: As in `PrunedModel`.
-
-        Raises:
-            ValueError: it cannot.
         """
         if self.remaining:
-            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which no folder can hold.")
+            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which cannot be saved.")
         if not self.insert(meta_twin(vlp)):
-            raise ValueError(f"{self.title} cannot recover a model: it trains no parameters but those of a head.")
+            raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
 
     def describe_recovery(self, hidden_size: int) -> str:
         """Return what recovery trains, for the card of a model of that width."""
         return f"{self.title} in the remaining layers"
 
     def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Called when training has ended: merge what can be merged."""
+        """Finish the training: merge what can be merged into the weights."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Make a frozen model ready to be trained by this method, in place.
+        """Prepare a frozen model for training by this method, in place.
 
         Args:
             model: As it was loaded, with a head and no mask pruned.
@@ -120,9 +113,6 @@ class Method(ABC):
 
         Returns:
             How many parameters of the model this method updates, without head and poolers.
-
-        Raises:
-            ValueError: the model does not support the method, or nothing would train.
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
@@ -140,18 +130,14 @@ class Method(ABC):
         return sum(counted.values())
 
     def check(self, vlp: VLP) -> None:
-        """Check that a model supports the method; it is not changed.
-
-        Raises:
-            ValueError: it does not, or nothing would train.
-        """
+        """Check that a model supports the method; it is not changed."""
         twin = meta_twin(vlp)
         trained = self.insert(twin)
         self._check_trains(vlp, bool(trained or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:
-            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} brings its head.")
+            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
@@ -161,11 +147,7 @@ def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
 
 
 def check_widths(method: Method, *names: str) -> None:
-    """Check that widths are 1 or more.
-
-    Raises:
-        ValueError: names the setting.
-    """
+    """Check that widths are 1 or more."""
     check_ranges(method, **dict.fromkeys(names, (1, 2**20)))
 
 
@@ -187,16 +169,11 @@ def register_method(name: str, method: str | type[Method]) -> None:
 
 
 def method_class(name: str) -> type[Method]:
-    """Return the class of a method.
-
-    Raises:
-        ValueError: no such method.
-        TypeError: it does not implement `insert`.
-    """
+    """Return the class of a method."""
     check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
-        raise TypeError(f"method {name!r}: {cls.__name__} has no insert; write it")
+        raise TypeError(f"method {name!r}: {cls.__name__} does not implement `insert`.")
     return cls
 
 
@@ -206,9 +183,6 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Args:
         name: A key of `METHODS`.
         settings: Its settings that differ from the defaults.
-
-    Raises:
-        ValueError: no such method, or a setting that is out of range.
 
     Example:
         >>> make_method("lora", {"rank": 8}).rank

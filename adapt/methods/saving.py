@@ -11,7 +11,7 @@ from torch import Tensor
 
 from das_gym.models.macs import meta_twin, without_content
 from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameters
-from das_gym.problem.loading import AdaptedModel, Backbone, unadapted
+from das_gym.problem.loading import AdaptedModel, Backbone, model_for_adaptation
 
 
 def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
@@ -50,14 +50,11 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
         adaptation: An adaptation that names its method.
         task: Name of the task.
         path: Where the adaptation was read, for messages.
-
-    Raises:
-        ValueError: another model or task, a method that is not registered here, or parameters that do not fit.
     """
     saved = adaptation.method
     if saved is None:
         raise ValueError(f"{path} names no method of fine-tuning.")
-    model = unadapted(backbone, adaptation, task, path)
+    model = model_for_adaptation(backbone, adaptation, task, path)
     adaptation.check_base(backbone.base)
     try:
         method = make_method(saved.name, saved.settings)

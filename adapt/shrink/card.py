@@ -8,15 +8,19 @@ from pathlib import Path
 
 from das_gym.adapt.shrink.measuring import Measured
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.report import conclusion, results_table
-from das_gym.adapt.shrink.verifying import Verified
+from das_gym.adapt.shrink.report import conclusion, table_of
+from das_gym.adapt.shrink.verifying import Verification
 
 from das_gym.models.transformers.loading import auto_class
-from das_gym.models.transformers.model import IMAGE, VLM
+from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
 from das_gym.runs import library_versions
 
 PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 TRUST = ", trust_remote_code=True"
+ADDED_CODE = (
+    "The folder holds the code of its model, which is not one of transformers' own. Without `trust_remote_code=True`, "
+    "loading fails on purpose (no file named model.safetensors): transformers' class would fill what it misses with noise."
+)
 
 
 def model_card(
@@ -28,7 +32,7 @@ def model_card(
     trained: tuple[int, int],
     data: str,
     measured: Measured,
-    verified: Verified,
+    verified: Verification,
     command: str,
     has_remote_code: bool,
 ) -> str:
@@ -49,14 +53,20 @@ def model_card(
     """
     name = display_name(source)
     removed = [("decoder layers", full.removed_layers(mask), len(full.stack.layers))]
+    for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
+        places = [place for place, part in full.removed_parts(mask).items() if part == kind]
+        removed.append((f"{what} of decoder layers", places, len(full.stack.layers)))
     if full.tower is not None:
         removed.append(("layers of its vision tower", full.removed_layers(mask, IMAGE), len(full.tower.stack.layers)))
     removed = [each for each in removed if each[1]]
-    counts = " and ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
-    which = " and ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
+    counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
+    which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
     auto = auto_class(full.model.config).__name__
-    table = results_table([row.record() for row in measured.rows.values()], measured.metric)
-    code = TRUST if has_remote_code or (recovery.method is not None and recovery.method.adds_code) else ""
+    table = table_of(measured)
+    adds_code = bool(full.removed_parts(mask)) or (recovery.method is not None and recovery.method.adds_code)
+    code = TRUST if has_remote_code or adds_code else ""
+    trained_in_memory = "recovered model in memory, run layer by layer"
+    compared = "full model with these layers skipped" if recovery.method is None else trained_in_memory
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     parts = [
         front_matter(source, auto, ("pruned",)),
@@ -67,8 +77,9 @@ def model_card(
         table.markdown(),
         f"Scored on {data} with greedy decoding. Other abilities of the model were not measured.",
         loading_example(auto, code, TRUST if has_remote_code else ""),
-        "Checked when it was saved: loaded by transformers alone, its logits equal those of the full model with these "
-        f"layers skipped (relative difference {verified.logits_difference:.1e} or less), and so does the text that it "
+        *([ADDED_CODE] if adds_code else []),
+        f"Checked when it was saved: loaded by transformers alone, its logits equal those of the {compared} "
+        f"(relative difference {verified.logits_difference:.1e} or less), and so does the text that it "
         f"generates {', '.join(verified.ways)}.",
         f"Command: `{command}`",
         f"Versions: {versions}.",

@@ -16,15 +16,16 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.saving import check_out, saved_dtype
 from das_gym.adapt.shrink.settings import ShrinkSettings
-from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_code
+from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.layer_removal import check_shared, check_units, pruned_copy
-from das_gym.models.transformers.model import IMAGE, JOINT, VLM
-from das_gym.models.transformers.weights import loaded_dtype, weight_files
+from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy, share_copy
+from das_gym.models.transformers.model import IMAGE, JOINT, MLP, VLM
+from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
+from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
@@ -84,10 +85,11 @@ def source_of(problem: ProblemConfig) -> Path:
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check what does not need the model."""
     source = source_of(problem)
-    check_out(
-        settings.out_folder(Path(settings.runs_dir) / "new"), source, sum(p.stat().st_size for p in weight_files(source))
-    )
-    check_units(problem.units)
+    room, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
+    room = room * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
+    if problem.units == "sublayers" and problem.vision:
+        raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     for name in ("supernet", "device_map"):
         if getattr(problem, name) is not None:
             raise ValueError(f"`{name}` is not supported by shrink: got {getattr(problem, name)}. Leave it out.")
@@ -108,12 +110,14 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(
             f"the weights in {source} are {name}, for which this {device.type} has no instructions. Give dtype=float32 to "
-            f"compute in float32 and save in {name}, or dtype={name} to compute slowly."
+            f"compute in float32 and save in {name} (see `save_dtype`), or dtype={name} to compute slowly."
         )
 
 
 def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     check_shared(vlm.model, vlm.tower is not None)
+    if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
+        check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[-1]: MLP}))
     needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm.device)
     if needed > free:
         raise ValueError(
@@ -140,19 +144,30 @@ def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: n
 
 
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
-    """Reject a budget for which every layer of the decoder, or of the vision tower, would have to go."""
+    """Reject a budget for which every layer of the decoder, or of the vision tower, would have to go.
+
+    Of sublayers, an attention of the first layer's kind has to stay, see `modeling_removed_sublayers`.
+    """
     stacks = {JOINT: vlm.stack} if vlm.tower is None else {JOINT: vlm.stack, IMAGE: vlm.tower.stack}
-    units = {stream: [n for n, unit in enumerate(vlm.layers) if unit.stream == stream] for stream in stacks}
-    fully_skippable = [units[stream] for stream, stack in stacks.items() if len(units[stream]) == len(stack.layers)]
-    kept = np.array(list(itertools.product(*fully_skippable)), dtype=int)  # one layer of each stack, in every way
+    needed = {stream: list(range(len(stack.layers))) for stream, stack in stacks.items()}
+    if vlm.unit_kind != "layers":
+        needed = {JOINT: counting_attentions(vlm.model)}
+    fully_skippable = []
+    for stream, places in needed.items():
+        units = zip(vlm.layers, vlm.places, strict=True)
+        one_of = [n for n, (u, place) in enumerate(units) if u.stream == stream and u.kind != MLP and place in places]
+        if len(one_of) == len(places):  # otherwise one is never skipped
+            fully_skippable.append(one_of)
+    kept = np.array(list(itertools.product(*fully_skippable)), dtype=int)  # one of each list, in every way
+    left = "layer" if vlm.unit_kind == "layers" else "attention"
     largest = np.tile(budget.useful_layers, (len(kept), 1))
     np.put_along_axis(largest, kept, False, axis=1)
     if budget.skip_num is not None and budget.skip_num > (count := largest.sum(axis=1).max()):
-        raise ValueError(f"`skip_num` must leave one layer: got {budget.skip_num}, expected {count} or less.")
+        raise ValueError(f"`skip_num` must leave one {left}: got {budget.skip_num}, expected {count} or less.")
     if budget.cost is not None and not budget.is_kept_by(largest).any():
         reach = math.floor(budget.cost.saved(largest).max() * 1e4) / 1e4
         raise ValueError(
-            f"`{budget.cost.setting}` is out of reach if one layer must stay: got {budget.saved}, expected {reach:.4f} or "
+            f"`{budget.cost.setting}` is out of reach if one {left} must stay: got {budget.saved}, expected {reach:.4f} or "
             "less."
         )
 
@@ -199,7 +214,10 @@ def check_removable(problem: Problem, mask: np.ndarray) -> None:
     known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
         try:
-            check_generation(pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1))
+            smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)
+            check_generation(smaller, probes)
+            if vlm.removed_parts(mask):
+                check_logits(smaller, mask, probes)
         except ValueError as error:
             known[key] = str(error)
             raise

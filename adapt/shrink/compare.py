@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.shrink.measuring import answer_scores, loss_of
+from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, make_teacher
 
 from das_gym.drawing.table import Table
-from das_gym.intervals import mean_interval
-from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
@@ -25,7 +23,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """The mask that a method found, and the cost of the search.
 
     Attributes:
@@ -46,36 +44,22 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """A model's loss and score on test examples.
-
-    Attributes:
-        loss: Of the reference answers, nats.
-        score: Mean score of generated answers, 0..1.
-        low, high: Its 95 % interval.
-    """
-
-    loss: float
-    score: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class MethodResult:
     """One method of the comparison.
 
     Attributes:
         found: The mask that it found.
         macs_saved: Share of the full model's MACs.
+        kv_saved: Share of the full model's bytes of keys and values per token.
         drawn: The removed layers as text.
         before: After removal alone.
         after: After recovery. None without recovery.
         recovery_seconds: Of recovery.
     """
 
-    found: Found
+    found: FoundMask
     macs_saved: float
+    kv_saved: float
     drawn: str
     before: Quality
     after: Quality | None
@@ -102,50 +86,52 @@ class MaskEvaluator:
         recovery: RecoveryConfig,
         batch_size: int,
         folder: Path | None = None,
+        metric: str | None = None,
     ) -> None:
         self.problem, self.full, self.test = problem, full, test
-        self.recovery, self.batch_size, self.folder = recovery, batch_size, folder
+        self.recovery, self.batch_size, self.folder, self.metric = recovery, batch_size, folder, metric
         self._teacher: Teacher | None = None
         self._known: dict[tuple[int, ...], MethodResult] = {}
+        self._prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
 
     def quality(self, vlm: VLM, title: str) -> Quality:
         """Return loss and score of a model."""
-        task = self.problem.task
-        processor: Any = task.processor
-        open_ended = task.open_ended(self.test)
-        loss = loss_of(vlm, task, open_ended, self.batch_size, f"loss, {title}")
-        texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", self.batch_size)
-        scores = answer_scores(task, self.test, texts)
-        return Quality(loss, float(scores.mean()), *mean_interval(scores))
+        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric).quality
 
-    def evaluate(self, found: Found) -> MethodResult:
+    def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
         mask, method = np.array(found.mask, dtype=bool), found.method
-        known = self._known.get(found.mask)
+        smaller, known = pruned_copy(self.full, mask), self._known.get(found.mask)
         if known is not None:
             before, after, seconds = known.before, known.after, known.recovery_seconds
         else:
-            before, after, seconds = self.quality(pruned_copy(self.full, mask), method), None, None
+            before, after, seconds = self.quality(smaller, method), None, None
             if self.recovery.recover != "none":
                 started = time.perf_counter()
                 after = self.quality(self._recovered(mask, method), f"{method}, recovered")
                 seconds = time.perf_counter() - started
         saved = float(self.problem.costs.macs_saved(mask))
-        return MethodResult(found, saved, draw_mask(self.full, mask), before, after, seconds)
+        cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
+        kept = cached[0] / max(cached[1], 1)
+        return MethodResult(found, saved, 1 - kept, draw_mask(self.full, mask), before, after, seconds)
 
     def _recovered(self, mask: np.ndarray, method: str) -> VLM:
         task, examples = self.problem.task, self.problem.splits.train
         self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
-        checkpoint = None if self.folder is None else self.folder / f"{method}.pt"
+        checkpoint = None if self.folder is None else self._checkpoint(method)
         student = pruned_copy(self.full, mask)
         Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher).run()
         return student
 
     def remember(self, result: MethodResult) -> None:
-        """Keep a result that is in the record, and remove its checkpoint."""
+        """Store a result that is in the record, and remove its checkpoint."""
         self._known[result.found.mask] = result
         if self.folder is not None:
-            (self.folder / f"{result.found.method}.pt").unlink(missing_ok=True)
+            self._checkpoint(result.found.method).unlink(missing_ok=True)
+
+    def _checkpoint(self, method: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{method.replace('/', '_')}.pt"
 
 
 def verdict(results: Sequence[MethodResult]) -> str:
@@ -192,7 +178,7 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
         left_out: Why methods have no result.
     """
     recovers = any(result.after is not None for result in results)
-    columns = ["method", "evaluations", "seconds", "MACs saved", "loss seen", "loss", "score (95 %)"]
+    columns = ["method", "evaluations", "seconds", "MACs saved", "KV saved", "loss seen", "loss", "score (95 %)"]
     columns += ["recovered loss", "recovered score (95 %)"] if recovers else []
 
     def quality(value: Quality | None) -> list[str]:
@@ -200,12 +186,12 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
             return ["-", "-"]
         return [f"{value.loss:.4f}", f"{100 * value.score:.1f} ({100 * value.low:.1f}..{100 * value.high:.1f})"]
 
-    rows = [["full model", "-", "-", "-", "-", *quality(full), *(["-", "-"] if recovers else []), ""]]
+    rows = [["full model", "-", "-", "-", "-", "-", *quality(full), *(["-", "-"] if recovers else []), ""]]
     for result in sorted(results, key=lambda result: result.before.loss):
         found = result.found
         seen = "-" if found.reward_loss is None else f"{found.reward_loss:.4f}"
-        saved = f"{100 * result.macs_saved:.1f} %"
-        row = [found.method, str(found.evaluations), f"{found.seconds:.1f}", saved, seen, *quality(result.before)]
+        saved = [f"{100 * share:.1f} %" for share in (result.macs_saved, result.kv_saved)]
+        row = [found.method, str(found.evaluations), f"{found.seconds:.1f}", *saved, seen, *quality(result.before)]
         rows.append([*row, *(quality(result.after) if recovers else []), result.drawn])
     notes = [verdict(results), *(f"{method} has no result: {reason}" for method, reason in left_out.items())]
     return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))

@@ -3,6 +3,7 @@
 python -m adapt shrink compare                                                       the bundled model, 20 % of the MACs
 python -m adapt shrink compare with recover=none                                     faster: deletion alone
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
+python -m adapt shrink compare with 'methods=["bayes","bayes/sublayers"]'            layers, and attention and MLP apart
 python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
 Each method is a search in a separate run. Their ids are in searches.json, so that a resumed comparison resumes them.
@@ -23,8 +24,8 @@ import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
+from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_kwargs
@@ -36,10 +37,10 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build, settings_dict
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import damage_named, read_json, write_json, write_text
+from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import changed_settings
-from das_gym.problem.loading import Problem, load_problem, shuffled
+from das_gym.problem.loading import load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
 from das_gym.runs import find_run, library_versions
@@ -50,7 +51,11 @@ TABLE = "compare.md"
 SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
+"""Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
+
+
+APART = "/sublayers"
+"""End of a method that skips attention and MLP of each layer separately."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class CompareSettings(AnsweringSettings):
     """The settings of `python -m adapt shrink compare`.
 
     Attributes:
-        methods: Agents that choose the layers to delete.
+        methods: Agents that choose the layers to delete; with `/sublayers` at the end, attentions and MLPs.
         evaluations: Masks that an agent may score, at least 1.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.METHOD.NAME=VALUE`.
         searches: Ids of searches that ran before, by method, as in `searches.bayes=17`.
@@ -89,9 +94,20 @@ class CompareSettings(AnsweringSettings):
         check_ranges(self, evaluations=POSITIVE)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
+        if self.skip_num is not None and len({method.endswith(APART) for method in self.methods}) > 1:
+            raise ValueError(f"`skip_num` counts layers and sublayers alike: got {self.skip_num}. Use `macs_saved` instead.")
         for name in (*self.agent_kwargs, *self.searches):
             if name not in self.methods:
                 raise ValueError(f"{name!r} is not among `methods`: {', '.join(self.methods)}.")
+
+    def of_method(self, method: str) -> CompareSettings:
+        """Return the settings of one method's units."""
+        return dataclasses.replace(self, units="sublayers") if method.endswith(APART) else self
+
+    @property
+    def by_units(self) -> dict[str, CompareSettings]:
+        """The settings for each kind of units that methods have."""
+        return {each.units or "layers": each for each in map(self.of_method, self.methods)}
 
     @property
     def shrink_settings(self) -> ShrinkSettings:
@@ -103,10 +119,12 @@ class CompareSettings(AnsweringSettings):
 def prepare(settings: CompareSettings) -> CompareSettings:
     """Check agents, model and given searches before a run; the model is loaded."""
     for method in settings.methods:
-        check_agent_name(method)
-        if method not in ALGORITHMS:
-            check_agent_kwargs(method, settings.agent_kwargs.get(method, {}))
-    check(settings.shrink_settings)
+        agent = method.removesuffix(APART)
+        check_agent_name(agent)
+        if agent not in ALGORITHMS:
+            check_agent_kwargs(agent, settings.agent_kwargs.get(method, {}))
+    for each in settings.by_units.values():
+        check(each.shrink_settings)
     for method, run in settings.searches.items():
         check_search(settings, method, run)
     return settings
@@ -115,27 +133,32 @@ def prepare(settings: CompareSettings) -> CompareSettings:
 def compare(settings: CompareSettings, run: Run) -> float:
     """Search, evaluate, print and save; the test loss of the best method before recovery is the result."""
     folder = required_folder(run)
-    problem = load_problem(settings.problem_config)
-    search_all(settings, problem, folder)
+    search_all(settings, folder)
     searches = {**read_searches(folder), **{method: StartedSearch(run) for method, run in settings.searches.items()}}
     for method in settings.methods:
         if method not in searches:
             raise ValueError(f"`searches` lacks {method}. Give the run of every method, or leave it out.")
     settings = dataclasses.replace(settings, searches={method: searches[method].run for method in settings.methods})
-    test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    evaluator = MaskEvaluator(problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder)
+    evaluators: dict[str, MaskEvaluator] = {}
+    for units, each in settings.by_units.items():
+        problem = load_problem(each.problem_config)
+        test = shuffled(problem.task, problem.splits.test, settings.test_examples)
+        parts = problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder, settings.metric
+        evaluators[units] = MaskEvaluator(*parts)
     full, results = read_results(folder)
-    full = full or evaluator.quality(evaluator.full, "full model")
+    full = full or evaluators[units].quality(evaluators[units].full, "full model")
     for result in results:
-        evaluator.remember(result)
+        evaluators[settings.of_method(result.found.method).units or "layers"].remember(result)
     left_out: dict[str, str] = {}
-    budget = requested_budget(settings.shrink_settings, problem)
     todo = [method for method in settings.methods if method not in {result.found.method for result in results}]
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in todo:
-            choice = choice_from_search(settings.runs_dir, searches[method].run, changed_settings(settings.problem_config))
+            own = settings.of_method(method)
+            evaluator = evaluators[own.units or "layers"]
+            choice = choice_from_search(settings.runs_dir, searches[method].run, changed_settings(own.problem_config))
+            budget = requested_budget(own.shrink_settings, evaluator.problem)
             try:
-                choice = fallback_if_not_removable(choice, problem, budget)
+                choice = fallback_if_not_removable(choice, evaluator.problem, budget)
             except ValueError as error:
                 left_out[method] = str(error)
                 continue
@@ -157,7 +180,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
     return min(result.before.loss for result in results)
 
 
-def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> None:
+def search_all(settings: CompareSettings, folder: Path) -> None:
     """Run the search of every method that lacks one; resume those that were stopped.
 
     The encoder outputs are computed first, and scores of masks are forgotten before each search, so that no method profits
@@ -171,8 +194,10 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> Non
     todo = [method for method in settings.methods if method not in finished]
     if not todo:
         return
-    nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
-    problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
+    for each in settings.by_units.values():
+        problem = load_problem(each.problem_config)
+        nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
+        problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
 
     def keep(method: str, seconds: float, run: str) -> None:
         started[method] = StartedSearch(int(run), seconds)
@@ -180,10 +205,11 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> Non
 
     with progress(len(todo), "searches", unit="method") as bar:
         for method in todo:
-            problem.evaluator.forget()
-            agent_kwargs = settings.agent_kwargs.get(method, {})
-            more = {"agent": method, "evaluations": settings.evaluations, "agent_kwargs": agent_kwargs}
-            given, seconds = search_values(settings, settings.budget, more), 0.0
+            own = settings.of_method(method)
+            load_problem(own.problem_config).evaluator.forget()
+            agent, agent_kwargs = method.removesuffix(APART), settings.agent_kwargs.get(method, {})
+            more = {"agent": agent, "evaluations": settings.evaluations, "agent_kwargs": agent_kwargs}
+            given, seconds = search_values(own, settings.budget, more), 0.0
             if method in started:  # the other settings are given again, as confirmation of an untrusted run's settings
                 stopped = started[method]
                 seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
@@ -201,7 +227,7 @@ def read_searches(folder: Path) -> dict[str, StartedSearch]:
     path = folder / SEARCHES
     if not path.is_file():
         return {}
-    with damage_named(path, "remove it, and all methods search again"):
+    with explain_damage(path, "remove it, and all methods search again"):
         started = {method: build(StartedSearch, each, "entry") for method, each in read_json(path).items()}
     return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
@@ -214,7 +240,7 @@ def seconds_of(folder: Path) -> float:
     """
     path = folder / "run.json"
     log = read_json(path)
-    with damage_named(path, "search again"):
+    with explain_damage(path, "search again"):
         ended = log["stop_time"] or log["heartbeat"] or log["start_time"]
         return (datetime.fromisoformat(ended) - datetime.fromisoformat(log["start_time"])).total_seconds()
 
@@ -225,13 +251,13 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
     Raises:
         FileNotFoundError, ValueError: it is not.
     """
-    choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config))
+    choice_from_search(settings.runs_dir, run, changed_settings(settings.of_method(method).problem_config))
     agent = read_json(find_run(settings.runs_dir, run) / SEARCH_RECORD)["agent"]
-    if agent != method:
+    if agent != method.removesuffix(APART):
         raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
 
 
-def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> Found:
+def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> FoundMask:
     """Return the recorded result of one mask of a search.
 
     Args:
@@ -245,7 +271,7 @@ def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask
     bits = tuple(int(bit) for bit in mask)
     rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
     loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    return Found(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
+    return FoundMask(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
@@ -258,7 +284,7 @@ def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
     if not path.is_file():
         return None, []
     record = read_json(path)
-    with damage_named(path, "remove it, and all methods are measured again"):
+    with explain_damage(path, "remove it, and all methods are measured again"):
         return build(Quality, record["full"]), [build(MethodResult, each) for each in record["methods"]]
 
 

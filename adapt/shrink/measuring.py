@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
+from das_gym.tasks.metrics import score_texts
 
-FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
+FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 
 GENERATE_BATCH_SIZE = 8
 """Prompts that are answered at a time."""
@@ -41,6 +43,7 @@ class ModelResult:
         bytes: Of its weights as saved.
         macs: Of one example.
         macs_saved: Share of the full model's, which is the baseline.
+        kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
@@ -56,6 +59,7 @@ class ModelResult:
     bytes: int
     macs: int
     macs_saved: float
+    kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
@@ -68,6 +72,37 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A model's loss and score on test examples.
+
+    Attributes:
+        loss: Of the reference answers, nats.
+        score: Mean score of generated answers, 0..1.
+        low, high: Its 95 % interval.
+    """
+
+    loss: float
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The answers of a model to the test examples.
+
+    Attributes:
+        quality: Loss and mean score.
+        texts: The answers.
+        scores: (n_examples,) their scores.
+    """
+
+    quality: Quality
+    texts: Sequence[str]
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class Measured:
     """The results of all models on the same examples.
 
@@ -76,12 +111,14 @@ class Measured:
         texts: The answers of each model.
         scores: (n_examples,) scores of each model.
         metric: What the score is.
+        control: The full model after the same training as the saved one, if there is one.
     """
 
     rows: dict[str, ModelResult]
     texts: Mapping[str, Sequence[str]]
     scores: Mapping[str, np.ndarray]
     metric: str
+    control: Quality | None = None
 
     @property
     def final(self) -> ModelResult:
@@ -89,8 +126,8 @@ class Measured:
         return list(self.rows.values())[-1]
 
     def difference(self) -> tuple[float, float, float]:
-        """Return the saved model's score minus the full model's, and its 95 % interval over examples."""
-        differences = self.scores[self.final.name] - self.scores[FULL]
+        """Return the saved model's score minus the control's, else the full model's, and its 95 % interval over examples."""
+        differences = self.scores[self.final.name] - self.scores[FULL if self.control is None else CONTROL]
         return (float(differences.mean()), *difference_interval(differences))
 
     def loss_regained(self) -> float | None:
@@ -107,9 +144,10 @@ def measure(
     mask: np.ndarray,
     task: Task,
     examples: Sequence[Any],
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     batch_size: int,
     latency_blocks: int,
+    metric: str | None = None,
 ) -> Measured:
     """Score and measure each model.
 
@@ -119,43 +157,55 @@ def measure(
         mask: (n_layers,) bool, the layers that all but the full model lack.
         task: A task with answers in words.
         examples: Of the test split, with their options.
-        dtype: The type that weights are saved in.
+        dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
+        metric: The score, see `answer_scores`.
     """
     processor: Any = task.processor
-    open_ended = task.open_ended(examples)
-    prompts = task.pairs(open_ended)
+    prompt = task.pairs(task.open_ended(examples[:1]))[0]
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
-    times = latencies(timed, processor, prompts[0], latency_blocks)
+    times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        texts[name] = generate(vlm, processor, prompts, f"answers of the {name} model", batch_size)
-        scores[name] = answer_scores(task, examples, texts[name])
+        scored = score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        texts[name], scores[name] = scored.texts, scored.scores
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
         rows[name] = ModelResult(
             name,
-            float(scores[name].mean()),
-            *mean_interval(scores[name]),
-            loss=loss_of(vlm, task, open_ended, batch_size, f"loss of the {name} model"),
+            **asdict(scored.quality),
             parameters=parameters,
-            bytes=parameters * dtype.itemsize,
+            bytes=parameters * dtypes[name != FULL].itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
+            kv_bytes=cached_values(vlm, processor, prompt) * dtypes[1].itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, texts, scores, task.metric_name.replace("_", " "))
+    return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
 
 
-def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    """Return the (n,) float64 scores of answers, 0..1."""
+def score_model(
+    vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
+) -> Scored:
+    """Return loss, answers and scores of a model; `title` names it in progress bars, the other arguments as in `measure`."""
+    open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
+    loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
+    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", batch_size)
+    scores = answer_scores(task, examples, texts, metric)
+    return Scored(Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores)
+
+
+def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:
+    """Return the (n,) float64 scores of answers, 0..1, by a metric of `register_metric`; None takes the task's."""
+    if metric is not None:
+        return score_texts(metric, examples, texts)
     return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
 
 
@@ -188,6 +238,19 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             total += float(losses.double().sum())
             bar.update(len(chunk))
     return total / len(examples)
+
+
+@torch.no_grad()
+def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
+    """Return how many numbers the cache keeps per token: keys and values of every layer that has them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=vlm.text_config)
+    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
+    model = vlm.model.base_model
+    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
+    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())
 
 
 def latencies(

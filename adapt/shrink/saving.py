@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from das_gym.files import at_home, read_json, whole_folder, write_json
+from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
-from das_gym.models.transformers.inserted_adapters import has_adapters, write_code
+from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHT_SUFFIXES = (
@@ -25,15 +25,36 @@ WEIGHT_SUFFIXES = (
 )
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
 
+OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
+"""Ends of the names of files of das_gym about the source's layers."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 SPARE_BYTES = 2**26
 """Room on the disk besides the weights: tokenizer, processor, run folder."""
 
 
-def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:
-    """Return the type to save in: the source's, unless the computation had fewer bits."""
+SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Allowed values of the setting for the saved dtype."""
+
+
+def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:
+    """Return the type to save in: the wanted one; with `auto` the source's, unless the computation had fewer bits."""
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
     return source if source.itemsize <= computed.itemsize else computed
+
+
+def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, setting: str) -> str:
+    """Return which dtype `saved_dtype` chose and why, and how to keep the precision of the training where it is lost."""
+    dtype = saved_dtype(source, computed, wanted)
+    names = {each: str(each).removeprefix("torch.") for each in (dtype, source, computed)}
+    if wanted != "auto":
+        return f"saved in {names[dtype]}, as {setting}={wanted} asks"
+    if dtype != source:
+        return f"saved in {names[dtype]}, in which it was computed (the source is in {names[source]})"
+    lost = f". It was computed in {names[computed]}; {setting}={names[computed]} keeps that"
+    return f"saved in {names[dtype]}, as the source is{lost if computed.itemsize > dtype.itemsize else ''}"
 
 
 def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
@@ -72,7 +93,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         ValueError: the disk rejects it, or `out` exists by then.
     """
     try:
-        with whole_folder(out) as part:
+        with replacing_folder(out) as part:
             yield part
             if out.exists():
                 raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
@@ -104,7 +125,15 @@ def round_parameters(model: Any, dtype: torch.dtype) -> None:
                 module._parameters[name] = replacements.setdefault(parameter, new)
 
 
-def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, has_remote_code: bool = False) -> None:
+def save(
+    model: Any,
+    folder: Path,
+    source: Path,
+    processor: Path,
+    dtype: torch.dtype,
+    has_remote_code: bool = False,
+    names_dtype: bool = False,
+) -> None:
     """Write configuration, weights with checksums, and all other files of the source's folder.
 
     Args:
@@ -115,19 +144,23 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         dtype: Of the saved weights.
         has_remote_code: Whether the source's own code is trusted. A folder with code of das_gym is loaded with
             trust_remote_code=True, so that code from an untrusted source must not be copied into it.
+        names_dtype: Whether the configuration names `dtype`, and not what the source's names.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    has_own_code = has_adapters(model)
-    with bars_on_terminals():  # transformers renames no weights for code that is not its own
-        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not has_own_code)
+    code = own_code(model)
+    own: dict[str, Any] = {}
+    if code is not None:  # transformers renames no weights for code that is not its own
+        own = {"save_original_format": False, "variant": VARIANT}
+    with bars_on_terminals():
+        plain.save_pretrained(folder, max_shard_size=shard_size(source), **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
-    _set_config_dtype(folder, source)
-    if has_own_code:
-        write_code(folder, model)
+    _set_config_dtype(folder, source, dtype if names_dtype else None)
+    if code is not None:
+        write_code(folder, model, code)
     for origin in dict.fromkeys((source, processor)):
         for path in _other_files(origin):
-            if has_own_code and not has_remote_code and path.suffix == ".py":
+            if code is not None and not has_remote_code and path.suffix == ".py":
                 continue
             target = folder / path.relative_to(origin)
             if origin == processor or not target.exists():
@@ -136,12 +169,13 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     write_sums(folder)
 
 
-def _set_config_dtype(folder: Path, source: Path) -> None:
-    """Name the dtype that the source's configuration names, which may differ from that of the weights."""
+def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype | None) -> None:
+    """Set the dtype in config.json; None takes that of the source's, which may differ from that of the weights."""
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):
         named = next((theirs[key] for key in DTYPE_KEYS if theirs.get(key)), None)
+        named = named if dtype is None else str(dtype).removeprefix("torch.")
         if named is not None and "dtype" in mine:
             mine["dtype"] = named
         elif mine is not config:  # otherwise it would be the dtype of the computation
@@ -159,7 +193,8 @@ def _other_files(folder: Path, inner: bool = False) -> list[Path]:
     others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
     if inner and len(others) < len(files):
         return []
-    found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
+    names = {path: path.name.lower() for path in others}
+    found = [p for p, name in names.items() if inner or not (name in NOT_COPIED or name.endswith(OF_OLD_LAYERS))]
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             found += _other_files(path, inner=True)

@@ -17,6 +17,7 @@ import torch
 from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
+from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
@@ -32,7 +33,8 @@ from das_gym.models.transformers.inserted_adapters import full_with_adapters_of,
 from das_gym.models.transformers.layer_removal import full_with_parameters_of
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stack import replace_forwards, skip_forward
+from das_gym.models.transformers.own_code import own_code
+from das_gym.models.transformers.stack import replace_forwards
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
 from das_gym.wording import first_line
@@ -56,7 +58,7 @@ class VerificationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """The result of a successful verification.
 
     Attributes:
@@ -177,7 +179,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
 
     said = {way: generated(smaller, way) for way in ways}
     # in 16 bits, rounding decides between tokens of nearly equal probability
-    exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)
+    exact = smaller.model.dtype not in HALVES
     differing = [way for way in ways if said[way] != said[UNCACHED] and (exact or isinstance(said[way], str))]
     if differing:  # if the full model's output differs as well, the removed layers are not the reason
         reference = generated(probes.vlm, UNCACHED)
@@ -189,6 +191,25 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
         f"{type(smaller.model).__name__} does not work without these layers: generate of transformers says {said[UNCACHED]} "
         f"{UNCACHED}, and {said[way]} {way}. Give a `mask` that keeps its first layers, and one or more of each kind."
     )
+
+
+@torch.no_grad()
+def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
+    """Raise, before training, if a pruned model computes something else than the masked model that the search scored.
+
+    Whole layers are compared when a model is loaded. Of attentions and MLPs, it depends on the mask.
+
+    Raises:
+        VerificationError: the outputs differ.
+    """
+    for encoding, wanted in zip(probes.encodings, replay_logits(probes.vlm, probes, mask), strict=True):
+        found = smaller.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1].cpu()
+        difference = relative_difference(found, wanted)
+        if difference > TOLERANCES.get(smaller.model.dtype, 0.1):
+            raise VerificationError(
+                f"{type(smaller.model).__name__} computes something else when these attentions and MLPs are removed than "
+                f"with zeros in their place (relative difference {difference:.2g}). Use `units=layers`."
+            )
 
 
 def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +234,7 @@ def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         return found
 
 
-def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verified:
+def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verification:
     """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
     Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
@@ -229,7 +250,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     Raises:
         VerificationError: names what differs.
     """
-    found = run_in_subprocess(folder, probes.subprocess_input(has_adapters(smaller.model)))
+    found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
     if source_dtype(folder) != dtype:
         raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
     tokenizer = probes.processor.tokenizer
@@ -249,7 +270,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
         encodings = _same_form(probes.encodings) if way == PADDED else probes.encodings
         for encoding, tokens in zip(encodings, rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
-    return Verified(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
+    return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
 
 
 def relative_difference(given: Tensor, wanted: Tensor) -> float:
@@ -276,11 +297,7 @@ def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[i
     for name, value in encoding.types.items():
         repeats = [len(tokens)] + [1] * (value.ndim - 1)
         types[name] = torch.cat((value[:start], value[-1:].repeat(*repeats)))
-    skipped = {}
-    for index in np.flatnonzero(mask).tolist():
-        layer = vlm.stack_of(index).layers[vlm.places[index]]
-        skipped[layer] = skip_forward(layer, vlm.skippable(index).chosen(True))
-    with replace_forwards(skipped):
+    with replace_forwards(vlm.skip_forwards(mask)):
         logits = vlm.run([encoding._replace(ids=ids, types=types)], with_head=True).logits[0, start - 1 : -1].cpu().float()
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
     logits[:, image_tokens_of(vlm.model)] = -torch.inf

@@ -43,7 +43,7 @@ class AgreementProcess(Process):
         super().__init__(masks, values, self.noise_share * (2.0 + self.pairs + self.heat))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         weighted = self._weighted if some is self.masks else (2.0 * some - 1.0) * self.layer_weights
         u = weighted @ (2.0 * others - 1.0).T
         return self._polynomial(u) + self.heat * np.exp(self.rate * (u - 1.0))
@@ -57,7 +57,7 @@ class AgreementProcess(Process):
         return np.exp(-2.0 * self.rate * np.abs(self._weighted))
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`: a flip adds to the agreement, and multiplies the heat kernel by a factor."""
+        """See `Process.flip_means`: a flip adds to the agreement, and multiplies the heat kernel by a factor."""
         signs = 2.0 * mask - 1.0
         u, steps = self._weighted @ signs, self._weighted * (-2.0 * signs)
         factors = np.where(steps < 0.0, self._factors, 1.0 / self._factors)

@@ -269,7 +269,7 @@ def make_agent(
     agent_kwargs: Mapping[str, Any] | None = None,
     statistics: Mapping[str, Floats] | None = None,
 ) -> Agent:
-    """Make an agent.
+    """Make a registered ask/tell agent by its name.
 
     Args:
         name: A key of `AGENTS`, or "module:class" of a custom agent.

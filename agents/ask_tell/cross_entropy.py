@@ -60,7 +60,7 @@ class CrossEntropy(Agent):
         return self.space.distinct(n, draw, self.rng, self.rewards)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards. After `population` masks, update p."""
+        """Store the rewards. After `population` masks, update the skip probabilities."""
         super().tell(masks, rewards)
         self._since_update += len(masks)
         if self._since_update >= self.population:

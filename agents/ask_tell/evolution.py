@@ -85,7 +85,7 @@ class Evolution(Agent):
         return masks_of_keys(self._waiting[:n], self.n_layers)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards, and end the stage after its last mask."""
+        """Store the rewards, and end the stage after its last mask."""
         masks, rewards = self.check_rewards(masks, rewards)
         self._scored.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
         self._waiting = [key for key in self._waiting if key not in self._scored]
@@ -123,7 +123,7 @@ class Evolution(Agent):
         self._rejected = dict.fromkeys(self.key(bits) for bits in state["rejected"])
 
     def _end_stage(self) -> None:
-        """Pass the better masks on to the next stage; after the last one, choose the next parent."""
+        """Promote the better masks to the next stage; after the last stage, choose the next parent."""
         if self._stage == len(self.stages) - 1:
             self.parent, self._stage = self.best(), 0
         else:

@@ -147,11 +147,11 @@ class PolynomialProcess(Process):
         super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         return self._covariance_at((2.0 * some - 1.0) @ (2.0 * others - 1.0).T)
 
     def prior_variances(self, masks: Masks) -> Floats:
-        """Return `Process.prior_variances`."""
+        """See `Process.prior_variances`."""
         return self._covariance_at(np.full(len(masks), float(masks.shape[1])))
 
     def _covariance_at(self, d: Floats) -> Floats:
@@ -163,7 +163,7 @@ class PolynomialProcess(Process):
         return found
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`.
+        """See `Process.flip_means`.
 
         Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
         agree. So all swaps together take two matrix products.
@@ -208,7 +208,7 @@ def climb(
     grid: Sequence[Sequence[float]] = GRID,
     axes: Sequence[int] | None = None,
 ) -> tuple[MaskProcess, list[int]]:
-    """Take one step up the marginal likelihood along axes of a grid; return the process and its indices.
+    """Increase the marginal likelihood by one step along axes of a grid; return the process and its indices.
 
     Args:
         make: Makes the process for one index per axis.

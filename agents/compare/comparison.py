@@ -76,7 +76,7 @@ def compare_agents(
 def run_agent(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> AgentResult:
-    """Let an agent search once per seed; one that does not depend on the seed searches once.
+    """Run an agent once per seed; an agent that does not depend on the seed runs once.
 
     Args:
         oracle: Returns rewards.
@@ -99,7 +99,7 @@ def run_agent(
 
 
 def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
-    """Make an agent and discard it, so that a wrong name or hyperparameter is found before any agent searches.
+    """Make an agent and discard it, to find a wrong name or hyperparameter before any agent searches.
 
     An algorithm of Stable-Baselines3 is checked by a search of one mask.
 
@@ -118,7 +118,7 @@ def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any])
     problem = (oracle.env_id, oracle.env_kwargs)
     agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, *problem)
     if agent.examples_share != 1.0:
-        raise ValueError(f"agent {name!r} would begin on fewer examples, but comparisons score all: leave `stages` out")
+        raise ValueError(f"agent {name!r} starts on fewer examples, but a comparison scores all. Leave out `stages`")
     return agent
 
 

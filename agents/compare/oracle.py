@@ -43,7 +43,7 @@ class Oracle(ABC):
 
     @cached_property
     def calls(self) -> list[tuple[tuple[int, ...], float]]:
-        """(skipped layers, reward) of every call, in order."""
+        """The (skipped layers, reward) of every call, in order."""
         return []
 
     def __call__(self, mask: npt.ArrayLike) -> float:
@@ -81,7 +81,7 @@ class Oracle(ABC):
             ValueError: `best_reward` or `random_reward` is unknown.
         """
         if self.best_reward is None or self.random_reward is None:
-            raise ValueError(f"{self.env_id} does not know the rewards of its best and its random masks. Compare on a table")
+            raise ValueError(f"{self.env_id} has no known best and mean reward to scale by. Compare on a table")
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
@@ -117,15 +117,15 @@ class TableOracle(Oracle):
             self.random_reward = float(self._rewards[allowed].mean())
 
     def rewards(self, masks: Masks) -> Floats:
-        """Return `Oracle.rewards`."""
+        """See `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """Return `Oracle.test_metrics`."""
+        """See `Oracle.test_metrics`."""
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        """Return `Oracle.ranks`."""
+        """See `Oracle.ranks`."""
         return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
@@ -145,7 +145,7 @@ class SuiteOracle(Oracle):
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:
-        """Return `Oracle.rewards`."""
+        """See `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
 
@@ -173,11 +173,11 @@ class LiveOracle(Oracle):
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        """Return `Oracle.rewards`."""
+        """See `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng).rewards
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """Return `Oracle.test_metrics`."""
+        """See `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 

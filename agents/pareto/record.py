@@ -17,9 +17,12 @@ from das_gym.runs import library_versions
 FORMAT = 1
 RECORD = "front.json"
 
+NOT_RECORDED = ("searched", "baselines", "layer_names", "keeps_a_layer")
+"""Fields of `FrontResult` that its record holds in another form, or not at all."""
+
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredMasks:
     """Masks with their scores on the reward split.
 
     Attributes:
@@ -34,12 +37,12 @@ class Scored:
     losses: Floats
     metrics: Floats
 
-    def rows(self, chosen: Any) -> Scored:
+    def rows(self, chosen: Any) -> ScoredMasks:
         """Return some of them."""
-        return Scored(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
+        return ScoredMasks(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
 
     @classmethod
-    def joined(cls, parts: Iterable[Scored]) -> Scored:
+    def joined(cls, parts: Iterable[ScoredMasks]) -> ScoredMasks:
         """Concatenate several."""
         every = list(parts)
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
@@ -54,7 +57,7 @@ class Scored:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Scored:
+    def from_record(cls, record: Mapping[str, Any]) -> ScoredMasks:
         """Read what `record` returned.
 
         Raises:
@@ -64,7 +67,7 @@ class Scored:
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
         numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
         if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
-            raise ValueError(f"there are {len(masks)} masks, and not one number for each of them")
+            raise ValueError(f"got {len(masks)} masks, but not one number for each")
         return cls(masks, *numbers)
 
 
@@ -81,6 +84,7 @@ class FrontResult:
         searched: What the search scored, the full model first.
         baselines: Heuristic name to its masks, from few layers to many.
         hypervolume_share: Fraction of the true front's hypervolume, from a table; None if unknown.
+        keeps_a_layer: Whether a mask of all layers is no point, since nothing would be left of the model.
     """
 
     settings: Mapping[str, Any]
@@ -88,14 +92,17 @@ class FrontResult:
     env_kwargs: Mapping[str, Any]
     cost: str
     layer_names: tuple[str, ...]
-    searched: Scored
-    baselines: Mapping[str, Scored] = field(default_factory=dict)
+    searched: ScoredMasks
+    baselines: Mapping[str, ScoredMasks] = field(default_factory=dict)
     hypervolume_share: float | None = None
+    keeps_a_layer: bool = False
 
     @property
-    def front(self) -> Scored:
+    def front(self) -> ScoredMasks:
         """The Pareto front of all scored masks, the smallest saving first: points 0, 1, ..."""
-        every = Scored.joined([self.searched, *self.baselines.values()])
+        every = ScoredMasks.joined([self.searched, *self.baselines.values()])
+        if self.keeps_a_layer:
+            every = every.rows(~every.masks.all(axis=1))
         return every.rows(front_rows(every.saved, every.losses))
 
     def record(self) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class FrontResult:
             }
             for number, mask in enumerate(front.masks)
         ]
-        own = {name: value for name, value in vars(self).items() if name not in ("searched", "baselines", "layer_names")}
+        own = {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
         return {
             "format": FORMAT,
             **own,

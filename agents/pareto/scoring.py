@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from das_gym.agents.pareto.record import Scored
+from das_gym.agents.pareto.record import ScoredMasks
 from das_gym.agents.searching.environment import make_scored, observed_statistics
 
 from das_gym.config import check_names
@@ -64,7 +64,7 @@ class FrontProblem:
 
     @property
     def metric_name(self) -> str:
-        """Name of `Scored.metrics`."""
+        """Name of `ScoredMasks.metrics`."""
         return self.scorer.problem.task.metric_name if self.table is None else self.table.meta.metric_name
 
     def saved(self, masks: Masks) -> Floats:
@@ -75,12 +75,12 @@ class FrontProblem:
         """Return the masks that save at least `share`, for heuristics that need a budget."""
         return MaskSpace(Budget(self.n_layers, saved=share, cost=self.cost))
 
-    def score(self, masks: Masks) -> Scored:
+    def score(self, masks: Masks) -> ScoredMasks:
         """Score (m, n_layers) masks in one call of the engine."""
         info = self.scorer.score(masks, self._rng).info
-        return Scored(masks, self.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
+        return ScoredMasks(masks, self.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
 
-    def hypervolume_share(self, scored: Scored) -> float | None:
+    def hypervolume_share(self, scored: ScoredMasks) -> float | None:
         """Return the fraction of the true front's hypervolume that the masks cover; None without a table."""
         if self.table is None:
             return None

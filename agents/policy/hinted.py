@@ -126,14 +126,14 @@ class HintedProcess(MaskProcess):
         super().__init__(masks, values, indices[:-1])
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         return super().covariance(some, others) + self._variance * np.outer(self._hint(some), self._hint(others))
 
     def prior_variances(self, masks: Masks) -> Floats:
-        """Return `Process.prior_variances`."""
+        """See `Process.prior_variances`."""
         return super().prior_variances(masks) + self._variance * self._hint(masks) ** 2
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`."""
+        """See `Process.flip_means`."""
         effect = self._variance * float(self._hint(self.masks) @ self.weights)
         return super().flip_means(mask) + effect * self._hint.after_flips(mask)

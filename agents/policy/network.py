@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import build
-from das_gym.files import damage_named
+from das_gym.files import explain_damage
 from das_gym.models.tensor_files import TensorFile, read_safetensors, write_tensors
 from das_gym.problem.statistics import STATISTICS
 
@@ -219,7 +219,7 @@ class UnitNetworks(nn.Module):
 
     @staticmethod
     def _config(path: Path, file: TensorFile) -> PolicyConfig:
-        with damage_named(path, HINT):
+        with explain_damage(path, HINT):
             config = build(PolicyConfig, json.loads(file.config["config"]))
             if not (1 <= config.blocks <= len(file.tensors) and 1 <= config.heads <= config.width and config.statistics):
                 raise ValueError(f"{config.blocks} blocks, {config.heads} heads of {config.width}, {config.statistics}")

@@ -68,7 +68,7 @@ class PolicySettings(PluginSettings):
 
     def __post_init__(self) -> None:
         if self.members < 1:
-            raise ValueError(f"members={self.members} is not allowed; use 1 or more")
+            raise ValueError(f"`members` is out of range: got {self.members}, expected at least 1")
 
 
 def mean_scaled(network: UnitNetwork, suite: Suite) -> float:
@@ -121,7 +121,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
     best: dict[str, Any] = {"score": -np.inf}
     started = time.perf_counter()
 
-    class Watch(BaseCallback):
+    class KeepBest(BaseCallback):
         """Keeps what does best on `valid`."""
 
         def _on_step(self) -> bool:
@@ -136,7 +136,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
                 passed = f"{self.num_timesteps:>9,} steps, {time.perf_counter() - started:.0f} s"
                 log(f"{passed}: train {known:.3f}, valid {score:.3f}")
 
-    model.learn(settings.steps, callback=Watch())
+    model.learn(settings.steps, callback=KeepBest())
     network = model.policy.network
     if mean_scaled(network, valid) < best["score"]:
         network.load_state_dict(best["state"])

@@ -114,7 +114,7 @@ def import_algorithm(path: str) -> type[BaseAlgorithm]:
 
 
 def is_algorithm(agent: str) -> bool:
-    """Whether an agent's name is an algorithm of SB3: a key of `ALGORITHMS`, or the "module:class" of one."""
+    """Return whether an agent's name is an SB3 algorithm: a key of `ALGORITHMS`, or the "module:class" of one."""
     if agent in ALGORITHMS or ":" not in agent:
         return agent in ALGORITHMS
     try:
@@ -148,7 +148,7 @@ def find_algorithm(algorithm: str | type[BaseAlgorithm]) -> tuple[type[BaseAlgor
 
 
 def supports_action_masks(cls: type[BaseAlgorithm]) -> bool:
-    """Whether `predict` of an algorithm takes action masks, as MaskablePPO's does."""
+    """Return whether `predict` of an algorithm takes action masks, as MaskablePPO's does."""
     return "action_masks" in inspect.signature(cls.predict).parameters
 
 
@@ -214,7 +214,7 @@ class ActionSpaceError(ValueError):
 def make_model(
     cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int, own: Mapping[str, Any] | None = None
 ) -> BaseAlgorithm:
-    """Make the algorithm on the environments.
+    """Make an SB3 model of the algorithm on the environments.
 
     Args:
         cls: Its class.

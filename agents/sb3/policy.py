@@ -11,7 +11,7 @@ import numpy as np
 from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks
 from das_gym.agents.sb3.config import with_action
 
-from das_gym.files import at_home, damage_named, read_json
+from das_gym.files import at_home, explain_damage, read_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -42,7 +42,7 @@ def load_sb3(
             f"loading {Path(folder) / AGENT} unpickles it, which can run any code. Pass `trust=True` to confirm"
         )
     description = read_json(path)
-    with damage_named(path, "train the agent again"):
+    with explain_damage(path, "train the agent again"):
         cls, _ = find_algorithm(str(description["class"]))
     return cls.load(agent_file(folder), device=device), description
 

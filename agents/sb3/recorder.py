@@ -14,7 +14,7 @@ from das_gym.agents.searching.environment import continue_examples
 from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from das_gym.files import damage_named
+from das_gym.files import explain_damage
 
 STEPS_PER_LAYER = 4
 """A search ends after this many steps per layer and mask, even if masks are left to score."""
@@ -76,7 +76,7 @@ class Recorder(VectorWrapper):
         observations, info = self.env.reset(seed=seed, options=options)
         if self._state is not None:
             base: Any = self.env.unwrapped
-            with damage_named(self._path, "start a new search"):
+            with explain_damage(self._path, "start a new search"):
                 continue_examples(base, self._state)
             self._state = None
         return observations, info
@@ -119,7 +119,7 @@ class Recorder(VectorWrapper):
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads within the block.
+    """Set the number of torch's threads to `count` within the block.
 
     SB3's networks are too small to be split over cores: they are several times faster with one thread. Only the engine uses
     all.

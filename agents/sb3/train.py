@@ -46,7 +46,7 @@ from das_gym.agents.searching.loop import OnTurn, with_costs
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, best_row, plain_numbers
 
 from das_gym.config import build, check_names, convert
-from das_gym.files import damage_named, write_bytes, write_json
+from das_gym.files import explain_damage, write_bytes, write_json
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class _Training:
             if source is not None:
                 _set_parameters(self.model, agent_file(source))
             if checkpoint is not None:
-                with damage_named((folder or Path()) / CHECKPOINT, "start a new search"):
+                with explain_damage((folder or Path()) / CHECKPOINT, "start a new search"):
                     self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
                 self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)
         except BaseException:

@@ -50,5 +50,5 @@ def make_search_agent(
 
 
 def takes(agent: str, parameter: str) -> bool:
-    """Whether an ask/tell agent has a hyperparameter; no algorithm of Stable-Baselines3 has one of ours."""
+    """Return whether an ask/tell agent has a hyperparameter; False for any algorithm of Stable-Baselines3."""
     return not is_algorithm(agent) and parameter in inspect.signature(agent_class(agent)).parameters

@@ -37,25 +37,25 @@ def _blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
     if is_tabular(env_id):
         entry = next(entry for entry in ENVIRONMENTS.values() if entry.tabular_id == name)
         table = settings.get("table")
-        return beside(bundled_table(entry.model, entry.task) if table is None else Path(table))
+        return stored_blocks(bundled_table(entry.model, entry.task) if table is None else Path(table))
     if name not in ENVIRONMENTS:
         return None
     scorer = make_scored(env_id, {"skip_num": None}, settings).scorer
     return measure_blocks(scorer.problem.evaluator, scorer.fixed_examples)
 
 
-def file_beside(table: Path) -> Path:
+def blocks_file(table: Path) -> Path:
     """Return the path of the blocks of a table: `vqa_blocks.json` next to `vqa_table.npz`."""
     return table.with_name(f"{table.stem.removesuffix('_table')}_blocks.json")
 
 
-def beside(table: Path) -> dict[str, Any] | None:
+def stored_blocks(table: Path) -> dict[str, Any] | None:
     """Return the blocks stored next to a table; None without a file for the same model and data.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = file_beside(table)
+    path = blocks_file(table)
     if not path.is_file():
         return None
     record, meta = read_json(path), load_table(table).meta

@@ -12,7 +12,7 @@ from typing import Any
 from das_gym.agents.searching.record import FORMAT, Turn
 
 from das_gym.config import build
-from das_gym.files import damage_named, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json
 
 CHECKPOINT = "checkpoint.json"
 
@@ -61,10 +61,11 @@ class Checkpoint:
             if name != "save_every" and mine.get(name) != value:
                 setting = (names or {}).get(name, name)
                 raise ValueError(
-                    f"{path} is of a search with another `{setting}`: got {mine.get(name)!r}, expected {value!r}. Give the "
+                    f"{path} belongs to a search with another `{setting}`: got {mine.get(name)!r}, "
+                    f"expected {value!r}. Give the "
                     "same settings, or another folder"
                 )
-        with damage_named(path, "start a new search"):
+        with explain_damage(path, "start a new search"):
             checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")

@@ -68,7 +68,7 @@ def explained_errors(env_id: str) -> Iterator[None]:
 
 
 def is_tabular(env_id: str) -> bool:
-    """Whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
+    """Return whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
     return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}
 
 
@@ -98,12 +98,12 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
 
 
 def has_fewer_examples(scorer: Any) -> bool:
-    """Whether masks can be scored on some of the reward examples; a table of means cannot."""
+    """Return whether masks can be scored on some of the reward examples; a table of means cannot."""
     return hasattr(scorer, "batch_size")
 
 
 def continue_examples(base: Any, state: Mapping[str, Any]) -> None:
-    """Let an environment score on the examples that come next by `state`, but keep its own episodes.
+    """Set which examples an environment scores next, from a saved `state`, but keep its own episodes.
 
     Args:
         base: The environment, which may have another number of environments than the one that `state` comes from.

@@ -28,7 +28,7 @@ from das_gym.agents.searching.environment import (
 from das_gym.agents.searching.record import SCORES, SearchResult, Turn, best_row, plain_numbers
 
 from das_gym.config import choice
-from das_gym.files import damage_named
+from das_gym.files import explain_damage
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, Masks, check_budget, pick_budget
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
@@ -290,7 +290,7 @@ class SearchLoop:
         checkpoint = Checkpoint.load(folder, self.config, len(self.layer_names))
         if checkpoint is None:
             return
-        with damage_named(folder / CHECKPOINT, "start a new search"):
+        with explain_damage(folder / CHECKPOINT, "start a new search"):
             self.agent.load_state_dict(checkpoint.agent)
             if hasattr(self.base, "set_state"):
                 self.base.set_state(checkpoint.env)

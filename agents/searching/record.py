@@ -240,7 +240,7 @@ class SearchResult:
         statistics_read: Iterable[str] | None,
         **rest: Any,
     ) -> SearchResult:
-        """Make the result of a search.
+        """Make the record of a finished search.
 
         Args:
             config: Its settings, a `SearchConfig`.

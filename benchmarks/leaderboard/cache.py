@@ -14,7 +14,7 @@ from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
 import das_gym
-from das_gym.files import BAD_ARRAYS, read_arrays, replacing
+from das_gym.files import read_arrays, replacing
 
 ARRAYS = ("answers", "curves", "evaluations", "milliseconds")
 
@@ -65,5 +65,5 @@ class ResultCache:
             if any(arrays[name].shape != shapes.get(name, (len(seeds),)) for name in ARRAYS):
                 raise ValueError("its arrays have other shapes")
             return AgentResult(agent, *(arrays[name] for name in ARRAYS))
-        except BAD_ARRAYS as error:
+        except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{path} is damaged ({error}). Delete it, and it is made again") from error

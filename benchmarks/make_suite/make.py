@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.make_suite.models import SuiteModel, make_model
 from benchmarks.make_suite.plan import SEED, suite_models
 from das_gym.commandline import parse_or_help
@@ -28,12 +30,13 @@ from das_gym.locks import lock_folder
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
+from das_gym.problem.unit_latency import latency_of
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import PluginSettings
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes
-from das_gym.tables.build import build_table, with_latency, with_statistics
+from das_gym.tables.build import build_table, latency_costs, with_statistics
 from das_gym.tables.suite import SUITE_FILE, SuiteTable, read_suite, suite_record
 from das_gym.tables.table import SubnetTable
 
@@ -72,7 +75,7 @@ def make_suite(settings: SuiteSettings) -> Path:
     """Make what is missing, or measure latencies again; return the folder of tables.
 
     Raises:
-        ValueError: another process is at work in the folder `out`.
+        ValueError: another process uses the folder `out`.
     """
     out = absolute(settings.out)
     (out / "work").mkdir(parents=True, exist_ok=True)
@@ -114,8 +117,17 @@ def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
 
 
 def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """The table with the latency of its units, as all of a suite have it."""
-    return with_latency(table, problem, LATENCY_BATCH, processor_time=True)
+    """The table with the latency of its units: processor time of one thread, which other load barely affects.
+
+    It does not depend on weights, so that an untrained model of the same shape serves.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        costs = table.meta.costs | latency_costs(latency_of(problem, LATENCY_BATCH, time.thread_time))
+    finally:
+        torch.set_num_threads(threads)
+    return replace(table, meta=replace(table.meta, costs=costs))
 
 
 def _retime(settings: SuiteSettings, work: Path) -> Path:

@@ -20,7 +20,7 @@ from benchmarks.pretrain.conversation_losses import features, words_losses
 from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringModel
 from benchmarks.pretrain.models import ANSWERING_MODELS
-from das_gym.files import whole_folder
+from das_gym.files import replacing_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.models.quiet import bars_on_terminals
@@ -176,7 +176,7 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
     _train_decoder(model, AutoTokenizer.from_pretrained(source), DECODERS[source.name], spec)
-    with whole_folder(folder) as part:
+    with replacing_folder(folder) as part:
         with bars_on_terminals():
             model.save_pretrained(part)
         for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):

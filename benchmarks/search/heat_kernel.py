@@ -44,12 +44,12 @@ class HeatProcess(Process):
         super().__init__(masks, values, math.exp(logs[-1]))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """Return `Process.covariance`."""
+        """See `Process.covariance`."""
         a, b, w = some.astype(float), others.astype(float), self._layer_weights
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
+        """See `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
         differ = (self.masks != mask).astype(float)
         here = self.weights * np.exp(-differ @ self._layer_weights)
         factors = np.exp(self._layer_weights * (2.0 * differ - 1.0))
@@ -81,7 +81,7 @@ class HeatKernel(Bayes):
         self.radius, self.failures = self.n_layers, 0
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards, and grow or shrink the trust region."""
+        """Store the rewards, and grow or shrink the trust region."""
         before = max(self.rewards.values(), default=-math.inf)
         super().tell(masks, rewards)
         if max(self.rewards.values(), default=-math.inf) > before:
@@ -95,7 +95,7 @@ class HeatKernel(Bayes):
         return self.scored_masks(), normal_scores(list(self.rewards.values()))
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Take steps of resilient propagation: each of `logs` has its own step, longer while its slope keeps its sign."""
+        """Fit by Rprop: each of `logs` has its own step, which grows while its slope keeps its sign."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
             logs, steps = self.learned["logs"], self.learned["steps"]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 
+MAGIC = b"ARROW1"
+"""Begins an arrow file; an arrow stream, as `datasets` writes them, has none."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArrowFormat:
@@ -164,14 +167,12 @@ def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | Non
     return _open(path, tuple(columns.items()), tuple(columns if read is None else read), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...], size: int, changed: int) -> pyarrow.Table:
     del size, changed  # parts of the cache's key
-    pa = _pyarrow()
-    with _named_errors(path):
-        file = pa.memory_map(str(path))
-        schema = pa.ipc.open_file(file).schema
-        names = schema.names  # fails for a name that is not UTF-8
+    pa = import_pyarrow()
+    schema = read_schema(path)
+    names = schema.names
     if not names:
         return pa.table({})
     for name, kind in columns:
@@ -179,35 +180,53 @@ def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...
         if kinds != [kind]:
             got = " and ".join(kinds) or f"columns {', '.join(names)}"
             raise ValueError(f"{path}: wrong or missing column `{name}`: got {got}, expected one column of {kind}")
-    with _named_errors(path):
+    with named_errors(path):
         options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in read])
-        table = pa.ipc.open_file(file, options=options).read_all()
+        table = _open_reader(path, options=options).read_all()
         table.validate(full=True)
     return table
 
 
+def read_schema(path: Path) -> pyarrow.Schema:
+    """Return the columns of an arrow file or stream; ValueError: it is damaged."""
+    with named_errors(path):
+        schema = _open_reader(path).schema
+        _ = schema.names  # fails for a name that is not UTF-8
+    return schema
+
+
+def _open_reader(path: Path, **options: Any) -> Any:
+    """Return pyarrow's reader of a file, or of a stream, which lacks the magic number."""
+    pa = import_pyarrow()
+    file = pa.memory_map(str(path))
+    is_file = file.read(len(MAGIC)) == MAGIC
+    file.seek(0)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, **options)
+
+
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Name the table in what pyarrow raises."""
+def named_errors(path: Path, kind: str = "an arrow file") -> Iterator[None]:
+    """Turn pyarrow's errors into a ValueError that names the file."""
     try:
         yield
-    except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
-        raise ValueError(f"{path} cannot be read as an arrow file ({error}). It may be truncated or damaged") from error
+    except (import_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
+        raise ValueError(f"{path} cannot be read as {kind} ({error}). It may be truncated or damaged") from error
 
 
-def _pyarrow() -> Any:
+def import_pyarrow() -> Any:
+    """Return pyarrow; ImportError: it is not installed."""
     try:
         import pyarrow
         import pyarrow.ipc
         import pyarrow.types
     except ImportError as error:
-        raise ImportError("arrow tables need pyarrow: run pip install 'das_gym[arrow]'") from error
+        raise ImportError("arrow tables and parquet files need pyarrow: run pip install 'das_gym[arrow]'") from error
     return pyarrow
 
 
 def _kind(arrow_type: pyarrow.DataType) -> str:
     """Return the kind of a column, whatever the width of its numbers and offsets."""
-    types = _pyarrow().types
+    types = import_pyarrow().types
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):
         return f"list of {_kind(arrow_type.value_type)}"
     if types.is_string(arrow_type) or types.is_large_string(arrow_type):

@@ -33,5 +33,5 @@ def cache_folder() -> Path:
     except RuntimeError:  # newer versions of platformdirs; older ones return a relative path
         folder = Path()
     if not folder.is_absolute():
-        raise ValueError(f"there is no home folder to keep a cache in. Set {CACHE_VARIABLE} to a writable folder")
+        raise ValueError(f"there is no home folder for the cache. Set {CACHE_VARIABLE} to a writable folder")
     return folder

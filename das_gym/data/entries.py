@@ -54,7 +54,7 @@ def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]],
     if not isinstance(found, list):
         expected = f"an object with a list `{key}`" if key else "a list of entries, or one object per line"
         got = f"an object with {some(list(whole)) or 'nothing'}" if isinstance(whole, dict) else f"{whole!r:.30}"
-        raise ValueError(f"{path} is JSON of another form: got {got}, expected {expected}")
+        raise ValueError(f"{path} has an unexpected JSON structure: got {got}, expected {expected}")
     return found
 
 
@@ -117,7 +117,7 @@ def check_characters(text: str, where: str) -> None:
 
 
 def check_new(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
-    """Remember the place of a value that must occur once; raise ValueError where it occurred before."""
+    """Record that a value occurs at `where`; raise ValueError if it is in `seen` from another place."""
     before = seen.setdefault(value, where)
     if before != where:
         raise ValueError(f"{where} repeats `{name}` {value} of {before}")

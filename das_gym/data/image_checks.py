@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from das_gym.data.cache import cache_folder
 from das_gym.data.images import ImageFile, ImageSource, files_in
-from das_gym.files import BAD_ARRAYS, replacing
+from das_gym.files import replacing
 from das_gym.progress import progress
 
 MANY_IMAGES = 1000
@@ -61,7 +61,7 @@ def require_readable(images: Iterable[ImageSource]) -> None:
 
 
 def fingerprint(image: ImageSource) -> int:
-    """Return a 64-bit number of an image in its present state."""
+    """Return a 64-bit hash of an image's key and its current stamp (for a file: size and time of change)."""
     try:
         stamp = image.stamp()
     except (OSError, ValueError):  # it does not exist, which opening it will report
@@ -99,13 +99,13 @@ def read_readable() -> np.ndarray:
     try:
         with (cache_folder() / READABLE).open("rb") as file:
             known: np.ndarray = np.load(file, allow_pickle=False)
-    except BAD_ARRAYS:
+    except Exception:  # a damaged file can raise anything
         return np.empty(0, np.uint64)
     return known if known.dtype == np.uint64 and known.ndim == 1 else np.empty(0, np.uint64)
 
 
 def _add_readable(fingerprints: list[int]) -> None:
-    """Remember readable images. Without a writable cache folder they are decoded again next time."""
+    """Add images to the cache of readable ones. Without a writable cache folder they are decoded again next time."""
     if not fingerprints:
         return
     path = cache_folder() / READABLE

@@ -38,7 +38,7 @@ class Splits(Generic[Example]):
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped(Sequence[Example]):
+class LazySequence(Sequence[Example]):
     """Examples that are built on access, so that hundreds of thousands take little memory.
 
     Attributes:
@@ -55,10 +55,10 @@ class Mapped(Sequence[Example]):
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
-    def __getitem__(self, index: slice) -> Mapped[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Mapped[Example]:
+    def __getitem__(self, index: slice) -> LazySequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | LazySequence[Example]:
         if isinstance(index, slice):
-            return Mapped(self.items[index], self.make)
+            return LazySequence(self.items[index], self.make)
         return self.make(self.items[index])
 
     def __iter__(self) -> Iterator[Example]:

@@ -69,8 +69,8 @@ class Architecture:
         return cls.of(meta.layer_names, stages, table.layer_macs)
 
     @classmethod
-    def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """Return the architecture of a record that `record` made.
+    def from_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
+        """Rebuild an architecture from what `record` returned.
 
         Raises:
             ValueError: it is damaged.

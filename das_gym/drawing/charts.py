@@ -36,7 +36,7 @@ def draw_curves(
     Args:
         path: The file.
         curves: Steps and values by name, at least one. Values that are not finite are left out.
-        title: In one line.
+        title: Title of the plot, one line.
     """
     figure = new_figure(9.0, 0.6 + 2.2 * len(curves))
     figure.suptitle(title, fontsize=11)

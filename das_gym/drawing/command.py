@@ -14,7 +14,7 @@ from typing import Any
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.drawing.report import RunReport, write_report
-from das_gym.runs import CONFIG, RUNS_DIR, PluginSettings, find_run, is_run_id, read_config
+from das_gym.runs import CONFIG, RUNS_DIR, PluginSettings, find_run, read_config
 
 REPORT = "report.html"
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
@@ -44,7 +44,7 @@ class ReportSettings(PluginSettings):
         """Return the folders of the runs."""
         found = []
         for run in self.runs:
-            folder = find_run(self.runs_dir, run) if is_run_id(run) else Path(run)
+            folder = find_run(self.runs_dir, run) if run.isdecimal() else Path(run)
             if not folder.is_dir():
                 raise FileNotFoundError(f"`runs` names no run: got {run}, expected an id in {self.runs_dir} or a folder.")
             found.append(folder)
@@ -68,7 +68,7 @@ def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> 
     """
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
-    print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")
 
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:

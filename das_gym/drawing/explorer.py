@@ -86,7 +86,7 @@ def _groups(table: SubnetTable) -> list[dict[str, Any]]:
 
 
 def _scores(table: SubnetTable, split: str) -> dict[str, str]:
-    """Return losses and metrics of all masks."""
+    """Return losses and metrics of all masks, each as base64 of float32."""
     found = table.scores[split]
     return {"loss": _floats(found.losses), "metric": _floats(found.metrics)}
 

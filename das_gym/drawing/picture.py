@@ -41,7 +41,7 @@ class Scene:
     Attributes:
         architecture: The model's units.
         mask: (n_units,) bool, True = skipped.
-        title: In one line.
+        title: Title, one line.
         facts: Up to 6 lines.
         improvements: The search so far: the evaluations at which the best reward rose, with the reward.
         evaluations: Number of masks scored so far.

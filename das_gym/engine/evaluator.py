@@ -89,6 +89,7 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()
@@ -112,13 +113,13 @@ class Evaluator:
         self.encoder.texts = self.encoder.images = self.encoder.macs = 0
 
     def forget(self) -> None:
-        """Forget scores; encoder outputs stay. Only writes that torch does not count (`parameter.data`) need this."""
+        """Clear cached scores, not encoder outputs. Needed only after writes to `parameter.data`, which are not detected."""
         self._memory.forget()
         self._trunk.forget()
         self._runner = None
 
     def close(self) -> None:
-        """End workers, if there are any (`ShardedEvaluator`); scoring starts them again."""
+        """Stop the workers, if there are any (`ShardedEvaluator`). Scoring starts them again."""
 
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """Return (m,) float64 mean losses in nats; see `evaluate`."""
@@ -215,7 +216,7 @@ class Evaluator:
         return array.astype(bool)
 
     def _forget_changed(self) -> None:
-        """Forget what depends on adapters or a head that have changed since."""
+        """Clear cached results that depend on adapters or a head that has changed since."""
         if self._memory.refresh():
             self.forget()
 

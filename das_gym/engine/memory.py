@@ -48,7 +48,7 @@ class ScoreMemory:
         return writes, hash(tuple(source.data_ptr() for source in self._sources))
 
     def refresh(self) -> bool:
-        """Forget everything if a source has changed since the last call, and return whether one has."""
+        """Clear the cache if a source has changed since the last call, and return whether one has."""
         version = self._read_version()
         changed = version != self._version
         if changed:
@@ -57,7 +57,7 @@ class ScoreMemory:
         return changed
 
     def forget(self) -> None:
-        """Forget everything."""
+        """Clear the cache."""
         self._scores.clear()
         self._logits.clear()
 

@@ -72,7 +72,8 @@ class Worker:
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
-    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). Each
+    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). If the
+    model is on a GPU, each worker has a GPU, too. There are as many workers as the cluster has room for. Each
     call splits its masks into one shard per worker. Masks of a shard are neighbours in the tree of masks, so a worker walks
     a part of the tree. A worker that dies loses its results on its shard. The main process caches scores as `Evaluator`
     does, and runs the model itself when a layer statistic is measured. `spent` counts what ran in all workers, which is
@@ -85,30 +86,27 @@ class ShardedEvaluator(Evaluator):
     Args:
         args, kwargs: As for `Evaluator`.
         recipe: Returns what makes a worker's evaluator, with the model's current weights.
-        num_workers: How many; None = as many as the cluster has room for.
-        gpus_per_worker: GPUs of each, 0 or more; several may share one.
 
     Raises:
         ValueError: Ray is not installed, or the cluster has no room for these workers.
     """
 
-    def __init__(
-        self, *args: Any, recipe: Callable[[], Make], num_workers: int | None, gpus_per_worker: float, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, recipe: Callable[[], Make], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.recipe, self.gpus_per_worker = recipe, gpus_per_worker
+        self.recipe = recipe
+        self.resources = {"CPU": 1, "GPU": 1} if self.vlp.device.type == "cuda" else {"CPU": 1}
         connect_to_ray()
-        self.num_workers = count_workers(num_workers, gpus_per_worker)
+        self.num_workers = count_workers(self.resources)
         self._box: list[Any] = []
         self._workers: list[Any] = []
 
     def forget(self) -> None:
-        """Forget scores, and end the workers: new ones are made with the current weights."""
+        """Clear cached scores and stop the workers. The next call starts workers with the current weights."""
         super().forget()
         self.close()
 
     def close(self) -> None:
-        """End the workers, so that others can have their CPUs and GPUs."""
+        """Stop the workers and release their CPUs and GPUs."""
         import ray
 
         if ray.is_initialized():
@@ -124,7 +122,12 @@ class ShardedEvaluator(Evaluator):
             self._workers = []
             connect_to_ray()
         if not self._workers:
-            options = {"num_cpus": 1, "num_gpus": self.gpus_per_worker, "max_restarts": -1, "max_task_retries": RETRIES}
+            options = {
+                "num_cpus": 1,
+                "num_gpus": self.resources.get("GPU", 0),
+                "max_restarts": -1,
+                "max_task_retries": RETRIES,
+            }
             self._box = [ray.put(self.recipe())]  # kept: a worker may be restarted
             self._workers = [ray.remote(**options)(Worker).remote() for _ in range(self.num_workers)]
         return self._workers
@@ -176,7 +179,7 @@ class ShardedEvaluator(Evaluator):
 
 
 def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return (m,) rows of the masks, sorted so that those that agree on their first stages are neighbours."""
+    """Return the (m,) row numbers that sort the masks so that masks with the same first stages are neighbours."""
     units = [index for stage in stages for index in stage]
     return np.lexsort(masks[:, units[::-1]].T)
 
@@ -197,39 +200,20 @@ def connect_to_ray() -> None:
         raise_interrupts()  # `ray.init` replaces the handler of SIGTERM
 
 
-def count_workers(num_workers: int | None, gpus: float) -> int:
-    """Return the number of workers, by default as many as the connected cluster has room for.
+def count_workers(resources: Mapping[str, int]) -> int:
+    """Return how many workers the connected cluster has room for.
 
     Args:
-        num_workers: How many are requested; None = as many as there is room for.
-        gpus: GPUs of each.
+        resources: What each needs, by Ray's names.
 
     Raises:
-        ValueError: the cluster has no room for them.
+        ValueError: no node has room for one.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max((node.get("GPU", 0) for node in nodes), default=0)
-    if gpus > largest:
-        raise ValueError(
-            f"invalid `gpus_per_worker`: got {gpus:g}, expected 0..{largest:g}, the GPUs of the largest node of this Ray "
-            "cluster. Join a larger cluster with RAY_ADDRESS"
-        )
-    room = sum(_workers_on(node, gpus) for node in nodes)
-    if room < (num_workers or 1):
-        each = "1 CPU" + (f" and {gpus:g} GPUs" if gpus else "")
-        raise ValueError(
-            f"invalid `num_workers`: got {num_workers}, expected at most {room} workers of {each} on this Ray cluster. Join "
-            "a larger cluster with RAY_ADDRESS"
-        )
-    return room if num_workers is None else num_workers
-
-
-def _workers_on(node: Mapping[str, float], gpus: float) -> int:
-    """Return for how many workers a node has CPUs and GPUs."""
-    cpus, available = int(node.get("CPU", 0)), int(node.get("GPU", 0))
-    if not gpus:
-        return cpus
-    # A worker on a fraction of a GPU cannot use the remainders of two.
-    return min(cpus, available * int(1 / gpus) if gpus < 1 else int(available // gpus))
+    room = sum(min(int(node.get(name, 0)) // count for name, count in resources.items()) for node in nodes)
+    if not room:
+        needed = " and ".join(f"{count} {name}" for name, count in resources.items())
+        raise ValueError(f"`workers=ray` finds no node with {needed} in this Ray cluster. Join another with RAY_ADDRESS")
+    return room

@@ -63,7 +63,7 @@ class MaskTree:
             state: The state before stage 0.
             trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives behind
                 `VLP.front` stages, by the bits of those.
-            known: Looks those states up: masks whose first bits are known begin behind those stages.
+            known: Looks those states up: masks whose first bits are known start after those stages.
             watch: Called for every layer of the full model; needs a trunk and nothing `known`.
 
         Yields:
@@ -81,7 +81,7 @@ class MaskTree:
             yield from self._below(state, 0, rest, {}, trunk)
         for bits, entered in sorted(kept.items(), key=lambda item: item[0]):
             same = rows[[_bits(row) == bits for row in front]]
-            yield from self._behind(entered, self.vlp.front, same, {}, None if any(bits) else trunk)
+            yield from self._run_children(entered, self.vlp.front, same, {}, None if any(bits) else trunk)
         if len(rest) and not first:
             yield from self._below(state, 0, rest, {}, trunk)
 
@@ -99,9 +99,9 @@ class MaskTree:
             if self._front and stage == self.vlp.front and self._keep is not None:
                 entered = state
                 self._keep(_bits(self.masks[rows[0]][self._front]), lambda: entered)
-        yield from self._behind(state, stage, rows, memory, trunk)
+        yield from self._run_children(state, stage, rows, memory, trunk)
 
-    def _behind(
+    def _run_children(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield the leaves below a state that `VLP.enter` has returned."""

@@ -28,12 +28,12 @@ class TrunkMemory:
         self._examples: int | None = None
 
     def forget(self) -> None:
-        """Forget everything."""
+        """Clear the cache."""
         self._kept.clear()
         self.bytes = 0
 
     def start(self, examples: int) -> None:
-        """Announce the hash of the examples that are scored from now on; results on others are forgotten."""
+        """Set the hash of the examples that are scored from now on, and clear cached results on other examples."""
         if examples != self._examples:
             self.forget()
         self._examples = examples

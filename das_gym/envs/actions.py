@@ -132,16 +132,16 @@ class MaskMode(ActionMode):
         self.space = spaces.MultiBinary(self.n_layers)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """As `ActionMode.step`."""
+        """See `ActionMode.step`."""
         array, shape = np.asarray(actions), (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(
-                f"`action` is no skip mask: got shape {array.shape}, expected {shape}, one 0 (keep) or 1 (skip) per layer"
+                f"`action` is not a skip mask: got shape {array.shape}, expected {shape}, one 0 (keep) or 1 (skip) per layer"
             )
         # Shifting out the last bit of an integer is faster than two comparisons: 0 and 1 leave nothing.
         others = array >> 1 if array.dtype.kind in "biu" else (array != 0) & (array != 1)
         if np.count_nonzero(others):
-            raise ValueError(f"`action` is no skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
+            raise ValueError(f"`action` is not a skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
         return self._end_all(array.astype(bool).reshape(self.rows, self.n_layers))
 
     def action_masks(self) -> np.ndarray:
@@ -165,7 +165,7 @@ class ScoreMode(ActionMode):
         self.space = spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """As `ActionMode.step`; only the order of scores counts, so values beyond -1 and 1 are allowed."""
+        """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
         array, shape = np.asarray(actions, dtype=np.float64), (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(f"`action` has the wrong shape: got {array.shape}, expected {shape}, one score per layer")
@@ -199,17 +199,17 @@ class SequenceMode(ActionMode):
         self._current: tuple[np.ndarray, ...] | None = None  # without a cache: the state of `masks`
 
     def begin(self, which: np.ndarray | None = None) -> None:
-        """As `ActionMode.begin`."""
+        """See `ActionMode.begin`."""
         super().begin(which)
         self._current = None
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """As `ActionMode.set_state`."""
+        """See `ActionMode.set_state`."""
         super().set_state(state)
         self._current = None
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """As `ActionMode.step`."""
+        """See `ActionMode.step`."""
         chosen = self._check(actions, batch)
         self._check_running()
         if self._cache is not None:
@@ -227,7 +227,7 @@ class SequenceMode(ActionMode):
         return Moves(self.masks.copy(), self.over.copy(), {"action_mask": valid.copy(), "invalid_action": invalid})
 
     def _step_single(self, action: int) -> Moves:
-        """As `step`, of one episode, whose states are cached: three times as fast."""
+        """Take a step of a single episode. Its states are cached, which is three times as fast as `step`."""
         _, choices, valid, _ = self._state()
         invalid = not choices[0, action] and bool(choices.any())
         if invalid:
@@ -248,13 +248,14 @@ class SequenceMode(ActionMode):
         return {"action_mask": self.action_masks(), "invalid_action": np.zeros(self.rows, dtype=bool)}
 
     def action_masks(self) -> np.ndarray:
-        """As `ActionMode.action_masks`; where no action has an effect any more, all are True."""
+        """Return which actions change the mask; if none does any more, all are True. See `ActionMode.action_masks`."""
         return self._state()[2].copy()
 
     def _state(self) -> tuple[np.ndarray, ...]:
         """Return which masks are complete, which actions change something, `action_masks`, and `features`.
 
-        A single episode looks them up by its mask: a dozen operations on arrays of one row take longer. Without a cache
+        A single environment caches them by its mask, which is faster than a dozen operations on arrays of one row. Without
+        a cache
         the features are left out, since nothing reads them here, and the state is kept until the masks change.
         """
         if self._cache is None:

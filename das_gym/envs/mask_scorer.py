@@ -65,7 +65,7 @@ class MaskScorer(Scorer):
         self.problem.evaluator.close()
 
     def cost_of(self, setting: str) -> MaskCost:
-        """As `Scorer.cost_of`; what is neither given nor kept from before is counted or measured."""
+        """Return a cost that was given, cached, counted or measured; see `Scorer.cost_of`."""
         if setting not in self._costs:
             self._costs[setting] = measure_cost(self.problem, setting, self.latency_batch)
         return self._costs[setting]
@@ -76,23 +76,23 @@ class MaskScorer(Scorer):
         return self._fixed[: self.batch_size]
 
     def architecture(self) -> Architecture:
-        """As `Scorer.architecture`."""
+        """See `Scorer.architecture`."""
         return Architecture.of_layers(self.problem.vlp.layers, self.macs)
 
     def masks_for(self, names: Iterable[str]) -> int:
-        """As `Scorer.masks_for`."""
+        """See `Scorer.masks_for`."""
         return masks_needed(names, self.n_layers)
 
     def observation(self) -> np.ndarray:
-        """As `Scorer.observation`; measured once."""
+        """Return the statistics, which are measured once; see `Scorer.observation`."""
         return self._observation.copy()
 
     def statistic(self, name: str) -> np.ndarray:
-        """As `Scorer.statistic`, on the fixed examples."""
+        """Measure a statistic on the fixed examples; see `Scorer.statistic`."""
         return compute_statistics(check_statistics(name), self._inputs)[:, 0]
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """As `Scorer.measure`, in one engine call."""
+        """Score masks in one engine call; see `Scorer.measure`."""
         examples = self.fixed_examples
         if self.reward_batches != "fixed":
             total = len(self._order)
@@ -101,7 +101,7 @@ class MaskScorer(Scorer):
         return self._evaluate(masks, examples)
 
     def measure_full_model(self) -> Scores:
-        """As `Scorer.measure_full_model`, on the fixed examples."""
+        """Score the full model on the fixed examples; see `Scorer.measure_full_model`."""
         return self._evaluate(np.zeros((1, self.n_layers), dtype=bool), self.fixed_examples)
 
     def _evaluate(self, masks: np.ndarray, examples: tuple) -> Scores:

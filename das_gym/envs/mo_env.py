@@ -110,14 +110,14 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         self._objectives.announce(self.unwrapped)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """As the environment's own; a seed also forgets the masks of `hypervolume`."""
+        """Reset the environment. A seed also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self._front = self._front[:0]
         return observation, info | {"hypervolume": dominated_volume(self._front)}
 
     def step(self, action: Any) -> Any:
-        """As the environment's own, with a (reward_dim,) float32 reward."""
+        """Step the environment, with a (reward_dim,) float32 reward."""
         observation, reward, ended, truncated, info = self.env.step(action)
         masks, feasible = self.get_wrapper_attr("last_mask")[None], np.array([info["feasible"]])
         (vector,) = self._objectives.vectors(np.array([reward]), masks, feasible, np.array([ended]))
@@ -139,7 +139,7 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return masks[rows], points[rows]
 
     def get_state(self) -> dict[str, Any]:
-        """As the environment's own, with the front so far."""
+        """Return the state of the environment and the front so far."""
         return {**self.unwrapped.get_state(), "front": self._front.tolist()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
 
 class MultiObjectiveVectorReward(VectorWrapper):
-    """As `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
+    """Like `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
 
     `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed. `reward_space` is
     that of one copy, as in MO-Gymnasium's vector environments.
@@ -165,14 +165,14 @@ class MultiObjectiveVectorReward(VectorWrapper):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As the environment's own; a seed also forgets the masks of `hypervolume`."""
+        """Reset the environment. A seed also clears the rewards in `hypervolume`."""
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if seed is not None:
             self._fronts = [front[:0] for front in self._fronts]
         return observations, info | self._volumes()
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As the environment's own, with (num_envs, reward_dim) float32 rewards."""
+        """Step the environments, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = self.env.step(actions)
         masks, feasible = self.env.unwrapped.last_masks, info["feasible"]  # type: ignore[attr-defined]
         vectors = self._objectives.vectors(rewards, masks, feasible, ended)
@@ -184,7 +184,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
         return observations, vectors.astype(np.float32), ended, truncated, info | volumes
 
     def get_state(self) -> dict[str, Any]:
-        """As the environment's own, with the fronts so far."""
+        """Return the state of the environments and the fronts so far."""
         return {**self.env.get_state(), "fronts": [front.tolist() for front in self._fronts]}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -198,14 +198,14 @@ class MultiObjectiveVectorReward(VectorWrapper):
 
 
 def make_env(env: str, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any) -> MultiObjectiveReward:
-    """Make the wrapped form of an environment, "module:name" of its class; without a budget unless one is given."""
+    """Make an environment (`env`: "module:name" of its class) with vector rewards; without a budget unless one is given."""
     return MultiObjectiveReward(find_class(env)(**_without_budget(arguments)), objectives)
 
 
 def make_vector_env(
     env: str, num_envs: int = 1, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any
 ) -> MultiObjectiveVectorReward:
-    """Make the wrapped form of a vector environment, as `make_env`."""
+    """Make the vector environment of `env` with vector rewards; see `make_env`."""
     vector = f"{env.removesuffix('Env')}VectorEnv"
     return MultiObjectiveVectorReward(find_class(vector)(num_envs=num_envs, **_without_budget(arguments)), objectives)
 

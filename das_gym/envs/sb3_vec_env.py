@@ -67,7 +67,7 @@ class SB3VecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions for `step_wait`."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -88,7 +88,7 @@ class SB3VecEnv(VecEnv):
 
     @contextmanager
     def _report_dead_processes(self) -> Iterator[None]:
-        """Name the processes of environments that died, which Gymnasium reports as an end of file, and stop the others."""
+        """Raise an error that names the dead environment processes, which Gymnasium reports as EOFError; stop the others."""
         try:
             yield
         except (EOFError, ConnectionError) as error:

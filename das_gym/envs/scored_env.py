@@ -37,7 +37,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the arguments, from which unpickling makes the environment again."""
+        """Store the arguments, from which unpickling makes the environment again."""
         env = super().__new__(cls)
         env._arguments = args, kwargs
         return env

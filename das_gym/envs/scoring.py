@@ -191,7 +191,7 @@ class Scorer(ABC):
         return Outcome(rewards, self._info(masks, scores, feasible, self._count(rewards, scored)))
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
-        """As `score`, of (1, n_layers) masks: the reward and the info as plain numbers."""
+        """Score one mask, (1, n_layers): return what `score` returns as plain numbers."""
         outcome = self.score(masks, rng, np.array([ended]))
         return float(outcome.rewards[0]), outcome.row(0)
 

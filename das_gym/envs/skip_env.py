@@ -67,8 +67,8 @@ class SkipEnv(ScoredEnv):
     `action_mask` and `invalid_action`.
 
     ## Arguments
-    See `Args`. Attributes behind wrappers are reached with `env.get_wrapper_attr("feature_names")`; `last_mask` is what the
-    last step skipped.
+    See `Args`. Through wrappers, attributes are reached with `env.get_wrapper_attr("feature_names")`; `last_mask` is the
+    mask that the last step scored.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` scores the masks that a step completes on the same examples in one engine call.

@@ -233,6 +233,6 @@ class SuiteVectorEnv(MaskVectorEnv):
 def named_problem(options: Any) -> Any:
     """Return the problem, or problems, that the options of `reset` name; None means to draw."""
     if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f'`options` is no dictionary: got {options!r}, expected {{"problem": number or name}} or None')
+        raise ValueError(f'`options` is not a dictionary: got {options!r}, expected {{"problem": number or name}} or None')
     check_names(options or {}, ("problem",), "option of reset")
     return (options or {}).get("problem")

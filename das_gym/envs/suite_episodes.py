@@ -58,7 +58,7 @@ class SuiteEpisodes:
         return self.suite.kept[self.suite.rows(self.which, masks)]
 
     def skip_highest(self, scores: np.ndarray) -> Masks:
-        """As `Budget.skip_highest`, within the budgets of the problems."""
+        """Skip the highest scores within the budget of each problem; see `Budget.skip_highest`."""
         return self.suite.skip_highest(self.which, scores)
 
     def saved(self, masks: Masks) -> np.ndarray:
@@ -91,7 +91,7 @@ class SuiteEpisodes:
         return {name: values[self.which] for name, values in self.suite.known.items()} | parts
 
     def step(self, actions: Any, batch: tuple[int, ...]) -> Moves:
-        """As `ActionMode.step`; units that the model does not have are never skipped."""
+        """Take a step; units that the model does not have are never skipped. See `ActionMode.step`."""
         moves = self.mode.step(actions, batch)
         return moves._replace(masks=moves.masks & self.suite.units[self.which])
 

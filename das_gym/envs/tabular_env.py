@@ -69,7 +69,7 @@ class TableScorer(Scorer):
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
     def cost_of(self, setting: str) -> MaskCost:
-        """As `Scorer.cost_of`.
+        """Like `Scorer.cost_of`.
 
         Raises:
             ValueError: the table does not hold the cost, and it was not given.
@@ -83,19 +83,19 @@ class TableScorer(Scorer):
         return self._costs[setting]
 
     def statistic(self, name: str) -> np.ndarray:
-        """As `Scorer.statistic`: what the table holds, or what follows from the losses of its masks."""
+        """Return a statistic from the table, or computed from the losses of its masks; see `Scorer.statistic`."""
         return self.table.statistic(name)
 
     def observation(self) -> np.ndarray:
-        """As `Scorer.observation`: measured on the examples of the table."""
+        """Return the statistics that the table holds; see `Scorer.observation`."""
         return self._observation.copy()
 
     def architecture(self) -> Architecture:
-        """As `Scorer.architecture`."""
+        """See `Scorer.architecture`."""
         return Architecture.of_table(self.table)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """As `Scorer.measure`; nothing is drawn."""
+        """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
         del rng
         rows = self.table.rows(masks)
         scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
@@ -106,13 +106,13 @@ class TableScorer(Scorer):
         return scores
 
     def measure_full_model(self) -> Scores:
-        """As `Scorer.measure_full_model`."""
+        """See `Scorer.measure_full_model`."""
         return Scores(*(getattr(self._scores, name)[:1] for name in SCORES))
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
-        """As `Scorer.score`."""
+        """See `Scorer.score`."""
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended)
@@ -125,7 +125,7 @@ class TableScorer(Scorer):
         return Outcome(rewards, {**info, "evaluations": self._count(rewards, scored)})
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
-        """As `Scorer.score_one`."""
+        """See `Scorer.score_one`."""
         known = self._rows_known.get(key := masks.tobytes())
         if known is None:
             row = int(self.table.rows(masks[0])) if self._exact else -1
@@ -142,7 +142,7 @@ class TableScorer(Scorer):
         return reward, {**info, "evaluations": self.evaluations}
 
     def full_model_info(self) -> dict[str, Any]:
-        """As `Scorer.full_model_info`."""
+        """See `Scorer.full_model_info`."""
         return {**self._full_model_info, "evaluations": self.evaluations}
 
     @cached_property
@@ -197,12 +197,12 @@ class ExampleScorer(TableScorer):
         self.reward_batches = reward_batches
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """As `Scorer.measure`, on the examples of the next step."""
+        """Score on the examples of the next step; see `Scorer.measure`."""
         places, self.position = next_places(self.reward_batches, self.batch_size, self._total, self.position, rng)
         return self._on(places, self.table.rows(masks))
 
     def measure_full_model(self) -> Scores:
-        """As `Scorer.measure_full_model`, on the first examples."""
+        """Score on the first examples; see `Scorer.measure_full_model`."""
         return self._on(np.arange(self.batch_size), np.zeros(1, np.int64))
 
     def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:

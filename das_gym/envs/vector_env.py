@@ -208,11 +208,11 @@ class ScoredVectorEnv(MaskVectorEnv):
         return self._observe(), with_presence(arrays, np.ones(self.num_envs, dtype=bool))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """As `ScoredEnv.close`."""
+        """See `ScoredEnv.close`."""
         self.template.close()
 
     def get_state(self) -> dict[str, Any]:
-        """As `ScoredEnv.get_state`, with all episodes."""
+        """Return the state of all episodes; see `ScoredEnv.get_state`."""
         return {**self.template.get_state(), "episode": self.mode.get_state(), "waiting": self._waiting.tolist()}
 
     def set_state(self, state: dict[str, Any]) -> None:

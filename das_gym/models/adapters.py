@@ -89,7 +89,7 @@ class NoAdapter(nn.Module):
         return x.new_zeros(())
 
 
-class AdapterBehind(nn.Module):
+class SequentialAdapter(nn.Module):
     """A linear layer followed by an adapter that reads the layer's output and adds to it.
 
     Args:

@@ -37,13 +37,16 @@ Forward = Callable[..., Tensor]
 Mark = Callable[[int, Tensor], None]
 """`mark(index, hidden)` is called right before and right after unit `index` runs, with its input and its output."""
 
+HALVES = (torch.float16, torch.bfloat16)
+"""The 16-bit dtypes, in which small steps of training are lost."""
+
 
 def no_mark(index: int, hidden: Tensor) -> None:
-    """Do nothing: the default mark."""
+    """Do nothing: the no-op `Mark`."""
 
 
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
-    """Compute every time: the default memo."""
+    """Compute the value without caching: the no-op `Memo`."""
     del key
     return compute()
 
@@ -168,7 +171,7 @@ class VLP(nn.Module, ABC):
         layers: The skippable layers, in mask order.
         feature_size: Width of the pooled features.
         head_size: Width inside heads with a hidden layer; None = `feature_size`.
-        size: The `ProblemConfig.size` of this model, `mini` or `base`; None fits either.
+        size: `base` if the paper's settings fit this model, else `mini`; None is neither.
         pruned_mask: The mask that the model was pruned with, or None.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         projector: Parts of the names of parameters between a vision tower and a decoder; they have a separate learning rate.
@@ -211,7 +214,9 @@ class VLP(nn.Module, ABC):
         Raises:
             ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
-        raise NotImplementedError(f"{type(self).__name__} makes no batches: define inputs(folder, max_text_length)")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define how batches are made: define inputs(folder, max_text_length)"
+        )
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Return encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be cached."""
@@ -521,22 +526,14 @@ def fingerprint(vlp: VLP) -> str:
 
 
 def check_class(kind: Any) -> None:
-    """Check that something is a class of models; Python names the methods that it lacks when it is instantiated.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Check that something is a class of models; Python names the methods that it lacks when it is instantiated."""
     if not isinstance(kind, type) or not issubclass(kind, VLP):
         name = getattr(kind, "__name__", repr(kind))
         raise TypeError(f"invalid model class: got {name}, expected a subclass of das_gym.models.base.VLP")
 
 
 def check_model(vlp: VLP) -> None:
-    """Check what would give wrong masks or train nothing.
-
-    Raises:
-        ValueError: describes everything that is wrong with the model.
-    """
+    """Check what would give wrong masks or train nothing."""
     wrong = []
     stages = sorted({layer.stage for layer in vlp.layers})
     if not stages or stages != list(range(len(stages))):

@@ -76,7 +76,7 @@ class LoadReport:
         lines = [f"{name} ({len(names)}): {_shorten(names) or '-'}" for name, names in groups.items()]
         return "\n".join([f"{self.path}: {self.title}", *lines, *self.odd])
 
-    def doubts(self, *expected: str) -> str | None:
+    def describe_problems(self, *expected: str) -> str | None:
         """Return in one line what a user has to know before using the model; None if all is well.
 
         Args:
@@ -98,7 +98,7 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint's content.
 
     Attributes:
@@ -122,7 +122,7 @@ def load_checkpoint(
     heads: Sequence[str] = (),
     generator: torch.Generator | None = None,
     **settings: Any,
-) -> Loaded:
+) -> LoadedCheckpoint:
     """Load a checkpoint in any known format; sizes come from the shapes of its tensors.
 
     Args:
@@ -142,7 +142,7 @@ def load_checkpoint(
     Example:
         >>> from das_gym.registration import ASSETS
         >>> loaded = load_checkpoint(ASSETS / "vilt_mini")
-        >>> type(loaded.vlp).__name__, loaded.report.doubts("adapter")
+        >>> type(loaded.vlp).__name__, loaded.report.describe_problems("adapter")
         ('ViLT', None)
     """
     return assemble(read_tensors(path), image_size=image_size, heads=heads, generator=generator, settings=settings)
@@ -189,7 +189,7 @@ def save_checkpoint(
         vlp: A model of one of the families, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
-        search: As `Loaded.search`.
+        search: As `LoadedCheckpoint.search`.
         leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
 
     Raises:
@@ -230,8 +230,8 @@ def assemble(
     heads: Sequence[str] = (),
     generator: torch.Generator | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Loaded:
-    """Make a model of tensors, which are taken out of `file`: the second half of `load_checkpoint`."""
+) -> LoadedCheckpoint:
+    """Build a model from the tensors of `file`, which is emptied to save memory: the second half of `load_checkpoint`."""
     family, form, mask = _recognise(file)
     config = _infer_config(file, family, form, image_size, settings or {})
     report = LoadReport(file.path, form.title, odd=_lost_layers(config))
@@ -251,15 +251,11 @@ def assemble(
     for name, tensors in found_heads.items():
         check_finite(((f"{name}.{part}", tensor) for part, tensor in tensors.items()), file.path)
     report.missing += [head for head in heads if head not in found_heads]
-    return Loaded(vlp.eval(), found_heads, search, report)
+    return LoadedCheckpoint(vlp.eval(), found_heads, search, report)
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
-    """Return family, format, and the mask of a model that lacks layers.
-
-    Raises:
-        ValueError: the format is unknown.
-    """
+    """Return family, format, and the mask of a model that lacks layers."""
     known, config = families(), file.config
     exported = str(config.get("model_type")).endswith("_subnet")
     if exported or "model" in config:  # our names, sizes in config.json
@@ -287,11 +283,7 @@ def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
 def _infer_config(
     file: TensorFile, family: Family, form: Format, image_size: int | None, settings: Mapping[str, Any]
 ) -> Any:
-    """Return the config of a file's model.
-
-    Raises:
-        ValueError: a tensor is missing, or a setting is unknown, missing, out of range or contradicts the file.
-    """
+    """Return the config of a file's model."""
     shapes = {name.removeprefix(form.prefix): tuple(tensor.shape) for name, tensor in file.tensors.items()}
     try:
         found = form.sizes(shapes, file.config)
@@ -368,11 +360,7 @@ def _fill(
     generator: torch.Generator | None,
     report: LoadReport,
 ) -> None:
-    """Give a model on the meta device its parameters and buffers.
-
-    Raises:
-        ValueError: a shape does not fit, a frozen parameter is missing, or a layer of the file would be dropped.
-    """
+    """Load parameters and buffers into a model on the meta device."""
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
     surplus = [name for name in named if name not in expected]

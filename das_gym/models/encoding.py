@@ -83,9 +83,6 @@ def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor
     Args:
         text_tokens: Length of the text, at least 1.
         image_shape: (3, height, width) of the image, pixels.
-
-    Raises:
-        ValueError: a text without tokens.
     """
     if text_tokens < 1:
         raise ValueError(f"invalid `text_tokens`: got {text_tokens}, expected 1 or more")

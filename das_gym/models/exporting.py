@@ -60,9 +60,6 @@ def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
     Args:
         head: The head.
         feature_size: Width of the features of one image.
-
-    Raises:
-        ValueError: the exported code has no such head.
     """
     parts: list[Any] = [p for p in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(p, nn.Flatten)]
     kinds = [type(part) for part in parts]
@@ -80,11 +77,7 @@ def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
 
 
 def layer_kinds(vlp: VLP) -> list[str]:
-    """Return what a pruned model has for each layer: `layer`, `adapter` or `nothing`.
-
-    Raises:
-        ValueError: the model is not pruned.
-    """
+    """Return what a pruned model has for each layer: `layer`, `adapter` or `nothing`."""
     if vlp.pruned_mask is None:
         raise ValueError("this model is not pruned: call `vlp.prune(mask)` first; a mask of zeros keeps every layer")
     kinds = []

@@ -198,12 +198,7 @@ def pad_images(images: Sequence[Tensor]) -> Tensor:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder, from its files alone.
-
-    Raises:
-        FileNotFoundError: the folder holds no tokenizer that transformers can read.
-        ValueError: it is damaged, needs remote code, or a file of the folder is a pipe.
-    """
+    """Return the tokenizer in a folder, from its files alone."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)

@@ -57,7 +57,7 @@ class _SkipFilling(TorchFunctionMode):
 
 @contextmanager
 def without_content() -> Iterator[None]:
-    """Make modules that have shapes and no content: nothing is drawn for them, and no memory allocated."""
+    """Create modules on the meta device: with shapes, but without values, memory or random initialization."""
     import torch._dynamo  # models import it, and in torch 2.6 the import computes, which fails on the meta device
 
     with torch.device("meta"), _SkipFilling():
@@ -123,11 +123,7 @@ class MacCounter:
         self._bare: tuple[Any, Any, Any] | None = None
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
-        """Return the MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
-
-        Raises:
-            TypeError: the encoder reads the values of its input, which has none on the meta device.
-        """
+        """Return the MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch."""
         return self._once(("encode", stream), batch, getattr(self.twin, f"{stream}_stream"))[1]
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[State, int]:

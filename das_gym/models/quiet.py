@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide progress bars and warnings of transformers."""
+    """Suppress progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

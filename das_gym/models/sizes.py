@@ -16,9 +16,6 @@ def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
     Args:
         config: A dataclass of numbers: integers, shares of 0..1, or None.
         head_fields: Names of numbers of attention heads, and of the width that each has to divide.
-
-    Raises:
-        ValueError: names the field and its range.
     """
     for each in dataclasses.fields(config):
         name, value, low, high = each.name, getattr(config, each.name), 1, MAX_WIDTH

@@ -18,11 +18,7 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> bool:
-    """Compare a folder's files with its checksums, and return whether it has any.
-
-    Raises:
-        ValueError: a file is missing or has changed, or the checksums cannot be read.
-    """
+    """Compare a folder's files with its checksums, and return whether it has any."""
     path = folder / SUMS
     if not path.is_file():
         return False

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from das_gym.bundled import check_bundled
-from das_gym.files import at_home, parse_json, read_json, replacing, room_beside, whole_folder
+from das_gym.files import at_home, parse_json, read_json, replacing, replacing_folder, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights of a folder."""
@@ -49,10 +49,6 @@ def read_tensors(path: str | Path) -> TensorFile:
 
     Args:
         path: A `.safetensors` file, a folder, or any other file that `torch.save` wrote.
-
-    Raises:
-        FileNotFoundError: the path does not exist, or the folder has no weights or no config.json.
-        ValueError: the file is damaged, holds no tensors, or holds more than tensors and plain containers.
     """
     path = at_home(path)
     if not path.exists():
@@ -86,12 +82,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> TensorFile:
-    """Read a safetensors file, and the config in our metadata.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
-    """
+    """Read a safetensors file, and the config in our metadata."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -127,7 +118,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     """
     from safetensors.torch import save_file
 
-    with room_beside(path) as room, replacing(path) as part:
+    with temporary_folder(path) as room, replacing(path) as part:
         part.touch()
         rights = stat.S_IMODE(part.stat().st_mode)
         save_file(tensors, room / "new", metadata=metadata)
@@ -150,11 +141,7 @@ def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    """Check that weights are finite.
-
-    Raises:
-        ValueError: names the first tensor that is not.
-    """
+    """Check that weights are finite."""
     for name, tensor in tensors:
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue
@@ -187,9 +174,6 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
         path: The file.
         mapped: Whether the tensors of an archive stay in the file, mapped into memory: nothing is copied, and writes to
             them do not reach the file. The file must not be overwritten in place meanwhile.
-
-    Raises:
-        ValueError: it is damaged, or holds more than that.
     """
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"
@@ -257,9 +241,6 @@ def check_archive(path: Path) -> None:
     """Compare every record of a zip archive with its checksum, which torch does not.
 
     torch's files of before 1.6 are no archives and have no checksums: any of their bytes may have changed.
-
-    Raises:
-        ValueError: one differs, or the archive is damaged.
     """
     with path.open("rb") as file:
         if file.read(2) != b"PK":
@@ -288,9 +269,6 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Args:
         folder: Where; replaced if it is empty or an earlier checkpoint folder of ours.
         fill: Writes the content into the folder it is given.
-
-    Raises:
-        FileExistsError: something else has this name.
     """
     config = folder / "config.json"
     ours = config.is_file() and "model" in _read_config(config)
@@ -298,7 +276,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise FileExistsError(f"{folder} exists and is not a checkpoint folder. Give another name or remove it first")
     old = folder.with_name(f".{folder.name}.old")
     try:
-        with whole_folder(folder) as fresh:
+        with replacing_folder(folder) as fresh:
             fill(fresh)
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)

@@ -60,6 +60,10 @@ class Adaptation:
     info: Mapping[str, Any] = field(default_factory=dict)
     method: MethodSettings | None = None
 
+    def __post_init__(self) -> None:
+        if not set(self.mask or ()) <= {0, 1}:
+            raise ValueError(f"`mask` is not a skip mask: got {list(self.mask or ())}, expected only 0 (keep) and 1 (skip)")
+
     @classmethod
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
         """Return the current parameters of a model and its head."""
@@ -73,7 +77,7 @@ class Adaptation:
         return cls(tensors=detached, mask=mask, **fields)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         described = {
             "format": FORMAT,
             "task": self.task,
@@ -96,7 +100,7 @@ class Adaptation:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one"
+                f"no adaptation file at {path}. `python -m adapt supernet` or `python -m adapt` writes one"
             )
         file = read_safetensors(path)
         described, tensors = dict(file.config), file.tensors
@@ -105,13 +109,12 @@ class Adaptation:
             raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_TYPES:
-                raise ValueError(f"{path}: {name} holds numbers of {tensor.dtype}, which no weights are; write it again")
+                raise ValueError(f"{path}: {name} has dtype {tensor.dtype}, which is not a dtype of weights. Write it again")
         check_finite(((name, tensor.float()) for name, tensor in tensors.items()), path)
         try:
-            about = build(_Description, described)
+            return build(cls, {**described, "tensors": tensors})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged adaptation file ({error}); write it again") from error
-        return cls(**{**vars(about), "tensors": tensors})
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
         """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
@@ -121,7 +124,9 @@ class Adaptation:
         """
         self.check_base(base)
         if self.method is not None:
-            raise ValueError(f"the result of the method {self.method.name} is loaded by das_gym.adapt.load_subnet")
+            raise ValueError(
+                f"this file has the result of the method {self.method.name}. Load it with das_gym.adapt.load_subnet"
+            )
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         self.put(_tunable(vlp, head))
@@ -156,22 +161,6 @@ class Adaptation:
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(self.tensors[name])
-
-
-@dataclass(frozen=True)
-class _Description:
-    """The metadata of an adaptation file, see `Adaptation`."""
-
-    task: str
-    answers: tuple[str, ...]
-    base: str
-    mask: tuple[int, ...] | None
-    info: dict[str, Any]
-    method: MethodSettings | None = None
-
-    def __post_init__(self) -> None:
-        if not set(self.mask or ()) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask or ())} holds other values than 0 (keep) and 1 (skip)")
 
 
 def _tunable(vlp: VLP, head: nn.Module) -> dict[str, Tensor]:

@@ -36,9 +36,6 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         m - 1 is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that
         begins there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over
         real tokens, 0..2, for m up to 3.
-
-    Raises:
-        FloatingPointError: a layer gives what is not finite; names it and the examples.
     """
     vlp = evaluator.vlp
     chains = stream_chains(vlp)

@@ -167,11 +167,9 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
 
     Args:
         n_layers: Number of skippable units.
-        budget: Fields of `BudgetSettings`; `skip_num="auto"`, or a field left out, is 4 units at most, or what shares leave.
-        cost_of: What masks cost, by a key of `SAVED`; asked for no other than the one that is to be saved.
-
-    Raises:
-        ValueError: what `check_budget` or `Budget` rejects.
+        budget: Fields of `BudgetSettings`. Without a share to save, a missing or "auto" `skip_num` means 4, or all of fewer
+            units.
+        cost_of: Returns the cost of masks for a key of `SAVED`. It is only called for the cost to save.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}
@@ -186,9 +184,9 @@ def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: flo
     """Return whether a scored mask satisfies the budget of a record.
 
     Args:
-        budget: As an environment takes it, and whatever else; what is missing or None binds nothing. A share of another cost
+        budget: Settings of an environment; a missing or None entry is no constraint. A share of another cost
             than MACs comes with `costs`.
-        mask: 0/1 a unit.
+        mask: One 0 or 1 per unit, 1 = skipped.
         macs_saved: Share of MACs that it saves.
     """
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:

@@ -16,7 +16,6 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED
 from das_gym.runs import ResumableSettings
 from das_gym.trust import REMOTE_CODE
 
-SIZES = ("mini", "base")
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")
 PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
@@ -31,10 +30,7 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 WORKERS = ("ray",)
 """Backends that distribute masks, by name."""
 
-WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
-"""Fields of `ProblemConfig` that change no score: records leave them out."""
-
-COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", *WORKER_SETTINGS)
+COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
 
@@ -55,6 +51,15 @@ def is_hub_id(value: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
 
 
+def download_first(what: str, id: str, setting: str) -> str:
+    """Return the error for an id of the Hugging Face Hub in place of a folder, which `setting` takes."""
+    kind = "--repo-type dataset " if setting == "data_root" else ""
+    return (
+        f"{what}: got {id}. das_gym downloads nothing. Download it first: `hf download {kind}{id} --local-dir FOLDER`, then "
+        f"give {setting}=FOLDER."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Which weights and which data to load, and where to.
@@ -63,6 +68,8 @@ class ModelSettings:
         checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
             name of another bundled model (`llava_mini`). None loads the bundled model.
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
+        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas.
+            None finds them by their usual names.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
         units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
@@ -77,6 +84,7 @@ class ModelSettings:
 
     checkpoint: str | None = None
     data_root: str | None = None
+    columns: str | None = None
     supernet: str | None = None
     tokenizer: str | None = None
     units: str | None = choice(None, UNITS)
@@ -91,7 +99,6 @@ class ProblemOptions:
     """Settings of model, data and evaluation that are rarely changed. Commands take them as `problem.NAME`.
 
     Attributes:
-        size: Size of a METER or ViLT model. `base` needs `checkpoint`. None reads the size from the checkpoint.
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
@@ -99,14 +106,12 @@ class ProblemOptions:
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
-        workers: `ray` distributes masks over the workers of a Ray cluster. None scores them in this process.
-        num_workers: Number of Ray workers, at least 1. None uses as many as the cluster has room for.
-        gpus_per_worker: GPUs of each Ray worker: 0, a fraction such as 0.5, or a whole number.
+        workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
+            None scores them in this process.
     """
 
     group: ClassVar[str] = "Model and data"
 
-    size: str | None = choice(None, SIZES)
     image_size: int | None = None
     max_text_length: int | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
@@ -115,8 +120,6 @@ class ProblemOptions:
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
     workers: str | None = choice(None, WORKERS)
-    num_workers: int | None = None
-    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,15 +141,14 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
+        if is_hub_id(self.model):
+            raise ValueError(download_first(f"`model` is the kind of model ({', '.join(MODELS)})", self.model, "checkpoint"))
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        self._check_workers()
-        if self.size not in (None, *SIZES):
-            raise ValueError(f"`size` is unknown: got {self.size!r}, expected one of {', '.join(SIZES)}")
-        if self.size == "base" and self.checkpoint is None:
-            raise ValueError(f"`checkpoint` is missing: size='base' needs an official {self.model} file or a folder.")
+        if self.workers not in (None, *WORKERS):
+            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
@@ -158,11 +160,7 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
                 if name != "supernet" and is_hub_id(value):
-                    kind = "--repo-type dataset " if name == "data_root" else ""
-                    raise FileNotFoundError(
-                        f"`{name}` is not a file or folder: got {value}. das_gym downloads nothing. Run "
-                        f"`hf download {kind}{value} --local-dir FOLDER`, then give {name}=FOLDER."
-                    )
+                    raise FileNotFoundError(download_first(f"`{name}` is not a file or folder", value, name))
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
@@ -186,21 +184,6 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
-    def _check_workers(self) -> None:
-        if self.workers is None:
-            for name, default in (("num_workers", None), ("gpus_per_worker", 0)):
-                if getattr(self, name) != default:
-                    raise ValueError(f"`{name}` needs workers=ray: got {getattr(self, name)}. Give both, or leave it out.")
-            return
-        check_names([self.workers], WORKERS, "workers")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"`num_workers` is out of range: got {self.num_workers}, expected at least 1, or None for all")
-        gpus = self.gpus_per_worker
-        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
-            raise ValueError(
-                f"`gpus_per_worker` is not allowed: got {gpus}, expected 0, a fraction of one GPU, or an integer"
-            )
-
     def bundled(self, file: str) -> Path:
         """Return a bundled file of this model.
 
@@ -222,8 +205,8 @@ def changed_settings(config: ProblemConfig) -> dict[str, Any]:
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a record keeps them: without `WORKER_SETTINGS`, so that it can be replayed anywhere."""
-    return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
+    """Return settings as a record keeps them: without `workers`, so that it can be replayed anywhere."""
+    return {name: value for name, value in settings.items() if name != "workers"}
 
 
 def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
@@ -235,7 +218,7 @@ def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[
 
 
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
-    """Return model and data as they are typed behind `with`: the named config, settings that are not the default, and more.
+    """Return model and data as they are typed after `with`: the named config, settings that are not the default, and more.
 
     Args:
         config: Model and data.

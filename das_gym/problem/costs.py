@@ -8,9 +8,8 @@ stage the token that is read is the only query. The papers of this field count e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,94 +28,54 @@ COUNTINGS = ("runs", "paper")
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """The costs of a model by part; arrays are (n_layers,) int64, in mask order.
+    """The costs of a model under any mask, and some of their parts; arrays are (n_layers,) int64, in mask order.
 
-    Parameters that a layer shares with another one, or with anything else, are the base's: they stay whatever is skipped.
+    Parameters that a layer shares with another one, or with anything else, stay whatever is skipped.
 
     Attributes:
+        macs_cost: MACs of an example.
+        parameters_cost: Number of parameters.
+        memory: Bytes of the weights, in the types in which they are loaded.
         base_macs: Encoders, embeddings and poolers: what runs under every mask.
-        head_macs: The task's head.
         layer_macs: Each layer without adapters.
         parallel_macs: Each layer's parallel adapters.
         skip_macs: Each layer's skip adapter.
-        base_parameters: As `base_macs`.
-        base_trainable: Those of `base_parameters` that train: poolers, token types and the like.
-        head_parameters: As `head_macs`; all of them train.
         layer_parameters: As `layer_macs`.
         parallel_parameters: As `parallel_macs`, LayerNorms included.
         skip_parameters: As `skip_macs`, LayerNorms included.
-        kept_trainable: Parameters of each kept layer, adapters included, that train.
-        skip_trainable: Those of each skip adapter.
-        memory: Bytes of the weights under any mask, in the types in which they are loaded.
-        base_added_macs: Those of `base_macs` that modules inserted into the encoders take, such as LoRA.
-        base_added_parameters: Their parameters.
     """
 
+    macs_cost: MaskCost
+    parameters_cost: MaskCost
+    memory: MaskCost
     base_macs: int
-    head_macs: int
     layer_macs: np.ndarray
     parallel_macs: np.ndarray
     skip_macs: np.ndarray
-    base_parameters: int
-    base_trainable: int
-    head_parameters: int
     layer_parameters: np.ndarray
     parallel_parameters: np.ndarray
     skip_parameters: np.ndarray
-    kept_trainable: np.ndarray
-    skip_trainable: np.ndarray
-    memory: MaskCost
-    base_added_macs: int = 0
-    base_added_parameters: int = 0
 
     @property
     def macs_full(self) -> int:
         """MACs of the pre-trained model and head: nothing skipped, no adapters. The baseline of every saving."""
-        return self.base_macs - self.base_added_macs + self.head_macs + int(self.layer_macs.sum())
+        return int(self.macs_cost.full)
 
     @property
     def parameters_full(self) -> int:
         """Parameters of the pre-trained model and head: nothing skipped, no adapters."""
-        base = self.base_parameters - self.base_added_parameters
-        return base + self.head_parameters + int(self.layer_parameters.sum())
-
-    @property
-    def macs_cost(self) -> MaskCost:
-        """MACs of any mask."""
-        kept = self.layer_macs + self.parallel_macs
-        full_model = self.base_macs + self.head_macs + int(kept.sum())
-        return MaskCost(self.macs_full, full_model, kept - self.skip_macs, "macs_saved")
-
-    @property
-    def parameters_cost(self) -> MaskCost:
-        """Parameters of any mask."""
-        kept = self.layer_parameters + self.parallel_parameters
-        full_model = self.base_parameters + self.head_parameters + int(kept.sum())
-        return MaskCost(self.parameters_full, full_model, kept - self.skip_parameters, "parameters_saved")
+        return int(self.parameters_cost.full)
 
     def macs(self, mask: Mask) -> int:
-        """MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
-        kept = self.layer_macs + self.parallel_macs
-        return self.base_macs + self.head_macs + self._choose(mask, kept, self.skip_macs)
+        """Return the MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
+        array = np.asarray(mask, dtype=bool)
+        if array.shape != self.layer_macs.shape:
+            raise ValueError(f"mask of shape {array.shape}: expected one bool for each of {len(self.layer_macs)} layers")
+        return int(self.macs_cost.amounts(array[None])[0])
 
     def macs_saved(self, mask: Mask) -> float:
-        """Share of `macs_full` that the subnet saves, at most 1; negative where its adapters cost more than it skips."""
+        """Return the share of `macs_full` that the subnet saves; negative if its adapters cost more than it skips."""
         return 1 - self.macs(mask) / self.macs_full
-
-    def parameters(self, mask: Mask) -> int:
-        """Parameters of the pruned subnet and head."""
-        kept = self.layer_parameters + self.parallel_parameters
-        return self.base_parameters + self.head_parameters + self._choose(mask, kept, self.skip_parameters)
-
-    def trainable_parameters(self, mask: Mask) -> int:
-        """Those of `parameters(mask)` that train."""
-        return self.base_trainable + self.head_parameters + self._choose(mask, self.kept_trainable, self.skip_trainable)
-
-    def _choose(self, mask: Mask, kept: np.ndarray, skipped: np.ndarray) -> int:
-        array = np.asarray(mask, dtype=bool)
-        if array.shape != kept.shape:
-            raise ValueError(f"mask of shape {array.shape}: this model has {len(kept)} layers, give one bool each")
-        return int(np.where(array, skipped, kept).sum())
 
 
 def count_costs(
@@ -136,10 +95,6 @@ def count_costs(
         group_features: From the pooled features of all passes to what the head reads of one example.
         passes: How often the model runs for an example.
         counting: `runs`: the last stage computes what is read; `paper`: it computes every token.
-
-    Raises:
-        ValueError: another way of counting.
-        TypeError: a model whose MACs cannot be counted.
     """
     check_names([counting], COUNTINGS, "counting")
     with_adapters, bare = MacCounter(vlp), MacCounter(vlp, adapters=False)
@@ -158,55 +113,40 @@ def count_costs(
             skip[index] = sum(with_adapters.layer(index, state, True, pooled_only).values())
         state = state.with_hidden(hidden)
     features, pool_macs = with_adapters.pool(state)
-    pooled = torch.cat([features] * passes)
+    base = passes * (encoder_macs + embed_macs + pool_macs)
+    # What modules that are inserted into the encoders take, such as LoRA, is no part of the baseline.
+    added = 0 if isinstance(batch, tuple) else passes * (encoder_macs - bare.encode(batch)[1])
+    outside = 0 if head is None else head_macs(head, group_features(torch.cat([features] * passes)))
+    kept, plain, skip = passes * kept, passes * plain, passes * skip
+    full = base - added + outside + int(plain.sum())
+    macs = MaskCost(full, base + outside + int(kept.sum()), kept - skip, "macs_saved")
     own_head = [] if head is None else list(own_parameters(vlp, head).values())
-    return Costs(
-        base_macs=passes * (encoder_macs + embed_macs + pool_macs),
-        base_added_macs=0 if isinstance(batch, tuple) else passes * (encoder_macs - bare.encode(batch)[1]),
-        head_macs=0 if head is None else head_macs(head, group_features(pooled)),
-        layer_macs=passes * plain,
-        parallel_macs=passes * (kept - plain),
-        skip_macs=passes * skip,
-        head_parameters=_count(own_head),
-        memory=_memory(with_adapters.twin, bare.twin, own_head),
-        **_parameters(with_adapters.twin, bare.twin),
-    )
+    twins = with_adapters.twin, bare.twin
+    parameters, parts = _weight_cost(_count, *twins, own_head, "parameters_saved")
+    memory, _ = _weight_cost(bytes_of, *twins, own_head, "memory_saved")
+    return Costs(macs, parameters, memory, base, plain, kept - plain, skip, *parts)
 
 
-def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
-    """Return the bytes of the weights under any mask."""
+def _weight_cost(
+    measure: Callable[[list[Tensor]], int], twin: VLP, bare: VLP, head: list[Tensor], setting: str
+) -> tuple[MaskCost, tuple[np.ndarray, ...]]:
+    """Return what weights cost under any mask; and of each unit the layer, its parallel adapters and its skip adapter.
+
+    Args:
+        measure: Returns the number of some parameters, or their bytes.
+        twin: The model with its adapters.
+        bare: The model without them.
+        head: Parameters of the head.
+        setting: As for `MaskCost`.
+    """
 
     def each(model: VLP, part: str) -> np.ndarray:
-        return np.array([bytes_of(unit) for unit in _units(model, part)], dtype=np.int64)
+        return np.array([measure(unit) for unit in _units(model, part)], dtype=np.int64)
 
-    outside = bytes_of(list(head))
-    full, unskipped = (
-        bytes_of(list(model.parameters())) + outside - int(each(model, "skip_adapter").sum()) for model in (bare, twin)
-    )
-    return MaskCost(full, unskipped, each(twin, "layer") - each(twin, "skip_adapter"), "memory_saved")
-
-
-def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
-    """Return the fields of `Costs` that count the model's parameters."""
-    tunable = {id(p) for p in twin.tunable_state().values()}
-
-    def each(model: VLP, part: str, chosen: set[int] | None = None) -> np.ndarray:
-        return np.array([_count(unit, chosen) for unit in _units(model, part)], dtype=np.int64)
-
-    plain, kept, skip = each(bare, "layer"), each(twin, "layer"), each(twin, "skip_adapter")
-    bare_base = _count(bare.parameters()) - int((plain + each(bare, "skip_adapter")).sum())
-    kept_trainable, skip_trainable = each(twin, "layer", tunable), each(twin, "skip_adapter", tunable)
-    base = _count(twin.parameters()) - int((kept + skip).sum())
-    return {
-        "base_parameters": base,
-        "base_added_parameters": base - bare_base,
-        "base_trainable": _count(twin.parameters(), tunable) - int((kept_trainable + skip_trainable).sum()),
-        "layer_parameters": plain,
-        "parallel_parameters": kept - plain,
-        "skip_parameters": skip,
-        "kept_trainable": kept_trainable,
-        "skip_trainable": skip_trainable,
-    }
+    kept, plain, skip = each(twin, "layer"), each(bare, "layer"), each(twin, "skip_adapter")
+    whole, whole_bare = (measure([*model.parameters()]) + measure(head) for model in (twin, bare))
+    full = whole_bare - int(each(bare, "skip_adapter").sum())
+    return MaskCost(full, whole - int(skip.sum()), kept - skip, setting), (plain, kept - plain, skip)
 
 
 def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
@@ -223,5 +163,5 @@ def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
     return [[p for p in getattr(unit, part).parameters() if owners[id(p)] == 1] for unit in units]
 
 
-def _count(parameters: Iterable[Tensor], chosen: set[int] | None = None) -> int:
-    return sum(p.numel() for p in parameters if chosen is None or id(p) in chosen)
+def _count(parameters: Sequence[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)

@@ -41,13 +41,10 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     Args:
         saved: (m,) share that each mask saves, the first one skipping nothing.
         losses: (m,) nats.
-
-    Raises:
-        ValueError: the mask that saves most has no finite loss.
     """
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
-        raise ValueError("the mask that saves most has a non-finite loss: there is no reference point for an area")
+        raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")
     return float(saved[0]), last
 
 

@@ -132,7 +132,7 @@ def load_problem(config: ProblemConfig) -> Problem:
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
-    return _load_problem(config, _times_of_change(config))
+    return _load_problem(config, _modification_times(config))
 
 
 @lru_cache(maxsize=4)
@@ -142,7 +142,7 @@ def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
 
 
 def build_problem(config: ProblemConfig) -> Problem:
-    """As `load_problem`, sharing nothing with other problems."""
+    """Load a problem, as `load_problem`, that shares nothing with other problems."""
     find_supernet(config)  # fails before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
@@ -166,11 +166,19 @@ def check_problem(problem: ProblemConfig) -> None:
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
-    splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
+    task = task_class(config.task)
+    splits = task.load_splits(config.data_root, config.on_bad_example, **reader_options(task, config.columns))
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{first}", stacklevel=2)
     return splits
+
+
+def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
+    """Return `columns` as the argument of `Task.load_splits`, if it is given; ValueError: the task does not take it."""
+    if columns is not None and "columns" not in inspect.signature(task.load_splits).parameters:
+        raise ValueError(f"`columns` is not supported by the task {task.name}: got {columns!r}. Leave it out.")
+    return {} if columns is None else {"columns": columns}
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
@@ -181,9 +189,6 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     Args:
         config: What to load.
         **settings: Settings of the model other than the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
-
-    Raises:
-        ValueError: a checkpoint or tokenizer of another model, an incomplete one, or an unsupported setting.
     """
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
@@ -195,15 +200,13 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
         raise ValueError(
-            f"`checkpoint` is of another model: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
+            f"`checkpoint` is another model's: {checkpoint} holds a {type(vlp).__name__}, expected a {entry.name}. "
             f"Choose another checkpoint, or model={type(vlp).__name__}."
         )
     check_model(vlp)
     report = getattr(loaded, "report", None)
-    if report and (doubts := report.doubts("adapter")):
-        warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
-    if config.size is not None and vlp.size not in (None, config.size):
-        raise ValueError(f"`size` is wrong: got {config.size!r}, but {checkpoint} is {vlp.size!r}. Leave it out.")
+    if report and (problems := report.describe_problems("adapter")):
+        warnings.warn(f"{checkpoint}: {problems}", stacklevel=2)
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
@@ -220,11 +223,7 @@ def accepts_setting(model: str, setting: str) -> bool:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device of that name; `auto` is a GPU if there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
+    """Return the device of that name; `auto` is a GPU if there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -246,14 +245,11 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
 
     Returns:
         None where the model is searched as it is, since it brings a head for the task.
-
-    Raises:
-        ValueError: there is none and it is needed, or it is for another task or of one mask.
     """
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).pretrained_head in _head_names(config, _times_of_change(config)):
+        if task_class(config.task).pretrained_head in _head_names(config, _modification_times(config)):
             return None
         raise ValueError(
             f"`checkpoint` has neither a supernet nor a head for {config.task}: got {config.checkpoint}. Train a supernet "
@@ -263,18 +259,15 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
         content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
-        raise ValueError(f"`supernet` is no supernet: {path} holds {content}. Train one with `{supernet_command(config)}`.")
+        raise ValueError(
+            f"`supernet` is not a supernet: {path} holds {content}. Train one with `{supernet_command(config)}`."
+        )
     _check_task(supernet, config.task, path)
     return path, supernet
 
 
 def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
-    """Return model, head and task with a supernet's parameters, loaded again.
-
-    Raises:
-        ValueError: parts that do not belong together.
-        FileNotFoundError: a path that does not exist.
-    """
+    """Return model, head and task with a supernet's parameters, loaded again."""
     found = find_supernet(config)
     if found is None:
         return without_training(load_backbone(config), config.task, splits)
@@ -314,11 +307,7 @@ def format_blindness(seeing: Mapping[str, float], blind: Mapping[str, float]) ->
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
-    """Return the model as it is, with its own head and without adapters: skipped layers are left out.
-
-    Raises:
-        ValueError: it has no head for the task, or lacks parameters.
-    """
+    """Return the model as it is, with its own head and without adapters: skipped layers are left out."""
     kind, vlp = task_class(task), backbone.vlp
     if backbone.untrained:
         raise ValueError(
@@ -337,22 +326,14 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
-    """Return the model with the head and parameters of an adaptation file.
-
-    Raises:
-        ValueError: it is for another task or model.
-    """
-    model = unadapted(backbone, adaptation, task, path)
+    """Return the model with the head and parameters of an adaptation file."""
+    model = model_for_adaptation(backbone, adaptation, task, path)
     adaptation.apply(backbone.vlp, model.head, backbone.base)
     return model
 
 
-def unadapted(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
-    """Return the model that an adaptation file is for, with an untrained head for its labels.
-
-    Raises:
-        ValueError: the file is for another task.
-    """
+def model_for_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+    """Return the model that an adaptation file is for, with an untrained head for its labels."""
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
     return AdaptedModel(backbone, _untrained_head(backbone.vlp, labelled).to(backbone.vlp.device), labelled)
@@ -372,7 +353,7 @@ def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
     if adaptation.task != task:
-        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
+        raise ValueError(f"{path} was trained for task {adaptation.task!r}, not {task!r}. Pass one trained for it")
 
 
 @lru_cache(maxsize=16)
@@ -382,7 +363,7 @@ def _head_names(config: ProblemConfig, times: tuple[int, ...]) -> frozenset[str]
     return frozenset(load_backbone(config).heads)
 
 
-def _times_of_change(config: ProblemConfig) -> tuple[int, ...]:
+def _modification_times(config: ProblemConfig) -> tuple[int, ...]:
     paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
     return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
 
@@ -400,11 +381,7 @@ def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State,
 
 
 def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
-    """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`.
-
-    Raises:
-        ValueError: the model cannot read the longest text; names the example.
-    """
+    """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`."""
     vlp, task, examples = model.backbone.vlp, model.task, splits.reward[:COST_SAMPLE]
     try:
         return vlp.sample(task.processor, task.pairs(examples), MacCounter(vlp))
@@ -440,15 +417,12 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
 
     # Workers load what is frozen, and are sent what is trained. They must not choose another precision.
     precision = resolve_precision(config.precision, model.backbone.vlp.device)
-    alone = replace(
-        config, workers=None, num_workers=None, gpus_per_worker=0.0, eval_batch_size=batch_size, precision=precision
-    )
-    settings |= {"num_workers": config.num_workers, "gpus_per_worker": config.gpus_per_worker}
+    alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision)
     return ShardedEvaluator(*parts, recipe=partial(_recipe, alone, model), **settings)
 
 
 def _recipe(config: ProblemConfig, model: AdaptedModel) -> Callable[[], Evaluator]:
-    """Return the function that makes a worker's evaluator of the model as it is now."""
+    """Return a function that builds a worker's evaluator of the model in its current state."""
     return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], config, model.adaptation())
 
 

@@ -81,15 +81,11 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
 
     Args:
         costs: From keys of `SAVED` to what `MaskCost.as_dict` returns, or the path of a JSON file with that under `costs`.
-
-    Raises:
-        ValueError: another key, or figures that are no costs.
-        FileNotFoundError: no such file.
     """
     read: Any = read_json(at_home(costs)) if isinstance(costs, str) else {"costs": costs or {}}
     given = read.get("costs", {}) if isinstance(read, Mapping) else None
     if not isinstance(given, Mapping):
-        raise ValueError(f"`costs` is no file of costs: got {costs}, expected one that das_gym wrote with latency")
+        raise ValueError(f"`costs` is not a file of costs: got {costs}, expected a latency file that das_gym wrote")
     try:
         check_names(given, SAVED, "cost")
         return {setting: _given(setting, figures) for setting, figures in given.items()}
@@ -103,8 +99,10 @@ def _given(setting: str, figures: Any) -> MaskCost:
         savings = np.array(figures["savings"], dtype=float)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
-            f"`costs.{setting}` is no cost ({error!r}): give `full`, `unskipped`, `savings` of each unit"
+            f"`costs.{setting}` is invalid ({error!r}): expected `full`, `unskipped`, and `savings` of each unit"
         ) from error
     if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-        raise ValueError(f"`costs.{setting}` is no cost: give finite numbers, `full` above 0, and `savings`, one per unit")
+        raise ValueError(
+            f"`costs.{setting}` is invalid: expected finite numbers, `full` above 0, and `savings`, one per unit"
+        )
     return MaskCost(full, unskipped, savings, setting)

@@ -25,9 +25,6 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
 
     Mask number `sum(mask[i] << i)` is in the row of that number, as in tables; those of `skip_num` layers come in
     lexicographic order of the layers skipped.
-
-    Raises:
-        ValueError: they are more than `MAX_LISTED`.
     """
     count = 2**n_layers if skip_num is None else math.comb(n_layers, skip_num)
     if n_layers < 1 or count > MAX_LISTED:
@@ -45,11 +42,7 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
 
 
 def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
-    """Return (m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order.
-
-    Raises:
-        ValueError: a number of layers that there is not, or more masks than `MAX_LISTED`.
-    """
+    """Return (m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order."""
     if not 0 <= max_skipped <= n_layers:
         raise ValueError(f"`max_skipped` is out of range: got {max_skipped}, expected 0..{n_layers}")
     count = sum(math.comb(n_layers, skipped) for skipped in range(max_skipped + 1))
@@ -97,7 +90,9 @@ class MaskSpace:
 
     def __init__(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
-            raise TypeError(f"`budget` is no Budget: got {budget!r}, expected one such as Budget(n_layers=12, skip_num=4)")
+            raise TypeError(
+                f"`budget` is not a Budget: got {budget!r}, expected one such as Budget(n_layers=12, skip_num=4)"
+            )
         if budget.is_free:
             raise ValueError(
                 "`budget` allows every mask: give `skip_num`, or a share of a cost to save (0 = at most the full model's)"

@@ -53,7 +53,7 @@ class Reward:
 
 
 def exp_neg_loss(scores: Scores) -> np.ndarray:
-    """exp(-loss), the paper's reward.
+    """Return exp(-loss), the paper's reward.
 
     Range: 0..1.
     """
@@ -61,7 +61,7 @@ def exp_neg_loss(scores: Scores) -> np.ndarray:
 
 
 def neg_loss(scores: Scores) -> np.ndarray:
-    """-loss, in nats; losses beyond 10,000 count as that.
+    """Return -loss in nats. Losses above 10,000 count as 10,000.
 
     Range: -10000..0.
     """
@@ -69,7 +69,7 @@ def neg_loss(scores: Scores) -> np.ndarray:
 
 
 def metric(scores: Scores) -> np.ndarray:
-    """The task's metric.
+    """Return the task's metric.
 
     Range: 0..1.
     """
@@ -77,7 +77,7 @@ def metric(scores: Scores) -> np.ndarray:
 
 
 def neg_kl(scores: Scores) -> np.ndarray:
-    """-KL(full model || mask), in nats, needs no labels; 0 = the full model's answers, beyond 10,000 counts as that.
+    """Return -KL(full model || masked model) in nats, at least -10,000. It needs no labels.
 
     Range: -10000..0.
     """
@@ -108,7 +108,7 @@ def register_reward(reward: Reward) -> None:
     Complete example: `examples/own_reward.py`.
     """
     if not isinstance(reward, Reward):
-        raise TypeError(f"register_reward({reward!r}): give a Reward(name, low, high, compute)")
+        raise TypeError(f"`reward` is not a Reward: got {reward!r}, expected Reward(name, low, high, compute)")
     check_bounds("reward", reward.name, reward.low, reward.high)
     add_entry(REWARDS, reward.name, reward, "reward")
 
@@ -116,15 +116,11 @@ def register_reward(reward: Reward) -> None:
 def check_bounds(what: str, name: str, low: float, high: float) -> None:
     """Raise a ValueError for bounds that are not finite, or not rising."""
     if not -np.inf < low < high < np.inf:
-        raise ValueError(f"{what} {name!r} has low={low}, high={high}; give finite numbers, low below high")
+        raise ValueError(f"{what} {name!r} has low={low}, high={high}; expected finite numbers, low below high")
 
 
 def find_reward(name: str) -> Reward:
-    """Return the reward of that name.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
+    """Return the reward of that name."""
     check_names([name], REWARDS, "reward", own=True)
     return REWARDS[name]
 
@@ -141,9 +137,6 @@ class Objective:
         reward: The reward of a feasible mask.
         macs: The MACs of masks.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward, at least 0.
-
-    Raises:
-        ValueError: a price below 0.
     """
 
     budget: Budget

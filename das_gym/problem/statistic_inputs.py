@@ -79,11 +79,7 @@ class StatisticInputs:
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Watch every layer while the evaluator scores the full model on the examples.
-
-    Raises:
-        FloatingPointError: a layer gives what is not finite; names it and the examples.
-    """
+    """Record statistics of every layer while the evaluator scores the full model on the examples."""
     vlp = evaluator.vlp
     totals, rows = np.zeros((4, len(vlp.layers))), np.zeros(len(vlp.layers))
 
@@ -103,7 +99,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
     """Raise a FloatingPointError for a layer with a non-finite output, which names layer and examples."""
     if not np.isfinite(values).all():
         raise FloatingPointError(
-            f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
+            f"layer {vlp.layers[index].name} of the full model outputs NaN or infinite values, on "
             f"{format_examples([example.key for example in examples])}: try float32, or train its adapters again"
         )
 

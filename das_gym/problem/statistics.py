@@ -41,7 +41,7 @@ class MaskLosses:
 
     @cached_property
     def followers(self) -> list[list[int]]:
-        """The layers of the same stream behind each layer, in order."""
+        """The layers of the same stream after each layer, in order."""
         places = list(zip(self.stages, range(self.n_layers), strict=True))
         behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
         return [[index for _, index in sorted(found)] for found in behind]
@@ -120,7 +120,7 @@ def run_interaction(losses: MaskLosses) -> np.ndarray:
 
 
 def early_exit(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and all behind it in its stream skipped, minus the full model's, in nats."""
+    """Return (n_layers,) loss with the layer and all after it in its stream skipped, minus the full model's, in nats."""
     masks = losses.runs(1)
     for index, behind in enumerate(losses.followers):
         masks[index, behind] = True
@@ -231,7 +231,7 @@ STATISTICS |= {
             ("leave_one_out", "next_interaction"),
         ),
         _of_losses(
-            "loss with the layer and all behind it in its stream skipped - loss of the full model, nats", early_exit, 1
+            "loss with the layer and all after it in its stream skipped - loss of the full model, nats", early_exit, 1
         ),
     )
 }
@@ -252,7 +252,9 @@ def register_statistic(statistic: Statistic) -> None:
     Complete example: `examples/own_statistic.py`.
     """
     if not isinstance(statistic, Statistic):
-        raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")
+        raise TypeError(
+            f"`statistic` is not a Statistic: got {statistic!r}, expected Statistic(name, formula, low, high, compute)"
+        )
     check_bounds("statistic", statistic.name, statistic.low, statistic.high)
     add_entry(STATISTICS, statistic.name, statistic, "statistic")
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import nn
 
 from das_gym.config import build
@@ -56,9 +55,6 @@ class UnitLatencies:
         kept: Each unit that is kept, with its parallel adapters.
         skipped: What replaces each unit.
         measured: What the figures hold for: machine, device, threads, model, number format, batch.
-
-    Raises:
-        ValueError: lists of different lengths, or a number that is no time.
     """
 
     full: float
@@ -70,7 +66,7 @@ class UnitLatencies:
     def __post_init__(self) -> None:
         times = np.array([self.full, self.base, *self.kept, *self.skipped], dtype=float)
         if len(self.kept) != len(self.skipped) or not (np.isfinite(times).all() and (times >= 0).all() and self.full > 0):
-            raise ValueError("latencies are finite milliseconds of at least 0, one of each unit kept and one of it skipped")
+            raise ValueError("latencies must be finite and at least 0 ms: one per unit when kept, and one when skipped")
 
     @property
     def cost(self) -> MaskCost:
@@ -83,57 +79,36 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1, processor_time: bool = False) -> UnitLatencies:
+def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
-
-    Of several processes, one measures and the others wait for its figures.
 
     Args:
         problem: Model, task and data.
         batch: Examples per forward pass, at least 1: the first that score masks.
-        processor_time: For a model on the CPU, measure the processor time of one thread, which other load barely affects.
-
-    Raises:
-        ValueError: a batch below 1.
+        clock: Returns seconds, on a CPU.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
-    examples, threads = shuffled(problem.task, problem.splits.reward, batch), torch.get_num_threads()
-    by_processor = processor_time and problem.vlp.device.type == "cpu"
-    if by_processor:
-        torch.set_num_threads(1)
-    try:
-        timed = make_timed_forward(problem.vlp, problem.head, problem.task, examples)
-        measured = _conditions(problem.vlp, timed, len(examples)) | ({"clock": "processor time"} if by_processor else {})
-        digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
-        path = cache_folder() / "latency" / f"{digest}.json"
-        with _locked(path):
-            cached = _read(path, len(problem.layer_names))
-            if cached is not None:
-                return cached
-            bare = without_adapters_sharing(problem.vlp)
-            timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
-            clock = time.thread_time if by_processor else time.perf_counter
-            timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device, clock)
-            found = dataclasses.replace(measure_units(timer), measured=measured)
-            record = {
-                "costs": {"latency_saved": found.cost.as_dict()},
-                "layers": problem.layer_names,
-                "latencies": dataclasses.asdict(found),
-            }
-            with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
-                write_json(path, record)
-        return found
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _locked(path: Path) -> contextlib.AbstractContextManager[object]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{path}.lock").acquire()
-    except OSError:
-        return contextlib.nullcontext()
+    examples, n_layers = shuffled(problem.task, problem.splits.reward, batch), len(problem.layer_names)
+    timed = make_timed_forward(problem.vlp, problem.head, problem.task, examples)
+    measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
+    digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "latency" / f"{digest}.json"
+    cached = _read(path, n_layers)
+    if cached is not None:
+        return cached
+    bare = without_adapters_sharing(problem.vlp)
+    timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
+    timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
+    found = dataclasses.replace(measure_units(timer), measured=measured)
+    record = {
+        "costs": {"latency_saved": found.cost.as_dict()},
+        "layers": problem.layer_names,
+        "latencies": dataclasses.asdict(found),
+    }
+    with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
+        write_json(path, record)
+    return found
 
 
 def _read(path: Path, n_layers: int) -> UnitLatencies | None:
@@ -207,7 +182,7 @@ class UnitTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rounds so far."""
+        """Discard all rounds so far."""
         self._masks: list[np.ndarray] = []
         self._totals: list[float] = []
         self._kept: list[np.ndarray] = []

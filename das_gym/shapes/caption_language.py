@@ -20,7 +20,7 @@ MAX_COUNTED = 5
 
 
 @dataclass(frozen=True)
-class Name:
+class ObjectName:
     """A colour and a shape."""
 
     color: str
@@ -29,19 +29,19 @@ class Name:
     def __str__(self) -> str:
         return f"a {self.color} {self.shape}"
 
-    def changed(self) -> Iterator[Name]:
+    def changed(self) -> Iterator[ObjectName]:
         """Yield the names with another colour, or with another shape."""
         yield from (replace(self, color=color) for color in COLORS if color != self.color)
         yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
 
 
 @dataclass(frozen=True)
-class Related:
+class RelationFact:
     """`a red circle left of a blue star`."""
 
-    subject: Name
+    subject: ObjectName
     relation: str
-    other: Name
+    other: ObjectName
 
     def __str__(self) -> str:
         return f"{self.subject} {self.relation} {self.other}"
@@ -53,7 +53,7 @@ class Related:
         others = scene.matching(self.other.color, self.other.shape)
         return any(by(a, b) > -RELATION_MARGIN for a in subjects for b in others if a is not b)
 
-    def changed(self) -> Iterator[Related]:
+    def changed(self) -> Iterator[RelationFact]:
         """Yield the facts with one word changed."""
         yield replace(self, relation=OPPOSITES[self.relation])
         yield from (replace(self, subject=name) for name in self.subject.changed() if name != self.other)
@@ -61,10 +61,10 @@ class Related:
 
 
 @dataclass(frozen=True)
-class There:
+class ExistenceFact:
     """`a green cross`."""
 
-    name: Name
+    name: ObjectName
 
     def __str__(self) -> str:
         return str(self.name)
@@ -73,13 +73,13 @@ class There:
         """Return whether it is true of the scene."""
         return bool(scene.matching(self.name.color, self.name.shape))
 
-    def changed(self) -> Iterator[There]:
+    def changed(self) -> Iterator[ExistenceFact]:
         """Yield the facts with one word changed."""
-        yield from (There(name) for name in self.name.changed())
+        yield from (ExistenceFact(name) for name in self.name.changed())
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountFact:
     """`2 crosses` or `3 red objects`: exactly n of them."""
 
     number: int
@@ -94,7 +94,7 @@ class Counted:
         """Return whether it is true of the scene."""
         return len(scene.matching(self.color, self.shape)) == self.number
 
-    def changed(self) -> Iterator[Counted]:
+    def changed(self) -> Iterator[CountFact]:
         """Yield the facts with one word changed."""
         yield from (replace(self, number=n) for n in range(2, MAX_COUNTED + 1) if n != self.number)
         if self.color is not None:
@@ -107,7 +107,7 @@ class Counted:
 class SceneCaption:
     """Facts that are all true of the scene from which they were drawn."""
 
-    facts: tuple[Related | There | Counted, ...]
+    facts: tuple[RelationFact | ExistenceFact | CountFact, ...]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.facts)) + "."
@@ -125,14 +125,14 @@ class SceneCaption:
         return [caption for caption in captions if not caption.maybe(scene)]
 
 
-def _name(item: SceneObject) -> Name:
-    return Name(item.color, item.shape)
+def _name(item: SceneObject) -> ObjectName:
+    return ObjectName(item.color, item.shape)
 
 
-def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
+def _related(rng: np.random.Generator, scene: Scene) -> RelationFact | None:
     """Draw a relation that clearly holds between two objects with different names."""
     options = [
-        Related(_name(a), relation, _name(b))
+        RelationFact(_name(a), relation, _name(b))
         for a in scene.objects
         for b in scene.objects
         for relation, by in RELATIONS.items()
@@ -141,12 +141,12 @@ def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
     return pick(rng, options) if options else None
 
 
-def _rest(rng: np.random.Generator, scene: Scene, related: Related) -> There | Counted | None:
+def _rest(rng: np.random.Generator, scene: Scene, related: RelationFact) -> ExistenceFact | CountFact | None:
     """Draw another fact: a number of objects, or an object of another name, each as likely where there are both."""
-    counted = [Counted(n, color=c) for c in COLORS if (n := len(scene.matching(color=c))) >= 2]
-    counted += [Counted(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
-    there = [There(name) for item in scene.objects if (name := _name(item)) not in (related.subject, related.other)]
-    kinds: list[Sequence[There | Counted]] = [kind for kind in (counted, there) if kind]
+    counted = [CountFact(n, color=c) for c in COLORS if (n := len(scene.matching(color=c))) >= 2]
+    counted += [CountFact(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
+    there = [ExistenceFact(name) for item in scene.objects if (name := _name(item)) not in (related.subject, related.other)]
+    kinds: list[Sequence[ExistenceFact | CountFact]] = [kind for kind in (counted, there) if kind]
     return pick(rng, pick(rng, kinds)) if kinds else None
 
 
@@ -160,8 +160,8 @@ def sample_scene_caption(rng: np.random.Generator, scene: Scene) -> SceneCaption
 def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, count: int) -> list[SceneCaption]:
     """Draw captions with one word changed, clearly false of the scene: first the opposite relation where that is false."""
     options = caption.changed(scene)
-    relations = {fact.relation for fact in caption.facts if isinstance(fact, Related)}
-    opposite = [o for o in options if any(isinstance(f, Related) and f.relation not in relations for f in o.facts)]
+    relations = {fact.relation for fact in caption.facts if isinstance(fact, RelationFact)}
+    opposite = [o for o in options if any(isinstance(f, RelationFact) and f.relation not in relations for f in o.facts)]
     others = [option for option in options if option not in opposite]
     drawn = rng.choice(len(others), count - len(opposite), replace=False)
     return opposite + [others[int(i)] for i in drawn]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.files import absolute
-from das_gym.shapes.caption_language import Name, Related, SceneCaption, sample_false, sample_scene_caption
+from das_gym.shapes.caption_language import ObjectName, RelationFact, SceneCaption, sample_false, sample_scene_caption
 from das_gym.shapes.scenes import Scene, render, sample_scene
 from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
 
@@ -42,8 +42,8 @@ class _Index:
     """The scenes and captions of a split, by the names of two objects that they have."""
 
     def __init__(self) -> None:
-        self._scenes: dict[frozenset[Name], list[Scene]] = defaultdict(list)
-        self._captions: dict[frozenset[Name], list[SceneCaption]] = defaultdict(list)
+        self._scenes: dict[frozenset[ObjectName], list[Scene]] = defaultdict(list)
+        self._captions: dict[frozenset[ObjectName], list[SceneCaption]] = defaultdict(list)
 
     def has_scene_for(self, caption: SceneCaption) -> bool:
         """Return whether a caption is true, or nearly so, of a scene in the index."""
@@ -61,13 +61,13 @@ class _Index:
             self._captions[_names(caption)].append(caption)
 
 
-def _names(caption: SceneCaption) -> frozenset[Name]:
+def _names(caption: SceneCaption) -> frozenset[ObjectName]:
     """Return the names of the two objects that a caption relates."""
-    return frozenset(name for fact in caption.facts if isinstance(fact, Related) for name in (fact.subject, fact.other))
+    return frozenset(name for fact in caption.facts if isinstance(fact, RelationFact) for name in (fact.subject, fact.other))
 
 
-def _pairs_of_names(scene: Scene) -> set[frozenset[Name]]:
-    names = {Name(item.color, item.shape) for item in scene.objects}
+def _pairs_of_names(scene: Scene) -> set[frozenset[ObjectName]]:
+    names = {ObjectName(item.color, item.shape) for item in scene.objects}
     return {frozenset(two) for two in combinations(names, 2)}
 
 

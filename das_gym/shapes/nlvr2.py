@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from das_gym.files import absolute
-from das_gym.progress import Progress
 from das_gym.shapes.pair_language import STATEMENT_FAMILIES, StatementSet, sample_set
 from das_gym.shapes.scenes import render
 from das_gym.shapes.writing import bundled_root, check_counts, new_data_set
@@ -59,7 +59,7 @@ def write_shapes_nlvr2(
     return folder
 
 
-def _write_split(folder: Path, split: str, directories: list[str], rng: np.random.Generator, bar: Progress) -> None:
+def _write_split(folder: Path, split: str, directories: list[str], rng: np.random.Generator, bar: tqdm) -> None:
     """Write a set of images and statements for each entry of `directories`; `` is the folder of the split itself."""
     families = list(combinations_with_replacement(STATEMENT_FAMILIES, 2))
     lines: list[str] = []

@@ -44,7 +44,7 @@ def attribute_target(rng: np.random.Generator, scene: Scene) -> tuple[str, Scene
 
 
 def absent_name(rng: np.random.Generator, scene: Scene) -> str:
-    """Draw a `color shape` of no object, from colours and shapes of the scene if possible."""
+    """Draw a `color shape` that no object of the scene has, from its colours and shapes if possible."""
     present = {o.name for o in scene.objects}
     close = [f"{a.color} {b.shape}" for a in scene.objects for b in scene.objects]
     close = sorted(set(close) - present)

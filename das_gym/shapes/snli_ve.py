@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ImageDraw
 
 from das_gym.files import absolute
-from das_gym.shapes.caption_language import Counted, SceneCaption, sample_scene_caption
+from das_gym.shapes.caption_language import CountFact, SceneCaption, sample_scene_caption
 from das_gym.shapes.scenes import IMAGE_SIZE, MAX_RADIUS, Scene, pick, render, sample_scene
 from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
 
@@ -44,7 +44,7 @@ def label_of(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: boo
         curtain: Whether there may be others.
     """
     fact = hypothesis.facts[0]
-    if curtain and isinstance(fact, Counted):
+    if curtain and isinstance(fact, CountFact):
         return "contradiction" if len(scene.matching(fact.color, fact.shape)) > fact.number else "neutral"
     if is_true:
         return "entailment"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from das_gym.files import absolute
-from das_gym.progress import Progress
 from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
 from das_gym.shapes.scenes import COLORS, SHAPES, pick, render, sample_scene
 from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
@@ -89,7 +89,7 @@ def _write_split(
     count: int,
     rng: np.random.Generator,
     images: NewImages,
-    bar: Progress,
+    bar: tqdm,
     annotators: tuple[int, float],
 ) -> None:
     """Write the images, questions and annotations of one split; `annotators` are seed and disagreement."""

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock
 from PIL.Image import Image
+from tqdm import tqdm
 
 from das_gym.data.cache import CACHE_VARIABLE, cache_folder
-from das_gym.files import absolute, whole_folder
-from das_gym.progress import Progress, progress
+from das_gym.files import absolute, replacing_folder
+from das_gym.progress import progress
 
 JPEG_QUALITY = 95
 
@@ -47,8 +48,8 @@ def check_counts(least: int, **counts: int) -> None:
 
 
 @contextmanager
-def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, Progress]]:
-    """Give a temporary folder that becomes `folder` at the end of the block, and a progress bar.
+def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
+    """Yield a temporary folder that becomes `folder` at the end of the block, and a progress bar.
 
     Args:
         folder: New or empty, absolute.
@@ -61,7 +62,7 @@ def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> I
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")
-    with whole_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
+    with replacing_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
         yield partial, bar
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from das_gym.config import build
 from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
-from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
+from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.cost_kinds import COST_KINDS
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import measure_cost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
-from das_gym.problem.unit_latency import latency_of
+from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
@@ -45,11 +45,7 @@ EXAMPLES_HASHED = 512
 
 
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
-    """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all.
-
-    Raises:
-        ValueError: fewer than one.
-    """
+    """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all."""
     if count is not None and count < 1:
         raise ValueError(
             f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for the whole split"
@@ -126,48 +122,12 @@ def hash_tensors(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """Return the table with costs counted and layer statistics measured again; scores stay as they are.
-
-    Raises:
-        ValueError: it was not made from this problem.
-    """
-    check_table(table, problem)
-    costs = table.meta.costs | _counted_costs(problem)
-    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=costs)
-    macs = problem.costs.macs_cost.amounts(table.masks)
-    return with_statistics(dataclasses.replace(table, meta=meta, macs=macs), problem)
-
-
-def with_latency(table: SubnetTable, problem: Problem, batch: int = 1, processor_time: bool = False) -> SubnetTable:
-    """Return the table with the latency of its units as measured on this machine; all else stays as it is.
-
-    Latency does not depend on weights, so that a model of the same shape serves, trained or not.
-
-    Args:
-        table: A table of units of the same names.
-        problem: The problem whose units are timed, see `das_gym.problem.unit_latency.latency_of`.
-        batch: Examples per forward pass.
-        processor_time: As for `latency_of`.
-
-    Raises:
-        ValueError: other units.
-    """
-    if problem.layer_names != table.meta.layer_names:
-        raise ValueError(
-            f"the table is of other units: it has {', '.join(table.meta.layer_names)}, "
-            f"the model {', '.join(problem.layer_names)}"
-        )
-    costs = table.meta.costs | _latency_costs(problem, batch, processor_time)
-    return dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=costs))
-
-
 def _counted_costs(problem: Problem) -> dict[str, Any]:
     return {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
 
 
-def _latency_costs(problem: Problem, batch: int, processor_time: bool = False) -> dict[str, Any]:
-    latencies = latency_of(problem, batch, processor_time)
+def latency_costs(latencies: UnitLatencies) -> dict[str, Any]:
+    """Return latencies as `TableMeta.costs` holds them."""
     return {"latency_saved": {**latencies.cost.as_dict(), "measured": latencies.measured}}
 
 
@@ -220,6 +180,9 @@ def build_table(
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress.empty(problem.task, examples, identity, len(masks), each)
     _score_all(problem, masks, examples, progress, checkpoint, on_chunk)
+    costs = _counted_costs(problem)
+    if latency_batch is not None:
+        costs |= latency_costs(latency_of(problem, latency_batch))
     meta = TableMeta(
         env_id=env_id,
         layer_names=problem.layer_names,
@@ -231,7 +194,7 @@ def build_table(
         hashes=hashes,
         versions=library_versions(),
         max_skipped=max_skipped,
-        costs=_counted_costs(problem) | ({} if latency_batch is None else _latency_costs(problem, latency_batch)),
+        costs=costs,
         groups=tuple(groups),
     )
     scores = {split: _mean_scores(progress.sums[split] / len(examples[split])) for split in SPLITS}
@@ -372,10 +335,10 @@ class _Progress:
         """Return the mean scores of each group, by split."""
         count = len(self.identity["groups"])
         sizes = {split: np.bincount(places, minlength=count) for split, places in self.places.items()}
-        return {split: GroupScores.of_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
+        return {split: GroupScores.from_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
         for split, each in (self.each or {}).items():
@@ -385,37 +348,26 @@ class _Progress:
         write_bytes(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Resume from a checkpoint.
-
-        Raises:
-            ValueError: it is damaged, or of another table.
-        """
+        """Resume from a checkpoint."""
         try:
             arrays = read_arrays(path)
             meta = description_in(arrays, "begin a new run")
-            form, done = meta.pop("format"), {split: int(meta["done"][split]) for split in SPLITS}
-            self.spent = build(Spending, meta.pop("spent"))
-            del meta["done"]
-            if form != CHECKPOINT_FORMAT:
-                raise ValueError("it is of another version")
-            differing = [name for name in {**meta, **self.identity} if meta.get(name) != self.identity.get(name)]
-            if not differing:
-                self._restore_arrays(arrays, done)
-        except (*BAD_ARRAYS, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it to make the table from the start") from error
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{path} is of another table: it has {name}={meta.get(name)}, the problem {self.identity.get(name)}. "
-                "Model, supernet or data have changed since: start a new run."
-            )
+            done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
+            wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
+            differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
+            if differing:
+                raise ValueError(f"it is of another table: {', '.join(differing)} differ")
+            self._restore_arrays(arrays, done)
+            self.spent = spent
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{path} cannot be resumed ({error}). Start a new run") from error
 
     def _restore_arrays(self, arrays: Mapping[str, Any], done: dict[str, int]) -> None:
         for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
             for split in SPLITS:
                 found = arrays[split + suffix]
                 if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                    raise ValueError("its sums are of other masks or groups")
+                    raise ValueError("its sums belong to other masks or groups")
                 own[split] = found
         for split, each in (self.each or {}).items():
             if done[split]:

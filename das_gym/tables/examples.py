@@ -52,11 +52,7 @@ class ExampleScores(SplitPart):
         return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
 
     def put(self, first: int, scores: Scores) -> ExampleScores:
-        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result.
-
-        Raises:
-            ValueError: the metric takes too many different values.
-        """
+        """Add the (n_masks, m) scores of examples `first`, `first` + 1, ... in place, and return the result."""
         where = slice(first, first + scores.losses.shape[1])
         losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
         self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MOST))
@@ -83,11 +79,11 @@ class ExampleScores(SplitPart):
         return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
 
     def group_sizes(self, count: int) -> np.ndarray:
-        """As `SplitPart.group_sizes`."""
+        """See `SplitPart.group_sizes`."""
         return np.bincount(self.groups, minlength=count)
 
     def group_means(self, group: int) -> Scores:
-        """As `SplitPart.group_means`."""
+        """See `SplitPart.group_means`."""
         return self.means(np.flatnonzero(self.groups == group))
 
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:

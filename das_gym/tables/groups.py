@@ -28,7 +28,7 @@ class GroupScores(SplitPart):
     sizes: np.ndarray
 
     @classmethod
-    def of_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
+    def from_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
         """Return the means, from sums over examples.
 
         Args:
@@ -41,12 +41,12 @@ class GroupScores(SplitPart):
         return cls(losses.astype(np.float32), metrics.astype(np.float32), sizes)
 
     def group_sizes(self, count: int) -> np.ndarray:
-        """As `SplitPart.group_sizes`."""
+        """See `SplitPart.group_sizes`."""
         del count
         return self.sizes
 
     def group_means(self, group: int) -> Scores:
-        """As `SplitPart.group_means`."""
+        """See `SplitPart.group_means`."""
         return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
 
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:

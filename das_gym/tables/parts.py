@@ -33,11 +33,7 @@ class Schema:
     may_lack: bool = False
 
     def check(self, name: str, array: Any) -> None:
-        """Raise for an array that does not match.
-
-        Raises:
-            ValueError: The array does not match; the message names it.
-        """
+        """Raise for an array that does not match."""
         shape = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, self.shape, strict=False))
         if array.ndim != len(self.shape) or shape != self.shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {self.shape}")
@@ -89,11 +85,7 @@ class SplitPart(ABC):
         """
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """Raise for arrays that do not fit together, or hold impossible values.
-
-        Raises:
-            ValueError: An array is invalid; the message names the first one.
-        """
+        """Raise for arrays that do not fit together, or hold impossible values."""
         for name, wanted in self.schema(masks, count, groups).items():
             wanted.check(f"{split}_{self.kind}_{name}", getattr(self, name))
         if (found := self.group_sizes(groups).sum()) != count:

@@ -172,7 +172,7 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
 
 
 def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Return up to `count` sets of units without which the model still does its task: another model each."""
+    """Return up to `count` sets of units to remove, each of which leaves a smaller model that still does its task."""
     earned = table.values("exp_neg_loss")
     skipped = table.masks.sum(axis=1)
     fitting = (skipped >= 1) & (skipped <= RELATIVE_UNITS) & (earned >= RELATIVE_REWARD * earned[0])
@@ -195,9 +195,6 @@ def problems_of(
         reward: Name of the reward. Groups give no problems if their examples lack what it needs, such as divergences.
         without: Units that are removed first: the problems of the model that is left.
         budgets: Kinds of budgets, keys of `BUDGET_KINDS`.
-
-    Raises:
-        ValueError: the table does not know a cost that a kind of budget needs.
     """
     for kind in budgets:
         setting = BUDGET_KINDS[kind]
@@ -245,9 +242,6 @@ class Suite:
         raw, scaled, losses, metrics, kept, saved, macs_saved: One entry for each mask of each problem, see `rows`.
         other_saved: As `macs_saved`, by the settings of the other costs that budgets of the suite limit.
         random_means, optima: (P,) as for `SuiteProblem`.
-
-    Raises:
-        ValueError: no problem at all, a model of too many units, or a statistic that a table lacks.
     """
 
     def __init__(
@@ -344,11 +338,7 @@ class Suite:
         return masks
 
     def index(self, problem: int | str) -> int:
-        """Return the number of a problem, given its number or its name.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Return the number of a problem, given its number or its name."""
         if is_whole(problem) and 0 <= int(problem) < len(self.problems):
             return int(problem)
         names = [each.name for each in self.problems]
@@ -369,10 +359,6 @@ def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable
 
     Args:
         folder: Folder of the tables; None is the bundled one.
-
-    Raises:
-        FileNotFoundError: there is no suite.
-        ValueError: it is damaged, or of another version.
     """
     path = bundled_suite() if folder is None else absolute(folder)
     index = path / SUITE_FILE

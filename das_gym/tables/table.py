@@ -26,7 +26,7 @@ import numpy as np
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
-from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
+from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import every_mask, masks_up_to
@@ -194,7 +194,7 @@ class SubnetTable:
         return rows
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
-        """As `index`, without checks; -1 for masks that are not in the table."""
+        """Return the rows of masks, unchecked; -1 for masks that are not in the table. See `index`."""
         numbers: np.ndarray = masks.astype(np.int64) @ self._bits
         if self.meta.max_skipped is None:
             return numbers
@@ -232,7 +232,7 @@ class SubnetTable:
         return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
     def group_sizes(self) -> dict[str, np.ndarray]:
-        """Return by split (n_groups,) int64: how many examples are in each group; empty without groups."""
+        """Return the number of examples in each group, (n_groups,) int64, by split; empty without groups."""
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
@@ -390,12 +390,12 @@ class SubnetTable:
                 f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing
             )
             raise ValueError(
-                f"this table of {self.meta.env_id} is of another problem: {differences}. "
+                f"this table of {self.meta.env_id} belongs to another problem: {differences}. "
                 f"Make one with `{format_command('agents table', '...')}`"
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all; equal tables give equal bytes."""
+        """Write the file atomically. Equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
         for split, part in self.parts.items():
             arrays |= part.arrays(split)
@@ -421,8 +421,8 @@ class SubnetTable:
             )
         try:
             return cls._from_arrays(read_arrays(path))
-        except BAD_ARRAYS as error:
-            raise ValueError(f"{path} is no table of this version of das_gym ({error}); make it again") from error
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{path} is not a table of this version of das_gym ({error}); make it again") from error
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
@@ -451,7 +451,7 @@ class SubnetTable:
         return self.within(**budget)
 
     def _goodness(self, by: str | Objective, split: str) -> np.ndarray:
-        """`values`, larger = better."""
+        """Return `values` with their sign such that larger is better."""
         values = self.values(by, split)
         if np.isnan(values).any():
             raise ValueError(
@@ -462,7 +462,7 @@ class SubnetTable:
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
         rows = self.index(masks)
         if not within[rows].all():
-            raise ValueError("a mask breaks the budget: compare it without one, or within its own")
+            raise ValueError("a mask violates the budget. Rank it without a budget, or with one that it satisfies")
         return rows
 
 
@@ -471,6 +471,6 @@ def _larger_is_better(by: str | Objective) -> bool:
 
 
 def _ranks(competing: np.ndarray, goodness: np.ndarray) -> np.ndarray:
-    """(...) int64: 1 + how many of (m,) competing are larger than each of (...) values."""
+    """Return int64 ranks, from 1, of each of `goodness` among the (m,) `competing` values."""
     ordered = np.sort(competing)
     return 1 + len(ordered) - np.searchsorted(ordered, goodness, side="right")

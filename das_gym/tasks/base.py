@@ -83,11 +83,16 @@ class Task(ABC):
         """
 
     @classmethod
-    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[Any]:
-        """Return one part of a data set: `train`, `reward`, `test`, or an official part of some formats."""
+    def load_part(
+        cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
+    ) -> Sequence[Any]:
+        """Return one part of a data set: `train`, `reward`, `test`, or an official part of some formats.
+
+        `options` are further arguments of `load_splits` that the task takes, such as `columns`.
+        """
         if part not in PARTS:
             raise ValueError(f"unknown `split`: got {part!r}, expected {', '.join(PARTS)}")
-        examples: Sequence[Any] = getattr(cls.load_splits(data_root, on_bad_example), part)
+        examples: Sequence[Any] = getattr(cls.load_splits(data_root, on_bad_example, **options), part)
         return examples
 
     @classmethod

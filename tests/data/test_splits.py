@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from das_gym.data.splits import Mapped, hash_order, linked_groups, share_of
+from das_gym.data.splits import LazySequence, hash_order, linked_groups
 
 KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
 
@@ -13,17 +13,6 @@ KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20
 def test_hash_order_is_stable():
     assert hash_order(["a", "b", "c", "d", "a"]) == hash_order(["d", "c", "b", "a"])
     assert hash_order(map(str, range(8))) == ["6", "2", "4", "0", "5", "3", "7", "1"]
-
-
-def test_share_is_rounded_and_at_least_one():
-    assert [share_of(0.1, count) for count in (1, 2, 14, 16, 25, 100)] == [1, 1, 1, 2, 2, 10]
-
-
-def test_examples_are_linked_by_way_of_others():
-    groups = linked_groups([["a"], ["b"], ["c", "d"], ["b", "c"], [], [], ["a", "a"]])
-    assert groups[0] == groups[6]
-    assert groups[1] == groups[2] == groups[3]
-    assert len(set(groups)) == 4
 
 
 @given(KEYS)
@@ -48,7 +37,7 @@ def test_mapped_examples_are_made_when_asked_for():
         made.append(item)
         return f"example {item}"
 
-    examples = Mapped(range(10), make)
+    examples = LazySequence(range(10), make)
     assert (len(examples), len(examples[2:5]), made) == (10, 3, [])
     assert (examples[3], examples[-1], list(examples[2:4])) == ("example 3", "example 9", ["example 2", "example 3"])
     assert list(examples) == [f"example {n}" for n in range(10)]

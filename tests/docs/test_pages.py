@@ -14,12 +14,13 @@ from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
 from das_gym.config import group_fields
+from das_gym.tasks.metrics import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
-LONG = {"first-hour.md": pytest.mark.long}
+LONG = {"tutorial.md": pytest.mark.long}
 
 
 def fail(path: Path, block: Block, why: str) -> None:
@@ -33,9 +34,11 @@ def known(program: str, command: str) -> frozenset[str]:
     found = PROGRAMS[program].commands[first]
     for name in others:
         found = found.subcommands[name]
-    cls = found.load()[1]
+    target, cls = found.load()
+    named = target.named_configs() if hasattr(target, "named_configs") else ()
     groups = {each.name: group_fields(each) for each in fields(cls)} if cls is not None else {}
-    return frozenset([*found.completions(), *(f"{name}.{inner}=" for name, group in groups.items() for inner in group)])
+    grouped = [f"{name}.{inner}=" for name, group in groups.items() for inner in group]
+    return frozenset([*named, *(f"{name}=" for name in groups), *grouped])
 
 
 def wrong_words(words: list[str]) -> str | None:
@@ -45,7 +48,7 @@ def wrong_words(words: list[str]) -> str | None:
         rest = rest[1:]
     if name not in PROGRAMS:
         return None if importlib.util.find_spec(name) else f"there is no {name}"
-    if not rest or rest[0] in ("print_config", "completion", "COMMAND"):
+    if not rest or rest[0] in ("print_config", "COMMAND"):
         return None
     program = PROGRAMS[name]
     if rest[0] != "with" and rest[0] not in program.commands:
@@ -100,7 +103,7 @@ def test_blocks_that_are_not_run_can_be_read(path: Path):
 def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
-    before, names = dict(AGENTS), {"__name__": path.stem}
+    before, names = [(registry, dict(registry)) for registry in (AGENTS, METRICS)], {"__name__": path.stem}
     try:
         for block in BLOCKS[path]:
             if block.mark == "skip":
@@ -114,8 +117,9 @@ def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 for command in block.commands():
                     run(path, block, shortened(command, block.words))
     finally:
-        AGENTS.clear()
-        AGENTS.update(before)
+        for registry, entries in before:
+            registry.clear()
+            registry.update(entries)
     assert "Traceback" not in "".join(capsys.readouterr())
 
 
@@ -151,13 +155,3 @@ def run(path: Path, block: Block, command: list[str]) -> None:
 def test_error_in_a_page_is_found(line: str, wrong: str | None):
     (words,) = commands_of(line)
     assert wrong_words(words) == wrong
-
-
-def test_blocks_are_found():
-    text = "<!-- skip: why -->\n\n```bash\npython -m adapt\n```\n\nAs:\n\n    python -m agents runs  # all\n\n"
-    text += "<!-- test: x = 1 => x = 2 -->\n\n```python\nx = 1\n```\n"
-    assert [(b.language, b.mark, b.words, b.line) for b in blocks_of(text)] == [
-        ("bash", "skip", "why", 4),
-        ("bash", None, "", 9),
-        ("python", "test", "x = 1 => x = 2", 14),
-    ]

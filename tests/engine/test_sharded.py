@@ -6,7 +6,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def settings(small_kwargs: dict[str, str]) -> dict:
-    return {**small_kwargs, "eval_batch_size": 4, "workers": "ray", "num_workers": 2}
+    return {**small_kwargs, "eval_batch_size": 4, "workers": "ray"}
 
 
 @pytest.fixture
@@ -189,59 +188,28 @@ def test_records_of_searches_can_be_replayed_without_a_cluster(unconnected, sett
     own = {**settings, "reward_examples": 4}
     result = search(SearchConfig(ENV_ID, agent="random", skip_num=2, evaluations=2, masks_per_turn=2, env_kwargs=own))
     assert result.env_kwargs["reward_examples"] == 4
-    assert not {"workers", "num_workers", "gpus_per_worker"} & result.env_kwargs.keys()
+    assert "workers" not in result.env_kwargs
+
+
+def test_unknown_backend_is_rejected():
+    with pytest.raises(ValueError, match="`workers` is unknown"):
+        ProblemConfig(workers="rey")
 
 
 @pytest.mark.parametrize(
-    ("given", "match"),
-    [
-        ({"workers": "rey"}, "unknown workers 'rey'; did you mean 'ray'"),
-        ({"workers": "ray", "num_workers": 0}, "`num_workers`"),
-        ({"num_workers": 2}, "`num_workers` needs workers=ray"),
-        ({"gpus_per_worker": 1}, "`gpus_per_worker` needs workers=ray"),
-        ({"workers": "ray", "gpus_per_worker": -1}, "`gpus_per_worker` is not allowed"),
-        ({"workers": "ray", "gpus_per_worker": 1.5}, "`gpus_per_worker` is not allowed"),
-        ({"workers": "ray", "gpus_per_worker": float("nan")}, "`gpus_per_worker` is not allowed"),
-    ],
+    ("nodes", "needed", "room"),
+    [([LAPTOP], {"CPU": 1}, 2), ([LAPTOP, SERVER], {"CPU": 1}, 18), ([LAPTOP, SERVER], {"CPU": 1, "GPU": 1}, 8)],
 )
-def test_settings_that_cannot_be(given: dict, match: str):
-    with pytest.raises(ValueError, match=match):
-        ProblemConfig(**given)
-
-
-def test_worker_with_another_checkpoint_is_rejected(unconnected: Problem, settings: dict):
-    config, model = unconnected.evaluator.recipe.args
-    other = replace(model, backbone=replace(model.backbone, base="0123456789abcdef"))
-    with pytest.raises(ValueError, match="trained on a model with fingerprint 0123456789abcdef, the loaded one has"):
-        unconnected.evaluator.recipe.func(config, other)()
-
-
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "room"),
-    [
-        ([LAPTOP], 0, 2),
-        ([LAPTOP, SERVER], 0, 18),
-        ([LAPTOP, SERVER], 1, 8),
-        ([SERVER], 0.5, 16),
-        ([SERVER], 0.3, 16),
-        ([{"CPU": 64.0, "GPU": 2.0}], 0.3, 6),
-        ([SERVER, SERVER], 3, 4),
-    ],
-)
-def test_number_of_workers_fits_the_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[dict], gpus: float, room: int):
+def test_number_of_workers_fits_the_nodes(monkeypatch, nodes: list[dict], needed: dict[str, int], room: int):
     gone = {"Alive": False, "Resources": SERVER}
     monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
-    assert sharded.count_workers(None, gpus) == room
-    assert sharded.count_workers(room, gpus) == room
-    with pytest.raises(ValueError, match=f"got {room + 1}, expected at most {room} workers"):
-        sharded.count_workers(room + 1, gpus)
+    assert sharded.count_workers(needed) == room
 
 
-@pytest.mark.parametrize(("node", "most"), [(LAPTOP, 0), (SERVER, 8)])
-def test_gpus_that_no_node_has(monkeypatch: pytest.MonkeyPatch, node: dict, most: int):
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}] * 2)
-    with pytest.raises(ValueError, match=f"`gpus_per_worker`: got 9, expected 0..{most}"):
-        sharded.count_workers(None, 9)
+def test_gpus_that_no_node_has(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}] * 2)
+    with pytest.raises(ValueError, match=r"`workers=ray` finds no node with 1 CPU and 1 GPU"):
+        sharded.count_workers({"CPU": 1, "GPU": 1})
 
 
 def test_ray_that_is_not_installed(settings: dict, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,6 @@ from das_gym.files import write_json
 from das_gym.problem import unit_latency
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.unit_latency import UnitLatencies
-from das_gym.tables.build import recount
 
 LATENCY = MaskCost(20.0, 21.0, np.array([1.0, 2.0, 3.0, 4.0, 5.0, -1.0]), "latency_saved")
 COSTS = {"costs": {"latency_saved": LATENCY.as_dict()}}
@@ -29,7 +28,7 @@ def make(env_id: str, **settings: Any) -> Any:
 
 @pytest.fixture
 def table_file(small_problem, small_table, tmp_path) -> str:
-    recount(small_table, small_problem).save(tmp_path / "table.npz")
+    small_table.save(tmp_path / "table.npz")
     return str(tmp_path / "table.npz")
 
 

@@ -171,10 +171,10 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink import job
-    from das_gym.adapt.shrink.verifying import Verified
+    from das_gym.adapt.shrink.verifying import Verification
     from das_gym.adapt.shrink_experiment import ex
 
-    checked = Verified(3, 0.0, ("with a cache",), 1000)
+    checked = Verification(3, 0.0, ("with a cache",), 1000)
     quick = {"LATENCY_BLOCKS": 1, "MEASURE_PEAK": False, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
@@ -195,9 +195,9 @@ def _adapt_compare(folder: Path) -> Job:
     from das_gym.adapt.compare import trials
     from das_gym.adapt.compare_experiment import ex
 
-    rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all"}
+    rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}
-    files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the figure comes last
+    files = ("compare.json", "compare.png", "lora.safetensors")  # the figure comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
     run = _run(lambda: ex, _time_little(trials))
     return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
@@ -230,15 +230,14 @@ def _suite(folder: Path) -> Job:
 
 def _export(folder: Path) -> Job:
     import numpy as np
+    from das_gym.adapt.base_model import cut_subnet
     from das_gym.adapt.export.folder import export
-    from das_gym.adapt.finetune import cut_subnet
     from das_gym.adapt.subnets import load_subnet, save
 
     from das_gym.problem.config import ProblemConfig
-    from das_gym.problem.loading import load_splits
 
     problem = ProblemConfig(**world_in(folder))
-    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, dtype=bool))
+    subnet = cut_subnet(problem, np.array(MASK, dtype=bool))
     save(subnet, folder / "subnet")
 
     def run(settings: dict[str, Any]) -> None:

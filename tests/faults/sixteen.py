@@ -21,7 +21,7 @@ from PIL import Image
 from das_gym.data.image_checks import decode_errors
 from das_gym.data.images import ImageFile
 from das_gym.experiment import RecordedCommand, Run
-from das_gym.files import read_json, whole_folder, write_json
+from das_gym.files import read_json, replacing_folder, write_json
 from das_gym.runs import RunSettings
 from das_gym.shapes.writing import bundled_root
 
@@ -47,7 +47,7 @@ def generate(folder: Path) -> None:
     """What must happen once."""
     with (folder.parent / "generations.txt").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    with whole_folder(folder) as part:
+    with replacing_folder(folder) as part:
         (part / "a.txt").write_text("a" * 1000)
         time.sleep(0.2)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.base import State
-from das_gym.models.checkpoints import Loaded, load_checkpoint
+from das_gym.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT
 
@@ -36,7 +36,7 @@ def metadata(name: str) -> dict:
 
 
 @cache
-def loaded(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
+def loaded(name: str, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
     """The tiny model; do not change it."""
     found = load_checkpoint(GOLDEN / f"{name}_tiny.ckpt", **HEADS[name])
     found.vlp.to(dtype)

@@ -12,10 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import new_model
 from das_gym.adapt.das_experiment import JointSearchSettings
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
@@ -102,7 +103,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
-    tuned, path = cut_subnet(config, splits, mask), tmp_path / "subnet.safetensors"
+    tuned, path = cut_subnet(config, mask), tmp_path / "subnet.safetensors"
     finetune(tuned, splits, FinetuneConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
     again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
@@ -112,11 +113,6 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image": torch.ones(1, 3, 32, 32)}
     with torch.no_grad():
         assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
-
-
-def test_prompt_tuning_is_rejected_if_stages_read_encoder_outputs(own):
-    with pytest.raises(ValueError, match="prompt tuning is not supported by BridgeTower"):
-        make_method("prompt").insert(own.load(own.checkpoint))
 
 
 def test_export_rejects_a_custom_model(own, tmp_path):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,7 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.problem.unit_latency import UnitLatencies
-from das_gym.tables import build
-from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, recount, table_examples
+from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, table_examples, with_statistics
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-v0"
@@ -59,9 +57,9 @@ def test_build_killed_before_the_test_split_resumes_with_all_examples(small_prob
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_table(small_problem, ENV_ID, 5, 2, checkpoint, killer, each=True)
-    resumed, _ = build_table(small_problem, ENV_ID, 5, 2, checkpoint, each=True)
-    assert equal(resumed, build_table(small_problem, ENV_ID, 5, 2, each=True)[0], tmp_path)
+        build_table(small_problem, ENV_ID, 2, 1, checkpoint, killer, each=True)
+    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
+    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
 
 
 def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
@@ -94,7 +92,7 @@ def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
     path = tmp_path / "checkpoint.npz"
     assert equal(build_table(small_problem, ENV_ID, 10, 6, path)[0], small_table, tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for number, place in enumerate(rng.integers(0, len(whole), 60)):
+    for number, place in enumerate(rng.integers(0, len(whole), 24)):
         damaged = bytearray(whole[:place]) if number % 6 == 0 else bytearray(whole)
         if number % 6:
             damaged[place] ^= 1 << rng.integers(8)
@@ -106,7 +104,7 @@ def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
         else:
             told = ""
             assert equal(table, small_table, tmp_path)
-        assert not told or "checkpoint.npz is" in told
+        assert not told or "checkpoint.npz cannot be resumed" in told
 
 
 @pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
@@ -117,7 +115,7 @@ def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path
         content = dict(arrays)
     meta = change if isinstance(change, int) else {**json.loads(str(content["meta"])), **change}
     np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed"):
         build_table(small_problem, ENV_ID, 2, 2, path)
 
 
@@ -125,7 +123,7 @@ def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path
 def test_checkpoints_of_other_tables_are_rejected(small_problem: Problem, tmp_path: Path, change: dict):
     settings = {"reward_examples": 2, "test_examples": 2, "checkpoint": tmp_path / "checkpoint.npz"}
     build_table(small_problem, ENV_ID, **settings)
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is of another table"):
+    with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed .*another table"):
         build_table(small_problem, ENV_ID, **{**settings, **change})
 
 
@@ -142,10 +140,6 @@ def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
         assert (table.scores[split].metrics[broken] == 0).all()
         assert np.isfinite(table.scores[split].losses[~broken]).all()
     assert not table.best()[3]
-
-
-def test_check_table_accepts_its_problem(small_problem: Problem, small_table: SubnetTable):
-    check_table(small_table, small_problem)
 
 
 @pytest.mark.slow
@@ -186,14 +180,6 @@ def test_table_examples_are_those_of_environments(small_problem: Problem, small_
         table_examples(small_problem, "reward", 0)
 
 
-def test_spending_is_part_of_the_checkpoint(small_problem: Problem, tmp_path: Path):
-    small_problem.evaluator.forget()
-    first = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
-    again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
-    assert asdict(again) == asdict(first)
-    assert first.seconds > 0
-
-
 def test_hash_tensors_distinguishes_bfloat16():
     tensors = [{"a": torch.tensor([1.0, value], dtype=torch.bfloat16)} for value in (2.0, 3.0)]
     assert hash_tensors([], tensors[0]) != hash_tensors([], tensors[1])
@@ -201,31 +187,15 @@ def test_hash_tensors_distinguishes_bfloat16():
     assert hash_tensors([], {"a": torch.tensor(1)})
 
 
-def test_recount_keeps_scores(small_problem: Problem, small_table: SubnetTable):
-    stale = replace(
-        small_table,
-        meta=replace(small_table.meta, macs_full=10),
-        macs=small_table.macs * 2,
-        statistics=small_table.statistics.copy(),
-    )
-    stale.statistics[:, stale.meta.statistics.index("macs_share")] = 0.0
-    fresh = recount(stale, small_problem)
-    assert fresh.meta == small_table.meta
-    np.testing.assert_array_equal(fresh.macs, small_table.macs)
-    np.testing.assert_array_equal(fresh.statistics, small_table.statistics)
-    assert fresh.scores is stale.scores
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["METER", "ViLT"])
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
+@pytest.mark.parametrize(("model", "task"), [("ViLT", "vqa"), ("METER", "nlvr2"), ("ViLT", "retrieval")])
 def test_bundled_tables_hold_current_costs(model: str, task: str):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
-    fresh = recount(table, problem)
-    np.testing.assert_array_equal(table.macs, fresh.macs)
-    np.testing.assert_allclose(table.statistics, fresh.statistics, rtol=1e-4, atol=1e-6)
-    assert table.meta == fresh.meta
+    np.testing.assert_array_equal(table.macs, problem.costs.macs_cost.amounts(table.masks))
+    np.testing.assert_allclose(table.statistics, with_statistics(table, problem).statistics, rtol=1e-4, atol=1e-6)
+    assert table.meta.macs_full == problem.costs.macs_full
+    assert table.meta.costs["memory_saved"] == problem.costs.memory.as_dict()
 
 
 def test_max_skipped_limits_the_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
@@ -259,24 +229,3 @@ def test_tabular_env_takes_a_limited_table(small_problem: Problem, tmp_path: Pat
     assert not info["feasible"]
     with pytest.raises(ValueError, match="`skip_num`"):
         TabularEnv(table=tmp_path / "few.npz", skip_num=3)
-
-
-def test_with_latency_adds_latency(
-    small_problem: Problem, small_table: SubnetTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    figures = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.5,) * 6, {"threads": 1})
-    asked = []
-    monkeypatch.setattr(build, "latency_of", lambda *given: asked.append(given) or figures)
-    timed = build.with_latency(small_table, small_problem, 2, processor_time=True)
-    assert asked == [(small_problem, 2, True)]
-    np.testing.assert_array_equal(timed.costs["latency_saved"].savings, [1.5] * 6)
-    assert timed.meta.costs["latency_saved"]["measured"] == {"threads": 1}
-    timed.save(tmp_path / "timed.npz")
-    read = SubnetTable.load(tmp_path / "timed.npz")
-    assert read.meta == timed.meta
-    assert {**read.meta.costs, "latency_saved": None} == {**small_table.meta.costs, "latency_saved": None}
-    back = replace(read, meta=small_table.meta)
-    assert equal(back, small_table, tmp_path)
-    other = replace(small_table, meta=replace(small_table.meta, layer_names=tuple("abcdef")))
-    with pytest.raises(ValueError, match="other units"):
-        build.with_latency(other, small_problem)

@@ -123,7 +123,7 @@ METER_FORMAT = Format(
 
 
 def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> list[str]:
-    """Add what the reference derives; returns what was, and how."""
+    """Add tensors that METER's code derives from others; return a line about each."""
     positions, first = _derive_positions(named, config), _derive_first_token(named, config)
     return [*derive_second_image(named), *positions, *first, *derive_rank_output(heads)]
 
@@ -137,7 +137,7 @@ def _derive_positions(named: dict[str, Tensor], config: METERConfig) -> list[str
 
 
 def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> list[str]:
-    """METER's first text token starts as the text encoder's embedding of the token 0 at the first position, 2."""
+    """Initialize METER's first text token: the text encoder's embedding of token 0 at its first position, which is 2."""
     prefix = "text_encoder.embeddings"
     parts = [f"{prefix}.{part}_embeddings.weight" for part in ("word", "position", "token_type")]
     norm = [f"{prefix}.LayerNorm.{part}" for part in ("weight", "bias")]
@@ -153,7 +153,7 @@ def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> list[s
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """(1 + side ** 2, width) position embeddings from those of another square grid; bicubic, as METER does.
+    """Resize position embeddings of a square grid to (1 + side ** 2, width), by bicubic interpolation as in METER.
 
     Args:
         positions: (1 + n ** 2, width) float, the class token's first.

@@ -49,9 +49,6 @@ def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tens
     Returns:
         (3, size, size) float32, red, green and blue; black is about -1.8 and white about 2.1.
 
-    Raises:
-        ValueError: `size` is less than 1, or no multiple of `patch`.
-
     Source: METER (arXiv 2111.02387), section 4, and CLIP (arXiv 2103.00020).
     """
     if size < 1 or patch < 1 or size % patch:

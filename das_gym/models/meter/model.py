@@ -135,7 +135,7 @@ class METER(METERNetwork, Pretrained, VLP):
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return new hidden vectors of the layer's stream; see `VLP.run_layer`.
 
-        As `FusionLayer.forward`, but what depends on one stream alone goes through the memo: masks share it.
+        Computes what `FusionLayer.forward` does, but caches what depends on one stream only, so that masks share it.
         """
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"

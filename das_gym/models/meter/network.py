@@ -173,11 +173,7 @@ class METERNetwork(nn.Module):
         self.image_pooler = nn.Linear(size, size)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden_size), before token types.
-
-        Raises:
-            ValueError: the text is longer than the model has positions.
-        """
+        """Return (batch, tokens, hidden_size), before token types."""
         length, longest = input_ids.shape[1], self.text_encoder.config.max_position_embeddings - SPARE_POSITIONS
         if length > longest:
             raise ValueError(f"text too long: got `input_ids` of {length} tokens, expected at most {longest}. Truncate it")

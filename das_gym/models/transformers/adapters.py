@@ -109,7 +109,7 @@ def missing_parts(layer: nn.Module) -> str | None:
 
 
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
-    """Put adapters before attention and MLP of a layer."""
+    """Insert adapters before attention and MLP of a layer."""
     for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
         setattr(layer, name, input_adapter(hidden_size, bottleneck, generator))
         child(layer, names).register_forward_pre_hook(_AdapterHook(layer, name), with_kwargs=True)  # type: ignore[union-attr]

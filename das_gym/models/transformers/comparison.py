@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from das_gym.models.base import State
+from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, ModelCapabilities
@@ -42,11 +42,11 @@ class NoiseImage:
         return f"noise {self.seed}"
 
     def stamp(self) -> str:
-        """It never changes."""
+        """Return an empty stamp: the image never changes."""
         return ""
 
     def open(self) -> Any:
-        """The image."""
+        """Return the image."""
         from PIL import Image
 
         values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
@@ -114,7 +114,10 @@ class Comparison:
             return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
 
     def own_logits(self, model: Any, encodings: Sequence[Encoding], tokens: int | None = None) -> Tensor:
-        """(answer tokens, vocabulary) by the forward of a model, each prompt by itself; only its first `tokens` if given."""
+        """Return (answer tokens, vocabulary) logits of the model's own forward, one prompt at a time.
+
+        With `tokens`, only those of the first `tokens` tokens of each answer.
+        """
         vlm, found = VLM(model), []
         with computing_in_float32(model) if self.is_float32 and model is not self.model else nullcontext():
             for encoding in encodings:
@@ -129,12 +132,12 @@ class Comparison:
             return vlm.gather_uncached(self.processor, self.prompts(count))
 
     def driven_logits(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
-        """(answer tokens, vocabulary) layer by layer, without some decoder layers."""
+        """Return (answer tokens, vocabulary) logits, run layer by layer without the `removed` decoder layers."""
         logits: Tensor = vlm.own_head()(self.driven_features(vlm, removed, state))
         return logits
 
     def driven_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
-        """As `driven_logits`, before the head."""
+        """Return the hidden states from which the head computes `driven_logits`."""
         state = self.begin(vlm) if state is None else state
         with self.rejecting("its layers do not run one by one"):
             units = zip(vlm.places, vlm.layers, strict=True)
@@ -142,7 +145,7 @@ class Comparison:
         return features
 
     def with_capabilities(self, capabilities: ModelCapabilities) -> VLM:
-        """Return the model to be driven in some way."""
+        """Return the model, run layer by layer with these capabilities."""
         return VLM(self.model, capabilities=capabilities)
 
     def pixels(self) -> dict[str, Tensor]:
@@ -166,18 +169,15 @@ class Comparison:
         return True
 
 
-HALVES = (torch.float16, torch.bfloat16)
-
-
 def _has_16_bits(module: nn.Module) -> bool:
     return any(parameter is not None and parameter.dtype in HALVES for parameter in module._parameters.values())
 
 
 @contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Have every module with parameters of 16 bits compute in 32; its weights are converted while it runs alone.
+    """Make every module with 16-bit parameters compute in float32.
 
-    So it takes the memory of one module's weights. A `share_copy` of the model does the same.
+    Only the weights of the module that runs are converted, which saves memory. A `share_copy` of the model does the same.
     """
     handles = []
     for module in model.modules():

@@ -8,7 +8,7 @@ way, and two exact short cuts, which a model uses if `probing.probe_capabilities
   `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
   `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values at others
 
-For the short cuts the model's forward is recorded in parts, each behind a cache of the tokens before it, as in generation.
+For the short cuts the model's forward is recorded in parts, each with a cache of the tokens before it, as in generation.
 
 Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows.
 """
@@ -37,7 +37,7 @@ class Block(NamedTuple):
         groups: How many prefixes there are; the number of rows where nothing is shared.
         each: Rows of each prefix.
         prefix: Tokens of a prefix; 0 = nothing is shared.
-        tokens: Tokens of a row behind its prefix.
+        tokens: Tokens of a row after its prefix.
         first: The first of those that anything is read at.
         read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
         prefix_calls: The arguments of each layer for the prefixes.
@@ -59,7 +59,7 @@ class Block(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many prompts."""
+        """Number of prompts."""
         return self.groups * self.each
 
     @property
@@ -68,14 +68,14 @@ class Block(NamedTuple):
         return self.groups * self.prefix + self.rows * self.tokens
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, flat, size) to (groups, prefix, size) and (rows, tokens, size)."""
+        """Split (1, flat, size) into prefixes, (groups, prefix, size), and rows, (rows, tokens, size)."""
         prefixes, rows = flat[0].split([self.groups * self.prefix, self.rows * self.tokens])
         size = flat.shape[-1]
         return prefixes.view(self.groups, self.prefix, size), rows.view(self.rows, self.tokens, size)
 
 
 def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
-    """The opposite of `Block.split`."""
+    """Join prefixes and rows into (1, flat, size): the inverse of `Block.split`."""
     return torch.cat((prefixes.flatten(0, 1), rows.flatten(0, 1)))[None]
 
 
@@ -85,7 +85,7 @@ def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows
 
 
 def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer on prefixes, and on the rows behind them."""
+    """Call a layer on prefixes, and on the rows that follow them."""
     cache = LayerCache()
     prefixes = run_layer(layer, prefixes, block.prefix_calls[place], cache)
     return prefixes, run_layer(layer, rows, block.calls[place], LayerCache(cache.keys, cache.values, block.each))
@@ -119,7 +119,7 @@ def run_at_answers(
 
 
 def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
-    """(n, hidden_size): the hidden states that answers are read from, block by block."""
+    """Return (n, hidden_size): the hidden states from which answer tokens are predicted, block by block."""
     short = [block.rows * (block.tokens - block.first) for block in blocks]
     is_short = hidden.shape[1] == sum(short)  # given by `run_at_answers`
     found = []
@@ -131,7 +131,7 @@ def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
 
 
 def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (rows, tokens, size), each row behind its prefix, and (rows, tokens) bool: which tokens are no padding."""
+    """Return (rows, tokens, size), each row after its prefix, and the (rows, tokens) bool mask of tokens without padding."""
     longest = max(block.prefix + block.tokens for block in blocks)
     padded, real = [], []
     for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
@@ -146,7 +146,7 @@ def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor
 
 
 def first_answer_tokens(blocks: Sequence[Block]) -> Tensor:
-    """(rows,) int64: the token of each row of `padded_rows` that the first token of the answer is predicted from."""
+    """Return (rows,) int64: the position in `padded_rows` from which the first answer token of each row is predicted."""
     firsts = []
     for block in blocks:
         row, token = block.read
@@ -208,7 +208,7 @@ def first_answer(encodings: Sequence[Encoding]) -> int:
 
 
 def images_end(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
-    """Return the position behind the last image token of any row."""
+    """Return the position after the last image token of any row."""
     end, tokens = 0, torch.tensor(list(image_tokens), dtype=torch.long)
     for encoding in encodings:
         places = torch.isin(encoding.ids, tokens).nonzero()

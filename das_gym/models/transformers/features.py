@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from das_gym.models.base import HALVES
+
 UNUSED = ("last_hidden_state", "hidden_states", "attentions")
 """Outputs of a vision tower that the decoder does not read."""
 
@@ -28,12 +30,12 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
 
 
 def compute_in_float32(module: nn.Module) -> None:
-    """Have a module of 16 bits compute in 32, and return its input's dtype: small steps of training are lost in 16."""
+    """Make a 16-bit module compute in float32 and return its input's dtype: 16 bits would lose small training steps."""
     if isinstance(module, nn.ModuleList):
         for part in module:
             compute_in_float32(part)
         return
-    if not any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+    if not any(p.dtype in HALVES for p in module.parameters()):
         return
     module.float()
     dtypes: list[torch.dtype] = []
@@ -82,7 +84,7 @@ def _as_lists(value: Any) -> Any:
 
 @contextmanager
 def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Have the model take these features instead of its vision tower's.
+    """Make the model use these image features within the block, instead of running its vision tower.
 
     Args:
         model: The model of transformers.

@@ -31,7 +31,7 @@ def generate_answers(
     """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`.
 
     Raises:
-        ValueError: Training left something in the subnet that an exported folder cannot hold.
+        ValueError: Training added modules that an exported folder cannot contain.
     """
     from das_gym.models.transformers.inserted_adapters import export_form
 
@@ -50,7 +50,7 @@ def generate(
     batch_size: int = 8,
     max_new_tokens: int | None = None,
 ) -> list[str]:
-    """As `generate_tokens`, in words."""
+    """Generate the answers of `generate_tokens`, as text."""
     return list(map(processor.decode, generate_tokens(vlm, processor, prompts, title, batch_size, max_new_tokens)))
 
 
@@ -142,7 +142,7 @@ def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
 
 
 def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
-    """Make a batch of questions of one form for transformers' `generate`, padded at the left.
+    """Make a left-padded batch of questions for transformers' `generate`. All have the same tensor shapes.
 
     Args:
         encodings: With their pixels.
@@ -172,7 +172,7 @@ def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
 
 @contextmanager
 def greedy_decoding(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Replace the generation settings that came with the model for a while: nothing is sampled, forbidden or forced."""
+    """Replace the model's generation config within the block: nothing is sampled, forbidden or forced."""
     from transformers import GenerationConfig
 
     before = model.generation_config

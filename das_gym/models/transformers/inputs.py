@@ -100,7 +100,7 @@ class PromptProcessor:
         return hashlib.sha256(f"{images} {words} {template} {self.max_length}".encode()).hexdigest()[:16]
 
     def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
-        """Return the same for answers of a token type, with nothing remembered."""
+        """Return a copy, with empty caches, that gives the tokens of answers this token type."""
         return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -144,9 +144,9 @@ class PromptProcessor:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + len(self._answer_ids(prompt, asked))
 
     def read(self, prompt: Prompt) -> Encoding:
-        """As `encode` with pixels, from the files of the images."""
+        """Encode a prompt with pixels, read from its image files; see `encode`."""
         self._check_images(prompt)
-        if self._opened[0] != prompt.images:  # questions about the same images are read one behind the other
+        if self._opened[0] != prompt.images:  # questions about the same images are read one after the other
             self._opened = prompt.images, [image.open() for image in prompt.images]
         images, asked = self._opened[1], None
         if self._has_template:
@@ -182,7 +182,7 @@ class PromptProcessor:
             images = len(prompt.images)
             raise PromptError(f"{_shortened(prompt)} has {marks} marks {IMAGE_MARK}, expected at most {images}.", prompt)
         if prompt.images and not self.sees:
-            raise PromptError(f"{_shortened(prompt)} has an image, and the model reads text alone.", prompt)
+            raise PromptError(f"{_shortened(prompt)} has an image, but the model reads only text.", prompt)
 
     @property
     def _has_template(self) -> bool:
@@ -208,9 +208,7 @@ class PromptProcessor:
                 return dict(self.processor(text=[text], return_tensors="pt"))
             except ValueError as error:
                 kind = type(self.processor).__name__
-                raise PromptError(
-                    f"{_shortened(prompt)} has no image, and a {kind} reads no text without.", prompt
-                ) from error
+                raise PromptError(f"{_shortened(prompt)} has no image, but a {kind} requires one.", prompt) from error
         try:
             return dict(self.processor(text=[text], images=[images], return_tensors="pt"))
         except (TypeError, ValueError):  # some processors take the images of all texts in one list
@@ -243,7 +241,7 @@ class PromptProcessor:
     def _answer_ids(self, prompt: Prompt, asked: str | None) -> list[int]:
         """Return the tokens of the answer, and the one that ends it; none if the answer is not known.
 
-        The answer is what the chat template writes behind the question once it is given.
+        The answer is what the chat template writes after the question once it is given.
         """
         text = prompt.answer
         if text is None:
@@ -261,7 +259,7 @@ class PromptProcessor:
 
 
 def make_batch(encodings: Sequence[Encoding], pad: int) -> dict[str, Tensor]:
-    """Make a batch of prompts, padded at the right: `input_ids`, `attention_mask`, token types, sizes of images.
+    """Make a right-padded batch of prompts: `input_ids`, `attention_mask`, token types, sizes of images.
 
     Args:
         encodings: At least one.
@@ -289,7 +287,7 @@ def image_tokens_of(model: Any) -> list[int]:
 
 
 def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Load transformers' processor of a folder, or its tokenizer if the model reads text alone; nothing is downloaded.
+    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded.
 
     Raises:
         FileNotFoundError: The folder holds none that transformers can read.
@@ -316,8 +314,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def _lines(prompt: Prompt) -> str:
-    """Return earlier rounds and the question line by line, for processors without a chat template."""
-    return "\n".join([*(line for both in prompt.rounds for line in both), prompt.question])
+    """Return earlier rounds and the question line by line, for processors without a chat template.
+
+    Line breaks next to an image are left out, as they are from the messages for a chat template.
+    """
+    lines = [*(line for both in prompt.rounds for line in both), prompt.question]
+    return "\n".join(re.sub(rf"\n*{re.escape(IMAGE_MARK)}\n*", IMAGE_MARK, line) for line in lines)
 
 
 def _shortened(prompt: Prompt) -> str:

@@ -1,21 +1,18 @@
 """The adapters of DAS in a model whose layers were removed: next to kept layers, and instead of removed ones.
 
-Such a model is saved with the code that inserts its adapters, see `modeling_das_adapters`.
+Such a model is saved with the code that inserts its adapters, see `own_code` and `modeling_das_adapters`.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from das_gym.files import read_json, write_json, write_text
 from das_gym.models.adapters import Adapter
-from das_gym.models.remote_code import copy_code
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
@@ -25,24 +22,10 @@ from das_gym.models.transformers.layer_removal import (
     reload_difference,
     share_copy,
 )
-from das_gym.models.transformers.loading import ADAPTED, auto_class
+from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, find_decoder
-
-CLASS = '''
-
-from transformers import {base}  # noqa: E402
-
-
-class {base}WithAdapters({base}):
-    """A {base} of transformers with the adapters that its configuration lists."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        add_adapters(self, config.{settings})
-'''
-"""The end of the folder's code."""
 
 
 def has_adapters(model: Any) -> bool:
@@ -78,7 +61,7 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
 
 
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """As `insert_into_pruned`, for the positions of kept layers, and the norms of removed ones, in order."""
+    """Insert adapters at the positions of kept layers, with the norms of removed ones; see `insert_into_pruned`."""
     layer, ends = smaller.stack.layers[0], [-1, *kept, len(kept) + len(norms)]
     settings = {
         "layers": decoder_path(smaller),
@@ -88,7 +71,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
         "hidden_size": smaller.feature_size,
         "bottleneck": bottleneck,
         "skip_bottleneck": skip_bottleneck,
-        "gone_before": [after - before - 1 for before, after in pairwise(ends)],
+        "removed_before": [after - before - 1 for before, after in pairwise(ends)],
     }
     add_adapters(smaller.model, settings)
     setattr(smaller.model.config, ADAPTED, settings)
@@ -97,20 +80,20 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
     trained = []
     for module in smaller.model.modules():
         if isinstance(module, Adapter):
-            if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
+            if next(module.parameters()).dtype in HALVES:
                 module.float()
             trained += list(module.requires_grad_(True).parameters())
     return trained
 
 
 def export_form(subnet: VLM) -> VLM:
-    """Return a fine-tuned subnet as a folder holds it: its skipped layers removed, its adapters inserted.
+    """Return a fine-tuned subnet in the form in which it is saved: skipped layers removed, adapters inserted.
 
     Args:
-        subnet: Pruned; it shares its parameters, but for those of adapters, with what is returned.
+        subnet: A pruned model. Apart from the adapters, the returned model shares its parameters.
 
     Raises:
-        ValueError: Training left something in it that a folder cannot hold, or layers that cannot be removed.
+        ValueError: Training added modules that cannot be saved, or the layers cannot be removed.
     """
     mask, model = subnet.check_mask(None), share_copy(subnet.model)
     for layer in find_decoder(model).layers:
@@ -124,7 +107,7 @@ def export_form(subnet: VLM) -> VLM:
     difference = reload_difference(model)
     if difference is not None:
         raise ValueError(
-            f"A folder of transformers cannot hold what this fine-tuning left: {difference}. "
+            f"A transformers folder cannot contain the modules that this fine-tuning added: {difference}. "
             "The methods `full`, `lora`, `bitfit` and `das` can be exported."
         )
     smaller = VLM(model, capabilities=pruned_capabilities(subnet))
@@ -169,28 +152,11 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     return masked.eval()
 
 
-def write_code(folder: Path, model: Any) -> None:
-    """Put the code that loads a saved model with adapters into its folder, and its name into the configuration.
-
-    Args:
-        folder: As `save_pretrained` left it.
-        model: What was saved.
-    """
-    base, file = type(model).__name__, folder / "modeling_das_adapters.py"
-    copy_code(folder, "das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters")
-    write_text(file, file.read_text(encoding="utf-8") + CLASS.format(base=base, settings=ADAPTED))
-    config = read_json(folder / "config.json")
-    name = f"{base}WithAdapters"
-    config["architectures"] = [name]
-    config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
-    write_json(folder / "config.json", config, indent=2)
-
-
 def _skipped_layers(smaller: VLM) -> list[Any]:
     """Return the modules that replace removed layers, in order."""
     units: list[Any] = []
     for layer in smaller.stack.layers:
-        units += [*getattr(layer, "gone_before", ()), *getattr(layer, "gone_behind", ())]
+        units += [*getattr(layer, "removed_before", ()), *getattr(layer, "removed_after", ())]
     return units
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from torch import nn
 
 from das_gym.models.macs import without_content
+from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
 from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower
+from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
 
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
@@ -59,7 +61,8 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
 
     Args:
         model: A model of transformers; it is changed.
-        mask: (number of decoder layers,) bool, True = delete.
+        mask: (number of decoder layers,) bool, True = delete. `VLM.layer_mask` makes one of an environment's mask, which
+            leaves out layers that are never skipped.
         vision_mask: (number of vision layers,) bool, True = delete; None = keep all.
 
     Returns:
@@ -85,7 +88,10 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
 def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list[int]:
     array = np.asarray(mask)
     if array.shape != (count,) or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"Invalid `{name}`: got shape {array.shape}, expected {count} bools, one for each layer.")
+        raise ValueError(
+            f"Invalid `{name}`: got shape {array.shape}, expected {count} bools, one for each layer. `VLM.layer_mask` makes "
+            "them of an environment's mask."
+        )
     return np.flatnonzero(array).tolist()
 
 
@@ -97,10 +103,13 @@ def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
         mask: (n_layers,) bool, True = removed.
 
     Raises:
-        ValueError: Sublayers, or what is left would not load again as it is.
+        ValueError: What is left would not load again as it is, or has no attention that counts cached tokens.
     """
-    check_units(vlm.unit_kind)
-    model = delete_layers(share_copy(vlm.model), vlm.removed_layers(mask), vlm.removed_layers(mask, IMAGE))
+    removed = vlm.removed_layers(mask)
+    model = delete_layers(share_copy(vlm.model), removed, vlm.removed_layers(mask, IMAGE))
+    if parts := vlm.removed_parts(mask):
+        kept = [place for place in range(len(vlm.stack.layers)) if place not in removed]
+        remove_parts(model, {kept.index(place): kind for place, kind in parts.items()})
     check_reloads(model)
     smaller = type(vlm)(model, capabilities=pruned_capabilities(vlm))
     smaller.freeze()
@@ -110,16 +119,6 @@ def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
 def pruned_capabilities(vlm: VLM) -> Any:
     """Return the capabilities of a model from which layers were removed: the kind of its last layer is not known."""
     return dataclasses.replace(vlm.capabilities, tower=None, supports_kv_only_last_layer=False)
-
-
-def check_units(units: str | None) -> None:
-    """Reject sublayers.
-
-    Raises:
-        ValueError: Units other than whole layers.
-    """
-    if units not in (None, "layers"):
-        raise ValueError(f"`units={units}` cannot be removed from a checkpoint. Use `units=layers`.")
 
 
 def check_reloads(model: Any) -> None:
@@ -162,12 +161,16 @@ def check_shared(model: Any, vision: bool = False) -> None:
 
 
 def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
-    """Draw which layers a mask removes, in a line: `■■□■`; vision layers, if they are units, before decoder layers."""
+    """Draw which layers a mask removes, in a line: `■■□■`; vision layers, if they are units, before decoder layers.
+
+    `A` is a layer of which the attention is left, `M` one of which the MLP is left.
+    """
     stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
     words = []
     for stream, stack in stacks:
-        removed = vlm.removed_layers(mask, stream)
-        words.append("".join("□" if place in removed else "■" for place in range(len(stack.layers))))
+        signs = dict.fromkeys(vlm.removed_layers(mask, stream), "□")
+        signs |= {place: "M" if kind == "attention" else "A" for place, kind in vlm.removed_parts(mask, stream).items()}
+        words.append("".join(signs.get(place, "■") for place in range(len(stack.layers))))
     return " ".join(words)
 
 
@@ -185,21 +188,21 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
         mask: (n_layers,) bool, what was removed.
     """
     model = share_copy(full.model)
-    pairs: list[tuple[nn.Module, nn.Module]] = []
-    in_layers: set[int] = set()
-    for find, stream in ((find_decoder, JOINT), *([] if full.tower is None else [(find_vision_tower, IMAGE)])):
-        layers, left = find(model).layers, find(smaller.model).layers
-        removed = full.removed_layers(mask, stream)
-        kept = [layer for place, layer in enumerate(layers) if place not in removed]
-        for mine, its in zip(kept, left, strict=True):
-            pairs += zip(mine.modules(), its.modules(), strict=True)
-        in_layers |= {id(module) for each in (layers, left) for module in each.modules()}
-    others = dict(smaller.model.named_modules())
-    pairs += [(module, others[name]) for name, module in model.named_modules() if id(module) not in in_layers]
-    for mine, its in pairs:
-        for name in mine._parameters:
-            mine._parameters[name] = its._parameters[name]
-    return type(full)(model, capabilities=full.capabilities)
+    places = {decoder_path(full): full.removed_layers(mask)}
+    if full.tower is not None:
+        tower = full.tower.stack.layers
+        path = next(name for name, module in full.model.named_modules() if module is tower)
+        places[path] = full.removed_layers(mask, IMAGE)
+    for path, removed in places.items():  # the same places as in the smaller model, for a while
+        layers = model.get_submodule(path)
+        model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))
+        places[path] = layers
+    for name, module in smaller.model.named_modules():
+        if module._parameters:
+            model.get_submodule(name)._parameters.update(module._parameters)
+    for path, layers in places.items():
+        model.set_submodule(path, layers)
+    return type(full)(model, full.unit_kind, capabilities=full.capabilities)
 
 
 def share_copy(model: Any) -> Any:
@@ -340,6 +343,8 @@ def reload_difference(model: Any) -> str | None:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
         with without_content():
             twin = type(model)(config)
+            if lacks_sublayers(model):
+                remove_sublayers(twin, getattr(config, SUBLAYERS))
     except Exception as error:  # whatever a configuration raises that checks itself
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"

@@ -18,6 +18,7 @@ from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
 from das_gym.models.transformers.weights import source_dtype, weight_files
@@ -70,7 +71,9 @@ def load_vlm(
         ValueError: The model is not supported, or the folder is damaged, with the reason.
     """
     if dropout:
-        raise ValueError(f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers are adapted without.")
+        raise ValueError(
+            f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers are adapted without dropout."
+        )
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
@@ -100,7 +103,7 @@ def load_vlm(
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Have every error name the folder; what transformers raises for a damaged configuration becomes a ValueError."""
+    """Make every error name the folder. What transformers raises for a damaged configuration becomes a ValueError."""
     try:
         yield
     except (OSError, ImportError, MemoryError):
@@ -154,7 +157,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is of no model that transformers knows ({first_line(error)}). A model with code of "
+            f"{folder / 'config.json'} names no model that transformers knows ({first_line(error)}). A model with code of "
             "its own needs `trust_remote_code=True`."
         ) from error
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
@@ -166,10 +169,15 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."
         )
+    if hasattr(config, SUBLAYERS):
+        raise ValueError(
+            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so that it cannot be searched again. "
+            "Pass the folder that it was made from."
+        )
     if hasattr(config, ADAPTED):
         raise ValueError(
             f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`) between its layers, which cannot be "
-            "skipped. Pass the folder that it was made from; to have it answer, pass the run."
+            "skipped. Pass the folder that it was made from; to generate answers, pass the run."
         )
     return config
 

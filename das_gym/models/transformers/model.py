@@ -101,13 +101,13 @@ class DecoderInputs:
     given: list[Mapping[str, Tensor]]
 
     def slices_of_prompts(self) -> list[ImageSlice | None]:
-        """Where the images of each prompt lie; None = it has none."""
+        """Return where the features of each prompt's images are; None for a prompt without images."""
         known = dict(zip(self.keys, self.slices, strict=True))
         return [known.get(prompt.image_key) if prompt.images else None for prompt in self.prompts]
 
 
 class LanguageHead(nn.Module):
-    """From final hidden states to logits over the vocabulary.
+    """Map final hidden states to logits over the vocabulary.
 
     Args:
         projection: The model's output embeddings.
@@ -121,7 +121,7 @@ class LanguageHead(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., hidden_size) to (..., vocabulary)."""
+        """Map (..., hidden_size) to (..., vocabulary)."""
         logits: Tensor = self.projection(features)
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -129,7 +129,7 @@ class LanguageHead(nn.Module):
 
 
 def batch_experts(model: Any) -> None:
-    """Have a mixture of experts compute one batched product: it works in any dtype and does not look at the routing."""
+    """Make a mixture of experts compute one batched product, which works in any dtype and does not depend on the routing."""
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")
 
@@ -138,7 +138,7 @@ class VLM(VLP):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
     Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
-    Vision layers, if `capabilities.tower` is given, come behind them in a mask and before them in the stages. How layers run
+    Vision layers, if `capabilities.tower` is given, come after them in a mask and before them in the stages. How layers run
     is in `das_gym.models.transformers.driver` (decoder) and `das_gym.models.transformers.tower` (vision).
 
     Args:
@@ -184,7 +184,7 @@ class VLM(VLP):
             reasons = [missing_parts(self.stack.layers[place]) for place in self.places]
             self.untrainable = next((reason for reason in reasons if reason), "")
         self.feature_size = int(self.text_config.hidden_size)
-        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector behind it trains
+        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector after it trains
         self.source_processor: Any = None
         self._image_macs: dict[Any, int] = {}
         self._enter_macs: dict[Any, int] = {}
@@ -194,7 +194,7 @@ class VLM(VLP):
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
-        """Put adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
+        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
 
         Args:
             bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
@@ -218,15 +218,15 @@ class VLM(VLP):
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Attention and MLP of a decoder layer; see `VLP.sites`."""
+        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
         if self.unit_kind != "layers":
             raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
         return sites_of(self.stack.layers[self.places[index]])
 
     def open_projector(self, reads: tuple[int, ...]) -> None:
-        """Have the projector between vision tower and decoder train with the adapters, in 32 bits at least.
+        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
 
-        The tower's outputs are kept once an image; the projector runs each time.
+        The tower's outputs are cached, one per image; the projector runs each time.
 
         Args:
             reads: Positions of the vision layers that the model reads, as in `TowerCapabilities`.
@@ -245,27 +245,63 @@ class VLM(VLP):
         self.tunable = (*self.tunable, *self.projector)
 
     def remove_adapters(self) -> None:
-        """As `VLP.remove_adapters`; then `prune` deletes layers for good. The projector does not train any more."""
+        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
         super().remove_adapters()
         self.trained_tower, self.projector, self.tunable = None, (), ()
         for layer in self.stack.layers:
             strip_adapters(layer)
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the weights of skipped layers. Their places stay, where a skip adapter may run.
+        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
 
-        To remove the places, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
+        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
         """
         if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")
+            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             empty_layer(self.stack_of(index).layers[self.places[index]])
 
+    def _skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, list[str]]:
+        """Return the kinds of skipped units by position of their layer."""
+        found: dict[int, list[str]] = {}
+        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
+            if skipped and unit.stream == stream:
+                found.setdefault(place, []).append(unit.kind)
+        return found
+
     def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
-        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips."""
-        array = self.check_mask(mask)
-        return [p for p, unit, bit in zip(self.places, self.layers, array, strict=True) if bit and unit.stream == stream]
+        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
+        whole = ([LAYER], [ATTENTION, MLP])
+        return [place for place, kinds in self._skipped_kinds(mask, stream).items() if kinds in whole]
+
+    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
+        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
+        skipped = self._skipped_kinds(mask, stream)
+        return {place: kinds[0] for place, kinds in skipped.items() if kinds in ([ATTENTION], [MLP])}
+
+    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
+        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
+
+        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
+
+        Example:
+            >>> from das_gym.models.transformers import load_vlm
+            >>> from das_gym.registration import ASSETS
+            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 11).sum()
+            np.int64(1)
+        """
+        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
+        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
+
+    def skip_forwards(self, mask: Sequence[bool] | np.ndarray) -> dict[nn.Module, Callable[..., Any]]:
+        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
+        found: dict[nn.Module, Callable[..., Any]] = {}
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            module = self.module_of(index)
+            is_layer = self.layers[index].kind == LAYER
+            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
+        return found
 
     # ---- what it consists of ----
 
@@ -281,36 +317,36 @@ class VLM(VLP):
         return device
 
     def to(self, *args: Any, **kwargs: Any) -> VLM:
-        """As in torch; a model that `device_map` spread over devices stays where it is."""
+        """Move the model as in torch; a model that `device_map` spread over devices stays where it is."""
         return self if getattr(self.model, "hf_device_map", None) else super().to(*args, **kwargs)
 
     def own_head(self) -> LanguageHead:
-        """Its own way from hidden states to logits."""
+        """Return the model's own head: its output embeddings, with softcap and scale of the logits."""
         return LanguageHead(self.model.get_output_embeddings(), self.capabilities.softcap, self.capabilities.logit_scale)
 
     def stack_of(self, index: int) -> Stack:
-        """The layers that a unit is one of, or half of one."""
+        """Return the list of layers that a unit belongs to."""
         return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
 
     def skippable(self, index: int) -> SkippableLayer:
-        """The module of unit `index`."""
+        """Return the wrapper that runs or skips unit `index`."""
         unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
         return unit
 
     def module_of(self, index: int) -> nn.Module:
-        """The module of the model that unit `index` is."""
+        """Return the module of the model that unit `index` stands for: a layer, its attention or its MLP."""
         layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
         if kind == LAYER:
             return layer
         return child(layer, ATTENTION_NAMES if kind == ATTENTION else MLP_NAMES)  # type: ignore[return-value]
 
     def _end(self, index: int) -> int:
-        """The position of the next unit's layer; behind the last unit, the number of layers."""
+        """Return the position of the next unit's layer; after the last unit, the number of layers."""
         follows = index + 1 < len(self.places) and self.layers[index + 1].stream == self.layers[index].stream
         return self.places[index + 1] if follows else len(self.stack_of(index).layers)
 
     def alike(self, index: int) -> Hashable:
-        """As `VLP.alike`: decoder layers that are built the same, with the same layers up to the next unit."""
+        """Return a key that is equal for identically built decoder layers, with the same layers up to the next unit."""
         if self.layers[index].stream == IMAGE:
             return index
         end = self._end(index)
@@ -318,13 +354,13 @@ class VLM(VLP):
         return self.layers[index].kind, layers, structure(self.skippable(index)), end == len(self.stack.layers)
 
     def count_without_content(self) -> None:
-        """As `VLP.count_without_content`: experts as products whose shapes do not depend on the routing."""
+        """Prepare counting on the meta device: experts as products whose shapes do not depend on the routing."""
         batch_experts(self.model)
 
     # ---- from prompts to the state before the first unit ----
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> PromptProcessor:  # type: ignore[override]
-        """Its own processor, from the folder's files."""
+        """Return the model's own processor, from the folder's files."""
         processor = load_processor(folder) if self.source_processor is None else self.source_processor
         return self.processor_of(processor, max_text_length)
 
@@ -357,7 +393,7 @@ class VLM(VLP):
             yield key, features, self._image_macs[shapes]
 
     def encode_images(self, processor: PromptProcessor, prompt: Prompt) -> dict[str, Any]:
-        """Compute what `encode_items` gives for one prompt."""
+        """Return what `encode_items` yields for one prompt."""
         return self._encode_images(processor.encode(prompt, pixels=True))
 
     def _encode_images(self, encoding: Encoding) -> dict[str, Any]:
@@ -391,7 +427,7 @@ class VLM(VLP):
         return self._begin_decoder(processor, pairs, features)
 
     def gather_uncached(self, processor: PromptProcessor, prompts: Sequence[Prompt]) -> State:
-        """As `gather`, with all images encoded anew."""
+        """Return what `gather` returns, with all images encoded again."""
 
         def encode(_: str, items: Mapping[Any, Prompt]) -> dict[Any, Any]:
             return {key: self.encode_images(processor, prompt) for key, prompt in items.items()}
@@ -435,14 +471,14 @@ class VLM(VLP):
             encodings: Those of the prompts, padded at the right.
             features: Their image features, where those are kept.
             with_head: Whether to compute logits; otherwise `last_hidden_state` is returned.
-            span: The first token that runs, and the one behind the last; those before the first count as cached.
+            span: (start, end) of the tokens that run; those before `start` count as cached.
         """
         batch: dict[str, Any] = make_batch(encodings, self.text_config.pad_token_id or 0)
         if span is not None:
             by_token = ("input_ids", "attention_mask", *encodings[0].types)
             batch = {name: t[:, slice(*span)] if name in by_token else t for name, t in batch.items()}
         if span is not None and span[0]:
-            # The images lie before, and padding behind, so that a causal mask is all that is needed. Qwen's rotary
+            # The images lie before, and padding after, so that a causal mask is all that is needed. Qwen's rotary
             # positions would be computed of a whole attention mask.
             batch = {name: batch[name] for name in by_token if name != "attention_mask"}
             cache = filled_cache(len(encodings), span[0], len(self.stack.layers))
@@ -475,7 +511,7 @@ class VLM(VLP):
         return BaseModelOutput(last_hidden_state=given[0])
 
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
-        """The longest of the prompts, and the MACs of its images."""
+        """Return the state of the longest prompt, and the MACs of encoding its images."""
         longest = max(pairs, key=lambda prompt: len(prompt.question) + len(prompt.answer or ""))
         if not (longest.images and self.capabilities.caches_images):
             return counted(lambda: self.gather(processor, [longest], lambda _, items: {}))
@@ -483,7 +519,7 @@ class VLM(VLP):
         return self.gather(processor, [longest], lambda _, items: dict.fromkeys(items, part)), macs
 
     def state_bytes(self, encoded: State) -> int:
-        """As `VLP.state_bytes`: of images in the vision tower, or of prompts in the decoder."""
+        """Return the bytes of the larger state: of images in the vision tower, or of prompts in the decoder."""
         if self.tower is None:
             return super().state_bytes(encoded)
         later = encoded.extras["decoder_inputs"]
@@ -501,7 +537,7 @@ class VLM(VLP):
         return encoded.with_hidden({JOINT: self._run_fixed(encoded, encoded.hidden[JOINT], 0, self.places[0], False)})
 
     def enter(self, state: State, stage: int) -> tuple[State, int]:
-        """Behind the last vision unit: run everything up to the first unit of the decoder."""
+        """After the last vision unit, run everything up to the first unit of the decoder; return the state and its MACs."""
         if self.tower is None or stage != self.front:
             return state, 0
         tower, later = self.tower, state.extras["decoder_inputs"]
@@ -520,7 +556,7 @@ class VLM(VLP):
         return begin(), self._enter_macs[key]
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
-        """New hidden states, (1, flat tokens, hidden_size); with `pooled_only` those alone that answers are read from."""
+        """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
         del memo
         if self.layers[index].stream == IMAGE:
             return self._run_vision_layer(index, state, skipped)
@@ -559,7 +595,7 @@ class VLM(VLP):
         return torch.cat(found, dim=1)
 
     def _run_vision_layer(self, index: int, state: State, skipped: bool) -> Tensor:
-        """New hidden states of the stream `image`, see `das_gym.models.transformers.tower`."""
+        """Return new hidden states of the stream `image`; see `das_gym.models.transformers.tower`."""
         tower: Any = self.tower
         place, kind, hidden = self.places[index], self.layers[index].kind, state.hidden[IMAGE]
         chosen = self.skippable(index).chosen(skipped)
@@ -579,21 +615,21 @@ class VLM(VLP):
 
     @staticmethod
     def _without_other_half(layer: nn.Module, kind: str) -> Any:
-        """Have the half of a layer that is not the unit give zeros, so that the residual connection passes by it."""
+        """Make the half of a layer that is not the unit return zeros, so that only its residual connection remains."""
         if kind == LAYER:
             return nullcontext()
         other: Any = child(layer, MLP_NAMES if kind == ATTENTION else ATTENTION_NAMES)
         return replace_forwards({other: zero_forward(other)})
 
     def pool(self, state: State) -> Tensor:
-        """(tokens of all answers, feature_size): the final hidden states that answers are predicted from, in order."""
+        """Return (tokens of all answers, feature_size): the final hidden states that predict the answers, in order."""
         features: Tensor = self.stack.norm(
             driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
         )
         return features
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `VLP.rows_of`: prompts behind their prefixes, or the images of each prompt."""
+        """Return the tokens to pool: prompts with their prefixes, or the images of each prompt; see `VLP.rows_of`."""
         if stream == JOINT:
             rows, real = driver.padded_rows(state.extras["blocks"], hidden)
         else:
@@ -602,7 +638,7 @@ class VLM(VLP):
         return rows, real[:, None, None]
 
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
-        """As `VLP.pooled_tokens`: what the first token of the answer is predicted from; the first token of images."""
+        """Return the token from which the first answer token is predicted, or the first token of images."""
         if stream == IMAGE:
             return torch.zeros(len(state.extras["decoder_inputs"].prompts), dtype=torch.long, device=self.device)
         return driver.first_answer_tokens(state.extras["blocks"])
@@ -610,7 +646,7 @@ class VLM(VLP):
     # ---- plain forwards, for latency ----
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """As `VLP.make_forward`: vision tower, decoder, and everything between.
+        """Like `VLP.make_forward`: vision tower, decoder, and everything between.
 
         Raises:
             ValueError: `augment` is given; images of prompts are not augmented.
@@ -626,7 +662,7 @@ class VLM(VLP):
         return forward
 
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.make_timed_forward`: the model's own forward up to the first token, as transformers runs its folder.
+        """Like `VLP.make_timed_forward`: the model's own forward up to the first token, as transformers runs its folder.
 
         With adapters, which no folder of transformers has, it is that of `make_forward`.
         """

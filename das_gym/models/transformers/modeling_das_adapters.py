@@ -5,7 +5,7 @@
 loads it from a folder that holds this file and adapters.py, with torch and transformers alone. The adapters are those of
 "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form
 that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
-`x`, and a removed layer leaves `h + A(norm(h))` behind, with `A(x) = up(relu(down(x)))`.
+`x`, and a removed layer becomes `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class SkippedLayer(nn.Module):
         self.adapter = adapter
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
+        """Return hidden states of the same shape, (..., hidden_size)."""
         return hidden + self.adapter(self.norm(hidden))
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
-    """Put adapters into a model that has its kept layers alone, and return it.
+    """Insert adapters into a model that has only its kept layers, and return it.
 
     Args:
         model: A model of transformers.
         das: `layers`: the name of its list of decoder layers; `norm`, `attention`, `mlp`: what a layer calls its parts;
-            `hidden_size`, `bottleneck`, `skip_bottleneck`: widths; `gone_before`: how many layers are removed before each of
-            the kept ones, and, last, behind them all.
+            `hidden_size`, `bottleneck`, `skip_bottleneck`: widths; `removed_before`: number of layers removed
+            before each kept one, and, as the last entry, after all of them.
     """
     layers = model.get_submodule(das["layers"])
 
@@ -55,18 +55,18 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
         units = [SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"])) for _ in range(count)]
         return nn.Sequential(*units).to(next(layer.parameters()))
 
-    *before, behind = das["gone_before"]
+    *before, after = das["removed_before"]
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
             part = getattr(layer, name)
             part.das_adapter = adapter(das["bottleneck"]).to(next(layers.parameters()))
             part.register_forward_pre_hook(_run_adapter, with_kwargs=True)
         if count:
-            layer.gone_before = skipped(layer, count)
+            layer.removed_before = skipped(layer, count)
             layer.register_forward_pre_hook(_run_before, with_kwargs=True)
-    if behind:
-        layers[-1].gone_behind = skipped(layers[-1], behind)
-        layers[-1].register_forward_hook(_run_behind)
+    if after:
+        layers[-1].removed_after = skipped(layers[-1], after)
+        layers[-1].register_forward_hook(_run_after)
     return model
 
 
@@ -82,8 +82,8 @@ def _run_adapter(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 
 def _run_before(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    return change_hidden(args, kwargs, layer.gone_before)
+    return change_hidden(args, kwargs, layer.removed_before)
 
 
-def _run_behind(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
-    return (layer.gone_behind(output[0]), *output[1:]) if isinstance(output, tuple) else layer.gone_behind(output)
+def _run_after(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+    return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)

@@ -20,7 +20,7 @@ from das_gym.models.transformers.rejecting import (
     reject_unsupported,
     size_in_bytes,
 )
-from das_gym.models.transformers.stack import find_decoder, note_output_forms
+from das_gym.models.transformers.stack import find_decoder, note_layer_parts
 from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -32,7 +32,7 @@ RELOADED_BYTES = 2**28
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilities:
-    """Find out how a model can be driven.
+    """Find out how the layers of a model can be run one by one.
 
     Args:
         model: The model of transformers, in eval mode.
@@ -59,15 +59,15 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
     model, plain = compare.model, VLM(compare.model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
-        note_output_forms(plain.stack, lambda: plain.run(one))
+        note_layer_parts(plain.stack, lambda: plain.run(one))
     forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
     if len(forms) > 1:
-        raise ValueError(f"{compare.name} is not supported: it gives images of one size different forms.")
-    with compare.rejecting("its layers cannot be watched"):
+        raise ValueError(f"{compare.name} is not supported: images of the same size get tensors of different shapes.")
+    with compare.rejecting("its layers cannot be recorded"):
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
     compare.processor = compare.processor.with_answer_type(answer_type)
-    why = "the model adds image features behind it"
+    why = "the model adds image features after it"
     plain_way = ModelCapabilities(
         additive_layers=tuple(sorted(added)),
         answer_type=answer_type,
@@ -102,7 +102,7 @@ def _answer_type(compare: Comparison) -> int | None:
         encodings = [processor.encode(p, pixels=True) for p in (prompt, longer)]
         if compare.same(*(compare.own_logits(compare.model, [encoding], 1) for encoding in encodings)):
             return candidate
-    raise ValueError(f"{compare.name} is not supported: the first token of an answer sees those behind it.")
+    raise ValueError(f"{compare.name} is not supported: the first token of an answer attends to later ones.")
 
 
 def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCapabilities:
@@ -113,7 +113,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
     """
     projection = compare.model.get_output_embeddings()
     if projection is None:
-        raise ValueError(f"{compare.name} is not supported: it names no output embeddings.")
+        raise ValueError(f"{compare.name} is not supported: it has no output embeddings.")
     own = compare.own_logits(compare.model, compare.encodings(compare.prompts(3)))
     own = own if compare.is_float32 else own.to(projection.weight.dtype)
     for caches_images in (False, True) if compare.processor.sees else (False,):
@@ -130,8 +130,8 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
             if compare.same(LanguageHead(projection, softcap, scale)(features), own):
                 return replace(vlm.capabilities, logit_scale=scale, softcap=softcap)
     raise ValueError(
-        f"{compare.name} is not supported: its layers one by one do not give what its own forward gives, so it does more "
-        "between its layers, or behind them, than can be replayed."
+        f"{compare.name} is not supported: run one by one, its layers do not reproduce its own forward, so it computes "
+        "something between or after its layers that cannot be replayed."
     )
 
 
@@ -166,15 +166,17 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
     """
     compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
     if not processor.sees:
-        raise ValueError(f"{compare.name} reads text alone: it has no vision layers. Leave out `vision`.")
+        raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
     if not capabilities.caches_images:
-        raise ValueError(f"{compare.name} makes more of images than features that can be kept. Leave out `vision`.")
+        raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
     with compare.in_float32():
         with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
             tower = probe_tower(compare)
         richer = replace(capabilities, tower=tower)
         if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
-            raise ValueError(f"{compare.name} does more between its vision layers than can be replayed. Leave out `vision`.")
+            raise ValueError(
+                f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
+            )
     check_mac_counting(compare, richer)
     return richer
 

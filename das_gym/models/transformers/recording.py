@@ -27,7 +27,7 @@ class Call(NamedTuple):
     """The arguments of a layer besides its hidden states.
 
     Attributes:
-        args: Positional arguments behind the hidden states.
+        args: Positional arguments after the hidden states.
         kwargs: Keyword arguments, without those in `NOT_REPLAYED`.
         made: False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
     """
@@ -52,12 +52,12 @@ class Recording(NamedTuple):
 
 
 def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] | None = None) -> Recording:
-    """Watch a forward of the model in which no layer computes anything.
+    """Run a forward of the model with its layers replaced by stubs, and record the arguments of each layer.
 
     Args:
         stack: The layers.
         run: Calls the model.
-        additive_layers: Before which layers the model adds something; None finds out, by looking at every hidden state.
+        additive_layers: Positions of layers before which the model adds something to the hidden states. None detects them.
 
     Raises:
         ValueError: The model does not call its layers.
@@ -102,13 +102,13 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -
 
 @functools.cache
 def cache_name(forward: Callable[..., Any]) -> str:
-    """Return how the forward of a layer or model calls the cache: `cache` in newer versions of transformers."""
+    """Return the name of the cache's parameter in the forward of a layer or model; newer transformers call it `cache`."""
     new, old, _ = CACHES
     return new if new in inspect.signature(forward).parameters else old
 
 
 def filled_cache(rows: int, tokens: int, layers: int) -> Any:
-    """Return a cache that says it holds some tokens, so that the model makes masks and positions for those behind them.
+    """Return a cache that claims to hold some tokens, so that the model makes masks and positions for those after them.
 
     It has no content, since no layer reads it while a forward is recorded. Without a configuration all its layers count
     as full attention: those with a sliding window are called with all earlier keys, too.
@@ -127,7 +127,7 @@ class LayerCache:
     Args:
         keys: (batch, heads, tokens, head_size); None = nothing comes before.
         values: Of the same shape.
-        each: How many rows of a call come behind each row of `keys`.
+        each: How many rows of a call share each row of `keys` as their prefix.
     """
 
     is_compileable = False
@@ -144,9 +144,9 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
-        return self._behind(self.keys, keys), self._behind(self.values, values)
+        return self._append(self.keys, keys), self._append(self.values, values)
 
-    def _behind(self, earlier: Tensor, own: Tensor) -> Tensor:
+    def _append(self, earlier: Tensor, own: Tensor) -> Tensor:
         if self.each == 1:
             return torch.cat((earlier, own), dim=2)
         # expanded, the earlier ones are copied once; `repeat_interleave` and `cat` would copy them twice

@@ -57,7 +57,7 @@ def size_in_bytes(model: Any) -> int:
 
 
 def separating_sets(places: Sequence[int]) -> list[list[int]]:
-    """Return halves of the places such that of any two one lies in some half, and the other does not."""
+    """Return sets of positions such that for any two positions, some set contains one and not the other."""
     bits = range((len(places) - 1).bit_length())
     return [[p for n, p in enumerate(places) if n >> bit & 1 == side] for bit in bits for side in (0, 1)]
 
@@ -75,7 +75,9 @@ def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: 
     """
     vlm = compare.with_capabilities(capabilities)
     if len(vlm.places) < 2:
-        raise ValueError(f"{compare.name} is not supported: it has {len(vlm.places)} decoder layers that could be skipped.")
+        raise ValueError(
+            f"{compare.name} is not supported: it has only {len(vlm.places)} decoder layers that could be skipped."
+        )
     removed = [vlm.places[len(vlm.places) // 2]]
     skipped = compare.driven_logits(vlm, removed)
     smaller = delete_layers(share_copy(compare.model), removed)
@@ -139,6 +141,6 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
         )
     if not compare.same(halves, layers):
         raise ValueError(
-            f"{compare.name} computes attention and MLP side by side, or more than these: they cannot be skipped "
+            f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
             "separately. Leave out `units`."
         )

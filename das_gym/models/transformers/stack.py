@@ -1,10 +1,11 @@
-"""Find the layers inside a model of transformers, and replace parts of it for a while."""
+"""Find the layers inside a model of transformers, and replace parts of it temporarily."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ JOINT, IMAGE = "joint", "image"
 
 ATTENTION_NAMES = ("self_attn", "cross_attn", "attn", "attention", "self_attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+PART_NAMES = {"attention": ATTENTION_NAMES, "mlp": MLP_NAMES}
+"""Names of the halves of a layer, by kind of unit."""
+
 LIST_NAMES = ("layers", "h", "blocks", "layer")
 
 
@@ -25,7 +29,7 @@ class Stack:
     Attributes:
         owner: The module that runs them.
         name: The name of their list in it.
-        norm: The norm behind a decoder's layers; not looked for in a vision tower.
+        norm: The norm after a decoder's layers; not looked for in a vision tower.
     """
 
     owner: nn.Module
@@ -40,7 +44,7 @@ class Stack:
 
 
 def find_decoder(model: nn.Module) -> Stack:
-    """Find the decoder layers of a model of transformers, and the norm behind them.
+    """Find the decoder layers of a model of transformers, and the norm after them.
 
     Raises:
         ValueError: The model is an encoder-decoder, or keeps its layers where transformers usually does not.
@@ -100,7 +104,7 @@ def child(layer: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 @contextmanager
 def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give modules other forward functions for a while. Their hooks stay."""
+    """Replace the forward functions of modules within the block. Their hooks stay."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -114,17 +118,28 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
                 module.forward = own
 
 
-def note_output_forms(stack: Stack, run: Callable[[], Any]) -> None:
-    """Run the model once, and note on each layer, attention and MLP how many outputs it returns."""
+def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
+    """Run the model once, and note what its layers consist of.
 
-    def note(module: Any, inputs: Any, output: Any) -> None:
-        del inputs
-        module._das_outputs = len(output) if isinstance(output, tuple) else 0
-
+    On each layer, attention and MLP: how many outputs it returns. On each layer: the norms that serve attention or MLP
+    alone. They are found by what reads what, since names mislead: `post_attention_layernorm` is before the MLP in Llama, and
+    behind the attention in Gemma.
+    """
     handles = []
     for layer in stack.layers:
-        parts = [layer, child(layer, ATTENTION_NAMES), child(layer, MLP_NAMES)]
-        handles += [part.register_forward_hook(note) for part in parts if part is not None]
+        calls: dict[str, tuple[Tensor, Any]] = {}
+
+        def note(module: Any, args: Any, kwargs: Any, output: Any, calls: Any = calls, name: str = "") -> None:
+            module._das_outputs = len(output) if isinstance(output, tuple) else 0
+            if name:
+                calls[name] = first_input(args, kwargs), first_output(output)
+                return
+            module._das_norms = {kind: _own_norms(module, calls, kind) for kind in PART_NAMES}
+            calls.clear()
+
+        handles.append(layer.register_forward_hook(note, with_kwargs=True))
+        for name, part in layer.named_children():
+            handles.append(part.register_forward_hook(partial(note, name=name), with_kwargs=True))
     try:
         run()
     finally:
@@ -132,8 +147,25 @@ def note_output_forms(stack: Stack, run: Callable[[], Any]) -> None:
             handle.remove()
 
 
+def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
+    """Return the children that only the attention or MLP of a layer reads, and those behind it that keep zeros."""
+    part = child_name(layer, PART_NAMES[kind])
+    if part not in calls:
+        return []
+    found = []
+    for name, (read, given) in calls.items():
+        readers = [other for other, (value, _) in calls.items() if value is given]
+        if readers == [part]:
+            found.append(name)
+        elif read is calls[part][1]:  # with a bias, it turns the zeros of a skipped part into something else: it stays
+            module: Any = getattr(layer, name)
+            if not module.forward(torch.zeros_like(read)).any():
+                found.append(name)
+    return found
+
+
 def in_output_form(module: nn.Module, hidden: Tensor) -> Any:
-    """Return hidden states in the form of the module's output, see `note_output_forms`."""
+    """Return hidden states in the form of the module's output, see `note_layer_parts`."""
     outputs = int(getattr(module, "_das_outputs", 0))
     return (hidden, *[None] * (outputs - 1)) if outputs else hidden
 

@@ -139,7 +139,7 @@ class VisionTower:
         """
         recording = record(self.stack, partial(image_features, self.model, given))
         if recording.added:
-            raise ValueError(f"{type(self.model).__name__} adds something between its vision layers.")
+            raise ValueError(f"{type(self.model).__name__} changes hidden states between its vision layers.")
         return recording
 
     def step(
@@ -150,7 +150,7 @@ class VisionTower:
         run: Callable[[Tensor, Call], Tensor] | None,
         is_half_done: bool = False,
     ) -> Tensor:
-        """Return the stream behind a layer.
+        """Return the stream after a layer.
 
         Args:
             hidden: The stream before it.
@@ -179,7 +179,7 @@ class VisionTower:
         """Compute the image features of each prompt from the outputs of the tower's layers.
 
         Args:
-            hidden: The stream behind the last layer that is read; without content (on `meta`), zeros are taken.
+            hidden: The stream after the last layer that is read; without content (on `meta`), zeros are taken.
             batches: As `begin` returned them.
             slices: As `begin` returned them.
             given: Pixels and sizes of each prompt's images.

@@ -13,7 +13,7 @@ from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference, share_copy
 from das_gym.models.transformers.recording import run_layer
 from das_gym.models.transformers.rejecting import separating_sets
-from das_gym.models.transformers.stack import find_vision_tower, note_output_forms
+from das_gym.models.transformers.stack import find_vision_tower, note_layer_parts
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
 UNREAD = "its output is never read"
@@ -31,7 +31,7 @@ def probe_tower(compare: Comparison) -> TowerCapabilities:
     last = max(reads)
     found = TowerCapabilities(reads, dict.fromkeys(range(last + 1, count), UNREAD))
     if not compare.same(_replay(compare, found, given, ()), image_features(compare.model, given)):
-        raise ValueError("one by one they do not give what its own forward gives")
+        raise ValueError("run one by one, they do not reproduce its own forward")
     removable = [place for place in range(last + 1) if _can_remove(compare, found, given, (place,))]
     if not removable:
         raise ValueError(f"none of them can be removed: {TIED}")
@@ -49,7 +49,7 @@ def tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int, 
         ValueError: There is none.
     """
     stack = find_vision_tower(compare.model)
-    note_output_forms(stack, partial(image_features, compare.model, given))
+    note_layer_parts(stack, partial(image_features, compare.model, given))
     tower = VisionTower(compare.model, TowerCapabilities(()))
     embedded = tower.record(given).embedded
     generator = torch.Generator().manual_seed(0)

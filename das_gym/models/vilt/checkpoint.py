@@ -131,7 +131,7 @@ TRANSFORMERS_FORMAT = Format(
 
 
 def derive(named: dict[str, Tensor], heads: Heads, config: ViLTConfig) -> list[str]:
-    """Add what can be derived, and give heads of transformers their names; returns what was derived, and how."""
+    """Add tensors that follow from others, and rename transformers' heads; return a line about each added tensor."""
     notes = derive_second_image(named)
     first = heads.get("classifier", {}).get("0.weight")
     if first is not None:  # transformers calls both by one name; NLVR2's reads two images

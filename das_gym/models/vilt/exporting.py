@@ -97,7 +97,7 @@ def _export_plain(
             name = f"vilt.embeddings.text_embeddings.{part}_embeddings.weight"
             tensors[name] = tensors[name] * scale
         notes = (
-            f"The three tables of text embeddings are multiplied by {scale:g}. The LayerNorm behind them undoes that, and "
+            f"The three tables of text embeddings are multiplied by {scale:g}. The LayerNorm after them undoes that, and "
             f"its epsilon, {config.norm_eps:g} as everywhere in transformers' ViLT, then acts as {config.text_norm_eps:g}.",
             *notes,
         )

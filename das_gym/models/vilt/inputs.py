@@ -30,9 +30,6 @@ def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> to
     Returns:
         (3, height, width) float32, red, green and blue, -1..1. No pixel is zero in all channels, so zeros can pad it.
 
-    Raises:
-        ValueError: `size` is less than one patch.
-
     Source: ViLT (arXiv 2102.03334), section 4.1.
     """
     if not 1 <= patch <= size:

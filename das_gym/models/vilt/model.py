@@ -66,7 +66,7 @@ class ViLT(ViLTNetwork, Pretrained, VLP):
 
     @property
     def size(self) -> str:  # type: ignore[override]
-        """`base` by the width of the blocks, else `mini`."""
+        """`base` or `mini`, by the width of the blocks."""
         return "base" if self.config.hidden_size == ViLTConfig.hidden_size else "mini"
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:

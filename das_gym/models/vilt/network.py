@@ -109,7 +109,7 @@ def _stretch(counts: Tensor, places: int, points: int, dtype: torch.dtype) -> tu
         dtype: Of the third result.
 
     Returns:
-        The point before and the point behind each place, (batch, places) int64, and how far it is from the first to the
+        The points before and after each place, (batch, places) int64, and how far it is from the first to the
         second, 0..1, of `dtype`.
     """
     last = (counts[:, None] - 1).clamp(min=1)
@@ -143,11 +143,7 @@ class ViLTNetwork(nn.Module):
         self.pooler = nn.Linear(size, size)
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
-        """Return (batch, tokens, hidden_size): words and positions, before token types and the LayerNorm.
-
-        Raises:
-            ValueError: the text is longer than the model has positions.
-        """
+        """Return (batch, tokens, hidden_size): words and positions, before token types and the LayerNorm."""
         length, longest = input_ids.shape[1], self.text_positions.num_embeddings
         if length > longest:
             raise ValueError(f"text too long: got `input_ids` of {length} tokens, expected at most {longest}. Truncate it")
@@ -162,9 +158,6 @@ class ViLTNetwork(nn.Module):
 
         Returns:
             (batch, 1 + n, hidden_size) and (batch, 1 + n) bool, True = seen; n is the most patches of any image.
-
-        Raises:
-            ValueError: a side is not a multiple of the patch size.
         """
         side = self.patch_embedding.stride[0]
         if image.ndim != 4 or image.shape[-1] % side or image.shape[-2] % side:

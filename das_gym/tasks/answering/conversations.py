@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageSource
-from das_gym.data.splits import Mapped, Splits, hash_order, linked_groups, share_of
+from das_gym.data.splits import LazySequence, Splits, hash_order, linked_groups, share_of
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
 
 REWARD_SHARE = TEST_SHARE = 0.1
@@ -32,6 +32,7 @@ class Conversation:
         rounds: Question and answer of each round, one or more.
         options: The answers to choose from; empty = any answer.
         kind: The data set's own group.
+        answers: Every annotator's answer to a single round; empty = its answer alone.
     """
 
     where: str
@@ -41,14 +42,15 @@ class Conversation:
     rounds: tuple[tuple[str, str], ...]
     options: tuple[str, ...] = ()
     kind: str = ""
+    answers: tuple[str, ...] = ()
 
 
 Conversations = Sequence[Conversation]
 
 
-def examples_of(conversations: Conversations) -> Mapped[AnswerExample]:
+def examples_of(conversations: Conversations) -> LazySequence[AnswerExample]:
     """Return an example for each round, with the rounds before it."""
-    return Mapped([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
+    return LazySequence([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
 
 
 def _example(item: tuple[Conversation, int]) -> AnswerExample:
@@ -61,6 +63,7 @@ def _example(item: tuple[Conversation, int]) -> AnswerExample:
         images=conversation.images[:marks] if any(IMAGE_MARK in text for text in questions) else conversation.images,
         question=question,
         answer=answer,
+        answers=conversation.answers,
         options=conversation.options,
         rounds=conversation.rounds[:number],
         kind=conversation.kind,
@@ -162,4 +165,6 @@ def check_options(answer: str, options: Sequence[str], where: str) -> None:
     if len(options) < 2 or len(set(options)) < len(options):
         raise ValueError(f"{where}: wrong `options`: got {options!r:.80}, expected two or more different ones")
     if answer not in options:
-        raise ValueError(f"{where}: the answer is no option: got {answer!r:.60}, expected one of {options!r:.80}")
+        raise ValueError(
+            f"{where}: the answer is not among the options: got {answer!r:.60}, expected one of {options!r:.80}"
+        )

@@ -87,7 +87,7 @@ def _json_paths(folder: Path) -> list[Path]:
 
 
 def data_file(path: Path) -> DataFile:
-    """Look at the beginning of a file."""
+    """Read the beginning of a JSON file, and return what it holds."""
     part, rest = part_of(path)
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
@@ -145,6 +145,7 @@ def check_companions(found: Mapping[str, DataFile], others: Iterable[DataFile]) 
         if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
             known = next(iter(found.values())).path.name
             raise ValueError(
-                f"{other.path} is named like the {other.part} part of {known} but has another form: got {other.content}, "
+                f"{other.path} is named like the {other.part} part of {known} but has another "
+                f"structure: got {other.content}, "
                 "expected a list of entries. Correct it or move it away"
             )

@@ -53,7 +53,7 @@ def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
     for part, path in files.items():
         name = f"{path.parent.name}/{path.name}" if same_names else path.name
         parts[part] = _read(path, name, ImageFinder(path.parent, root), bad)
-    return divide(_with_classes(parts), " and ".join(map(str, files.values())), bad)
+    return divide(with_classes(parts), " and ".join(map(str, files.values())), bad)
 
 
 def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> list[AnswerExample]:
@@ -154,7 +154,7 @@ def _image_names(image: object, where: str) -> list[str]:
     return names
 
 
-def _with_classes(parts: Mapping[str, list[Conversation]]) -> dict[str, list[Conversation]]:
+def with_classes(parts: Mapping[str, list[Conversation]]) -> dict[str, list[Conversation]]:
     """Return the parts; where all images get one question that has few answers, with these as options."""
     conversations = [conversation for part in parts.values() for conversation in part]
     answers = Counter(answer for conversation in conversations for _, answer in conversation.rounds)

@@ -11,6 +11,9 @@ import numpy as np
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
 
+ANNOTATORS = 5
+"""VQA's accuracy asks for three equal answers among the others; fewer answers are spellings, each of which is right."""
+
 _LETTER_FIRST = re.compile(r"^\(?([A-Z])(?:\)|[.:,](?:\s|$)|\s*$)")
 _LETTER_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption)(?:\s+is)?:?\s*\(?([A-Z])\b(?!')")
 
@@ -58,15 +61,15 @@ def _within(words: str, text: str) -> bool:
 def score_answer(example: AnswerExample, generated: str) -> float:
     """Return the score, 0..1, of a generated answer.
 
-    It is 1 if the reference option was chosen, where there are options; VQA's accuracy, where annotators answered; else 1 if
-    the answer matches the reference.
+    It is 1 if the reference option was chosen, where there are options; VQA's accuracy, where `ANNOTATORS` or more answered;
+    else 1 if the answer matches the reference or one of the answers.
     """
     if example.options:
         chosen = chosen_option(generated, example.options)
         return float(chosen is not None and chosen == example.answer)
-    if example.answers:
+    if len(example.answers) >= ANNOTATORS:
         return vqa_accuracy_of(generated, example.answers)
-    return exact_match(generated, example.answer)
+    return max(exact_match(generated, answer) for answer in (example.answer, *example.answers))
 
 
 def mean_by_kind(examples: Sequence[AnswerExample], scores: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.splits import Mapped, Splits
+from das_gym.data.splits import LazySequence, Splits
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
@@ -40,7 +40,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     skipped = sum(map(len, parts)) - sum(map(len, kept))
     lines = [f"{data_root}: {skipped} questions whose every answer is empty when it is normalized"] if skipped else []
     make = partial(_example, by_question=_few_question_types(kept))
-    train, reward, test = (Mapped(part, make) for part in kept)
+    train, reward, test = (LazySequence(part, make) for part in kept)
     return Splits(train, reward, test, (*splits.left_out, *lines), splits.left_out_count + skipped)
 
 
@@ -52,7 +52,7 @@ def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "
     read = read_vqav2(data_root, part, BadExamples(on_bad_example))
     if part in SPLITS:
         read = _answerable(read)
-    return Mapped(read, partial(_example, by_question=_few_question_types([read])))
+    return LazySequence(read, partial(_example, by_question=_few_question_types([read])))
 
 
 def _few_question_types(parts: Iterable[VQATable]) -> bool:
@@ -90,7 +90,7 @@ def _example(example: VQAExample, by_question: bool) -> AnswerExample:
 def load_prompted_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
     """Read NLVR2's files or arrow tables: each sentence with its left and right image, to be called true or false."""
     splits = NLVR2Task.load_splits(data_root, on_bad_example)
-    train, reward, test = (Mapped(part, _judgement) for part in (splits.train, splits.reward, splits.test))
+    train, reward, test = (LazySequence(part, _judgement) for part in (splits.train, splits.reward, splits.test))
     return Splits(train, reward, test, splits.left_out, splits.left_out_examples)
 
 

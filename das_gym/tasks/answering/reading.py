@@ -28,12 +28,14 @@ from das_gym.tasks.answering.llava_json import load_llava, load_questions
 from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_part, load_prompted_vqa
 from das_gym.tasks.answering.scienceqa import PID_SPLITS, PROBLEMS, load_scienceqa
 from das_gym.tasks.answering.slake import load_slake
+from das_gym.tasks.answering.tables import STATE, load_tables, parquet_shards, saved_shards
 from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
 
 FORMATS = (
     "LLaVA's conversations (train.json, val.json, test.json, or one file; also .jsonl), Slake's own files, VQAv2's "
     f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
-    "one folder of images per class, or arrow tables vqav2_*.arrow or nlvr2_*.arrow"
+    "one folder of images per class, parquet files or a folder of `save_to_disk` with columns image, question and "
+    "answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow"
 )
 """The supported formats of a data root."""
 
@@ -46,28 +48,33 @@ QUESTIONS_ONLY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DataSet:
     """A data set that was recognized.
 
     Attributes:
         format: The format.
         files: Each may be passed as the data root to read this data set.
-        load: Reads it, given `on_bad_example`.
+        load: Reads it, given `on_bad_example`, and `columns` where that is a setting.
         load_part: Reads a part by its official name, given that and `on_bad_example`; None = the format has no such parts.
+        has_columns: Whether `columns` is a setting.
     """
 
     format: str
     files: tuple[Path, ...]
-    load: Callable[[str], Splits[AnswerExample]]
+    load: Callable[..., Splits[AnswerExample]]
     load_part: Callable[[str, str], Sequence[AnswerExample]] | None = None
+    has_columns: bool = False
 
 
-def load_answers(data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[AnswerExample]:
+def load_answers(
+    data_root: str | Path | None, on_bad_example: str = "raise", columns: str | None = None
+) -> Splits[AnswerExample]:
     """Read the examples of a data set in any of `FORMATS`.
 
     Args:
         data_root: A folder; where it holds several data sets, a file of one of them. None is the bundled Shapes-VQA.
         on_bad_example: See `Task.load_splits`.
+        columns: The names of the columns of image, question and answer behind commas, see `load_tables`.
 
     Returns:
         The three splits, no image in two of them.
@@ -76,9 +83,13 @@ def load_answers(data_root: str | Path | None, on_bad_example: str = "raise") ->
         FileNotFoundError: The folder or an image does not exist.
         ValueError: No data set or several are recognized, or one is damaged; the message names file and entry.
     """
-    if data_root is None:
-        return load_prompted_vqa(shapes_root(), on_bad_example)
-    return _find(_existing(data_root)).load(on_bad_example)
+    bundled = DataSet("the bundled data", (), lambda policy: load_prompted_vqa(shapes_root(), policy))
+    found = bundled if data_root is None else _find(_existing(data_root))
+    if columns is None:
+        return found.load(on_bad_example)
+    if not found.has_columns:
+        raise ValueError(f"`columns` is not supported by {found.format}: got {columns!r}. Leave it out")
+    return found.load(on_bad_example, columns)
 
 
 def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
@@ -116,8 +127,8 @@ def _existing(data_root: str | Path) -> Path:
     return root
 
 
-def _find(root: Path) -> Found:
-    """Return the one data set that a data root holds, or names."""
+def _find(root: Path) -> DataSet:
+    """Return the only data set in a data root, which is a folder or one of its files; ValueError: none or several."""
     if root.is_file():
         return _find_file(root)
     found, files = _first_level(root, partial(_data_sets_in, root=root)), list[DataFile]()
@@ -128,10 +139,10 @@ def _find(root: Path) -> Found:
     if not found:
         contents = [f"{file.path.name} with {_content(file)}" for file in files]
         names = some(contents or sorted(path.name for path in root.iterdir()), 6)
-        raise ValueError(f"{root} holds no known data: got {names or 'nothing'}, expected {FORMATS}")
+        raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
-        raise ValueError(f"{root} holds {len(found)} data sets: got {several}. Pass one of these as `data_root`")
+        raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
 
 
@@ -139,7 +150,7 @@ def _content(file: DataFile) -> str:
     return QUESTIONS_ONLY if file.kind == QUESTIONS else file.content
 
 
-def _first_level(root: Path, find: Callable[[Path], Iterator[Found]]) -> list[Found]:
+def _first_level(root: Path, find: Callable[[Path], Iterator[DataSet]]) -> list[DataSet]:
     """Return what is found in the first level of folders that has anything."""
     by_level = ([one for folder in level for one in find(folder)] for level in _levels(root))
     return next(filter(None, by_level), [])
@@ -153,21 +164,21 @@ def _levels(root: Path) -> Iterator[list[Path]]:
         level = [inner for folder in level for inner in subfolders(folder)][:MAX_FOLDERS]
 
 
-def _find_file(path: Path) -> Found:
+def _find_file(path: Path) -> DataSet:
     """Return the data set that a file belongs to."""
-    if path.suffix == ".arrow":
+    if path.suffix == ".arrow" and not (path.parent / STATE).is_file():
         load = load_prompted_nlvr2 if path.name.startswith("nlvr2") else load_prompted_vqa
-        return Found("arrow tables", (path,), partial(load, path))
+        return DataSet("arrow tables", (path,), partial(load, path))
     for found in _data_sets_in(path.parent, path.parent, path):
         if path in found.files:
             return found
     content = [_content(file) for file in json_files(path.parent) if file.path == path] or [
-        "no .json, .jsonl or .arrow file"
+        "no .json, .jsonl, .parquet or .arrow file"
     ]
-    raise ValueError(f"`data_root` {path} is no known data: got {content[0]}, expected a file of {FORMATS}")
+    raise ValueError(f"`data_root` {path} is not in a known format: got {content[0]}, expected a file of {FORMATS}")
 
 
-def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[Found]:
+def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[DataSet]:
     """Yield the data sets whose files are in a folder.
 
     Args:
@@ -177,23 +188,27 @@ def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterat
     """
     scienceqa = (folder / PROBLEMS, folder / PID_SPLITS)
     if all(path.is_file() for path in scienceqa):
-        yield Found("ScienceQA", scienceqa, partial(load_scienceqa, folder, root))
+        yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder, root))
     vqa = (*sorted(folder.glob("*mscoco_*_questions.json")), *sorted(folder.glob("vqav2_*.arrow")))
     if vqa:
-        yield Found("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
+        yield DataSet("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
+    for name, shards in (("parquet files", parquet_shards(folder)), ("a folder of save_to_disk", saved_shards(folder))):
+        if shards:
+            files = tuple(path for paths in shards.values() for path in paths)
+            yield DataSet(name, files, partial(load_tables, shards, root), has_columns=True)
     nlvr2 = [folder / inner / "train.json" for inner in NLVR2_FOLDERS]
     nlvr2 = [path for path in nlvr2 if path.is_file() and data_file(path).kind == "nlvr2"]
     base = _nlvr2_root(folder, nlvr2[0].parent) if nlvr2 else folder
     nlvr2 += sorted(folder.glob("nlvr2_*.arrow"))
     if nlvr2:
-        yield Found("NLVR2", tuple(nlvr2), partial(load_prompted_nlvr2, base))
+        yield DataSet("NLVR2", tuple(nlvr2), partial(load_prompted_nlvr2, base))
     others = [file for file in json_files(folder) if named is None or file.path.parent == folder]
     for kind, name, load in (("llava", "LLaVA's conversations", load_llava), ("slake", "Slake's own files", load_slake)):
         for members in data_sets([file for file in others if file.kind == kind]):
             files = {part: file.path for part, file in members.items()}
             if named is None or named in files.values():
                 check_companions(members, others)
-            yield Found(name, tuple(files.values()), partial(load, files, root))
+            yield DataSet(name, tuple(files.values()), partial(load, files, root))
 
 
 def _nlvr2_root(folder: Path, inner: Path) -> Path:
@@ -203,8 +218,8 @@ def _nlvr2_root(folder: Path, inner: Path) -> Path:
     return next((base for base in within if (base / "images").is_dir() or (base / "train").is_dir()), folder)
 
 
-def _classes_in(folder: Path) -> Iterator[Found]:
+def _classes_in(folder: Path) -> Iterator[DataSet]:
     """Yield a folder of class folders."""
     parts = class_folders(folder)
     if parts:
-        yield Found("folders of classes", (folder,), partial(load_class_folders, parts, folder))
+        yield DataSet("folders of classes", (folder,), partial(load_class_folders, parts, folder))

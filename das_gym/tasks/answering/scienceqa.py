@@ -36,7 +36,7 @@ def load_scienceqa(folder: Path, root: Path, on_bad_example: str = "raise") -> S
     bad, finder, seen = BadExamples(on_bad_example), ImageFinder(folder, root), dict[str, str]()
     problems, pids = read_json(folder / PROBLEMS), read_json(folder / PID_SPLITS)
     if not isinstance(problems, dict):
-        raise ValueError(f"{folder / PROBLEMS} is JSON of another form: got {problems!r:.30}, expected an object")
+        raise ValueError(f"{folder / PROBLEMS} has an unexpected JSON structure: got {problems!r:.30}, expected an object")
     listed = {split: pids[split] for split in SPLITS if isinstance(pids, dict) and isinstance(pids.get(split), list)}
     if not listed:
         got = some(list(pids)) if isinstance(pids, dict) else f"{pids!r:.30}"

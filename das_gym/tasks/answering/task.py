@@ -32,15 +32,19 @@ class AnsweringTask(Task):
     metric_name = "exact_match"
 
     @classmethod
-    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[AnswerExample]:
+    def load_splits(
+        cls, data_root: str | Path | None, on_bad_example: str = "raise", columns: str | None = None
+    ) -> Splits[AnswerExample]:
         """Read any format of `das_gym.tasks.answering.reading`; None is Shapes-VQA."""
-        return load_answers(data_root, on_bad_example)
+        return load_answers(data_root, on_bad_example, columns)
 
     @classmethod
-    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
+    def load_part(
+        cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
+    ) -> Sequence[AnswerExample]:
         """Return a part; also those of `das_gym.tasks.answering.reading.load_answers_part`."""
         if part in PARTS:
-            return super().load_part(data_root, part, on_bad_example)
+            return super().load_part(data_root, part, on_bad_example, **options)
         return load_answers_part(data_root, part, on_bad_example)
 
     @classmethod

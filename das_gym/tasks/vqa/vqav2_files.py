@@ -96,7 +96,7 @@ def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples, report
     strings: dict[str, str] = {}
 
     def shorten(entry: dict[str, Any]) -> object:
-        """An annotator's answer becomes its string alone: VQAv2's millions of objects would take gigabytes."""
+        """Replace an annotator's answer by its string: VQAv2's millions of objects would take gigabytes."""
         answer = entry.get("answer")
         if isinstance(answer, str) and "question_id" not in entry:
             return strings.setdefault(answer, answer)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from das_gym.adapt import evaluate_command
 from das_gym.adapt.compare import trials
-from das_gym.adapt.compare.kept import kept_file, kept_model, remove_others, trials_to_keep
+from das_gym.adapt.compare.kept import best_trials, kept_file, kept_model
 from das_gym.adapt.compare.table import Line, comparison_table, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, Trial
 from das_gym.adapt.compare.variants import method_variants
@@ -45,7 +45,7 @@ def test_compare_resumes_to_the_same_result(
     assert code == 0, told
     whole = read_json(tmp_path / "runs/2/compare.json")
     assert "3 rows, 2 seeds, learning rates 0.001, 0.01: 8 trainings of 2 steps of 4 examples" in told
-    assert "LoRA: accuracy on the reward split " in told
+    assert "LoRA: accuracy on the reward split: " in told
     assert "DAS, 2 at random: learning rate" in told
     assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
     assert all(len(line["scores"]) == 2 for line in whole["lines"])
@@ -77,7 +77,7 @@ def test_compare_resumes_to_the_same_result(
     resumed = read_json(tmp_path / "runs/3/compare.json")
     assert plain(resumed["trials"]) == plain(whole["trials"])
     kept = sorted(path.name for path in (tmp_path / "runs/2").glob("*.safetensors"))
-    assert [name.partition("_seed")[0] for name in kept] == ["das_2", "lora", "random_2"]
+    assert kept == ["das_2.safetensors", "lora.safetensors", "random_2.safetensors"]
     for name in kept:
         assert (tmp_path / "runs/3" / name).read_bytes() == (tmp_path / "runs/2" / name).read_bytes()
 
@@ -94,28 +94,25 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
         "seeds=2",
         "learning_rates=[1e-2]",
         'methods=["lora","prompt"]',
-        "keep=all",
     )
     code, told = run_here("compare", "with", *given, *quick)
     assert code == 0, told
-    assert "4 trained models are kept there, too; one of them: " in told
+    assert "the best model of each row is kept there, too; one of them: " in told
     record = read_json(tmp_path / "runs/1/compare.json")
-    for trial in record["trials"]:
-        words = ("run=1", f"method={trial['variant']}", f"seed={trial['seed']}")
-        code, told = run_here("evaluate", "with", *words)  # on the data of the run
+    for trial in (best_of(record, method) for method in ("lora", "prompt")):
+        code, told = run_here("evaluate", "with", "run=1", f"method={trial['variant']}")  # on the data of the run
         assert code == 0, told
         assert f"loss {trial['test_loss']:.4f} nats" in told
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/missing")
+        patched.setattr(evaluate_command, "recorded_data", lambda folder: {"data_root": "/missing"})
         code, told = run_here("evaluate", "with", "run=1", "method=lora")
         assert code == 1
         assert "the data of that run do not exist: got data_root=/missing" in told
     for words, said in (
         ((), "`method` is missing"),
         (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
-        (("method=lora", "seed=7"), "`seed` of lora is not kept: got 7, expected 0, 1"),
     ):
         code, told = run_here("evaluate", "with", "run=1", *words)
         assert code == 1
@@ -147,28 +144,19 @@ def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
 
 def test_kept_models(tmp_path: Path):
     done = [trial("a", 1.0, 0, 0.9), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
-    assert trials_to_keep(done, "none") == []
-    assert trials_to_keep(done, "all") == done[1:]
-    assert trials_to_keep(done, "best") == [done[2]]  # by the reward split
-    for each in done[1:]:
-        kept_file(tmp_path, each).write_bytes(b"x")
-    (tmp_path / "other.safetensors").write_bytes(b"x")
-    remove_others(tmp_path, done, "best")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_seed1.safetensors", "other.safetensors"]
+    assert best_trials(done) == [done[2]]  # by the reward split
     write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done]})
-    assert kept_model(tmp_path, "a").name == "a_seed1.safetensors"
-    with pytest.raises(ValueError, match="`seed` of a is not kept"):
-        kept_model(tmp_path, "a", 0)
-    remove_others(tmp_path, done, "none")
-    with pytest.raises(FileNotFoundError, match="keep=best"):
+    with pytest.raises(ValueError, match="unknown method"):
         kept_model(tmp_path, "a")
+    kept_file(tmp_path, "a").write_bytes(b"x")
+    assert kept_model(tmp_path, "a") == tmp_path / "a.safetensors"
 
 
 def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
         ("train.learning_rate=0.5", "train.learning_rate"),
-        ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
+        ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),
         ("seeds=0", "`seeds` is out of range"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),
@@ -190,7 +178,7 @@ def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, s
 def test_grid_of_a_base_model_surrounds_the_papers_rate():
     def course(size: str) -> Any:
         backbone = SimpleNamespace(vlp=SimpleNamespace(size=size))
-        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), plain=SimpleNamespace(backbone=backbone))
+        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), base=SimpleNamespace(backbone=backbone))
 
     assert grid_of(course("base")) == (2.5e-5 / 4, 2.5e-5, 1e-4)
     assert grid_of(course("mini")) == GRID

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.shrink.compare import TIE, Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
+from das_gym.adapt.shrink.compare import TIE, FoundMask, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
 from das_gym.adapt.shrink.compare_experiment import CompareSettings, StartedSearch, ex, read_searches, title_of
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import Trainer
@@ -30,9 +30,9 @@ MASK, OTHER = (0, 1, 0, 1), (0, 1, 1, 0)
 
 
 def result(method: str, seen: float | None, loss: float, after: float | None = None) -> MethodResult:
-    found = Found(method, 1, (0, 1), 20, 1.5, seen)
+    found = FoundMask(method, 1, (0, 1), 20, 1.5, seen)
     recovered = None if after is None else Quality(after, 0.7, 0.6, 0.8)
-    return MethodResult(found, 0.25, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0)
+    return MethodResult(found, 0.25, 0.2, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0)
 
 
 def test_verdict_names_better_and_equal_methods():
@@ -59,7 +59,7 @@ def test_evaluator_measures_a_mask_once(problem_of: Callable[[str], Problem], mo
     monkeypatch.setattr(evaluator, "quality", measure)
     results = []
     for name, mask in (("a", MASK), ("b", MASK), ("c", OTHER)):
-        results.append(evaluator.evaluate(Found(name, 1, mask, 20, 1.5, 0.3)))
+        results.append(evaluator.evaluate(FoundMask(name, 1, mask, 20, 1.5, 0.3)))
         evaluator.remember(results[-1])
     assert measure.call_count == 2
     assert results[0].drawn == results[1].drawn != results[2].drawn
@@ -80,15 +80,6 @@ def test_comparison_table_sorts_by_test_loss():
 )
 def test_title_names_the_budget(budget: dict[str, Any], words: str):
     assert words in title_of(CompareSettings(**budget), 5)
-
-
-def test_read_searches_skips_removed_runs(tmp_path: Path):
-    """A run that cannot start on a full disk removes its folder."""
-    for run in ("1", "2"):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "run.json").write_text("{}")
-    (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "greedy": {"run": 3}}')
-    assert read_searches(tmp_path / "1") == {"bayes": StartedSearch(2, 1.5)}
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +112,20 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
     assert run.result == min(losses)
     assert (folder / "compare.md").read_text().startswith("# llava, 1 layer saved, lora, 2 steps, 6 test examples")
     assert "Before recovery" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compare_layers_with_sublayers(given: dict[str, Any], tmp_path: Path):
+    settings = {name: value for name, value in given.items() if name != "skip_num"}
+    settings |= {"methods": ["random", "random/sublayers"], "macs_saved": 0.1, "runs_dir": str(tmp_path / "runs")}
+    ex.run(settings)
+    whole, apart = read_json(tmp_path / "runs" / "1" / "compare.json")["methods"]
+    assert (len(whole["found"]["mask"]), len(apart["found"]["mask"])) == (4, 8)
+    assert min(whole["macs_saved"], apart["macs_saved"]) >= 0.1
+    assert apart["after"] is not None
+    assert apart["kv_saved"] == sum(apart["found"]["mask"][::2]) / 4
+    with pytest.raises(RunError, match="`skip_num`"):
+        ex.run({**settings, "macs_saved": None, "skip_num": 2})
 
 
 class WholeTower(Heuristic):

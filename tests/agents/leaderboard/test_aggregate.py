@@ -81,5 +81,5 @@ def test_normalized_regrets_need_the_ground_truth(made_up_table: Path):
     oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
     (result,) = compare_agents(oracle, ["random"], range(1), 3)
     oracle.random_reward = None
-    with pytest.raises(ValueError, match="does not know"):
+    with pytest.raises(ValueError, match="has no known best"):
         normalized_regrets(oracle, result)

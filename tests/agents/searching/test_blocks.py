@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace
 from das_gym.agents.searching.agent_setup import make_search_agent, takes
-from das_gym.agents.searching.blocks import beside, blocks_of, file_beside
+from das_gym.agents.searching.blocks import blocks_file, blocks_of, stored_blocks
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main
@@ -22,7 +22,7 @@ TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])
 def test_next_to_finds_blocks_of_every_bundled_table(path):
-    blocks, table = beside(path), load_table(path)
+    blocks, table = stored_blocks(path), load_table(path)
     influence = table.statistics[:, table.meta.statistics.index("block_influence_tokens")]
     np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence, atol=2e-5)
     distances = np.array([each for row in blocks["angular"] for each in row if each is not None])
@@ -32,15 +32,15 @@ def test_next_to_finds_blocks_of_every_bundled_table(path):
 
 def test_next_to_ignores_blocks_of_other_data(tmp_path, made_up_table):
     shutil.copy(made_up_table, tmp_path / "vqa_table.npz")
-    assert beside(tmp_path / "vqa_table.npz") is None
-    shutil.copy(file_beside(TABLES[0]), tmp_path / "vqa_blocks.json")
-    assert beside(tmp_path / "vqa_table.npz") is None
+    assert stored_blocks(tmp_path / "vqa_table.npz") is None
+    shutil.copy(blocks_file(TABLES[0]), tmp_path / "vqa_blocks.json")
+    assert stored_blocks(tmp_path / "vqa_table.npz") is None
 
 
 def test_make_search_agent_fills_in_measured_blocks():
     space = MaskSpace(Budget(12, 4))
     agent = make_search_agent("angular", space, 0, {}, {}, "DAS-METER-VQA-Tabular-v0", {})
-    assert agent.blocks.angular == beside(TABLES[0])["angular"]
+    assert agent.blocks.angular == stored_blocks(TABLES[0])["angular"]
     assert make_search_agent("bandit", space, 0, {}, {}, ENV_ID, {}).learning_rate == 20.0
     assert blocks_of(ENV_ID, {}) is None  # a custom environment
     assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
@@ -51,8 +51,8 @@ def test_blocks_command_measures_next_to_a_table(small_table, small_kwargs, tmp_
     small_table.save(path)
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
     main(["with", f"table={path}", *given])
-    assert capsys.readouterr().out == f"blocks of layers: {file_beside(path)}\n"
-    assert len(beside(path)["cosine"]) == small_table.n_layers
-    file_beside(path).write_text("{}")
+    assert capsys.readouterr().out == f"blocks of layers: {blocks_file(path)}\n"
+    assert len(stored_blocks(path)["cosine"]) == small_table.n_layers
+    blocks_file(path).write_text("{}")
     with pytest.raises(ValueError, match=r"_blocks\.json is damaged"):
-        beside(path)
+        stored_blocks(path)

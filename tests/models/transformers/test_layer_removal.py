@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers as t
 
-from das_gym.models.transformers.layer_removal import check_shared, check_units, delete_layers, prune
+from das_gym.models.transformers.layer_removal import check_shared, delete_layers, prune
 from tests.models.transformers import tiny
 
 
@@ -16,21 +16,6 @@ def test_delete_layers_renumbers_settings_in_configuration_and_modules():
     delete_layers(model, [0, 2])
     assert (text.kv_source_layers, text.cross_attention_layers) == ([0, 1], [0])
     assert model.get_decoder().cross_attention_layers == [0]
-
-
-def test_delete_layers_keeps_settings_of_single_layers():
-    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text()))
-    model.config.per_layer_config = {2: {"intermediate_size": 24}}
-    config = delete_layers(model, [0]).config
-    assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
-    assert list(config.to_dict()["per_layer_config"]) == ["1"]
-
-
-def test_prune_keeps_lists_that_are_as_long_as_the_decoder_by_chance():
-    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text() | {"num_hidden_layers": 3}))
-    model.config.eos_token_id, model.config.ssm_multipliers = [2, 3, 4], [0.1, 0.2, 0.3]
-    prune(model, [0, 1, 0])
-    assert (model.config.eos_token_id, model.config.ssm_multipliers) == ([2, 3, 4], [0.1, 0.2, 0.3])
 
 
 def test_prune_removes_all_layers_with_a_sliding_window():
@@ -78,9 +63,3 @@ def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
     model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
     with pytest.raises(ValueError, match=r"norm\.weight is tied to a decoder layer"):
         check_shared(model)
-
-
-def test_check_units_rejects_sublayers():
-    check_units(None)
-    with pytest.raises(ValueError, match="`units=sublayers`"):
-        check_units("sublayers")

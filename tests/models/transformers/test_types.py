@@ -20,10 +20,10 @@ START, END = "<!-- table -->", "<!-- end of table -->"
 COLUMNS = (
     "type of model",
     "class in transformers",
-    "layers that may be skipped",
-    "attention and MLP apart",
-    "questions share a picture's part",
-    "layers of the vision tower, with `vision=True`",
+    "skippable layers",
+    "`units=sublayers`",
+    "image prefix shared",
+    "skippable vision layers",
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
@@ -55,7 +55,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
         which = f"the first {len(traits.protected)}" if 0 in traits.protected else "the last"
         layers = f"all but {which} ({next(iter(traits.protected.values()))})"
     apart = "no" if name in tiny.WHOLE_ONLY else "yes"
-    shares = "reads text alone" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
+    shares = "text only" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
     return f"| {kind} | {title} | {layers} | {apart} | {shares} |"
 
 

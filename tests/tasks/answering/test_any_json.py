@@ -63,6 +63,6 @@ def test_any_entry_is_read_or_named(odd: list[Any]):
 def test_any_json_is_described(whole: Any):
     with tempfile.TemporaryDirectory() as place:
         write(Path(place) / "train.json", whole)
-        with pytest.raises(ValueError, match=r"^.+ holds no known data: got train\.json ") as raised:
+        with pytest.raises(ValueError, match=r"^.+ holds no data in a known format: got train\.json ") as raised:
             load_answers(place)
         assert "\n" not in str(raised.value)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import strategies as st
 
+from das_gym.tasks import metrics
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.metrics import chosen_option, exact_match, mean_by_kind, score_answer, vqa_accuracy_of
+from das_gym.tasks.answering.metrics import chosen_option, exact_match, score_answer, vqa_accuracy_of
 
-TEXTS = st.text(st.sampled_from("aAbBnoyes 012,.'()the\n"), max_size=12)
 LETTERED = ("A", "B", "C", "D")
 CLASSES = ("land", "bare land", "airport", "railway station")
 
@@ -105,6 +104,13 @@ def test_score_answer_by_options_annotators_or_reference():
     assert score_answer(example(), "blue") == 0.0
 
 
-def test_mean_by_kind():
-    examples = [example(kind=kind) for kind in ("OPEN", "CLOSED", "OPEN", "")]
-    assert mean_by_kind(examples, [1.0, 0.5, 0.0, 0.0]) == {"kind/CLOSED": 0.5, "kind/OPEN": 0.5}
+@pytest.mark.usefixtures("own_metrics")
+def test_register_metric_rejects_wrong_names_functions_and_scores():
+    with pytest.raises(TypeError, match="`function`"):
+        metrics.register_metric("mine", 3)
+    metrics.register_metric("percent", lambda example, text: 100.0 if text == example.answer else 0.0)
+    with pytest.raises(ValueError, match="percent"):
+        metrics.register_metric("percent", score_answer)
+    assert metrics.score_texts("percent", [example()], ["no"]).tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"percent.*0\.\.1"):
+        metrics.score_texts("percent", [example()], [example().answer])

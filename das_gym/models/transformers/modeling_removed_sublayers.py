@@ -1,0 +1,97 @@
+"""A model of transformers some of whose decoder layers have lost their attention or their MLP.
+
+    AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+
+loads it from a folder that holds this file, with torch and transformers alone. A layer without attention computes
+`h + MLP(norm(h))`, one without MLP `h + attention(norm(h))`.
+
+What is removed stands in the decoder's configuration in transformers' own form, `per_layer_config`: `skip: ["attention"]` or
+`skip: ["mlp"]`. transformers records that (5.14 and later) and its models do not act on it yet, so this file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import DynamicCache
+
+SUBLAYERS = "sublayer_parts"
+"""Key of config.json: what the parts of a layer are called, see `remove_sublayers`."""
+
+
+class RemovedPart(nn.Module):
+    """Replaces a removed attention or MLP: it returns zeros, so that the residual connection passes its input on.
+
+    Args:
+        outputs: Number of outputs of the part; 0 = a tensor alone.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros of the shape of the input, without memory."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        zeros = hidden.new_zeros(()).expand_as(hidden)
+        return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
+
+
+def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
+    """Remove what the decoder's configuration skips from a model, and return it.
+
+    Args:
+        model: A model of transformers that has all parts.
+        parts: `layers`: the name of its list of decoder layers; `attention` and `mlp`: by position of a layer, `name`: what
+            the layer calls that part, `outputs`: see `RemovedPart`, `norms`: the norms that serve that part alone.
+    """
+    config = model.config.get_text_config(decoder=True)
+    removed, attentions = [], []
+    for place, layer in enumerate(model.get_submodule(parts["layers"])):
+        skip = getattr(config.per_layer_config[place], "skip", ())
+        removed += [(layer, parts[kind][str(place)]) for kind in skip]
+        attention = getattr(layer, parts["attention"][str(place)]["name"])
+        attentions.append((attention, "attention" not in skip))
+    renumber_cache_slots(config, attentions)
+    for layer, part in removed:
+        setattr(layer, part["name"], RemovedPart(part["outputs"]))
+        for norm in part["norms"]:
+            setattr(layer, norm, nn.Identity())
+    return model
+
+
+def renumber_cache_slots(config: Any, attentions: list[tuple[Any, bool]]) -> None:
+    """Give kept attentions the first cache slots of their kind, in order.
+
+    transformers takes the number of cached tokens from the first slot of a kind (full or sliding attention). If that slot's
+    attention were removed, the slot would stay empty, and positions and masks of left-padded batches would be wrong.
+
+    Args:
+        config: The decoder's.
+        attentions: The attention of each layer, and whether it is kept.
+
+    Raises:
+        ValueError: None of the first layer's kind is kept.
+    """
+    kinds = cache_kinds(config, [attention for attention, _ in attentions])
+    free = {kind: [slot for slot, other in enumerate(kinds) if other == kind] for kind in kinds}
+    for (attention, kept), kind in zip(attentions, kinds, strict=True):
+        if not kept:
+            continue
+        before, after = attention.layer_idx, free[kind].pop(0)
+        for module in attention.modules():
+            if getattr(module, "layer_idx", None) == before:
+                module.layer_idx = after
+    if free[kinds[0]][:1] == [0]:
+        raise ValueError(
+            "No attention of the first layer's kind is left, from whose cache transformers takes the number of tokens. Keep "
+            "at least one."
+        )
+
+
+def cache_kinds(config: Any, attentions: list[Any]) -> list[Any]:
+    """Return the kind of each attention's cache slot: attentions of one kind can take each other's slots."""
+    slots = DynamicCache(config=config).layers
+    return [(type(slots[place]).__name__, type(attention).__name__) for place, attention in enumerate(attentions)]

@@ -1,0 +1,189 @@
+"""Read tables with an image, a question and an answer in each row: parquet files, and folders of `save_to_disk`.
+
+An image is what `datasets` stores, a struct of `bytes` and `path`; or bytes, or a path; or a list of these. An answer is a
+text, a number, or a list of several annotators' answers, each a text or a struct with `answer`. The columns `answer_type`
+and `options` are optional, as in LLaVA's conversations.
+
+Parquet files `train-00000-of-00002.parquet`, or those in a folder `train`, are the split train.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from das_gym.data.arrow import BATCH_ROWS
+from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import check_text, some
+from das_gym.data.images import ImageSource
+from das_gym.data.shards import TableImage, class_names, digest_of, images_in, open_shard, shard_schema
+from das_gym.data.splits import Splits
+from das_gym.files import read_json
+from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
+from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, instructed
+from das_gym.tasks.answering.image_files import ImageFinder, plain_name, subfolders
+from das_gym.tasks.answering.json_files import ALL, part_of
+from das_gym.tasks.answering.llava_json import with_classes
+
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "image": ("image", "images", "img"),
+    "question": ("question", "query", "problem", "prompt"),
+    "answer": ("answers", "answer", "label", "labels", "response"),
+}
+"""The names of the columns that are looked for, best first."""
+
+OPTIONAL = ("answer_type", "options")
+
+STATE, SPLIT_NAMES = "state.json", "dataset_dict.json"
+"""Files that `save_to_disk` writes next to the arrow files of a data set, and next to the folders of its splits."""
+
+Shards = Mapping[str, Sequence[Path]]
+"""The shards of each split."""
+
+
+def parquet_shards(folder: Path) -> Shards:
+    """Return the parquet files in a folder, and in folders within it that are named like a split, by split."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        split = re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", path.stem)
+        found.setdefault(split, []).append(path)
+    for inner in subfolders(folder):
+        if part_of(inner)[0] != ALL and (paths := sorted(inner.glob("*.parquet"))):
+            found.setdefault(inner.name, []).extend(paths)
+    return found
+
+
+def saved_shards(folder: Path) -> Shards:
+    """Return the arrow files of a folder that `save_to_disk` wrote, by split; empty for any other folder."""
+    if (folder / SPLIT_NAMES).is_file():
+        names = read_json(folder / SPLIT_NAMES)["splits"]
+        return {name: _saved_files(folder / Path(name).name) for name in names}
+    return {"": _saved_files(folder)} if (folder / STATE).is_file() else {}
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    files = read_json(folder / STATE)["_data_files"]
+    return [folder / Path(file["filename"]).name for file in files]
+
+
+def load_tables(
+    shards: Shards, root: Path, on_bad_example: str = "raise", columns: str | None = None
+) -> Splits[AnswerExample]:
+    """Read the tables of one data set.
+
+    Args:
+        shards: The files of each split; the splits are those of `conversations.divide`.
+        root: The folder in which images are looked for that are named by paths.
+        on_bad_example: `raise`, or `skip` to skip bad rows.
+        columns: The names of the columns of image, question and answer behind commas. None finds them by `COLUMNS`.
+
+    Raises:
+        ValueError: A file is damaged, a column is missing, or two splits are the same part.
+    """
+    bad = BadExamples(on_bad_example)
+    parts: dict[str, list[Conversation]] = {}
+    split_of: dict[str, str] = {}
+    for split, paths in shards.items():
+        part = part_of(Path(split))[0] if len(shards) > 1 else split
+        if part in parts or (len(shards) > 1 and part == ALL):
+            other = f"{split_of[part]} is {part} too" if part in parts else "the name has no `train`, `val` or `test`"
+            raise ValueError(
+                f"{root}: the part of the split {split!r} is unknown: {other}. Pass the folder of one split as `data_root`"
+            )
+        split_of[part] = split
+        read = [one for path in paths for one in _read(path, root, columns, bad)]
+        parts[part] = drop_broken(read, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
+    return divide(with_classes(parts), str(root), bad)
+
+
+def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tuple[str, str, str]:
+    """Return the names of the columns of image, question and answer.
+
+    Args:
+        names: The columns of a table.
+        columns: As for `load_tables`.
+        source: The table, for errors.
+
+    Raises:
+        ValueError: Lists the columns that exist.
+    """
+    given = None if columns is None else [name.strip() for name in columns.split(",")]
+    if given is not None and len(given) != len(COLUMNS):
+        raise ValueError(f"wrong `columns`: got {columns!r}, expected three names: columns=IMAGE,QUESTION,ANSWER")
+    candidates = dict(COLUMNS) if given is None else {kind: [name] for kind, name in zip(COLUMNS, given, strict=True)}
+    found = [next((name for name in wanted if name in names), None) for wanted in candidates.values()]
+    missing = [kind for kind, name in zip(candidates, found, strict=True) if name is None]
+    if missing:
+        expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
+        raise ValueError(
+            f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
+            f"{expected}. Name the columns: columns=IMAGE,QUESTION,ANSWER"
+        )
+    image, question, answer = (str(name) for name in found)
+    return image, question, answer
+
+
+def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list[Conversation]:
+    """Read the rows of a shard."""
+    schema = shard_schema(path)
+    image, question, answer = find_columns(schema.names, columns, path)
+    optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
+    classes = class_names(schema, answer)
+    table = open_shard(path, list(dict.fromkeys((image, question, answer, *optional))))
+    cells, name, finder = table[image], path.relative_to(root).as_posix(), ImageFinder(path.parent, root)
+
+    def source(row: int, place: int, data: Any, where: str) -> ImageSource:
+        return finder.find(data, where) if isinstance(data, str) else TableImage(path, row, image, place, digest_of(data))
+
+    def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
+        row, values = entry
+        found = images_in(cells[row], f"{where}: `{image}`")
+        images = tuple(source(row, place, data, where) for place, data in enumerate(found))
+        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(found, images, strict=True))
+        asked = _prompt(check_text(values[question], f"{where}: `{question}`"), len(images), where)
+        answers = tuple(check_text(each, f"{where}: `{answer}`") for each in _answers(values[answer], classes))
+        if not answers:
+            raise ValueError(f"{where}: `{answer}` is empty: got {values[answer]!r:.60}, expected a text or a list of texts")
+        reference = Counter(answers).most_common(1)[0][0]
+        options = tuple(str(option).strip() for option in values.get("options") or ())
+        if options:
+            check_options(reference, options, where)
+        return Conversation(
+            where=where,
+            key=f"{name}/{row}",
+            images=images,
+            names=names,
+            rounds=((asked, reference),),
+            options=options,
+            kind=str(values.get("answer_type") or "").strip(),
+            answers=answers if len(answers) > 1 else (),
+        )
+
+    texts = table.select(list(dict.fromkeys((question, answer, *optional))))
+    rows = (row for batch in texts.to_batches(max_chunksize=BATCH_ROWS) for row in batch.to_pylist())
+    return bad.parse(((f"{path}: row {row}", (row, values)) for row, values in enumerate(rows)), conversation)
+
+
+def _prompt(question: str, images: int, where: str) -> str:
+    """Return a question with the instruction to answer briefly, unless it has several lines."""
+    marks = question.count(IMAGE_MARK)
+    if marks not in (0, images):
+        raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
+    text = question.replace(IMAGE_MARK, "").strip()
+    return question if "\n" in text else instructed(question)
+
+
+def _answers(value: Any, classes: Sequence[str] | None) -> list[str]:
+    """Return the answers in a cell as texts."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [answer for each in value for answer in _answers(each, classes)]
+    if isinstance(value, dict):
+        return _answers(value.get("answer"), classes)
+    if isinstance(value, int) and not isinstance(value, bool) and classes is not None and 0 <= value < len(classes):
+        return [classes[value]]
+    return [str(value)]
