@@ -158,8 +158,8 @@ def read_front(path: Path) -> dict[str, Any]:
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)
         if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
             raise ValueError("masks or numbers of its points")
-        names_are_texts = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
-        if not (names_are_texts and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
+        names_are_strings = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
+        if not (names_are_strings and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
             raise TypeError("names or environment")
     return dict(record)
 
@@ -206,7 +206,7 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
-    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs")}
+    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
     for each in overrides:
         values = merge(values, each)
     return values

@@ -168,7 +168,7 @@ def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any
 
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
-    """Train, measure, print and keep; the best score of DAS, or of all where it takes no part, is the result."""
+    """Train and measure all methods, print and save the table; return the best score (of DAS, if it takes part)."""
     folder, problem = required_folder(run), settings.problem_config
     splits = load_splits(problem)
     training = dataclasses.replace(settings.train, seed=settings.seed)

@@ -69,9 +69,8 @@ def test_table_of_separate_attention_and_mlp():
     np.testing.assert_allclose(scores.losses, table.scores["reward"].losses[table.index(masks)], rtol=1e-4)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_bandit_beats_the_median_mask(seed: int):
-    result = search(SearchConfig(seed=seed, evaluations=60, env_kwargs={"reward_examples": 50}))
+def test_bandit_beats_the_median_mask():
+    result = search(SearchConfig(seed=1, evaluations=60, env_kwargs={"reward_examples": 50}))
     table = SubnetTable.load(bundled_table("METER", "vqa"))
     accuracies = table.values("metric", "test")
     assert sum(result.mask) == 4
@@ -87,9 +86,8 @@ def test_table_equals_the_models_scores():
     np.testing.assert_allclose(scores.metrics, table.scores["test"].metrics[rows], atol=1e-3)
 
 
-@pytest.mark.parametrize("batches", ["cycle", "resample"])
-def test_search_resumes_exactly_when_examples_change(tmp_path: Path, tiny_kwargs: dict[str, str], batches: str):
-    kwargs = {**tiny_kwargs, "reward_batches": batches, "reward_examples": 7}
+def test_search_resumes_exactly_when_examples_change(tmp_path: Path, small_kwargs: dict[str, str]):
+    kwargs = {**small_kwargs, "reward_batches": "resample", "reward_examples": 7}
     config = SearchConfig(seed=3, evaluations=12, env_kwargs=kwargs)
     search(config, tmp_path / "whole")
 
@@ -100,8 +98,8 @@ def test_search_resumes_exactly_when_examples_change(tmp_path: Path, tiny_kwargs
 
     with pytest.raises(KeyboardInterrupt):
         search(config, tmp_path / "stopped", on_turn=stop)
-    load_problem(ProblemConfig(**tiny_kwargs)).evaluator.encoder._kept.clear()
-    load_problem(ProblemConfig(**tiny_kwargs)).evaluator.forget()
+    load_problem(ProblemConfig(**small_kwargs)).evaluator.encoder._kept.clear()
+    load_problem(ProblemConfig(**small_kwargs)).evaluator.forget()
     search(config, tmp_path / "stopped", resume=True)
     assert (tmp_path / "stopped/search.json").read_bytes() == (tmp_path / "whole/search.json").read_bytes()
 

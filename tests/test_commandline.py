@@ -26,10 +26,8 @@ from das_gym.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.config import group_fields
 from das_gym.plugins import import_plugins
 from das_gym.runs import PluginSettings
-from das_gym.settings_help import describe_fields
 
 REPOSITORY = Path(__file__).parents[1]
 MODULE = """
@@ -156,17 +154,6 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     assert program.run([name, "print_config"]) in (0, 1)  # 1 where a setting is required
 
 
-def test_settings_have_descriptions():
-    classes = set(SETTINGS.values())
-    for cls in SETTINGS.values():
-        classes |= {field.metadata["group"] for field in dataclasses.fields(cls) if group_fields(field)}
-    for cls in classes:
-        texts = describe_fields(cls)
-        for field in dataclasses.fields(cls):
-            text = texts[field.name]
-            assert text.endswith((".", "...")), (cls, field.name, text)
-
-
 @pytest.mark.parametrize(("program", "name"), COMMANDS)
 def test_command_imports_plugins_first(program, name, capsys):
     assert program.run([name, "with", "plugins=no_such_module", "agents=[1]"]) == 1
@@ -189,10 +176,6 @@ def test_check_words_suggests_a_command(words: list[str], suggestion: str):
     with pytest.raises(UsageError) as error:
         check_words(words, "agents", ["seed", "data_root"], ["search"], ["bayes"])
     assert suggestion in str(error.value)
-
-
-def test_check_words_takes_options_and_named_configs():
-    check_words(["with", "seed=3", "bayes", "--unobserved", "--name=x"], "agents", ["seed"], ["search"], ["bayes"])
 
 
 @pytest.mark.parametrize(

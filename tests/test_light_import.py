@@ -46,11 +46,6 @@ def test_sacred_is_imported_only_by_commands():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
-def test_registering_twice_is_quiet():
-    code = "import das_gym; das_gym.register_all(); import importlib; importlib.reload(das_gym)"
-    assert subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True).returncode == 0
-
-
 @pytest.mark.parametrize("door", DOORS)
 def test_package_exports_all_names(door):
     assert set(door.__all__) <= set(dir(door))
@@ -66,20 +61,3 @@ def test_type_checking_imports_match_places(door):
     guard = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.asname: node.module for node in guard.body for alias in node.names}
     assert told == door._PLACES
-
-
-@pytest.mark.slow
-def test_lazy_name_is_cached():
-    code = (
-        "import das_gym; assert 'SkipEnv' in dir(das_gym) and 'SkipEnv' not in vars(das_gym); from das_gym import SkipEnv;"
-        "assert vars(das_gym)['SkipEnv'] is SkipEnv; from das_gym.agents import search; print(callable(search))"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_unknown_name_raises(door):
-    with pytest.raises(AttributeError, match=f"module '{door.__name__}' has no attribute 'Skipping'"):
-        door.Skipping  # noqa: B018
-    with pytest.raises(ImportError, match="cannot import name 'Skipping'"):
-        exec(f"from {door.__name__} import Skipping")

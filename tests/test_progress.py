@@ -82,14 +82,6 @@ def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
-def test_lines_of_short_work_are_not_printed(log_file: io.StringIO):
-    before = sys.stdout
-    with progress(29, "searching", unit="mask") as bar:
-        bar.update(29)
-        assert sys.stdout is before
-    assert log_file.getvalue() == ""
-
-
 def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("das_gym.progress.PAUSE", 1e-9)
     with progress(3, "comparing", unit="training") as outer:

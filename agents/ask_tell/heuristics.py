@@ -21,7 +21,7 @@ class Heuristic(Agent):
     draws: ClassVar[bool] = False
 
     def ask(self, n: int) -> Masks:
-        """Return the answer, (1, n_layers); (0, n_layers) once it was scored."""
+        """Return the heuristic's only mask, (1, n_layers); after it was scored, no mask, (0, n_layers)."""
         return np.zeros((0, self.n_layers), dtype=bool) if self.rewards else self.best()[None]
 
 

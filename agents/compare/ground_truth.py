@@ -12,7 +12,7 @@ from das_gym.agents.searching.environment import is_tabular, make_scored
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A mask among all masks within the budget.
+    """How a mask ranks among all masks within the budget.
 
     Attributes:
         rank: 1 + the number of masks with a higher reward.

@@ -172,7 +172,7 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
 
 
 def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Return up to `count` sets of units without which the model still does its task: another model each."""
+    """Return up to `count` sets of units to remove, each of which leaves a smaller model that still does its task."""
     earned = table.values("exp_neg_loss")
     skipped = table.masks.sum(axis=1)
     fitting = (skipped >= 1) & (skipped <= RELATIVE_UNITS) & (earned >= RELATIVE_REWARD * earned[0])

@@ -70,12 +70,6 @@ def test_choose_takes_the_answer_otherwise(record: dict[str, Any]):
     assert remark == ""
 
 
-def test_choose_accepts_a_search_on_a_table(run_folder: Path):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-ViLT-NLVR2-Tabular-v0"})
-    choice = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
-    assert (choice.problem.model, choice.problem.task) == ("ViLT", "nlvr2")
-
-
 def test_choose_names_an_unknown_environment(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
     with pytest.raises(ValueError, match=r"DAS-Mine-VQA-v0, which is not registered.*plugins=<module>"):
@@ -86,15 +80,10 @@ def test_choose_names_an_unknown_environment(run_folder: Path):
     ("change", "match"),
     [
         ({"mask": [2, -1, 0, 1]}, "`mask` is not allowed: got .2, -1, 0, 1., expected 0 .keep. or 1 .skip."),
-        ({"mask": [0.5, 0, 0, 1]}, "mask"),
         ({"mask": [True, False, False, True]}, "mask"),
-        ({"best_seen": {}}, "best_seen, 'mask' is missing"),
         ({"best_seen": 3}, "best_seen=3"),
-        ({"env_kwargs": []}, "env_kwargs"),
         ({"env_kwargs": {"batch_size": "x"}}, None),
-        ({"env_id": 3}, "env_id=3"),
         ({"reward": float("nan")}, "`reward` holds a number that is not finite"),
-        ({"plugins": 3}, "plugins=3"),
         ({"env_id": None}, "env_id=None"),
     ],
 )
@@ -108,23 +97,10 @@ def test_choose_names_the_damaged_entry_of_a_record(run_folder: Path, change: di
         choose(settings)
 
 
-@pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "[]", '"\ud800"', "{}"])
-def test_choose_rejects_a_file_that_is_no_record(run_folder: Path, text: str):
-    (run_folder / "search.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match=r"search\.json is n"):
-        choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
-
-
 def test_record_cannot_set_output_paths(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
     assert (problem.encoder_cache, problem.workers) == (None, None)
-
-
-def test_missing_search_run_is_rejected_before_the_run(run_folder: Path):
-    with pytest.raises(RunError, match="no run 99"):
-        ex.run({"search_run": 99, "runs_dir": str(run_folder.parent)})
-    assert [path.name for path in run_folder.parent.iterdir()] == ["1"]
 
 
 def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
@@ -154,7 +130,7 @@ def test_search_gets_model_data_and_its_own_settings(
         return 7
 
     monkeypatch.setattr(adapt_experiment, "search_first", search_first)
-    values, _ = ex.resolve(given, names)
+    values, _ = ex.resolve({**given, "estimate": False}, names)
     assert prepare(build(AdaptSettings, values)).search_run == 7
     assert asked.items() <= seen.items()
     assert "search_run=SEARCH_RUN" in seen["continue_command"]
@@ -196,25 +172,14 @@ def front_of(folder: Path) -> None:
     )
 
 
-def test_point_of_a_front_is_taken_with_its_model(run_folder: Path):
-    front_of(run_folder)
-    choice = choose(AdaptSettings(search_run=1, point=1, runs_dir=str(run_folder.parent)))
-    assert choice.mask.astype(int).tolist() == ANSWER
-    assert (choice.problem.model, choice.problem.task, choice.problem.data_root) == ("ViLT", "vqa", str(run_folder))
-    assert choice.remark == "point 1 of run 1: 20.0 % of the MACs saved, loss 0.5000, skips a, a"
-
-
 @pytest.mark.parametrize(
     ("given", "text"),
     [
         ({"search_run": 1}, "run 1 is a Pareto front: give the number of one of its points"),
-        ({"point": 2}, "`point` numbers a point of a Pareto front: got 2"),
         ({"search_run": 1, "point": -1}, "`point`.*got -1"),
-        ({"search_run": 1, "mask": (0, 1)}, "both `mask` and `search_run`=1"),
         ({"search_run": 1, "point": 2}, r"points 0\.\.1; use one of them"),
         ({"mask": (0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"refine": 0}, "`refine` is out of range"),
-        ({"refine": 2, "mask": (0, 1)}, "`refine` chooses"),
     ],
 )
 def test_choice_that_is_impossible_is_rejected(run_folder: Path, given: dict[str, Any], text: str):

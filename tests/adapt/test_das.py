@@ -106,13 +106,6 @@ def test_reward_examples_of_each_recipe(problem: ProblemConfig):
     assert [e.key for e in drawn] != [e.key for e in first]
 
 
-def test_training_examples_of_each_recipe(problem: ProblemConfig):
-    splits = load_splits(problem)
-    for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
-        training, _ = new_training(problem, settings_of(recipe))
-        assert len(training.step_loss.examples) == count
-
-
 def test_trainer_multiplies_learning_rates(problem: ProblemConfig):
     training, _ = new_training(problem, settings_of("paper"))
     groups = training.trainer(10, None, 100).optimizer.param_groups
@@ -139,19 +132,6 @@ def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
     assert sum("text_encoder" in name for name in runs) >= 5
     attention = [module for module in vlp.modules() if isinstance(module, Attention)]
     assert [(module.training, module.dropout) for module in attention] == [(True, 0.1)] * 24
-
-
-@pytest.mark.parametrize(
-    "skipped", [[5, 11], [*range(5), *range(6, 11)]], ids=["before the last stage", "in the last stage"]
-)
-def test_dropout_of_attention(problem: ProblemConfig, skipped: list[int]):
-    training, _ = new_training(problem, settings_of("paper"))
-    mask = np.isin(np.arange(12), skipped)
-    for module in training.model.backbone.vlp.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    losses = [float(training.step_loss(0, mask)["loss"].detach()) for _ in range(2)]
-    assert losses[0] != losses[1]
 
 
 @pytest.mark.slow

@@ -32,10 +32,3 @@ def test_read_joint_search_names_a_damaged_file(tmp_path: Path, change: dict[str
     write_json(tmp_path / FOUND, {**CONTENT, **change})
     with pytest.raises(ValueError, match=r"found\.json is damaged"):
         read_joint_search(tmp_path / FOUND)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
-def test_read_joint_search_names_a_file_of_other_content(tmp_path: Path, content: bytes):
-    (tmp_path / FOUND).write_bytes(content)
-    with pytest.raises(ValueError, match=r"found\.json is"):
-        read_joint_search(tmp_path / FOUND)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from das_gym.adapt import load_subnet
 from das_gym.adapt.das_experiment import SUPERNET_FILE, ex
-from das_gym.adapt.paper import das_settings
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -50,8 +49,3 @@ def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs: dict[str
     with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
         ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
-
-
-def test_finetune_from_rejects_other_values():
-    with pytest.raises(ValueError, match="unknown finetune_from 'old'"):
-        das_settings("METER", "vqa", finetune_from="old")

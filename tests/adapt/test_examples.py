@@ -44,10 +44,6 @@ def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
     assert left != right
 
 
-def test_examples_of_a_run_without_them_are_empty(tmp_path: Path):
-    assert read_examples(tmp_path) is None
-
-
 @pytest.mark.parametrize("change", [{"rows": 3}, {"rows": [["q", ["a", "b"]]]}, {"models": []}, {"more": 1}])
 def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
     write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})

@@ -11,19 +11,15 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import Training, joint_search, new_model
-from das_gym.adapt.das_experiment import ex as das
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
-from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
-from das_gym.registration import named_environments
 from tests.adapt.choosers import paper_bandit
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder, write_lines
@@ -117,15 +113,6 @@ def test_paper_training_freezes_the_models_own_head(config: ProblemConfig):
 
 
 @pytest.mark.slow
-def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tmp_path: Path):
-    given = {"model": "VLM", "task": "answering", "checkpoint": config.checkpoint, "data_root": config.data_root}
-    updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
-    with pytest.raises(RunError, match="Vision layers have no adapters"):
-        adapt.run(updates)
-    assert not list(tmp_path.iterdir())  # no run was started
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("words", [("supernet",), ("das",), ("compare", "methods=['lora']"), ("run", "mask=[0,1,0,0]")])
 def test_prompts_that_are_too_long_begin_no_run(
     config: ProblemConfig, tmp_path: Path, run_here: Run, words: tuple[str, ...]
@@ -135,14 +122,3 @@ def test_prompts_that_are_too_long_begin_no_run(
     assert code == 1
     assert "tokens with its answer, expected at most 8" in printed
     assert not (tmp_path / "runs").exists()
-
-
-def test_named_configs_of_the_papers_data_sets():
-    settings, _ = das.resolve({}, ["llava_slake", "paper"])
-    assert settings["published"] == [21, 24, 25, 26]
-    assert (settings["model"], settings["task"], settings["recipe"]) == ("VLM", "answering", "paper")
-    assert named_environments()["scienceqa"].short == "vlm_answering"
-    paper = das_settings("VLM", "answering", "paper")
-    assert (paper.masks_per_turn, paper.bottleneck, paper.skip_bottleneck, paper.image_size) == (5, 64, 256, None)
-    ours = das_settings("VLM", "answering")
-    assert (ours.bottleneck, ours.skip_bottleneck) == (None, None)  # of the model's hidden size

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.adapt import refining
-from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.finetune import FinetuneConfig
-from das_gym.adapt.refining import REFINED, Round, candidates, halve, lengths, refine, selected_mask
+from das_gym.adapt.refining import REFINED, candidates, halve, lengths, refine, selected_mask
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
@@ -22,13 +21,6 @@ def test_lengths_double_up_to_half_of_all_steps():
     assert lengths(5, 400) == [50, 100, 200]
     assert lengths(2, 400) == [200]
     assert lengths(16, 3) == [1, 1, 1, 2]
-
-
-def test_best_of_a_round_keeps_the_order_of_the_search():
-    done = Round(5, ((0, 0), (0, 1), (1, 0), (1, 1)), (0.4, None, 0.1, 0.2))
-    assert done.best(1) == ((1, 0),)
-    assert done.best(2) == ((1, 0), (1, 1))
-    assert done.best(3) == ((0, 0), (1, 0), (1, 1))
 
 
 def test_halve_drops_masks_that_diverged_and_repeats_nothing(tmp_path: Path):
@@ -46,12 +38,6 @@ def test_halve_drops_masks_that_diverged_and_repeats_nothing(tmp_path: Path):
     count = len(tried)
     assert halve(list(MASKS), 4, tmp_path, train) == rounds
     assert len(tried) == count
-
-
-def test_halve_names_a_damaged_file(tmp_path: Path):
-    (tmp_path / REFINED).write_text('{"round": []}')
-    with pytest.raises(ValueError, match=r"refined\.json is damaged"):
-        halve(MASKS, 4, tmp_path, lambda *_: 0.0)
 
 
 @pytest.mark.slow
@@ -105,9 +91,3 @@ def test_candidates_reads_no_more_masks_than_it_returns(capsys: pytest.CaptureFi
     assert capsys.readouterr().out == ""
     np.testing.assert_array_equal(candidates(MASKS[0], others(), 5), MASKS)
     assert "3 masks" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("settings", [{"mask": (0, 1), "refine": 8}, {"refine": 0}])
-def test_refine_needs_a_search_and_a_positive_number(settings: dict):
-    with pytest.raises(ValueError, match="refine"):
-        AdaptSettings(**settings)

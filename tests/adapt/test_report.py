@@ -68,23 +68,6 @@ def test_conclusion_can_be_recomputed_from_the_table(capsys: pytest.CaptureFixtu
     assert f"it scores {subnet} % accuracy on test against {full} % for the full model with adapters" in said
 
 
-def test_conclusion_names_a_speedup_that_is_not_measurable():
-    slow = dataclasses.replace(SUB, speedup=Speedup(1.02, 0.98, 1.05))
-    assert "and is not measurably faster than the baseline (1.02 (0.98 to 1.05) times as fast);" in conclusion(
-        {**ROWS, SUBNET: slow}
-    )
-
-
-def test_conclusion_without_references():
-    alone = dataclasses.replace(SUB, skipped_layers=(), macs_saved=-0.06)
-    costs = dataclasses.replace(BASE, evaluation=None)
-    assert conclusion({SUBNET: alone, BASELINE: costs}) == (
-        "Skipping nothing takes 6.00 % more MACs than the baseline and runs 1.25 (1.20 to 1.30) times as fast as the "
-        "baseline; it scores 96.9 % accuracy on test."
-    )
-    assert "against 81.9 % for the baseline (95 %" in conclusion({SUBNET: SUB, BASELINE: BASE})
-
-
 def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.CaptureFixture[str]):
     slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
     print_report({**ROWS, FULL_MODEL: slow}, "1,000 test examples")
@@ -97,22 +80,6 @@ def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.Captur
     assert "Full model with adapters: trained weights from the package." in " ".join(printed.split())
     print_report({**ROWS, FULL_MODEL: dataclasses.replace(FULL, from_package=False)}, "1,000 test examples")
     assert "trained weights" not in capsys.readouterr().out
-
-
-def test_untrained_baseline_has_costs_alone(capsys: pytest.CaptureFixture[str]):
-    bare = dataclasses.replace(BASE, trainable_parameters=0, evaluation=None)
-    print_report({SUBNET: SUB, BASELINE: bare}, "1,000 test examples")
-    table = {name: cells[0] for name, cells in printed_table(capsys.readouterr().out).items()}
-    assert [table["accuracy on test, %"], table["trainable parameters"], table["parameters"]] == ["-", "-", "900"]
-    assert table["latency, ms"] == "2.00 (1.90..2.10)"
-
-
-def test_record_holds_the_interval_and_no_examples():
-    record = FULL.record()
-    assert (record["speedup"], record["speedup_interval"], record["from_package"]) == (0.91, [0.88, 0.93], True)
-    assert (record["latency_ms"], record["latency_quartiles_ms"]) == (2.2, [2.1, 2.3])
-    assert record["evaluation"].keys() == {"metric", "metric_name", "loss", "numbers", "examples"}
-    assert BASE.record()["speedup"] is None
 
 
 def test_measure_latency_takes_turns():

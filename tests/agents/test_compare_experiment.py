@@ -43,17 +43,11 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     ("update", "text"),
     [
         ({"seeds": 0}, "`seeds` is out of range"),
-        ({"evaluations": 0}, "evaluations"),
         ({"agents": []}, "`agents` is empty"),
-        ({"agents": ["bayse"]}, "unknown agent 'bayse'; did you mean 'bayes'"),
         ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
-        ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "unknown setting of ppo, 'gama'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
         ({"live": True, "table": "x.npz"}, "live=True scores with the model, table=x.npz"),
-        ({"skip_num": 9, "table": "small"}, "`skip_num` is out of range"),
         ({"macs_saved": 0.9, "table": "small"}, "`macs_saved` is out of reach"),
-        ({"agent_kwargs": {"bandit": {"rate": 1}}, "table": "small"}, "unknown setting of agent 'bandit', 'rate'"),
-        ({"table": "nowhere.npz"}, "no table at .*nowhere.npz"),
     ],
 )
 def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):

@@ -39,17 +39,6 @@ def test_listed_names_are_single_words(printed: str):
         assert any(row[0] == name for row in cells)
 
 
-def test_list_has_only_bundled_tables():
-    assert ("DAS-METER-SNLI-VE-v0", "-") in {entry[:2] for entry in ENTRIES}
-
-
-def test_list_does_not_wrap_without_a_terminal(printed: str):
-    cells = rows(printed)
-    for feature in (*REWARDS.values(), *STATISTICS.values()):
-        assert [feature.name, feature.formula, f"{feature.low:g}..{feature.high:g}"] in cells
-    assert all(row[0] or not row[2] for row in cells)  # only settings of agents take more lines
-
-
 @pytest.mark.parametrize("table", [environments, agents_table, algorithms, rewards, statistics])
 def test_names_stay_whole_on_a_terminal(table, printed: str):
     console = Console(file=io.StringIO(), width=NARROWEST)

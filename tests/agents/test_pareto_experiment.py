@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.commands import PROGRAM
 from das_gym.agents.pareto.record import ScoredMasks
 from das_gym.agents.pareto.scoring import FrontProblem
-from das_gym.agents.pareto_experiment import ParetoSettings, ex, mask_diagram, search
+from das_gym.agents.pareto_experiment import ParetoSettings, ex, search
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -86,13 +85,3 @@ def test_cost_without_savings_is_rejected_before_scoring(asked, monkeypatch):
     monkeypatch.setattr(MaskCost, "range", property(lambda self: (-0.2, -0.1)))
     with pytest.raises(RunError, match="no mask of this model saves MACs"):
         ex.run(asked)
-
-
-def test_layers_are_drawn_kind_by_kind():
-    assert mask_diagram([1, 0, 0, 1], ["text.0", "text.1", "image.0", "image.1"]) == "□■ ■□"
-    assert mask_diagram([0, 1], ["decoder.0.mlp", "decoder.1.mlp"]) == "■ □"
-    assert mask_diagram([0, 1, 0], ["decoder.0.mlp", "decoder.1.mlp", "decoder.2.mlp"]) == "■□■"
-
-
-def test_program_has_the_pareto_command():
-    assert PROGRAM.commands["pareto"].load()[0] is ex

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -52,40 +51,6 @@ def runs(tmp_path: Path) -> Path:
 )
 def test_order_and_filters(runs: Path, asked: dict, ids: list[int]):
     assert [run.id for run in past_runs(RunsSettings(runs_dir=str(runs), **asked))] == ids
-
-
-def test_best_ranks_rewards_of_one_environment_only(tmp_path: Path):
-    for run, (env_id, reward) in enumerate((("DAS-ViLT-VQA-v0", 0.9), ("DAS-METER-VQA-v0", 0.1), ("DAS-METER-VQA-v0", 0.5))):
-        told = {"experiment": {"name": "agents"}, "status": "COMPLETED", "result": reward}
-        write_json(tmp_path / str(run) / "run.json", told)
-        write_json(tmp_path / str(run) / "config.json", {"env_id": env_id})
-    assert [run.id for run in past_runs(RunsSettings(runs_dir=str(tmp_path)))] == [2, 1, 0]
-
-
-def test_past_runs_reports_environment_status_and_result(runs: Path):
-    told = {run.id: run for run in past_runs(RunsSettings(runs_dir=str(runs)))}
-    assert (told[1].env, told[2].env, told[4].env, told[5].env) == (
-        "meter_vqa_table",
-        "vilt_vqa",
-        "vlm_answering",
-        "synthetic:Mine-v0",
-    )
-    assert (told[1].macs_saved, told[2].macs_saved, told[4].macs_saved) == (None, 0.125, 0.2)
-    assert (told[3].status, told[3].result, told[3].started) == ("stopped", None, "2026-11-23 10:00")
-    assert told[4].agent == "-"
-
-
-def test_adaptation_has_model_and_task_of_its_search(tmp_path: Path):
-    for run, search in ((1, {"search_run": 7}), (2, {"front": 7}), (3, {"search_run": 7})):
-        write_json(tmp_path / str(run) / "run.json", {"experiment": {"name": "adapt"}, "status": "INTERRUPTED"})
-        write_json(tmp_path / str(run) / "config.json", {"model": "METER", "task": "vqa", **search})
-    problem = {"model": "ViLT", "task": "nlvr2"}
-    for folder in (tmp_path / "1", tmp_path / "2"):
-        write_json(folder / "adapt.json", {"problem": problem, "models": [{"macs_saved": 0.1}]})
-    asked = RunsSettings(runs_dir=str(tmp_path), order="newest")
-    assert [run.env for run in past_runs(asked)] == ["-", "vilt_nlvr2", "vilt_nlvr2"]
-    assert [run.id for run in past_runs(replace(asked, env="nlvr2"))] == [2, 1]
-    assert past_runs(replace(asked, env="meter_vqa")) == []
 
 
 def test_past_runs_does_not_wait_for_a_pipe(runs: Path):
@@ -137,11 +102,6 @@ def test_died_run_is_listed_with_its_resume_command(tmp_path: Path, capsys: pyte
     assert PROGRAM.run(["runs", "with", f"runs_dir={tmp_path}", "status=died"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "Resume it" in line]
     assert lines == [f"run 1 died. Resume it with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
-
-
-def test_custom_modules_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "plugins=no_such_module"]) == 1
-    assert "plugins=no_such_module cannot be imported" in capsys.readouterr().err
 
 
 def test_past_runs_are_printed_in_80_columns(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +67,6 @@ def test_report_command_reproduces_the_search(runs: Path, made_up_table: Path):
     assert words[3:5] == ["with", "agent=bandit"]
     kwargs = f"env_kwargs.table={made_up_table}"
     assert set(words[5:]) == {"env_id=DAS-METER-VQA-Tabular-v0", kwargs, "evaluations=30", "seed=4", "skip_num=3"}
-
-
-def test_report_of_two_runs(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["report", "1", "2", "with", f"runs_dir={runs}"]) == 0
-    page = runs / "report_1_2.html"
-    assert capsys.readouterr().out.startswith(f"report: {page} (")
-    assert [run["name"] for run in data_of(page)["runs"]] == ["run 1", "run 2"]
-
-
-def test_report_rejects_a_run_that_is_not_a_search(runs: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.copytree(runs / "1", runs / "3", dirs_exist_ok=True)
-    (runs / "3/search.json").unlink()
-    assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
-    assert "its run has not finished" in capsys.readouterr().err
-    shutil.rmtree(runs / "3")
 
 
 def test_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, tmp_path: Path):

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import dataclasses
 import json
-import shlex
 import signal
 from pathlib import Path
 
 import pytest
-from das_gym.agents.commands import PROGRAM
 from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
-from das_gym.problem.config import ModelSettings
-from das_gym.registration import ASSETS
 from tests.commands import start, stop_when
 
 
@@ -58,16 +53,6 @@ def test_best_reward_is_of_masks_within_the_budget(small, agent):
         assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
 
 
-def test_runs_dir_sets_the_folder_of_numbered_runs(small, tmp_path, capsys):
-    assert run_search(small)[0] == "1"
-    assert run_search(small, ["random"])[0] == "2"
-    run_id, folder, _ = run_search({**small, "runs_dir": str(tmp_path / "other")})
-    assert (run_id, folder) == ("1", tmp_path / "other" / "1")
-    words = ["with", f"env_id={ENV_ID}", "evaluations=30", f"runs_dir={tmp_path / 'other'}"]
-    ex.run_words(words)
-    assert f"Next: python -m adapt with search_run=2 {shlex.quote(words[-1])}\n" in capsys.readouterr().out
-
-
 def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
     ex.run(small, options={"--file_storage": str(tmp_path / "other")})
     assert (tmp_path / "other" / "1" / "search.json").is_file()
@@ -84,76 +69,33 @@ def test_settings_of_the_environment_reach_it():
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 
 
-def test_bundled_checkpoint_name_resolves_to_its_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    asked = SearchSettings(checkpoint="llava_mini", tokenizer="llava_mini").search_config().env_kwargs
-    assert asked == {"checkpoint": str(ASSETS / "llava_mini"), "tokenizer": str(tmp_path / "llava_mini")}
-    (tmp_path / "llava_mini").mkdir()
-    assert SearchSettings(checkpoint="llava_mini").search_config().env_kwargs == {"checkpoint": str(tmp_path / "llava_mini")}
-
-
-def test_whatever_a_problem_has_can_be_set_and_reaches_it():
-    names = {field.name for field in dataclasses.fields(ModelSettings)}
-    given = {name: f"/{name}" for name in names}
-    asked = SearchSettings(**given).search_config().env_kwargs
-    assert asked == given
-    assert SearchSettings().search_config().env_kwargs == {}
-
-
 @pytest.mark.parametrize(
     ("update", "text"),
     [
         ({"skp_num": 4}, "unknown setting 'skp_num'; did you mean 'skip_num'"),
-        ({"skip_num": "four"}, "skip_num='four' .str. is not allowed; give a whole number"),
         ({"seed": "abc"}, "seed='abc' .str. is not allowed; give a whole number"),
-        ({"seed": -1}, "`seed` is out of range"),
         ({"image_size": 96}, "Did you mean `env_kwargs.image_size`"),
-        ({"reward_exampels": 8}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
         ({"agent": "bandi"}, "unknown agent 'bandi'; did you mean 'bandit'"),
-        ({"resume": "x"}, "no run 'x' in .*it holds no runs"),
         ({"plugins": "no_such_module"}, "plugins=no_such_module cannot be imported .ModuleNotFoundError"),
-        (
-            {"agent": "bandit", "agent_kwargs": {"learning_rat": 1}},
-            "unknown setting of agent 'bandit', 'learning_rat'; did you mean 'learning_rate'",
-        ),
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
-        ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym: got CartPole-v1"),
         ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` has not one problem with one reward"),
         ({"env_id": "DAS-Suite-v0"}, "`env_id` has not one problem with one reward"),
-        ({"env_id": "DAS-METER-SNLI-VE-Tabular-v0"}, "no table of METER on snli_ve is bundled"),
         ({"env_id": "DAS-METER-VQA-v0", "skip_num": 13}, "`skip_num` is out of range"),
-        ({"env_id": "DAS-METER-VQA-Tabular-v0", "skip_num": 13}, "`skip_num` is out of range"),
         ({"env_id": "DAS-METER-VQA-v0", "supernet": "none.safetensors"}, r"`supernet` does not exist"),
         ({"agent": "ppo", "start_from": "none"}, "no agent at .*none"),
         ({"env_id": "DAS-METER-VQA-v0", "device": "gpu"}, "device='gpu' cannot be used here"),
-        ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"data_root": "none"}}, "`data_root` does not exist"),
         ({"skip_num": 13}, "`skip_num` is out of range"),
-        ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"rewrd": "metric"}}, "'rewrd'; did you mean 'reward'"),
-        ({"env_id": "DAS-METER-VQA-v0", "reward": "metrc"}, "unknown reward 'metrc'; did you mean 'metric'"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},
             "unexpected keyword argument 'split'",
         ),
-        ({"macs_saved": 0.99}, "`macs_saved` is out of reach"),
-        (
-            {"agent": "bandit", "agent_kwargs": {"learning_rate": -1}},
-            "`learning_rate` is out of range",
-        ),
-        ({"agent": "block_influence", "agent_kwargs": {"statistic": "depht"}}, "unknown statistic 'depht'"),
     ],
 )
 def test_wrong_setting_is_rejected_before_the_run(small, update, text):
     with pytest.raises(RunError, match=text):
         run_search({**small, **update})
     assert not Path("runs/1").exists()
-
-
-def test_failed_run_leaves_no_record(small):
-    with pytest.raises(RunError, match=r"images/0007\.png is missing; put it back"):
-        run_search({**small, "env_kwargs": {"broken_from": 5}})
-    assert json.loads(Path("runs/1/run.json").read_text())["status"] == "FAILED"
-    assert not list(Path("runs/1").glob("search*.json"))
 
 
 def test_failed_run_resumes_to_the_same_record(small):
@@ -173,14 +115,13 @@ def test_failed_run_resumes_to_the_same_record(small):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_killed_command_resumes(small, tmp_path, number, code):
+def test_killed_command_resumes(small, tmp_path):
     run_search({**small, "seed": 1, "evaluations": 60}, ["bandit"])
     words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
     killed = start(" ".join(["python -m agents", *words, "env_kwargs.seconds=0.05"]), Path(__file__).parent)
     folder = tmp_path / "runs" / "2"
-    error = stop_when(killed, (folder / "checkpoint.json").exists, number)
-    assert killed.returncode == code, error
+    error = stop_when(killed, (folder / "checkpoint.json").exists, signal.SIGINT)
+    assert killed.returncode == 130, error
     assert "Resume with: python -m agents with resume=2" in error
     assert not (folder / "search.json").exists()
     with pytest.raises(RunError, match="started with seed=1 and cannot be resumed with seed=2"):
@@ -190,11 +131,3 @@ def test_killed_command_resumes(small, tmp_path, number, code):
     assert one.pop("env_kwargs") == {"skip_num": 4}
     assert two.pop("env_kwargs") == {"skip_num": 4, "seconds": 0.05}
     assert one == two
-
-
-def test_bad_argument_exits_with_code_1_without_traceback(small, tmp_path, capsys):
-    assert PROGRAM.run(["with", "skp_num=4"]) == 1
-    output, error = capsys.readouterr()
-    assert "unknown setting 'skp_num'; did you mean 'skip_num'" in error
-    assert "Traceback" not in error + output
-    assert not (tmp_path / "runs").exists()

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.table_experiment import TableSettings, ex, run_table, summary
+from das_gym.agents.table_experiment import run_table, summary
 
-from das_gym.commandline import setting_words
 from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
-from tests.commands import start, stop_when
 
 
 @pytest.fixture
@@ -52,11 +49,6 @@ def test_summary_of_a_table_of_fewer_skipped_layers(small: dict, capsys: pytest.
     assert "worst of k=1 " in capsys.readouterr().out
 
 
-def test_summary_of_a_table_of_few_layers(small_table: SubnetTable):
-    few = small_table.without([1, 4])  # the paper's 4 are all of them
-    assert "worst of k=2 " in summary(few, Spending())
-
-
 def test_table_is_written_to_out(small: dict, tmp_path: Path):
     out = tmp_path / "tables" / "mine.npz"
     table = run_table({**small, "reward_examples": 2, "test_examples": 2, "out": str(out)})
@@ -89,26 +81,3 @@ def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, tex
     with pytest.raises(RunError, match=text):
         run_table({**small, **update})
     assert not Path("runs/1").exists()
-
-
-def test_problems_have_named_configs():
-    for name in ("meter_vqa", "meter_nlvr2", "meter_retrieval", "vilt_vqa", "vilt_nlvr2", "vilt_retrieval"):
-        model, _, task = name.partition("_")
-        settings = TableSettings(**ex.named_configs()[name])
-        assert (settings.model.lower(), settings.task) == (model, task)
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_killed_command_resumes(small: dict, capsys: pytest.CaptureFixture[str]):
-    settings = {**small, "problem": {"eval_batch_size": 1}, "reward_examples": 30, "test_examples": 2}
-    words = ["with", "meter_vqa", *setting_words(settings)]
-    killed = start(" ".join(["python -m agents table", *words]))
-    error = stop_when(killed, Path("runs/1/table_checkpoint.npz").exists, signal.SIGINT)
-    assert killed.returncode == 130, error
-    assert "Resume with: python -m agents table with resume=1" in error
-    assert not Path("runs/1/table.npz").exists()
-    run_table({"resume": 1})
-    assert "best of k=4" in capsys.readouterr().out
-    run_table(settings)
-    assert Path("runs/1/table.npz").read_bytes() == Path("runs/2/table.npz").read_bytes()

@@ -5,19 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.pretrain.batches import IGNORE, CaptionBatches, image_batch
-from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
+from benchmarks.pretrain.batches import CaptionBatches
 from benchmarks.pretrain.models import PRETRAIN_MODELS
 from benchmarks.pretrain.recipe import CHECKPOINTS, PretrainConfig, pretrain
-from benchmarks.pretrain.tokenizer import BERT, ROBERTA, train_tokenizer
+from benchmarks.pretrain.tokenizer import train_tokenizer
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.inputs import load_tokenizer
-from das_gym.models.meter.inputs import meter_transform
-from das_gym.models.vilt.inputs import vilt_transform
-from das_gym.registration import ASSETS, MODELS
-from das_gym.shapes.scenes import COLORS, SHAPES, render, sample_scene
+from das_gym.registration import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +25,7 @@ def batches(tokenizer) -> CaptionBatches:
     return CaptionBatches(tokenizer, seed=0, batch_size=64, patch_size=16, normalise=PRETRAIN_MODELS["METER"].normalise)
 
 
-VILT_MINI = ASSETS / "vilt_mini"
-
 both_models = pytest.mark.parametrize("name", PRETRAIN_MODELS)
-
-
-def test_vocabulary_covers_all_texts(tokenizer):
-    for text in ("what color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs"):
-        ids = tokenizer(text)["input_ids"]
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode(ids[1:-1]).strip() == text.strip() or text != text.lower()
 
 
 @both_models
@@ -51,150 +37,8 @@ def test_shipped_tokenizer_equals_the_trained_one(name: str):
     assert shipped("is it red?")["input_ids"] == trained("is it red?")["input_ids"]
 
 
-@torch.no_grad()
-def test_shipped_matching_head_separates_true_from_false_captions():
-    shipped = load_checkpoint(VILT_MINI, heads=["itm_score"])
-    for key, parameter in shipped.vlp.named_parameters():
-        if "adapter.up" in key:
-            parameter.zero_()  # untrained adapters are in the way
-    recipe = PRETRAIN_MODELS["ViLT"]
-    batch = CaptionBatches(load_tokenizer(VILT_MINI), 9, 128, 16, recipe.normalise)(0)
-    inputs = {"image": batch.scenes.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    score, whole = shipped.heads["itm_score"], batch.matches != IGNORE
-    says = F.linear(shipped.vlp(inputs), score["weight"], score["bias"]).argmax(-1)
-    assert (says == batch.matches)[whole].float().mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("special", "pad", "first", "last", "mask"),
-    [
-        (ROBERTA, ("<pad>", 1), ("<s>", 0), ("</s>", 2), ("<mask>", 4)),
-        (BERT, ("[PAD]", 0), ("[CLS]", 2), ("[SEP]", 3), ("[MASK]", 4)),
-    ],
-    ids=["RoBERTa", "BERT"],
-)
-def test_special_tokens_are_those_of_the_models_text(special, pad, first, last, mask):
-    tokenizer = train_tokenizer(0, special)
-    ids = tokenizer("a")["input_ids"]
-    assert (tokenizer.bos_token, ids[0]) == first
-    assert (tokenizer.eos_token, ids[-1]) == last
-    assert (tokenizer.pad_token, tokenizer.pad_token_id) == pad
-    assert (tokenizer.mask_token, tokenizer.mask_token_id) == mask
-    assert tokenizer("")["input_ids"] == [special.first, special.last]
-
-
-def test_tokenizers_differ_only_in_special_tokens(tokenizer):
-    words = {token: index for token, index in tokenizer.get_vocab().items() if index >= len(ROBERTA.tokens)}
-    other = train_tokenizer(0, BERT).get_vocab()
-    assert words == {token: index for token, index in other.items() if index >= len(BERT.tokens)}
-
-
-@pytest.mark.parametrize(
-    ("name", "transform"), [("METER", meter_transform), ("ViLT", lambda i, s: vilt_transform(i, s, 16))]
-)
-def test_pixels_are_those_of_the_models_transform(name: str, transform):
-    batch = image_batch(3, 1, 2, 16, PRETRAIN_MODELS[name].normalise)
-    rng = np.random.default_rng([3, 0, 1])
-    expected = [transform(render(sample_scene(rng)), 96) for _ in range(2)]
-    torch.testing.assert_close(batch.image, torch.stack(expected))
-
-
-def test_vilt_treats_no_patch_as_padding():
-    image = image_batch(0, 0, 16, 16, PRETRAIN_MODELS["ViLT"].normalise).image
-    model = PRETRAIN_MODELS["ViLT"].build(8, 400, 0, 2)
-    _, seen = model.embed_image(image)
-    assert seen.shape == (16, 37)
-    assert seen.all()
-
-
 @pytest.mark.slow
-@both_models
-def test_losses_train_the_model(name: str):
-    torch.manual_seed(0)
-    recipe = PRETRAIN_MODELS[name]
-    tokenizer = train_tokenizer(0, recipe.special_tokens)
-    model = recipe.build(16, len(tokenizer), 0, 4)
-    recipe.initialise(model)
-    heads = PretrainHeads(16, model.feature_size, len(tokenizer))
-    batch = CaptionBatches(tokenizer, 0, 24, 16, recipe.normalise)(0)
-    inputs = {"image": batch.scenes.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    losses = caption_losses(heads, recipe.features(model, inputs), batch)
-    whole = losses.pop("loss")
-    whole.backward(retain_graph=True)
-    taught = [p for key, p in model.named_parameters() if "adapter" not in key and p.grad is not None]
-    for loss in losses.values():
-        grads = torch.autograd.grad(loss, taught, retain_graph=True, allow_unused=True)
-        assert sum(float(g.abs().sum()) for g in grads if g is not None) > 0
-
-
-@both_models
-def test_first_part_trains_without_text(name: str):
-    torch.manual_seed(0)
-    recipe = PRETRAIN_MODELS[name]
-    model = recipe.build(16, 373, 0, 4)
-    recipe.initialise(model)
-    heads = PretrainHeads(16, model.feature_size, 373)
-    batch = image_batch(0, 0, 8, 16, recipe.normalise)
-    patches = recipe.early_patches(model, batch.image)
-    assert patches.shape == (8, 36, 16)
-    optimizer = torch.optim.Adam([*model.parameters(), *heads.parameters()], 1e-2)
-    values = []
-    for _ in range(8):
-        loss = image_losses(heads, recipe.early_patches(model, batch.image), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values.append(float(loss.detach()))
-    assert values[-1] < 0.7 * values[0]
-
-
-def test_batches_are_a_function_of_seed_and_step(batches: CaptionBatches):
-    one, again, other = batches(3), batches(3), batches(4)
-    assert torch.equal(one.scenes.image, again.scenes.image)
-    assert torch.equal(one.input_ids, again.input_ids)
-    assert not torch.equal(one.scenes.image, other.scenes.image)
-
-
-def test_hidden_words_are_labelled_and_nothing_else(batches: CaptionBatches, tokenizer):
-    batch = batches(0)
-    hidden = batch.input_ids == tokenizer.mask_token_id
-    assert torch.equal(hidden, batch.words != IGNORE)
-    with_hidden = hidden.any(1)
-    assert torch.equal(with_hidden, batch.matches == IGNORE)
-    assert 0.3 < with_hidden.float().mean() < 0.7
-    assert set(batch.matches[~with_hidden].tolist()) == {0, 1}
-
-
-def test_false_captions_teach_nothing_about_patches(batches: CaptionBatches):
-    batch = batches(0)
-    false = batch.matches == 0
-    assert (batch.roles[false] == IGNORE).all()
-    assert batch.places[false].isnan().all()
-    assert batch.offsets[false].isnan().all()
-    assert (batch.roles[~false] != IGNORE).all()
-
-
-def test_named_words_lie_where_their_object_is(batches: CaptionBatches):
-    batch = batches(1)
-    rows, tokens = torch.nonzero(~batch.places.isnan().any(-1), as_tuple=True)
-    assert len(rows) > 20
-    for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-        color, shape = batch.color_words[row, token], batch.shape_words[row, token]
-        shown = batch.scenes.colors[row] == color if color >= 0 else batch.scenes.shapes[row] == shape
-        centers = batch.scenes.centers[row][shown]
-        assert (centers - batch.places[row, token]).abs().sum(-1).min() < 1e-6
-
-
-def test_patches_are_labelled_by_what_they_show():
-    batch = image_batch(0, 0, 8, 16, PRETRAIN_MODELS["METER"].normalise)
-    assert batch.image.shape == (8, 3, 96, 96)
-    assert batch.colors.shape == batch.shapes.shape == (8, 36)
-    assert torch.equal(batch.colors == len(COLORS), batch.shapes == len(SHAPES))
-    assert ((batch.centers >= 0) & (batch.centers <= 1)).all()
-
-
-@pytest.mark.slow
-@both_models
+@pytest.mark.parametrize("name", ["ViLT"])
 def test_pretraining_runs_stops_and_resumes(tmp_path: Path, name: str):
     config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=8, image_batch_size=8, save_every=2)
     whole = pretrain(config, tmp_path / "whole", tmp_path / "a")

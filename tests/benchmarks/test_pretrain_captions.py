@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES, patch_owners
+from benchmarks.pretrain.captions import CAPTION_FAMILIES
 from das_gym.shapes.scene_language import RELATIONS
-from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, Scene, SceneObject, render, sample_scene
+from das_gym.shapes.scenes import Scene, sample_scene
 
 
 def holds(sentence: str, scene: Scene) -> bool:
@@ -43,23 +43,3 @@ def test_captions_are_true_their_variants_false_and_their_objects_named(family: 
         assert not holds(caption.false_text, scene), (caption, scene)
         named = [scene.objects[i] for i in (*caption.subjects, *caption.others)]
         assert all(o.color in caption.text or o.shape in caption.text for o in named)
-
-
-def test_patch_owners_by_hand():
-    square = SceneObject("red", "square", 24.0, 24.0, 8 / 0.85)  # covers pixels 16..32: patch (1, 1) of 16 pixels
-    other = SceneObject("blue", "square", 72.0, 56.0, 8 / 0.85)  # pixels 64..80, 48..64: patch row 3, column 4
-    expected = np.full((6, 6), -1)
-    expected[1, 1], expected[3, 4] = 0, 1
-    owners = patch_owners(Scene((square, other), background=200), patch_size=16, min_share=0.5)
-    np.testing.assert_array_equal(owners.reshape(6, 6), expected)
-
-
-@pytest.mark.parametrize("patch_size", [8, 16, 32])
-def test_patch_owners_are_in_the_image(patch_size: int):
-    scene = sample_scene(np.random.default_rng(1))
-    picture, side = np.asarray(render(scene)), IMAGE_SIZE // patch_size
-    for patch, owner in enumerate(patch_owners(scene, patch_size, min_share=0.01)):
-        if owner >= 0:
-            row, column = (patch_size * number for number in divmod(patch, side))
-            tile = picture[row : row + patch_size, column : column + patch_size]
-            assert (tile == COLORS[scene.objects[owner].color]).all(axis=2).any()

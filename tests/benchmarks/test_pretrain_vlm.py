@@ -3,29 +3,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from benchmarks.pretrain import llava, smolvlm
 from benchmarks.pretrain.batches import IGNORE
-from benchmarks.pretrain.config import CHECKPOINTS, SIZES, PretrainConfig
-from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, features
-from benchmarks.pretrain.conversations import ConversationBatches, token_batch
-from benchmarks.pretrain.family import AnsweringModel, grid_positions
+from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
+from benchmarks.pretrain.conversation_losses import features
+from benchmarks.pretrain.conversations import ConversationBatches
+from benchmarks.pretrain.family import AnsweringModel
 from benchmarks.pretrain.models import ANSWERING_MODELS
-from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
+from benchmarks.pretrain.questions import INSTRUCTION
 from benchmarks.pretrain.recipe import pretrain
-from benchmarks.pretrain.tokenizer import Tokens, messages
+from benchmarks.pretrain.tokenizer import messages
 from das_gym.registration import ASSETS
-from das_gym.shapes.scene_language import Question
-from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
+from das_gym.shapes.scenes import Scene, SceneObject, render
 from das_gym.tasks.answering.examples import instructed
 
-TOKENS = {"SmolVLM": smolvlm.TOKENS, "LLaVA": llava.TOKENS}
-ASSISTANT = {"SmolVLM": " yes<end_of_utterance>\n", "LLaVA": " yes</s>"}
 CLASSES = {"SmolVLM": ("SmolVLMForConditionalGeneration", 12), "LLaVA": ("LlavaForConditionalGeneration", 24)}
 
 
@@ -37,11 +31,6 @@ def name(request) -> str:
 @pytest.fixture(scope="module")
 def family(name: str) -> AnsweringModel:
     return ANSWERING_MODELS[name]
-
-
-@pytest.fixture(scope="module")
-def tokens(name: str) -> Tokens:
-    return TOKENS[name]
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +66,6 @@ SCENE = Scene(
 )
 
 
-def test_vocabulary_covers_all_texts(tokenizer):
-    for text in ("What color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs\n\n"):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]).removeprefix(" ") == text
-
-
-def test_prompt_words_are_single_tokens(tokenizer, tokens: Tokens):
-    assert tokenizer.convert_ids_to_tokens(list(range(len(tokens.special)))) == list(tokens.special)
-    assert all(len(tokenizer(phrase)["input_ids"]) == 1 for phrase in (*tokens.special, *tokens.phrases))
-    assert tokenizer("red")["input_ids"] == tokenizer(" red")["input_ids"]
-    for answer in ("yes", "no", "0", "5", "red", "purple", "triangle", "cross"):
-        assert len(tokenizer(answer)["input_ids"]) == 1
-
-
 def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
     tokenizer.backend_tokenizer.no_padding()
     family.make_processor(tokenizer).save_pretrained(tmp_path)
@@ -98,15 +74,6 @@ def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringMo
 
 def test_questions_are_put_as_the_answering_task_puts_them():
     assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
-
-
-def test_answer_continues_the_chat_template(name: str, family: AnsweringModel, processor, tokenizer):
-    asked = messages("is it red?" + INSTRUCTION)
-    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
-    whole = processor.apply_chat_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}])
-    assert whole == prompt + ASSISTANT[name]
-    answer = tokenizer(f"yes{family.prompt.end}")["input_ids"]
-    assert tokenizer(whole.strip())["input_ids"] == tokenizer(prompt)["input_ids"] + answer
 
 
 def test_batch_equals_the_processors(family: AnsweringModel, batches: ConversationBatches, processor):
@@ -138,86 +105,6 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel,
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
 
 
-def test_losses_train_and_word_loss_is_cross_entropy(family: AnsweringModel, batches: ConversationBatches, model):
-    torch.manual_seed(0)
-    batch, heads = batches(0, described=True), ConversationHeads(16)
-    losses = conversation_losses(family, model, heads, batch)
-    logits = model.lm_head(features(family, model, batch).last)
-    assert torch.allclose(
-        losses["words"], F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
-    )
-    assert 0 <= losses.pop("right") <= 1
-    for loss in losses.values():
-        grads = torch.autograd.grad(loss, family.eyes(model)["vision"].parameters(), retain_graph=True, allow_unused=True)
-        assert sum(float(g.abs().sum()) for g in grads if g is not None) > 0
-
-
-def test_batches_are_a_function_of_seed_and_step(family: AnsweringModel, batches: ConversationBatches, tokenizer):
-    one, again, other = batches(3, True), batches(3, True), batches(4, True)
-    another_seed = ConversationBatches(family, tokenizer, 1, 6)(3, True)
-    assert torch.equal(one.images.scenes.image, again.images.scenes.image)
-    assert torch.equal(one.input_ids, again.input_ids)
-    assert not torch.equal(one.images.scenes.image, other.images.scenes.image)
-    assert not torch.equal(one.images.scenes.image, another_seed.images.scenes.image)
-
-
-def test_silhouettes_show_where_the_objects_are():
-    batch = token_batch([SCENE], lambda pixels: pixels)
-    grid = batch.silhouettes.view(6, 6, 16, 16).transpose(1, 2).reshape(96, 96).bool()
-    background = (batch.scenes.image[0] * 255).round() == SCENE.background
-    assert torch.equal(grid, ~background.all(0))
-    assert 800 < grid.sum() < 1000  # two circles of radius 10 and a star
-
-
-def test_initial_positions_are_similar_for_near_patches():
-    positions = grid_positions(12, 64)
-    assert positions.shape == (144, 64)
-    alike = (positions @ positions[5 * 12 + 4]).view(12, 12)
-    assert [alike.argmax().item(), alike[5].argsort(descending=True)[1:3].sort().values.tolist()] == [5 * 12 + 4, [3, 5]]
-    assert torch.allclose(alike[5, 5], alike[6, 4], atol=1e-4)
-    assert alike[5, 5] > alike[6, 5] > alike[7, 6]
-
-
-def test_objects_named_by_a_question():
-    def named(text: str) -> list[int]:
-        return [len(mention.objects) for mention in mentions(SCENE, text)]
-
-    assert named("is the red circle left of the green star?") == [1, 1]
-    assert named("how many circles are there?") == [2]
-    assert named("how many crosses are there?") == [0]
-    assert named("how many green objects are there?") == [1]
-    assert named("what color is the object nearest to the blue circle?") == [1]
-    assert named("what shape is nearest to the yellow star?") == [0]
-    text = "what color is the star?"
-    assert [text[mention.end] for mention in mentions(SCENE, text)] == ["r"]
-
-
-def test_object_of_the_answer():
-    def found(text: str, answer: str, family: str) -> SceneObject | None:
-        return target(SCENE, Question(text, answer, family, "other"))
-
-    red, blue, star = SCENE.objects
-    assert found("what color is the star?", "green", "attribute") is star
-    assert found("what shape is the blue object?", "circle", "attribute") is blue
-    assert found("what shape is nearest to the red circle?", "circle", "nearest") is blue
-    assert found("what color is the object nearest to the green star?", "red", "nearest") is red
-    assert found("is there a red circle?", "yes", "existence") is None
-
-
-def test_targets_are_what_the_answers_name():
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        scene = sample_scene(rng)
-        for question in questions(rng, scene):
-            wanted = target(scene, question)
-            if wanted is not None:
-                assert question.answer in (wanted.color, wanted.shape)
-
-
-def test_description_names_objects_from_left_to_right():
-    assert describe(SCENE).answer == "red circle, green star, blue circle"
-
-
 @pytest.mark.slow
 def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path):
     config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4, save_every=2)
@@ -238,9 +125,3 @@ def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path):
     assert said.shape[0] == 2
     assert json.loads((whole / "tokenizer.json").read_text())["padding"] is None
     assert json.loads((whole / "config.json").read_text())["text_config"]["num_hidden_layers"] == layers
-
-
-def test_none_is_the_models_own_size():
-    assert PretrainConfig("SmolVLM").size == SIZES["SmolVLM"]
-    assert PretrainConfig("ViLT", steps=7).size.steps == 7
-    assert PretrainConfig("ViLT", steps=7).size.learning_rate == SIZES["ViLT"].learning_rate

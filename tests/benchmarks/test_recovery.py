@@ -31,9 +31,3 @@ def test_settings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert row["loss_regained"] == pytest.approx((shrunk - row["loss"]) / (shrunk - full))
     assert set(record["test"]) == {"full", "shrunk", "recovered"}
     assert "on test, with the settings of the least held-out loss:" in printed
-
-
-def test_shares():
-    assert recovery.regained(1.0, 2.0, 1.25) == 0.75
-    assert recovery.regained(0.9, 0.5, 0.8) == pytest.approx(0.75)  # a score
-    assert recovery.regained(1.0, 1.0, 1.0) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.data.augment import augmentation_seed, randaugment
+from das_gym.data.augment import randaugment
 
 
 @pytest.fixture
@@ -28,10 +28,3 @@ def test_randaugment_is_torchvisions_and_seeded(image: Image.Image):
     torch.manual_seed(7)
     assert changed[7] == RandAugment(2, 9)(image).tobytes()
     assert randaugment(image, 1, num_ops=0).tobytes() == image.tobytes()
-
-
-def test_augmentation_seed_differs_by_run_step_and_image():
-    places = [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"), (0, 10, "a"), (1, 1, "0 a")]
-    seeds = {augmentation_seed(*place) for place in places}
-    assert len(seeds) == 6
-    assert all(0 <= seed < 2**63 for seed in seeds)

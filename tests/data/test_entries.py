@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import check_fields, check_text, read_entries
+from das_gym.data.entries import check_fields, read_entries
 from das_gym.data.images import FolderListings
 
 
@@ -36,26 +36,11 @@ def test_read_entries_names_a_file_with_unexpected_json(tmp_path: Path, text: st
         list(read_entries(path, BadExamples("skip")))
 
 
-def test_read_entries_reports_bad_lines(tmp_path: Path):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": \n{"a": "\xff"}\n{"a": 2}')
-    bad = BadExamples("skip")
-    assert [entry for _, entry in read_entries(path, bad)] == [{"a": 1}, {"a": 2}]
-    assert [line.partition(" is not")[0] for line in bad.lines] == [f"{path}: line 2", f"{path}: line 3"]
-
-
 @pytest.mark.parametrize("entry", [3, {}, {"a": "1"}, {"a": True}, {"a": None}])
 def test_check_fields_names_the_field(entry: object):
     check_fields({"a": 1, "b": 2}, {"a": int}, "x")
     with pytest.raises(ValueError, match=r"^x.* a$|^x.*`a`"):
         check_fields(entry, {"a": int}, "x")
-
-
-@pytest.mark.parametrize("text", ["", "  \n", None, 3, "a \ud83d b"])
-def test_check_text_rejects(text: object):
-    assert check_text(" two owls 🦉🦉\n", "x") == "two owls 🦉🦉"
-    with pytest.raises(ValueError, match=r"^x is (empty|not valid Unicode)"):
-        check_text(text, "x")
 
 
 def test_folder_listings_find_the_first_existing_path(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from das_gym.data.splits import LazySequence, hash_order, linked_groups, share_of
+from das_gym.data.splits import LazySequence, hash_order, linked_groups
 
 KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
 
@@ -13,17 +13,6 @@ KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20
 def test_hash_order_is_stable():
     assert hash_order(["a", "b", "c", "d", "a"]) == hash_order(["d", "c", "b", "a"])
     assert hash_order(map(str, range(8))) == ["6", "2", "4", "0", "5", "3", "7", "1"]
-
-
-def test_share_is_rounded_and_at_least_one():
-    assert [share_of(0.1, count) for count in (1, 2, 14, 16, 25, 100)] == [1, 1, 1, 2, 2, 10]
-
-
-def test_examples_are_linked_by_way_of_others():
-    groups = linked_groups([["a"], ["b"], ["c", "d"], ["b", "c"], [], [], ["a", "a"]])
-    assert groups[0] == groups[6]
-    assert groups[1] == groups[2] == groups[3]
-    assert len(set(groups)) == 4
 
 
 @given(KEYS)

@@ -20,7 +20,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
-LONG = {"first-hour.md": pytest.mark.long}
+LONG = {"tutorial.md": pytest.mark.long}
 
 
 def fail(path: Path, block: Block, why: str) -> None:
@@ -155,13 +155,3 @@ def run(path: Path, block: Block, command: list[str]) -> None:
 def test_error_in_a_page_is_found(line: str, wrong: str | None):
     (words,) = commands_of(line)
     assert wrong_words(words) == wrong
-
-
-def test_blocks_are_found():
-    text = "<!-- skip: why -->\n\n```bash\npython -m adapt\n```\n\nAs:\n\n    python -m agents runs  # all\n\n"
-    text += "<!-- test: x = 1 => x = 2 -->\n\n```python\nx = 1\n```\n"
-    assert [(b.language, b.mark, b.words, b.line) for b in blocks_of(text)] == [
-        ("bash", "skip", "why", 4),
-        ("bash", None, "", 9),
-        ("python", "test", "x = 1 => x = 2", 14),
-    ]

@@ -1,38 +1,9 @@
 from __future__ import annotations
 
-import numpy as np
-
 from das_gym.drawing.architecture import Architecture
-from das_gym.models.base import Layer
-from das_gym.problem.mask_cost import MaskCost
-from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
-
-
-def test_names_say_lane_and_label():
-    names = ["decoder.0.attention", "decoder.0.mlp", "vision.12", "neck"]
-    units = Architecture.of(names).units
-    assert [unit.lane for unit in units] == ["decoder.attention", "decoder.mlp", "vision", "neck"]
-    assert [unit.label for unit in units] == ["0", "0", "12", "neck"]
-    assert [unit.stage for unit in units] == [0, 1, 2, 3]
-    assert {unit.share for unit in units} == {None}
-
-
-def test_lines_by_hand():
-    layers = [Layer("text.0", "text", 0), Layer("text.1", "text", 1), Layer("image.0", "image", 0)]
-    architecture = Architecture.of_layers(layers, MaskCost(200, 200, np.array([10, 20, 40])))
-    assert architecture.stages == ((0, 2), (1,))
-    assert architecture.lines([False, False, True]) == [
-        "stage 0: keep text.0 (5.0 %), SKIP image.0 (20.0 %)",
-        "stage 1: keep text.1 (10.0 %)",
-    ]
 
 
 def test_architecture_reads_stages_from_a_table(small_problem, small_table: SubnetTable):
     known = Architecture.of_layers(small_problem.vlp.layers, small_table.layer_macs)
     assert Architecture.of_table(small_table) == known
-
-
-def test_sublayers_stand_one_after_another():
-    table = SubnetTable.load(ASSETS / "smolvlm_mini/answering_sublayers_table.npz")
-    assert Architecture.of_table(table).stages == tuple((i,) for i in range(24))

@@ -12,7 +12,6 @@ from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.engine.scores import Scores
 from das_gym.tables.table import SubnetTable, TableMeta
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
-from tests.made_up_suite import GROUPS, made_up_table
 
 
 def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
@@ -162,17 +161,6 @@ def test_sliders_set_the_budget(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
-def test_along_the_front(page: Any, table: SubnetTable):
-    reset_page(page)
-    front = table.pareto_front("loss", "reward")[:0:-1]  # from the dearest on; all skipped has no loss
-    assert page.get_attribute("#front", "max") == str(len(front) - 1)
-    for place in (len(front) - 1, 0):
-        slide(page, "front", place)
-        np.testing.assert_array_equal(mask_of(page, table), front[place])
-
-
-@pytest.mark.slow
-@needs_browser
 def test_explorer_replays_a_search(page: Any, table: SubnetTable):
     reset_page(page)
     slide(page, "at", 2)
@@ -183,22 +171,6 @@ def test_explorer_replays_a_search(page: Any, table: SubnetTable):
     page.wait_for_selector("#play:has-text('Play')")  # it stops by itself
     assert page.input_value("#at") == "3"
     assert read_values(page) == wanted(table, np.zeros(6, bool))
-
-
-@pytest.mark.slow
-@needs_browser
-def test_words_agree_with_numbers_while_a_search_plays(chromium: Any, table: SubnetTable, tmp_path: Path):
-    masks = [[int(bit) for bit in mask] for mask in table.masks[1:41]]
-    long = replace(REPLAY, masks=masks, rewards=[0.4] * 40, best=[0.4] * 40)
-    page = open_page(chromium, write_explorer(tmp_path / "page.html", table, [long]))
-    page.wait_for_selector("#said:has-text('Skipped: nothing.')", state="attached")
-    page.click("#play")
-    for _ in range(5):
-        page.wait_for_timeout(200)
-        words, loss = page.evaluate("['status', 'loss'].map((id) => document.getElementById(id).textContent)")
-        assert f"Loss {loss}," in words
-    page.wait_for_selector("#said:has-text('Skipped: text.'), #said:has-text('Skipped: image.')", state="attached")
-    assert page.inner_text("#play") == "Pause"
 
 
 @pytest.mark.slow
@@ -235,57 +207,7 @@ def test_everyone_can_read_it(page: Any, tmp_path: Path):
     assert page.wrong == []
 
 
-@pytest.mark.slow
-@needs_browser
-def test_explorer_of_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
-    table = a_table(8, most=2)
-    page = open_page(chromium, write_explorer(tmp_path / "few.html", table), 360)
-    for box in page.query_selector_all("button.unit")[:2]:
-        box.click()
-    assert read_values(page) == wanted(table, mask_of(page, table))
-    page.click("button.unit >> nth=3")
-    assert read_values(page) == {"loss": "-", "metric": "-", "saved": "-", "count": "3 of 8", "rank": "not in the table"}
-    page.wait_for_selector("#status:has-text('knows masks of up to 2')")
-    page.click("#best")
-    np.testing.assert_array_equal(mask_of(page, table), table.best())
-    page.check("#exactly")
-    slide(page, "k", 0)
-    assert page.inner_text("#within").startswith("1 mask keeps it.")
-
-
 def test_search_of_other_units_is_rejected(table: SubnetTable, tmp_path: Path):
     with pytest.raises(ValueError, match="run 3 did not search this table"):
         write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
     assert not (tmp_path / "page.html").exists()
-
-
-@pytest.mark.slow
-@needs_browser
-def test_most_sensitive_units_come_first(chromium: Any, tmp_path: Path):
-    table = made_up_table(6, seed=3)
-    page = open_page(chromium, write_explorer(tmp_path / "page.html", table))
-    parts = {name: table.group_table(name) for name in GROUPS}
-
-    def rows() -> list[list[str]]:
-        return [line.inner_text().split("\t") for line in page.query_selector_all("#groups tr")]
-
-    def wanted_rows(mask: np.ndarray, split: str) -> list[list[str]]:
-        found = []
-        for name, part in parts.items():
-            full, now = (float(part.scores[split].metrics[row]) for row in (0, part.index(mask)))
-            count = str(getattr(part.meta, f"{split}_examples"))
-            points = 100 * (now - full)
-            change = f"{points:+.1f}" if points else "0.0"
-            found.append((points, [name, count, f"{100 * full:.1f} %", f"{100 * now:.1f} %", change]))
-        return [row for _, row in sorted(found, key=lambda each: each[0])]
-
-    mask = np.zeros(6, bool)
-    assert rows() == wanted_rows(mask, "reward")
-    for number in (1, 4, 2):
-        page.click(f"button.unit:has-text('block.{number}')")
-        mask[number] = True
-        assert rows() == wanted_rows(mask, "reward")
-    page.check("[name=split][value=test]")
-    assert rows() == wanted_rows(mask, "test")
-    check_accessible(page)
-    check_fits(page)

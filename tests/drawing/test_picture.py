@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,18 +43,3 @@ def test_layout_keeps_labels_apart(n_units: int):
     places.sort()
     assert all(one[0] != other[0] or one[2] < other[1] for one, other in itertools.pairwise(places))
     assert max(right for _, _, right in places) <= WIDTH
-
-
-def test_draw_shows_the_search():
-    mask = np.zeros(12, bool)
-    flat = draw(scene(12, mask, improvements=[(1, 0.5)], evaluations=9))
-    rising = draw(scene(12, mask, improvements=[(1, 0.1), (5, 0.5)], evaluations=9))
-    assert (flat != rising).any()
-    assert (draw(scene(12, mask)) != flat).any()
-
-
-def test_draw_shrinks_long_facts():
-    fact = "24,198,912 MACs an example, 11.9 % saved (baseline: 27,470,336)"
-    plain, told = (draw(replace(scene(12, np.zeros(12, bool)), facts=facts)) for facts in ([], [fact]))
-    changed = np.flatnonzero((plain != told).any(axis=(0, 2)))
-    assert 300 < changed.max() < WIDTH // 2

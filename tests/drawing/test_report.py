@@ -8,7 +8,6 @@ import pytest
 from das_gym.drawing import command
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import (
-    MAX_TURNS,
     Answers,
     CostChart,
     Heat,
@@ -50,21 +49,6 @@ def test_cost_chart_has_the_front_of_a_search():
     points = [(0.1, 0.3), (0.2, 0.2), (0.1, 0.1), (0.3, 0.5), (0.3, 0.6), (0.0, 0.2)]
     assert CostChart.of(points, None).front == [(0.3, 0.5), (0.2, 0.2), (0.1, 0.1)]
     assert CostChart.of([], None).front == []
-
-
-def test_heat_is_thinned():
-    heat = Heat.of([[turn / 1000] for turn in range(1000)])
-    assert len(heat.turns) == len(heat.values) == MAX_TURNS
-    assert (heat.turns[0], heat.turns[-1], heat.values[-1]) == (1, 1000, [0.999])
-    assert Heat.of([]) is None
-
-
-def test_cost_chart_has_the_front_of_a_table(small_table):
-    chart = CostChart.of([], None, small_table)
-    losses, saved = small_table.values("loss", "reward"), small_table.macs_saved
-    assert len(chart.others) == 64
-    for at, loss in chart.front:
-        assert not ((losses < loss - 1e-5) & (saved >= at - 1e-5)).any()
 
 
 def test_answers_show_differing_answers_first():
@@ -119,13 +103,6 @@ def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for wrong, says in ((("5",), "no run '5'"), ((), "`runs` is missing"), (("nowhere",), "got nowhere")):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             report(*wrong)
-
-
-def test_rerun_command(tmp_path: Path):
-    write_json(tmp_path / "config.json", {"seed": 3, "agent": "a b", "runs_dir": "/x", "resume": None, "evaluations": 240})
-    defaults = {"seed": 0, "agent": "bandit", "evaluations": 240}
-    assert command.rerun_command(tmp_path, "agents", defaults).endswith(" with seed=3 'agent=a b'")
-    assert command.rerun_command(tmp_path, "agents", defaults, agent=None, mask="[1]").endswith(" with seed=3 'mask=[1]'")
 
 
 @pytest.mark.slow

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import json
-
-import gymnasium
 import numpy as np
 import pytest
 
-from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode, find_action_mode, next_valid_actions
+from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import every_mask
 
 NAMES = ("text.0", "text.1", "image.0", "image.1")
 MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))
@@ -26,32 +22,6 @@ def play(sequence: SequenceMode, *actions: int):
     """Return the moves of one episode."""
     sequence.begin()
     return [sequence.step(action) for action in actions]
-
-
-def test_find_action_mode_rejects_unknown_names():
-    assert find_action_mode("scores") is ScoreMode
-    with pytest.raises(ValueError, match="did you mean 'sequence'"):
-        find_action_mode("sequenc")
-
-
-def test_sequence_is_as_long_as_its_budget():
-    one, two = play(mode(SequenceMode), 3, 0)
-    assert (bool(one.ended[0]), bool(two.ended[0])) == (False, True)
-    assert two.masks[0].tolist() == [True, False, False, True]
-    assert one.info["action_mask"][0].tolist() == [True, True, True, False]
-    assert not one.info["invalid_action"][0]
-
-
-def test_sequence_replaces_actions_without_effect():
-    moves = play(mode(SequenceMode, Budget(4, 3)), 3, 3, 3)
-    assert [np.flatnonzero(move.masks[0]).tolist() for move in moves] == [[3], [0, 3], [0, 1, 3]]
-    assert [bool(move.info["invalid_action"][0]) for move in moves] == [False, True, True]
-
-
-def test_next_valid_actions_wraps_around():
-    masks = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    for actions, expected in (([0, 0, 0], [0, 1, 0]), ([1, 2, 2], [3, 1, 2]), ([3, 3, 3], [3, 1, 3])):
-        assert next_valid_actions(np.array(actions), masks).tolist() == expected
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4), Budget(4, 0)])
@@ -77,24 +47,6 @@ def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budg
         assert budget.is_kept_by(move.masks)[0]
 
 
-def test_sequence_needs_a_reset_after_its_end():
-    sequence = mode(SequenceMode)
-    play(sequence, 0, 1)
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        sequence.step(2)
-    sequence.begin()
-    assert sequence.step(2).masks[0].tolist() == [False, False, True, False]
-
-
-@pytest.mark.parametrize("budget", [Budget(4, 0), Budget(4, None, 0.0, MaskCost(100, 90, MACS.savings))])
-def test_sequence_ends_at_once_if_the_full_model_satisfies_the_budget(budget: Budget):
-    sequence = mode(SequenceMode, budget)
-    (move,) = play(sequence, 1)
-    assert move.ended[0]
-    assert not move.masks.any()
-    assert not move.info["invalid_action"][0]
-
-
 def test_sequence_excludes_layers_that_save_nothing():
     sequence = mode(SequenceMode, COST)
     assert sequence.action_masks()[0].tolist() == [True, True, True, False]
@@ -103,41 +55,10 @@ def test_sequence_excludes_layers_that_save_nothing():
     assert move.masks[0].tolist() == [True, False, False, False]
 
 
-def test_sequence_can_stop_without_a_budget():
-    sequence = mode(SequenceMode, FREE)
-    assert sequence.space.n == 5
-    assert play(sequence, 4)[0].ended[0]
-    assert play(sequence, 1, 3, 4)[-1].masks[0].tolist() == [False, True, False, True]
-    assert play(sequence, 0, 1, 2, 3)[-1].ended[0]
-
-
-def test_sequence_features_are_within_their_bounds():
-    sequence = mode(SequenceMode, COST)
-    assert sequence.feature_names == (*(f"{name}/skipped" for name in NAMES), "macs_saved", "budget_left")
-    np.testing.assert_allclose(sequence.features()[0], [0, 0, 0, 0, -0.04, 0.24], atol=1e-6)
-    play(sequence, 1)
-    np.testing.assert_allclose(sequence.features()[0], [0, 1, 0, 0, 0.16, 0.04], atol=1e-6)
-    for budget in (COUNT, COST, FREE, Budget(4, 0)):
-        rows = mode(SequenceMode, budget, rows=16)
-        rows.masks = every_mask(4)
-        assert (rows.features() >= rows.low).all()
-        assert (rows.features() <= rows.high).all()
-        assert rows.action_masks().any(axis=1).all()
-
-
 @pytest.mark.parametrize("action", [4, -1, 1.0, np.array([1]), "1", None])
 def test_sequence_rejects_actions_outside_its_space(action):
     with pytest.raises(ValueError, match="`action`"):
         mode(SequenceMode).step(action)
-
-
-def test_rows_run_independently():
-    sequence = mode(SequenceMode, rows=2)
-    sequence.step(np.array([0, 1]), (2,))
-    sequence.begin(np.array([True, False]))
-    moves = sequence.step(np.array([2, 3]), (2,))
-    assert moves.masks.tolist() == [[False, False, True, False], [False, True, False, True]]
-    assert moves.ended.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 0)])
@@ -158,13 +79,6 @@ def test_single_sequence_agrees_with_rows(budget: Budget):
             rows.begin()
 
 
-def test_state_is_json_and_continues():
-    one, other = mode(SequenceMode), mode(SequenceMode)
-    play(one, 2)
-    other.set_state(json.loads(json.dumps(one.get_state())))
-    np.testing.assert_equal(tuple(one.step(0)), tuple(other.step(0)))
-
-
 def test_scores_skip_the_highest_and_of_equal_ones_the_first():
     moves = mode(ScoreMode).step(np.array([0.1, 0.9, -1.0, 0.5]))
     assert moves.masks[0].tolist() == [False, True, False, True]
@@ -172,24 +86,6 @@ def test_scores_skip_the_highest_and_of_equal_ones_the_first():
     assert mode(ScoreMode).step(np.zeros(4)).masks[0].tolist() == [True, True, False, False]
     assert mode(ScoreMode, FREE).step(np.array([0.1, -0.1, 0.0, 1.0])).masks[0].tolist() == [True, False, False, True]
     assert not mode(ScoreMode, Budget(4, 0)).step(np.ones(4)).masks.any()
-
-
-def test_scores_reach_a_saving_and_no_more():
-    scores = np.random.default_rng(1).normal(size=(200, 4))
-    masks = mode(ScoreMode, COST, rows=200).step(scores, (200,)).masks
-    assert (MACS.saved(masks) >= 0.2).all()
-    assert not masks[:, 3].any()
-    last = np.where(masks, scores, np.inf).argmin(axis=1)
-    masks[np.arange(200), last] = False
-    assert (MACS.saved(masks) < 0.2).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.uint64, np.int8, bool])
-def test_scores_of_every_type_are_ordered_alike(dtype: type):
-    """Unsigned integers cannot be negated, and the least of a signed byte is its own negative."""
-    scores = np.array([1, -128 if dtype is np.int8 else 0, 1, 0])
-    expected = mode(ScoreMode, Budget(4, 3)).step(scores.astype(float)).masks
-    np.testing.assert_array_equal(mode(ScoreMode, Budget(4, 3)).step(scores.astype(dtype)).masks, expected)
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, np.nan, 0, 0]), np.array(["a"] * 4)])

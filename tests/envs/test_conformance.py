@@ -50,12 +50,6 @@ def test_all_ids_are_listed():
     assert {id for id in registry if id.startswith("DAS-")} == ids
 
 
-@pytest.mark.parametrize("id", UNMADE)
-def test_missing_table_names_the_command_to_build_it(id: str):
-    with pytest.raises(ValueError, match=r"no table of .* is bundled.*`python -m agents table with"):
-        gymnasium.make(id)
-
-
 @pytest.mark.parametrize(("id", "action"), FORMS)
 def test_checkers_accept_every_form(id: str, action: str, kwargs: dict):
     env = gymnasium.make(id, action=action, **(kwargs if id == LIVE_OF_ALL else {})).unwrapped

@@ -207,7 +207,7 @@ def test_env_invariants_of_pair_models(checked: Checked, small_kwargs: dict[str,
 QUESTIONS = ("how many circles are there", "2", "what colour is it", "red green", "is the square blue", "true")
 
 OF_PROMPTS: dict[str, tuple[Any, ...]] = {
-    "type": ("llama", "smolvlm", "qwen2_vl"),
+    "type": ("llama", "qwen2_vl"),
     "units": ("layers", "sublayers", "adapters"),
     "vision": (None, True),
     "dtype": ("float32", "float64"),

@@ -66,21 +66,6 @@ def test_true_front_dominates_every_mask(env):
         assert env.reset()[1]["hypervolume"] == pytest.approx(most, rel=1e-5)
 
 
-def test_reward_is_zero_within_a_sequence():
-    env = gymnasium.make(ID, action="sequence", skip_num=2)
-    env.reset(seed=0)
-    assert env.step(3)[1].tolist() == [0, 0]
-    assert (env.step(7)[1] > 0).all()
-
-
-def test_mask_off_the_budget_saves_nothing():
-    env = gymnasium.make(ID, skip_num=3)
-    env.reset(seed=0)
-    _, vector, _, _, info = env.step(np.ones(12, np.int8))
-    assert vector[0] < 0
-    assert vector[1] == info["hypervolume"] == 0
-
-
 def test_third_objective_is_a_given_cost():
     env = gymnasium.make(ID, objectives=("task", "macs_saved", "latency_saved"), costs=latencies())
     env.reset(seed=0)
@@ -135,25 +120,7 @@ def test_vector_env_agrees_with_single_envs(autoreset_mode: str):
     assert not several.reset(seed=1)[1]["hypervolume"].any()
 
 
-def test_vector_env_mask_off_the_budget_saves_nothing():
-    several = gymnasium.make_vec(ID, num_envs=2, skip_num=4)
-    several.reset(seed=0)
-    actions = np.zeros((2, 12), np.int8)
-    actions[0, :4] = 1
-    rewards = several.step(actions)[1]
-    assert rewards[0, 1] > 0
-    assert rewards[1, 1] == 0
-
-
 @pytest.mark.parametrize("objectives", [("macs_saved",), ("task",), ("task", "macs_saved", "macs_saved"), ("task", "flops")])
 def test_wrong_objectives_are_rejected(objectives):
     with pytest.raises(ValueError, match="objective"):
         gymnasium.make(ID, objectives=objectives)
-
-
-def test_reward_of_a_model(small_kwargs: dict[str, str]):
-    env = gymnasium.make("DAS-METER-VQA-MO-v0", objectives=("task", "parameters_saved"), reward_examples=4, **small_kwargs)
-    env.reset(seed=0)
-    assert env.unwrapped.reward_dim == 2
-    vector = env.step(np.ones(6, np.int8))[1]
-    assert 0 < vector[1] < 1

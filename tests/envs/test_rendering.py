@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -82,30 +80,6 @@ def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
     assert "not scored, off the budget; reward -" in env.render()
 
 
-def test_improvements_are_kept_until_the_next_seed(kwargs: dict):
-    env = gymnasium.make(TABULAR, render_mode="rgb_array", **kwargs[TABULAR])
-    env.reset(seed=0)
-    masks = [mask for mask in env.get_wrapper_attr("table").masks if mask.sum() == 2]
-    rewards = []
-    for mask in (*masks, np.ones(6, bool)):
-        env.reset()
-        rewards.append(env.step(mask.astype(np.int8))[1])
-    running = np.maximum.accumulate(rewards[:-1])
-    expected = [(i + 1, rewards[i]) for i in range(len(masks)) if i == 0 or running[i] > running[i - 1]]
-    scorer = env.unwrapped.scorer
-    assert scorer.improvements == expected
-    twin = pickle.loads(pickle.dumps(env.unwrapped))
-    np.testing.assert_array_equal(twin.render(), env.render())
-    vector = gymnasium.make_vec(TABULAR, num_envs=len(masks), **kwargs[TABULAR])
-    vector.reset(seed=0)
-    vector.step(np.array(masks, np.int8))
-    assert vector.template.scorer.improvements == expected
-    env.reset()
-    assert scorer.improvements == expected
-    env.reset(seed=1)
-    assert scorer.improvements == []
-
-
 def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
     env: Any = gymnasium.make(SUITE, render_mode="ansi", **kwargs[SUITE])
     with pytest.raises(gymnasium.error.ResetNeeded):
@@ -119,35 +93,6 @@ def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
         reward, info = env.step(env.action_space.sample())[1::3]
         assert env.render().count("SKIP") == info["n_skipped"]
         assert f"reward {reward:.4f}" in env.render()
-
-
-@pytest.mark.parametrize("env_id", [SUITE, SEARCH])
-def test_suite_images_have_one_size(kwargs: dict, env_id: str):
-    env = gymnasium.make(env_id, render_mode="rgb_array", **kwargs[env_id])
-    env.action_space.seed(0)
-    frames = []
-    for number in (0, 3, 7):
-        env.reset(options={"problem": number})
-        frames.append(env.render())
-        env.step(env.action_space.sample())
-        frames.append(env.render())
-    assert len({frame.shape for frame in frames}) == 1
-    assert all(np.any(a != b) for a, b in itertools.pairwise(frames))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(env.unwrapped)).render(), frames[-1])
-
-
-def test_search_shows_how_its_best_reward_rose(kwargs: dict):
-    env: Any = gymnasium.make(SEARCH, render_mode="rgb_array", evaluations=6, **kwargs[SEARCH])
-    env.reset(seed=0)
-    env.action_space.seed(3)
-    best, rises = -1.0, []
-    for at in range(6):
-        observed = env.step(env.action_space.sample())[0]
-        if (reward := float(observed["rewards"][at])) > best:
-            best = reward
-            rises.append((at + 1, reward))
-    assert env.unwrapped.view().improvements == rises
-    assert env.unwrapped.view().evaluations == 6
 
 
 def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):

@@ -8,16 +8,11 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from das_gym.engine.evaluator import Evaluator
-from das_gym.envs.sb3_vec_env import SB3VecEnv, info_rows, make_sb3_vec_env
-from das_gym.envs.scoring import INFO_KEYS
+from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
 
-ID = "DAS-METER-VQA-v0"
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
@@ -30,22 +25,6 @@ def tabular_kwargs(small_table, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:
     return SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=n_envs, **kwargs))
-
-
-def test_step_is_one_engine_call(small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    env = make_sb3_vec_env(ID, n_envs=16, seed=0, skip_num=None, reward_examples=4, **small_kwargs)
-    model = PPO("MlpPolicy", env, n_steps=5, batch_size=16, n_epochs=1, seed=0)
-    calls, evaluate = [], Evaluator.evaluate
-
-    def counted(self, masks, *args, **kwargs):
-        calls.append(len(masks))
-        return evaluate(self, masks, *args, **kwargs)
-
-    monkeypatch.setattr(Evaluator, "evaluate", counted)
-    model.learn(80)
-    assert calls.count(16) == 5
-    assert len(calls) <= 5 + 2  # the full model and its statistics at the first reset
-    assert model.num_timesteps == 80
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
@@ -73,86 +52,6 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
                 np.testing.assert_array_equal(got["terminal_observation"], expected["terminal_observation"])
                 lengths.add(got["n_skipped"])
     assert lengths == {2} if action != "mask" else lengths
-
-
-def test_truncation_is_reported(tabular_kwargs: dict):
-    vector = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
-    env = make(2, action="sequence", max_episode_steps=3, **vector, **{**tabular_kwargs, "skip_num": 5})
-    env.reset()
-    for step in range(1, 7):
-        _, _, dones, infos = env.step(np.array([step % 2, 0]))
-        assert [info["TimeLimit.truncated"] for info in infos] == dones.tolist() == [step % 3 == 0] * 2
-    assert infos[1]["terminal_observation"].shape == env.observation_space.shape
-    assert infos[1]["n_skipped"] == 3
-
-
-@pytest.mark.parametrize("algorithm", [PPO, DQN])
-def test_constant_policy_satisfies_the_budget(tabular_kwargs: dict, algorithm: type):
-    env = make_sb3_vec_env(TABULAR, n_envs=1, action="sequence", **{**tabular_kwargs, "skip_num": 5})
-    model = algorithm("MlpPolicy", env, seed=0)
-    observation, repeated = env.reset(), 0
-    for step in range(1, 6):
-        action = model.predict(observation, deterministic=True)[0]
-        observation, _, dones, infos = env.step(action)
-        assert dones.tolist() == [step == 5]
-        assert infos[0]["n_skipped"] == step
-        repeated += infos[0]["invalid_action"]
-    assert repeated
-
-
-def test_infos_hold_plain_numbers(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    env.reset()
-    assert set(env.reset_infos[0]) == set(INFO_KEYS)
-    assert env.reset_infos[1]["n_skipped"] == 0
-    _, rewards, dones, infos = env.step(np.array([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]))
-    assert rewards.dtype == np.float32
-    assert dones.dtype == bool
-    assert [info["feasible"] for info in infos] == [True, False]
-    for info in infos:
-        assert set(info) == {*INFO_KEYS, "terminal_observation", "TimeLimit.truncated"}
-        assert {type(info[key]) for key in INFO_KEYS} <= {int, float, bool}
-        assert info["terminal_observation"] in env.observation_space
-
-
-def test_info_rows_by_hand():
-    info = {
-        "loss": np.array([0.5, 0.25, 0.0]),
-        "_loss": np.array([True, True, False]),
-        "episode": {"r": np.array([1.0, 0.0, 2.0]), "_r": np.array([True, False, True])},
-        "_episode": np.array([True, False, True]),
-        "choices": np.eye(3, dtype=bool),
-        "_private": np.arange(3),
-    }
-    rows = info_rows(info, 3)
-    assert [row.get("loss") for row in rows] == [0.5, 0.25, None]
-    assert [row.get("episode") for row in rows] == [{"r": 1.0}, None, {"r": 2.0}]
-    assert [row["choices"].tolist() for row in rows] == np.eye(3, dtype=bool).tolist()
-    assert [row["_private"] for row in rows] == [0, 1, 2]
-
-
-def test_seed_reaches_the_environment(small_kwargs: dict[str, str]):
-    kwargs = {"skip_num": 2, "reward_batches": "resample", "reward_examples": 3, **small_kwargs}
-    masks = np.array([[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 1, 0]])
-
-    def rewards(seed: int) -> list[float]:
-        env = make_sb3_vec_env(ID, n_envs=2, seed=seed, **kwargs)
-        env.reset()
-        return [r for _ in range(3) for r in env.step(masks)[1].tolist()]
-
-    assert rewards(1) == rewards(1) != rewards(2)
-
-
-def test_seed_holds_for_one_reset(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    assert env.seed(5) == [5, 6]
-    env.reset()
-    first = env.get_attr("np_random", 0)[0].random()
-    env.reset()
-    assert env.get_attr("np_random", 0)[0].random() != first
-    env.seed(5)
-    env.reset()
-    assert env.get_attr("np_random", 0)[0].random() == first
 
 
 def test_options_must_be_equal(tabular_kwargs: dict):
@@ -229,19 +128,6 @@ def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: P
 def test_next_step_mode_is_rejected(tabular_kwargs: dict):
     with pytest.raises(ValueError, match="autoreset_mode"):
         SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
-
-
-def test_vec_env_is_monitored_and_normalised(tabular_kwargs: dict):
-    env = make_sb3_vec_env(TABULAR, n_envs=2, seed=0, action="sequence", **tabular_kwargs)
-    assert isinstance(env, VecMonitor)
-    env = VecNormalize(env)
-    env.reset()
-    env.step(np.array([0, 1]))
-    _, _, dones, infos = env.step(np.array([2, 3]))
-    assert dones.all()
-    assert [info["episode"]["l"] for info in infos] == [2, 2]
-    assert [info["episode"]["r"] for info in infos] == pytest.approx(env.get_original_reward().tolist())
-    assert infos[0]["terminal_observation"].shape == env.observation_space.shape
 
 
 @pytest.mark.parametrize(

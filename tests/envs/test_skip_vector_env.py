@@ -64,15 +64,3 @@ def test_vector_env_agrees_with_gymnasiums_own(tiny_kwargs: dict[str, str], vect
         np.testing.assert_allclose(other.step(MASKS)[1], vector.step(MASKS)[1], rtol=1e-6)
     finally:
         other.close()
-
-
-@pytest.mark.parametrize("actions", [MASKS[:2], MASKS[0], np.full((3, 12), 2)])
-def test_wrong_actions_are_rejected(vector, actions):
-    with pytest.raises(ValueError, match="action"):
-        vector.step(actions)
-
-
-def test_num_envs_is_at_least_one(tiny_kwargs: dict[str, str]):
-    for number in (0, 1.5, "a"):
-        with pytest.raises(ValueError, match="`num_envs`"):
-            gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=number, **tiny_kwargs)  # type: ignore[arg-type]

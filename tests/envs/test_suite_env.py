@@ -10,9 +10,8 @@ import gymnasium
 import gymnasium.wrappers.vector
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.envs.suite_episodes import SuiteEpisodes
@@ -25,17 +24,6 @@ ACTIONS = ("mask", "sequence", "scores")
 @pytest.fixture(scope="module")
 def suite(made_up_suite: Path) -> str:
     return str(made_up_suite)
-
-
-@pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
-def test_checkers_accept_every_form(id: str, action: str, flat: bool, suite: str):
-    if "Search" in id and action == "sequence":
-        pytest.skip("an action of a search is a whole mask")
-    env = gymnasium.make(id, suite=suite, action=action, flat=flat, budgets=("macs", "latency")).unwrapped
-    check_env(env, skip_render_check=True)
-    check_sb3(env)
 
 
 def test_reward_agrees_with_the_table(suite: str):
@@ -79,16 +67,6 @@ def test_latency_budget_limits_latency(suite: str):
             assert info["macs_saved"] == problem.table.macs_saved[problem.table.index(mask[0])]
             assert ended == info["feasible"] == (info["latency_saved"] >= problem.budget.saved)
             assert reward == (max(problem.scaled(problem.rewards[problem.table.index(mask)])[0], -1) if ended else 0)
-
-
-def test_latency_rewards_are_scaled_alike(suite: str):
-    env = gymnasium.make("DAS-Suite-v0", suite=suite, budgets="latency").unwrapped
-    problem = env.suite.problems[0]
-    masks, n = problem.table.masks, problem.table.n_layers
-    best = np.where(problem.budget.is_kept_by(masks), problem.rewards, -1).argmax()
-    for mask, earned in ((masks[best], 1.0), (masks[0], -1 - problem.budget.saved - 1 / 40)):  # full model: 1 of 40 ms more
-        env.reset(options={"problem": problem.name})
-        assert env.step(np.pad(mask, (0, 16 - n)).astype(np.int8))[1] == pytest.approx(earned)
 
 
 @pytest.mark.parametrize("budget", ["skip_num", "saved"])
@@ -152,23 +130,6 @@ def test_vector_env_agrees_with_single_envs(action: str, flat: bool, budgets: st
         told = info["final_info"] if ended[row] else info
         for name, value in own[4].items():
             np.testing.assert_array_equal(value, told[name][row])
-
-
-def test_reset_draws_a_problem_by_seed(suite: str):
-    env = gymnasium.make("DAS-Suite-v0", suite=suite)
-    first = [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
-    assert len(set(first)) > 3
-    assert first == [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
-    few, other = (gymnasium.make("DAS-Suite-v0", suite=suite, problems=4, problems_seed=n).unwrapped for n in (0, 1))
-    assert len(few.problem_names) == 4
-    assert set(few.problem_names) != set(other.problem_names)
-
-
-def test_docs_show_what_the_bundled_suite_draws():
-    page = (Path(__file__).parents[2] / "docs" / "suite.md").read_text()
-    env = gymnasium.make("DAS-Suite-v0", split="train", action="sequence").unwrapped
-    _, info = env.reset(seed=0)
-    assert f'[info["problem"]])  # {env.problem_names[info["problem"]]}\n' in page
 
 
 @pytest.mark.parametrize("options", [{"problem": "nothing"}, {"problem": 1.5}, {"problem": [3]}, {"Problem": 3}, "bad"])
@@ -249,15 +210,6 @@ def test_next_step_mode_agrees_with_gymnasium(action: str, suite: str):
             np.testing.assert_array_equal(mine[4][key], values, err_msg=key)
 
 
-def test_vector_wrappers_normalise_observations(suite: str):
-    env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, flat=True, action="scores", autoreset_mode="NextStep")
-    wrapped = gymnasium.wrappers.vector.NormalizeObservation(env)
-    wrapped.reset(seed=0)
-    for _ in range(6):
-        wrapped.step(wrapped.action_space.sample())
-    assert np.abs(wrapped.obs_rms.mean).max() > 0.1
-
-
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
 @pytest.mark.parametrize(
     "arguments",
@@ -326,11 +278,3 @@ def test_search_trains_a_recurrent_policy(suite: str):
     env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, flat=True)
     model = RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0)
     assert model.learn(16).num_timesteps == 16
-
-
-def test_search_runs_in_gymnasiums_vector_form(suite: str):
-    settings = {"split": "valid", "suite": suite, "num_envs": 2}
-    modes = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    several = gymnasium.make_vec("DAS-Suite-Search-v0", vectorization_mode="sync", vector_kwargs=modes, **settings)
-    several.reset(seed=0)
-    assert several.step(several.action_space.sample())[1].shape == (2,)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,6 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import NormalizeObservation
-from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
@@ -88,17 +85,6 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
     assert looked_up.improvements
 
 
-def test_rewards_are_computed_once(table_path: str, monkeypatch: pytest.MonkeyPatch):
-    env, vector = gymnasium.make(ID, table=table_path), gymnasium.make_vec(ID, num_envs=3, table=table_path)
-    mask = np.array([1, 0, 0, 1, 1, 1], np.int8)
-    for each in (env, vector):
-        each.reset(seed=0)
-        each.step(np.broadcast_to(mask, each.action_space.shape))
-        each.reset()
-    monkeypatch.setattr("das_gym.problem.rewards.Objective.rewards", None)
-    assert env.step(mask)[1] == vector.step(np.tile(mask, (3, 1)))[1][2]
-
-
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_tabular_env_agrees_with_a_live_one(small_problem, small_table, table_path: str, action: str):
     live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None)
@@ -129,38 +115,12 @@ def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyP
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
 
 
-def test_tabular_env_has_its_table(table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=3)
-    table = env.get_wrapper_attr("table")
-    env.reset()
-    info = env.step(table.best(skip_num=3).astype(np.int8))[4]
-    assert info["loss"] == table.values("loss")[table.within(skip_num=3)].min()
-
-
-def test_split_chooses_the_scores(small_table: SubnetTable, table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=None, split="test")
-    env.reset()
-    info = env.step(np.zeros(6, np.int8))[4]
-    assert info["loss"] == pytest.approx(float(small_table.scores["test"].losses[0]))
-    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean 'test'"):
-        gymnasium.make(ID, table=table_path, split="tset")
-
-
 @pytest.mark.parametrize("argument", [{"skipnum": 3}, {"checkpoint": "x"}, {"reward_batches": "cycle"}, {"model": "VILT"}])
 def test_wrong_arguments_are_rejected(argument: dict):
     (name,) = argument
     for make in (gymnasium.make, gymnasium.make_vec):
         with pytest.raises(ValueError, match=name):
             make("DAS-ViLT-VQA-Tabular-v0", **argument)
-
-
-def test_statistics_choose_the_observation(table_path: str, small_table: SubnetTable):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
-    assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
-    columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
-    np.testing.assert_array_equal(env.reset()[0].reshape(6, 2), small_table.statistics[:, columns])
-    one = gymnasium.make(ID, table=table_path, skip_num=2, statistics="depth")
-    np.testing.assert_array_equal(one.reset()[0], small_table.statistics[:, columns[1]])
 
 
 @pytest.mark.parametrize(
@@ -200,15 +160,6 @@ def test_reward_needs_divergences(small_table: SubnetTable):
         TableScorer(replace(small_table, scores=scores), {"skip_num": 2}, reward="neg_kl")
 
 
-def test_sb3_make_vec_env_takes_it(table_path: str):
-    env = make_vec_env(ID, n_envs=2, env_kwargs={"table": table_path, "skip_num": 2})
-    env.reset()
-    rewards = env.step(np.tile(np.array([1, 0, 0, 0, 1, 0], np.int8), (2, 1)))[1]
-    assert (rewards > 0).all()
-    assert env.get_attr("render_mode") == ["rgb_array", "rgb_array"]
-    assert env.render().ndim == 3
-
-
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_step_needs_an_episode(table_path: str, action: str):
     kwargs = {"table": table_path, "skip_num": 1, "action": action}
@@ -225,27 +176,6 @@ def test_step_needs_an_episode(table_path: str, action: str):
     vector.step(vector.action_space.sample())  # which resets by itself
 
 
-@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_copies_draw_the_same_actions(table_path: str, action: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
-    env.reset(seed=0)
-    env.action_space.seed(3)
-    env.action_space.sample()
-    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
-        before = copy.deepcopy(env.action_space)
-        for _ in range(3):
-            np.testing.assert_array_equal(twin.action_space.sample(), before.sample())
-
-
-def test_pickle_continues_an_episode(table_path: str):
-    env = gymnasium.make(ID, table=table_path, skip_num=2, action="sequence")
-    env.reset(seed=0)
-    env.step(1)
-    twin = pickle.loads(pickle.dumps(env))
-    for one, other in zip(env.step(4), twin.step(4), strict=True):
-        np.testing.assert_equal(one, other)
-
-
 def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path):
     path = tmp_path / "table.npz"
     rewards = []
@@ -256,13 +186,6 @@ def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path)
         env.reset()
         rewards.append(env.step(np.zeros(6, np.int8))[1])
     assert rewards[0] - rewards[1] == pytest.approx(1, abs=1e-5)
-
-
-def test_problems_have_tabular_ids():
-    for entry in ENVIRONMENTS.values():
-        spec = gymnasium.spec(entry.tabular_id)
-        assert spec.kwargs == {"model": entry.model, "task": entry.task}
-        assert spec.vector_entry_point == "das_gym.envs.tabular_env:TabularVectorEnv"
 
 
 def test_only_the_best_mask_reaches_the_reward_threshold():
@@ -307,41 +230,6 @@ def test_vector_env_agrees_with_single_envs(table_path: str, action: str):
             np.testing.assert_array_equal(observations[i], observation)
 
 
-def test_max_episode_steps_needs_gymnasiums_vector_form(table_path: str):
-    kwargs = {"num_envs": 2, "table": table_path, "action": "sequence", "max_episode_steps": 3}
-    with pytest.raises(ValueError, match="`max_episode_steps`"):
-        gymnasium.make_vec(ID, **kwargs)
-    env = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
-    env.reset(seed=0)
-    assert [env.step(np.array([layer, layer]))[3].all() for layer in range(3)] == [False, False, True]
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_vector_env_agrees_with_gymnasiums_own(table_path: str, mode: str):
-    kwargs = {"table": table_path, "skip_num": 2, "action": "sequence", "statistics": ["depth"]}
-    own = gymnasium.make_vec(ID, num_envs=3, **kwargs)
-    other = gymnasium.make_vec(
-        ID, num_envs=3, vectorization_mode=mode, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **kwargs
-    )
-    try:
-        np.testing.assert_array_equal(other.reset(seed=0)[0], own.reset(seed=0)[0])
-        own.action_space.seed(5)
-        for _ in range(6):
-            actions = own.action_space.sample()
-            one, two = own.step(actions), other.step(actions)
-            for expected, got in zip(one[:4], two[:4], strict=True):
-                np.testing.assert_array_equal(got, expected)
-            np.testing.assert_array_equal(two[4]["action_mask"], one[4]["action_mask"])
-            ended = one[4].get("_final_obs", np.zeros(3, dtype=bool))
-            np.testing.assert_array_equal(two[4].get("_final_obs", np.zeros(3, dtype=bool)), ended)
-            for i in np.flatnonzero(ended):
-                np.testing.assert_array_equal(two[4]["final_obs"][i], one[4]["final_obs"][i])
-                assert two[4]["final_info"]["loss"][i] == one[4]["final_info"]["loss"][i]
-    finally:
-        own.close()
-        other.close()
-
-
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
     kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
@@ -357,12 +245,3 @@ def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
             np.testing.assert_array_equal(got, expected)
         for key in set(two[4]) - {"evaluations"}:  # which a single one counts for itself
             np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
-
-
-def test_vector_wrappers_normalise_observations(table_path: str):
-    env = NormalizeObservation(gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode="NextStep"))
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    with pytest.raises(ValueError, match="autoreset_mode"):
-        gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode=AutoresetMode.DISABLED)

@@ -25,10 +25,6 @@ ENV_KWARGS = {
 CASES = [(path.stem, entry) for path in sorted(FOLDER.glob("*.yml")) for entry in yaml.safe_load(path.read_text())]
 
 
-def test_each_algorithm_has_a_file():
-    assert {algorithm for algorithm, _ in CASES} == set(ALONE)
-
-
 @pytest.mark.parametrize(("algorithm", "entry"), CASES)
 def test_agent_is_built_from_hyperparameters_and_learns(algorithm: str, entry: str):
     settings = copy.deepcopy(yaml.safe_load((FOLDER / f"{algorithm}.yml").read_text())[entry])

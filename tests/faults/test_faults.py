@@ -5,23 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from das_gym.adapt.shrink import job
 
 from tests.faults.jobs import JOBS
 
-
-def test_job_restores_modules(tmp_path: Path):
-    before = job.verify
-    JOBS["shrink"](tmp_path)
-    assert job.verify is before
+OTHERS = [pytest.param(name, marks=pytest.mark.long) for name in JOBS if name != "table_search"]
 
 
 @pytest.mark.slow
-def test_search_gives_the_same_result_after_any_stop():
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "table_search"]
+@pytest.mark.parametrize("job", ["table_search", *OTHERS])
+def test_job_gives_the_same_result_after_any_stop(job: str):
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", job]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^([1-9]\d*) faults, 0 wrong$", done.stdout, re.MULTILINE)

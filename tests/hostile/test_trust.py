@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import shlex
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -23,12 +21,10 @@ from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
-from rich.table import Table
 
 from das_gym import locks, plugins
-from das_gym.config import merge, nest, settings_dict
-from das_gym.console import Console
-from das_gym.files import read_json, write_json, write_text
+from das_gym.config import settings_dict
+from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.registration import ASSETS
 
@@ -158,20 +154,11 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"env_id": "evilmod:X-v0"},
         {"agent": "evilmod:Agent"},
         {"agent": "evilmod:"},
-        {"agent": "evil-mod:Agent of mine"},
-        {"agent": "das_gym.agents.__main__:main"},
-        {"agent": "das_gym.agents.__main__.x:main"},
         {"agents": ["random", "evilmod:Agent"]},
-        {"baselines": ["evilmod:"]},
         {"search": {"agent": "evilmod:Agent"}},
-        {"searches": [{"agent": "evilmod:"}]},
-        {"searches": [{"out": "/anywhere"}]},
         {"reward": "evilmod:attribute"},
         {"env_kwargs": {"statistics": ["evilmod:attribute"]}},
-        {"env_kwargs": {"make_kwargs": {"env_id": "evilmod:X-v0"}}},
         {"env_kwargs": {"trust_remote_code": True}},
-        {"env_kwargs": {"trust_remote_code": {"a": 1}}},
-        {"env_kwargs": {"costs": [{"trust_remote_code": 1}]}},
         {"trust_remote_code": True},
         {"out": "/anywhere"},
         {"encoder_cache": "/anywhere"},
@@ -191,38 +178,6 @@ def test_resume_rejects_recorded_settings(canary: Path, capsys: pytest.CaptureFi
     assert f"`{next(iter(settings))}" in told
     assert "Repeat" in told
     assert "python -m agents with resume=1 " in told
-
-
-@pytest.mark.parametrize(
-    "brought",
-    [
-        {"env_kwargs.trust_remote_code": True},
-        {"env_kwargs.trust_remote_code.x": True},
-        {"env_kwargs.encoder_cache": "/anywhere"},
-        {"env_id": {"": "evil-mod:X"}},
-    ],
-    ids=str,
-)
-def test_resume_rejects_recorded_settings_with_dotted_names(
-    canary: Path, capsys: pytest.CaptureFixture[str], brought: dict[str, Any]
-):
-    """Sacred takes them apart, and drops empty ones, after they were looked at."""
-    stopped_run("agents", "search")
-    settings = read_json(Path("runs/1/config.json"))
-    del settings["env_kwargs"]
-    model = {"env_id": "DAS-VLM-Answering-v0", "env_kwargs.checkpoint": str(Path("runs/1/model").absolute())}
-    write_json(Path("runs/1/config.json"), {**settings, **model, **brought})
-    assert call("agents", "with", "resume=1") == 1
-    assert not canary.exists()
-    told = capsys.readouterr().err
-    assert "Repeat it to confirm" in told or "empty name" in told
-
-
-def test_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
-    write_json(Path("mine.json"), {"env_id": {"": "evil-mod:X"}})
-    assert call("agents", "with", "mine.json") == 1
-    assert "empty name" in capsys.readouterr().err
-    assert not canary.exists()
 
 
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
@@ -248,49 +203,11 @@ def test_report_escapes_its_commands(canary: Path):
     assert "<img src=x>" not in page
 
 
-def test_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
-    del canary
-    stopped_run("agents", "search", out="x\nRepeat it to confirm: python -m evilmod")
-    assert call("agents", "with", "resume=1") == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", ["agents;touch EXECUTED;", "agents $(touch EXECUTED)", "evilmod"])
-def test_command_name_of_a_run_folder_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], name: str):
-    stopped_run("agents", "search")
-    run = {"experiment": {"name": name}, "command": "search_mask", "status": "RUNNING", "start_time": "2020-01-01T00:00:00"}
-    write_json(Path("runs/1/run.json"), run)
-    assert call("agents", "runs") == 0
-    command = capsys.readouterr().out.partition("Resume it with: ")[2].partition("\n")[0]
-    assert call("agents", "with", "resume=1") == 1
-    for line in (command, capsys.readouterr().err.partition("is one of `")[2].partition("`")[0]):
-        subprocess.run(line, shell=True, check=False, capture_output=True)
-    assert "evilmod" not in command
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("words", ["a\x1b]0;b\x07", "[link=https://evil]a[/link]", "[/]"])
-def test_table_has_no_markup_or_escapes(capsys: pytest.CaptureFixture[str], words: str):
-    table = Table(title=words)
-    table.add_column(words)
-    table.add_row(words)
-    Console(force_terminal=True, width=80).print(table)
-    out = capsys.readouterr().out
-    assert "\x1b]" not in out
-    assert out.count(words.replace("\x1b", "\\x1b").replace("\x07", "\\x07")) == 3
-
-
 def test_symlinked_lock_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
     del canary
     monkeypatch.setattr(locks, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
     Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
     assert locks.is_locked(Path("runs/1")) is None
-
-
-def test_pasted_setting_builds_no_object(canary: Path):
-    harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [str(canary)]}]}
-    call("agents", "with", "meter_vqa_table", "random", "evaluations=3", f"env_kwargs={ {'a': harm} }")
-    assert not canary.exists()
 
 
 READERS = {
@@ -334,15 +251,6 @@ def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[
     assert canary.exists()
 
 
-@pytest.mark.parametrize("name", ["reward", "loss", "macs", "macs_full", "best_seen.macs"])
-def test_number_beyond_floats_is_rejected(canary: Path, name: str):
-    del canary
-    finished_run()
-    write_json(Path("runs/1/search.json"), merge(read_json(Path("runs/1/search.json")), nest(name, 10**400)))
-    with pytest.raises(ValueError, match=r"search\.json"):
-        SearchResult.load("runs/1")
-
-
 @pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
@@ -358,13 +266,6 @@ def test_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
     assert not canary.exists()
 
 
-def test_validate_in_python_imports_nothing(canary: Path):
-    finished_run(env_id="evilmod:X-v0")
-    with pytest.raises(ValueError, match="`plugins=evilmod`"):
-        validate(SearchResult.load("runs/1"))
-    assert not canary.exists()
-
-
 @pytest.mark.parametrize("changes", [{"plugins": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
 def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
     finished_run(**changes)
@@ -375,22 +276,6 @@ def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
     with pytest.raises(ValueError, match="which ends a command that was confirmed"):
         load_subnet("runs/1", **confirmed)
     assert canary.exists()
-
-
-def test_exported_folder_imports_nothing(canary: Path):
-    about = {"task": "vqa", "labels": ["yes"], "image_size": 32, "max_text_length": 8, "plugins": ["evilmod"]}
-    write_json(Path("exported/config.json"), {"das_gym": about})
-    with pytest.raises(ValueError, match="`plugins=evilmod`"):
-        load_subnet("exported")
-    assert not canary.exists()
-
-
-def test_record_cannot_set_output_paths(canary: Path):
-    finished_run(settings={"encoder_cache": str(Path("cache").absolute()), "eval_batch_size": 8})
-    record = read_json(Path("runs/1/search.json"))
-    write_json(Path("runs/1/search.json"), {**record, "env_kwargs": {**record["env_kwargs"], "reward_examples": 8}})
-    assert not all(check.agrees for check in validate(SearchResult.load("runs/1")))  # the record's numbers are made up
-    assert not Path("cache").exists()
 
 
 class Harm:
@@ -441,31 +326,3 @@ def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_age
     with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
         train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
     assert not canary.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100])
-def test_damaged_agent_is_named(canary: Path, hostile_agent: dict[str, Any], content: bytes):
-    del canary
-    Path("runs/2/agent.zip").write_bytes(content)
-    with pytest.raises(ValueError, match=r"agent\.zip"):
-        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
-
-
-@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x.npz", "/x.npz"])
-def test_suite_file_is_a_plain_name(tmp_path: Path, made_up_suite: Path, name: str):
-    from das_gym.tables.suite import read_suite
-
-    index = json.loads((made_up_suite / "suite.json").read_text())
-    index["tables"][0]["file"] = name
-    write_json(tmp_path / "suite.json", index)
-    with pytest.raises(ValueError, match=r"suite\.json is damaged .*`file`"):
-        read_suite(tmp_path)
-
-
-def test_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for number, text in enumerate(["{", "[]", '{"experiment": {"name": "[/x]\\u001b[2J"}, "result": 1.0}'], start=1):
-        write_text(tmp_path / str(number) / "run.json", text)
-    assert call("agents", "runs", "with", f"runs_dir={tmp_path}") == 0
-    output = capsys.readouterr().out
-    assert output.count("damaged") == 2
-    assert "[/x]?[2J" in output

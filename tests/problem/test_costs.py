@@ -141,8 +141,7 @@ def test_baseline_has_no_adapters(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{sum(mask)} skipped")
-@pytest.mark.parametrize("bottleneck", [8, 0])
-@pytest.mark.parametrize("name", ["meter", "vilt"])
+@pytest.mark.parametrize(("name", "bottleneck"), [("meter", 8), ("vilt", 0)])
 def test_parameters_agree_with_the_pruned_model(name, bottleneck, mask):
     vlp = tiny(name)
     vlp = type(vlp)(dataclasses.replace(vlp.config, bottleneck=bottleneck))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import warnings
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 import das_gym.problem.loading
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
-from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
     load_backbone,
@@ -23,8 +22,7 @@ from das_gym.problem.loading import (
     new_head,
     task_class,
 )
-from das_gym.registration import ASSETS, MODELS, register_model
-from tests.registered import as_before
+from das_gym.registration import ASSETS, MODELS
 
 
 def test_load_backbone_freezes_the_model():
@@ -67,19 +65,6 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
         path.write_text(json.dumps(known))
     with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with meter_vqa '?data_root="):
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
-
-
-def test_checkpoint_takes_names_of_bundled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    named = ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini")
-    assert named.checkpoint == str(ASSETS / "llava_mini")
-    assert named == ProblemConfig(model="VLM", task="answering", checkpoint=str(ASSETS / "llava_mini"))
-    with pytest.raises(FileNotFoundError, match="a bundled one: llava_mini"):
-        ProblemConfig(model="VLM", task="answering", checkpoint="llava-mini")
-    with pytest.raises(FileNotFoundError, match=r"leave it out for the bundled one\.$"):
-        ProblemConfig(checkpoint="llava_mini")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "llava_mini").mkdir()  # the user's folder comes first
-    assert ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini").checkpoint == str(tmp_path / "llava_mini")
 
 
 def test_load_backbone_needs_a_tokenizer(mini_folder: Path, tmp_path: Path):
@@ -129,26 +114,10 @@ def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dic
         load_supernet(ProblemConfig(**tiny_kwargs), load_splits(config))
 
 
-def test_supernet_command_names_the_registering_module():
-    with as_before():
-        register_model(replace(MODELS["METER"], name="Mine"))  # in Python: commands need the module
-        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* plugins={__name__}`"
-        with pytest.raises(ValueError, match=advice):
-            build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
-
-
 def test_build_problem_rejects_supernets_of_other_tasks(monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
-
-
-def test_problem_words_are_a_command_line(tmp_path: Path):
-    place = f"{tmp_path}/../{tmp_path.name}"
-    config = ProblemConfig("ViLT", "retrieval", data_root=place, on_bad_example="skip", image_size=64)
-    words = problem_words(config, "supernet=mine.safetensors")
-    root = shlex.quote(f"data_root={tmp_path}")
-    assert words == f"vilt_retrieval {root} problem.image_size=64 problem.on_bad_example=skip supernet=mine.safetensors"
 
 
 def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

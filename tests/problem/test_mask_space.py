@@ -8,7 +8,6 @@ from das_gym.agents import MaskSpace
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import every_mask
 from tests.agents.landscapes import SAVINGS, SPACES
 
 COST = SPACES["cost"]
@@ -57,13 +56,6 @@ def test_mask_space_never_lists_too_many_masks(n_layers, by):
         _ = space.masks
 
 
-def test_order_of_all_masks():
-    assert every_mask(2).tolist() == [[False, False], [True, False], [False, True], [True, True]]
-    assert [np.flatnonzero(mask).tolist() for mask in every_mask(3, 2)] == [[0, 1], [0, 2], [1, 2]]
-    with pytest.raises(ValueError, match="735,471 masks of 8 of 24 layers cannot be listed"):
-        every_mask(24, 8)
-
-
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_moves_satisfy_the_budget(space):
     rng = np.random.default_rng(0)
@@ -75,12 +67,6 @@ def test_moves_satisfy_the_budget(space):
             assert (np.array(moved).sum(axis=1) == space.skip_num).all()
 
 
-def test_neighbours_by_count_are_all_swaps():
-    mask = np.arange(6) < 2
-    found = {tuple(np.flatnonzero(other)) for other in MaskSpace(Budget(6, 2)).neighbours(mask)}
-    assert found == {(kept, new) for kept in (0, 1) for new in (2, 3, 4, 5)}
-
-
 def test_neighbours_by_cost_differ_in_one_layer_or_swap_two():
     mask = COST.sample(np.random.default_rng(1))
     expected = {
@@ -89,26 +75,6 @@ def test_neighbours_by_cost_differ_in_one_layer_or_swap_two():
         if (changed := (other != mask).sum()) == 1 or (changed == 2 and other.sum() == mask.sum())
     }
     assert {other.tobytes() for other in COST.neighbours(mask)} == expected
-
-
-def test_mutate_swaps_at_most_strength_layers():
-    rng = np.random.default_rng(0)
-    space, mask = MaskSpace(Budget(12, 4)), np.arange(12) % 3 == 0
-    kept = [int((space.mutate(mask, strength, rng) & mask).sum()) for strength in (1, 2, 3, 4) for _ in range(30)]
-    assert kept == [3] * 30 + [2] * 30 + [1] * 30 + [0] * 30
-
-
-def test_top_by_count_takes_the_first_of_equal_values():
-    assert np.flatnonzero(MaskSpace(Budget(6, 3)).top(np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]))).tolist() == [0, 1, 3]
-
-
-def test_top_by_cost_skips_no_layer_that_it_need_not():
-    values = np.zeros(12)
-    values[[0, 1, 6, 7]] = [4.0, 3.0, 2.0, 1.0]  # 0.02 + 0.02 + 0.07 + 0.07; without layer 1 it is 0.16
-    assert np.flatnonzero(COST.top(values)).tolist() == [0, 6, 7]
-    for mask in (COST.sample(np.random.default_rng(seed)) for seed in range(50)):
-        fewer = np.array([mask & (np.arange(12) != layer) for layer in np.flatnonzero(mask)])
-        assert not COST.contains(fewer).any()
 
 
 def test_distinct_masks_end_when_there_are_no_more():

@@ -51,31 +51,6 @@ def test_measure_units_distinguishes_parts():
     np.testing.assert_allclose(found.cost.saved(masks), [1 - 25 / 22, 1 - 13.25 / 22])
 
 
-class Cold(Machine):
-    """The first two rounds, of three runs each, take much longer."""
-
-    def run(self, *args) -> None:
-        self.hiccup = 1000.0 if self.runs < 6 else 0.0
-        super().run(*args)
-
-
-def test_measure_units_ignores_warm_up_rounds():
-    found = measure_units(Cold().timer(), rounds=(1, 1), warm_up=2)
-    np.testing.assert_allclose(found.kept, KEPT)
-    assert found.full == pytest.approx(BASE + sum(BARE))
-
-
-def test_full_model_without_adapters_is_the_baseline():
-    found = measure_units(Machine().timer(adapters=False), rounds=(4, 4))
-    assert found.cost.full == found.cost.unskipped == pytest.approx(25.0)
-
-
-def test_latencies_include_interruptions():
-    found = measure_units(Machine(hiccup=4.0).timer(), rounds=(12, 12))
-    assert found.full == pytest.approx(BASE + sum(BARE) + 4.0)
-    assert found.cost.amounts(np.array([[True] * 3, [False] * 3])).mean() == pytest.approx((25 + 10.75) / 2 + 4.0, rel=0.1)
-
-
 def test_measure_units_stops_after_its_time(monkeypatch: pytest.MonkeyPatch):
     machine = Machine()
     measure_units(machine.timer(), rounds=(3, 50), seconds=0.0, warm_up=1)

@@ -10,7 +10,6 @@ from das_gym.shapes.caption_language import (
     ExistenceFact,
     ObjectName,
     RelationFact,
-    SceneCaption,
     sample_false,
     sample_scene_caption,
 )
@@ -46,13 +45,6 @@ SCENE = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80), (ObjectName("red",
 def test_facts_by_hand(fact: RelationFact | ExistenceFact | CountFact, text: str, true: bool):
     assert str(fact) == text
     assert fact.maybe(SCENE) is true
-
-
-def test_captions_join_facts():
-    caption = SceneCaption((RelationFact(RED, "left of", BLUE), CountFact(2, shape="cross")))
-    assert str(caption) == "a red circle left of a blue star, 2 crosses."
-    assert caption.maybe(SCENE)
-    assert not SceneCaption((*caption.facts, ExistenceFact(ObjectName("black", "star")))).maybe(SCENE)
 
 
 def clearly_true(fact: RelationFact | ExistenceFact | CountFact, where: Scene) -> bool:
@@ -91,27 +83,3 @@ def test_sampled_captions_are_true_and_false_ones_differ_by_a_word():
             assert not all(clearly_true(fact, where) for fact in other.facts)
             assert not other.maybe(where)
     assert kinds == {RelationFact, ExistenceFact, CountFact}
-
-
-def test_sample_false_prefers_the_opposite_relation():
-    rng = np.random.default_rng(1)
-    where = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80))
-    caption = SceneCaption((RelationFact(RED, "left of", BLUE), ExistenceFact(GREEN)))
-    texts = [str(false) for false in sample_false(rng, caption, where, 3)]
-    assert texts[0] == "a red circle right of a blue star, a green cross."
-    both = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80), (RED, 80, 50))
-    assert texts[0] not in [str(false) for false in sample_false(rng, caption, both, 3)]
-
-
-def test_changed_captions_relate_no_object_to_one_of_its_name():
-    where = scene((RED, 20, 20), (ObjectName("red", "star"), 60, 25), (GREEN, 60, 80))
-    changed = SceneCaption((RelationFact(RED, "left of", ObjectName("red", "star")), ExistenceFact(GREEN))).changed(where)
-    texts = {str(caption).split(",")[0] for caption in changed}
-    assert "a red circle left of a red square" in texts
-    assert not texts & {"a red circle left of a red circle", "a red star left of a red star"}
-
-
-def test_scenes_without_captions():
-    rng = np.random.default_rng(2)
-    assert sample_scene_caption(rng, scene((RED, 20, 20), (RED, 60, 60))) is None
-    assert sample_scene_caption(rng, scene((RED, 20, 20), (BLUE, 60, 60))) is None

@@ -22,28 +22,10 @@ from das_gym.shapes.scenes import (
     sample_scene,
 )
 
-RED_CIRCLE = SceneObject("red", "circle", 20.0, 20.0, 10.0)
-BLUE_SQUARE = SceneObject("blue", "square", 70.0, 20.0, 10.0)
-OTHER_CIRCLE = SceneObject("red", "circle", 40.0, 70.0, 10.0)
-SCENE = Scene((RED_CIRCLE, BLUE_SQUARE, OTHER_CIRCLE), background=200)
-
 
 def some_scenes(count: int, seed: int = 0) -> list[Scene]:
     rng = np.random.default_rng(seed)
     return [sample_scene(rng) for _ in range(count)]
-
-
-def test_matching_and_unique():
-    assert SCENE.matching() == SCENE.objects
-    assert SCENE.matching(color="blue") == (BLUE_SQUARE,)
-    assert SCENE.matching(shape="circle") == (RED_CIRCLE, OTHER_CIRCLE)
-    assert SCENE.matching("blue", "circle") == ()
-    assert SCENE.unique() == (BLUE_SQUARE,)
-
-
-def test_scenes_are_seeded():
-    assert some_scenes(20, seed=3) == some_scenes(20, seed=3)
-    assert some_scenes(20, seed=3) != some_scenes(20, seed=4)
 
 
 def test_sampled_scenes_are_within_bounds():
@@ -75,8 +57,3 @@ def test_render_draws_an_object_in_its_colour_at_its_place(color: str, shape: st
     assert abs(rows.mean() - 60) < 3.5
     assert columns.max() - columns.min() <= 24
     assert rows.max() - rows.min() <= 24
-
-
-def test_shapes_look_different():
-    pictures = {render(Scene((SceneObject("red", shape, 48.0, 48.0, 11.0),), background=210)).tobytes() for shape in SHAPES}
-    assert len(pictures) == len(SHAPES)

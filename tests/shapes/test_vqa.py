@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +17,6 @@ from PIL import Image
 from das_gym.shapes import vqa as shapes
 from das_gym.shapes.scene_language import QUESTION_FAMILIES
 from das_gym.shapes.vqa import shapes_root, write_shapes
-from das_gym.shapes.writing import NewImages, bundled_root
 from das_gym.tasks.vqa.vqav2 import load_vqav2
 
 SPLITS = ("train2014", "val2014")
@@ -71,13 +68,6 @@ def test_write_shapes_has_vqav2s_format(small: Path, split: str, first: int, cou
     assert {family for _, family in families} == set(QUESTION_FAMILIES)
 
 
-def test_images_are_unique(small: Path):
-    pictures = [path.read_bytes() for split in SPLITS for path in (small / split).iterdir()]
-    assert len(set(pictures)) == len(pictures) == 70
-    images = NewImages()
-    assert [images.add(content) for content in (b"a", b"b", b"a")] == [True, True, False]
-
-
 def test_same_arguments_write_the_same_bytes(small: Path, tmp_path: Path):
     again = write_shapes(tmp_path / "again", seed=0, train_scenes=40, val_scenes=30)
     assert contents(again) == contents(small)
@@ -122,30 +112,6 @@ def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict[str, Any
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
         write_shapes(tmp_path / "shapes", **arguments)
     assert not list(tmp_path.iterdir())
-
-
-def test_interruption_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(rng: object, scene: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(QUESTION_FAMILIES, "nearest", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_shapes(tmp_path / "shapes", train_scenes=2, val_scenes=2)
-    assert not list(tmp_path.iterdir())
-
-
-def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path):
-    folder = tmp_path / "shapes"
-    child = in_python("import sys; from das_gym.shapes.vqa import write_shapes; write_shapes(sys.argv[1])", str(folder))
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".shapes.*.part/train2014/*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    assert not folder.exists()
-    assert list(tmp_path.glob(".shapes.*.part"))
-    assert bundled_root("shapes", lambda path: write_shapes(path, train_scenes=3, val_scenes=3), "", tmp_path) == folder
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["shapes"]
 
 
 def test_root_is_written_once_by_two_processes(tmp_path: Path):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +57,9 @@ def test_build_killed_before_the_test_split_resumes_with_all_examples(small_prob
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_table(small_problem, ENV_ID, 5, 2, checkpoint, killer, each=True)
-    resumed, _ = build_table(small_problem, ENV_ID, 5, 2, checkpoint, each=True)
-    assert equal(resumed, build_table(small_problem, ENV_ID, 5, 2, each=True)[0], tmp_path)
+        build_table(small_problem, ENV_ID, 2, 1, checkpoint, killer, each=True)
+    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
+    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
 
 
 def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
@@ -92,7 +92,7 @@ def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
     path = tmp_path / "checkpoint.npz"
     assert equal(build_table(small_problem, ENV_ID, 10, 6, path)[0], small_table, tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for number, place in enumerate(rng.integers(0, len(whole), 60)):
+    for number, place in enumerate(rng.integers(0, len(whole), 24)):
         damaged = bytearray(whole[:place]) if number % 6 == 0 else bytearray(whole)
         if number % 6:
             damaged[place] ^= 1 << rng.integers(8)
@@ -142,10 +142,6 @@ def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
     assert not table.best()[3]
 
 
-def test_check_table_accepts_its_problem(small_problem: Problem, small_table: SubnetTable):
-    check_table(small_table, small_problem)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "supernet", "reward_data", "test_data"])
 def test_check_table_rejects_other_problems(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
@@ -184,14 +180,6 @@ def test_table_examples_are_those_of_environments(small_problem: Problem, small_
         table_examples(small_problem, "reward", 0)
 
 
-def test_spending_is_part_of_the_checkpoint(small_problem: Problem, tmp_path: Path):
-    small_problem.evaluator.forget()
-    first = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
-    again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
-    assert asdict(again) == asdict(first)
-    assert first.seconds > 0
-
-
 def test_hash_tensors_distinguishes_bfloat16():
     tensors = [{"a": torch.tensor([1.0, value], dtype=torch.bfloat16)} for value in (2.0, 3.0)]
     assert hash_tensors([], tensors[0]) != hash_tensors([], tensors[1])
@@ -200,8 +188,7 @@ def test_hash_tensors_distinguishes_bfloat16():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["METER", "ViLT"])
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
+@pytest.mark.parametrize(("model", "task"), [("ViLT", "vqa"), ("METER", "nlvr2"), ("ViLT", "retrieval")])
 def test_bundled_tables_hold_current_costs(model: str, task: str):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)

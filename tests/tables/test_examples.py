@@ -12,7 +12,6 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import build_table, check_table, table_examples
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.groups import GroupScores
 from das_gym.tables.table import SubnetTable
 from tests.made_up_suite import GROUPS, made_up_table
 
@@ -41,14 +40,6 @@ def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file:
     np.testing.assert_array_equal(found.images[:, None] == found.images, same)
     np.testing.assert_allclose(found.means(np.arange(12)).losses, table.scores["reward"].losses, rtol=HALF)
     check_table(table, small_problem)
-
-
-def test_formats_hold_the_same_means(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
-    table = build_table(small_problem, ENV_ID, 10, 6, each=True)[0]
-    np.testing.assert_array_equal(table.scores["reward"].losses, small_table.scores["reward"].losses)
-    np.testing.assert_allclose(table.statistics, small_table.statistics, rtol=1e-5, atol=1e-6)
-    small_table.save(tmp_path / "one.npz")
-    assert SubnetTable.load(tmp_path / "one.npz").examples is None
 
 
 def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: Path):
@@ -112,13 +103,6 @@ def test_group_scores_are_checked(small_table: SubnetTable, change: dict, text: 
         dataclasses.replace(small_table, group_scores={**small_table.group_scores, "test": wrong})
 
 
-def test_non_finite_losses_affect_one_group():
-    sums = np.array([[[1.0, np.inf], [4.0, 2.0], [0.0, 0.0]], [[1.0, 0.5], [2.0, 1.0], [0.0, 0.0]]])
-    found = GroupScores.from_sums(sums, np.array([1, 2, 0]))
-    np.testing.assert_array_equal(found.losses, [[1, np.inf], [2, 1], [0, 0]])
-    np.testing.assert_array_equal(found.metrics, [[1, 0], [1, 0.5], [0, 0]])
-
-
 def test_group_table_needs_examples_in_both_splits(tmp_path: Path):
     table = made_up_table(5, seed=1)
     assert table.groups_apart == GROUPS
@@ -153,13 +137,6 @@ def test_reward_batches_agree_with_the_model(
         assert ours[4]["metric"] == pytest.approx(theirs[4]["metric"], abs=1e-6)
         live.reset()
         tabular.reset()
-
-
-def test_table_of_means_has_no_batches(small_table: SubnetTable, tmp_path: Path):
-    small_table.of_all_examples().save(tmp_path / "one.npz")
-    for settings in ({"reward_batches": "cycle"}, {"group": "count"}):
-        with pytest.raises(ValueError, match="means"):
-            TabularEnv(table=str(tmp_path / "one.npz"), **settings)
 
 
 def test_non_finite_losses_affect_one_mask():

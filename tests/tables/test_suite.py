@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.landscape import landscape
 from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget
@@ -16,13 +15,11 @@ from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.suite import (
     FORMAT,
-    MAX_UNITS,
     SuiteTable,
     load_suite,
     problems_of,
     random_probabilities,
     read_suite,
-    relatives_of,
     suite_record,
 )
 from tests.made_up_suite import made_up_table
@@ -72,14 +69,6 @@ def test_problems_of_leaves_out_trivial_ones():
     flat = np.full(32, 0.5, np.float32)
     scores = dict.fromkeys(("reward", "test"), Scores(flat, flat, flat))
     assert not list(problems_of(source, dataclasses.replace(table.of_all_examples(), scores=scores)))
-
-
-def test_rows_ignores_padding_units(made_up_suite: Path):
-    suite = load_suite(made_up_suite, "train")
-    masks = np.zeros((2, MAX_UNITS), bool)
-    masks[1, -1] = True
-    first, second = suite.rows(np.array([0, 0]), masks)
-    assert first == second
 
 
 def test_table_without_layers_agrees_with_the_full_one():
@@ -134,19 +123,6 @@ def test_relatives_add_problems_of_the_same_tables(made_up_suite: Path):
         load_suite(made_up_suite, "train", relatives=-1)
 
 
-def test_relatives_still_do_their_task():
-    table = made_up_table(7, 0)
-    rewards, rng = table.values("exp_neg_loss"), np.random.default_rng(0)
-    drawn = relatives_of(table, 500, rng)
-    assert len(set(drawn)) == len(drawn)
-    for without in drawn:
-        mask = np.isin(np.arange(7), without)
-        assert 1 <= mask.sum() <= 3
-        assert rewards[table.index(mask)] >= 0.5 * rewards[0]
-    good = (table.masks.sum(axis=1) <= 3) & (rewards >= 0.5 * rewards[0])
-    assert len(drawn) == good.sum() - 1
-
-
 def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train")
     rng = np.random.default_rng(0)
@@ -157,41 +133,6 @@ def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
         n = problem.table.n_layers
         np.testing.assert_array_equal(masks[row, :n], problem.budget.skip_highest(scores[row : row + 1, :n])[0])
         assert not masks[row, n:].any()
-
-
-def test_latency_problems_come_last(made_up_suite: Path):
-    alone, more = load_suite(made_up_suite), load_suite(made_up_suite, budgets=("latency", "macs", "count"))
-    names = [problem.name for problem in more.problems]
-    count = len(alone.problems)
-    assert names[:count] == [problem.name for problem in alone.problems]
-    assert len(set(names)) == len(names)
-    assert len(names) > count
-    assert all("/latency_saved=" in name for name in names[count:])
-    for array in ("units", "useful", "savings", "observed", "goals", "optima", "random_means"):
-        np.testing.assert_array_equal(getattr(more, array)[:count], getattr(alone, array))
-    for array in ("raw", "kept", "scaled", "saved", "macs_saved"):
-        np.testing.assert_array_equal(getattr(more, array)[: len(alone.raw)], getattr(alone, array))
-    assert not alone.other_saved
-    only = load_suite(made_up_suite, budgets="latency")
-    assert [problem.name for problem in only.problems] == names[count:]
-    counts = load_suite(made_up_suite, budgets=["count"])
-    assert {problem.name.split("/")[3].split("=")[0] for problem in counts.problems} == {"skip_num"}
-
-
-def test_latency_problems_hold_latency(made_up_suite: Path):
-    suite = load_suite(made_up_suite, budgets="latency")
-    for row, problem in enumerate(suite.problems):
-        n = problem.table.n_layers
-        cost = MaskCost(40.0, 41.0, np.append(np.arange(n - 1, 0, -1.0), -0.5))
-        np.testing.assert_allclose(suite.savings[row, :n], cost.savings / 40, rtol=1e-6)
-        np.testing.assert_allclose(suite.goals[row], [0, problem.budget.saved])
-        assert problem.budget.saved in [np.floor(1000 * share * (n * (n - 1) / 2 - 1) / 40) / 1000 for share in (0.25, 0.5)]
-        assert suite.useful[row].tolist() == [True] * (n - 1) + [False] * (17 - n)
-        rows = suite.rows(np.full(2**n, row), np.pad(every_mask(n), ((0, 0), (0, 16 - n))))
-        np.testing.assert_allclose(suite.saved[rows], (every_mask(n) @ cost.savings - 1) / 40, atol=1e-12)
-        np.testing.assert_array_equal(suite.other_saved["latency_saved"][rows], suite.saved[rows])
-        np.testing.assert_array_equal(suite.macs_saved[rows], problem.table.macs_saved)
-        np.testing.assert_array_equal(suite.kept[rows], suite.saved[rows] >= problem.budget.saved)
 
 
 def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
@@ -209,31 +150,6 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
             load_suite(made_up_suite, budgets=budgets)
 
 
-def test_bundled_tables_record_how_latency_was_measured():
-    for split, models in (("valid", 3), ("test", 6)):
-        tables = {problem.source.file: problem.table for problem in load_suite(None, split).problems}
-        assert len(tables) == models
-        for table in tables.values():
-            measured = table.meta.costs["latency_saved"]["measured"]
-            assert (measured["threads"], measured["examples"], measured["clock"]) == (1, 1, "processor time")
-            assert tuple(measured["units"]) == table.meta.layer_names
-            assert (table.costs["latency_saved"].savings > 0).all()
-
-
-def test_table_without_layers_has_less_latency():
-    whole = made_up_table(7, 0)
-    left = whole.without((1, 4))
-    masks = np.insert(left.masks, (1, 3), True, axis=1)
-    cost, before = left.costs["latency_saved"], whole.costs["latency_saved"]
-    np.testing.assert_allclose(cost.amounts(left.masks), before.amounts(masks))
-    assert cost.full == cost.unskipped == before.amounts(masks[:1])[0]
-
-
-def test_relatives_have_latency_problems(made_up_suite: Path):
-    suite = load_suite(made_up_suite, relatives=3, budgets="latency")
-    assert any(" without " in problem.name for problem in suite.problems)
-
-
 def test_read_suite_rejects_other_folders(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
         read_suite(tmp_path)
@@ -248,18 +164,3 @@ def test_read_suite_rejects_tables_outside_its_folder(tmp_path: Path, file: str)
     (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
     with pytest.raises(ValueError, match="`file`"):
         read_suite(tmp_path)
-
-
-def test_landscape_of_a_sum_is_additive():
-    masks, values = every_mask(6), every_mask(6) @ np.array([0.1, 0.5, -0.2, 0.9, 0.3, 0.7])
-    found = landscape(masks, values, Budget(6, 3))
-    assert found.masks == 20
-    assert found.additivity == pytest.approx(1)
-    assert found.optima == 1
-    noise = landscape(masks, np.random.default_rng(0).normal(size=64), Budget(6, 3))
-    assert noise.additivity < 0.6
-    assert noise.optima > 1
-    assert noise.autocorrelation < found.autocorrelation
-    one = landscape(masks, values, Budget(6, 6))  # all skipped
-    assert (one.masks, one.optima) == (1, 1)
-    assert np.isnan(one.autocorrelation)

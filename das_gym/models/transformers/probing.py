@@ -32,7 +32,7 @@ RELOADED_BYTES = 2**28
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilities:
-    """Find out how a model can be driven.
+    """Find out how the layers of a model can be run one by one.
 
     Args:
         model: The model of transformers, in eval mode.

@@ -57,7 +57,7 @@ def size_in_bytes(model: Any) -> int:
 
 
 def separating_sets(places: Sequence[int]) -> list[list[int]]:
-    """Return halves of the places such that of any two one lies in some half, and the other does not."""
+    """Return sets of positions such that for any two positions, some set contains one and not the other."""
     bits = range((len(places) - 1).bit_length())
     return [[p for n, p in enumerate(places) if n >> bit & 1 == side] for bit in bits for side in (0, 1)]
 

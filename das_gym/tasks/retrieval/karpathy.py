@@ -71,7 +71,7 @@ def _find_file(root: Path) -> tuple[Path, Path]:
 
 
 def _count_captions(entry: object) -> int:
-    """Return how many examples a bad entry would have been; 1 where that is unknown."""
+    """Return the number of captions, hence of examples, of a bad entry; 1 if it cannot be read."""
     sentences = entry.get("sentences") if isinstance(entry, dict) else None
     return max(1, len(sentences)) if isinstance(sentences, list) else 1
 

@@ -67,24 +67,22 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings", "dtype"), [("lora", {}, torch.bfloat16), ("das", {"mask": MASK}, torch.float32)]
-)
+@pytest.mark.parametrize(("wanted", "dtype"), [("auto", torch.bfloat16), ("float32", torch.float32)])
 def test_export_answering_loads_in_transformers(
     data: Path,  # noqa: F811
     tmp_path: Path,
-    name: str,
-    settings: dict[str, Any],
+    wanted: str,
     dtype: torch.dtype,
 ):
-    source = tiny.save("llava", tmp_path / "source", dtype)
-    written = export_answering(finetuned(source, data, name, **settings), tmp_path / "out", RECORD)
+    source = tiny.save("llava", tmp_path / "source", torch.bfloat16)
+    written = export_answering(finetuned(source, data, "lora"), tmp_path / "out", RECORD, wanted)
     assert written.loads_with == "transformers.AutoModelForImageTextToText"
-    assert written.difference < (1e-4 if dtype == torch.float32 else 0.5)
+    assert written.dtype.startswith(f"saved in {dtype}".replace("torch.", ""))
+    assert written.difference < 0.5
     card = (tmp_path / "out/README.md").read_text()
-    assert ("trust_remote_code=True" in card) == (name == "das")
+    assert "trust_remote_code=True" not in card
     assert "| exact match on test, % | 75.0 |" in card
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert sum(p.numel() for p in loaded.parameters()) == written.parameters
 
@@ -111,3 +109,4 @@ def test_export_answering_writes_a_trained_projector(data: Path, tmp_path: Path)
             parameter.data *= 1.5
     backbone.vlp.prune(np.array(MASK, bool))
     export_answering(AdaptedModel(backbone, new_head(backbone, task), task), tmp_path / "out", {})  # it compares logits
+    assert "trust_remote_code=True" in (tmp_path / "out/README.md").read_text()

@@ -265,7 +265,7 @@ def test_export_names_classes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "task"), [("METER", "nlvr2"), ("ViLT", "vqa")])
+@pytest.mark.parametrize(("model", "task"), [pytest.param("METER", "nlvr2", marks=pytest.mark.long), ("ViLT", "vqa")])
 def test_onnx(model, task, tmp_path):
     try:
         require_onnx()

@@ -78,14 +78,6 @@ def test_saved_folder_does_not_load_without_its_code(
         auto.from_pretrained(tmp_path / "out")
 
 
-def test_inserted_adapters_begin_as_zero(problem_of: Callable[[str], Problem]):
-    problem = problem_of("llava")
-    smaller, examples = pruned_copy(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
-    before = logits_of(smaller, problem, examples)
-    insert_into_pruned(smaller, problem.vlp, 4, 6)
-    assert torch.equal(logits_of(smaller, problem, examples), before)
-
-
 def test_pruned_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
@@ -130,19 +122,18 @@ def test_load_vlm_rejects_a_folder_with_adapters(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["modeling_das_adapters.py", "custom_generate/generate.py", "evil_code.py"])
 def test_saved_folder_runs_no_code_of_its_source(
-    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, file: str
+    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path
 ):
     """Our code in it needs trust_remote_code=True; the source's was never trusted."""
     problem, canary = problem_of("llava"), tmp_path / "EXECUTED"
     source = Path(shutil.copytree(folder_of("llava"), tmp_path / "source"))
-    (source / file).parent.mkdir(exist_ok=True)
-    (source / file).write_text(f"open({str(canary)!r}, 'w').close()\n")
-    if file == "evil_code.py":
-        for name in ("tokenizer_config.json", "processor_config.json"):
-            brought = {"AutoTokenizer": ["evil_code.Evil", "evil_code.Evil"], "AutoProcessor": "evil_code.Evil"}
-            write_json(source / name, {**read_json(source / name), "auto_map": brought})
+    (source / "custom_generate").mkdir()
+    for file in ("modeling_das_adapters.py", "custom_generate/generate.py", "evil_code.py"):
+        (source / file).write_text(f"open({str(canary)!r}, 'w').close()\n")
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        brought = {"AutoTokenizer": ["evil_code.Evil", "evil_code.Evil"], "AutoProcessor": "evil_code.Evil"}
+        write_json(source / name, {**read_json(source / name), "auto_map": brought})
     probes = Probes.of(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
     save(probes.vlm.model, tmp_path / "out", source, source, torch.float32)
     assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["tokens"]

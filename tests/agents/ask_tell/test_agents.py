@@ -54,9 +54,8 @@ def test_agent_masks_are_distinct_and_within_budget(name, space):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "space"), PAIRS)
-@pytest.mark.parametrize("turns", [0, 1, 7])
-def test_agent_state_dict_continues_exactly(name, space, turns):
-    space = SPACES[space]
+def test_agent_state_dict_continues_exactly(name, space):
+    space, turns = SPACES[space], 7
     agent = make(name, space, seed=5)
     play(agent, turns)
     fresh = make(name, space, seed=0)
@@ -111,8 +110,7 @@ def test_agent_rejects_bad_rewards_states_and_settings(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "exhaustive"])
-@pytest.mark.parametrize("n_layers", [36, 72])
-@pytest.mark.parametrize("by", ["count", "cost"])
+@pytest.mark.parametrize(("n_layers", "by"), [(36, "count"), (72, "cost")])
 def test_agent_searches_many_layers(name, n_layers, by):
     macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
     budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.06, cost=macs)

@@ -72,11 +72,6 @@ def test_bayes_rejects_noisy_that_is_not_bool():
         Bayes(SPACES["count"], 0, noisy="no")
 
 
-def test_bayes_takes_equal_rewards():
-    agent = search(Bayes(SPACES["count"], 0), 60, value=lambda masks: np.zeros(len(masks)))
-    assert len(agent.rewards) == 60
-
-
 @pytest.mark.slow
 def test_bayes_answers_noisy_rewards_by_posterior_mean():
     space, losses = SPACES["count"], {}

@@ -71,12 +71,6 @@ def test_climb_increases_the_likelihood():
     assert place[2] < 3  # no noise in these values
 
 
-def test_process_takes_equal_values():
-    process = MaskProcess(MASKS[:5], np.zeros(5))
-    assert np.isfinite(process.log_likelihood)
-    assert (process.posterior(MASKS).mean == 0).all()
-
-
 def test_expected_improvement_matches_sampling():
     rng = np.random.default_rng(0)
     mean, deviation = np.array([-1.0, 0.0, 0.3, 2.0]), np.array([0.5, 1.0, 0.01, 0.3])

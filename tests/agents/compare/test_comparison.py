@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ from das_gym.agents.compare.comparison import compare_agents, run_agent
 from das_gym.agents.compare.oracle import TableOracle, make_oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.sb3.train import train_sb3
-from landscapes import write_table
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
@@ -35,60 +33,11 @@ def test_run_agent_curves_are_of_the_current_answer(oracle):
     assert (again.curves == result.curves).all()
 
 
-def test_run_agent_keeps_the_answer_of_a_finished_agent(oracle):
-    result = run_agent(oracle, "greedy", range(5), 60, 3, {})
-    assert result.evaluations.tolist() == [8 + 7 + 6 + 5] * 5
-    assert (result.curves[:, 25:] == result.curves[:, 25:26]).all()
-    assert (result.answers == result.answers[0]).all()
-
-
-def test_run_agent_stops_at_the_evaluations(oracle):
-    assert run_agent(oracle, "bayes", range(1), 7, 3, {}).evaluations.tolist() == [7]
-
-
 def test_run_agent_with_a_single_mask(made_up_table):
     oracle = TableOracle(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
     result = run_agent(oracle, "greedy", range(2), 5, 3, {})
     assert result.evaluations.tolist() == [0, 0]
     assert (result.curves == oracle.best_reward).all()
-
-
-@pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
-def test_run_agent_counts_masks_that_statistics_need(agent, asked):
-    oracle = TableOracle(TABULAR, {"skip_num": 4})
-    assert run_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 37]
-    ranked = run_agent(oracle, "block_influence", range(1), 9, 3, {"statistic": "leave_one_out"})
-    assert ranked.evaluations.tolist() == [1 + 13]
-    assert np.isfinite(ranked.curves).all()
-
-
-def test_run_agent_rejects_stages(oracle):
-    with pytest.raises(ValueError, match="stages"):
-        run_agent(oracle, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
-
-
-class OffBudget(Agent):
-    """Someone's own agent, which forgets that k = 4."""
-
-    def ask(self, n):
-        return np.ones((1, self.n_layers), dtype=bool)
-
-    def tell(self, masks, rewards):
-        pass
-
-    def best(self):
-        return self.ask(1)[0]
-
-
-def test_compare_agents_names_an_agent_outside_the_budget(oracle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "own_compared", sys.modules[__name__])
-    with pytest.raises(ValueError, match=r"agent 'own_compared:OffBudget': ask\(3\) returned a mask outside"):
-        compare_agents(oracle, ["own_compared:OffBudget"], seeds=range(1), evaluations=6)
-
-
-def test_run_agent_passes_settings(oracle):
-    slow, quick = (run_agent(oracle, "bandit", range(4), 30, 3, {"learning_rate": rate}) for rate in (1e-9, 1e3))
-    assert (slow.answers == slow.answers[0]).mean() > (quick.answers == quick.answers[0]).mean()
 
 
 class Scripted(Agent):
@@ -139,12 +88,6 @@ def test_run_agent_with_sb3_equals_train_sb3(name, budget, made_up_table):
     np.testing.assert_allclose(result.curves, [expected], rtol=1e-6)
 
 
-def test_run_agent_with_sb3_seeds(oracle):
-    one, other = (run_agent(oracle, "ppo", (0, 1), 12, 3, {"n_steps": 2}) for _ in range(2))
-    assert one.curves.tolist() == other.curves.tolist()
-    assert one.curves[0].tolist() != one.curves[1].tolist()
-
-
 @pytest.mark.slow
 def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
@@ -152,16 +95,6 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
     assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6 + 13], [1])
     assert ppo.answers.sum(axis=1).tolist() == [4]
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
-
-
-def test_run_agent_with_sb3_outside_the_budget_has_no_answer(tmp_path, monkeypatch):
-    oracle = TableOracle(TABULAR, {"skip_num": 12}, {"table": str(write_table(tmp_path / "table.npz", 12))})
-    monkeypatch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], actions=("mask",)))
-    unlearned = {"ppo": {"learning_rate": 0.0}}
-    (result,) = compare_agents(oracle, ["ppo"], seeds=(0,), evaluations=1, agent_kwargs=unlearned)
-    assert result.evaluations.tolist() == [0 + 13]
-    assert result.curves[:, -1].tolist() == [-np.inf]
-    assert np.isnan(result.test_metrics).all()
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.search_experiment import run_search
@@ -21,14 +20,6 @@ def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
         assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
         assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
         assert truth.masks == len(allowed)
-
-
-def test_ground_truth_includes_the_price(made_up_table):
-    env_kwargs = {"table": str(made_up_table), "skip_num": None, "macs_price": 100.0}
-    everything, nothing = (ground_truth_of(TABULAR, env_kwargs, [bit] * 8) for bit in (1, 0))
-    assert (everything.rank, everything.regret) == (1, 0.0)  # the most MACs saved
-    assert nothing.rank == 256
-    assert nothing.regret == pytest.approx(everything.best_reward - (np.exp(-0.3) - 2.0), abs=1e-6)
 
 
 def test_ground_truth_is_none_without_a_full_table(made_up_table):

@@ -38,11 +38,6 @@ def test_table_oracle_returns_rewards_ranks_and_metrics_of_the_table(oracle, mad
     np.testing.assert_array_equal(oracle.test_metrics(masks), table.values("metric", "test")[table.index(masks)])
 
 
-def test_table_oracle_includes_the_price_of_macs(made_up_table):
-    oracle = TableOracle(TABULAR, {"macs_saved": 0.1}, {"table": str(made_up_table), "macs_price": 100.0})
-    assert oracle.space.masks[oracle.rewards(oracle.space.masks).argmax()].all()
-
-
 def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
     settings = {"suite": str(made_up_suite), "split": "valid"}
     oracle = make_oracle("DAS-Suite-v0", env_kwargs={**settings, "problem": 3})

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto.searcher import FrontSearch, log_goodness, neighbours
+from das_gym.agents.pareto.searcher import FrontSearch, log_goodness
 from landscapes import rewards
 
 from das_gym.problem.front import front_rows, hypervolume, reference_point
@@ -62,20 +62,6 @@ def test_front_search_of_many_layers():
     search = play(FrontSearch(30, saved, 0), 48)
     assert len(np.unique(search.masks, axis=0)) == 48
     assert search.front().shape[1] == 30
-
-
-def test_front_search_keeps_infinite_losses_off_the_front():
-    search = FrontSearch(6, saved, 0)
-    while len(search.scored) < 40:
-        masks = search.ask(8)
-        search.tell(masks, np.where(masks[:, 2], np.inf, losses_of(masks)))
-    assert not search.front()[:, 2].any()
-    assert np.isfinite(log_goodness(search.losses)).all()
-
-
-def test_neighbours_by_hand():
-    found = {"".join(str(int(bit)) for bit in mask) for mask in neighbours(np.array([[True, False, False]]))}
-    assert found == {"000", "110", "101", "010", "001"}
 
 
 def test_log_goodness_takes_any_loss():

@@ -8,14 +8,11 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
-from das_gym.agents.policy.hinted import NeighbourCosts
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, conditional_cost
 from das_gym.agents.policy.training import PolicySettings, mean_scaled, train_policy
 
 from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
 from tests.agents.policy.chains import Chains
@@ -63,21 +60,6 @@ def test_conditional_cost_is_exact_for_runs_of_three():
             assert row[unit] == pytest.approx(chains.loss(more) - chains.loss(mask), abs=1e-5)
 
 
-def test_conditional_cost_is_the_difference_of_neighbour_costs():
-    """On random statistics, with equal depths: both take the same unit as the next one."""
-    rng, n = np.random.default_rng(0), 12
-    statistics = dict(zip(NEIGHBOURS, rng.normal(size=(len(NEIGHBOURS), n)), strict=True))
-    statistics |= {"stream": rng.integers(2, size=n).astype(float), "depth": rng.integers(6, size=n) / 5}
-    costs, masks = NeighbourCosts(statistics), rng.random((40, n)) < 0.4
-    columns = np.stack([statistics[name] for name in NEIGHBOURS], axis=1)
-    given = (np.tile(columns, (40, 1, 1)), masks, np.ones(masks.shape))
-    found = conditional_cost(*(torch.from_numpy(part.astype(np.float64)) for part in given)).numpy()
-    for mask, row in zip(masks, found, strict=True):
-        kept = np.flatnonzero(~mask)
-        expected = costs(mask | (np.arange(n) == kept[:, None])) - costs(mask[None])
-        np.testing.assert_allclose(row[kept], expected, atol=1e-9)
-
-
 def test_untrained_network_ranks_by_conditional_cost(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train", statistics=NEIGHBOURS)
     fresh = UnitNetwork(PolicyConfig(NEIGHBOURS)).eval()
@@ -106,70 +88,12 @@ def test_suite_masks_equal_choose_despite_padding(suite: Suite, network: UnitNet
         assert problem.budget.is_kept_by(masks[row : row + 1, :n])[0]
 
 
-class Asked:
-    """A network that gives the same scores whatever it reads, and records the saved costs that it was given."""
-
-    config = PolicyConfig(DEFAULT_STATISTICS)
-
-    def __init__(self, scores: list[float]) -> None:
-        self.scores, self.saved = torch.tensor(scores), []
-
-    def __call__(self, statistics: torch.Tensor, units: torch.Tensor, skipped: torch.Tensor, goals: torch.Tensor, saved):
-        self.saved.append(saved.tolist())
-        return self.scores.expand(len(units), -1), None
-
-
-def test_choose_keeps_units_that_save_nothing():
-    """The full model costs 110 of 100: it has adapters; skipping the first unit would cost 5 more."""
-    budget = Budget(4, saved=0.2, cost=MaskCost(100, 110, np.array([-5.0, 20, 10, 30])))
-    asked = Asked([9.0, 3.0, 2.0, 1.0])
-    assert choose(asked, np.zeros((4, 4)), budget).tolist() == [[False, True, True, False]]
-    assert asked.saved == [[0.0], [pytest.approx(0.2)]]
-
-
-def test_suite_masks_count_savings_from_nothing_skipped(suite: Suite):
-    asked = Asked([0.0] * MAX_UNITS)
-    suite_masks(asked, suite, np.arange(3))
-    assert asked.saved[0] == [0.0] * 3
-    assert min(asked.saved[1]) > 0
-
-
-def test_policy_by_cost_skips_no_more_than_needed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(agent, "load_policy", lambda path: Asked([3.0, 2.0, 1.0, 0.0]))
-    space = MaskSpace(Budget(4, saved=0.2, cost=MaskCost(100, 100, np.array([5.0, 20, 10, 30]))))
-    chosen = make_agent("policy", space, statistics=dict.fromkeys(DEFAULT_STATISTICS, np.zeros(4))).best()
-    assert chosen.tolist() == [False, True, False, False]  # with the second the first is not needed
-
-
-def test_choose_draws_by_the_softmax_of_scores():
-    drawn = choose(Asked([1.0986123, 0.0]), np.zeros((2, 4)), Budget(2, 1), np.random.default_rng(0), 20_000)
-    assert drawn[:, 0].mean() == pytest.approx(0.75, abs=0.012)  # log 3 against 0
-
-
-@pytest.mark.parametrize(("goal", "left"), [((0.5, 0.0), 0.5 - 0.25), ((0.0, 0.4), 0.4 - 0.1)])
-def test_network_inputs_hold_the_rest_of_the_goal(goal: tuple[float, float], left: float):
-    network, entered = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)), []
-    network.enter.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
-    skipped = torch.tensor([[1.0, 0, 0, 0]])
-    network(torch.zeros(1, 4, len(DEFAULT_STATISTICS)), torch.ones(1, 4), skipped, torch.tensor([goal]), torch.tensor([0.1]))
-    assert entered[0][0, :, -5:].tolist() == [pytest.approx([done, *goal, left, 4 / 16]) for done in skipped[0].tolist()]
-
-
 def test_network_is_equivariant_to_the_order_of_units(suite: Suite, network: UnitNetworks):
     statistics = torch.randn(1, 7, len(DEFAULT_STATISTICS))
     order = torch.randperm(7)
     rest = torch.ones(1, 7), torch.zeros(1, 7), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
     with torch.no_grad():
         torch.testing.assert_close(network(statistics[:, order], *rest)[0], network(statistics, *rest)[0][:, order])
-
-
-def test_encode_ranks_distinguish_units_next_to_an_outlier():
-    statistics = torch.tensor([[[100.0], [0.002], [0.001], [0.002], [0.0]]])
-    there = torch.tensor([1.0, 1, 1, 1, 0])[None, :, None]
-    standard, logs, ranks = UnitNetwork.encode(statistics, there, torch.tensor([[[4.0]]]))
-    torch.testing.assert_close(ranks[0, :, 0], torch.tensor([0.75, 0.0, -0.75, 0.0, 0.0]))
-    assert float(standard[0, 1:4].std()) < 1e-4
-    assert float(logs[0, 1:4].std()) < 1e-2
 
 
 def test_ensemble_averages_log_probabilities(suite: Suite, network: UnitNetworks):

@@ -50,12 +50,6 @@ def test_run_without_tensorboard_warns(small: dict, monkeypatch: pytest.MonkeyPa
     assert not (folder / "tensorboard").exists()
 
 
-def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
-    result = run_search({**small, "agent": "sb3_contrib:TRPO", "masks_per_turn": 4}, ["meter_vqa_table"])[2]
-    assert result.agent.endswith(":TRPO")
-    assert result.evaluations == 24
-
-
 @pytest.mark.parametrize(
     ("update", "names", "text"),
     [
@@ -70,11 +64,6 @@ def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, nam
     with pytest.raises(RunError, match=text):
         run_search({**small, **update}, ["meter_vqa_table", *names])
     assert not Path("runs/1").exists()
-
-
-def test_impossible_budget_names_the_possible_range(small: dict):
-    with pytest.raises(RunError, match="`skip_num` is out of range"):
-        run_search({**small, "skip_num": 9}, ["meter_vqa_table", "ppo"])
 
 
 def test_stopped_run_resumes(small: dict):

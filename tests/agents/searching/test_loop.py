@@ -3,12 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -18,11 +13,9 @@ from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
-from das_gym.files import read_json
 from das_gym.problem import unit_latency
 from das_gym.problem.unit_latency import UnitLatencies
 
-ROOT = Path(__file__).parents[3]
 WITHOUT_STATISTICS = [name for name in AGENTS if not name.startswith("policy")]
 """Agents that need only the one statistic of the synthetic environment."""
 
@@ -82,12 +75,6 @@ def test_search_scores_as_many_masks_as_allowed(evaluations, sizes):
     assert result.evaluations == evaluations
 
 
-def test_search_ends_when_all_masks_are_scored():
-    result = search(config(agent="random", skip_num=1))
-    assert result.evaluations == 12
-    assert result.mask == result.best_seen["mask"]
-
-
 @pytest.mark.parametrize("agent", WITHOUT_STATISTICS)
 def test_search_with_extreme_budgets_and_budgets_by_cost(agent):
     for skip_num in (0, 12):
@@ -97,16 +84,14 @@ def test_search_with_extreme_budgets_and_budgets_by_cost(agent):
     assert min(result.macs_saved, result.best_seen["macs_saved"]) >= 0.12
 
 
-def test_search_seeds_differ_and_repeat():
-    first = [search(config(seed=seed)).history[0].masks for seed in (1, 1, 2)]
-    assert first[0] == first[1] != first[2]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
 @pytest.mark.parametrize(
-    ("agent", "stop", "save_every"),
-    [(agent, 1, 1) for agent in WITHOUT_STATISTICS] + [(agent, stop, 3) for agent in SEARCHING for stop in (2, 4)],
+    ("agent", "reward_batches", "stop", "save_every"),
+    [
+        *((agent, "fixed", 1, 1) for agent in WITHOUT_STATISTICS),
+        *((agent, "resample", stop, 3) for agent in SEARCHING for stop in (2, 4)),
+        ("bandit", "cycle", 4, 3),
+    ],
 )
 def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop, save_every, tmp_path):
     settings = {"agent": agent, "evaluations": 30, "env_kwargs": {"reward_batches": reward_batches}}
@@ -121,31 +106,8 @@ def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop,
     assert tuple(turns) == whole.history  # with those of the checkpoint
 
 
-@pytest.mark.slow
-def test_killed_search_resumes_to_the_same_bytes(tmp_path):
-    code = f"""if True:
-        import sys
-        from das_gym.agents import SearchConfig, search
-        env_kwargs = {{"reward_batches": "resample", "seconds": 0.01}}
-        config = SearchConfig(env_id={ENV_ID!r}, evaluations=150, env_kwargs=env_kwargs)
-        search(config, sys.argv[1], resume=True)"""
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, tmp_path / "whole"], env=environment, check=True)
-    checkpoint = tmp_path / "killed" / "checkpoint.json"
-    with subprocess.Popen([*command, tmp_path / "killed"], env=environment) as process:
-        while process.poll() is None and not (checkpoint.exists() and len(read_json(checkpoint)["turns"]) > 10):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "search.json").exists()
-    subprocess.run([*command, tmp_path / "killed"], env=environment, check=True)
-    assert (tmp_path / "whole" / "search.json").read_bytes() == (tmp_path / "killed" / "search.json").read_bytes()
-
-
 @pytest.mark.parametrize("name", ["format", "config", "agent", "env", "turns"])
-@pytest.mark.parametrize("value", [None, 3, "x", [3], {"a": 1}])
+@pytest.mark.parametrize("value", [None, {"a": 1}])
 def test_resume_names_a_damaged_checkpoint(tmp_path, name, value):
     stopped_search(tmp_path)
     path = tmp_path / "checkpoint.json"
@@ -161,20 +123,20 @@ def test_resume_rejects_a_checkpoint_of_another_search(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [None, 2])
-def test_search_measures_latency_once(stop, tiny_kwargs, tmp_path, monkeypatch):
+def test_search_measures_latency_once(stop, small_kwargs, tmp_path, monkeypatch):
     """A resumed search, and a replay of its record, allow the same masks though latencies have changed."""
     clock = itertools.count(1)
-    figures = lambda problem, batch: UnitLatencies(83.0, 5.0, tuple(next(clock) * np.arange(1.0, 13.0)), (0.0,) * 12)  # noqa: E731
+    figures = lambda problem, batch: UnitLatencies(23.0, 5.0, tuple(next(clock) * np.arange(1.0, 7.0)), (0.0,) * 6)  # noqa: E731
     monkeypatch.setattr(unit_latency, "latency_of", figures)
     settings = {"agent": "random", "latency_saved": 0.5, "evaluations": 9}
-    settings |= {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**tiny_kwargs, "reward_examples": 4}}
+    settings |= {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**small_kwargs, "reward_examples": 4}}
     if stop is not None:
         stopped_search(tmp_path, stop, **settings)
     result = search(config(**settings), tmp_path, resume=True)
     savings = np.array(result.env_kwargs["costs"]["latency_saved"]["savings"])
-    assert savings.tolist() == list(range(1, 13))
+    assert savings.tolist() == list(range(1, 7))
     masks = np.array([mask for turn in result.history for mask in turn.masks])
-    assert (masks @ savings >= 0.5 * 83.0).all()
+    assert (masks @ savings >= 0.5 * 23.0).all()
     assert all(check.agrees for check in validate(SearchResult.load(tmp_path)))
 
 
@@ -246,13 +208,13 @@ def test_search_with_your_own_agent(monkeypatch):
         search(config(agent="own_agent:FirstLayers", agent_kwargs={"asked": [[1] * 12]}))
 
 
-def test_search_counts_masks_on_fewer_examples_as_less(tiny_kwargs, tmp_path):
-    env_kwargs = {**tiny_kwargs, "reward_examples": 8}
+def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):
+    env_kwargs = {**small_kwargs, "reward_examples": 8}
     settings = SearchConfig(agent="evolution", agent_kwargs=STAGED, env_kwargs=env_kwargs, masks_per_turn=4, evaluations=8)
     result = search(settings, tmp_path)
     assert [(len(turn.masks), turn.examples_share) for turn in result.history] == [(4, 0.5), (2, 1.0)] * 2
     assert result.evaluations == 8
-    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **tiny_kwargs, reward_examples=4)
+    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **small_kwargs, reward_examples=4)
     cheap = []
     for mask in result.history[0].masks:
         env.reset()
@@ -274,11 +236,11 @@ def test_search_rejects_stages_without_examples():
 
 @pytest.mark.parametrize(
     ("agent", "statistic", "masks"),
-    [("block_influence", "leave_one_out", 13), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 37)],
+    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 19)],
 )
-def test_search_counts_masks_that_statistics_need(tiny_kwargs, tmp_path, agent, statistic, masks):
+def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent, statistic, masks):
     named = {} if statistic is None else {"agent_kwargs": {"statistic": statistic}}
-    live = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**tiny_kwargs, "reward_examples": 4}}
+    live = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**small_kwargs, "reward_examples": 4}}
     settings = SearchConfig(**live, skip_num=4, agent=agent, evaluations=2, **named)
     result = search(settings, tmp_path)
     assert (result.statistic_masks, result.evaluations) == (masks, masks + result.masks_asked)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import gymnasium
-import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, SearchResult, search
 from das_gym.agents.searching.validate import validate
@@ -30,10 +29,6 @@ def test_validate_accepts_a_search(agent, reward_batches, tmp_path):
     assert len(checks) == 1 + replayed + 10
 
 
-def test_validate_accepts_a_budget_by_cost(tmp_path):
-    assert not differing(validate(search_record(tmp_path, agent="greedy", macs_saved=0.12)))
-
-
 @pytest.mark.parametrize("name", ["reward", "loss", "metric", "macs", "macs_saved"])
 def test_validate_finds_a_false_claim(name, tmp_path):
     result = search_record(tmp_path)
@@ -55,12 +50,6 @@ def test_validate_tolerance(tmp_path):
 
 def test_validate_accepts_infinite_losses(tmp_path):
     assert not differing(validate(search_record(tmp_path, env_kwargs={"no_loss": True})))
-
-
-def test_validate_finds_another_mask(tmp_path):
-    result = search_record(tmp_path)
-    other = np.roll(result.mask, 1).tolist()
-    assert "answer: loss" in differing(validate(dataclasses.replace(result, mask=other)))
 
 
 def test_validate_replays_turns_if_examples_change(tmp_path):
@@ -95,50 +84,14 @@ def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "what"),
-    [
-        ("n_skipped", 3, "answer: n_skipped"),
-        ("skipped_layers", ["text.0"], "answer: skipped_layers"),
-        ("evaluations", 11, "evaluations"),
-    ],
-)
-def test_validate_derives_values(field, value, what, tmp_path):
-    assert differing(validate(dataclasses.replace(search_record(tmp_path), **{field: value}))) == [what]
-
-
-def test_validate_derives_the_best_scored_mask(tmp_path):
-    result = search_record(tmp_path, agent="random")
-    rows = [turn.row(i) for turn in result.history for i in range(len(turn.masks))]
-    worst = min(rows, key=lambda row: row["reward"])
-    layers = [name for name, bit in zip(result.layer_names, worst["mask"], strict=True) if bit]
-    wrong = dataclasses.replace(result, best_seen={**worst, "skipped_layers": layers})
-    assert "best seen, of all turns: mask" in differing(validate(wrong))
-    wrong = dataclasses.replace(result, best_seen={**result.best_seen, "skipped_layers": ["text.0"]})
-    assert differing(validate(wrong)) == ["best seen: skipped_layers"]
-
-
-def test_validate_needs_no_code_of_your_own_agent(tmp_path):
-    result = search_record(tmp_path, agent="greedy", env_kwargs={"reward_batches": "cycle"})
-    assert not differing(validate(dataclasses.replace(result, agent="nowhere:Own")))
-    with pytest.raises(ValueError, match="did you mean 'greedy'"):
-        validate(dataclasses.replace(result, agent="gredy"))
-
-
-@pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
-        ({"env_id": "nowhere:Env-v0"}, "`plugins=nowhere`"),
         ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym"),
-        ({"seed": -1}, "(?i)seed"),
         ({"agent": "bandti"}, "did you mean 'bandit'"),
-        ({"mask": [1, 1, 1, 1]}, "`mask` is not allowed"),
         ({"mask": [2] * 12}, "`mask` is not allowed"),
-        ({"mask": [0.5] * 12}, r"mask\[0\]"),
         ({"best_seen": {}}, "best_seen, 'mask' is missing"),
-        ({"best_seen": {"mask": [1]}}, "`mask` is not allowed"),
         ({"best_seen": {"mask": None}}, "mask"),
-        ({"best_seen": {"mask": [True] * 12}}, "mask"),
         ({"best_seen": {"reward": "high"}}, "reward"),
     ],
 )

@@ -20,7 +20,7 @@ from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.rejecting import prepare_experts
 from tests.models.transformers import tiny
-from tests.models.transformers.conftest import Driven, copied
+from tests.models.transformers.conftest import Driven
 
 IMAGE_TOKENS = list(range(3, len(tiny.SPECIAL)))
 """A random model would say them, and then lack an image."""
@@ -100,17 +100,6 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
     settings = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": IMAGE_TOKENS}
     one, other = (again.generate(**batch, **settings, use_cache=use_cache) for use_cache in (True, False))
     assert torch.equal(one, other)
-
-
-@every_type
-def test_prune_keeps_logits_with_fewer_parameters(driven: Callable[..., Driven], name: str):
-    model = copied(driven(name))
-    mask = np.zeros(len(model.vlm.layers), dtype=bool)
-    mask[[0, -1]] = True
-    wanted, before = model.logits(model.prompts(), mask), sum(p.numel() for p in model.vlm.parameters())
-    model.vlm.prune(mask)
-    torch.testing.assert_close(model.logits(model.prompts(), mask), wanted, atol=0, rtol=0)
-    assert sum(p.numel() for p in model.vlm.parameters()) < before
 
 
 @every_type

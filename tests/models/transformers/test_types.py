@@ -20,10 +20,10 @@ START, END = "<!-- table -->", "<!-- end of table -->"
 COLUMNS = (
     "type of model",
     "class in transformers",
-    "layers that may be skipped",
-    "attention and MLP apart",
-    "questions share a picture's part",
-    "layers of the vision tower, with `vision=True`",
+    "skippable layers",
+    "`units=sublayers`",
+    "image prefix shared",
+    "skippable vision layers",
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import strategies as st
 
 from das_gym.tasks import metrics
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.metrics import chosen_option, exact_match, mean_by_kind, score_answer, vqa_accuracy_of
+from das_gym.tasks.answering.metrics import chosen_option, exact_match, score_answer, vqa_accuracy_of
 
-TEXTS = st.text(st.sampled_from("aAbBnoyes 012,.'()the\n"), max_size=12)
 LETTERED = ("A", "B", "C", "D")
 CLASSES = ("land", "bare land", "airport", "railway station")
 
@@ -104,11 +102,6 @@ def test_score_answer_by_options_annotators_or_reference():
     assert score_answer(example(answers=("red", "red", *["blue"] * 8)), "Red") == pytest.approx(0.6)
     assert score_answer(example(), "the Red") == 1.0
     assert score_answer(example(), "blue") == 0.0
-
-
-def test_mean_by_kind():
-    examples = [example(kind=kind) for kind in ("OPEN", "CLOSED", "OPEN", "")]
-    assert mean_by_kind(examples, [1.0, 0.5, 0.0, 0.0]) == {"kind/CLOSED": 0.5, "kind/OPEN": 0.5}
 
 
 @pytest.mark.usefixtures("own_metrics")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
-from das_gym.tasks.answering import reading
 from das_gym.tasks.answering.conversations import Conversation, divide
 from das_gym.tasks.answering.examples import SHORT_ANSWER
 from das_gym.tasks.answering.json_files import part_of
@@ -99,13 +98,6 @@ def test_parts_in_separate_folders(tmp_path: Path):
     assert sizes(tmp_path / "data" / "train" / "annotations.json") == [7, 1, 1]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_too_few_images_to_divide_are_rejected(tmp_path: Path, count: int):
-    root = llava_folder(tmp_path / "data", x=count)
-    with pytest.raises(ValueError, match=rf"x\.json: too few images to divide: got {count} groups .*expected 3 or more"):
-        load_answers(root)
-
-
 IMAGES = st.lists(st.lists(st.integers(0, 30), max_size=3, unique=True), min_size=3, max_size=60)
 PARTS = st.lists(st.sampled_from(("train", "val", "test")), min_size=60, max_size=60)
 
@@ -152,29 +144,10 @@ def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
     assert_disjoint(splits)
 
 
-def test_default_is_the_bundled_shapes(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "shapes_root", lambda: shapes_folder)
-    assert list(load_answers(None).test) == list(load_answers(shapes_folder).test)
-
-
 def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     root = tmp_path / "vqa"
     shutil.copytree(shapes_folder, root)
     return root, root / "v2_mscoco_train2014_annotations.json"
-
-
-@pytest.mark.parametrize(("count", "by_answer"), [(20, False), (21, True), (0, True)])
-def test_questions_are_grouped_by_few_question_types_or_by_answer_types(
-    shapes_folder: Path, tmp_path: Path, count: int, by_answer: bool
-):
-    root, _ = vqa_entries(shapes_folder, tmp_path)
-    for path in root.glob("*_annotations.json"):
-        whole = json.loads(path.read_text())
-        for number, annotation in enumerate(whole["annotations"]):
-            annotation["question_type"] = f"how many {number % count}" if count else ""
-        write(path, whole)
-    kinds = {example.kind for example in load_answers(root).train}
-    assert kinds == ({"yes/no", "number", "other"} if by_answer else {f"how many {n}" for n in range(count)})
 
 
 def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
@@ -310,13 +283,10 @@ def test_scienceqa(tmp_path: Path, folder: str):
     ("changes", "text"),
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
-        ({"answer": "A"}, r"problems\.json: 13: wrong type of `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"choices": ["one", ""]}, r"problems\.json: 13: `choices` is empty"),
         ({"question": " "}, r"problems\.json: 13: `question` is empty"),
         ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
         ({"image": 3}, r"problems\.json: 13: wrong `image`"),
-        ({"image": "missing.png"}, r"problems\.json: 13: .*images/test/13/missing\.png does not exist"),
     ],
 )
 def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
@@ -389,23 +359,6 @@ def test_unknown_data_are_described(tmp_path: Path, files: dict[str, str], text:
     with pytest.raises(ValueError, match=text) as raised:
         load_answers(root)
     assert "\n" not in str(raised.value)
-
-
-def test_images_next_to_a_damaged_file_are_no_classes(tmp_path: Path):
-    root = slake(tmp_path / "data")
-    for path in root.glob("*.json"):
-        write(path, {"data": []})
-    with pytest.raises(ValueError, match=r"data holds no data in a known format: got test\.json with one object with data"):
-        load_answers(root)
-
-
-def test_part_of_another_form_is_rejected(tmp_path: Path):
-    root = llava_folder(tmp_path / "data", train=9, test=3)
-    write(root / "test.json", {"data": json.loads((root / "test.json").read_text())})
-    with pytest.raises(
-        ValueError, match=r"test\.json is named like the test part of train\.json .*got one object with data"
-    ):
-        load_answers(root)
 
 
 def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):

@@ -31,25 +31,9 @@ class Letters:
         return SimpleNamespace(ids=ids, answer=1)
 
 
-def fake_image(key: str) -> SimpleNamespace:
-    return SimpleNamespace(key=key)
-
-
 TASK = AnsweringTask(Letters())
 OPEN = AnswerExample("1", (), "what", "ab")
 CHOICE = AnswerExample("2", (), "which", "b", options=("cd", "b", "a"))
-
-
-def test_pairs_are_a_prompt_or_one_per_option():
-    assert [prompt.answer for prompt in TASK.pairs([OPEN, CHOICE])] == ["ab", "cd", "b", "a"]
-
-
-def test_targets():
-    targets = {name: values.tolist() for name, values in TASK.targets([OPEN, CHOICE]).items()}
-    assert targets["labels"] == [0, 1, 2, 3, 1, 0]
-    assert targets["prompt"] == [0, 0, 1, 1, 2, 3]
-    assert targets["example"] == [0, 1, 1, 1]
-    assert targets["reference"] == [0, 2]
 
 
 def logits_of(*probabilities: float) -> torch.Tensor:
@@ -78,12 +62,6 @@ def test_metrics_are_greedy_exact_match_or_the_likeliest_option(probabilities: t
     assert TASK.metrics(logits_of(*probabilities), TASK.targets([OPEN, CHOICE])).tolist() == right
 
 
-def test_predictions():
-    said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
-    assert said == [{"key": "1", "teacher_forced": "ae"}, {"key": "2", "answer": "cd"}]
-    assert TASK.predictions([CHOICE, OPEN], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5)[[2, 3, 4, 5, 0, 1]])[1]["key"] == "1"
-
-
 def test_example_as_text():
     asked = replace(OPEN, question="<image>\nwhat is <image>")
     assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
@@ -92,23 +70,6 @@ def test_example_as_text():
         "ae",
         "cd",
     ]
-
-
-def test_divergences_are_means_over_the_references_tokens():
-    targets = TASK.targets([OPEN, CHOICE])
-    full, other = logits_of(0.5, 0.5, 0.5, 0.5, 0.5, 0.5), logits_of(0.5, 0.25, 0.1, 0.1, 0.5, 0.1)
-    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert TASK.divergences(other, full, targets).tolist() == pytest.approx([by_hand / 2, 0], abs=1e-6)
-
-
-def test_order_mixes_images_and_keeps_their_questions_together():
-    examples = [AnswerExample(str(n), (fake_image(f"p{n % 10}"),), "what", "a") for n in range(50)]
-    order = TASK.order(examples)
-    assert sorted(order.tolist()) == list(range(50))
-    keys = [examples[i].images[0].key for i in order]
-    assert [keys[i] for i in range(0, 50, 5)] == list(dict.fromkeys(keys))
-    assert keys[::5] != [f"p{n}" for n in range(10)]
-    np.testing.assert_array_equal(order, TASK.order(examples))
 
 
 def test_summary_by_kind():

@@ -31,14 +31,6 @@ def test_load_arrow_nlvr2(folder: Path):
     assert len(splits.train) + len(splits.reward) == 80
 
 
-def test_sentence_has_one_id_in_its_set(folder: Path):
-    rows = [nlvr2_row("dev-3-0", questions=["a", "b"]), nlvr2_row("dev-3-1", questions=["b", "c"]), nlvr2_row("dev-4-0")]
-    write_table(folder / "nlvr2_test1.arrow", rows)
-    test = load_arrow_nlvr2(folder).test
-    assert [e.identifier for e in test[:4]] == ["dev-3-0-0", "dev-3-0-1", "dev-3-1-1", "dev-3-1-2"]
-    assert test[1].set_id == test[2].set_id != test[4].set_id
-
-
 def test_dev_is_the_test_split_without_test1(folder: Path):
     (folder / "nlvr2_test1.arrow").unlink()
     assert {e.identifier.split("-")[0] for e in load_arrow_nlvr2(folder).test} == {"dev"}

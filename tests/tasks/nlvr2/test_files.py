@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,13 +89,6 @@ def test_whole_directories_are_the_reward_split(root: Path):
     assert of_a_set == ["train-3-0", "train-3-0", "train-3-1", "train-3-1"]
 
 
-def test_reward_buckets_are_a_tenth_and_fixed():
-    names = [str(number) for number in range(100)]
-    assert sorted(map(int, reward_buckets(names))) == [6, 18, 29, 47, 55, 66, 71, 72, 90, 99]
-    assert reward_buckets(reversed(names)) == reward_buckets(names)
-    assert [len(reward_buckets(names[:n])) for n in (2, 3, 14, 16, 25)] == [1, 1, 1, 2, 2]
-
-
 @pytest.mark.parametrize("folder", ["data", "nlvr2/data", "nlvr/nlvr2/data"])
 def test_official_folders_are_found(root: Path, folder: str):
     (root / folder).mkdir(parents=True)
@@ -109,35 +101,14 @@ def test_official_folders_are_found(root: Path, folder: str):
     assert Path(splits.test[0].images[0].key).parent == root / "images" / "test1"
 
 
-def test_blank_lines_a_byte_order_mark_and_other_scripts_are_read(root: Path):
-    path = root / "test1.json"
-    raw = json.loads(path.read_text().splitlines()[0]) | {"sentence": "zwei Käuze\u2028links, 梟が二羽"}
-    lines = ["", json.dumps(raw, ensure_ascii=False), "  ", "\t", *path.read_text().splitlines()[1:], ""]
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert [e.sentence for e in load_nlvr2(root).test] == ["zwei Käuze\u2028links, 梟が二羽", "About 0-0."]
-
-
-def test_train_needs_two_directories(root: Path):
-    for directory in DIRECTORIES[1:]:
-        shutil.rmtree(root / "images" / "train" / str(directory))
-    with pytest.raises(ValueError, match=r"train\.json: too few directories .* got '0' only.*16 examples were skipped"):
-        load_nlvr2(root, "skip")
-    shutil.rmtree(root / "images")
-    with pytest.raises(FileNotFoundError, match=r"images/train/0/train-0-0-img0\.png does not exist \(24 images"):
-        load_nlvr2(root)
-
-
 BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [
     *(({name: None}, f"`{name}`") for name in ("sentence", "label", "identifier", "directory")),
     ({"label": "true"}, "`label`"),
     ({"sentence": " \n"}, "`sentence` is empty"),
     ({"sentence": "a \ud83d b"}, "`sentence` is not valid Unicode"),
     ({"identifier": "train-0-0-1"}, "repeats `identifier`"),
-    *(
-        ({"identifier": name}, "`identifier`")
-        for name in ("dev-0-0-0", "train-2-0", "train-a-0-0", "train-../x-0-0", "train-²-0-0")
-    ),
-    *(({"directory": name}, "`directory`") for name in ("..", "a/b", "", "a\\b")),
+    *(({"identifier": name}, "`identifier`") for name in ("dev-0-0-0", "train-../x-0-0", "train-²-0-0")),
+    *(({"directory": name}, "`directory`") for name in ("..", "a\\b")),
 ]
 
 
@@ -173,14 +144,6 @@ def test_missing_or_damaged_image_is_skipped(root: Path, content: bytes | None):
     splits = load_nlvr2(root, "skip")
     assert [example.identifier for example in splits.test] == ["test1-1-0-0"]
     assert "test1.json: test1-2-0-0: the image " in splits.left_out[0]
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", json.dumps([]).encode("utf-16"), '{"a": 1}\n'.encode("utf-16-be")])
-@pytest.mark.parametrize("split", ["train", "test1"])
-def test_file_without_entries_is_named(root: Path, split: str, content: bytes):
-    (root / f"{split}.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{split}\.json is "):
-        load_nlvr2(root, "skip")
 
 
 @pytest.mark.parametrize("names", [("train",), ("test1", "dev")])

@@ -81,14 +81,6 @@ def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
     assert splits.train[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
 
 
-def test_hard_negatives_are_among_the_texts(root: Path):
-    change(root, lambda entries: entries[0]["sentences"][1].update(hard_negatives=["Caption 9 of\n image 0. ", "No."]))
-    train = load_flickr30k(root).train
-    assert train[1].texts[1:3] == ("Caption 9 of image 0.", "No.")
-    assert len(set(train[1].texts)) == NUM_TEXTS
-    assert train[0].hard_negatives == ()
-
-
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

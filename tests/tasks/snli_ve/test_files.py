@@ -76,11 +76,9 @@ def test_folders_of_images_are_found(tmp_path: Path, images: str, above: str):
     ("edit", "text"),
     [
         (lambda e: e.pop("sentence2"), r"line 2 has no `sentence2`"),
-        (lambda e: e.update(Flickr30K_ID=21), r"line 2: wrong type of `Flickr30K_ID`"),
         (lambda e: e.update(Flickr30K_ID="../21"), r"line 2: wrong `Flickr30K_ID`"),
         (lambda e: e.update(sentence2=" "), r"line 2: `sentence2` is empty"),
         (lambda e: e.update(gold_label="yes"), r"line 2: wrong `gold_label`"),
-        (lambda e: e.update(pairID="21.jpg#0r0"), r"line 2 repeats `pairID` 21.jpg#0r0 of .*dev\.jsonl: line 1"),
         (lambda e: e.update(pairID="11.jpg#0r0"), r"repeats `pairID` 11.jpg#0r0 of .*train\.jsonl: line 1"),
     ],
 )
@@ -90,11 +88,3 @@ def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], objec
         load_snli_ve(root)
     splits = load_snli_ve(root, "skip")
     assert (len(splits.reward), splits.left_out_count) == (2, 1)
-
-
-def test_missing_image_is_named(root: Path):
-    (root / "flickr30k_images" / "31.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"snli_ve_test\.jsonl: 31\.jpg#0r0: .*1 images are missing"):
-        load_snli_ve(root)
-    with pytest.raises(ValueError, match=r"snli_ve_test\.jsonl holds no usable example.*3 examples were skipped"):
-        load_snli_ve(root, "skip")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from das_gym.tasks.vqa.accuracy import CONTRACTIONS, NUMBER_WORDS, PUNCTUATION, normalize_answer, soft_score, vqa_accuracy
+from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 
 NORMALIZED = {
     "Yes": "yes",
@@ -49,20 +49,6 @@ def test_normalize_answer(raw: str):
     assert normalize_answer(NORMALIZED[raw]) == NORMALIZED[raw]
 
 
-def test_normalize_answer_removes_every_mark():
-    assert {normalize_answer(f"red{mark}dog") for mark in PUNCTUATION} == {"red dog"}
-    assert {normalize_answer(f"red {mark}dog") for mark in PUNCTUATION} == {"red dog"}
-
-
-def test_tables_are_complete():
-    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    assert [NUMBER_WORDS[word] for word in words] == [str(number) for number in range(11)]
-    assert (len(NUMBER_WORDS), len(CONTRACTIONS)) == (12, 114)
-    for spelling, right in CONTRACTIONS.items():
-        assert spelling.replace("'", "") == right.replace("'", "")
-        assert normalize_answer(spelling) == normalize_answer(normalize_answer(spelling)) == right
-
-
 @pytest.mark.parametrize(("matches", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)])
 def test_soft_score_and_accuracy_of_ten_annotators(matches: int, accuracy: float):
     # e.g. 3 matches: 3 times 2 of the other nine -> 2/3, 7 times 3 of nine -> 1; (3 * 2/3 + 7) / 10 = 0.9
@@ -78,14 +64,6 @@ def test_vqa_accuracy_is_the_leave_one_out_mean(n_annotators: int):
         others = [answers[:i] + answers[i + 1 :] for i in range(n_annotators)]
         official = sum(min(each.count("red") / 3, 1) for each in others) / n_annotators
         assert vqa_accuracy("red", answers) == pytest.approx(official, abs=1e-12)
-
-
-def test_vqa_accuracy_of_unanimous_answers_compares_them_as_written():
-    for count in (1, 2, 3, 10):
-        assert (vqa_accuracy("red", ["red"] * count), vqa_accuracy("blue", ["red"] * count)) == (1.0, 0.0)
-    assert vqa_accuracy("2", ["two"] * 10) == 0.0
-    assert vqa_accuracy(" two\n", ["two"] * 9 + ["\ttwo"]) == 1.0
-    assert vqa_accuracy("The Two", ["2"] * 4 + ["two!"] * 6) == 1.0
 
 
 @pytest.mark.parametrize("answers", [[], "red"])
