@@ -10,7 +10,7 @@ import torch
 from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.base import VLP
+from das_gym.models.base import HALVES, VLP
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
     for parameter in trained:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
+        if parameter.dtype in HALVES:
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return trained

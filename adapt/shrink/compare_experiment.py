@@ -24,8 +24,8 @@ import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
+from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_kwargs

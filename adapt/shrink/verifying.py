@@ -17,6 +17,7 @@ import torch
 from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
+from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
@@ -178,7 +179,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
 
     said = {way: generated(smaller, way) for way in ways}
     # in 16 bits, rounding decides between tokens of nearly equal probability
-    exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)
+    exact = smaller.model.dtype not in HALVES
     differing = [way for way in ways if said[way] != said[UNCACHED] and (exact or isinstance(said[way], str))]
     if differing:  # if the full model's output differs as well, the removed layers are not the reason
         reference = generated(probes.vlm, UNCACHED)

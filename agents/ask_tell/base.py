@@ -26,7 +26,6 @@ AGENTS: dict[str, str | type[Agent]] = {
     "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
     "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
-    "heat_kernel": "das_gym.agents.ask_tell.heat_kernel:HeatKernel",
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
     "policy": "das_gym.agents.policy.agent:Policy",

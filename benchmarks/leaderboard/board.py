@@ -21,6 +21,7 @@ from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
 
 from benchmarks.leaderboard.cache import ResultCache
+from benchmarks.leaderboard.optuna_tpe import OPTUNA, has_optuna, run_optuna
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.leaderboard.problems import (
     EVALUATIONS,
@@ -33,8 +34,8 @@ from benchmarks.leaderboard.problems import (
     short_problems,
     without_statistics,
 )
-from benchmarks.leaderboard.rivals import OPTUNA, RIVALS, has_optuna, register_rivals, run_optuna
 from benchmarks.leaderboard.scores import WORST, Scores
+from benchmarks.search.rivals import RIVALS, register_rivals
 from das_gym.commandline import parse_or_help
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text

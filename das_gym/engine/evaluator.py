@@ -89,6 +89,7 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()

@@ -37,6 +37,9 @@ Forward = Callable[..., Tensor]
 Mark = Callable[[int, Tensor], None]
 """`mark(index, hidden)` is called right before and right after unit `index` runs, with its input and its output."""
 
+HALVES = (torch.float16, torch.bfloat16)
+"""The 16-bit dtypes, in which small steps of training are lost."""
+
 
 def no_mark(index: int, hidden: Tensor) -> None:
     """Do nothing: the no-op `Mark`."""

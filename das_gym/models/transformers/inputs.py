@@ -314,8 +314,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def _lines(prompt: Prompt) -> str:
-    """Return earlier rounds and the question line by line, for processors without a chat template."""
-    return "\n".join([*(line for both in prompt.rounds for line in both), prompt.question])
+    """Return earlier rounds and the question line by line, for processors without a chat template.
+
+    Line breaks next to an image are left out, as they are from the messages for a chat template.
+    """
+    lines = [*(line for both in prompt.rounds for line in both), prompt.question]
+    return "\n".join(re.sub(rf"\n*{re.escape(IMAGE_MARK)}\n*", IMAGE_MARK, line) for line in lines)
 
 
 def _shortened(prompt: Prompt) -> str:

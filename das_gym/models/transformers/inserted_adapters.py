@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from das_gym.models.adapters import Adapter
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
@@ -80,7 +80,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
     trained = []
     for module in smaller.model.modules():
         if isinstance(module, Adapter):
-            if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
+            if next(module.parameters()).dtype in HALVES:
                 module.float()
             trained += list(module.requires_grad_(True).parameters())
     return trained

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.compare_experiment import COMPARED
 
 from benchmarks.leaderboard import board, problems
 from benchmarks.leaderboard.planted import EVALUATIONS
-from benchmarks.leaderboard.rivals import LocalSearch, register_rivals
-from das_gym.problem.budget import Budget
-from das_gym.problem.mask_space import MaskSpace
 
 
 @pytest.fixture
@@ -37,22 +32,6 @@ def test_long_problems_have_24_units():
 def test_without_statistics_leaves_agents_out():
     left_out = set(COMPARED) - set(problems.without_statistics(COMPARED, 24))
     assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
-
-
-def test_local_search_asks_for_unscored_neighbours_of_the_best_mask():
-    register_rivals()
-    space = MaskSpace(Budget(6, 2))
-    agent = make_agent("local_search", space, 0)
-    assert isinstance(agent, LocalSearch)
-    first = agent.ask(3)
-    agent.tell(first, np.array([0.1, 0.9, 0.2]))
-    around = {mask.tobytes() for mask in space.neighbours(first[1])}
-    second = agent.ask(4)
-    assert {mask.tobytes() for mask in second} <= around - agent.rewards.keys()
-    agent.tell(second, np.zeros(4))
-    while len(masks := agent.ask(4)):  # also masks that are no neighbours, until all are known
-        agent.tell(masks, np.zeros(len(masks)))
-    assert len(agent.rewards) == space.size == 15
 
 
 @pytest.mark.slow

@@ -7,16 +7,10 @@ import pytest
 from das_gym.agents.compare.results import AgentResult, judge
 
 from benchmarks.leaderboard.cache import ARRAYS, ResultCache
+from benchmarks.leaderboard.optuna_tpe import run_optuna
 from benchmarks.leaderboard.planted import PlantedOracle
-from benchmarks.leaderboard.rivals import run_optuna
 from das_gym.files import read_arrays
 from das_gym.problem.mask_space import every_mask
-
-GOLDEN = [
-    (24, 0, -0.3009245261275336, 0.8213078590776822),
-    (36, 1, -0.5068719891206179, 1.652408706119265),
-    (72, 0, -2.8407489577806895, 2.7159610378726833),
-]
 
 
 @pytest.fixture
@@ -34,22 +28,6 @@ def test_planted_oracle_knows_the_best_mask():
     np.testing.assert_allclose(oracle.normalized(result.regret)[0], expected, rtol=1e-9)
     assert oracle.normalized(np.array([np.inf]))[0] > 2
     assert np.isnan(oracle.test_metrics(masks[:2])).all()
-
-
-def test_climb_ends_where_no_swap_helps():
-    oracle = PlantedOracle(24, 0)
-    mask = oracle.space.sample(np.random.default_rng(0))
-    while (losses := oracle.losses(around := oracle.space.neighbours(mask))).min() < oracle.losses(mask[None])[0] - 1e-12:
-        mask = around[losses.argmin()]
-    start = oracle.space.sample(np.random.default_rng(0))
-    assert oracle.climb(start) == pytest.approx(oracle.losses(mask[None])[0], rel=1e-12)
-    assert oracle.space.contains(start[None])[0]  # not changed in place
-
-
-@pytest.mark.parametrize(("n_layers", "seed", "best", "random"), GOLDEN)
-def test_planted_oracle_repeats_with_the_same_seed(n_layers: int, seed: int, best: float, random: float):
-    oracle = PlantedOracle(n_layers, seed)
-    assert (oracle.best_loss, oracle.random_loss) == (pytest.approx(best, rel=1e-12), pytest.approx(random, rel=1e-12))
 
 
 def test_cache_distinguishes_settings_and_names_damaged_files(short: None, tmp_path: Path):
