@@ -12,19 +12,17 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from das_gym.adapt.choosing import search_values
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.compare_experiment import ex as compare_command
-from das_gym.adapt.shrink.settings import DEFAULT_SHARE, PENDING, ShrinkSettings
+from das_gym.adapt.shrink.settings import PENDING
 from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
 from das_gym.adapt.training import Trainer
 from PIL import Image
 from pyarrow import parquet
 
-from das_gym.config import build, merge
+from das_gym.config import merge
 from das_gym.experiment import RunError, run_folder
 from das_gym.files import read_json, write_json
 from tests.arrow_tables import jpeg
@@ -426,14 +424,6 @@ def test_shrink_rejects_wrong_settings_before_a_search(
     assert not list(tmp_path.iterdir())
 
 
-def test_compare_rejects_a_damaged_image_before_a_search(given: dict[str, str], tmp_path: Path):
-    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    (tmp_path / "data" / "images" / "20.png").write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"20\.png cannot be read"):
-        compare_command.run({**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")})
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
 def spoilt(place: Path, name: str, **changes: Any) -> Path:
     """Write data in which the last entry of a split is changed."""
     making.llava_folder(place, train=12, val=12, test=12)
@@ -526,23 +516,3 @@ def test_shrink_without_a_bundled_model(shrink: Callable[..., Any], monkeypatch:
     monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
     with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
         shrink(checkpoint=None)
-
-
-def test_search_gets_model_budget_and_its_own_settings(given: dict[str, str]):
-    settings = build(ShrinkSettings, {**given, "dtype": "float32", "seed": 3, "problem": {"max_text_length": 99}})
-    values = search_values(settings, settings.budget, {"agent": "greedy"})
-    assert values["macs_saved"] == DEFAULT_SHARE
-    assert (values["env_id"], values["agent"], values["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
-    assert (values["dtype"], values["env_kwargs"]) == ("float32", {"max_text_length": 99})
-
-
-def test_out_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert ShrinkSettings(out="~/smaller").out_folder(Path("runs/1")) == tmp_path / "smaller"
-    assert ShrinkSettings().out_folder(Path("runs/1")) == Path("runs/1/model")
-
-
-def test_budget_of_settings():
-    assert ShrinkSettings().budget == {"macs_saved": 0.2}
-    assert ShrinkSettings(skip_num=1).budget == {"skip_num": 1}
-    assert ShrinkSettings(latency_saved=0.3).budget == {"latency_saved": 0.3}

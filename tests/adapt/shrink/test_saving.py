@@ -116,17 +116,6 @@ def test_save_from_torch_files(source: Path, model: torch.nn.Module, tmp_path: P
     assert AutoModelForImageTextToText.from_pretrained(out, dtype="auto").dtype == torch.float16
 
 
-def test_save_takes_processor_files_from_their_folder(source: Path, model: torch.nn.Module, tmp_path: Path):
-    other, out = tmp_path / "other", tmp_path / "out"
-    shutil.copytree(source, other)
-    (other / "chat_template.jinja").write_text("{{ messages }}")
-    (other / "LICENSE").unlink()
-    out.mkdir()
-    save(model, out, source, other, torch.bfloat16)
-    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert (out / "LICENSE").read_bytes() == (source / "LICENSE").read_bytes()
-
-
 def test_save_copies_sub_folders(source: Path, model: torch.nn.Module, tmp_path: Path):
     """Caches, other models and linked folders are left out."""
     origin, out = tmp_path / "origin", tmp_path / "out"

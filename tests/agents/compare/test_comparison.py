@@ -40,15 +40,6 @@ def test_run_agent_with_a_single_mask(made_up_table):
     assert (result.curves == oracle.best_reward).all()
 
 
-@pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
-def test_run_agent_counts_masks_that_statistics_need(agent, asked):
-    oracle = TableOracle(TABULAR, {"skip_num": 4})
-    assert run_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 37]
-    ranked = run_agent(oracle, "block_influence", range(1), 9, 3, {"statistic": "leave_one_out"})
-    assert ranked.evaluations.tolist() == [1 + 13]
-    assert np.isfinite(ranked.curves).all()
-
-
 class Scripted(Agent):
     """Asks for given masks, two at a time; its answer is the last one told."""
 
