@@ -73,7 +73,7 @@ def is_tabular(env_id: str) -> bool:
 
 
 def find_scorer(base: Any) -> Any:
-    """Return what scores masks in a single or vector environment of das_gym; None in another one."""
+    """Return the scorer of a single or vector environment of das_gym; None for other environments."""
     return getattr(getattr(base, "template", base), "scorer", None)
 
 

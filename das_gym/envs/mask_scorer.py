@@ -116,7 +116,7 @@ class MaskScorer(Scorer):
 
     @cached_property
     def _inputs(self) -> StatisticInputs:
-        """What statistics are computed from; masks that several of them need are scored once."""
+        """The inputs of statistics. Masks that several statistics need are scored once."""
         evaluator, examples = self.problem.evaluator, self.fixed_examples
         activity = measure_activity(evaluator, examples)
         return StatisticInputs(evaluator, self.problem.costs, examples, activity, shipped_losses(self.problem, examples))

@@ -28,7 +28,7 @@ DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
 class Objectives:
-    """The objectives of an environment: the reward of a mask on the task, and the shares of costs that it saves.
+    """The objectives of an environment: the reward of a mask, and the share that it saves of each cost.
 
     Args:
         env: The environment.
@@ -72,7 +72,7 @@ class Objectives:
         self.reward_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
 
     def announce(self, env: Any) -> None:
-        """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
+        """Set the attributes that MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
         env.reward_space, env.reward_dim, env.objectives = self.reward_space, len(self.names), self.names
 
     @cached_property

@@ -131,7 +131,7 @@ class Scorer(ABC):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """What each entry of the observation is: `<layer>/<statistic>`."""
+        """Names of the observation's entries: `<layer>/<statistic>`."""
         return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
 
     @property
@@ -158,7 +158,7 @@ class Scorer(ABC):
         self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the next scores depend on, JSON-able."""
+        """Return the scorer's state as JSON values."""
         return {"evaluations": self.evaluations, "position": self.position, "improvements": list(self.improvements)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return (share saved, loss): what the full model saves, and the loss of the mask that saves most.
+    """Return (share saved, loss) of the hypervolume's reference point: the full model's share, the cheapest mask's loss.
 
     Args:
         saved: (m,) share that each mask saves, the first one skipping nothing.

@@ -187,7 +187,7 @@ def problems_of(
     without: tuple[int, ...] = (),
     budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> list[SuiteProblem]:
-    """Return the problems of a table, without those where there is nothing to choose or to find.
+    """Return the problems of a table, without trivial ones.
 
     Args:
         source: Its entry.
