@@ -75,7 +75,7 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mask, and what it is for.
+    """A mask, with the problem that it was searched or given for.
 
     Attributes:
         mask: (n_layers,) bool, True = skipped.

@@ -20,7 +20,7 @@ QUARTILES = (25, 50, 75)
 
 @dataclass(frozen=True, eq=False)
 class AgentResult:
-    """What one agent did over all seeds.
+    """Results of one agent over all seeds.
 
     Attributes:
         agent: Its name.
