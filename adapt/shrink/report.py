@@ -81,7 +81,7 @@ def print_report(measured: Measured, title: str, diagram: str) -> None:
 
 
 def conclusion(measured: Measured) -> str:
-    """Return what was saved and what was lost, in two or three sentences."""
+    """Return two or three sentences about savings, speed-up and scores."""
     full, final, control = measured.rows[FULL], measured.final, measured.control
     smaller = 100 * (1 - final.parameters / full.parameters)
     parts = []

@@ -92,7 +92,7 @@ class PolicyReader:
         return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
 
     def hint(self) -> Hint | None:
-        """Return what the statistics predict of whole masks; None if the policy does not read the necessary ones."""
+        """Return a predictor of masks' rewards from statistics; None if the policy does not read the necessary ones."""
         known = dict(zip(self.names, self.values.T, strict=True))
         return Hint(NeighbourCosts(known), self.space) if NeighbourCosts.needs <= known.keys() else None
 
