@@ -16,7 +16,7 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
+from das_gym.registration import MODELS, SUITE_IDS, EnvEntry, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -142,7 +142,8 @@ def many_objectives_page() -> str:
     """All environments with a vector for a reward."""
     lines = ["# Multi-objective environments", "", "| with a model | from a table |", "|---|---|"]
     lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
-    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
+    lines += ["", f"Suites: {', '.join(f'`{many_objectives(id)}`' for id in SUITE_IDS)}.", ""]
+    return "\n".join([*lines, _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
 
 
 def _docstring(cls: Any) -> str:

@@ -100,9 +100,9 @@ class MaskScorer(Scorer):
             examples = self._examples(places)
         return self._evaluate(masks, examples)
 
-    def measure_full_model(self) -> Scores:
-        """Score the full model on the fixed examples; see `Scorer.measure_full_model`."""
-        return self._evaluate(np.zeros((1, self.n_layers), dtype=bool), self.fixed_examples)
+    def measure_fixed(self, masks: np.ndarray) -> Scores:
+        """Score masks on the fixed examples; see `Scorer.measure_fixed`."""
+        return self._evaluate(masks, self.fixed_examples)
 
     def _evaluate(self, masks: np.ndarray, examples: tuple) -> Scores:
         return self.problem.evaluator.evaluate(masks, examples, divergences=self.objective.reward.needs_divergences)
