@@ -31,6 +31,7 @@ from das_gym.adapt.choosing import (
     search_first,
     search_values,
 )
+from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import FinetuneConfig, finetune
 from das_gym.adapt.finishing import finish_run, limit_test
@@ -50,9 +51,10 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.config import ProblemConfig, ProblemSettings
+from das_gym.problem.estimate import print_estimate
 from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts, load_problem
 from das_gym.processes import is_main_process
-from das_gym.runs import runs_dir_words
+from das_gym.runs import EstimatedSettings, runs_dir_words
 from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task
 
@@ -64,7 +66,7 @@ bundled table of 12 layers it finds the best mask with each of 20 seeds, as with
 
 
 @dataclass(frozen=True)
-class AdaptSettings(ProblemSettings, ChoosingSettings):
+class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
@@ -105,14 +107,17 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         values = search_values(settings, settings.search)
         if values.get("agent", "bayes") == "bayes" and len(problem.layer_names) <= FEW_LAYERS:
             values.setdefault("evaluations", EVALUATIONS)
+        base = load_base_model(settings.problem_config)
+        print_estimate(settings, lambda: [*search_first_parts(values), *adapt_parts(settings, *base)])
         continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
         return dataclasses.replace(settings, search_run=search_first(values, continue_command))
     choice = choose(settings)
     check_problem(choice.problem)
-    base, _ = load_base_model(choice.problem)
+    base, splits = load_base_model(choice.problem)
     base.backbone.vlp.check_mask(choice.mask)
     check_training(base.backbone, base.task, settings.training, settings.train.itm_weight)
     check_prompts(base.backbone, choice.problem)
+    print_estimate(settings, lambda: adapt_parts(settings, base, splits))
     return settings
 
 

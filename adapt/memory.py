@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -21,20 +21,33 @@ USABLE = 0.8
 
 def activation_bytes(step_loss: StepLoss) -> int:
     """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
-    parameters = {p.untyped_storage().data_ptr() for module in (step_loss.vlp, step_loss.head) for p in module.parameters()}
-    saved: dict[int, int] = {}
+    example, device = step_loss.examples[:1], step_loss.vlp.device
+
+    def forward() -> object:
+        augment = (step_loss.seed, 0) if step_loss.augment else None
+        return step_loss.losses(example, step_loss.targets(example), None, augment)
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout must not change the training
+        return saved_bytes(forward, [*step_loss.vlp.parameters(), *step_loss.head.parameters()])
+
+
+def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
+
+    Works on the `meta` device too, where storages have a size and no address.
+    """
+    known = {p.untyped_storage()._cdata for p in parameters}
+    saved: dict[int, tuple[Any, int]] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            saved[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
         return tensor
 
-    example, device = step_loss.examples[:1], step_loss.vlp.device
-    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])  # dropout must not change the training
-    with fork, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        step_loss.losses(example, step_loss.targets(example), None, (step_loss.seed, 0) if step_loss.augment else None)
-    return sum(saved.values())
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = forward()  # noqa: F841 - the graph lives as long as its output
+    return sum(size for _, size in saved.values())
 
 
 def free_bytes(device: torch.device) -> int:

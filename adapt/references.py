@@ -27,7 +27,7 @@ WITHOUT_EFFECT = (
 
 
 def deciding_settings(problem: ProblemConfig, config: TrainingConfig) -> dict[str, Any]:
-    """Return the settings that decide what fine-tuning learns, as plain JSON values."""
+    """Return the settings on which fine-tuned weights depend, as plain JSON values."""
     both = {**dataclasses.asdict(problem), **dataclasses.asdict(config)}
     return {name: value for name, value in both.items() if name not in WITHOUT_EFFECT}
 
@@ -36,6 +36,28 @@ def reference_file(problem: ProblemConfig, name: str) -> Path | None:
     """Return the path of the bundled weights of a model of the table; None if nothing is bundled for the model."""
     folder = MODELS[problem.model].assets
     return None if folder is None else folder / f"{problem.task}_{name}.safetensors"
+
+
+def find_reference(
+    problem: ProblemConfig, config: TrainingConfig, name: str, labels: tuple[str, ...] | None
+) -> Adaptation | None:
+    """Return the bundled weights of a model of the table if they were trained with these settings, else None.
+
+    Args:
+        problem: The model and its data.
+        config: Settings of fine-tuning, resolved.
+        name: Name of the model in the table.
+        labels: The task's.
+    """
+    path = reference_file(problem, name)
+    if path is None or not path.is_file():
+        return None
+    adaptation = Adaptation.load(path)
+    recorded = adaptation.info.get("settings", {})
+    settings = deciding_settings(problem, config)
+    # The files may record settings that are constants today.
+    is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
+    return None if is_other else adaptation
 
 
 def load_reference(model: AdaptedModel, problem: ProblemConfig, config: TrainingConfig, name: str) -> bool:
@@ -47,14 +69,8 @@ def load_reference(model: AdaptedModel, problem: ProblemConfig, config: Training
         config: Settings of fine-tuning, resolved.
         name: Name of the model in the table.
     """
-    path = reference_file(problem, name)
-    if path is None or not path.is_file():
-        return False
-    adaptation = Adaptation.load(path)
-    recorded = adaptation.info.get("settings", {})
-    settings = deciding_settings(problem, config)
-    # The files may record settings that are constants today.
-    if any(recorded.get(name) != value for name, value in settings.items()) or adaptation.answers != model.task.labels:
+    adaptation = find_reference(problem, config, name, model.task.labels)
+    if adaptation is None:
         return False
     adaptation.apply(model.backbone.vlp, model.head, model.backbone.base)
     return True

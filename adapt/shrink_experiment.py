@@ -14,11 +14,14 @@ python -m adapt shrink with resume=4                                            
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from das_gym.adapt.choosing import SEARCH_ID, command_of, named_configs, search_first, search_values
+from das_gym.adapt.estimate import search_first_parts
 from das_gym.adapt.run_report import run_report
 from das_gym.adapt.shrink.checks import check
+from das_gym.adapt.shrink.estimate import shrink_parts
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 
@@ -26,14 +29,20 @@ from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json
+from das_gym.problem.estimate import print_estimate
+from das_gym.problem.loading import load_problem
 
 
 def prepare(settings: ShrinkSettings) -> ShrinkSettings:
     """Check all that can be known before a run, and search where no mask is given; the model is loaded."""
     check(settings)
-    if not settings.needs_search:
-        return settings
+    choice = settings.choice()
+    problem = load_problem(settings.problem_config if choice is None else choice.problem)
     values = search_values(settings, settings.budget, settings.search)
+    first = partial(search_first_parts, values) if choice is None else list
+    print_estimate(settings, lambda: [*first(), *shrink_parts(settings, problem)])
+    if choice is not None:
+        return settings
     continue_command = command_of("adapt shrink", settings, search=None, search_run=SEARCH_ID)
     return replace(settings, search_run=search_first(values, continue_command))
 

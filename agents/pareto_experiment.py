@@ -21,6 +21,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.compare.plots import plot_front
+from das_gym.agents.estimate import search_parts
 from das_gym.agents.pareto.record import RECORD, FrontResult, ScoredMasks
 from das_gym.agents.pareto.scoring import FrontProblem
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
@@ -32,10 +33,11 @@ from das_gym.config import check_names, choice, settings_dict
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.config import recorded_settings
+from das_gym.problem.estimate import print_estimate
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
-from das_gym.runs import ResumableSettings, runs_dir_words
+from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 FIGURE = "front.png"
@@ -45,7 +47,7 @@ BASELINES = ("block_influence", "angular", "interlace", "uniform")
 
 
 @dataclass(frozen=True)
-class ParetoSettings(ResumableSettings, EnvSettings):
+class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
@@ -82,7 +84,8 @@ class ParetoSettings(ResumableSettings, EnvSettings):
 
 def check(settings: ParetoSettings) -> ParetoSettings:
     """Create the environment, which raises for invalid settings before a run starts."""
-    settings.front_problem()
+    scorer, count = settings.front_problem().scorer, settings.evaluations + 10 * len(settings.baselines)
+    print_estimate(settings, lambda: search_parts(scorer, count, settings.masks_per_turn))
     return settings
 
 

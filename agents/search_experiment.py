@@ -26,10 +26,11 @@ import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
+from das_gym.agents.estimate import search_parts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
 from das_gym.agents.sb3.policy import agent_file
-from das_gym.agents.searching.environment import make_env
+from das_gym.agents.searching.environment import find_scorer, make_env
 from das_gym.agents.searching.loop import SearchConfig, check_search, search, with_costs
 from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
@@ -39,11 +40,12 @@ from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
+from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.problem.rewards import REWARDS
 from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import ResumableSettings, runs_dir_words
+from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 FIGURE, PROBABILITIES = "search.png", "skip_probabilities.png"
@@ -88,7 +90,7 @@ class EnvSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class SearchSettings(ResumableSettings, EnvSettings, SearchConfig):
+class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
     """The settings of `python -m agents search`.
 
     Attributes:
@@ -145,11 +147,19 @@ def check(settings: SearchSettings) -> SearchSettings:
     config = settings.search_config()
     if not isinstance(config, SB3Config):
         check_search(config)
-        return settings
-    if config.start_from is not None:
-        agent_file(config.start_from)
-    make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
+    else:
+        if config.start_from is not None:
+            agent_file(config.start_from)
+        make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
+    print_estimate(settings, lambda: plan(settings))
     return settings
+
+
+def plan(settings: SearchSettings) -> list[Part]:
+    """Return the parts of a search, for its estimate."""
+    config = settings.search_config()
+    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
+    return search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn)
 
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:

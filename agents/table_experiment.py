@@ -26,10 +26,12 @@ from das_gym.engine.spending import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
+from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
+from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
@@ -43,7 +45,7 @@ SUMMARY_SKIP_NUM = 4
 
 
 @dataclass(frozen=True)
-class TableSettings(ProblemSettings):
+class TableSettings(EstimatedSettings, ProblemSettings):
     """The settings of `python -m agents table`.
 
     Attributes:
@@ -88,7 +90,21 @@ def check(settings: TableSettings) -> TableSettings:
         every_mask(n_layers)
     else:
         masks_up_to(n_layers, settings.max_skipped)
+    print_estimate(settings, lambda: plan(settings))
     return settings
+
+
+def plan(settings: TableSettings) -> list[Part]:
+    """Return the parts of a table, for its estimate."""
+    problem = load_problem(settings.problem_config)
+    if problem.backbone.config is None or problem.backbone.config.workers is not None:
+        return []
+    walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
+    masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
+    examples = _total(problem, (settings.reward_examples, settings.test_examples))
+    reward = len(table_examples(problem, "reward", settings.reward_examples))
+    # Activity and sensitivity of the layers take about six forwards, once for all examples and once group by group.
+    return [scoring(problem, walk, "scores", examples, [masks], 1), Part("layer statistics", 12 * reward * walk.forward)]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:

@@ -65,8 +65,21 @@ class ResumableSettings(RunSettings):
     resume: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimatedSettings:
+    """The setting of commands that print how long they take and how much memory before they start.
+
+    Attributes:
+        estimate: Whether to stop after the expected time and peak memory are printed. None goes on, False prints none.
+    """
+
+    group: ClassVar[str] = "Run"
+
+    estimate: bool | None = None
+
+
 def runs_dir_words(folder: Path) -> str:
-    """Return the setting `runs_dir` as it is typed to find the run in `folder`; empty for the default."""
+    """Return `runs_dir=...` as typed on a command line to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,7 @@ def _choose_rate(
                 trial = Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=())
             add(trial)
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
-        best = run_on_main_process(partial(_best_rate, tried))
+        best = run_on_main_process(lambda tried=tried: max(tried, key=lambda one: one.merit).rate)
         if best == rate:
             best_model = model
     if trials[variant.key, best, seed].reward_loss is None:
@@ -262,10 +261,6 @@ def _choose_rate(
             "Try lower values in `learning_rates`."
         )
     return best_model, best
-
-
-def _best_rate(trials: Sequence[Trial]) -> float:
-    return max(trials, key=lambda trial: trial.merit).rate
 
 
 def read_trials(path: Path) -> list[Trial]:

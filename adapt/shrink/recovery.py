@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,16 @@ from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from das_gym.config import check_names, choice
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import replace_forwards
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -69,6 +73,7 @@ class RecoveryConfig:
         cross_entropy: Weight of the cross-entropy with the reference answers.
         hidden: Distance to the full model's last hidden states that is added to the loss.
         save_every: Steps between checkpoints.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
     """
 
     group: ClassVar[str] = "Recovery"
@@ -88,6 +93,7 @@ class RecoveryConfig:
     cross_entropy: float = 0.5
     hidden: Literal["none", "cosine", "mse"] = "none"
     save_every: int = 100
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         check_names([self.recover], ("none", *ALIASES, *METHODS), "recover", own=True)
@@ -190,7 +196,7 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
-    """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
+    """Return the modules that recovery may train, by name: the decoder layers and the projector."""
     return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
@@ -202,6 +208,22 @@ def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.
             if id(parameter) in copies:
                 module._parameters[name] = copies[id(parameter)]
     return list(copies.values())
+
+
+def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Parameter]:
+    """Insert what a method trains into a pruned copy, which keeps sharing all other parameters; return what trains."""
+    insert_adapters = partial(insert_into_pruned, student, full_model)
+    pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
+    parameters = method.insert_for_recovery(pruned)
+    return own_copies(student.model, parameters) if method.trains_weights else parameters
+
+
+@contextmanager
+def checkpointed_layers(vlm: VLM, active: bool) -> Iterator[None]:
+    """Use gradient checkpointing for the decoder layers: transformers' own would turn dropout on."""
+    forwards = {layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in vlm.stack.layers if active}
+    with replace_forwards(forwards):
+        yield
 
 
 @dataclass
@@ -229,7 +251,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge what can be merged.
+        """Train, and merge LoRA and the like into the weights.
 
         Args:
             log: Called with name, value and step.
@@ -245,14 +267,10 @@ class Recovery:
         if not len(self.examples):
             raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
         torch.manual_seed(config.seed)
-        widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
+        widened = method.trains_weights and dtype in HALVES
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
-        insert_adapters = partial(insert_into_pruned, self.student, self.full_model)
-        pruned = PrunedModel(self.student, self.student.model, trainable_parts(self.student), insert_adapters)
-        parameters = method.insert_for_recovery(pruned)
-        if method.trains_weights:
-            parameters = own_copies(self.student.model, parameters)
+        parameters = insert_trained(self.student, self.full_model, method)
         self.trained = sum(p.numel() for p in parameters)
         teacher = self.teacher or make_teacher(self.full_model, self.task, self.examples, config)
         assert teacher is not None  # there are examples, and something trains
@@ -269,7 +287,8 @@ class Recovery:
         def step(index: int) -> StepResult:
             rows = batch_at(range(len(self.examples)), size, config.seed, index)
             batch = self.task.open_ended([self.examples[row] for row in rows])
-            return recovery_loss(self.student, teacher, self.task, batch, config)
+            with checkpointed_layers(self.student, config.gradient_checkpointing):
+                return recovery_loss(self.student, teacher, self.task, batch, config)
 
         trainer.run(step, f"{title} ({config.recover})", log)
         method.finish(self.student)

@@ -89,6 +89,7 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()
@@ -178,7 +179,7 @@ class Evaluator:
         return Scores(*each)
 
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
-        """Score the full model and show each layer on the way; its score is cached like that of any mask.
+        """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
 
         Args:
             examples: At least one.

@@ -130,7 +130,7 @@ def test_search_gets_model_data_and_its_own_settings(
         return 7
 
     monkeypatch.setattr(adapt_experiment, "search_first", search_first)
-    values, _ = ex.resolve(given, names)
+    values, _ = ex.resolve({**given, "estimate": False}, names)
     assert prepare(build(AdaptSettings, values)).search_run == 7
     assert asked.items() <= seen.items()
     assert "search_run=SEARCH_RUN" in seen["continue_command"]

@@ -86,18 +86,6 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
 
 
-def test_measure_activity_scores_the_full_model(tiny_problem: Problem):
-    evaluator, examples, full = tiny_problem.evaluator, tiny_problem.splits.reward[:7], np.zeros((1, 12), bool)
-    evaluator.forget()
-    alone = evaluator.losses(full, examples)
-    evaluator.forget()
-    evaluator.reset_spent()
-    measure_activity(evaluator, examples)
-    runs = evaluator.spent.layer_runs
-    assert evaluator.losses(full, examples) == alone
-    assert (evaluator.spent.masks, evaluator.spent.layer_runs) == (1, runs)
-
-
 @torch.no_grad()
 def test_influence_is_of_the_pooled_token(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Each example's own last token, say: a causal model's first one has seen nothing."""

@@ -1,0 +1,112 @@
+"""The parts of `adapt`, for its estimate, and what training takes: see `das_gym.problem.estimate`.
+
+Training takes steps * examples of a step * seconds of a forward and backward pass of an example, which is timed on a copy
+that shares the model's weights. It holds, in bytes,
+
+    trained parameters * (gradient and two moments of AdamW) + examples at a time * activations of an example
+
+With gradient checkpointing, activations are the hidden states before each layer, and those within one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.base_model import cut
+from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.memory import ADAMW_BYTES, activation_bytes
+from das_gym.adapt.recipe import resolve_defaults
+from das_gym.adapt.references import find_reference
+from das_gym.adapt.refining import lengths
+from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
+from das_gym.adapt.step_loss import set_up
+from das_gym.agents.estimate import search_parts
+from das_gym.agents.search_experiment import SearchSettings
+from das_gym.agents.searching.environment import find_scorer, make_env
+from torch import Tensor
+
+from das_gym.config import build
+from das_gym.data.splits import Splits
+from das_gym.problem.estimate import Part, seconds_of, seconds_per_example, time_encoders
+from das_gym.problem.latency import BLOCKS, RUNS
+from das_gym.problem.loading import AdaptedModel
+
+WARM_UPS = 2
+"""Runs of a block of `measure_latency` that are not counted."""
+
+
+def search_first_parts(values: Mapping[str, Any]) -> list[Part]:
+    """Return the parts of the search that runs first, from its settings (`das_gym.adapt.choosing.search_values`)."""
+    config = build(SearchSettings, values).search_config()
+    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
+    return search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn)
+
+
+def total_steps(steps: int, refine: int) -> int:
+    """Return the steps of the final training, and of those that choose among `refine` masks before it."""
+    rounds = lengths(refine, steps) if refine > 1 else []
+    return steps + sum(each * -(-refine // 2**number) for number, each in enumerate(rounds))
+
+
+def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list[Part]:
+    """Return the parts of `python -m adapt` after its search.
+
+    Args:
+        settings: The command's.
+        model: The full model.
+        splits: The data.
+    """
+    subject = cut(model, np.zeros(len(model.backbone.vlp.layers), dtype=bool))
+    task, device = subject.task, subject.backbone.vlp.device
+    config, _ = resolve_defaults(settings.training, subject)
+    problem, rng = settings.problem_config, torch.get_rng_state()
+    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=(), patience=None), None)
+    size, activations = step_loss.batch_size, activation_bytes(step_loss)
+    at_a_time, seen = step_loss.micro_batch_size or size, min(config.steps * size, len(splits.train))
+
+    def step(count: int) -> None:
+        step_loss.batch_size = count
+        trainer.take_step(lambda _: step_loss.parts(0))
+
+    pairs = task.pairs(splits.train[:size])
+    encode, cached, _ = time_encoders(step_loss.encoder, pairs)
+    seconds = seconds_per_example(step, size, device)
+    torch.set_rng_state(rng)
+    names = [FULL_MODEL, BASELINE] if settings.references else []
+    models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)
+    steps = total_steps(config.steps, settings.refine) + (models - 1) * config.steps
+    training = seen / size * encode + steps * size * seconds
+    kept = min(step_loss.encoder.max_bytes, seen * cached // size)
+    test = min(len(splits.test), settings.test_examples or len(splits.test))
+    batch = min(test, task.examples_for_pairs(128))
+    evaluated = test * seconds_per_example(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)
+    gallery = task.gallery(splits.test[:test], settings.rank_images)
+    if gallery is not None:  # encoder outputs are kept; a forward takes about a third of a step
+        evaluated += len(gallery.images) * len(gallery.texts) * seconds / 3 / task.passes
+    alone = one_example(subject, splits)
+    alone()
+    timing = 3 * BLOCKS * (RUNS + WARM_UPS) * seconds_of(alone, device)
+    return [
+        Part("training", training, kept, at_a_time * activations),
+        Part("evaluation", (1 + len(names)) * evaluated + timing),
+    ]
+
+
+def training_bytes(parameters: Sequence[Tensor]) -> int:
+    """Return the bytes of the gradients and the optimizer's state of parameters."""
+    return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
+
+
+def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
+    """Return the activations of an example with gradient checkpointing.
+
+    Args:
+        activations: Without.
+        layers: Number of layers.
+        state: Hidden states before a layer.
+    """
+    return layers * state + activations // layers

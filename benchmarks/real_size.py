@@ -1,0 +1,266 @@
+"""How long and how much memory at the size that people have: the estimate of a command next to the clock.
+
+    python -m benchmarks.real_size bundled          search, table, adapt and shrink of the two bundled models, shortened
+    python -m benchmarks.real_size smolvlm-256m     shrink: a short search, removal and a few steps of recovery, end to end
+    python -m benchmarks.real_size qwen2-vl-2b      shrink in bfloat16: one turn of a search and removal
+    python -m benchmarks.real_size llava-1.5-7b     memory of search and recovery from shapes, on the meta device
+
+The models have the published sizes of their types and random weights, in folders that are written to `--folder` first:
+their own configuration classes, processors and image sizes, and the tokenizers of the bundled models. The data are bundled.
+The clock begins when the estimate is printed: what was loaded and timed before is not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.estimate import checkpointed_bytes, training_bytes
+from das_gym.adapt.memory import saved_bytes
+from das_gym.adapt.methods.base import make_method
+from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
+
+from benchmarks.machine import describe_machine
+from benchmarks.pretrain import smolvlm
+from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
+from das_gym.models.base import bytes_of
+from das_gym.models.macs import counted
+from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.models.transformers.model import VLM
+
+BUNDLED = {
+    "search METER": "agents with evaluations=60",
+    "search SmolVLM-mini": "agents with model=VLM task=answering evaluations=60",
+    "table METER": "agents table with max_skipped=3 reward_examples=256 test_examples=256",
+    "table SmolVLM-mini": "agents table with model=VLM task=answering max_skipped=2 reward_examples=256 test_examples=128",
+    "adapt METER": "adapt with train.steps=60 search.evaluations=30 references=False",
+    "adapt ViLT": "adapt with vilt_vqa train.steps=60 search.evaluations=30 references=False",
+    "shrink SmolVLM-mini": "adapt shrink with train.steps=40 search.evaluations=30 test_examples=100",
+    "shrink LLaVA-mini": "adapt shrink with checkpoint=llava_mini train.steps=40 search.evaluations=30 test_examples=100",
+}
+"""Commands whose estimates are compared with the clock."""
+
+SMOLVLM_256M = "skip_num=6 search.reward_examples=16 search.evaluations=6 train.steps=4 train.batch_size=4 test_examples=8"
+QWEN2_VL_2B = "skip_num=4 search.reward_examples=4 search.evaluations=3 recover=none test_examples=2 search.agent=random"
+"""Settings of the shortened commands."""
+
+QWEN_TOKENS = Tokens(
+    special=(
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+        *("<|image_pad|>", "<|video_pad|>"),
+    ),
+    phrases=(),
+    speakers=("user", "assistant"),
+    bos="<|im_start|>",
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+)
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for line in message['content'] %}{% if line['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ line['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def smolvlm_256m() -> tuple[Any, Any]:
+    """SmolVLM-256M's configuration and processor: images whole at 512 px, 64 tokens each."""
+    import transformers as t
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    tokenizer = train_chat_tokenizer(smolvlm.TOKENS)
+    side = {"longest_edge": 512}
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    vision = t.SmolVLMVisionConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512, patch_size=16
+    )
+    decoder = t.LlamaConfig(
+        **{"vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192},
+        **ends_of(tokenizer),
+    )
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = t.SmolVLMConfig(
+        vision_config=vision, text_config=decoder, image_token_id=image, scale_factor=4, tie_word_embeddings=False
+    )
+    return config, t.Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=smolvlm.CHAT_TEMPLATE)
+
+
+def qwen2_vl_2b() -> tuple[Any, Any]:
+    """Qwen2-VL-2B's configuration and processor: images at 448 px, 256 tokens each."""
+    import transformers as t
+
+    tokenizer = train_chat_tokenizer(QWEN_TOKENS)
+    marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
+    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
+    decoder = {
+        **{"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28},
+        **{"num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        **ends_of(tokenizer),
+    }
+    config = t.Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **ids)
+    size = {"size": {"shortest_edge": 448 * 448, "longest_edge": 448 * 448}}
+    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
+    processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(**size), tokenizer, t.Qwen2VLVideoProcessor(**size))
+    processor.chat_template = QWEN_TEMPLATE
+    return config, processor
+
+
+def llava_7b() -> Any:
+    """LLaVA-1.5-7B's configuration: 576 tokens of an image at 336 px."""
+    import transformers as t
+
+    vision = t.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    )
+    decoder = t.LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    return t.LlavaConfig(vision_config=vision, text_config=decoder)
+
+
+def ends_of(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens that begin, end and pad a text."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+
+
+def write_checkpoint(made: tuple[Any, Any], folder: Path, dtype: torch.dtype) -> Path:
+    """Write a model with random weights as `save_pretrained` does, unless the folder exists."""
+    from transformers import AutoModelForImageTextToText
+
+    if not (folder / "config.json").exists():
+        config, processor = made
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:,.0f} M parameters, {dtype}", flush=True)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def compare_with_clock(name: str, words: Sequence[str]) -> None:
+    """Run a command, and print its estimate next to the time and the peak memory that it took."""
+    command = [sys.executable, "-u", "-m", f"das_gym.{words[0]}", *words[1:]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line, start = "", time.perf_counter()
+    for printed in process.stdout:
+        if printed.startswith("estimate: "):
+            line, start = printed.strip(), time.perf_counter()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    expected, memory = seconds_in(line), float(line.split()[-2])
+    print(f"{name}: {line}", flush=True)
+    print(
+        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.1f} GiB "
+        f"expected, {peak:.1f} GiB taken (ratio {memory / peak:.2f})",
+        flush=True,
+    )
+
+
+def seconds_in(line: str) -> float:
+    """The time that an estimate begins with."""
+    units = {"h": 3600, "min": 60, "s": 1}
+    return float(
+        sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+) (h|min|s)\b", line.partition(" (")[0]))
+    )
+
+
+def shrink_words(folder: Path, settings: str, runs: Path, out: Path) -> list[str]:
+    """The words of a `shrink` command of a checkpoint."""
+    return ["adapt", "shrink", "with", f"checkpoint={folder}", *settings.split(), f"runs_dir={runs}", f"out={out}"]
+
+
+@torch.no_grad()
+def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_gib: float) -> None:
+    """Print what LLaVA-1.5-7B in bfloat16 takes, from shapes: no tensor has content.
+
+    Args:
+        tokens: Of a prompt, its image included.
+        batch: Examples of a step of recovery.
+        removed: Decoder layers that are removed.
+        cached_images: Images whose features are kept while searching.
+        tree_gib: Bound of the hidden states of the mask tree.
+    """
+    from transformers import LlavaForConditionalGeneration
+
+    gib = 2**30
+    with torch.device("meta"):
+        torch.set_default_dtype(torch.bfloat16)
+        vlm = VLM(LlavaForConditionalGeneration(llava_7b()))
+        torch.set_default_dtype(torch.float32)
+    vlm.freeze()
+    layers, decoder = len(vlm.layers), vlm.model.get_decoder()
+    weights = bytes_of(list(vlm.parameters()))
+    state = torch.empty(1, tokens, vlm.feature_size, dtype=torch.bfloat16, device="meta")
+    causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")  # given, it is not computed from values
+    run = partial(decoder, inputs_embeds=state, attention_mask=causal, use_cache=False)
+    macs = counted(run)[1]
+    features = cached_images * 576 * vlm.feature_size * 2
+    say = partial(print, flush=True)
+    say(f"weights: {weights / gib:.1f} GiB; decoder: {macs / 1e12:.2f} T MACs for {tokens} tokens")
+    say(f"search: {(weights + features) / gib + tree_gib:.1f} GiB: weights, features of {cached_images} images", end=" ")
+    say(f"({features / gib:.1f} GiB), hidden states of the mask tree ({tree_gib:.1f} GiB)")
+    mask = np.arange(layers) >= layers - removed
+    student = pruned_copy(vlm, mask)
+    own = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
+    run = partial(student.model.get_decoder(), *run.args, **run.keywords)
+    with torch.enable_grad():
+        trained = insert_trained(student, vlm, make_method("lora", {"rank": 16, "alpha": 32}))
+        plain = saved_bytes(lambda: run().last_hidden_state, student.parameters())
+    again = checkpointed_bytes(plain, layers - removed, bytes_of(state))
+    adapters = bytes_of(trained) + training_bytes(trained)
+    for words, activations in (("", plain), (" and gradient checkpointing", again)):
+        total = (weights + adapters + batch * activations) / gib
+        say(f"recover=lora, {batch} examples a step{words}: {total:.1f} GiB: weights, LoRA with AdamW", end=" ")
+        say(f"({adapters / gib:.1f} GiB), activations ({activations / gib:.2f} GiB an example)")
+    say(f"after LoRA is merged: {(weights + own) / gib:.1f} GiB: weights, and those of the recovered model's", end=" ")
+    say(f"{layers - removed} layers ({own / gib:.1f} GiB)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of the comparisons."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b"))
+    parser.add_argument("--folder", type=Path, default=Path("real_size"), help="for checkpoints and runs")
+    parser.add_argument("--only", default="", help="commands of `bundled` whose name contains this")
+    parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
+    parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
+    options = parser.parse_args(arguments)
+    print(describe_machine(), flush=True)
+    runs = options.folder / "runs"
+    if options.what == "bundled":
+        for name, command in BUNDLED.items():
+            if options.only in name:
+                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"])
+    elif options.what == "llava-1.5-7b":
+        estimate_7b(options.tokens, options.batch, removed=6, cached_images=500, tree_gib=3.0)
+    else:
+        make, settings, dtype = {
+            "smolvlm-256m": (smolvlm_256m, SMOLVLM_256M, torch.float32),
+            "qwen2-vl-2b": (qwen2_vl_2b, QWEN2_VL_2B, torch.bfloat16),
+        }[options.what]
+        folder = write_checkpoint(make(), options.folder / options.what, dtype)
+        out = options.folder / f"{options.what}-smaller-{time.strftime('%H%M%S')}"
+        compare_with_clock(f"shrink {options.what}", shrink_words(folder, settings, runs, out))
+
+
+if __name__ == "__main__":
+    main()

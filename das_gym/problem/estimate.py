@@ -1,0 +1,308 @@
+"""Estimate how long a command takes and how much memory, before it starts, from a timed forward of the model on its data.
+
+Scoring masks on n examples takes, for each turn of masks that are scored together,
+
+    n * (begin + sum over units (runs kept * seconds of the unit + runs skipped * skip) + distinct masks * leaf)
+
+`begin` makes the state before the first unit, `leaf` is head, loss and metric. A unit runs once for each distinct beginning
+of the masks of a turn (`count_runs`). Encoders run once for each example of the data: n * `encode`.
+
+The peak memory is what the process has taken until the end of the timed forward (libraries, parameters, one batch), and what
+each part of the command adds: encoder outputs and hidden states that are kept, the hidden states on the way down the mask
+tree, and for training parameters, gradients, optimizer state and activations (`das_gym.adapt.estimate`).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.evaluator import Evaluator
+from das_gym.models.base import State, bytes_of
+from das_gym.problem.loading import Problem
+from das_gym.processes import world_size
+
+TIMED_SECONDS = 2.0
+"""About how long the timed forward may take: it has fewer examples than a batch if a batch takes longer."""
+
+ROUNDS = 3
+"""Timed forwards, of which the fastest counts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a command.
+
+    Attributes:
+        name: What it does.
+        seconds: How long it takes.
+        kept: Bytes that it adds until the command ends.
+        held: Bytes that it holds while it runs.
+    """
+
+    name: str
+    seconds: float
+    kept: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected time and memory of a command.
+
+    Attributes:
+        parts: In the order in which they run.
+        before: Peak memory of the process before the first, in bytes.
+
+    Example:
+        >>> print(Estimate((Part("search", 50.0), Part("training", 20.0, held=2**30)), before=2**30))
+        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.0 GiB
+    """
+
+    parts: tuple[Part, ...]
+    before: int
+
+    @property
+    def seconds(self) -> float:
+        """The expected time."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The expected peak memory of the process, or of the GPU."""
+        kept, most = 0, 0
+        for part in self.parts:
+            kept += part.kept
+            most = max(most, kept + part.held)
+        return self.before + most
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts)
+        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.1f} GiB"
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it: `45 s`, `2 min 5 s`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
+    """Print the estimate of a command before it starts.
+
+    There is none for a resumed run, in several processes, and where a table knows all scores.
+
+    Args:
+        settings: The command's, with `estimate` and `resume`.
+        plan: Measures the parts of the command.
+
+    Raises:
+        SystemExit: The setting is `estimate=True`, after which nothing else is to happen.
+    """
+    if settings.estimate is not False and settings.resume is None and world_size() == 1:
+        parts = tuple(plan())
+        if parts:
+            print(Estimate(parts, peak_bytes()))
+        elif settings.estimate:
+            print("estimate: no model has to run")
+    if settings.estimate:
+        raise SystemExit(0)
+
+
+def peak_bytes() -> int:
+    """Return the peak memory so far of the GPU, if this process uses one, or of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:  # `getrusage` has the peak of the process that started this one, if that was larger
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return how long a call takes on a device."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What scoring one example takes, in seconds and bytes.
+
+    Attributes:
+        encode: Encoders, which run once an example.
+        begin: The state before the first unit.
+        units: (n_units,) each unit.
+        skip: A skipped unit.
+        leaf: Head, loss and metric.
+        cached_bytes: Encoder outputs.
+        state_bytes: Hidden states.
+    """
+
+    encode: float
+    begin: float
+    units: np.ndarray
+    skip: float
+    leaf: float
+    cached_bytes: int
+    state_bytes: int
+
+    @property
+    def forward(self) -> float:
+        """Seconds of the full model without its encoders."""
+        return self.begin + float(self.units.sum()) + self.leaf
+
+    def seconds(self, masks: np.ndarray, stages: Sequence[Sequence[int]], kept_share: float = 0.0) -> float:
+        """Return the seconds of scoring (m, n_units) masks together.
+
+        Args:
+            masks: True = skipped.
+            stages: Units by stage.
+            kept_share: Share of the full model's hidden states that are known from before.
+        """
+        kept, full, skipped, leaves = count_runs(masks, stages)
+        units = float((kept - kept_share * full) @ self.units)
+        return (1 - kept_share) * self.begin + units + skipped * self.skip + leaves * self.leaf
+
+
+def count_runs(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Count the runs of units along the tree of masks.
+
+    Args:
+        masks: (m, n_units) bool, True = skipped.
+        stages: Units by stage.
+
+    Returns:
+        (n_units,) how often each is kept, (n_units,) how many of these have nothing skipped before them, how often any unit
+        is skipped, and the number of distinct masks.
+    """
+    (kept, full), skipped, before = np.zeros((2, masks.shape[1])), 0, list[int]()
+    for stage in stages:
+        for unit in stage:
+            distinct = np.unique(masks[:, [*before, unit]], axis=0)
+            kept[unit] = (~distinct[:, -1]).sum()
+            full[unit] = (~distinct.any(axis=1)).sum()
+            skipped += int(distinct[:, -1].sum())
+        before += stage
+    return kept, full, skipped, len(np.unique(masks, axis=0))
+
+
+def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
+    """Time the full model on some of the examples, unit by unit, with evaluators that share the model and nothing else."""
+    vlp, task, device = problem.vlp, problem.task, problem.vlp.device
+    none, every = np.zeros((1, len(vlp.layers)), dtype=bool), np.ones((1, len(vlp.layers)), dtype=bool)
+
+    def evaluator(size: int) -> Evaluator:
+        return Evaluator(vlp, problem.head, task, size, precision=problem.evaluator.precision)
+
+    one = evaluator(1)
+    one.losses(none, examples[:1])  # the first call of a library takes longer
+    alone = seconds_of(lambda: (one.forget(), one.losses(none, examples[:1])), device)
+    size = max(1, min(problem.evaluator.batch_size, len(examples), int(TIMED_SECONDS / ROUNDS / alone)))
+    batch, timed = examples[:size], evaluator(size)
+    timed.losses(none, batch)  # counts MACs and fills the cache of encoder outputs
+    walks, units = [], []
+    for _ in range(ROUNDS):
+        marks: list[tuple[int, float]] = []
+        start = time.perf_counter()
+
+        def watch(_: Any, unit: int, *__: Any, marks: list[tuple[int, float]] = marks) -> None:
+            seconds_of(lambda: None, device)
+            marks.append((unit, time.perf_counter()))
+
+        timed.forget()
+        timed.watch_full_model(batch, watch)
+        walks.append((marks[0][1] - start, time.perf_counter() - marks[-1][1]))
+        seconds = np.zeros(len(vlp.layers))
+        seconds[[unit for unit, _ in marks[1:]]] = np.diff([moment for _, moment in marks])
+        units.append(seconds)
+    first, streams = marks[0][0], [layer.stream for layer in vlp.layers]
+    times, (to_first, leaf) = np.min(units, axis=0), np.min(walks, axis=0)
+    others = [times[n] for n, stream in enumerate(streams) if stream == streams[first] and n != first]
+    times[first] = min(np.mean(others), to_first) if others else to_first / 2
+    begin = to_first - times[first]
+    skipped = min(seconds_of(lambda: (timed.forget(), timed.losses(every, batch)), device) for _ in range(ROUNDS))
+    new = examples[size : 2 * size] or batch
+    encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(new))
+    return Walk(
+        encode=encode / len(new),
+        begin=begin / size,
+        units=times / size,
+        skip=max(0.0, skipped - begin - leaf) / size / len(vlp.layers),
+        leaf=leaf / size,
+        cached_bytes=cached // len(new),
+        state_bytes=vlp.state_bytes(state) // len(new),
+    )
+
+
+def time_encoders(encoder: EncoderCache, pairs: Sequence[Any]) -> tuple[float, int, State]:
+    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them."""
+    encoder(pairs[:1])
+    first = seconds_of(lambda: encoder(pairs), encoder.vlp.device)
+    seconds = max(0.0, first - seconds_of(lambda: encoder(pairs), encoder.vlp.device))
+    sizes: dict[Any, int] = {}
+
+    def kept(stream: str, wanted: Any) -> Any:
+        found = encoder.stream(stream, wanted)
+        sizes.update({(stream, key): bytes_of(value) for key, value in found.items()})
+        return found
+
+    state = encoder.vlp.gather(encoder.processor, pairs, kept)
+    return seconds, sum(sizes.values()), state
+
+
+def seconds_per_example(call: Callable[[int], object], most: int, device: torch.device) -> float:
+    """Return the seconds that a call takes for each of its examples.
+
+    Args:
+        call: Takes the number of examples, 1 to `most`: as many as take a while, unless `most` do not.
+        most: How many run together later.
+        device: Where they run.
+    """
+    size = 1
+    while True:
+        call(size)  # the first call takes longer
+        seconds = seconds_of(partial(call, size), device)
+        if size == most or seconds > TIMED_SECONDS / 4:
+            return seconds / size
+        size = min(most, 4 * size)
+
+
+def scoring(problem: Problem, walk: Walk, name: str, examples: int, turns: Sequence[np.ndarray], repeats: float) -> Part:
+    """Return the part of a command that scores masks on the same examples again and again.
+
+    Args:
+        problem: The problem.
+        walk: What `time_walk` returns for it.
+        name: Of the part.
+        examples: How many.
+        turns: Masks that are scored together, for a number of turns.
+        repeats: How often all of these turns take place.
+    """
+    evaluator, stages = problem.evaluator, problem.vlp.stages
+    trunk = min(evaluator.trunk_bytes, examples * walk.state_bytes * (len(stages) + 1))
+    share = trunk / max(1, examples * walk.state_bytes * (len(stages) + 1))
+    seconds = sum(walk.seconds(masks, stages, share) for masks in turns) * repeats
+    if share:  # the first turn knows nothing yet
+        seconds += share * walk.forward
+    kept = trunk + min(evaluator.encoder.max_bytes, examples * walk.cached_bytes)
+    held = min(evaluator.batch_size, examples) * walk.state_bytes * (len(stages) + 2)
+    return Part(name, examples * (walk.encode + seconds), kept, held)

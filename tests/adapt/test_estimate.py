@@ -1,0 +1,123 @@
+"""Estimates of `adapt` and `shrink`, and what is shared in memory: one model for search, teacher and student."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from das_gym.adapt.adapt_experiment import ex as adapt
+from das_gym.adapt.choosing import search_values
+from das_gym.adapt.estimate import checkpointed_bytes, total_steps, training_bytes
+from das_gym.adapt.memory import saved_bytes
+from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
+from das_gym.adapt.shrink.settings import ShrinkSettings
+from das_gym.adapt.shrink_experiment import ex as shrink
+from das_gym.agents.pareto_experiment import ex as pareto
+from das_gym.agents.search_experiment import SearchSettings
+from das_gym.agents.search_experiment import ex as search
+from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.table_experiment import ex as table
+
+from das_gym.config import build
+from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.problem.loading import Problem
+from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
+
+
+def estimate_of(command: Any, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        command.run({**settings, "estimate": True, "runs_dir": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()  # nothing has begun
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("estimate: "))
+
+
+def names_in(line: str) -> list[str]:
+    return re.findall(r"([a-z][a-z ]*?) (?:\d+ h )?(?:\d+ min )?\d+ (?:s|min)", line.partition("(")[2])
+
+
+@pytest.mark.parametrize(("command", "parts"), [(search, 2), (pareto, 2), (table, 2)])
+def test_agents_print_an_estimate(
+    command: Any, parts: int, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = {**small_kwargs, "reward_examples": 10}
+    assert len(names_in(estimate_of(command, settings, tmp_path, capsys))) == parts
+
+
+def test_a_table_needs_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = estimate_of(search, {"env_id": "DAS-METER-VQA-Tabular-v0"}, tmp_path, capsys)
+    assert line == "estimate: no model has to run"
+
+
+@pytest.mark.slow
+def test_adapt_prints_an_estimate(small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = estimate_of(adapt, {**small_kwargs, "train": {"steps": 4}}, tmp_path, capsys)
+    assert names_in(line) == ["layer statistics", "search", "training", "evaluation"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [None, MASK.astype(int).tolist()])
+def test_shrink_prints_an_estimate(
+    mask: list[int] | None,
+    folder_of: Callable[[str], Path],  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
+    line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask is not None}, tmp_path, capsys)
+    own = ["teacher", "recovery", "merging", "measuring", "verification"]
+    assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
+
+
+def test_search_takes_the_model_that_shrink_has_loaded(problem_of: Callable[[str], Problem]):  # noqa: F811
+    problem = problem_of("llava")
+    config = problem.backbone.config
+    assert config is not None
+    settings = ShrinkSettings(checkpoint=config.checkpoint, data_root=config.data_root, device="cpu")
+    searched = build(SearchSettings, search_values(settings, {"skip_num": 2})).search_config()
+    env = make_env(searched.env_id, searched.mask_kwargs, 3, free=False)
+    assert find_scorer(env.unwrapped).problem.vlp is problem.vlp
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_student_shares_all_that_does_not_train(problem_of: Callable[[str], Problem], method: str):  # noqa: F811
+    full = problem_of("llava").vlp
+    student: Any = pruned_copy(full, MASK)
+    trained = insert_trained(student, full, RecoveryConfig(recover=method).method)
+    own = {p.untyped_storage().data_ptr() for p in trained}
+    shared = {p.untyped_storage().data_ptr() for p in full.parameters()}
+    assert not own & shared
+    assert {p.untyped_storage().data_ptr() for p in student.model.parameters()} <= own | shared
+
+
+def test_gradient_checkpointing_of_recovery_gives_the_same_gradients(problem_of: Callable[[str], Problem]):  # noqa: F811
+    problem = problem_of("llava")
+    examples = problem.task.open_ended(problem.splits.train[:3])
+    config, found = RecoveryConfig(recover="lora"), {}
+    teacher = Teacher(problem.vlp, problem.task, examples, 3)
+    for active in (False, True):
+        torch.manual_seed(0)
+        student: Any = pruned_copy(problem.vlp, MASK)
+        trained = insert_trained(student, problem.vlp, config.method)
+        with checkpointed_layers(student, active):
+            loss = recovery_loss(student, teacher, problem.task, examples, config)["loss"]
+        loss.backward()
+        found[active] = [loss.detach(), *(p.grad for p in trained)]
+    assert all(torch.equal(plain, again) for plain, again in zip(*found.values(), strict=True))
+
+
+def test_memory_of_training_by_hand():
+    linear = torch.nn.Linear(4, 8)
+    x = torch.ones(3, 4, requires_grad=True)
+    assert saved_bytes(lambda: linear(x).exp(), linear.parameters()) == (3 * 4 + 3 * 8) * 4  # its input, and exp's output
+    assert training_bytes(list(linear.parameters())) == 40 * (4 + 8)
+    assert checkpointed_bytes(activations=800, layers=4, state=10) == 40 + 200
+
+
+@pytest.mark.parametrize(("refine", "steps"), [(1, 100), (2, 100 + 2 * 50), (4, 100 + 4 * 25 + 2 * 50)])
+def test_total_steps_count_those_that_choose(refine: int, steps: int):
+    assert total_steps(100, refine) == steps

@@ -1,0 +1,99 @@
+"""Estimates of time and memory: runs along the mask tree as the engine counts them, sums of parts, and the setting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.engine.evaluator import Evaluator
+from das_gym.problem.estimate import (
+    Estimate,
+    Part,
+    Walk,
+    count_runs,
+    in_words,
+    print_estimate,
+    scoring,
+    seconds_per_example,
+    time_walk,
+)
+from das_gym.problem.loading import Problem
+from das_gym.problem.mask_space import every_mask
+
+METER = tuple((layer, 6 + layer) for layer in range(6))
+
+
+@pytest.mark.parametrize(("skip_num", "runs"), [(4, 1140), (None, 2730)])
+def test_count_runs_of_meter(skip_num: int | None, runs: int):
+    kept, full, _, leaves = count_runs(every_mask(12, skip_num), METER)
+    assert kept.sum() == runs  # as `python -m benchmarks.masks` counts them
+    assert full.max() == 1
+    assert leaves == (495 if skip_num else 4096)
+
+
+def test_count_runs_agrees_with_the_engine(small_problem: Problem):
+    vlp, examples = small_problem.vlp, small_problem.splits.reward[:3]
+    masks = np.random.default_rng(0).random((9, len(vlp.layers))) < 0.4
+    evaluator = Evaluator(vlp, small_problem.head, small_problem.task, batch_size=3)
+    evaluator.losses(masks, examples)
+    kept, _, skipped, leaves = count_runs(masks, vlp.stages)
+    assert (kept.sum(), leaves) == (evaluator.spent.layer_runs, evaluator.spent.masks)
+    assert skipped >= evaluator.spent.adapter_runs  # which leaves out those that compute nothing
+
+
+def test_walk_adds_what_runs_and_leaves_out_what_is_known():
+    walk = Walk(encode=9.0, begin=4.0, units=np.array([1.0, 2.0]), skip=0.5, leaf=0.25, cached_bytes=0, state_bytes=0)
+    masks, stages = np.array([[False, False], [False, True]]), ((0,), (1,))
+    assert walk.forward == 7.25
+    assert walk.seconds(masks, stages) == 4 + 1 + 2 + 0.5 + 2 * 0.25
+    assert walk.seconds(masks, stages, kept_share=1.0) == 0.5 + 2 * 0.25
+
+
+def test_time_walk_measures_every_unit_and_changes_nothing(small_problem: Problem):
+    before = small_problem.evaluator.spent
+    walk = time_walk(small_problem, small_problem.splits.reward)
+    assert walk.units.shape == (6,)
+    assert (walk.units > 0).all()
+    assert min(walk.begin, walk.leaf, walk.state_bytes, walk.cached_bytes) > 0
+    assert small_problem.evaluator.spent == before
+
+
+def test_scoring_bounds_what_is_kept(small_problem: Problem):
+    walk = Walk(1.0, 1.0, np.ones(6), 0.0, 1.0, cached_bytes=10, state_bytes=100)
+    masks = np.zeros((1, 6), dtype=bool)
+    part = scoring(small_problem, walk, "search", 20, [masks, masks], 5.0)
+    assert part.seconds == 20 * (1 + 2 * 5 * walk.forward)  # METER's evaluator keeps no hidden states
+    assert part.kept == 20 * 10
+    assert part.held == 4 * 100 * (len(small_problem.vlp.stages) + 2)
+
+
+def test_peak_is_what_is_kept_and_the_largest_that_is_held():
+    parts = (Part("a", 1.0, kept=10, held=100), Part("b", 2.0, kept=20, held=30), Part("c", 3.0))
+    assert Estimate(parts, before=1000).peak_bytes == 1110
+    assert Estimate(parts, before=1000).seconds == 6.0
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(45.2, "45 s"), (125, "2 min 5 s"), (12000, "3 h 20 min")])
+def test_in_words(seconds: float, words: str):
+    assert in_words(seconds) == words
+
+
+def test_seconds_per_example_takes_a_whole_batch_where_that_is_fast():
+    sizes: list[int] = []
+    assert seconds_per_example(sizes.append, 10, torch.device("cpu")) < 0.01
+    assert sizes == [1, 1, 4, 4, 10, 10]
+
+
+@pytest.mark.parametrize("estimate", [None, False, True])
+def test_print_estimate_and_its_setting(estimate: bool | None, capsys: pytest.CaptureFixture[str]):
+    settings = SimpleNamespace(estimate=estimate, resume=None)
+    if estimate:
+        with pytest.raises(SystemExit) as stopped:
+            print_estimate(settings, lambda: [Part("search", 3.0)])
+        assert stopped.value.code == 0
+    else:
+        print_estimate(settings, lambda: [Part("search", 3.0)])
+    assert capsys.readouterr().out.startswith("estimate: 3 s (search 3 s), peak memory") == (estimate is not False)
