@@ -42,7 +42,7 @@ from benchmarks.search.problems import (
     planted,
     tabulated,
 )
-from benchmarks.search.rivals import register_search_rivals
+from benchmarks.search.rivals import register_rivals
 from das_gym.drawing.table import markdown_table
 from das_gym.intervals import mean_bootstrap_interval
 
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="number of seeds of each suite; all by default")
     parser.add_argument("--train", action="store_true", help="take the training seeds")
     given = parser.parse_args(arguments)
-    register_search_rivals()
+    register_rivals()
     split = TRAIN_SEEDS if given.train else TEST_SEEDS
     for suite in given.suites:
         seeds = split.get(suite, split["planted"])

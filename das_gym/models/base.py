@@ -78,7 +78,7 @@ class State:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
-        """Return the same state with other hidden vectors."""
+        """Return a copy of the state with other hidden vectors."""
         return replace(self, hidden=hidden)
 
 
@@ -140,7 +140,7 @@ class SkippableLayer(nn.Module):
             setattr(self, name, None)
 
     def put_back(self) -> None:
-        """Insert what `prune` removed, without its weights, so that its cost can be counted."""
+        """Insert the module that `prune` removed, without its weights, so that its cost can be counted."""
         for name, module in self.removed.items():
             setattr(self, name, module)
 
@@ -459,7 +459,7 @@ class VLP(nn.Module, ABC):
         """Prepare a copy on the meta device for counting MACs: nothing may depend on the values of tensors."""
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return the sub-layers of layer `index`, in order, where methods of fine-tuning can insert something.
+        """Return the sub-layers of layer `index`, in order, where fine-tuning methods can insert modules.
 
         Raises:
             ValueError: the model does not define this, or a layer has no such places.

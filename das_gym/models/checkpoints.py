@@ -50,7 +50,7 @@ def family_of(vlp: VLP) -> Family | None:
 
 @dataclass
 class LoadReport:
-    """What was loaded for every name.
+    """Report of a loaded checkpoint: missing, derived, unused and unknown names.
 
     Attributes:
         path: The file or folder.
