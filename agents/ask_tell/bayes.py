@@ -46,8 +46,8 @@ from das_gym.tables.ranks import average_ranks
 LISTED = 5000
 """Up to this many masks within the budget are all candidates."""
 
-CANDIDATES = 500
-"""Variances are computed for this many candidates with the highest means."""
+CANDIDATES, POOL_CANDIDATES = 1000, 500
+"""Variances are computed for this many candidates with the highest means: where masks are listed, and where they are not."""
 
 OFTEN = 120
 """Up to this many observations, an ask steps along each setting of the first process, and `STEPS` times in the second."""
@@ -178,14 +178,14 @@ class Bayes(Agent):
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
         if (self.space.size or LISTED + 1) <= LISTED:
-            masks, means = self.space.masks, None
+            masks, means, most = self.space.masks, None, CANDIDATES
         else:
-            masks, means = self._pool(process)
+            (masks, means), most = self._pool(process), POOL_CANDIDATES
         fresh = np.array([mask.tobytes() not in self.rewards for mask in masks], dtype=bool)
-        if fresh.sum() <= CANDIDATES:
+        if fresh.sum() <= most:
             return masks[fresh]
         means = process.mean(masks) if means is None else means
-        return masks[np.argsort(np.where(fresh, -means, np.inf), kind="stable")[:CANDIDATES]]
+        return masks[np.argsort(np.where(fresh, -means, np.inf), kind="stable")[:most]]
 
     def _pool(self, process: Process) -> tuple[Masks, Floats]:
         """Return masks with their means, where masks are too many to list.
