@@ -127,8 +127,8 @@ def document(settings: LeaderboardSettings, short: Scores, long: Scores, planted
 
 Written by `{command}`
 with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
-for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and run
-the command again.
+for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
+run the command again.
 
 ## How to read the tables
 
