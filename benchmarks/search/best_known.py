@@ -19,7 +19,7 @@ import numpy as np
 from das_gym.agents import Budget, MaskSpace, make_agent
 
 from benchmarks.search.problems import Loss, Problem
-from benchmarks.search.rivals import register_search_rivals
+from benchmarks.search.rivals import register_rivals
 from das_gym.files import write_json
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.config import ProblemConfig
@@ -84,7 +84,7 @@ def find_best(skip_num: int) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     """Write the best known masks."""
-    register_search_rivals()
+    register_rivals()
     counts = {word: find_best(int(word)) for word in words}
     write_json(FILE, {"command": f"python -m benchmarks.search.best_known {' '.join(words)}", "counts": counts})
 
