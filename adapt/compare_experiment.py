@@ -140,7 +140,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
-    """Return the settings with all methods that the model can have, unless some are given: those it must be able to have."""
+    """Return the settings with all methods that the model supports. Methods that are given explicitly must be supported."""
     having = []
     for name in settings.methods or METHODS:
         try:

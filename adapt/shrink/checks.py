@@ -83,7 +83,7 @@ def source_of(problem: ProblemConfig) -> Path:
 
 
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
-    """Check what does not need the model."""
+    """Check settings that can be checked without loading the model."""
     source = source_of(problem)
     room, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
     room = room * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
@@ -205,7 +205,7 @@ _KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
 
 
 def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Reject a mask without whose layers the model does not generate as it should. The result is cached.
+    """Reject a mask if the model cannot generate correctly without its layers. The result is cached.
 
     Raises:
         ValueError: the reason.

@@ -275,7 +275,7 @@ def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
-    """Return what a run measured before it was stopped: the full model, and the first methods.
+    """Return the results that an interrupted run has already measured: of the full model, and of the first methods.
 
     Raises:
         ValueError: the record is damaged.

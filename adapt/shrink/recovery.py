@@ -196,7 +196,7 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
-    """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
+    """Return the modules that recovery may train, by name: the decoder layers and the projector."""
     return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
@@ -251,7 +251,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge what can be merged.
+        """Train, and merge LoRA and the like into the weights.
 
         Args:
             log: Called with name, value and step.

@@ -184,7 +184,7 @@ def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype | None) -> 
 
 
 def _other_files(folder: Path, inner: bool = False) -> list[Path]:
-    """Return the files of a model's folder besides its weights, those of sub-folders too.
+    """Return the files of a model's folder except weights, including those in sub-folders.
 
     Hidden files, caches and linked folders are left out, and so are sub-folders with weights, which are other models.
     """

@@ -274,7 +274,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
 
 
 def relative_difference(given: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference relative to the largest wanted value; infinite for other shapes or NaN."""
+    """Return the largest difference, relative to the largest expected value; infinite if shapes differ or NaN occurs."""
     if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
         return float("inf")
     return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)

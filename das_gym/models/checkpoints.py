@@ -50,7 +50,7 @@ def family_of(vlp: VLP) -> Family | None:
 
 @dataclass
 class LoadReport:
-    """What was loaded for every name.
+    """Report of a loaded checkpoint: missing, derived, unused and unknown names.
 
     Attributes:
         path: The file or folder.
@@ -67,7 +67,7 @@ class LoadReport:
     odd: list[str] = field(default_factory=list)
 
     def describe_problems(self, *expected: str) -> str | None:
-        """Return in one line what a user has to know before using the model; None if all is well.
+        """Return the problems found while loading, on one line; None if there are none.
 
         Args:
             expected: Parts of names that may be missing.

@@ -124,7 +124,7 @@ class ProblemOptions:
 
 @dataclass(frozen=True)
 class ProblemConfig(ModelSettings, ProblemOptions):
-    """What to load; every field left out stands for the bundled model or data.
+    """Settings of model, task and data. The defaults load bundled ones.
 
     Attributes:
         model: Kind of model.

@@ -22,7 +22,7 @@ UNCHECKED = {"model", "task", "checkpoint", *COMPUTE_SETTINGS}
 
 
 def identify(problem: Problem, examples: Sequence[Any]) -> dict[str, Any]:
-    """Return what losses depend on: the layers, and hashes of the weights and of the examples."""
+    """Return a key of everything that losses depend on: the layers, and hashes of weights and examples."""
     hashes = problem_hashes(problem, examples, ())
     del hashes["test_data"]
     return {"layers": list(problem.layer_names), "examples": len(examples), "hashes": hashes}

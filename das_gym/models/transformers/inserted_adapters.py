@@ -40,7 +40,7 @@ def kept_layers(full: VLM, smaller: VLM) -> list[int]:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a pruned model; what trains is returned, in 32 bits at least.
+    """Insert adapters into a pruned model; return the parameters to train, in float32 at least.
 
     They begin as zero: the model's outputs do not change.
 
@@ -130,7 +130,7 @@ def export_form(subnet: VLM) -> VLM:
 
 
 def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with adapters as a supernet has them, those of the smaller one with its weights, to be masked.
+    """Return the full model with adapters, as a supernet. Adapters that the smaller model has get its weights.
 
     Args:
         full: The model before anything was removed.

@@ -21,7 +21,7 @@ from das_gym.data.entries import check_text, some
 from das_gym.data.images import ImageSource
 from das_gym.data.shards import TableImage, class_names, digest_of, images_in, open_shard, shard_schema
 from das_gym.data.splits import Splits
-from das_gym.files import read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, instructed
 from das_gym.tasks.answering.image_files import ImageFinder, plain_name, subfolders
@@ -37,8 +37,10 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 
 OPTIONAL = ("answer_type", "options")
 
-STATE, SPLIT_NAMES = "state.json", "dataset_dict.json"
-"""Files that `save_to_disk` writes next to the arrow files of a data set, and next to the folders of its splits."""
+STATE, INFO, SPLIT_NAMES = "state.json", "dataset_info.json", "dataset_dict.json"
+"""Files that `save_to_disk` writes: two next to the arrow files of a data set, one next to the folders of its splits."""
+
+HINT = "save the data set again"
 
 Shards = Mapping[str, Sequence[Path]]
 """The shards of each split."""
@@ -59,14 +61,18 @@ def parquet_shards(folder: Path) -> Shards:
 def saved_shards(folder: Path) -> Shards:
     """Return the arrow files of a folder that `save_to_disk` wrote, by split; empty for any other folder."""
     if (folder / SPLIT_NAMES).is_file():
-        names = read_json(folder / SPLIT_NAMES)["splits"]
-        return {name: _saved_files(folder / Path(name).name) for name in names}
-    return {"": _saved_files(folder)} if (folder / STATE).is_file() else {}
+        with explain_damage(folder / SPLIT_NAMES, HINT):
+            names = [Path(name).name for name in read_json(folder / SPLIT_NAMES)["splits"]]
+        return {name: _saved_files(folder / name) for name in names}
+    return {"": _saved_files(folder)} if all((folder / name).is_file() for name in (STATE, INFO)) else {}
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    files = read_json(folder / STATE)["_data_files"]
-    return [folder / Path(file["filename"]).name for file in files]
+    with explain_damage(folder / STATE, HINT):
+        names = [Path(file["filename"]).name for file in read_json(folder / STATE)["_data_files"]]
+        if not names:
+            raise ValueError("it names no files")
+        return [folder / name for name in names]
 
 
 def load_tables(
