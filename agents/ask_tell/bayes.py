@@ -82,7 +82,7 @@ class Bayes(Agent):
         >>> agent, costs = Bayes(MaskSpace(Budget(n_layers=24, skip_num=6)), seed=0), np.linspace(0.0, 1.0, 24) ** 2
         >>> for _ in range(20):
         ...     masks = agent.ask(3)
-        ...     agent.tell(masks, np.exp(-masks @ costs))
+        ...     agent.tell(masks, np.exp(-(masks @ costs)))
         >>> np.flatnonzero(agent.best())
         array([0, 1, 2, 3, 4, 5])
     """
