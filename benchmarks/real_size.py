@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes, training_bytes
 from das_gym.adapt.memory import saved_bytes
@@ -40,9 +41,9 @@ from das_gym.models.transformers.model import VLM
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
-    "search SmolVLM-mini": "agents with model=VLM task=answering evaluations=60",
+    "search SmolVLM-mini": "agents with vlm_answering evaluations=60",
     "table METER": "agents table with max_skipped=3 reward_examples=256 test_examples=256",
-    "table SmolVLM-mini": "agents table with model=VLM task=answering max_skipped=2 reward_examples=256 test_examples=128",
+    "table SmolVLM-mini": "agents table with vlm_answering max_skipped=2 reward_examples=256 test_examples=128",
     "adapt METER": "adapt with train.steps=60 search.evaluations=30 references=False",
     "adapt ViLT": "adapt with vilt_vqa train.steps=60 search.evaluations=30 references=False",
     "shrink SmolVLM-mini": "adapt shrink with train.steps=40 search.evaluations=30 test_examples=100",
@@ -151,24 +152,46 @@ def write_checkpoint(made: tuple[Any, Any], folder: Path, dtype: torch.dtype) ->
     return folder
 
 
-def compare_with_clock(name: str, words: Sequence[str]) -> None:
-    """Run a command, and print its estimate next to the time and the peak memory that it took."""
-    command = [sys.executable, "-u", "-m", f"das_gym.{words[0]}", *words[1:]]
+PROCESSOR_TIME = """
+import runpy, sys, time
+time.perf_counter = time.process_time
+sys.argv[0] = "das_gym." + sys.argv.pop(1)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs a command with the processor's time in the place of the clock's."""
+
+
+def compare_with_clock(name: str, words: Sequence[str], processor_time: bool) -> None:
+    """Run a command, and print its estimate next to the time and the peak memory that it took.
+
+    Args:
+        name: What is run.
+        words: The command without `python -m`.
+        processor_time: Whether to measure the time of the processor on both sides.
+    """
+    command = [sys.executable, "-u", *(["-c", PROCESSOR_TIME] if processor_time else ["-m"])]
+    command += [words[0] if processor_time else f"das_gym.{words[0]}", *words[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    line, start = "", time.perf_counter()
+    watched = psutil.Process(process.pid)
+
+    def now() -> float:
+        return sum(watched.cpu_times()[:2]) if processor_time else time.perf_counter()
+
+    line, start = "", now()
     for printed in process.stdout:
         if printed.startswith("estimate: "):
-            line, start = printed.strip(), time.perf_counter()
+            line, start = printed.strip(), now()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
+    end = usage.ru_utime + usage.ru_stime if processor_time else time.perf_counter()
+    seconds, peak = end - start, usage.ru_maxrss / 2**20
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     expected, memory = seconds_in(line), float(line.split()[-2])
     print(f"{name}: {line}", flush=True)
     print(
-        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.1f} GiB "
-        f"expected, {peak:.1f} GiB taken (ratio {memory / peak:.2f})",
+        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.2f} GiB "
+        f"expected, {peak:.2f} GiB taken (ratio {memory / peak:.2f})",
         flush=True,
     )
 
@@ -243,13 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="commands of `bundled` whose name contains this")
     parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
     parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's, on a busy machine")
     options = parser.parse_args(arguments)
     print(describe_machine(), flush=True)
     runs = options.folder / "runs"
     if options.what == "bundled":
         for name, command in BUNDLED.items():
             if options.only in name:
-                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"])
+                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"], options.processor_time)
     elif options.what == "llava-1.5-7b":
         estimate_7b(options.tokens, options.batch, removed=6, cached_images=500, tree_gib=3.0)
     else:
@@ -259,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }[options.what]
         folder = write_checkpoint(make(), options.folder / options.what, dtype)
         out = options.folder / f"{options.what}-smaller-{time.strftime('%H%M%S')}"
-        compare_with_clock(f"shrink {options.what}", shrink_words(folder, settings, runs, out))
+        compare_with_clock(f"shrink {options.what}", shrink_words(folder, settings, runs, out), options.processor_time)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Estimate:
 
     Example:
         >>> print(Estimate((Part("search", 50.0), Part("training", 20.0, held=2**30)), before=2**30))
-        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.0 GiB
+        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.00 GiB
     """
 
     parts: tuple[Part, ...]
@@ -88,7 +88,7 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts)
-        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.1f} GiB"
+        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.2f} GiB"
 
 
 def in_words(seconds: float) -> str:
