@@ -31,7 +31,7 @@ from torch import Tensor
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.problem.estimate import Part, seconds_of, seconds_per_example, time_encoders
+from das_gym.problem.estimate import Part, seconds_of, time_encoders, time_examples
 from das_gym.problem.latency import BLOCKS, RUNS
 from das_gym.problem.loading import AdaptedModel
 
@@ -74,7 +74,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list
 
     pairs = task.pairs(splits.train[:size])
     encode, cached, _ = time_encoders(step_loss.encoder, pairs)
-    seconds = seconds_per_example(step, size, device)
+    seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
     models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)
@@ -83,7 +83,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list
     kept = min(step_loss.encoder.max_bytes, seen * cached // size)
     test = min(len(splits.test), settings.test_examples or len(splits.test))
     batch = min(test, task.examples_for_pairs(128))
-    evaluated = test * seconds_per_example(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)
+    evaluated = test * time_examples(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)[0]
     gallery = task.gallery(splits.test[:test], settings.rank_images)
     if gallery is not None:  # encoder outputs are kept; a forward takes about a third of a step
         evaluated += len(gallery.images) * len(gallery.texts) * seconds / 3 / task.passes
@@ -91,7 +91,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list
     alone()
     timing = 3 * BLOCKS * (RUNS + WARM_UPS) * seconds_of(alone, device)
     return [
-        Part("training", training, kept, at_a_time * activations),
+        Part("training", training, kept, max(0, at_a_time - timed) * activations),
         Part("evaluation", (1 + len(names)) * evaluated + timing),
     ]
 

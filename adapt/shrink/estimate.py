@@ -30,7 +30,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.estimate import Part, seconds_per_example
+from das_gym.problem.estimate import Part, time_examples
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
@@ -69,7 +69,7 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem) -> list[Part]:
         generate(full, processor, prompts[:n], "", GENERATE_BATCH_SIZE)
         loss_of(full, task, open_ended[:n], GENERATE_BATCH_SIZE, "")
 
-    scored = seconds_per_example(measure, len(prompts), device)
+    scored, _ = time_examples(measure, len(prompts), device)
     first, further = latencies({"full": full}, processor, prompts[0], 1)["full"]
     generation = (2 * float(first[0]) + DECODED_TOKENS * float(further[0])) / 1000
     seconds = models * count * scored + 2 * LATENCY_BLOCKS * (1 + WARM_UPS) * generation
@@ -92,7 +92,7 @@ def recovery_parts(
     size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
     teacher = Teacher(full, task, batch, size)
-    taught = seconds_per_example(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
+    taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
     weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
     trained = insert_trained(student, full, config.method)
 
@@ -101,7 +101,7 @@ def recovery_parts(
             loss = recovery_loss(student, teacher, task, batch[:count], config)["loss"]
         loss.backward()
 
-    seconds = seconds_per_example(step, size, full.device)
+    seconds, timed = time_examples(step, size, full.device)
     forward = partial(recovery_loss, student, teacher, task, batch[:1], config)
     activations = saved_bytes(lambda: forward()["loss"], student.parameters())
     if config.gradient_checkpointing:
@@ -109,6 +109,6 @@ def recovery_parts(
         state = tokens * full.feature_size * full.model.dtype.itemsize
         activations = checkpointed_bytes(activations, len(student.stack.layers), state)
     steps = total_steps(config.steps, refine)
-    held = training_bytes(trained) + size * activations
+    held = training_bytes(trained) + (size - timed) * activations
     parts = [Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)]
     return [*parts, Part("merging", 0.0, kept=weights)]

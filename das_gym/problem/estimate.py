@@ -269,8 +269,8 @@ def time_encoders(encoder: EncoderCache, pairs: Sequence[Any]) -> tuple[float, i
     return seconds, sum(sizes.values()), state
 
 
-def seconds_per_example(call: Callable[[int], object], most: int, device: torch.device) -> float:
-    """Return the seconds that a call takes for each of its examples.
+def time_examples(call: Callable[[int], object], most: int, device: torch.device) -> tuple[float, int]:
+    """Return the seconds that a call takes for each of its examples, and of how many examples it was.
 
     Args:
         call: Takes the number of examples, 1 to `most`: as many as take a while, unless `most` do not.
@@ -282,7 +282,7 @@ def seconds_per_example(call: Callable[[int], object], most: int, device: torch.
         call(size)  # the first call takes longer
         seconds = seconds_of(partial(call, size), device)
         if size == most or seconds > TIMED_SECONDS / 4:
-            return seconds / size
+            return seconds / size, size
         size = min(most, 4 * size)
 
 
