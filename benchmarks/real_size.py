@@ -158,7 +158,7 @@ time.perf_counter = time.process_time
 sys.argv[0] = "das_gym." + sys.argv.pop(1)
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-"""Runs a command with the processor's time in the place of the clock's."""
+"""Runs a command that measures the processor's time instead of the clock's."""
 
 
 def compare_with_clock(name: str, words: Sequence[str], processor_time: bool) -> None:
