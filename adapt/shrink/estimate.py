@@ -31,7 +31,7 @@ from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.estimate import Part, time_examples
-from das_gym.problem.loading import Problem
+from das_gym.problem.loading import load_problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
 
@@ -39,14 +39,10 @@ SUBPROCESS_SECONDS = 12.0
 """Time in which a fresh process imports torch and transformers; what it does with a small model is short."""
 
 
-def shrink_parts(settings: ShrinkSettings, problem: Problem) -> list[Part]:
-    """Return the parts of `python -m adapt shrink` after its search.
-
-    Args:
-        settings: The command's. Without a mask, a random one within the budget stands for it.
-        problem: The full model and its data.
-    """
+def shrink_parts(settings: ShrinkSettings) -> list[Part]:
+    """Return the parts of `python -m adapt shrink` after its search, whose mask a random one within the budget stands for."""
     choice = settings.choice()
+    problem = load_problem(settings.problem_config if choice is None else choice.problem)
     if choice is not None:
         mask = choice.mask
     else:
