@@ -40,7 +40,7 @@ SUBPROCESS_SECONDS = 12.0
 
 
 def shrink_parts(settings: ShrinkSettings) -> list[Part]:
-    """Return the parts of `python -m adapt shrink` after its search, whose mask a random one within the budget stands for."""
+    """Return the parts of `python -m adapt shrink` after its search; a random mask stands for the result of that."""
     choice = settings.choice()
     problem = load_problem(settings.problem_config if choice is None else choice.problem)
     if choice is not None:
