@@ -19,7 +19,7 @@ from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.processes import run_on_main_process
-from das_gym.registration import ENVIRONMENTS, find_environment, named_problems
+from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
 from das_gym.runs import find_run
 from das_gym.trust import trusted_settings
 
@@ -75,7 +75,7 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mask, and what it is for.
+    """A mask, with the problem that it was searched or given for.
 
     Attributes:
         mask: (n_layers,) bool, True = skipped.
@@ -187,9 +187,9 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     known = {each.name for each in fields(ProblemConfig)}
     recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
-    for entry in ENVIRONMENTS.values():
-        if record["env_id"] in (entry.id, entry.tabular_id):
-            return build(ProblemConfig, {"model": entry.model, "task": entry.task, **trusted, **given})
+    if (entry := entry_of(record["env_id"])) is not None:
+        named = {"checkpoint": CHECKPOINT_TABLES[record["env_id"]][1]} if record["env_id"] in CHECKPOINT_TABLES else {}
+        return build(ProblemConfig, {"model": entry.model, "task": entry.task, **named, **trusted, **given})
     raise ValueError(
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "
         "(plugins=<module>, as the search did), or give mask=[...] with model= and task="

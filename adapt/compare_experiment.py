@@ -140,7 +140,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
-    """Return the settings with all methods that the model can have, unless some are given: those it must be able to have."""
+    """Return the settings with all methods that the model supports. Methods that are given explicitly must be supported."""
     having = []
     for name in settings.methods or METHODS:
         try:
@@ -179,7 +179,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(context)
     print(plan(settings, variants, rates, context))
-    title = _title(settings, context)
+    model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
+    metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
+    title = f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
 
     def lines_of(trials: Sequence[Trial]) -> list[Line]:
         return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
@@ -263,12 +265,6 @@ def plan(
         f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
     return f"{context.about}\n{summary}" if context.base.backbone.vlp.size == "base" else summary
-
-
-def _title(settings: CompareSettings, context: ComparisonContext) -> str:
-    model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
-    metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
-    return f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
 
 
 ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)

@@ -132,7 +132,7 @@ class Training:
     def trainer(
         self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **stateful: Stateful
     ) -> Trainer:
-        """Return what runs the steps, with the settings' optimizer and schedule, and another learning rate if given."""
+        """Return the `Trainer`, with the settings' optimizer and schedule, and another learning rate if given."""
         settings, vlp = self.settings, self.model.backbone.vlp
         rate = settings.learning_rate if rate is None else rate
         others, projector, fusion = [], [], []

@@ -237,7 +237,7 @@ def _finetune(
 
 
 def _describe_widths(settings: JointSearchSettings, vlp: VLP) -> str:
-    """Return a line on adapters of other widths than the recipe's, where none were given; else an empty text."""
+    """Return a line about adapter widths that differ from the recipe's default; empty if they do not."""
     recipe = das_settings(settings.model, settings.task, settings.recipe)
     others = []
     for name in ADAPTER_FIELDS:

@@ -18,7 +18,7 @@ from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_h
 
 @dataclass(frozen=True)
 class FinetuneConfig(TrainingConfig):
-    """Settings of fine-tuning: those of `TrainingConfig`, with its defaults."""
+    """Settings of fine-tuning, see `TrainingConfig`."""
 
 
 def new_subnet(problem: ProblemConfig, splits: Splits[Any], seed: int = 0) -> AdaptedModel:

@@ -30,7 +30,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 @dataclass(frozen=True)
 class Hardware:
-    """Settings of what training runs on. None of them changes the trained weights, except for rounding.
+    """Settings of devices, precision and memory of a training. They change the trained weights by rounding only.
 
     Attributes:
         micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.

@@ -82,7 +82,7 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
 
 
 def costs_table(settings: PaperSettings, counting: str, note: str) -> Table:
-    """Return MACs and parameters of METER-base, and what skipping four layers saves."""
+    """Return MACs and parameters of METER-base, and the share saved by skipping four layers."""
     rows = []
     for row in paper_table(settings.image_size, settings.text_tokens, counting=counting):
         cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COLUMNS.items()]

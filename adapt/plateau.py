@@ -42,7 +42,7 @@ class Plateau:
 
     @property
     def end(self) -> int:
-        """The last step, as far as it is known."""
+        """The last step, as currently planned."""
         return min(self.limit, self.decay_start + max(1, math.ceil(self.decay_start * DECAY_FRACTION)))
 
     def factor(self, step: int) -> float:

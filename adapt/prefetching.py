@@ -17,7 +17,7 @@ Plan = Callable[[int], Sequence[Requests]]
 
 
 class _Images(Dataset[dict[Hashable, Any]]):
-    """Reads what is requested, in a worker process."""
+    """A data set that reads the images of a request, in a worker process."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -36,7 +36,7 @@ def _share_by_file(_: int) -> None:
 
 
 class Prefetcher:
-    """Has worker processes read what the parts of coming steps need, in the order in which they come.
+    """Reads the images of the coming micro-batches in worker processes, in order.
 
     Training is the same to the bit as without workers. They start with the first part and end with `close`.
 
@@ -58,7 +58,7 @@ class Prefetcher:
 
     @contextlib.contextmanager
     def batch(self, step: int, part: int) -> Iterator[None]:
-        """Provide the processor with what was read for a part of a step, while that part is computed."""
+        """Give the processor the images read for a micro-batch, within the block."""
         if not self.workers:
             yield
             return

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = (
 
 
 def deciding_settings(problem: ProblemConfig, config: TrainingConfig) -> dict[str, Any]:
-    """Return the settings that decide what fine-tuning learns, as plain JSON values."""
+    """Return the settings on which fine-tuned weights depend, as plain JSON values."""
     both = {**dataclasses.asdict(problem), **dataclasses.asdict(config)}
     return {name: value for name, value in both.items() if name not in WITHOUT_EFFECT}
 

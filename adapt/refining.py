@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, shuffled
+from das_gym.problem.loading import shuffled
 from das_gym.processes import is_main_process, run_on_main_process
 
 REFINED = "refined.json"
@@ -128,12 +127,13 @@ def refine(
         folder: As for `halve`.
     """
     base, _ = load_base_model(problem)
+    examples = shuffled(base.task, splits.reward, base.task.reward_examples)
     encoder = EncoderCache(base.backbone.vlp, base.task.processor, int(config.encoder_cache_gib * 2**30))
 
     def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
         subnet = cut(base, mask)
         finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
-        return run_on_main_process(partial(_held_out_loss, subnet, splits, title))
+        return run_on_main_process(lambda: evaluate(subnet, examples, title, rank_images=1).loss)
 
     return halve(masks, config.steps, folder, train)
 
@@ -144,9 +144,3 @@ def read_rounds(path: Path) -> list[Round]:
         return []
     with explain_damage(path, "remove it to start again"):
         return [build(Round, each) for each in read_json(path)["rounds"]]
-
-
-def _held_out_loss(subnet: AdaptedModel, splits: Splits[Any], title: str) -> float:
-    """Return the loss on the examples that searches score masks by, in nats."""
-    examples = shuffled(subnet.task, splits.reward, subnet.task.reward_examples)
-    return evaluate(subnet, examples, title, rank_images=1).loss

@@ -71,7 +71,7 @@ class ModelResult:
         return self.evaluation.metric
 
     def record(self) -> dict[str, Any]:
-        """Return JSON values. The evaluation lacks what is kept per example."""
+        """Return plain JSON values, without the per-example results of the evaluation."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.evaluation is not None:
             names = ("metric", "metric_name", "loss", "numbers", "examples")
@@ -244,7 +244,7 @@ def format_speedup(value: Sequence[float] | None) -> str:
 
 
 def conclusion(rows: Mapping[str, ModelResult]) -> str:
-    """Return a sentence: what is skipped, what that saves, the speed-up and the score."""
+    """Return a sentence with the skipped layers, MACs saved, speed-up and score."""
     subnet = rows[SUBNET]
     what = f"Skipping {', '.join(subnet.skipped_layers)}" if subnet.skipped_layers else "Skipping nothing"
     saved = 100 * subnet.macs_saved

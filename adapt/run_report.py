@@ -113,15 +113,16 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.shrink.settings import command_of
 
     models, mask, difference = record["models"], record["mask"], record["difference"]
-    full, final = models[0], models[-1]
+    full, final, control = models[0], models[-1], record["control"]
+    trained, to = ("", "") if control is None else (f" and {100 * control['score']:.1f} for the control", " to the control")
     removed = [name for name, bit in zip(record["layers"], mask, strict=True) if bit]
     return RunReport(
         name=f"run {folder.name}",
         title=f"{Path(record['source']).name} shrunk: {sum(mask)} of {len(mask)} layers removed",
         facts={
             "removed": ", ".join(removed) or "nothing",
-            "score, %": f"{100 * final['score']:.1f} against {100 * full['score']:.1f} for the baseline",
-            "difference, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
+            "score, %": f"{100 * final['score']:.1f} against {100 * full['score']:.1f} for the baseline{trained}",
+            f"difference{to}, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
                 *(100 * difference[name] for name in ("score", "low", "high"))
             ),
             "MACs saved, %": f"{100 * final['macs_saved']:.1f}",
@@ -131,7 +132,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
         architecture=Architecture.from_record(record["units"]),
         mask=mask,
         commands=[command_of(folder, record["problem"], mask)],  # rebuilt: a record's own command may be anything
-        table=results_table(models, record["metric"], "Before and after"),
+        table=results_table(models, record["metric"], "Before and after", control),
         versions=record["versions"],
     )
 

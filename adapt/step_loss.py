@@ -128,7 +128,7 @@ class StepLoss:
         return {"loss": losses.mean(), self.task.metric_name: metric}
 
     def describe_step(self) -> str:
-        """Return what the last step was computed on: its mask and its examples."""
+        """Return a text with mask and examples of the last step, for error messages."""
         mask, examples = self._last
         under = "" if mask is None else f"under {format_mask(mask)}, "
         return f"{under}on {format_examples([example.key for example in examples])}"
@@ -171,7 +171,7 @@ class StepLoss:
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
-    """Check what can be known before anything is searched or trained.
+    """Check settings before a search or training starts.
 
     Args:
         backbone: What is to train.
@@ -187,7 +187,7 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
 
 
 def make_trainer(step_loss: StepLoss, hardware: Hardware, verbose: bool = True, **settings: Any) -> Trainer:
-    """Return what runs the steps of a `StepLoss`, which then knows how many examples fit in memory at a time.
+    """Return the `Trainer` of a `StepLoss`, and set the loss's micro-batch size to what fits in memory.
 
     Args:
         step_loss: The loss of a step.
@@ -216,7 +216,7 @@ def set_up(
     verbose: bool = False,
     held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
-    """Return the loss of a step and what runs the steps.
+    """Return the loss of a step and its `Trainer`.
 
     Args:
         model: What trains, in place: the parameters of model and head that require a gradient.

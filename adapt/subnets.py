@@ -19,7 +19,7 @@ from das_gym.config import build, check_names
 from das_gym.files import at_home, read_json, write_json
 from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
+from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
@@ -44,10 +44,7 @@ def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tup
     """
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):
-        raise FileNotFoundError(
-            f"`run` is not a run or a folder: got {run}. das_gym downloads nothing. Run "
-            f"`hf download {run} --local-dir FOLDER`, then give run=FOLDER."
-        )
+        raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():

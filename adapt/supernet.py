@@ -29,7 +29,7 @@ from das_gym.tasks.labels import read_labels
 
 @dataclass(frozen=True)
 class SupernetConfig(TrainingConfig):
-    """Settings of supernet training: those of `TrainingConfig`, whose defaults here made the shipped supernets, and these.
+    """Settings of supernet training. The defaults trained the bundled supernets.
 
     Attributes:
         max_skipped: Each step skips 0 to `max_skipped` random layers.

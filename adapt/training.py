@@ -71,7 +71,7 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 @dataclass(frozen=True)
 class TrainingConfig(Hardware):
-    """Settings of training adapters and head, and of `Hardware`; the defaults are those of fine-tuning.
+    """Settings of a training, including those of `Hardware`. The defaults suit fine-tuning.
 
     Attributes:
         seed: Random seed, of new parameters and the order of examples among others.
@@ -120,7 +120,7 @@ class Group:
 
 
 def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW with betas 0.9 and 0.98, without weight decay of biases, LayerNorms and other vectors.
+    """Return AdamW with betas 0.9 and 0.98, and no weight decay for biases, LayerNorms and other vectors.
 
     Source: METER's optimizer.
     """
@@ -147,7 +147,7 @@ def decay(step: int, steps: int, warmup: float, power: float = 1.0, schedule: st
 
 
 def add_prefix(prefix: str, log: Log | None) -> Log | None:
-    """Return a log whose names begin with a prefix, so that those of several trainings do not mix."""
+    """Return a log function that adds a prefix to names, to tell several trainings apart."""
     return None if log is None else lambda name, value, step: log(f"{prefix}.{name}", value, step)
 
 
@@ -164,7 +164,7 @@ class Stateful(Protocol):
 
 
 class Trainer:
-    """Runs steps, each a function of its index alone; it can stop and resume anywhere, to the same bits.
+    """Runs training steps. A step depends only on its index, so that a resumed training gives bit-identical weights.
 
     Precision, scaling, clipping and the mean over processes are accelerate's. The models are not wrapped in
     `DistributedDataParallel`: masks leave parameters without gradients, which it does not allow. Checkpoints are our own:
@@ -223,7 +223,7 @@ class Trainer:
 
     @property
     def end(self) -> int:
-        """The last step, as far as it is known."""
+        """The last step, as currently planned."""
         return self.steps if self.plateau is None else self.plateau.end
 
     def run(

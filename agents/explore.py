@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
 from das_gym.agents.searching.picture import progress_of
 from das_gym.agents.searching.record import SearchResult
 
@@ -17,7 +18,7 @@ from das_gym.config import check_names
 from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.files import at_home
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, entry_of
 from das_gym.runs import RUNS_DIR, PluginSettings, find_run
 from das_gym.tables.table import SubnetTable
 
@@ -47,6 +48,8 @@ class ExploreSettings(PluginSettings):
         """
         if self.table.endswith(".npz"):
             return at_home(self.table)
+        if self.table in CHECKPOINT_TABLES:
+            return Path(gymnasium.spec(self.table).kwargs["table"])
         entries = {id: entry for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
         entries |= {entry.short: entry for entry in ENVIRONMENTS.values()}
         check_names([self.table], entries, "table (a file that ends in .npz, or an environment)", own=True)
@@ -71,7 +74,8 @@ def replay_of(folder: Path, table: SubnetTable) -> Replay:
         ValueError: its turns are not kept, or it searched another problem than the table's.
     """
     result = SearchResult.load(folder)
-    searched = next((e.id for e in ENVIRONMENTS.values() if result.env_id in (e.id, e.tabular_id)), result.env_id)
+    entry = entry_of(result.env_id)
+    searched = result.env_id if entry is None else entry.id
     if searched != table.meta.env_id or tuple(result.layer_names) != table.meta.layer_names:
         raise ValueError(
             f"run {folder.name} searched {len(result.layer_names)} units of {searched}, and the table is of "

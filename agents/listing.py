@@ -15,7 +15,7 @@ from das_gym.console import Console
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objectives
 from das_gym.runs import PluginSettings
 
 NARROWEST = 80
@@ -36,7 +36,8 @@ def environments(columns: int = ROOMY) -> Table:
     """
     title = f"environments: gymnasium.make(id), {format_command('agents', '<short>')}"
     first = next(iter(ENVIRONMENTS.values()))
-    others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on"
+    others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on\n"
+    others += f"tables of further checkpoints: {', '.join(CHECKPOINT_TABLES)}"
     if columns < ROOMY:
         table = _table(title, "id", "short", "layers", whole=3)
         table.caption = f"from a bundled table, where layers are listed: meter_vqa_table, ...\n{others}"

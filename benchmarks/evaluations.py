@@ -17,7 +17,7 @@ from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.searching.loop import SearchConfig
 
-from benchmarks.leaderboard.board import find_tables
+from benchmarks.leaderboard.problems import find_tables
 from benchmarks.machine import describe_machine
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
@@ -33,7 +33,7 @@ TIE = 1e-6
 def tables() -> dict[str, tuple[str, Path]]:
     """Return the environment id and the path of every bundled table, by name."""
     shorts = {entry.tabular_id: entry.short for entry in ENVIRONMENTS.values()}
-    found = {shorts[env_id]: (env_id, path) for env_id, path in find_tables(None).items()}
+    found = {shorts[env_id]: (env_id, path) for env_id, path in find_tables().items()}
     sublayers = ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz"
     return {**found, SUBLAYERS: ("DAS-VLM-Answering-Tabular-v0", sublayers)}
 

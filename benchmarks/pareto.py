@@ -23,7 +23,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 
-from benchmarks.leaderboard.board import find_tables
+from benchmarks.leaderboard.problems import find_tables
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Masks
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     shorts = {entry.tabular_id: entry.short for entry in ENVIRONMENTS.values()}
-    tables = {shorts[env_id]: path for env_id, path in find_tables(None).items()}
+    tables = {shorts[env_id]: path for env_id, path in find_tables().items()}
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)

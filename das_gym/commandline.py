@@ -274,7 +274,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
 
 
 def describe_error(error: BaseException, resume: str | None = None) -> str:
-    """Return an error's message; for a full disk and a closed standard output, what to do.
+    """Return an error's message, with advice for a full disk and a closed standard output.
 
     Args:
         error: The error.

@@ -34,7 +34,7 @@ MAX_LISTED = 12
 
 
 def choice(default: Any, names: Iterable[str]) -> Any:
-    """Return a dataclass field whose value, or each of whose values, is one of `names`, which help texts list.
+    """Return a dataclass field that only accepts `names`, as its value or each entry of it. Help texts list them.
 
     Args:
         default: The default.
@@ -57,7 +57,7 @@ def nested(cls: type, without: Sequence[str] = (), listed: bool = True, default:
 
 
 def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """Return the settings that a field made by `nested` holds; none for other fields."""
+    """Return the settings inside a field made by `nested`; empty for other fields."""
     if "group" not in field.metadata:
         return {}
     fields = dataclasses.fields(field.metadata["group"])
@@ -317,7 +317,7 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
-    """Return what else a name may be: the nearest known names, and all of them where they are few."""
+    """Return a hint for an unknown name: the nearest known names, and all of them if they are few."""
     near = [repr(each) for each in nearest_names(name, known, limit=3)]
     if len(known) <= MAX_LISTED:
         return f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known) or 'none'}"

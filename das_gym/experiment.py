@@ -284,8 +284,9 @@ class RecordedCommand(Generic[Settings]):
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
             print(self.help_text())
             return None
+        usage: str = format_usage("das", None, None, gather_command_line_options())  # docopt takes no name with spaces
         try:
-            options = docopt(_usage(), list(words), default_help=False)
+            options = docopt(usage, list(words), default_help=False)
         except DocoptExit:
             help_command = f"{format_command(self.name)} --help"
             raise UsageError(f"cannot read {' '.join(words)!r}; `{help_command}` lists all options") from None
@@ -346,12 +347,6 @@ class RecordedCommand(Generic[Settings]):
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
         return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *setting_words(repeated))
-
-
-def _usage() -> str:
-    """Return Sacred's usage, which docopt parses; docopt requires a program name without spaces."""
-    usage: str = format_usage("das", None, None, gather_command_line_options())
-    return usage
 
 
 def _set_sources(experiment: Experiment, module: dict[str, Any]) -> None:

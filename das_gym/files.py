@@ -107,7 +107,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _name_target(error: Exception, part: Path, path: Path) -> OSError | None:
-    """Return an error of the disk as one that names `path` instead of the temporary `part`; None for any other error."""
+    """Return a disk error with `path` in place of the temporary `part`; None for any other error."""
     if isinstance(error, OSError):
         hidden = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(part)  # open files have no name
         return OSError(error.errno, error.strerror, str(path)) if error.errno is not None and hidden else None
@@ -116,7 +116,7 @@ def _name_target(error: Exception, part: Path, path: Path) -> OSError | None:
 
 
 def _temporary_path(path: Path) -> Path:
-    """Return a new hidden path next to `path`, and remove those whose process on this machine has ended."""
+    """Return a new hidden path next to `path`, and remove those left by ended processes of this machine."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
         writer = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
         if writer.isdecimal() and (len(writer) > 10 or not psutil.pid_exists(int(writer))):

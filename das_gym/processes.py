@@ -39,7 +39,7 @@ def warn_if_single_process() -> None:
 
 
 def join() -> None:
-    """Join the other processes, and take this one's device."""
+    """Join the process group, and select this process's device."""
     warn_if_single_process()
     if world_size() > 1:
         import torch

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
@@ -173,6 +174,7 @@ REWARD_THRESHOLDS = {
     "DAS-ViLT-NLVR2-Tabular-v0": 0.7925,
     "DAS-ViLT-F30K-Tabular-v0": 0.7173,
     "DAS-VLM-Answering-Tabular-v0": 0.9205,
+    "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
 
@@ -185,6 +187,17 @@ REGISTERED_IN: dict[str, str] = {}
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that fit, by id; `register_all` fills it."""
+
+
+CHECKPOINT_TABLES = {"DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini")}
+"""Ids of tables of further bundled checkpoints (`ModelEntry.others`), to their environment and checkpoint."""
+
+
+def entry_of(id: str) -> EnvEntry | None:
+    """Return the environment that has an id, with or without `module:`, itself or for a table; None if there is none."""
+    name = id.rpartition(":")[2]
+    live = CHECKPOINT_TABLES.get(name, (name,))[0]
+    return next((entry for entry in ENVIRONMENTS.values() if live in (entry.id, entry.tabular_id)), None)
 
 
 def many_objectives(id: str) -> str:
@@ -301,22 +314,27 @@ def register_all() -> None:
             problem = {"model": entry.model, "task": entry.task}
             for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
                 env = f"das_gym.envs.{form.lower()}_env:{form}"
-                _register(id, f"{env}Env", f"{env}VectorEnv", problem, REWARD_THRESHOLDS.get(id))
-                points = "das_gym.envs.mo_env:make_env", "das_gym.envs.mo_env:make_vector_env"
-                _register(many_objectives(id), *points, {"env": f"{env}Env", **problem})
+                _register(id, f"{env}Env", f"{env}VectorEnv", problem)
+    tabular = "das_gym.envs.tabular_env:Tabular"
+    for id, (live, checkpoint) in CHECKPOINT_TABLES.items():
+        if id in registry:
+            continue
+        entry = ENVIRONMENTS[live]
+        table = MODELS[entry.model].named[checkpoint] / f"{entry.task}_table.npz"
+        settings = {"model": entry.model, "task": entry.task, "table": str(table)}
+        _register(id, f"{tabular}Env", f"{tabular}VectorEnv", settings)
 
 
-def _register(
-    id: str, env: str, vector_env: str | None, kwargs: dict[str, Any] | None = None, threshold: float | None = None
-) -> None:
+def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Register an environment, "module:name" of its classes, and its variant with several objectives."""
     if id in registry:
         return
-    register(
-        id=id,
-        entry_point=env,
-        vector_entry_point=vector_env,
-        kwargs=kwargs or {},
-        reward_threshold=threshold,
-        order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here
-        disable_env_checker=True,  # it requires a scalar reward; the tests run Gymnasium's checker, and SB3's
-    )
+    common: dict[str, Any] = {
+        "order_enforce": False,  # `make` returns the environment itself: episodes are short, and checked here
+        "disable_env_checker": True,  # it requires a scalar reward; the tests run Gymnasium's checker, and SB3's
+    }
+    threshold = REWARD_THRESHOLDS.get(id)
+    register(id, env, vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
+    many = None if vector_env is None else "das_gym.envs.mo_env:make_vector_env"
+    made_with = {"env": env, **kwargs}
+    register(many_objectives(id), "das_gym.envs.mo_env:make_env", vector_entry_point=many, kwargs=made_with, **common)

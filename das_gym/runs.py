@@ -79,7 +79,7 @@ class EstimatedSettings:
 
 
 def runs_dir_words(folder: Path) -> str:
-    """Return the setting `runs_dir` as it is typed to find the run in `folder`; empty for the default."""
+    """Return `runs_dir=...` as typed on a command line to find the run in `folder`; empty for the default."""
     return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 

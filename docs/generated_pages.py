@@ -16,15 +16,15 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
+from das_gym.registration import MODELS, SUITE_IDS, EnvEntry, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
     "leaderboard.md": ("LEADERBOARD.md", "Search"),
-    "assets-provenance.md": ("das_gym/assets/README.md", "Understand it"),
-    "contributing.md": ("CONTRIBUTING.md", "Extend it"),
-    "security.md": ("SECURITY.md", "Extend it"),
-    "changelog.md": ("CHANGELOG.md", "Extend it"),
+    "assets-provenance.md": ("das_gym/assets/README.md", "Internals"),
+    "contributing.md": ("CONTRIBUTING.md", "Extend"),
+    "security.md": ("SECURITY.md", "Extend"),
+    "changelog.md": ("CHANGELOG.md", "Extend"),
 }
 """Pages copied from files outside docs/, with their section of the navigation."""
 
@@ -130,7 +130,7 @@ def _table_facts(entry: EnvEntry) -> dict[str, str]:
 
 def tabular_page() -> str:
     """All environments that answer from a bundled table."""
-    lines = ["# Environments from a table", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
+    lines = ["# Tabular environments", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
     for entry in (entry for entry in ENVIRONMENTS.values() if entry.table is not None):
         env = gymnasium.make(entry.tabular_id)
         table, best = env.get_wrapper_attr("table"), gymnasium.spec(entry.tabular_id).reward_threshold
@@ -140,9 +140,10 @@ def tabular_page() -> str:
 
 def many_objectives_page() -> str:
     """All environments with a vector for a reward."""
-    lines = ["# Environments of many objectives", "", "| with a model | from a table |", "|---|---|"]
+    lines = ["# Multi-objective environments", "", "| with a model | from a table |", "|---|---|"]
     lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
-    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
+    lines += ["", f"Suites: {', '.join(f'`{many_objectives(id)}`' for id in SUITE_IDS)}.", ""]
+    return "\n".join([*lines, _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
 
 
 def _docstring(cls: Any) -> str:

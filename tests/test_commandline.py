@@ -102,6 +102,19 @@ def test_format_command(monkeypatch):
     assert format_command("agents table", "resume=3") == "das-agents table with resume=3"
 
 
+@pytest.mark.parametrize("words", [["with", "agent=mine:Mine"], ["compare", "with", "agents=['mine:Mine']"]])
+def test_console_script_finds_an_agent_of_the_working_folder(tmp_path, words: list[str]):
+    (tmp_path / "mine.py").write_text(
+        "from das_gym.agents import Agent\nclass Mine(Agent):\n    def ask(self, n):\n        return self.space.masks[:n]\n"
+    )
+    # A console script has its own folder in front of the path, not the working folder.
+    script = "import sys; sys.path[0] = '/'; from das_gym.agents.commands import main; main()"
+    words = [*words, "evaluations=3", "env_id=DAS-METER-VQA-Tabular-v0"]
+    run = subprocess.run([sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "mine:Mine" in run.stdout
+
+
 def test_plugin_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fails_here.py").write_text("1 / 0")
@@ -215,9 +228,3 @@ def test_plugins_are_used_and_recorded(tmp_path, small_kwargs: dict[str, Any]):
     assert code == 0, printed
     assert "Next: python -m adapt with search_run=1 plugins=my_module\n" in printed
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["plugins"] == ["my_module"]
-    code, printed = run_in(tmp_path, "agents", "report", "1")
-    assert code == 1
-    assert "python -m agents report 1 with plugins=my_module" in printed
-    code, printed = run_in(tmp_path, "agents", "list", "with", "plugins=my_module")
-    assert code == 0, printed
-    assert "DAS-Mine-VQA-v0" in printed

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from das_gym.config import build, check_names, choice, nested, read_array, settings_dict
+from das_gym.config import build, check_names, nested, read_array, settings_dict
 from das_gym.settings_help import defaults_of, settings_text
 
 
@@ -87,49 +87,6 @@ def test_unknown_key_is_rejected_with_the_nearest_known_one():
         check_names(["zzz"], ["bandit"], "agent")
     with pytest.raises(ValueError, match="unknown model 'meter'; did you mean 'METER'"):
         check_names(["meter"], ["METER", "ViLT"], "model")
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Shared.
-
-    Attributes:
-        seed: Random seed.
-    """
-
-    group: ClassVar[str] = "Run"
-
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Own(Shared):
-    """Own.
-
-    Attributes:
-        task: The task.
-        out: File to write.
-    """
-
-    out: str
-    task: str = choice("vqa", {"vqa": 1, "nlvr2": 2})
-    mode: Literal["fixed", "cycle"] | None = None
-    seed: int = 3
-
-
-def test_settings_text_keeps_order_and_groups_and_lists_choices():
-    assert settings_text(Own, {"out": None, "task": "nlvr2", "mode": None, "seed": 3}).splitlines() == [
-        "Settings",
-        "  out=...  (a text; required)",
-        "      File to write.",
-        "* task=nlvr2  (one of vqa, nlvr2; default vqa)",
-        "      The task.",
-        "  mode=None  (one of fixed, cycle or None)",
-        "",
-        "Run",
-        "  seed=3  (a whole number)",
-        "      Random seed.",
-    ]
 
 
 @dataclass(frozen=True)

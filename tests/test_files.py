@@ -104,20 +104,6 @@ os._exit(1)"""
     assert names[0].startswith(".b.txt.")
 
 
-def test_folder_appears_complete(tmp_path: Path):
-    with replacing_folder(tmp_path / "new" / "folder") as part:
-        (part / "sub").mkdir()
-        (part / "sub" / "a.txt").write_text("a")
-        assert not (tmp_path / "new" / "folder").exists()
-    assert (tmp_path / "new" / "folder" / "sub" / "a.txt").read_text() == "a"
-    other = tmp_path / "new" / "other"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"'{other}'")), replacing_folder(other) as part:
-        (part / "nowhere" / "a.txt").write_text("a")
-    with pytest.raises(OSError, match="not empty"), replacing_folder(tmp_path / "new" / "folder") as part:
-        (part / "b.txt").write_text("b")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
-
-
 def test_read_arrays_limits_what_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "MIN_UNPACKED", 2**20)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(2**18))

@@ -12,7 +12,7 @@ from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
 from das_gym.adapt.shrink.checks import source_of
-from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.verifying import (
     TOLERANCES,
     Probes,
@@ -35,19 +35,23 @@ from das_gym.problem.mask_space import skipped_names
 QUESTIONS = ("what is this?", "how many are there, and of which colour is the largest?", "say it again")
 
 
-def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any]) -> ExportedFolder:
+def export_answering(
+    subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
+) -> ExportedFolder:
     """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process.
 
     Args:
         subnet: As `load_subnet` returns it, of a model that answers in words. It is rounded to the saved dtype.
         out: A folder that does not exist.
         record: The content of the run's record, or a row of a comparison, for the folder's README.md.
+        wanted_dtype: See `saved_dtype`.
     """
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
     smaller, source = export_form(vlm), source_of(config)
-    dtype = saved_dtype(source_dtype(source), vlm.model.dtype)
+    dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype
+    dtype = saved_dtype(*dtypes)
     task_processor: Any = subnet.task.processor
     prompts = []
     for number, question in enumerate(QUESTIONS):
@@ -60,10 +64,11 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
     given = Probes(smaller, task_processor, prompts).subprocess_input(adapted)
     with new_folder(out) as part:
         processor = Path(config.tokenizer) if config.tokenizer else source
-        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm))
+        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
         pairs = list(zip(found["logits"], wanted, strict=True))
-        difference, tolerance = max(relative_difference(*pair) for pair in pairs), TOLERANCES.get(dtype, 0.1)
+        difference = max(relative_difference(*pair) for pair in pairs)
+        tolerance = max(TOLERANCES.get(each, 0.1) for each in (dtype, dtypes[1]))
         if difference > tolerance:
             raise VerificationError(
                 f"the logits of the folder differ from the fine-tuned model's: relative difference {difference:.2g}, "
@@ -77,6 +82,7 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
             f"transformers.{auto_class(vlm.model.config).__name__}",
             sum(p.numel() for p in smaller.model.parameters()),
             max(float((one.float() - other.float()).abs().max()) for one, other in pairs),
+            dtype=describe_dtype(*dtypes, "dtype"),
         )
         write_text(part / "README.md", _card(source, exported, adapted, vlm, record))
     return exported

@@ -18,9 +18,10 @@ from das_gym.adapt.compare.kept import kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
-from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
 
+from das_gym.config import check_names, choice
 from das_gym.files import read_json
 from das_gym.registration import MODELS, find_class
 from das_gym.runs import RUNS_DIR, PluginSettings
@@ -34,6 +35,8 @@ class ExportSettings(PluginSettings):
         run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
         out: New folder to write to.
         method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
+        dtype: Number format of the weights of a model that answers in words. `auto` is the checkpoint's, or that of the
+            training if it has fewer bits.
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
@@ -43,10 +46,14 @@ class ExportSettings(PluginSettings):
     run: int | str
     out: str
     method: str | None = None
+    dtype: str = choice("auto", SAVED_DTYPES)
     onnx: bool = False
     checkpoint: str | None = None
     trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
+
+    def __post_init__(self) -> None:
+        check_names([self.dtype], SAVED_DTYPES, "dtype")
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:
@@ -69,12 +76,14 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
         vlp.prune(np.zeros(len(vlp.layers), bool))
     record = _compared(folder, place) if place != folder else _record(folder)
     if config is None or MODELS[config.model].reads == "pairs":
+        if settings.dtype != "auto":
+            raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
     if settings.onnx:  # of a model that a plugin has registered by now
         _check_onnx({"model": config.model})
     from das_gym.adapt.export.answering import export_answering
 
-    return export_answering(subnet, out, record)
+    return export_answering(subnet, out, record, settings.dtype)
 
 
 def _check_onnx(problem: Any) -> None:
@@ -113,6 +122,8 @@ def main(settings: ExportSettings) -> None:
     """Export, and print how far the result differs from the masked model."""
     written = run_export(settings)
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
+    if written.dtype:
+        print(f"weights: {written.dtype}")
     print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")
     if written.onnx_difference is not None:
         print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.1e}")

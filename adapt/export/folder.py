@@ -43,6 +43,7 @@ class ExportedFolder:
         parameters: Number of parameters.
         difference: Largest difference of a logit from the subnet's.
         onnx_difference: The same of the ONNX file. None without one.
+        dtype: Which dtype was saved and why; empty for models that have no choice.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class ExportedFolder:
     parameters: int
     difference: float
     onnx_difference: float | None = None
+    dtype: str = ""
 
 
 def export(

@@ -79,7 +79,7 @@ class Method(ABC):
 
     @abstractmethod
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first."""
+        """Insert the modules and return the parameters to train. All methods but `DAS` first remove the DAS adapters."""
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert the method into a model with removed layers; by default, as `insert` does."""
@@ -98,7 +98,7 @@ class Method(ABC):
             raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
 
     def describe_recovery(self, hidden_size: int) -> str:
-        """Return what recovery trains, for the card of a model of that width."""
+        """Return a text for the model card: which parameters recovery trains, given the hidden size."""
         return f"{self.title} in the remaining layers"
 
     def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do

@@ -59,7 +59,7 @@ class DAS(Method):
         return self.bottleneck or max(8, hidden_size // 64), self.skip_bottleneck or max(8, hidden_size // 16)
 
     def describe_recovery(self, hidden_size: int) -> str:
-        """Return what recovery trains."""
+        """Return a text about what recovery trains; see `Method.describe_recovery`."""
         parallel, skip = self.widths(hidden_size)
         return (
             f"Adapters of DAS (arXiv 2309.01479), and nothing else, {parallel} wide before attention and MLP, {skip} wide "

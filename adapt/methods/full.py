@@ -29,5 +29,5 @@ class Full(Method):
         return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
 
     def describe_recovery(self, hidden_size: int) -> str:
-        """Return what recovery trains."""
+        """Return a text about what recovery trains; see `Method.describe_recovery`."""
         return "All parameters of the remaining layers and the projector"

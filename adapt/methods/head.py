@@ -13,7 +13,7 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class Head(Method):
-    """Train the task's head and, only with `poolers`, what trains under every mask; also called linear probing."""
+    """Train the task's head (linear probing); with `poolers`, also the poolers and token types."""
 
     title: ClassVar[str] = "head only"
 

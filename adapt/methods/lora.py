@@ -10,7 +10,7 @@ import torch
 from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.base import VLP
+from das_gym.models.base import HALVES, VLP
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LoRA(Method):
             raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
 
     def describe_recovery(self, hidden_size: int) -> str:
-        """Return what recovery trains."""
+        """Return a text about what recovery trains; see `Method.describe_recovery`."""
         return f"LoRA (rank {self.rank}, alpha {self.alpha:g}, merged) in the remaining layers and the projector"
 
     def finish(self, vlp: VLP) -> None:
@@ -82,7 +82,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list[nn.Parameter]:
-    """Insert LoRA around modules, given by name, in 32 bits at least; return what trains."""
+    """Insert LoRA around modules, given by name, in float32 at least; return the parameters to train."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
@@ -91,7 +91,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
     for parameter in trained:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
+        if parameter.dtype in HALVES:
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return trained

@@ -21,7 +21,7 @@ def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
 
 
 def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
-    """Return what training changed in a model, before `Method.finish`: of LoRA the two small matrices, not merged weights.
+    """Return the trained parameters of a model before `Method.finish`: for LoRA its two small matrices, not merged weights.
 
     Args:
         model: As `Method.apply` prepared it, trained.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from das_gym.adapt.shrink.measuring import Measured
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.report import conclusion, results_table
+from das_gym.adapt.shrink.report import conclusion, table_of
 from das_gym.adapt.shrink.verifying import Verification
 
 from das_gym.models.transformers.loading import auto_class
@@ -62,7 +62,7 @@ def model_card(
     counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
     which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
     auto = auto_class(full.model.config).__name__
-    table = results_table([row.record() for row in measured.rows.values()], measured.metric)
+    table = table_of(measured)
     adds_code = bool(full.removed_parts(mask)) or (recovery.method is not None and recovery.method.adds_code)
     code = TRUST if has_remote_code or adds_code else ""
     trained_in_memory = "recovered model in memory, run layer by layer"

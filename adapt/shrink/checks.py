@@ -16,7 +16,7 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.saving import check_out, saved_dtype
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
@@ -25,7 +25,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy, share_copy
 from das_gym.models.transformers.model import IMAGE, JOINT, MLP, VLM
 from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
-from das_gym.models.transformers.weights import loaded_dtype, weight_files
+from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
@@ -83,11 +83,11 @@ def source_of(problem: ProblemConfig) -> Path:
 
 
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
-    """Check what does not need the model."""
+    """Check settings that can be checked without loading the model."""
     source = source_of(problem)
-    check_out(
-        settings.out_folder(Path(settings.runs_dir) / "new"), source, sum(p.stat().st_size for p in weight_files(source))
-    )
+    room, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
+    room = room * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     for name in ("supernet", "device_map"):
@@ -110,7 +110,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(
             f"the weights in {source} are {name}, for which this {device.type} has no instructions. Give dtype=float32 to "
-            f"compute in float32 and save in {name}, or dtype={name} to compute slowly."
+            f"compute in float32 and save in {name} (see `save_dtype`), or dtype={name} to compute slowly."
         )
 
 
@@ -205,7 +205,7 @@ _KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
 
 
 def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Reject a mask without whose layers the model does not generate as it should. The result is cached.
+    """Reject a mask if the model cannot generate correctly without its layers. The result is cached.
 
     Raises:
         ValueError: the reason.

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.shrink.measuring import answer_scores, cached_values, loss_of
+from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, make_teacher
 
 from das_gym.drawing.table import Table
-from das_gym.intervals import mean_interval
-from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
@@ -43,22 +41,6 @@ class FoundMask:
     evaluations: int
     seconds: float
     reward_loss: float | None
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A model's loss and score on test examples.
-
-    Attributes:
-        loss: Of the reference answers, nats.
-        score: Mean score of generated answers, 0..1.
-        low, high: Its 95 % interval.
-    """
-
-    loss: float
-    score: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -114,13 +96,7 @@ class MaskEvaluator:
 
     def quality(self, vlm: VLM, title: str) -> Quality:
         """Return loss and score of a model."""
-        task = self.problem.task
-        processor: Any = task.processor
-        open_ended = task.open_ended(self.test)
-        loss = loss_of(vlm, task, open_ended, self.batch_size, f"loss, {title}")
-        texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", self.batch_size)
-        scores = answer_scores(task, self.test, texts, self.metric)
-        return Quality(loss, float(scores.mean()), *mean_interval(scores))
+        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric).quality
 
     def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""

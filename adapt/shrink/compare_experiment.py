@@ -24,8 +24,8 @@ import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
+from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_kwargs
@@ -275,7 +275,7 @@ def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
-    """Return what a run measured before it was stopped: the full model, and the first methods.
+    """Return the results that an interrupted run has already measured: of the full model, and of the first methods.
 
     Raises:
         ValueError: the record is damaged.

@@ -6,6 +6,7 @@ A recovered model has its own weights in the end, so that its layers are in memo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -69,7 +70,12 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     first, further = latencies({"full": full}, processor, prompts[0], 1)["full"]
     generation = (2 * float(first[0]) + DECODED_TOKENS * float(further[0])) / 1000
     seconds = models * count * scored + 2 * LATENCY_BLOCKS * (1 + WARM_UPS) * generation
-    return [*parts, Part("measuring", seconds), Part("verification", 2 * SUBPROCESS_SECONDS)]
+    control = []
+    if settings.control:  # None trains a control only if the recovered model wins, which is not known before
+        recovery, macs = parts[1], problem.costs.macs
+        slower = macs(np.zeros_like(mask)) / macs(mask)
+        control = [replace(recovery, name="control", seconds=recovery.seconds * slower + count * scored)]
+    return [*parts, Part("measuring", seconds), Part("verification", 2 * SUBPROCESS_SECONDS), *control]
 
 
 def recovery_parts(

@@ -14,11 +14,21 @@ from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
-from das_gym.adapt.shrink.measuring import FULL, GENERATE_BATCH_SIZE, RECOVERED, SHRUNK, Measured, loss_of, measure
+from das_gym.adapt.shrink.measuring import (
+    CONTROL,
+    FULL,
+    GENERATE_BATCH_SIZE,
+    RECOVERED,
+    SHRUNK,
+    Measured,
+    loss_of,
+    measure,
+    score_model,
+)
 from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
-from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
-from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
+from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
@@ -59,7 +69,8 @@ class ShrinkJob:
         self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
         self.full: VLM = as_vlm(self.problem)
         self.source = source_of(choice.problem)
-        self.dtype = saved_dtype(source_dtype(self.source), self.full.model.dtype)
+        self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
+        self.dtype = saved_dtype(*self.dtypes)
         self.out = settings.out_folder(folder)
         self.recovery = settings.recovery()
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
@@ -80,6 +91,7 @@ class ShrinkJob:
         round_parameters(shrunk.model, dtype)
         recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
         recovery.run(log)
+        trained = recovery.trained, len(splits.train)
         round_parameters(final.model, dtype)  # so that what is measured is what is saved
         models = {FULL: self.full, SHRUNK: shrunk}
         if self.recovery.recover != "none":
@@ -89,9 +101,12 @@ class ShrinkJob:
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
-            save(final.model, part, source, processor, dtype, has_remote_code(self.full))
+            save(final.model, part, source, processor, dtype, has_remote_code(self.full), self.settings.save_dtype != "auto")
             verified = verify(part, final, mask, probes, dtype)
             measured = self._measure(models, mask)
+            del shrunk, final, recovery  # the control takes their memory
+            models.clear()
+            measured = self._with_control(measured, teacher)
             peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
             for name, row in measured.rows.items():
                 measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
@@ -101,7 +116,7 @@ class ShrinkJob:
                 source=source,
                 origin=self._origin(rounds),
                 recovery=self.recovery,
-                trained=(recovery.trained, len(splits.train)),
+                trained=trained,
                 data=self._data(),
                 measured=measured,
                 verified=verified,
@@ -113,6 +128,7 @@ class ShrinkJob:
             write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
         finish_saved(self.folder)
         print_report(measured, self._data(), draw_mask(self.full, mask))
+        print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
     def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
@@ -139,8 +155,29 @@ class ShrinkJob:
             backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
-        parts = self.problem.task, self.test, self.dtype
+        parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
         return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
+
+    def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
+        """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
+        full, final, task = measured.rows[FULL], measured.final, self.problem.task
+        wins = final.score > full.score or final.loss < full.loss
+        if self.recovery.recover == "none" or not (wins if self.settings.control is None else self.settings.control):
+            return measured
+        if self.settings.control is None:
+            print("The recovered model is better than the full one. The full model is trained alike, as a control.")
+        control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
+        parts = control, self.full, task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT
+        Recovery(*parts, teacher).run(title="training the control")
+        round_parameters(control.model, self.dtype)
+        batch_size, metric = GENERATE_BATCH_SIZE, self.settings.metric
+        scored = score_model(control, task, self.test, batch_size, "control", metric)
+        return replace(
+            measured,
+            texts={FULL: measured.texts[FULL], CONTROL: scored.texts, **measured.texts},
+            scores={**measured.scores, CONTROL: scored.scores},
+            control=scored.quality,
+        )
 
     def _full_model_peak(self, probes: Probes) -> int | None:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
@@ -192,6 +229,7 @@ class ShrinkJob:
             "dtype": str(self.dtype).removeprefix("torch."),
             "metric": measured.metric,
             "models": [row.record() for row in measured.rows.values()],
+            "control": measured.control and asdict(measured.control),
             "difference": {"score": difference, "low": low, "high": high},
             "loss_regained": measured.loss_regained(),
             "refined": [asdict(each) for each in rounds],
@@ -205,7 +243,8 @@ class ShrinkJob:
 
 
 def finish_saved(folder: Path) -> None:
-    """Rename the record of a run whose model is saved to its final name, and remove the checkpoint."""
+    """Rename the record of a run whose model is saved to its final name, and remove the checkpoints."""
     if (folder / PENDING).is_file():
         (folder / PENDING).replace(folder / RECORD)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, CONTROL_CHECKPOINT):
+        (folder / name).unlink(missing_ok=True)

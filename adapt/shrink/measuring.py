@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from das_gym.progress import progress
 from das_gym.tasks.base import Task
 from das_gym.tasks.metrics import score_texts
 
-FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
+FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 
 GENERATE_BATCH_SIZE = 8
 """Prompts that are answered at a time."""
@@ -72,6 +72,37 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A model's loss and score on test examples.
+
+    Attributes:
+        loss: Of the reference answers, nats.
+        score: Mean score of generated answers, 0..1.
+        low, high: Its 95 % interval.
+    """
+
+    loss: float
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The answers of a model to the test examples.
+
+    Attributes:
+        quality: Loss and mean score.
+        texts: The answers.
+        scores: (n_examples,) their scores.
+    """
+
+    quality: Quality
+    texts: Sequence[str]
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class Measured:
     """The results of all models on the same examples.
 
@@ -80,12 +111,14 @@ class Measured:
         texts: The answers of each model.
         scores: (n_examples,) scores of each model.
         metric: What the score is.
+        control: The full model after the same training as the saved one, if there is one.
     """
 
     rows: dict[str, ModelResult]
     texts: Mapping[str, Sequence[str]]
     scores: Mapping[str, np.ndarray]
     metric: str
+    control: Quality | None = None
 
     @property
     def final(self) -> ModelResult:
@@ -93,8 +126,8 @@ class Measured:
         return list(self.rows.values())[-1]
 
     def difference(self) -> tuple[float, float, float]:
-        """Return the saved model's score minus the full model's, and its 95 % interval over examples."""
-        differences = self.scores[self.final.name] - self.scores[FULL]
+        """Return the saved model's score minus the control's, else the full model's, and its 95 % interval over examples."""
+        differences = self.scores[self.final.name] - self.scores[FULL if self.control is None else CONTROL]
         return (float(differences.mean()), *difference_interval(differences))
 
     def loss_regained(self) -> float | None:
@@ -111,7 +144,7 @@ def measure(
     mask: np.ndarray,
     task: Task,
     examples: Sequence[Any],
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     batch_size: int,
     latency_blocks: int,
     metric: str | None = None,
@@ -124,41 +157,49 @@ def measure(
         mask: (n_layers,) bool, the layers that all but the full model lack.
         task: A task with answers in words.
         examples: Of the test split, with their options.
-        dtype: The type that weights are saved in.
+        dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
         metric: The score, see `answer_scores`.
     """
     processor: Any = task.processor
-    open_ended = task.open_ended(examples)
-    prompts = task.pairs(open_ended)
+    prompt = task.pairs(task.open_ended(examples[:1]))[0]
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
-    times = latencies(timed, processor, prompts[0], latency_blocks)
+    times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        texts[name] = generate(vlm, processor, prompts, f"answers of the {name} model", batch_size)
-        scores[name] = answer_scores(task, examples, texts[name], metric)
+        scored = score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        texts[name], scores[name] = scored.texts, scored.scores
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
         rows[name] = ModelResult(
             name,
-            float(scores[name].mean()),
-            *mean_interval(scores[name]),
-            loss=loss_of(vlm, task, open_ended, batch_size, f"loss of the {name} model"),
+            **asdict(scored.quality),
             parameters=parameters,
-            bytes=parameters * dtype.itemsize,
+            bytes=parameters * dtypes[name != FULL].itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
-            kv_bytes=cached_values(vlm, processor, prompts[0]) * dtype.itemsize,
+            kv_bytes=cached_values(vlm, processor, prompt) * dtypes[1].itemsize,
             prefill_ms=Spread.of(own_times[0]),
             decode_ms=Spread.of(own_times[1]),
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
     return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
+
+
+def score_model(
+    vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
+) -> Scored:
+    """Return loss, answers and scores of a model; `title` names it in progress bars, the other arguments as in `measure`."""
+    open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
+    loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
+    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", batch_size)
+    scores = answer_scores(task, examples, texts, metric)
+    return Scored(Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores)
 
 
 def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:

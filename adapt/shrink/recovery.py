@@ -27,6 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.config import check_names, choice
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
@@ -195,7 +196,7 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
-    """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
+    """Return the modules that recovery may train, by name: the decoder layers and the projector."""
     return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
@@ -250,7 +251,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge what can be merged.
+        """Train, and merge LoRA and the like into the weights.
 
         Args:
             log: Called with name, value and step.
@@ -266,7 +267,7 @@ class Recovery:
         if not len(self.examples):
             raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
         torch.manual_seed(config.seed)
-        widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
+        widened = method.trains_weights and dtype in HALVES
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
         parameters = insert_trained(self.student, self.full_model, method)

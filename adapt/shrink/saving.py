@@ -34,9 +34,27 @@ SPARE_BYTES = 2**26
 """Room on the disk besides the weights: tokenizer, processor, run folder."""
 
 
-def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:
-    """Return the type to save in: the source's, unless the computation had fewer bits."""
+SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Allowed values of the setting for the saved dtype."""
+
+
+def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:
+    """Return the type to save in: the wanted one; with `auto` the source's, unless the computation had fewer bits."""
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
     return source if source.itemsize <= computed.itemsize else computed
+
+
+def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, setting: str) -> str:
+    """Return which dtype `saved_dtype` chose and why, and how to keep the precision of the training where it is lost."""
+    dtype = saved_dtype(source, computed, wanted)
+    names = {each: str(each).removeprefix("torch.") for each in (dtype, source, computed)}
+    if wanted != "auto":
+        return f"saved in {names[dtype]}, as {setting}={wanted} asks"
+    if dtype != source:
+        return f"saved in {names[dtype]}, in which it was computed (the source is in {names[source]})"
+    lost = f". It was computed in {names[computed]}; {setting}={names[computed]} keeps that"
+    return f"saved in {names[dtype]}, as the source is{lost if computed.itemsize > dtype.itemsize else ''}"
 
 
 def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
@@ -107,7 +125,15 @@ def round_parameters(model: Any, dtype: torch.dtype) -> None:
                 module._parameters[name] = replacements.setdefault(parameter, new)
 
 
-def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, has_remote_code: bool = False) -> None:
+def save(
+    model: Any,
+    folder: Path,
+    source: Path,
+    processor: Path,
+    dtype: torch.dtype,
+    has_remote_code: bool = False,
+    names_dtype: bool = False,
+) -> None:
     """Write configuration, weights with checksums, and all other files of the source's folder.
 
     Args:
@@ -118,6 +144,7 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         dtype: Of the saved weights.
         has_remote_code: Whether the source's own code is trusted. A folder with code of das_gym is loaded with
             trust_remote_code=True, so that code from an untrusted source must not be copied into it.
+        names_dtype: Whether the configuration names `dtype`, and not what the source's names.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     code = own_code(model)
@@ -128,7 +155,7 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         plain.save_pretrained(folder, max_shard_size=shard_size(source), **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
-    _set_config_dtype(folder, source)
+    _set_config_dtype(folder, source, dtype if names_dtype else None)
     if code is not None:
         write_code(folder, model, code)
     for origin in dict.fromkeys((source, processor)):
@@ -142,12 +169,13 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     write_sums(folder)
 
 
-def _set_config_dtype(folder: Path, source: Path) -> None:
-    """Set the dtype in config.json to that of the source's config.json, which may differ from that of the weights."""
+def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype | None) -> None:
+    """Set the dtype in config.json; None takes that of the source's, which may differ from that of the weights."""
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):
         named = next((theirs[key] for key in DTYPE_KEYS if theirs.get(key)), None)
+        named = named if dtype is None else str(dtype).removeprefix("torch.")
         if named is not None and "dtype" in mine:
             mine["dtype"] = named
         elif mine is not config:  # otherwise it would be the dtype of the computation
@@ -156,7 +184,7 @@ def _set_config_dtype(folder: Path, source: Path) -> None:
 
 
 def _other_files(folder: Path, inner: bool = False) -> list[Path]:
-    """Return the files of a model's folder besides its weights, those of sub-folders too.
+    """Return the files of a model's folder except weights, including those in sub-folders.
 
     Hidden files, caches and linked folders are left out, and so are sub-folders with weights, which are other models.
     """

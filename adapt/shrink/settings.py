@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 
 from das_gym.config import check_names, choice, nested, settings_dict
@@ -23,7 +24,7 @@ from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"
 
-CHECKPOINT = "recovery.pt"
+CHECKPOINT, CONTROL_CHECKPOINT = "recovery.pt", "control.pt"
 
 PENDING = "shrink_pending.json"
 """The record before the model's folder is complete."""
@@ -88,17 +89,26 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 
     Attributes:
         out: Folder to write the smaller model to. None is `model` in the run's folder.
+        save_dtype: Number format of the saved weights. `auto` is the source's, or that of the computation if it has fewer
+            bits.
+        control: Whether to train the full model alike, for a fair comparison. None does so if the recovered model has a
+            higher score or a lower loss than the full one.
     """
 
     group: ClassVar[str] = "Output"
 
     out: str | None = None
+    save_dtype: str = choice("auto", SAVED_DTYPES)
+    control: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choice()
+        check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
         if self.refine > 1 and self.recover == "none":
             raise ValueError(f"`refine` compares masks after recovery: got {self.refine} with recover=none.")
+        if self.control and self.recover == "none":
+            raise ValueError("`control` is trained like the recovered model: got True with recover=none. Leave it out.")
 
     def choice(self) -> Choice | None:
         """Return the layers to remove and the model, None before the search.

@@ -17,6 +17,7 @@ import torch
 from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
+from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
@@ -178,7 +179,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
 
     said = {way: generated(smaller, way) for way in ways}
     # in 16 bits, rounding decides between tokens of nearly equal probability
-    exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)
+    exact = smaller.model.dtype not in HALVES
     differing = [way for way in ways if said[way] != said[UNCACHED] and (exact or isinstance(said[way], str))]
     if differing:  # if the full model's output differs as well, the removed layers are not the reason
         reference = generated(probes.vlm, UNCACHED)
@@ -273,7 +274,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
 
 
 def relative_difference(given: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference relative to the largest wanted value; infinite for other shapes or NaN."""
+    """Return the largest difference, relative to the largest expected value; infinite if shapes differ or NaN occurs."""
     if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
         return float("inf")
     return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)

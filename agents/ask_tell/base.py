@@ -26,7 +26,6 @@ AGENTS: dict[str, str | type[Agent]] = {
     "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
     "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
-    "heat_kernel": "das_gym.agents.ask_tell.heat_kernel:HeatKernel",
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
     "policy": "das_gym.agents.policy.agent:Policy",
@@ -134,7 +133,7 @@ class Agent(ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that changes during a search, the generator included, as plain JSON values."""
+        """Return the state of the search, including the random generator, as plain JSON values."""
         rewards = {"".join("01"[bit] for bit in mask): reward for mask, reward in self.rewards.items()}
         return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state, "rewards": rewards}
 

@@ -1,21 +1,22 @@
-"""The default agent: a Gaussian process over masks that asks for the mask with the largest expected improvement.
+"""The default agent: Gaussian processes over masks, and the mask with the largest expected improvement.
 
-1. Rewards are replaced by the normal scores of their ranks: exp(-loss), -loss and any other increasing function of them
-   give the same search among up to 29 layers (see 10), and one bad mask distorts nothing.
-2. A Gaussian process explains the scores by effects of single layers, pairs and triples (`gaussian_process.py`): skipping
-   is nearly additive, not quite, and which mask is best depends on the rest.
-3. The variance of each order and of the noise is learned: each ask takes one step on a grid up the marginal likelihood.
-4. The first masks are random ones that skip no more than the budget asks for. From then on the agent asks for the mask
-   within the budget with the largest expected improvement over the best score.
-5. For the next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
-6. An ask takes some milliseconds: the process is exact, with one point per scored mask.
-7. No mask comes twice, so a small set of masks is exhausted in the end.
-8. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
-9. The answer is the best scored mask; with noisy rewards (`noisy=True`), the one with the highest posterior mean.
-10. From 30 layers on, half of a score is the standardized logarithm of the reward (or the reward itself, where one is not
-    positive): ranks alone forget how far apart the best masks are, and the agent needs long to distinguish them.
-11. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
-    skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
+1. The score of a mask is half the normal score of its reward's rank, half the standardized logarithm of the reward (the
+   reward itself, where one is not positive). Ranks keep one bad mask from distorting the rest; logarithms keep how far apart
+   the best masks are.
+2. The first masks are random ones that skip no more than the budget asks for, and each layer about as often.
+3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
+   variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
+   (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
+4. The agent asks for the mask within the budget whose score is expected to exceed the best posterior mean by most. For the
+   next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
+5. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
+6. No mask comes twice, so a small set of masks is exhausted in the end.
+7. The answer is the best scored mask; with noisy rewards (`noisy=True`), the one with the highest posterior mean.
+8. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
+   skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
+
+An ask takes milliseconds: with more than `OFTEN` masks, which change little from turn to turn, it improves only one of the
+processes, and by one step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent
+from das_gym.agents.ask_tell.agreement import AgreementLearner
+from das_gym.agents.ask_tell.base import Agent, masks_of_keys
 from das_gym.agents.ask_tell.gaussian_process import (
     GRID,
     START,
@@ -44,19 +46,21 @@ from das_gym.tables.ranks import average_ranks
 LISTED = 5000
 """Up to this many masks within the budget are all candidates."""
 
-CANDIDATES = 1000
-"""Variances are computed for this many candidates with the highest means."""
+CANDIDATES, POOL_CANDIDATES = 1000, 500
+"""Variances are computed for this many candidates with the highest means: where masks are listed, and where they are not."""
 
-MANY = 30
-"""From this many layers on scores use logarithms, too: they gain nothing at 24 layers, but at 36 and 72."""
+OFTEN = 120
+"""Up to this many observations, an ask steps along each setting of the first process, and `STEPS` times in the second."""
+
+STEPS = 4
 
 _POOL_DRAWS = 100
-_CLIMBS = 4
-_MOVES_PER_STEP = 100
+_CLIMBS = 3
+_MOVES_PER_STEP = 40
 
 
 class Bayes(Agent):
-    """Bayesian optimization: a Gaussian process over masks, with expected improvement. The default.
+    """Bayesian optimization: Gaussian processes over masks, with expected improvement. The default.
 
     Args:
         space: The masks to choose from.
@@ -64,14 +68,23 @@ class Bayes(Agent):
         noisy: Whether the reward of a mask depends on when it is scored (`reward_batches` other than "fixed").
 
     Attributes:
-        drawn: Number of random masks before the process chooses.
+        drawn: Number of random masks before the processes choose.
         nothing, everything: Scores that are assumed for skipping nothing and everything under a budget by cost, in standard
             deviations of the known scores.
         doubt: The assumption is dropped while the process predicts that skipping everything is better than skipping nothing
             by this many standard deviations.
-        grid: Variances that the process may have.
+        grid: Variances of effects that the first process may have.
         start: Where in `grid` learning begins.
-        logarithms: Weight of the logarithm in a score, from `MANY` layers on.
+
+    Example:
+        >>> import numpy as np
+        >>> from das_gym.agents import Bayes, Budget, MaskSpace
+        >>> agent, costs = Bayes(MaskSpace(Budget(n_layers=24, skip_num=6)), seed=0), np.linspace(0.0, 1.0, 24) ** 2
+        >>> for _ in range(20):
+        ...     masks = agent.ask(3)
+        ...     agent.tell(masks, np.exp(-masks @ costs))
+        >>> np.flatnonzero(agent.best())
+        array([0, 1, 2, 3, 4, 5])
     """
 
     drawn: ClassVar[int] = 6
@@ -80,7 +93,6 @@ class Bayes(Agent):
     doubt: ClassVar[float] = 1.0
     grid: Sequence[Sequence[float]] = GRID
     start: Sequence[int] = START
-    logarithms: ClassVar[float] = 0.5
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
@@ -88,17 +100,18 @@ class Bayes(Agent):
             raise ValueError(f"`noisy` is not allowed: got {noisy!r}, expected True or False")
         self.noisy = noisy
         self.indices = list(self.start)
+        self.learner = AgreementLearner(self.n_layers)
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
         if len(self.rewards) < self.drawn:
-            return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.rewards)
+            return self._first_masks(n)
         masks, scores = self._observations()
         process = self._fit(masks, scores)
         candidates = self._candidates(process)
         if len(candidates) <= n:
             return candidates
-        best, posterior = self._incumbent(process, scores[: len(self.rewards)]), process.posterior(candidates)
+        best, posterior = float(process.mean(self.scored_masks()).max()), process.posterior(candidates)
         chosen: list[int] = []
         for _ in range(n):
             gain = expected_improvement(posterior.mean, posterior.variance, best)
@@ -111,21 +124,35 @@ class Bayes(Agent):
         """Return the best scored mask; with noisy rewards, the one with the highest posterior mean."""
         if not self.noisy or not self.rewards:
             return super().best()
-        masks = self.scored_masks()
-        return masks[self._process(*self._observations(), self.indices).mean(masks).argmax()].copy()
+        masks, observations = self.scored_masks(), self._observations()
+        process = likelier(self._process(*observations, self.indices), self.learner.process(*observations))
+        return masks[process.mean(masks).argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `Agent.state_dict` with the learned variances."""
-        return {**super().state_dict(), "indices": self.indices}
+        """Return `Agent.state_dict` with what the processes learned."""
+        return {**super().state_dict(), "indices": self.indices, "learned": self.learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.indices = read_indices(state["indices"], self.grid)
+        self.learner.load_state_dict(state["learned"])
+
+    def _first_masks(self, n: int) -> Masks:
+        """Return random masks of the layers that were skipped least so far."""
+        skipped = self.scored_masks().sum(axis=0, dtype=float)
+
+        def draw() -> Masks:
+            mask = self.space.top(self.rng.random(self.n_layers) - skipped)
+            skipped[mask] += 1.0
+            return mask
+
+        return self.space.distinct(n, draw, self.rng, self.rewards)
 
     def _observations(self) -> tuple[Masks, Floats]:
         """Return masks and scores: the scored ones and, under a budget by cost, the two ends unless they were scored."""
-        masks, scores = self.scored_masks(), self._scores(list(self.rewards.values()))
+        rewards = list(self.rewards.values())
+        masks, scores = self.scored_masks(), 0.5 * log_scores(rewards) + 0.5 * normal_scores(rewards)
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
@@ -136,56 +163,61 @@ class Bayes(Agent):
         assumed = np.array([self.nothing, self.everything])[unscored]
         return np.concatenate((masks, ends[unscored])), np.concatenate((scores, assumed))
 
-    def _scores(self, rewards: list[float]) -> Floats:
-        """Return what the process explains of (m,) rewards."""
-        if self.n_layers < MANY or not self.logarithms:
-            return normal_scores(rewards)
-        return self.logarithms * log_scores(rewards) + (1.0 - self.logarithms) * normal_scores(rewards)
-
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Learn the variances, and return the process that observed `scores`."""
-        process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid)
-        return process
+        """Improve the settings of both processes, and return the likelier process."""
+        axes, steps = range(len(self.grid)), STEPS
+        if len(masks) > OFTEN:
+            turn = len(masks) // 3
+            axes, steps = ([], 1) if turn % 2 else ([turn // 2 % len(self.grid)], 0)
+        process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid, axes)
+        return likelier(process, self.learner.fit(masks, scores, steps))
 
     def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
         return MaskProcess(masks, scores, indices)
 
-    def _incumbent(self, process: Process, scores: Floats) -> float:
-        """Return the value that an improvement has to exceed: the best of the (m,) known scores."""
-        del process
-        return float(scores.max())
-
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
-        masks = self.space.masks if (self.space.size or LISTED + 1) <= LISTED else self._pool(process)
-        fresh = masks[[mask.tobytes() not in self.rewards for mask in masks]]
-        if len(fresh) > CANDIDATES:
-            fresh = fresh[np.argsort(-process.mean(fresh), kind="stable")[:CANDIDATES]]
-        return fresh
+        if (self.space.size or LISTED + 1) <= LISTED:
+            masks, means, most = self.space.masks, None, CANDIDATES
+        else:
+            (masks, means), most = self._pool(process), POOL_CANDIDATES
+        fresh = np.array([mask.tobytes() not in self.rewards for mask in masks], dtype=bool)
+        if fresh.sum() <= most:
+            return masks[fresh]
+        means = process.mean(masks) if means is None else means
+        return masks[np.argsort(np.where(fresh, -means, np.inf), kind="stable")[:most]]
 
-    def _pool(self, process: Process) -> Masks:
-        """Return random masks and climbs from the best of them and the best scored ones: masks are too many to list."""
+    def _pool(self, process: Process) -> tuple[Masks, Floats]:
+        """Return masks with their means, where masks are too many to list.
+
+        They are random masks, and those on climbs from the best of them and from the best scored ones.
+        """
         masks, rewards = self.scored_masks(), np.array(list(self.rewards.values()))
         allowed = self.space.contains(masks)
         starts = masks[allowed][np.argsort(-rewards[allowed], kind="stable")[:_CLIMBS]]
         drawn = self.space.distinct(_POOL_DRAWS, lambda: self.space.sample(self.rng), self.rng, self.rewards)
-        found = [drawn]
-        for mask in (*starts, *drawn[np.argsort(-process.mean(drawn), kind="stable")[:_CLIMBS]]):
-            found += self._climb(mask, process)
-        distinct = {mask.tobytes(): mask for masks in found for mask in masks}
-        return np.array(list(distinct.values()), dtype=bool).reshape(len(distinct), self.n_layers)
+        means = process.mean(drawn)
+        found = dict(zip((mask.tobytes() for mask in drawn), means, strict=True))
+        for mask in (*starts, *drawn[np.argsort(-means, kind="stable")[:_CLIMBS]]):
+            self._climb(mask, process, found)
+        return masks_of_keys(found, self.n_layers), np.array(list(found.values()))
 
-    def _climb(self, mask: Masks, process: Process) -> list[Masks]:
-        """Move to the best neighbour until the posterior mean peaks; return the best neighbours of each step."""
-        found, height = [], -np.inf
+    def _climb(self, mask: Masks, process: Process, found: dict[bytes, float]) -> None:
+        """Move to the best neighbour until the posterior mean peaks; add the best neighbours of each step to `found`."""
+        height = -np.inf
         while len(moves := self.space.moves(mask)):
             means = process.flip_means(mask)[tuple(moves.T)]
             best = np.argsort(-means, kind="stable")[:_MOVES_PER_STEP]
-            found.append(flipped(mask, moves[best]))
+            neighbours = flipped(mask, moves[best])
+            found.update(zip((each.tobytes() for each in neighbours), means[best], strict=True))
             if means[best[0]] <= height + 1e-12:
                 break
-            mask, height = found[-1][0], means[best[0]]
-        return found
+            mask, height = neighbours[0], means[best[0]]
+
+
+def likelier(one: Process, other: Process) -> Process:
+    """Return the process with the larger likelihood."""
+    return one if one.log_likelihood > other.log_likelihood else other
 
 
 def normal_scores(rewards: list[float]) -> Floats:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,35 @@ class Process(ABC):
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float, on any scale: the prior variance is scaled to fit.
         noise: Variance of the noise, up to `scale`.
+
+    Attributes:
+        scale: Factor of all variances, the likeliest one.
+        log_likelihood: Logarithm of the marginal likelihood of the values, up to a constant that all processes share.
     """
 
     def __init__(self, masks: Masks, values: Floats, noise: float) -> None:
         self.masks, self.noise = masks, noise
-        factor = np.linalg.cholesky(self.covariance(masks, masks) + noise * np.eye(len(masks)))
-        self.whiten = np.linalg.inv(factor)
-        self._white = self.whiten @ values
-        self.weights = self.whiten.T @ self._white
-        self.scale = max(float(self._white @ self._white) / len(values), 1e-9)
-        self.log_likelihood = -0.5 * len(values) * math.log(self.scale) - float(np.log(np.diag(factor)).sum())
+        covariance, m = self.covariance(masks, masks), len(masks)
+        covariance[np.diag_indices(m)] += noise
+        # The last row of the factor of [[covariance, values], [values, large]] is L^-1 values: a likelihood takes one
+        # factorization, and the inverse is computed only for the process that predicts.
+        joint = np.empty((m + 1, m + 1))
+        joint[:m, :m], joint[m, :m], joint[:m, m] = covariance, values, values
+        joint[m, m] = 1.0 + 2.0 * float(values @ values) / noise
+        factor = np.linalg.cholesky(joint)
+        self._factor, self._white = factor[:m, :m], factor[m, :m]
+        self.scale = max(float(self._white @ self._white) / m, 1e-9)
+        self.log_likelihood = -0.5 * m * math.log(self.scale) - float(np.log(np.diag(self._factor)).sum())
+
+    @cached_property
+    def whiten(self) -> Floats:
+        """Inverse of the Cholesky factor of the observations' covariance, (m, m)."""
+        return invert_lower(self._factor)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """(m,): the posterior mean of a mask is the sum of its covariances with the observed masks times these."""
+        return self.whiten.T @ self._white
 
     @abstractmethod
     def covariance(self, some: Masks, others: Masks) -> Floats:
@@ -91,7 +111,11 @@ class Process(ABC):
 
     @abstractmethod
     def flip_means(self, mask: Masks) -> Floats:
-        """Return the (n_layers, n_layers) posterior means of a mask with two layers flipped; on the diagonal, with one."""
+        """Return posterior means of a mask with layers flipped, (n_layers, n_layers).
+
+        Entry (i, j) is that of swapping a skipped layer i for a kept layer j, entry (i, i) that of flipping layer i. Other
+        entries mean nothing: no agent makes such moves.
+        """
 
     def prior_variances(self, masks: Masks) -> Floats:
         """Return the (m,) prior variances of masks, up to `scale`; here all masks have the same."""
@@ -142,13 +166,16 @@ class PolynomialProcess(Process):
         """See `Process.flip_means`.
 
         Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
-        agree. So all pairs together take two matrix products.
+        agree. So all swaps together take two matrix products.
         """
         agree = (self.masks != mask).astype(np.float64)  # (observations, n_layers): would agree once flipped
         d = mask.size - 2.0 * agree.sum(axis=1)
         down, one_down, same, one_up, up = (self.weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
         differ = 1.0 - agree
-        found = same.sum() + (agree.T * (up - same)) @ agree + (differ.T * (down - same)) @ differ
+        found = np.zeros((mask.size, mask.size))
+        rises = (agree[:, mask].T * (up - same)) @ agree[:, ~mask]
+        falls = (differ[:, mask].T * (down - same)) @ differ[:, ~mask]
+        found[np.ix_(mask, ~mask)] = same.sum() + rises + falls
         np.fill_diagonal(found, one_up @ agree + one_down @ differ)
         return found
 
@@ -176,26 +203,42 @@ def read_indices(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[in
 
 
 def climb(
-    make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], grid: Sequence[Sequence[float]] = GRID
+    make: Callable[[Sequence[int]], MaskProcess],
+    indices: Sequence[int],
+    grid: Sequence[Sequence[float]] = GRID,
+    axes: Sequence[int] | None = None,
 ) -> tuple[MaskProcess, list[int]]:
-    """Increase the marginal likelihood by one step along each axis of a grid; return the process and its indices.
+    """Increase the marginal likelihood by one step along axes of a grid; return the process and its indices.
 
     Args:
         make: Makes the process for one index per axis.
         indices: Where to begin.
         grid: The values of each axis.
+        axes: The axes to climb along; None is all.
     """
     best_indices = list(indices)
     best = make(best_indices)
-    for axis, choices in enumerate(grid):
+    for axis in range(len(grid)) if axes is None else axes:
         for step in (-1, 1):
             tried = list(best_indices)
             tried[axis] += step
-            if 0 <= tried[axis] < len(choices):
+            if 0 <= tried[axis] < len(grid[axis]):
                 process = make(tried)
                 if process.log_likelihood > best.log_likelihood:
                     best, best_indices = process, tried
     return best, best_indices
+
+
+def invert_lower(factor: Floats) -> Floats:
+    """Return the inverse of a lower triangular matrix, by halves: numpy has only the general inverse, four times slower."""
+    m = len(factor)
+    if m <= 64:
+        return np.linalg.inv(factor)
+    half, inverse = m // 2, np.zeros_like(factor)
+    inverse[:half, :half] = invert_lower(factor[:half, :half])
+    inverse[half:, half:] = invert_lower(factor[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (factor[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 def expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:

@@ -35,7 +35,7 @@ class Greedy(Agent):
         return self.space.top(np.where(current, np.inf, scores))
 
     def _replay(self) -> tuple[Masks, Floats, Masks]:
-        """Replay the rounds from the rewards: what an interrupted search continues from is all in there.
+        """Replay the rounds from the stored rewards, which are the complete state of the search.
 
         Returns:
             The current mask; for each layer the latest reward of skipping it in addition; the unscored masks of this round.

@@ -127,7 +127,8 @@ def _search_once(
 ) -> Search:
     agent = _make(oracle, name, seed, agent_kwargs)
     curve = np.full(evaluations, NO_ANSWER)
-    used, turns, seconds = 0, 0, 0.0
+    needed = masks_needed(agent.statistics_read, agent.n_layers)
+    used, turns, seconds = needed, 0, 0.0
     while used < evaluations:
         started = time.process_time()
         masks = ask(agent, name, min(masks_per_turn, evaluations - used))
@@ -139,10 +140,11 @@ def _search_once(
         seconds += time.process_time() - started
         used, turns = used + len(masks), turns + 1
         curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
+    if needed >= evaluations:  # the statistics alone take more masks: it has no answer
+        return np.zeros(agent.n_layers, dtype=bool), curve, needed, 0.0
     final = answer(agent, name)
-    if used == 0:  # only one mask is within the budget, and the agent knows it
-        curve[:] = oracle.rewards(final[None])[0]
-    used += masks_needed(agent.statistics_read, agent.n_layers)
+    if turns == 0:  # only one mask is within the budget, and the agent knows it
+        curve[used:] = oracle.rewards(final[None])[0]
     return final, curve, used, 1e3 * seconds / max(turns, 1)
 
 

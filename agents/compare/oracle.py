@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import LayerStatistics, is_tabular, make_scored, observed_statistics
+from das_gym.agents.searching.environment import is_tabular, make_scored, observed_statistics
 
 from das_gym.config import check_names
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.problem.statistics import statistics_of_losses
+from das_gym.registration import SUITE_IDS, many_objectives
 from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
@@ -134,14 +135,14 @@ class SuiteOracle(Oracle):
 
     Args:
         problem: The problem.
-        statistics: Names of the layer statistics that agents observe.
+        statistics: Names of the layer statistics that agents observe, besides those that follow from the losses of masks.
     """
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
         self.env_id, self.env_kwargs = problem.name, {}
         self.table, self._rewards, self.space = problem.table, problem.rewards, MaskSpace(problem.budget)
-        observed = {name: self.table.statistic(name).astype(np.float64) for name in statistics}
-        self.statistics = LayerStatistics(observed, self.table.statistic)
+        names = dict.fromkeys((*statistics, *statistics_of_losses()))
+        self.statistics = {name: self.table.statistic(name).astype(np.float64) for name in names}
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:
@@ -212,7 +213,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         check_names(settings, SUITE_SETTINGS, "setting of a suite's oracle")
         suite = SuiteEnv(split, **settings).suite
         return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
-    scalar = {many_objectives(id): id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
-    if name in scalar:
-        raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar[name]}")
+    if name.endswith(suffix := many_objectives("")):
+        scalar = f"{name.removesuffix(suffix)}-v0"
+        raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar}")
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)

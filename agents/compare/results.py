@@ -20,13 +20,14 @@ QUARTILES = (25, 50, 75)
 
 @dataclass(frozen=True, eq=False)
 class AgentResult:
-    """What one agent did over all seeds.
+    """Results of one agent over all seeds.
 
     Attributes:
         agent: Its name.
         answers: (seeds, n_layers) its final answers.
         curves: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after each
-            evaluation; -inf while it has none. An agent that is done keeps its answer.
+            evaluation, -inf while it has none. Masks that a model scores for the statistics of an ask/tell agent are
+            evaluations, and come first. An agent that is done keeps its answer.
         evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.

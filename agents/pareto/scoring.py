@@ -15,7 +15,7 @@ from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.front import hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import entry_of
 
 
 class FrontProblem:
@@ -59,8 +59,9 @@ class FrontProblem:
     @property
     def model(self) -> str:
         """The model, a key of `das_gym.registration.MODELS`."""
-        name = self._env.spec.id.rpartition(":")[2]
-        return next(entry.model for entry in ENVIRONMENTS.values() if name in (entry.id, entry.tabular_id))
+        entry = entry_of(self._env.spec.id)
+        assert entry is not None
+        return entry.model
 
     @property
     def metric_name(self) -> str:

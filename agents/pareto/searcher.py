@@ -108,7 +108,7 @@ class FrontSearch:
         self.scored.update(zip((mask.tobytes() for mask in np.asarray(masks, dtype=bool)), losses.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything else that the rest of the search depends on, besides the scored masks, as JSON values."""
+        """Return the state of the search, except for the scored masks, as JSON values."""
         return {"rng": self.rng.bit_generator.state, "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
-from das_gym.agents.ask_tell.gaussian_process import MaskProcess, Process
+from das_gym.agents.ask_tell.gaussian_process import MaskProcess
 from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.policy.choosing import choose
 from das_gym.agents.policy.hinted import HINT_START, HINTED_GRID, Hint, HintedProcess, NeighbourCosts
@@ -92,7 +92,7 @@ class PolicyReader:
         return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
 
     def hint(self) -> Hint | None:
-        """Return what the statistics predict of whole masks; None if the policy does not read the necessary ones."""
+        """Return a predictor of masks' rewards from statistics; None if the policy does not read the necessary ones."""
         known = dict(zip(self.names, self.values.T, strict=True))
         return Hint(NeighbourCosts(known), self.space) if NeighbourCosts.needs <= known.keys() else None
 
@@ -178,11 +178,3 @@ class PolicyBayes(Bayes):
         if self._hint is None:
             return super()._process(masks, scores, indices)
         return HintedProcess(masks, scores, indices, self._hint)
-
-    def _incumbent(self, process: Process, scores: Floats) -> float:
-        """Return the highest posterior mean of a scored mask.
-
-        If the process trusts the hint and single masks are far off it, no mean reaches the best score: each expected
-        improvement would be close to 0, and the largest that of some mask far from all.
-        """
-        return float(process.mean(self.scored_masks()).max())

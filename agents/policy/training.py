@@ -122,7 +122,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
     started = time.perf_counter()
 
     class KeepBest(BaseCallback):
-        """Keeps what does best on `valid`."""
+        """Keeps the weights with the best result on `valid`."""
 
         def _on_step(self) -> bool:
             return True

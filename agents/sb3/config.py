@@ -22,7 +22,7 @@ SB3_NAMES = {"agent": "algorithm", "agent_kwargs": "hyperparameters", "masks_per
 
 @dataclass(frozen=True)
 class SB3Config(SearchConfig):
-    """What to search, with which algorithm of Stable-Baselines3, for how long.
+    """Settings of a search with an algorithm of Stable-Baselines3.
 
     The fields are those of `SearchConfig`: `agent` is a key of `das_gym.agents.sb3.algorithms.ALGORITHMS` or "module:class",
     `agent_kwargs` are its hyperparameters, and `masks_per_turn` is the number of parallel environments (`n_envs`), whose

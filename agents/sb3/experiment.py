@@ -51,7 +51,7 @@ class SacredWriter(KVWriter):
 def search_with_sb3(
     config: SB3Config, run: Run, folder: Path | None, on_turn: Callable[[Turn, tuple[str, ...]], Any], resume: bool
 ) -> SearchResult:
-    """Train, and keep in the run what every search keeps, and the agent.
+    """Train the algorithm; save the agent and the files of every search in the run folder.
 
     Args:
         config: What to search, with what.

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from das_gym.agents.ask_tell.heuristics import Blocks
 from das_gym.agents.searching.environment import is_tabular, make_scored
 
@@ -35,9 +36,9 @@ def _blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
 
     settings, name = json.loads(env_kwargs), env_id.rpartition(":")[2]
     if is_tabular(env_id):
-        entry = next(entry for entry in ENVIRONMENTS.values() if entry.tabular_id == name)
-        table = settings.get("table")
-        return stored_blocks(bundled_table(entry.model, entry.task) if table is None else Path(table))
+        made_with = gymnasium.spec(env_id).kwargs | settings
+        table = made_with.get("table") or bundled_table(made_with["model"], made_with["task"])
+        return stored_blocks(Path(table))
     if name not in ENVIRONMENTS:
         return None
     scorer = make_scored(env_id, {"skip_num": None}, settings).scorer

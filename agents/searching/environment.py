@@ -13,7 +13,7 @@ import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import format_command
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
+from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
@@ -26,8 +26,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bo
         free: Whether it accepts masks outside the budget, see `Agent.free_budget`.
     """
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
-    vector_rewards = {many_objectives(id) for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
-    if env_id.rpartition(":")[2] in {*SUITE_IDS, *vector_rewards}:
+    name = env_id.rpartition(":")[2]
+    if name in SUITE_IDS or name.endswith(many_objectives("")):
         raise ValueError(
             f"`env_id` has not one problem with one reward: got {env_id}, expected an id such as {DEFAULT_ENV}. "
             f"`{format_command('agents list')}` shows all."
@@ -69,11 +69,11 @@ def explained_errors(env_id: str) -> Iterator[None]:
 
 def is_tabular(env_id: str) -> bool:
     """Return whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
-    return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}
+    return env_id.rpartition(":")[2] in {*(entry.tabular_id for entry in ENVIRONMENTS.values()), *CHECKPOINT_TABLES}
 
 
 def find_scorer(base: Any) -> Any:
-    """Return what scores masks in a single or vector environment of das_gym; None in another one."""
+    """Return the scorer of a single or vector environment of das_gym; None for other environments."""
     return getattr(getattr(base, "template", base), "scorer", None)
 
 

@@ -38,7 +38,7 @@ from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 
 @dataclass(frozen=True)
 class SearchConfig(BudgetSettings):
-    """What to search, with which agent, for how long, and within which budget.
+    """Settings of a search: environment, agent, number of evaluations and budget.
 
     Attributes:
         env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
@@ -281,7 +281,7 @@ class SearchLoop:
         )
 
     def checkpoint(self) -> Checkpoint:
-        """Return everything that the rest of the search depends on."""
+        """Return a checkpoint from which the search can be resumed."""
         env = self.base.get_state() if hasattr(self.base, "get_state") else None
         return Checkpoint(self.agent.state_dict(), env, tuple(self.history))
 

@@ -1,235 +1,55 @@
-"""Compare all agents on the bundled tables, the suite's `test` and planted problems, and write LEADERBOARD.md.
+"""Compare all agents on tables of real models and on planted problems, and write LEADERBOARD.md.
 
-python -m benchmarks.leaderboard                        100 seeds; two hours on one core
-python -m benchmarks.leaderboard with seeds=20 out=mine.md
-python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches, so that a stopped command continues
-python -m benchmarks.leaderboard with only_planted=True replace only the section of planted problems
-python -m benchmarks.leaderboard with tables=FOLDER     other tables, named <short>_table.npz: meter_vqa_table.npz, ...
+python -m benchmarks.leaderboard                        about 20 minutes of one core
+python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches: a stopped command continues when run again
+python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
-from das_gym.agents.compare.comparison import compare_agents
-from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
-from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
-from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
+from das_gym.agents.compare.comparison import check_agent, run_agent
+from das_gym.agents.compare.results import AgentResult, judge, quantile
+from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
 
-from benchmarks.leaderboard.aggregate import Aggregate, aggregate, ranked, summary
 from benchmarks.leaderboard.cache import ResultCache
+from benchmarks.leaderboard.optuna_tpe import OPTUNA, has_optuna, run_optuna
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
-from benchmarks.leaderboard.planted_section import NEXT_HEADING, PlantedComparison, planted_section, with_planted_section
-from benchmarks.leaderboard.regression import RIVALS, register_rivals
-from das_gym.commandline import format_command, parse_or_help
-from das_gym.config import check_names
+from benchmarks.leaderboard.problems import (
+    EVALUATIONS,
+    LONG_EVALUATIONS,
+    LONG_TABLES,
+    MIN_MASKS,
+    BoardProblem,
+    long_problems,
+    planted_problem,
+    short_problems,
+    without_statistics,
+)
+from benchmarks.leaderboard.scores import WORST, Scores
+from benchmarks.search.rivals import RIVALS, register_rivals
+from das_gym.commandline import parse_or_help
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
+from das_gym.intervals import mean_interval
 from das_gym.progress import progress
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import PluginSettings, library_versions
-from das_gym.tables.suite import load_suite
-from das_gym.wording import counted
 
-BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
-FURTHER_BUDGET = {"skip_num": 4}
-"""Budget for tables of further checkpoints, which hold masks of few layers."""
-
-EVALUATIONS = 120
-OURS, BASELINE = "bayes", "random"
-HALFWAY = 60
-UNSEEN_EVALUATIONS = 60
-UNSEEN_SEEDS = 5
-"""Largest number of seeds per problem of the suite's `test`, of which there are many, and per further checkpoint."""
-
+MASKS_PER_TURN = 3
+COUNTS = (5, 10, 20, EVALUATIONS)
+SORTED_BY = 20
 LEADERS = 10
 """Number of agents in the first table."""
 
-MIN_FOUND, MAX_REGRET = 0.9, 0.2
-"""Goals of our agent: fraction of seeds that find the best mask, and regret as a fraction of the baseline's."""
-
-
-def find_tables(folder: Path | None) -> dict[str, Path]:
-    """Return the table of each tabular environment that has one: in `folder`, or bundled."""
-    tables = {}
-    for entry in ENVIRONMENTS.values():
-        path = entry.table if folder is None else folder / f"{entry.short}_table.npz"
-        if path is not None and path.is_file():
-            tables[entry.tabular_id] = path.absolute()
-    return tables
-
-
-def further_tables() -> list[tuple[str, Path]]:
-    """Return tabular environment and table of each further bundled checkpoint, see `ModelEntry.others`."""
-    found = []
-    for entry in ENVIRONMENTS.values():
-        paths = [folder / f"{entry.task}_table.npz" for folder in MODELS[entry.model].others]
-        found += [(entry.tabular_id, path) for path in paths if path.is_file()]
-    return found
-
-
-class Comparison:
-    """The results of all agents on some problems.
-
-    Args:
-        agents: Names of the agents.
-        cache: Cache of results.
-    """
-
-    def __init__(self, agents: Sequence[str], cache: ResultCache) -> None:
-        self.agents, self.cache = agents, cache
-        self.oracles: list[Any] = []
-        self.results: list[list[AgentResult]] = []
-
-    def run(self, oracle: Oracle, seeds: int, evaluations: int, on_agent: Callable[[str], Any]) -> None:
-        """Run all agents on one more problem."""
-        run = self.cache.run
-        self.oracles.append(oracle)
-        self.results.append(compare_agents(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent, run=run))
-
-    def summary(self, evaluations: int) -> str:
-        """Return one table of all problems."""
-        return summary(self.ranked(evaluations), checkpoints(evaluations))
-
-    def ranked(self, evaluations: int) -> list[Aggregate]:
-        """Return the agents over all problems, the lowest mean regret first."""
-        counts = checkpoints(evaluations)
-        return ranked([aggregate(self.oracles, each, counts) for each in zip(*self.results, strict=True)])
-
-    def sections(self) -> list[str]:
-        """Return a table for each problem, the agent with the lowest mean regret first."""
-        return [section(oracle, results) for oracle, results in zip(self.oracles, self.results, strict=True)]
-
-
-def leaders(bundled: Sequence[Aggregate], unseen: Sequence[Aggregate]) -> str:
-    """Return the ten best agents, sorted by the share of optima on both sets of problems, and a sentence about them."""
-    other = {each.agent: each for each in unseen}
-    order = sorted(bundled, key=lambda each: -(each.profile[0] + other[each.agent].profile[0]))[:LEADERS]
-    head = ["agent", "bundled tables: optimum", f"regret at {HALFWAY}", "suite: optimum", f"regret at {UNSEEN_EVALUATIONS}"]
-    rows = []
-    for each in order:
-        twin = other[each.agent]
-        optima = [f"{100 * one.profile[0]:.0f} %" for one in (each, twin)]
-        rows.append([each.agent, optima[0], f"{each.means[1]:.4f}", optima[1], f"{twin.means[-1]:.4f}"])
-    best = [row[0] for row in rows if row[1:] == rows[0][1:]]
-    who = f"`{best[0]}` leads" if len(best) == 1 else f"{', '.join(f'`{name}`' for name in best)} lead with equal scores"
-    return "\n".join([f"{who} on the problems of 5 to 12 units.", "", *markdown_table(head, rows)])
-
-
-def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
-    """Return the table of one problem."""
-    meta, test = oracle.table.meta, oracle.table.values("metric", "test")
-    allowed = test[oracle.space.contains(oracle.table.masks)]
-    head = ["agent", *(f"regret at {count}" for count in checkpoints(EVALUATIONS))]
-    head += ["rank", "found", "near", "needed", "used", f"test {meta.metric_name}"]
-    rows = [[result.agent, *cells(result)] for result in sorted(results, key=AgentResult.mean_regret)]
-    lines = [
-        f"### {meta.env_id}, {oracle.table.n_layers} layers, {describe_budget(oracle)}",
-        "",
-        f"Best reward {oracle.best_reward:.4f}; test {meta.metric_name} of the median mask {np.median(allowed):.4f}, of the "
-        f"best {allowed.max():.4f}, of the full model {test[0]:.4f}.",
-        "",
-        *markdown_table(head, rows),
-    ]
-    return "\n".join(lines)
-
-
-def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
-    """Return a table that compares our agent with its goals, a line for every problem."""
-    head = ["table", f"{OURS}: found", "needed, median (90 %)", f"regret at {HALFWAY}", f"{BASELINE}'s", "reached"]
-    rows = []
-    for name, all_agents in results.items():
-        by_name = {result.agent: result for result in all_agents}
-        ours, baseline = by_name[OURS], by_name[BASELINE]
-        needed = [float(quantile(ours.needed(), percent)) for percent in (50, 90)]
-        others = {each.agent: float(quantile(each.needed(), 50)) for each in all_agents if each.agent != OURS}
-        rival = min(others, key=lambda agent: others[agent])
-        halfway = [float(quantile(each.regret[:, HALFWAY - 1], 50)) for each in (ours, baseline)]
-        found = ours.found[:, -1].mean()
-        reached = found >= MIN_FOUND and halfway[0] <= MAX_REGRET * halfway[1]
-        numbers = (f"{100 * found:.0f} %", f"{needed[0]:.0f} ({needed[1]:.0f})", *(f"{value:.4f}" for value in halfway))
-        rows.append((name, *numbers, "yes" if reached else "no", f"{rival}: {others[rival]:.0f}"))
-    return "\n".join(markdown_table([*head, "fewest needed besides"], rows))
-
-
-def document(tables: Comparison, unseen: Comparison, further: Comparison, seeds: int) -> str:
-    """Return the whole file without the section of planted problems."""
-    pairs = zip(tables.oracles, tables.results, strict=True)
-    by_name = {f"{oracle.table.meta.env_id}, {describe_budget(oracle)}": results for oracle, results in pairs}
-    versions = library_versions()
-    about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in tables.agents)
-    many, few = counted(seeds, "seed"), counted(min(seeds, UNSEEN_SEEDS), "seed")
-    sections = "\n".join(f"{each}\n" for each in (*tables.sections(), *further.sections()))
-    return f"""# Leaderboard
-
-{leaders(tables.ranked(EVALUATIONS), unseen.ranked(UNSEEN_EVALUATIONS))}
-
-*Optimum*: share of searches that end at the best mask. *Regret*: interquartile mean of the normalized regret, 0 = the best
-mask, 1 = layers skipped in a random order. Agents are sorted by the share of optima over both sets of problems.
-`policy_bayes` also reads layer statistics, for which a model scores up to 3 n_layers + 1 masks that are not counted in this
-table. For more layers see "Many layers". Written by
-
-    python -m benchmarks.leaderboard with seeds={seeds}
-
-with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except for
-milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and run
-the command again. `python -m agents compare with meter_vqa` compares agents on one table and draws a plot.
-
-- {many}, {EVALUATIONS} evaluations, 3 masks a turn, unless stated otherwise. Agents only see rewards,
-  exp(-loss), of the reward split.
-- *Regret at n*: the best mask's reward minus that of the answer after n evaluations, median (quartiles). *Rank*: median
-  rank of the final answer, 1 = best.
-- *Found*: share of seeds whose final answer is the best mask. *Near*: within {100 * TOLERANCE:g} % of the best reward.
-  *Needed*: median number of evaluations from which on the answer is the best mask. *Used*: evaluations of the agent (some
-  finish early), and the masks that a model scores for the layer statistics that the agent reads.
-- *Test*: mean metric of the final answers on the test split, which no agent sees.
-- `greedy` and `leave_one_out` spend evaluations on masks that skip too little. `policy` and `policy_bayes` read
-  statistics of single layers and of two and three neighbours, for which a model scores up to 3 n_layers + 1 masks. *Used*
-  counts them; *regret at*, *needed* and the budget do not, since a table knows them. The statistics of other agents
-  need no masks. `bandit` uses the learning rate of `python -m agents`.
-
-| agent | method |
-|---|---|
-{about}
-
-## All problems at once
-
-As in arXiv 2108.13264 (rliable). *Normalized regret*: 0 = the best mask, 1 = layers skipped in a random order,
-2 at most. *at n*: its interquartile mean over problems and seeds after n evaluations, with the 95 % interval of 2,000
-bootstrap samples that resample seeds within problems. *optimum*, *within*: share of searches that end at the best mask, or
-within a share of it. *ms a turn*: processor time to choose 3 masks, all problems together, on the machine that wrote this.
-
-On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`),
-{few} and {UNSEEN_EVALUATIONS} evaluations each. `policy` was trained on `train`, which has none of
-these models. `bayes` was tuned on the bundled tables: some of the problems are of the same models, the others of related
-models (see docs/suite.md):
-
-{unseen.summary(UNSEEN_EVALUATIONS)}
-
-On the {len(tables.oracles)} problems of the bundled tables, {many} and {EVALUATIONS} evaluations each:
-
-{tables.summary(EVALUATIONS)}
-
-A table of 24 layers is at the end, with {few}.
-
-{NEXT_HEADING}
-
-The goal of `{OURS}` (`agents/ask_tell/bayes.py`) is to find the best mask in at
-least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
-random search's.
-
-{verdict(by_name)}
-
-## Table by table
-
-{sections}"""
+PLANTED = (24, 36, 72)
 
 
 @dataclass(frozen=True)
@@ -237,35 +57,29 @@ class LeaderboardSettings(PluginSettings):
     """The settings of `python -m benchmarks.leaderboard`.
 
     Attributes:
-        seeds: Number of searches of each agent, and of planted problems for each number of layers, at least 1.
-        out: File to write.
-        tables: Folder of tables. None uses the bundled ones.
+        seeds: Searches of each agent on each problem of up to 12 units.
+        long_seeds: Searches of each agent on each table of 24 units.
+        planted: Planted problems for each number of layers.
+        agents: Agents to compare, or "module:class" of custom ones.
         suite: Folder of a suite. None uses the bundled one.
-        agents: Agents to compare, or "module:class" of your own. `bayes` and `random` have to be among them.
-        planted: Numbers of layers of the planted problems. [] leaves them out.
-        only_planted: Whether to run only the planted problems and replace their section in `out`.
+        out: File to write.
         cache: Folder for finished searches, so that a stopped command continues when it is run again. None keeps nothing.
     """
 
-    seeds: int = 100
-    out: str = "LEADERBOARD.md"
-    tables: str | None = None
-    suite: str | None = None
+    seeds: int = 5
+    long_seeds: int = 60
+    planted: int = 10
     agents: tuple[str, ...] = tuple(sorted((*COMPARED, *RIVALS)))
-    planted: tuple[int, ...] = (24, 36, 72)
-    only_planted: bool = False
+    suite: str | None = None
+    out: str = "LEADERBOARD.md"
     cache: str | None = None
 
     def __post_init__(self) -> None:
         for agent in self.agents:
             check_agent_name(agent)
-        if missing := {OURS, BASELINE} - set(self.agents):
-            raise ValueError(f"`agents` lacks {', '.join(sorted(missing))}: got {list(self.agents)}")
-        if self.seeds < 1:
-            raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected 1 or more")
-        check_names(map(str, self.planted), map(str, PLANTED_EVALUATIONS), "number of layers in `planted`,")
-        if self.only_planted and not self.planted:
-            raise ValueError("`only_planted=True` with `planted=[]` leaves nothing to run")
+        for name in ("seeds", "long_seeds", "planted"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected 1 or more")
 
 
 def main(words: Sequence[str] = ()) -> None:
@@ -275,48 +89,192 @@ def main(words: Sequence[str] = ()) -> None:
     if settings is None:
         return
     cache = ResultCache(None if settings.cache is None else at_home(settings.cache))
-    out = Path(settings.out)
-    text = out.read_text(encoding="utf-8") if settings.only_planted else run_tables(settings, cache)
-    if settings.planted:
-        with_planted_section(text, "")  # fails now rather than after hours if the file has no place for the section
-        text = with_planted_section(text, run_planted(settings, cache))
-    write_text(out, text)
-    print(f"written: {out}")
+    short = compare("up to 12 units", short_problems(settings.seeds, settings.suite), settings.agents, cache)
+    long = compare("24 units", long_problems(settings.long_seeds), settings.agents, cache)
+    planted = {}
+    for n in PLANTED:
+        agents = [*without_statistics(settings.agents, n), *([OPTUNA] if has_optuna() else [])]
+        planted[n] = compare(f"planted, {n}", [planted_problem(n, seed) for seed in range(settings.planted)], agents, cache)
+    write_text(Path(settings.out), document(settings, short, long, planted))
+    print(f"written: {settings.out}")
 
 
-def run_planted(settings: LeaderboardSettings, cache: ResultCache) -> str:
-    """Return the section of planted problems."""
-    planted = [PlantedComparison(n, settings.agents, cache) for n in settings.planted]
-    with progress(settings.seeds * sum(len(each.agents) for each in planted), "planted problems", unit="agent") as bar:
-        for each in planted:
-            for seed in range(settings.seeds):
-                each.run(seed, lambda agent: bar.update())
-    return planted_section(planted)
+def compare(title: str, problems: Sequence[BoardProblem], agents: Sequence[str], cache: ResultCache) -> Scores:
+    """Run each agent on each problem."""
+    results: dict[str, list[Any]] = {agent: [] for agent in agents}
+    with progress(len(problems) * len(agents), title, unit="agent") as bar:
+        for problem in problems:
+            for agent in agents:
+                run = run_optuna if agent == OPTUNA else run_agent
+                if agent != OPTUNA:
+                    check_agent(problem.oracle, agent, {}, MASKS_PER_TURN)
+                found = cache.run(problem.oracle, agent, problem.seeds, problem.evaluations, MASKS_PER_TURN, {}, run)
+                results[agent] += judge(problem.oracle, [found])
+                bar.update()
+    return Scores(problems, results)
 
 
-def run_tables(settings: LeaderboardSettings, cache: ResultCache) -> str:
-    """Return the file without that section, and print which tables are missing."""
-    tables = find_tables(None if settings.tables is None else at_home(settings.tables))
-    if not tables:
-        command = format_command("agents table", ENVIRONMENTS[DEFAULT_ENV].short)
-        raise ValueError(f"no tables <short>_table.npz in {settings.tables or 'the assets'}. Make one: `{command}`")
-    suite = load_suite(settings.suite, "test")
-    further = further_tables() if settings.tables is None else []
-    few = min(settings.seeds, UNSEEN_SEEDS)
-    bundled, unseen, more = (Comparison(settings.agents, cache) for _ in range(3))
-    problems = len(tables) * len(BUDGETS) + len(suite.problems) + len(further)
-    with progress(problems * len(settings.agents), "comparing", unit="agent") as bar:
-        for budget in BUDGETS:
-            for env_id, path in tables.items():
-                oracle = TableOracle(env_id, budget, {"table": str(path)})
-                bundled.run(oracle, settings.seeds, EVALUATIONS, lambda agent: bar.update())
-        for problem in suite.problems:
-            unseen.run(SuiteOracle(problem, suite.statistics), few, UNSEEN_EVALUATIONS, lambda agent: bar.update())
-        for env_id, path in further:
-            oracle = TableOracle(env_id, FURTHER_BUDGET, {"table": str(path)})
-            more.run(oracle, few, EVALUATIONS, lambda agent: bar.update())
-    print(f"{counted(len(tables), 'table')}, {len(BUDGETS)} budgets, {counted(settings.seeds, 'seed')}")
-    missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
-    if missing:
-        print(f"without a table: {', '.join(missing)}")
-    return document(bundled, unseen, more, settings.seeds)
+def document(settings: LeaderboardSettings, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
+    """Return the whole file."""
+    versions = library_versions()
+    methods = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in settings.agents)
+    defaults = LeaderboardSettings()
+    given = [f"{name}={getattr(settings, name)}" for name in ("seeds", "long_seeds", "planted")]
+    command = " ".join(["python -m benchmarks.leaderboard", *(["with", *given] if settings != defaults else [])])
+    return f"""# Leaderboard
+
+{summary(short, long, planted)}
+
+Written by `{command}`
+with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
+for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
+run the command again.
+
+## How to read the tables
+
+- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
+- *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
+  and those behind layer statistics. `policy` and `policy_bayes` need 3 n + 1 masks for n layers before their first answer.
+  Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
+- Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
+  of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %
+  interval of the difference of two agents, on the same resampled models, includes 0.
+- {MASKS_PER_TURN} masks a turn. Agents only see rewards, exp(-loss), of the reward split.
+
+## Up to 12 units
+
+{len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
+and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on
+`train` of the suite. *ms*: processor time of a turn.
+
+{short_table(short)}
+
+Mean regret after {SORTED_BY} evaluations, model by model:
+
+{model_table(short)}
+
+## 24 units
+
+The two tables of 24 units, k = 4 ({long.problems[0].oracle.space.size:,} masks), {settings.long_seeds} seeds,
+{LONG_EVALUATIONS} evaluations. *Optimum*: share of searches that end at the best mask, with its 95 % interval over seeds.
+*Needed*: median number of evaluations from which on the answer is the best mask. *One run*: the agent draws nothing.
+
+{long_tables(long)}
+
+## Planted problems
+
+Losses with log-normal effects of single layers and effects of pairs (`benchmarks/leaderboard/planted.py`), a third of the
+layers skipped, {settings.planted} problems for each number of layers. They are functions, not models. Regret is of the loss:
+0 = the best known mask, from 200 climbs on the loss itself. There are no layer statistics, and no agent that reads them.
+`greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate, one
+number per layer, of which the largest are skipped).
+
+{planted_tables(planted)}
+
+## Methods
+
+| agent | method |
+|---|---|
+{methods}
+"""
+
+
+def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
+    """Return the first table, and who wins where."""
+    sentences = [f"- up to 12 units, after {count} evaluations: {short.winners(count)}" for count in COUNTS[:3]]
+    sentences += [f"- {name}: {optima(long, place)}" for place, name in enumerate(LONG_TABLES)]
+    for n, scores in planted.items():
+        last = PLANTED_EVALUATIONS[n]
+        sentences.append(f"- planted problems of {n} layers, after {last} evaluations: {scores.winners(last)}")
+    head = ["agent", *(f"up to 12 units: at {count}" for count in COUNTS[:3])]
+    head += [f"24 units: optimum in {LONG_EVALUATIONS}", *(f"planted {n}: at {PLANTED_EVALUATIONS[n]}" for n in planted)]
+    rows = []
+    for agent in short.ranked(SORTED_BY)[:LEADERS]:
+        row = [agent, *(f"{short.mean(agent, count):.3f}" for count in COUNTS[:3]), f"{100 * long.found(agent):.0f} %"]
+        for n, scores in planted.items():
+            row.append(f"{scores.mean(agent, PLANTED_EVALUATIONS[n]):.3f}" if agent in scores.results else "-")
+        rows.append(row)
+    table = "\n".join(markdown_table(head, rows))
+    about = (
+        f"Mean regret, 0 = the best mask, and the share of searches that find it. Rows are sorted by the regret\n"
+        f"after {SORTED_BY} evaluations on models of up to 12 units; {len(rows)} of {len(short.results)} agents are here.\n"
+        "First are:"
+    )
+    return "\n".join([table, "", about, "", *sentences])
+
+
+def optima(long: Scores, place: int) -> str:
+    """Return which agents find the optimum of a table of 24 units most often."""
+    shares = {agent: results[place].found[:, -1].mean() for agent, results in long.results.items()}
+    most = max(shares.values())
+    first = [f"`{agent}`{one_run(long.results[agent][place])}" for agent, share in shares.items() if share == most]
+    return f"{', '.join(first)} with {100 * most:.0f} % optima"
+
+
+def one_run(result: AgentResult) -> str:
+    """Return a remark if all searches are the same: an agent that draws nothing."""
+    return " (one run)" if len(np.unique(result.curves, axis=0)) == 1 else ""
+
+
+def short_table(scores: Scores) -> str:
+    """Return the table of the problems of up to 12 units."""
+    head = ["agent", *(f"at {count}" for count in COUNTS), f"optimum at {EVALUATIONS}", "ms"]
+    rows = [
+        [
+            agent,
+            *(scores.cell(agent, count) for count in COUNTS),
+            f"{100 * scores.found(agent):.0f} %",
+            f"{scores.milliseconds(agent):.1f}",
+        ]
+        for agent in scores.ranked(SORTED_BY)
+    ]
+    return "\n".join(markdown_table(head, rows))
+
+
+def model_table(scores: Scores) -> str:
+    """Return a table of agents and models."""
+    rows = []
+    for agent in scores.ranked(SORTED_BY):
+        rows.append([agent, *(f"{regret:.3f}" for regret in scores.by_model(agent, SORTED_BY))])
+    return "\n".join(markdown_table(["agent", *scores.models], rows))
+
+
+def long_tables(scores: Scores) -> str:
+    """Return a table for each problem of 24 units, the agent with the most optima first."""
+    parts = []
+    for place, name in enumerate(LONG_TABLES):
+        alone = Scores(scores.problems[place : place + 1], {agent: [each[place]] for agent, each in scores.results.items()})
+        counts = (20, 60, LONG_EVALUATIONS)
+        rows = []
+        for agent in sorted(alone.results, key=lambda agent: (-alone.found(agent), alone.mean(agent, 60), agent)):
+            (result,) = alone.results[agent]
+            low, high = mean_interval(result.found[:, -1].astype(float))
+            needed = quantile(result.needed(), 50)
+            share = f"{100 * alone.found(agent):.0f} %"
+            optimum = f"{share}{one_run(result) or f' [{100 * low:.0f}, {100 * high:.0f}]'}"
+            rows.append(
+                [
+                    agent,
+                    optimum,
+                    f"{needed:.0f}" if np.isfinite(needed) else "-",
+                    *(f"{alone.mean(agent, count):.3f}" for count in counts),
+                ]
+            )
+        head = ["agent", "optimum", "needed", *(f"at {count}" for count in counts)]
+        parts += [f"### {name}", "", *markdown_table(head, rows), ""]
+    return "\n".join(parts).rstrip()
+
+
+def planted_tables(planted: dict[int, Scores]) -> str:
+    """Return a table for each number of layers, the agent with the lowest regret at the end first."""
+    parts = []
+    for n, scores in planted.items():
+        last = PLANTED_EVALUATIONS[n]
+        counts = (20, last // 3, last)
+        rows = [
+            [agent, *(scores.cell(agent, count) for count in counts), f"{scores.milliseconds(agent):.1f}"]
+            for agent in scores.ranked(last)
+        ]
+        head = ["agent", *(f"at {count}" for count in counts), "ms"]
+        parts += [f"### {n} layers, {n // 3} skipped", "", *markdown_table(head, rows), ""]
+    return "\n".join(parts).rstrip()

@@ -12,7 +12,7 @@ from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
 OPTUNA = "optuna"
-"""Its name on the leaderboard, and the package."""
+"""Name on the leaderboard, and the package."""
 
 
 def has_optuna() -> bool:
@@ -34,18 +34,14 @@ def run_optuna(
     answers, curves, times = [], [], []
     for seed in seeds:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True), direction="maximize")
-        masks, rewards, seconds = [], [], 0.0
+        masks, rewards, started = [], [], time.process_time()
         for _ in range(evaluations):
-            started = time.process_time()
             trial = study.ask()
             scores = [trial.suggest_float(str(layer), 0, 1) for layer in range(oracle.space.n_layers)]
             masks.append(oracle.space.top(np.array(scores)))
-            seconds += time.process_time() - started
             rewards.append(float(oracle.rewards(masks[-1][None])[0]))
-            started = time.process_time()
             study.tell(trial, rewards[-1])
-            seconds += time.process_time() - started
+        times.append(1e3 * masks_per_turn * (time.process_time() - started) / evaluations)
         answers.append(masks[int(np.argmax(rewards))])
         curves.append(np.maximum.accumulate(rewards))
-        times.append(1e3 * masks_per_turn * seconds / evaluations)
     return AgentResult(agent, np.array(answers), np.array(curves), np.full(len(seeds), evaluations), np.array(times))

@@ -47,7 +47,7 @@ class BadExamples:
         self.lines: list[str] = []
 
     def splits(self, train: Sequence[Example], reward: Sequence[Example], test: Sequence[Example]) -> Splits[Example]:
-        """Return the data set with what was skipped."""
+        """Return the data set, with lines about the skipped examples."""
         return Splits(train, reward, test, tuple(self.lines), self.count)
 
     @property

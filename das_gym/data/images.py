@@ -23,7 +23,7 @@ class ImageSource(Protocol):
 
     @property
     def key(self) -> str:
-        """A name that no other image has."""
+        """A name that is unique to the image."""
         ...
 
     def stamp(self) -> str:

@@ -144,7 +144,7 @@ class Answers:
 
     @classmethod
     def of(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
-        """Return what a report shows.
+        """Choose the questions to show, with the answers of all models.
 
         Args:
             models: Names, the full model first.

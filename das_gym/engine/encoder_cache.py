@@ -118,7 +118,7 @@ class _Disk:
         self.device = vlp.device
 
     def read(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return those that are there and not damaged."""
+        """Return the stored outputs that exist and are not damaged."""
         from safetensors import SafetensorError, safe_open
 
         found = {}

@@ -179,7 +179,7 @@ class Evaluator:
         return Scores(*each)
 
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
-        """Score the full model and show each layer on the way; its score is cached like that of any mask.
+        """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
 
         Args:
             examples: At least one.

@@ -67,7 +67,7 @@ class ScoreMemory:
         return {key: score for key, score in known.items() if not divergences or score.divergence is not None}
 
     def keep(self, scores: Mapping[tuple[int, bytes], Score]) -> None:
-        """Add scores, and forget all others if there is no room for both."""
+        """Add scores; clear the cache first if there is no room for both."""
         if len(self._scores) + len(scores) > self.limit:
             self._scores.clear()
         self._scores.update(list(scores.items())[-self.limit :])

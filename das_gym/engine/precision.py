@@ -24,7 +24,7 @@ CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
 def bfloat16_hardware(device: torch.device | str) -> str | None:
-    """Return the name of what multiplies bfloat16 matrices on this device (`avx512_bf16`, `cuda 8.0`, ...), or None.
+    """Return the bfloat16 instructions of this device (`avx512_bf16`, `cuda 8.0`, ...); None without any.
 
     A GPU has it from compute capability 8.0 on. A CPU has it if the processor has AMX or AVX-512 instructions for it
     and torch uses oneDNN, which calls them.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Spending:
-    """Counters of an `Evaluator`: everything that ran, also in a call that failed; cached results cost nothing.
+    """Counters of an `Evaluator`: everything that ran, including failed calls. Cached results are not counted.
 
     Attributes:
         masks: Masks scored, without cached ones. The full model counts if divergences needed it.

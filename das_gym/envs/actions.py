@@ -88,11 +88,11 @@ class ActionMode(ABC):
             self.over[which] = False
 
     def features(self) -> np.ndarray:
-        """Return (m, n_features) float32: what is observed besides the layer statistics."""
+        """Return the (m, n_features) float32 observations of the episode's state, which follow the layer statistics."""
         return np.zeros((self.rows, 0), dtype=np.float32)
 
     def info(self) -> dict[str, np.ndarray]:
-        """Return what the action space adds to the `info` of a reset, each with m rows."""
+        """Return the entries that the action space adds to the `info` of a reset, each with m rows."""
         return {}
 
     def action_masks(self) -> np.ndarray:
@@ -240,7 +240,7 @@ class SequenceMode(ActionMode):
         return Moves(self.masks.copy(), self.over.copy(), info)
 
     def features(self) -> np.ndarray:
-        """Return (m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, what is left of the budget."""
+        """Return (m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, remaining budget."""
         return self._features() if self._cache is None else self._state()[3].copy()
 
     def info(self) -> dict[str, np.ndarray]:

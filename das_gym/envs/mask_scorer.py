@@ -100,9 +100,9 @@ class MaskScorer(Scorer):
             examples = self._examples(places)
         return self._evaluate(masks, examples)
 
-    def measure_full_model(self) -> Scores:
-        """Score the full model on the fixed examples; see `Scorer.measure_full_model`."""
-        return self._evaluate(np.zeros((1, self.n_layers), dtype=bool), self.fixed_examples)
+    def measure_fixed(self, masks: np.ndarray) -> Scores:
+        """Score masks on the fixed examples; see `Scorer.measure_fixed`."""
+        return self._evaluate(masks, self.fixed_examples)
 
     def _evaluate(self, masks: np.ndarray, examples: tuple) -> Scores:
         return self.problem.evaluator.evaluate(masks, examples, divergences=self.objective.reward.needs_divergences)
@@ -116,7 +116,7 @@ class MaskScorer(Scorer):
 
     @cached_property
     def _inputs(self) -> StatisticInputs:
-        """What statistics are computed from; masks that several of them need are scored once."""
+        """The inputs of statistics. Masks that several statistics need are scored once."""
         evaluator, examples = self.problem.evaluator, self.fixed_examples
         activity = measure_activity(evaluator, examples)
         return StatisticInputs(evaluator, self.problem.costs, examples, activity, shipped_losses(self.problem, examples))

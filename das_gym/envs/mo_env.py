@@ -5,7 +5,8 @@ The ids with `-MO-` make a single-objective environment and wrap it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,7 @@ from gymnasium.vector import VectorWrapper
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.vector_env import ScoredVectorEnv
+from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
 from das_gym.problem.mask_cost import SAVED
@@ -27,60 +28,126 @@ DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
 class Objectives:
-    """The objectives of an environment: what a mask earns on the task, and the shares of costs that it saves.
+    """The objectives of an environment: the reward of a mask, and the share that it saves of each cost.
 
     Args:
         env: The environment.
         names: `task` first, then one or more keys of `SAVED`.
+        reference: (n_objectives,) what `hypervolume` is measured from; None = the default, see `MultiObjectiveReward`.
 
     Attributes:
         reward_space: Box of the reward vectors.
 
     Raises:
-        ValueError: other names, or one twice.
+        ValueError: other names, or one twice; a cost that the environment does not know; a reference that is not finite or
+            has another length.
     """
 
-    def __init__(self, env: ScoredEnv, names: Sequence[str]) -> None:
+    def __init__(self, env: Any, names: Sequence[str], reference: Sequence[float] | None = None) -> None:
         names = (names,) if isinstance(names, str) else tuple(names)
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
             raise ValueError(
                 f"`objectives` is not allowed: got {names}, expected {TASK!r} first, then one or more of {', '.join(SAVED)}"
             )
-        self.names = names
-        self.costs = [env.scorer.cost_of(name) for name in names[1:]]
-        objective = env.scorer.objective
-        low = [min(objective.low - 1.0, 0.0), *(min(cost.range[0], 0.0) for cost in self.costs)]
-        high = [max(objective.high, 0.0), *(max(cost.range[1], 0.0) for cost in self.costs)]
+        self.names, self._given_reference = names, reference
+        if reference is not None and (len(reference) != len(names) or not np.isfinite(reference).all()):
+            raise ValueError(f"`reference` is not allowed: got {reference}, expected {len(names)} finite numbers")
+        self._episodes: SuiteEpisodes | None = getattr(env, "episodes", None)
+        if self._episodes is None:
+            self._env: ScoredEnv = getattr(env, "template", env)
+            scorer = self._env.scorer
+            self._costs = [scorer.cost_of(name) for name in names[1:]]
+            task = (scorer.objective.low - 1.0, scorer.objective.high)
+            ranges = [task, *(cost.range for cost in self._costs)]
+        else:
+            suite = self._episodes.suite
+            saved = {name: suite.saved_of(name) for name in names[1:]}
+            for name, shares in saved.items():
+                if np.isnan(shares).any():
+                    raise ValueError(f"`{name}` is not supported: a table of this suite does not hold the {SAVED[name]}")
+            self._episodes.costs += [name for name in saved if name not in ("macs_saved", *self._episodes.costs)]
+            ranges = [(shares.min(), shares.max()) for shares in (suite.scaled, *saved.values())]
+        low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
         self.reward_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
 
     def announce(self, env: Any) -> None:
-        """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
+        """Set the attributes that MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
         env.reward_space, env.reward_dim, env.objectives = self.reward_space, len(self.names), self.names
+
+    @cached_property
+    def reference(self) -> Floats:
+        """(n_objectives,) what `hypervolume` is measured from."""
+        if self._given_reference is not None:
+            return np.array(self._given_reference, dtype=np.float64)
+        reference = np.zeros(len(self.names))
+        if self._episodes is None and self._env.scorer.objective.reward.low < 0:
+            reference[0] = self._env.scorer.reward_without_layers()
+        return reference
 
     def saved(self, masks: Masks) -> Floats:
         """Return (m, n_objectives - 1): the share of each cost that (m, n_layers) masks save."""
-        return np.stack([cost.saved(masks) for cost in self.costs], axis=1)
+        return np.stack([cost.saved(masks) for cost in self._costs], axis=1)
 
-    def vectors(self, rewards: Floats, masks: Masks, feasible: np.ndarray, ended: np.ndarray) -> Floats:
+    def vectors(self, rewards: Floats, masks: Masks, info: Mapping[str, Any], ended: np.ndarray) -> Floats:
         """Return (m, n_objectives) reward vectors: no savings off the budget, and zeros within an episode."""
-        vectors = np.column_stack((rewards, self.saved(masks) * feasible[:, None]))
+        if self._episodes is None:
+            saved = self.saved(masks)
+        else:
+            saved = np.stack([np.atleast_1d(info[name]) for name in self.names[1:]], axis=1)
+        vectors = np.column_stack((rewards, saved * np.atleast_1d(info["feasible"])[:, None]))
         return np.where(ended[:, None], vectors, 0.0)
+
+
+class Fronts:
+    """The Pareto fronts of the reward vectors so far, one per problem: a suite has many, others have one.
+
+    Args:
+        objectives: Whose vectors.
+    """
+
+    def __init__(self, objectives: Objectives) -> None:
+        self._objectives = objectives
+        self._fronts: dict[int, Floats] = {}
+
+    def forget(self) -> None:
+        """Empty all fronts."""
+        self._fronts = {}
+
+    def add(self, problem: int, point: Floats) -> None:
+        """Add a reward vector to the front of a problem."""
+        points = np.concatenate((self._fronts.get(problem, point[None]), point[None]))
+        self._fronts[problem] = points[undominated_rows(points)]
+
+    def volume(self, problem: int) -> float:
+        """Return the hypervolume of the front of a problem."""
+        return dominated_volume(self._fronts[problem], self._objectives.reference) if problem in self._fronts else 0.0
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the fronts as plain values."""
+        return {str(problem): front.tolist() for problem, front in self._fronts.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `get_state` returned."""
+        self._fronts = {int(problem): np.array(front) for problem, front in state.items()}
 
 
 class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """Turns the reward of an environment into a vector: the reward of the mask, and the share that it saves of each cost.
 
     ## Description
-    As the environment's; without a budget unless one is given, since what to save is an objective here. The API is that
-    of MO-Gymnasium (`reward_space`, `reward_dim`, a vector from `step`), whose wrappers and MORL-Baselines take it.
+    As the environment's; without a budget unless one is given, since what to save is an objective here. Problems of a suite
+    keep their budgets. The API is that of MO-Gymnasium (`reward_space`, `reward_dim`, a vector from `step`), whose wrappers
+    and MORL-Baselines take it.
 
     ## Rewards
     (reward_dim,) float32: the environment's reward, then the share of each cost that the mask saves, 1 = all of it, negative
-    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing.
+    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing. With
+    `DAS-Suite-Search-MO-v0` each step's first entry is the mask's own scaled reward instead of its improvement.
 
     ## Information
-    As the environment's, and `hypervolume`: the volume between the origin and all rewards since `reset` last had a seed.
+    As the environment's, and `hypervolume`: the volume between `reference` and all rewards since `reset` last had a seed. In
+    a suite, only the rewards of the problem of this episode count; in a search of a suite, only those of this episode.
 
     ## Version History
     v0: first.
@@ -88,9 +155,12 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     Args:
         env: A single-objective environment of das_gym.
         objectives: `task` and one or more of `macs_saved`, `latency_saved`, `parameters_saved`, `memory_saved`.
+        reference: The point that `hypervolume` is measured from, one number per objective. None = 0 for each; but for
+            rewards that may be negative, such as `neg_loss`, the task's is the reward of skipping every layer, for which a
+            model scores one mask that `evaluations` does not count.
 
     Raises:
-        ValueError: other objectives.
+        ValueError: other objectives, or a reference of another length.
 
     Example:
         >>> env = gymnasium.make("DAS-METER-VQA-Tabular-MO-v0", objectives=("task", "macs_saved"))
@@ -99,37 +169,46 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         (2,)
     """
 
-    def __init__(self, env: ScoredEnv, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> None:
+    def __init__(
+        self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
+    ) -> None:
         super().__init__(env)
-        self._objectives = Objectives(env, objectives)
-        self._front = np.empty((0, len(self._objectives.names)))
+        self._objectives = Objectives(env, objectives, reference)
+        self._fronts = Fronts(self._objectives)
         self._objectives.announce(env)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._objectives.announce(self.unwrapped)
 
+    @property
+    def reference(self) -> Floats:
+        """(reward_dim,) the point that `hypervolume` is measured from."""
+        return self._objectives.reference
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset the environment. A seed also clears the rewards in `hypervolume`."""
+        """Reset the environment. A seed, or a new search of a suite, also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
-        if seed is not None:
-            self._front = self._front[:0]
-        return observation, info | {"hypervolume": dominated_volume(self._front)}
+        if seed is not None or "best" in info:
+            self._fronts.forget()
+        return observation, info | {"hypervolume": self._fronts.volume(info.get("problem", 0))}
 
     def step(self, action: Any) -> Any:
         """Step the environment, with a (reward_dim,) float32 reward."""
         observation, reward, ended, truncated, info = self.env.step(action)
-        masks, feasible = self.get_wrapper_attr("last_mask")[None], np.array([info["feasible"]])
-        (vector,) = self._objectives.vectors(np.array([reward]), masks, feasible, np.array([ended]))
-        if ended and info["feasible"]:
-            self._front = _front_with(self._front, vector)
-        info |= {"hypervolume": dominated_volume(self._front)}
+        scored = ended or "scaled_reward" in info  # each mask of a search of a suite is complete
+        rewards = np.array([info.get("scaled_reward", reward)])
+        (vector,) = self._objectives.vectors(rewards, self.get_wrapper_attr("last_mask")[None], info, np.array([scored]))
+        problem = info.get("problem", 0)
+        if scored and info["feasible"]:
+            self._fronts.add(problem, vector)
+        info |= {"hypervolume": self._fronts.volume(problem)}
         return observation, vector.astype(np.float32), ended, truncated, info
 
     def true_front(self) -> tuple[Masks, Floats]:
         """Return the Pareto front of all masks of a table: (m, n_layers) masks within the budget and their rewards.
 
-        `dominated_volume` of the rewards is the largest possible `hypervolume`.
+        `dominated_volume` of the rewards from `reference` is the largest possible `hypervolume`.
         """
         table, scorer = self.get_wrapper_attr("table"), self.get_wrapper_attr("scorer")
         kept = scorer.budget.is_kept_by(table.masks)
@@ -139,13 +218,13 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return masks[rows], points[rows]
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state of the environment and the front so far."""
-        return {**self.unwrapped.get_state(), "front": self._front.tolist()}  # type: ignore[attr-defined]
+        """Return the state of the environment and the fronts so far."""
+        return {**self.unwrapped.get_state(), "fronts": self._fronts.get_state()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.unwrapped.set_state(state)  # type: ignore[attr-defined]
-        self._front = np.array(state["front"]).reshape(-1, len(self._objectives.names))
+        self._fronts.set_state(state["fronts"])
 
 
 class MultiObjectiveVectorReward(VectorWrapper):
@@ -155,12 +234,19 @@ class MultiObjectiveVectorReward(VectorWrapper):
     that of one copy, as in MO-Gymnasium's vector environments.
     """
 
-    def __init__(self, env: ScoredVectorEnv, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> None:
+    def __init__(
+        self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
+    ) -> None:
         super().__init__(env)
-        self._objectives = Objectives(env.template, objectives)
+        self._objectives = Objectives(env, objectives, reference)
         self._objectives.announce(env)
         self.reward_space = self._objectives.reward_space
-        self._fronts = [np.empty((0, len(self._objectives.names)))] * env.num_envs
+        self._fronts = [Fronts(self._objectives) for _ in range(env.num_envs)]
+
+    @property
+    def reference(self) -> Floats:
+        """(reward_dim,) the point that `hypervolume` is measured from."""
+        return self._objectives.reference
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -168,57 +254,70 @@ class MultiObjectiveVectorReward(VectorWrapper):
         """Reset the environment. A seed also clears the rewards in `hypervolume`."""
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if seed is not None:
-            self._fronts = [front[:0] for front in self._fronts]
-        return observations, info | self._volumes()
+            for fronts in self._fronts:
+                fronts.forget()
+        return observations, info | self._volumes(info)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step the environments, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = self.env.step(actions)
-        masks, feasible = self.env.unwrapped.last_masks, info["feasible"]  # type: ignore[attr-defined]
-        vectors = self._objectives.vectors(rewards, masks, feasible, ended)
-        for index in np.flatnonzero(ended & feasible):
-            self._fronts[index] = _front_with(self._fronts[index], vectors[index])
-        volumes = self._volumes()
+        vectors = self._objectives.vectors(rewards, self.env.unwrapped.last_masks, info, ended)  # type: ignore[attr-defined]
+        for index in np.flatnonzero(ended & info["feasible"]):
+            self._fronts[index].add(self._problems(info)[index], vectors[index])
+        volumes = self._volumes(info)
         if "final_info" in info:
             info["final_info"] |= volumes | {"_hypervolume": ended}
         return observations, vectors.astype(np.float32), ended, truncated, info | volumes
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environments and the fronts so far."""
-        return {**self.env.get_state(), "fronts": [front.tolist() for front in self._fronts]}  # type: ignore[attr-defined]
+        return {**self.env.get_state(), "fronts": [each.get_state() for each in self._fronts]}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.env.set_state(state)  # type: ignore[attr-defined]
-        self._fronts = [np.array(front).reshape(-1, len(self._objectives.names)) for front in state["fronts"]]
+        for fronts, saved in zip(self._fronts, state["fronts"], strict=True):
+            fronts.set_state(saved)
 
-    def _volumes(self) -> dict[str, Any]:
-        volumes = np.array([dominated_volume(front) for front in self._fronts])
+    def _problems(self, info: Mapping[str, Any]) -> list[int]:
+        """Return the problem of each copy; environments of one problem name none."""
+        return np.broadcast_to(info.get("problem", 0), self.num_envs).tolist()
+
+    def _volumes(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        pairs = zip(self._fronts, self._problems(info), strict=True)
+        volumes = np.array([fronts.volume(problem) for fronts, problem in pairs])
         return {"hypervolume": volumes, "_hypervolume": np.ones(self.num_envs, dtype=bool)}
 
 
-def make_env(env: str, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any) -> MultiObjectiveReward:
+def make_env(
+    env: str,
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    reference: Sequence[float] | None = None,
+    **arguments: Any,
+) -> MultiObjectiveReward:
     """Make an environment (`env`: "module:name" of its class) with vector rewards; without a budget unless one is given."""
-    return MultiObjectiveReward(find_class(env)(**_without_budget(arguments)), objectives)
+    cls = find_class(env)
+    return MultiObjectiveReward(cls(**_without_budget(cls, arguments)), objectives, reference)
 
 
 def make_vector_env(
-    env: str, num_envs: int = 1, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any
+    env: str,
+    num_envs: int = 1,
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    reference: Sequence[float] | None = None,
+    **arguments: Any,
 ) -> MultiObjectiveVectorReward:
     """Make the vector environment of `env` with vector rewards; see `make_env`."""
-    vector = f"{env.removesuffix('Env')}VectorEnv"
-    return MultiObjectiveVectorReward(find_class(vector)(num_envs=num_envs, **_without_budget(arguments)), objectives)
+    cls = find_class(f"{env.removesuffix('Env')}VectorEnv")
+    made = cls(num_envs=num_envs, **_without_budget(cls.env_class, arguments))
+    return MultiObjectiveVectorReward(made, objectives, reference)
 
 
 # `gymnasium.make` reads the render modes of what it calls.
 make_env.metadata = make_vector_env.metadata = ScoredEnv.metadata  # type: ignore[attr-defined]
 
 
-def _without_budget(arguments: dict[str, Any]) -> dict[str, Any]:
-    return arguments if {"skip_num", *SAVED} & set(arguments) else {"skip_num": None, **arguments}
-
-
-def _front_with(front: Floats, point: Floats) -> Floats:
-    """Return the Pareto front of a front and another point."""
-    points = np.concatenate((front, point[None]))
-    return points[undominated_rows(points)]
+def _without_budget(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    if not issubclass(cls, ScoredEnv) or {"skip_num", *SAVED} & set(arguments):
+        return arguments
+    return {"skip_num": None, **arguments}

@@ -69,7 +69,7 @@ def check_render_mode(render_mode: str | None) -> None:
 
 
 def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndarray:
-    """Return what `env.render()` returns.
+    """Render a view in one of `RENDER_MODES`; see `env.render()`.
 
     Args:
         render_mode: One of `RENDER_MODES`.

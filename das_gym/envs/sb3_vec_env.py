@@ -135,7 +135,7 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Return what the method returns for each environment; one that returns a value for all is called once."""
+        """Call a method of each environment and return the results; a method that serves all environments is called once."""
         if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
             results: Any = self._base.call(method_name, *method_args, **method_kwargs)
         else:

@@ -56,12 +56,12 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """What each entry of the observation is: `<layer>/<statistic>`, and what the action space adds."""
+        """Names of the observation's entries: `<layer>/<statistic>`, then those of the action space."""
         return self.scorer.feature_names + self.mode.feature_names
 
     @property
     def last_mask(self) -> np.ndarray | None:
-        """(n_layers,) bool: what the last step skipped; None right after a reset."""
+        """(n_layers,) bool: the mask after the last step; None right after a reset."""
         return None if self._last is None else self._last.mask.copy()
 
     def action_masks(self) -> np.ndarray:
@@ -128,7 +128,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         self.observation_space = pickled["observation_space"]
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the next steps depend on, JSON-able, also within an episode. `set_state` continues exactly there."""
+        """Return the environment's state as JSON values, also within an episode. `set_state` continues exactly there."""
         return {
             **self.scorer.get_state(),
             "rng": self.np_random.bit_generator.state,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,8 @@ class Scorer(ABC):
         """Return the scores of (m, n_layers) bool masks, m >= 0, on the examples of the next step."""
 
     @abstractmethod
-    def measure_full_model(self) -> Scores:
-        """Return the scores of the full model, as `reset` reports them."""
+    def measure_fixed(self, masks: np.ndarray) -> Scores:
+        """Return the scores of (m, n_layers) bool masks on the fixed examples, on which `reset` reports the full model."""
 
     @abstractmethod
     def observation(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class Scorer(ABC):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """What each entry of the observation is: `<layer>/<statistic>`."""
+        """Names of the observation's entries: `<layer>/<statistic>`."""
         return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
 
     @property
@@ -158,7 +158,7 @@ class Scorer(ABC):
         self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the next scores depend on, JSON-able."""
+        """Return the scorer's state as JSON values."""
         return {"evaluations": self.evaluations, "position": self.position, "improvements": list(self.improvements)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -195,10 +195,16 @@ class Scorer(ABC):
         outcome = self.score(masks, rng, np.array([ended]))
         return float(outcome.rewards[0]), outcome.row(0)
 
+    def reward_without_layers(self) -> float:
+        """Return the reward of skipping every layer, with or without a budget; it does not count as an evaluation."""
+        masks = np.ones((1, self.n_layers), dtype=bool)
+        without_budget = replace(self.objective, budget=Budget(self.n_layers))
+        return float(without_budget.rewards(masks, self.measure_fixed(masks))[0])
+
     def full_model_info(self) -> dict[str, Any]:
         """Return the info of the full model as plain numbers; it does not count as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
-        scores, feasible = self.measure_full_model(), self.budget.is_kept_by(mask)
+        scores, feasible = self.measure_fixed(mask), self.budget.is_kept_by(mask)
         info = self._info(mask, scores, feasible, np.array([self.evaluations]))
         return Outcome(np.zeros(1), info).row(0)
 

@@ -31,6 +31,7 @@ class SuiteEpisodes:
     Attributes:
         mode: Turns actions into masks.
         which: (m,) int64, the problem of each episode.
+        costs: Names of costs besides MACs, keys of `SAVED`, whose savings `info` has: those that budgets of the suite limit.
     """
 
     is_free = False
@@ -39,6 +40,7 @@ class SuiteEpisodes:
     def __init__(self, suite: Suite, action: str, flat: bool, rows: int) -> None:
         self.suite, self.flat = suite, flat
         self.which = np.zeros(rows, np.int64)
+        self.costs = list(suite.other_saved)
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
@@ -110,7 +112,7 @@ class SuiteEpisodes:
             "feasible": kept,
             **self.problem_info(),
         }
-        info |= {setting: saved[rows] for setting, saved in suite.other_saved.items()}
+        info |= {name: suite.saved_of(name)[rows] for name in self.costs}
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
     def problem_info(self) -> dict[str, np.ndarray]:

@@ -105,9 +105,15 @@ class TableScorer(Scorer):
             return Scores(*(np.where(missing, value, getattr(scores, name)) for name, value in worst))
         return scores
 
-    def measure_full_model(self) -> Scores:
-        """See `Scorer.measure_full_model`."""
-        return Scores(*(getattr(self._scores, name)[:1] for name in SCORES))
+    def measure_fixed(self, masks: np.ndarray) -> Scores:
+        """Score on all examples; see `Scorer.measure_fixed`."""
+        return TableScorer.measure(self, masks, np.random.default_rng(0))  # draws nothing
+
+    def reward_without_layers(self) -> float:
+        """See `Scorer.reward_without_layers`. If the table lacks this mask, it is the lowest reward within the budget."""
+        if self.table.meta.max_skipped is None:
+            return super().reward_without_layers()
+        return float(self._known.rewards[self._known.info["feasible"]].min())
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
@@ -201,9 +207,9 @@ class ExampleScorer(TableScorer):
         places, self.position = next_places(self.reward_batches, self.batch_size, self._total, self.position, rng)
         return self._on(places, self.table.rows(masks))
 
-    def measure_full_model(self) -> Scores:
-        """Score on the first examples; see `Scorer.measure_full_model`."""
-        return self._on(np.arange(self.batch_size), np.zeros(1, np.int64))
+    def measure_fixed(self, masks: np.ndarray) -> Scores:
+        """Score on the first examples; see `Scorer.measure_fixed`."""
+        return self._on(np.arange(self.batch_size), self.table.rows(masks))
 
     def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:
         found = self._each.means(places, rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def add_to(x: Tensor, *others: Tensor) -> Tensor:
-    """Return `x` plus the others, added in this order, in the memory of `x` where type and shape allow it.
+    """Return `x` plus the others, added in this order; in place if type and shape allow it.
 
     No other code may read `x` afterwards. At these sizes a new tensor costs more, for fresh memory, than the sum itself.
     """
@@ -74,7 +74,7 @@ class Adapter(nn.Module):
 
 
 class SkipAdapter(Adapter):
-    """Compute an adapter plus its input: what replaces a skipped layer."""
+    """An adapter plus its input, which replaces a skipped layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., hidden_size) to the same shape."""

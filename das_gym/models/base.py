@@ -37,6 +37,9 @@ Forward = Callable[..., Tensor]
 Mark = Callable[[int, Tensor], None]
 """`mark(index, hidden)` is called right before and right after unit `index` runs, with its input and its output."""
 
+HALVES = (torch.float16, torch.bfloat16)
+"""The 16-bit dtypes, in which small steps of training are lost."""
+
 
 def no_mark(index: int, hidden: Tensor) -> None:
     """Do nothing: the no-op `Mark`."""
@@ -60,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class State:
-    """What flows from stage to stage.
+    """Hidden states and attention masks that are passed from stage to stage.
 
     Attributes:
         hidden: Per stream, (batch, tokens, hidden_size) float.
@@ -75,7 +78,7 @@ class State:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
-        """Return the same state with other hidden vectors."""
+        """Return a copy of the state with other hidden vectors."""
         return replace(self, hidden=hidden)
 
 
@@ -137,7 +140,7 @@ class SkippableLayer(nn.Module):
             setattr(self, name, None)
 
     def put_back(self) -> None:
-        """Insert what `prune` removed, without its weights, so that its cost can be counted."""
+        """Insert the module that `prune` removed, without its weights, so that its cost can be counted."""
         for name, module in self.removed.items():
             setattr(self, name, module)
 
@@ -202,7 +205,7 @@ class VLP(nn.Module, ABC):
     # ---- from texts and images to the state before stage 0
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
-        """Return what makes batches of texts and images for this model.
+        """Return the `Processor` that makes batches of texts and images for this model.
 
         Args:
             folder: The checkpoint's, or that of another tokenizer if the user names one.
@@ -384,11 +387,11 @@ class VLP(nn.Module, ABC):
         return array
 
     def own_head(self) -> nn.Module | None:
-        """Return what makes logits of features in the model itself; None if tasks bring their heads."""
+        """Return the model's own head, from features to logits; None if each task has a head."""
         return None
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """Return a plain forward of some pairs, encoders included, whose batch is made already.
+        """Return a plain forward of some pairs, encoders included. The batch is made in advance.
 
         Args:
             processor: Result of `inputs`.
@@ -399,7 +402,7 @@ class VLP(nn.Module, ABC):
         return lambda mask=None: self(batch, mask)
 
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """Return a forward of some pairs as the model runs when it is deployed: what latency is measured on.
+        """Return a forward of some pairs as the deployed model runs it, for latency measurements.
 
         Args:
             processor: Result of `inputs`.
@@ -446,7 +449,7 @@ class VLP(nn.Module, ABC):
         return bytes_of(dict(encoded.hidden))
 
     def alike(self, index: int) -> Hashable:
-        """Return a key: layers with the same key cost the same on the same shapes, and one is counted for all.
+        """Return a key that is equal for layers of equal cost, so that only one of them is counted.
 
         By default each layer is counted by itself.
         """
@@ -456,7 +459,7 @@ class VLP(nn.Module, ABC):
         """Prepare a copy on the meta device for counting MACs: nothing may depend on the values of tensors."""
 
     def sites(self, index: int) -> tuple[Site, ...]:
-        """Return the sub-layers of layer `index`, in order, where methods of fine-tuning can insert something.
+        """Return the sub-layers of layer `index`, in order, where fine-tuning methods can insert modules.
 
         Raises:
             ValueError: the model does not define this, or a layer has no such places.
@@ -530,7 +533,7 @@ def check_class(kind: Any) -> None:
 
 
 def check_model(vlp: VLP) -> None:
-    """Check what would give wrong masks or train nothing."""
+    """Check a model for mistakes that would give wrong masks or train nothing."""
     wrong = []
     stages = sorted({layer.stage for layer in vlp.layers})
     if not stages or stages != list(range(len(stages))):

@@ -50,14 +50,12 @@ def family_of(vlp: VLP) -> Family | None:
 
 @dataclass
 class LoadReport:
-    """What was loaded for every name.
+    """Report of a loaded checkpoint: missing, derived, unused and unknown names.
 
     Attributes:
         path: The file or folder.
         title: Its format.
         missing: Our parameters (and requested heads) that it lacks; parameters start as the reference starts them.
-        derived: Tensors that were computed from others of the file, each with how.
-        unused: Its tensors that the reference does not use either.
         unknown: Its tensors that have no place in the model.
         odd: What is unusual about it: it may have lost layers.
     """
@@ -65,19 +63,11 @@ class LoadReport:
     path: Path
     title: str
     missing: list[str] = field(default_factory=list)
-    derived: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        """Return one line a group; names that differ in a number, or in weight and bias, are written once."""
-        groups = {name: getattr(self, name) for name in ("missing", "derived", "unused", "unknown")}
-        lines = [f"{name} ({len(names)}): {_shorten(names) or '-'}" for name, names in groups.items()]
-        return "\n".join([f"{self.path}: {self.title}", *lines, *self.odd])
-
     def describe_problems(self, *expected: str) -> str | None:
-        """Return in one line what a user has to know before using the model; None if all is well.
+        """Return the problems found while loading, on one line; None if there are none.
 
         Args:
             expected: Parts of names that may be missing.
@@ -241,7 +231,7 @@ def assemble(
         head, _, part = name.removeprefix(HEADS).partition(".")
         found_heads.setdefault(head, {})[part] = named.pop(name).float()
     search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
-    report.derived += family.derive(named, found_heads, config)
+    family.derive(named, found_heads, config)
     with without_content():
         vlp: VLP = family.model(config)
     if mask:
@@ -342,7 +332,7 @@ def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[st
         if ours is None:
             report.unknown.append(name)
         elif not ours or ours[0] in named:
-            report.unused.append(name)
+            continue  # the original code does not use it either
         elif len(ours) == 1:
             named[ours[0]] = tensor
         elif tensor.shape[0] % len(ours):

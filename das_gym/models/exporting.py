@@ -77,7 +77,7 @@ def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
 
 
 def layer_kinds(vlp: VLP) -> list[str]:
-    """Return what a pruned model has for each layer: `layer`, `adapter` or `nothing`."""
+    """Return for each layer of a pruned model what it is now: `layer`, `adapter` or `nothing`."""
     if vlp.pruned_mask is None:
         raise ValueError("this model is not pruned: call `vlp.prune(mask)` first; a mask of zeros keeps every layer")
     kinds = []

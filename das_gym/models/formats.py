@@ -63,7 +63,7 @@ class Family:
         model: Its class; takes a config.
         config: That config's class, a dataclass of numbers.
         formats: The formats of its files, besides our own.
-        derive: Adds what can be computed from a file's tensors (under our names) and heads; describes each.
+        derive: Adds what can be computed from a file's tensors (under our names) and heads.
         head_fields: Config fields that do not follow from shapes, and the width that each divides into heads.
         fixed_heads: Those of `head_fields` whose heads are 64 wide in small models too.
         export: Puts a pruned model and its head into transformers' form.
@@ -73,7 +73,7 @@ class Family:
     model: type[Any]
     config: type[Any]
     formats: tuple[Format, ...]
-    derive: Callable[[dict[str, Tensor], Heads, Any], list[str]]
+    derive: Callable[[dict[str, Tensor], Heads, Any], None]
     head_fields: Mapping[str, str]
     export: Callable[[Any, ExportedHead], ExportedModel]
     fixed_heads: tuple[str, ...] = ()
@@ -128,19 +128,15 @@ def bottlenecks(shapes: Shapes, parallel: str, skip: str) -> dict[str, int]:
     return {field: shape[0] for field, shape in found.items() if shape}
 
 
-def derive_second_image(named: dict[str, Tensor]) -> list[str]:
-    """Add the token type of a second image, which pre-training does not have."""
+def derive_second_image(named: dict[str, Tensor]) -> None:
+    """Add the token type of a second image, which pre-training does not have: a copy of the first image's."""
     types = named.get("token_types.weight")
-    if types is None or len(types) != 2:
-        return []
-    named["token_types.weight"] = types[[0, 1, 1]]
-    return ["token_types.weight: row 2 (second image) is a copy of row 1"]
+    if types is not None and len(types) == 2:
+        named["token_types.weight"] = types[[0, 1, 1]]
 
 
-def derive_rank_output(heads: Heads) -> list[str]:
-    """Add the head that ranks pairs, from the head that classifies whether text and image match."""
+def derive_rank_output(heads: Heads) -> None:
+    """Add the head that ranks pairs: row 1 of the head that classifies whether text and image match."""
     itm = heads.get("itm_score", {})
-    if "rank_output" in heads or not itm.keys() >= {"weight", "bias"}:
-        return []
-    heads["rank_output"] = {part: itm[part][1:2].clone() for part in ("weight", "bias")}
-    return ["rank_output: row 1 of itm_score"]
+    if "rank_output" not in heads and itm.keys() >= {"weight", "bias"}:
+        heads["rank_output"] = {part: itm[part][1:2].clone() for part in ("weight", "bias")}

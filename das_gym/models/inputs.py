@@ -124,7 +124,7 @@ class Processor:
         return self.read(source, augment) if found is None else found
 
     def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
-        """Return what has to be read for some pairs.
+        """Return the images to read for some pairs.
 
         Args:
             pairs: The pairs.

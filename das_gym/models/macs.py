@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 def meta_twin(module: Module) -> Module:
-    """Return a copy whose parameters and buffers have shapes and no content."""
+    """Return a copy on the meta device: parameters and buffers with shapes, without values."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in module.parameters()
     }
@@ -215,7 +215,7 @@ class MacCounter:
 
 
 def _shapes(given: Mapping[str, Any]) -> tuple:
-    """Return the shapes of tensors, and other values as they are."""
+    """Return the shapes of tensors, and other values unchanged."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     leaves = tree_leaves(tree)
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)

@@ -51,6 +51,15 @@ def is_hub_id(value: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
 
 
+def download_first(what: str, id: str, setting: str) -> str:
+    """Return the error for an id of the Hugging Face Hub in place of a folder, which `setting` takes."""
+    kind = "--repo-type dataset " if setting == "data_root" else ""
+    return (
+        f"{what}: got {id}. das_gym downloads nothing. Download it first: `hf download {kind}{id} --local-dir FOLDER`, then "
+        f"give {setting}=FOLDER."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Which weights and which data to load, and where to.
@@ -118,7 +127,7 @@ class ProblemOptions:
 
 @dataclass(frozen=True)
 class ProblemConfig(ModelSettings, ProblemOptions):
-    """What to load; every field left out stands for the bundled model or data.
+    """Settings of model, task and data. The defaults load bundled ones.
 
     Attributes:
         model: Kind of model.
@@ -135,6 +144,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
+        if is_hub_id(self.model):
+            raise ValueError(download_first(f"`model` is the kind of model ({', '.join(MODELS)})", self.model, "checkpoint"))
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
@@ -154,11 +165,7 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
                 if name != "supernet" and is_hub_id(value):
-                    kind = "--repo-type dataset " if name == "data_root" else ""
-                    raise FileNotFoundError(
-                        f"`{name}` is not a file or folder: got {value}. das_gym downloads nothing. Run "
-                        f"`hf download {kind}{value} --local-dir FOLDER`, then give {name}=FOLDER."
-                    )
+                    raise FileNotFoundError(download_first(f"`{name}` is not a file or folder", value, name))
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(

@@ -36,7 +36,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return (share saved, loss): what the full model saves, and the loss of the mask that saves most.
+    """Return (share saved, loss) of the hypervolume's reference point: the full model's share, the cheapest mask's loss.
 
     Args:
         saved: (m,) share that each mask saves, the first one skipping nothing.
@@ -48,12 +48,15 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     return float(saved[0]), last
 
 
-def dominated_volume(points: Floats) -> float:
-    """Return the exact volume between the origin and some points; more is better in each dimension.
+def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
+    """Return the exact volume between a reference point and some points; more is better in each dimension.
 
     Args:
-        points: (m, dimensions), two dimensions or more; a point that is NaN, or at most 0, in one covers nothing.
+        points: (m, dimensions), two dimensions or more. A point that is not above the reference in all of them, or is NaN
+            in one, covers nothing.
+        reference: (dimensions,), or one number for all.
     """
+    points = points - np.asarray(reference)
     points = points[(points > 0).all(axis=1)]
     if points.shape[1] == 2:
         return hypervolume(points[:, 0], -points[:, 1], (0.0, 0.0))

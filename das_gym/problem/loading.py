@@ -81,7 +81,7 @@ class AdaptedModel:
     task: Task
 
     def adaptation(self, **info: object) -> Adaptation:
-        """Return what training added to the frozen model."""
+        """Return the trained parameters of the model, to save in an adaptation file."""
         fields = {"task": self.task.name, "answers": self.task.labels, "base": self.backbone.base, "info": info}
         return Adaptation.of(self.backbone.vlp, self.head, **fields)
 
@@ -368,7 +368,7 @@ def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
 
 @lru_cache(maxsize=16)
 def _head_names(config: ProblemConfig, times: tuple[int, ...]) -> frozenset[str]:
-    """Return what the checkpoint calls its heads; the whole checkpoint is read for that, once."""
+    """Return the names of the heads in the checkpoint. This reads the whole checkpoint, once."""
     del times  # part of the cache's key
     return frozenset(load_backbone(config).heads)
 
@@ -413,7 +413,7 @@ def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> t
 
 
 def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int) -> Evaluator:
-    """Return what scores masks of the model: in this process, or on Ray workers."""
+    """Return the evaluator of the model's masks: in this process, or on Ray workers."""
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,

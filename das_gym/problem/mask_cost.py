@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MaskCost:
-    """What any mask costs, by one measure.
+    """The cost of any mask, by one measure.
 
     Attributes:
         full: The full model without adapters: the baseline of savings.
@@ -38,7 +38,7 @@ class MaskCost:
         return {"full": self.full, "unskipped": self.unskipped, "savings": self.savings.tolist()}
 
     def amounts(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) what (m, n_layers) bool masks cost: int64, milliseconds float64."""
+        """Return the (m,) costs of (m, n_layers) bool masks: int64, or float64 for milliseconds."""
         return self.unskipped - masks.astype(np.int64) @ self.savings
 
     def saved(self, masks: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ class MaskCost:
 
 
 def measure_cost(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:
-    """Return what masks of a problem cost, by a key of `SAVED`.
+    """Return one kind of cost of a problem's masks.
 
     Args:
         problem: Model, task and data.

@@ -259,18 +259,13 @@ def register_statistic(statistic: Statistic) -> None:
     add_entry(STATISTICS, statistic.name, statistic, "statistic")
 
 
-def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names as a tuple; a string is one name."""
-    return (statistics,) if isinstance(statistics, str) else tuple(statistics)
-
-
 def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     """Return the statistics of those names.
 
     Raises:
         ValueError: an unknown name, or none at all; the text names the nearest.
     """
-    names = statistic_names(names)
+    names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ValueError(f"`statistics` is empty: expected one or more of {', '.join(STATISTICS)}, or None")
     check_names(names, STATISTICS, "statistic", own=True)

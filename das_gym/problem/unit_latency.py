@@ -183,23 +183,14 @@ class UnitTimer:
 
     def reset(self) -> None:
         """Discard all rounds so far."""
-        self._masks: list[np.ndarray] = []
-        self._totals: list[float] = []
-        self._kept: list[np.ndarray] = []
-        self._skipped: list[np.ndarray] = []
-        self._base: list[float] = []
+        self._runs: list[tuple[np.ndarray, np.ndarray, float]] = []  # mask, milliseconds of each unit, and of the rest
         self._bare: list[float] = []
 
     @torch.inference_mode()
     def round(self) -> None:
         """Time each unit once kept and once skipped, and once without adapters if it has any."""
         mask = self._rng.random(self.n_layers) < 0.5
-        (one, rest), (other, rest_too) = self._run(self.timed, mask), self._run(self.timed, ~mask)
-        self._masks += [mask, ~mask]
-        self._totals += [float(one.sum()) + rest, float(other.sum()) + rest_too]
-        self._kept.append(np.where(mask, other, one))
-        self._skipped.append(np.where(mask, one, other))
-        self._base += [rest, rest_too]
+        self._runs += [(each, *self._run(self.timed, each)) for each in (mask, ~mask)]
         if self.timed_bare is not None:
             units, rest = self._run(self.timed_bare, np.zeros(self.n_layers, dtype=bool))
             self._bare.append(float(units.sum()) + rest)
@@ -210,9 +201,13 @@ class UnitTimer:
         An interruption affects few parts of a run, so that medians of parts leave it out, but medians of whole runs do not:
         all parts are stretched by the ratio of the two.
         """
-        kept, skipped, base = np.median(self._kept, axis=0), np.median(self._skipped, axis=0), float(np.median(self._base))
-        sums = np.where(np.array(self._masks), skipped, kept).sum(axis=1) + base
-        stretch = float(np.median(np.array(self._totals) / sums))
+        masks, units, rests = (np.array(part) for part in zip(*self._runs, strict=True))
+        # Each unit was kept in one run of every round, and skipped in the other.
+        kept = np.nanmedian(np.where(masks, np.nan, units), axis=0)
+        skipped = np.nanmedian(np.where(masks, units, np.nan), axis=0)
+        base = float(np.median(rests))
+        sums = np.where(masks, skipped, kept).sum(axis=1) + base
+        stretch = float(np.median((units.sum(axis=1) + rests) / sums))
         kept, skipped, base = stretch * kept, stretch * skipped, stretch * base
         full = float(np.median(self._bare)) if self._bare else base + float(kept.sum())
         return UnitLatencies(full, base, tuple(kept.tolist()), tuple(skipped.tolist()))

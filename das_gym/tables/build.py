@@ -122,10 +122,6 @@ def hash_tensors(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _counted_costs(problem: Problem) -> dict[str, Any]:
-    return {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
-
-
 def latency_costs(latencies: UnitLatencies) -> dict[str, Any]:
     """Return latencies as `TableMeta.costs` holds them."""
     return {"latency_saved": {**latencies.cost.as_dict(), "measured": latencies.measured}}
@@ -180,7 +176,7 @@ def build_table(
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress.empty(problem.task, examples, identity, len(masks), each)
     _score_all(problem, masks, examples, progress, checkpoint, on_chunk)
-    costs = _counted_costs(problem)
+    costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
     meta = TableMeta(

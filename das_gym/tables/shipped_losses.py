@@ -13,7 +13,7 @@ import numpy as np
 
 from das_gym.bundled import ASSETS
 from das_gym.files import read_json
-from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig, changed_settings
+from das_gym.problem.config import COMPUTE_SETTINGS, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import problem_hashes
 
@@ -21,15 +21,8 @@ UNCHECKED = {"model", "task", "checkpoint", *COMPUTE_SETTINGS}
 """Settings that may differ from their default: the hashes cover them, or they change losses by rounding at most."""
 
 
-def losses_path(config: ProblemConfig) -> Path | None:
-    """Return the file of losses of a bundled model at default settings; None where there is none."""
-    folder = Path(config.checkpoint) if config.checkpoint else config.bundled("")
-    path = folder / f"{config.task}_losses.json"
-    return path if folder.is_relative_to(ASSETS) and path.is_file() else None
-
-
 def identify(problem: Problem, examples: Sequence[Any]) -> dict[str, Any]:
-    """Return what losses depend on: the layers, and hashes of the weights and of the examples."""
+    """Return a key of everything that losses depend on: the layers, and hashes of weights and examples."""
     hashes = problem_hashes(problem, examples, ())
     del hashes["test_data"]
     return {"layers": list(problem.layer_names), "examples": len(examples), "hashes": hashes}
@@ -43,15 +36,13 @@ def shipped_losses(problem: Problem, examples: Sequence[Any]) -> Callable[[np.nd
     config = problem.backbone.config
     if config is None or problem.backbone.settings or changed_settings(config).keys() - UNCHECKED:
         return None
-    path = losses_path(config)
-    if path is None:
+    path = (Path(config.checkpoint) if config.checkpoint else config.bundled("")) / f"{config.task}_losses.json"
+    if not (path.is_relative_to(ASSETS) and path.is_file()):
         return None
     record = read_json(path)
-    if record["examples"] != len(examples) or {name: record[name] for name in record if name != "losses"} != identify(
-        problem, examples
-    ):
+    known: dict[str, float] = record.pop("losses")
+    if record["examples"] != len(examples) or record != identify(problem, examples):
         return None
-    known: dict[str, float] = record["losses"]
 
     def losses(masks: np.ndarray) -> np.ndarray:
         names = [mask_name(mask) for mask in masks]

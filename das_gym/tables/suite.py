@@ -187,7 +187,7 @@ def problems_of(
     without: tuple[int, ...] = (),
     budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> list[SuiteProblem]:
-    """Return the problems of a table, without those where there is nothing to choose or to find.
+    """Return the problems of a table, without trivial ones.
 
     Args:
         source: Its entry.
@@ -279,9 +279,10 @@ class Suite:
         self.losses = np.concatenate([problem.table.values("loss") for problem in problems])
         self.metrics = np.concatenate([problem.table.values("metric") for problem in problems])
         self.saved = np.concatenate([problem.saved for problem in problems])
-        self.macs_saved = np.concatenate([problem.table.macs_saved for problem in problems])
+        self._saved_of: dict[str, np.ndarray] = {}
+        self.macs_saved = self.saved_of("macs_saved")
         others = dict.fromkeys(problem.cost.setting for problem in problems if problem.cost.setting != "macs_saved")
-        self.other_saved = {name: np.concatenate([p.table.saved(name) for p in problems]) for name in others}
+        self.other_saved = {name: self.saved_of(name) for name in others}
         self.random_means = np.array([problem.random_mean for problem in problems])
         self.optima = np.array([problem.optimum for problem in problems])
 
@@ -310,6 +311,12 @@ class Suite:
     def saved_full(self) -> np.ndarray:
         """(P,) share of the budget's own cost that the full model saves: negative by what its adapters cost."""
         return self.saved[self._first]
+
+    def saved_of(self, cost: str) -> np.ndarray:
+        """Return the share of a cost, a key of `SAVED`, that each mask of each problem saves; NaN where it is not known."""
+        if cost not in self._saved_of:
+            self._saved_of[cost] = np.concatenate([problem.table.saved(cost) for problem in self.problems])
+        return self._saved_of[cost]
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -129,7 +129,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """Return what loss and metric compare logits with."""
+        """Return the targets with which loss and metric compare the logits."""
 
     @abstractmethod
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
@@ -235,7 +235,7 @@ class Task(ABC):
 
     @classmethod
     def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
-        """Return what the evaluation of a split also ranks with a head of one logit per pair; None for most tasks.
+        """Return images and texts that the evaluation ranks with a head of one logit per pair; None for most tasks.
 
         Args:
             examples: The split.

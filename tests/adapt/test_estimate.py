@@ -68,9 +68,9 @@ def test_shrink_prints_an_estimate(
     capsys: pytest.CaptureFixture[str],
 ):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
-    line = estimate_of(shrink, {**settings, "train": {"steps": 4}}, tmp_path, capsys)
+    line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask is not None}, tmp_path, capsys)
     own = ["teacher", "recovery", "merging", "measuring", "verification"]
-    assert names_in(line) == (["layer statistics", "search", *own] if mask is None else own)
+    assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
 
 
 def test_search_takes_the_model_that_shrink_has_loaded(problem_of: Callable[[str], Problem]):  # noqa: F811

@@ -33,15 +33,6 @@ def test_plateau_begins_the_decay_when_nothing_improves():
     assert plateau.end == 63
 
 
-def test_plateau_counts_checks_without_improvement():
-    plateau = falling([2.0, 2.1, 1.5, 1.6, 1.7])
-    for step in range(1, 50):
-        plateau.check(step)
-    assert (plateau.bad_checks, plateau.best) == (1, 1.5)
-    plateau.check(50)
-    assert plateau.decay_start == 50
-
-
 def training(checkpoint: Path | None) -> tuple[torch.nn.Linear, Trainer]:
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)

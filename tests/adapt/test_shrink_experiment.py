@@ -5,32 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
 import torch
-from das_gym.adapt.choosing import search_values
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.compare_experiment import ex as compare_command
-from das_gym.adapt.shrink.settings import DEFAULT_SHARE, PENDING, ShrinkSettings
+from das_gym.adapt.shrink.settings import PENDING
 from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
 from das_gym.adapt.training import Trainer
 from PIL import Image
 from pyarrow import parquet
 
-from das_gym.config import build, merge
+from das_gym.config import merge
 from das_gym.experiment import RunError, run_folder
 from das_gym.files import read_json, write_json
 from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
-QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu"}
+QUICK: dict[str, Any] = {"train": {"steps": 3, "save_every": 1}, "device": "cpu", "control": False}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_shrink_end_to_end(
     shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], vision: bool | None
 ):
     out = tmp_path / "out"
-    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, vision=vision)
+    run = shrink(macs_saved=0.1, out=str(out), search={"evaluations": 6}, vision=vision, save_dtype="bfloat16")
     folder, printed = run_folder(run), capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     record = read_json(folder / "shrink.json")
@@ -77,13 +76,14 @@ def test_shrink_end_to_end(
     full, shrunk, recovered = record["models"]
     assert [model["name"] for model in record["models"]] == ["full", "shrunk", "recovered"]
     assert full["parameters"] > shrunk["parameters"] == recovered["parameters"]
-    assert recovered["bytes"] == 4 * recovered["parameters"]
+    assert full["bytes"] == 4 * full["parameters"]
+    assert recovered["bytes"] == 2 * recovered["parameters"]
     assert recovered["macs_saved"] >= 0.1
     assert full["loss"] != shrunk["loss"] != recovered["loss"]
     assert full["low"] <= full["score"] <= full["high"]
     assert recovered["peak_bytes"] > 0
     assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
-    assert record["drawn"] == "".join("■□"[gone] for gone in record["mask"])
+    assert record["drawn"].count("□") == sum(record["mask"])
     assert len(record["answers"]) == 6
     assert set(record["answers"][0]) == {"key", "question", "full", "shrunk", "recovered"}
     kept = read_json(folder / "examples.json")
@@ -91,12 +91,19 @@ def test_shrink_end_to_end(
     assert len(kept["rows"]) == 6
     assert not (folder / "recovery.pt").exists()
     config = json.loads((out / "config.json").read_text())
-    assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"])
+    assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"][:4])
     card = (out / "README.md").read_text()
     assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
     assert "LoRA (rank 16, alpha 32, merged)" in card
-    for text in (record["drawn"], "exact match, %", "further tokens, ms", "interval", f"model: {out}"):
+    for text in (
+        record["drawn"],
+        "exact match, %",
+        "further tokens, ms",
+        "interval",
+        f"model: {out}",
+        "weights: saved in bfloat16",
+    ):
         assert text in printed
 
 
@@ -173,7 +180,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """Shrink with data and a metric of one's own, and evaluate the saved folder with them."""
+    """Shrink with parquet data and a registered metric, and evaluate the saved folder with them."""
     del trusting
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
@@ -237,6 +244,75 @@ def test_shrink_resumes_the_training(
     assert steps == [0, 1, "stopped", 2]
     assert (tmp_path / "out" / "config.json").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
+
+
+@pytest.mark.slow
+def test_control_is_the_full_model_with_the_same_training_and_resumes(
+    shrink: Callable[..., Any],
+    tmp_path: Path,
+    trusting: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    del trusting
+    settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
+    record = read_json(run_folder(shrink(**settings)) / "shrink.json")
+    names = [model["name"] for model in record["models"]]
+    assert names == ["full", "shrunk", "recovered"]
+    full, _, recovered = record["models"]
+    assert record["control"]["loss"] not in (full["loss"], recovered["loss"])
+    assert list(record["answers"][0])[2:] == ["full", "control", "shrunk", "recovered"]
+    assert record["difference"]["score"] == recovered["score"] - record["control"]["score"]
+    printed, card = capsys.readouterr().out, (tmp_path / "runs" / "1" / "model" / "README.md").read_text()
+    for text in (card, " ".join(printed.split())):
+        assert "of the full model trained alike (the control)" in text
+    assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
+    assert "for the control" in (tmp_path / "runs" / "1" / "report.html").read_text()
+
+    original, steps = Trainer.take_step, []
+
+    def stopping(self: Trainer, *arguments: Any) -> Any:
+        steps.append(self.step)
+        if len(steps) == 7:  # of the control
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "take_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(**settings)
+    ex.run({"resume": 2, "runs_dir": str(tmp_path / "runs")})
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 2, 3]
+    again = read_json(tmp_path / "runs" / "2" / "shrink.json")
+    assert again["control"] == record["control"]
+    assert not list((tmp_path / "runs" / "2").glob("*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recover", "score", "loss", "wins"),
+    [("adapters", 0.25, 0.25, True), ("lora", 0.0, -0.25, True), ("lora", 0.0, 0.25, False)],
+)
+def test_control_is_trained_by_default_if_the_recovered_model_wins(
+    shrink: Callable[..., Any],
+    trusting: None,
+    monkeypatch: pytest.MonkeyPatch,
+    recover: str,
+    score: float,
+    loss: float,
+    wins: bool,
+):
+    del trusting
+    original = job.measure
+
+    def scored(*arguments: Any) -> Any:
+        measured = original(*arguments)
+        full = measured.rows["full"]
+        measured.rows["recovered"] = replace(measured.rows["recovered"], score=full.score + score, loss=full.loss + loss)
+        return measured
+
+    monkeypatch.setattr(job, "measure", scored)
+    record = read_json(run_folder(shrink(mask=(0, 1, 0, 0), recover=recover, control=None)) / "shrink.json")
+    assert (record["control"] is not None) is wins
 
 
 @pytest.mark.slow
@@ -322,6 +398,7 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"mask": (0, 1, 0, 2)}, "only 0 .keep. and 1 .skip."),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
         ({"search_run": 3}, "no run 3 in"),
+        ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
@@ -345,14 +422,6 @@ def test_shrink_rejects_wrong_settings_before_a_search(
         shrink(**filled)
     assert "\n" not in str(rejected.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_compare_rejects_a_damaged_image_before_a_search(given: dict[str, str], tmp_path: Path):
-    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
-    (tmp_path / "data" / "images" / "20.png").write_bytes(b"no image")
-    with pytest.raises(RunError, match=r"20\.png cannot be read"):
-        compare_command.run({**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")})
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def spoilt(place: Path, name: str, **changes: Any) -> Path:
@@ -447,23 +516,3 @@ def test_shrink_without_a_bundled_model(shrink: Callable[..., Any], monkeypatch:
     monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
     with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
         shrink(checkpoint=None)
-
-
-def test_search_gets_model_budget_and_its_own_settings(given: dict[str, str]):
-    settings = build(ShrinkSettings, {**given, "dtype": "float32", "seed": 3, "problem": {"max_text_length": 99}})
-    values = search_values(settings, settings.budget, {"agent": "greedy"})
-    assert values["macs_saved"] == DEFAULT_SHARE
-    assert (values["env_id"], values["agent"], values["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
-    assert (values["dtype"], values["env_kwargs"]) == ("float32", {"max_text_length": 99})
-
-
-def test_out_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert ShrinkSettings(out="~/smaller").out_folder(Path("runs/1")) == tmp_path / "smaller"
-    assert ShrinkSettings().out_folder(Path("runs/1")) == Path("runs/1/model")
-
-
-def test_budget_of_settings():
-    assert ShrinkSettings().budget == {"macs_saved": 0.2}
-    assert ShrinkSettings(skip_num=1).budget == {"skip_num": 1}
-    assert ShrinkSettings(latency_saved=0.3).budget == {"latency_saved": 0.3}

@@ -14,13 +14,10 @@ from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
-from das_gym import plugins
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
-from das_gym.registration import ASSETS
-from tests.registered import as_before
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 
@@ -59,26 +56,6 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
         assert again.task.labels == subnet.task.labels
         assert torch.equal(logits(again, splits), logits(subnet, splits))
         assert again.backbone.config == subnet.backbone.config
-
-
-def test_load_subnet_imports_the_modules_that_it_is_given(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
-):
-    monkeypatch.setattr(plugins, "_imported", [])
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "module_of_mine.py").write_text(
-        "from das_gym import ModelEntry, register_model\n"
-        "register_model(ModelEntry('Mine', vlp='das_gym.models.meter.model:METER'))\n"
-    )
-    record = read_json(folder / RECORD)
-    record["problem"] |= {"model": "Mine", "checkpoint": str(ASSETS / "meter_mini")}
-    write_json(folder / RECORD, record)
-    with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*Import the module that registers it"):
-        load_subnet(folder)
-    write_json(folder / RECORD, {**record, "plugins": ["module_of_mine"]})
-    with as_before():
-        assert torch.equal(logits(load_subnet(folder, plugins="module_of_mine"), splits), logits(subnet, splits))
-    assert plugins.imported_plugins() == ("module_of_mine",)
 
 
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):

@@ -53,19 +53,6 @@ def test_order_and_filters(runs: Path, asked: dict, ids: list[int]):
     assert [run.id for run in past_runs(RunsSettings(runs_dir=str(runs), **asked))] == ids
 
 
-def test_past_runs_reports_environment_status_and_result(runs: Path):
-    told = {run.id: run for run in past_runs(RunsSettings(runs_dir=str(runs)))}
-    assert (told[1].env, told[2].env, told[4].env, told[5].env) == (
-        "meter_vqa_table",
-        "vilt_vqa",
-        "vlm_answering",
-        "synthetic:Mine-v0",
-    )
-    assert (told[1].macs_saved, told[2].macs_saved, told[4].macs_saved) == (None, 0.125, 0.2)
-    assert (told[3].status, told[3].result, told[3].started) == ("stopped", None, "2026-11-23 10:00")
-    assert told[4].agent == "-"
-
-
 def test_past_runs_does_not_wait_for_a_pipe(runs: Path):
     (runs / "1" / "run.json").unlink()
     os.mkfifo(runs / "1" / "run.json")

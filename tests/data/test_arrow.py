@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from das_gym.data.arrow import ArrowImage, ArrowImages, open_table, read_items, read_rows
@@ -98,14 +97,6 @@ def test_wrong_column_is_named(tmp_path: Path, row: dict):
         ArrowImage(path, 0, "image_0").open()
 
 
-def test_duplicate_column_is_rejected(tmp_path: Path):
-    table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pytest.raises(ValueError, match=r"a\.arrow: .*`image_id`"):
-        list(read_rows(tmp_path / "a.arrow", {"image_id": "integer"}))
-
-
 def test_read_items_yields_an_item_per_list_entry(tmp_path: Path):
     rows = [vqa_row(7), vqa_row(8, questions=["one"]), vqa_row(9)]
     path, bad = write_table(tmp_path / "a.arrow", rows), BadExamples("skip")
@@ -125,16 +116,6 @@ def test_image_opens_its_table_in_another_process(tmp_path: Path):
     np.testing.assert_allclose(np.asarray(picture), 150, atol=2)
     with pytest.raises(ValueError, match="no row 4"):
         ArrowImage(path, 4).open()
-
-
-def test_rewritten_table_is_reopened(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row("c", shade=10)])
-    image, before = ArrowImage(path, 0), ArrowImage(path, 0).stamp()
-    image.open()
-    path.unlink()
-    write_table(path, [caption_row("c", shade=200), caption_row("d")])
-    assert image.stamp() != before
-    np.testing.assert_allclose(np.asarray(image.open()), 200, atol=2)
 
 
 @pytest.mark.parametrize("content", [None, b"", jpeg(9)[:300], b"<html>"])

@@ -77,16 +77,6 @@ def test_bad_examples_reject_an_unknown_policy():
         BadExamples("ignore")
 
 
-def test_raise_finds_missing_files_without_opening_any(tmp_path: Path):
-    images = [image.source for image in write_images(tmp_path / "images", 4)]
-    images[1].path.write_bytes(b"damaged")
-    bad = BadExamples()
-    assert bad.drop_broken(images, "a.json", lambda image: (image,), lambda image: image.key) == images
-    images[2].path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"^a\.json: .*2\.jpg: the image .*2\.jpg does not exist \(1 images"):
-        bad.drop_broken(images, "a.json", lambda image: (image,), lambda image: image.key)
-
-
 def test_skip_drops_every_example_of_a_broken_image(tmp_path: Path):
     images = write_images(tmp_path / "images", 4)
     images[1].source.path.write_bytes(images[1].source.path.read_bytes()[:-100])
@@ -116,17 +106,6 @@ def test_readable_image_is_decoded_once_until_it_changes(tmp_path: Path, cache: 
     np.save(cache / READABLE, np.zeros((2, 2)))
     require_readable(images)
     assert len(np.load(cache / READABLE)) == 3
-
-
-def test_require_readable_names_the_image(tmp_path: Path):
-    images = write_images(tmp_path / "images", 2)
-    images[1].source.path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"the image .*1\.jpg cannot be read .*`resume=<id>`"):
-        require_readable(images)
-    images[1].source.path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
-        require_readable(images)
-    assert opened(images) == [1, 2]
 
 
 def test_images_decoded_before_an_interruption_are_remembered(tmp_path: Path):

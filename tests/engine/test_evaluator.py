@@ -169,22 +169,6 @@ def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
 # ---- divergences
 
 
-def test_divergences_run_the_full_model_once(meter):
-    evaluator = meter.evaluator(batch_size=4)
-    losses = evaluator.losses(ONE_EACH, meter.examples)
-    found = evaluator.evaluate(ONE_EACH, meter.examples, divergences=True)  # requested later
-    np.testing.assert_array_equal(found.losses, losses)
-    np.testing.assert_allclose(found.divergences, meter.plain(ONE_EACH, meter.examples)[2], atol=1e-5)
-    assert evaluator.spent.masks == 12 + 13
-    assert evaluator.evaluate(FULL_MODEL, meter.examples, divergences=True).divergences[0] == 0
-    assert evaluator.spent.masks == 12 + 13
-    evaluator.batch_size = 2  # logits are kept by batch
-    evaluator.forget()
-    found = evaluator.evaluate(ONE_EACH[1:2], meter.examples, divergences=True)
-    np.testing.assert_allclose(found.divergences, meter.plain(ONE_EACH[1:2], meter.examples)[2], atol=1e-5)
-    assert evaluator.evaluate(ONE_EACH[:1], meter.examples).divergences is None
-
-
 # ---- broken masks
 
 

@@ -6,7 +6,6 @@ import pytest
 from das_gym.envs.actions import MaskMode, ScoreMode, SequenceMode
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.mask_space import every_mask
 
 NAMES = ("text.0", "text.1", "image.0", "image.1")
 MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))
@@ -56,20 +55,6 @@ def test_sequence_excludes_layers_that_save_nothing():
     assert move.masks[0].tolist() == [True, False, False, False]
 
 
-def test_sequence_features_are_within_their_bounds():
-    sequence = mode(SequenceMode, COST)
-    assert sequence.feature_names == (*(f"{name}/skipped" for name in NAMES), "macs_saved", "budget_left")
-    np.testing.assert_allclose(sequence.features()[0], [0, 0, 0, 0, -0.04, 0.24], atol=1e-6)
-    play(sequence, 1)
-    np.testing.assert_allclose(sequence.features()[0], [0, 1, 0, 0, 0.16, 0.04], atol=1e-6)
-    for budget in (COUNT, COST, FREE, Budget(4, 0)):
-        rows = mode(SequenceMode, budget, rows=16)
-        rows.masks = every_mask(4)
-        assert (rows.features() >= rows.low).all()
-        assert (rows.features() <= rows.high).all()
-        assert rows.action_masks().any(axis=1).all()
-
-
 @pytest.mark.parametrize("action", [4, -1, 1.0, np.array([1]), "1", None])
 def test_sequence_rejects_actions_outside_its_space(action):
     with pytest.raises(ValueError, match="`action`"):
@@ -101,16 +86,6 @@ def test_scores_skip_the_highest_and_of_equal_ones_the_first():
     assert mode(ScoreMode).step(np.zeros(4)).masks[0].tolist() == [True, True, False, False]
     assert mode(ScoreMode, FREE).step(np.array([0.1, -0.1, 0.0, 1.0])).masks[0].tolist() == [True, False, False, True]
     assert not mode(ScoreMode, Budget(4, 0)).step(np.ones(4)).masks.any()
-
-
-def test_scores_reach_a_saving_and_no_more():
-    scores = np.random.default_rng(1).normal(size=(200, 4))
-    masks = mode(ScoreMode, COST, rows=200).step(scores, (200,)).masks
-    assert (MACS.saved(masks) >= 0.2).all()
-    assert not masks[:, 3].any()
-    last = np.where(masks, scores, np.inf).argmin(axis=1)
-    masks[np.arange(200), last] = False
-    assert (MACS.saved(masks) < 0.2).all()
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, np.nan, 0, 0]), np.array(["a"] * 4)])

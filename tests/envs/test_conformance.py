@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
 
 ACTIONS = ("mask", "sequence", "scores")
 TABULAR = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is not None]
@@ -27,7 +27,7 @@ UNMADE = [entry.tabular_id for entry in ENVIRONMENTS.values() if entry.table is 
 """Environments without a table."""
 
 LIVE, LIVE_OF_ALL = list(ENVIRONMENTS), "DAS-METER-VQA-v0"
-FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *SUITE_IDS) for action in ACTIONS]
+FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *SUITE_IDS, *CHECKPOINT_TABLES) for action in ACTIONS]
 FORMS.remove(("DAS-Suite-Search-v0", "sequence"))  # an action of a search is a whole mask
 
 
@@ -45,8 +45,8 @@ def kwargs(small_kwargs: dict[str, str]) -> dict[str, Any]:
 
 
 def test_all_ids_are_listed():
-    ids = {*LIVE, *TABULAR, *UNMADE, *SUITE_IDS}
-    ids |= {many_objectives(id) for id in (*LIVE, *TABULAR, *UNMADE)}
+    ids = {*LIVE, *TABULAR, *UNMADE, *SUITE_IDS, *CHECKPOINT_TABLES}
+    ids |= {many_objectives(id) for id in ids}
     assert {id for id in registry if id.startswith("DAS-")} == ids
 
 
@@ -63,7 +63,7 @@ def test_unknown_arguments_raise_the_type_error_of_python(id: str):
         gymnasium.make(id, frameskip=1)
 
 
-@pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR])
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR, *SUITE_IDS])
 def test_checkers_accept_each_objective(id: str, kwargs: dict):
     env = gymnasium.make(many_objectives(id), **(kwargs if id == LIVE_OF_ALL else {}))
     assert env.reset(seed=0)[0] in env.observation_space

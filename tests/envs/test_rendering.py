@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -79,30 +78,6 @@ def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
     env.reset(seed=0)
     env.step(np.ones(6, np.int8))
     assert "not scored, off the budget; reward -" in env.render()
-
-
-def test_improvements_are_kept_until_the_next_seed(kwargs: dict):
-    env = gymnasium.make(TABULAR, render_mode="rgb_array", **kwargs[TABULAR])
-    env.reset(seed=0)
-    masks = [mask for mask in env.get_wrapper_attr("table").masks if mask.sum() == 2]
-    rewards = []
-    for mask in (*masks, np.ones(6, bool)):
-        env.reset()
-        rewards.append(env.step(mask.astype(np.int8))[1])
-    running = np.maximum.accumulate(rewards[:-1])
-    expected = [(i + 1, rewards[i]) for i in range(len(masks)) if i == 0 or running[i] > running[i - 1]]
-    scorer = env.unwrapped.scorer
-    assert scorer.improvements == expected
-    twin = pickle.loads(pickle.dumps(env.unwrapped))
-    np.testing.assert_array_equal(twin.render(), env.render())
-    vector = gymnasium.make_vec(TABULAR, num_envs=len(masks), **kwargs[TABULAR])
-    vector.reset(seed=0)
-    vector.step(np.array(masks, np.int8))
-    assert vector.template.scorer.improvements == expected
-    env.reset()
-    assert scorer.improvements == expected
-    env.reset(seed=1)
-    assert scorer.improvements == []
 
 
 def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):

@@ -10,7 +10,6 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
 
@@ -129,19 +128,6 @@ def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: P
 def test_next_step_mode_is_rejected(tabular_kwargs: dict):
     with pytest.raises(ValueError, match="autoreset_mode"):
         SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
-
-
-def test_vec_env_is_monitored_and_normalised(tabular_kwargs: dict):
-    env = make_sb3_vec_env(TABULAR, n_envs=2, seed=0, action="sequence", **tabular_kwargs)
-    assert isinstance(env, VecMonitor)
-    env = VecNormalize(env)
-    env.reset()
-    env.step(np.array([0, 1]))
-    _, _, dones, infos = env.step(np.array([2, 3]))
-    assert dones.all()
-    assert [info["episode"]["l"] for info in infos] == [2, 2]
-    assert [info["episode"]["r"] for info in infos] == pytest.approx(env.get_original_reward().tolist())
-    assert infos[0]["terminal_observation"].shape == env.observation_space.shape
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import REWARD_THRESHOLDS
+from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
@@ -189,7 +189,7 @@ def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path)
 
 
 def test_only_the_best_mask_reaches_the_reward_threshold():
-    bundled = [e.tabular_id for e in ENVIRONMENTS.values() if e.bundled]
+    bundled = [*(e.tabular_id for e in ENVIRONMENTS.values() if e.bundled), *CHECKPOINT_TABLES]
     assert set(REWARD_THRESHOLDS) == set(bundled)
     for env_id in bundled:
         env = gymnasium.make(env_id).unwrapped

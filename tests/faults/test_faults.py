@@ -5,19 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from das_gym.adapt.shrink import job
 
 from tests.faults.jobs import JOBS
-
-
-def test_job_restores_modules(tmp_path: Path):
-    before = job.verify
-    JOBS["shrink"](tmp_path)
-    assert job.verify is before
-
 
 OTHERS = [pytest.param(name, marks=pytest.mark.long) for name in JOBS if name != "table_search"]
 

@@ -60,12 +60,6 @@ def test_user_text_has_no_special_tokens(processor: Processor):
     assert (written[0], written[-1]) == (plain[0], plain[-1])
 
 
-def test_longer_texts_are_cut(processor: Processor):
-    tokens = processor.texts(["red " * 50, "blue"])
-    assert tokens["input_ids"].shape == (2, 8)
-    assert tokens["attention_mask"].sum(1).tolist() == [8, 3]
-
-
 def test_batch_keys_distinguish_settings(processor: Processor):
     """A transform need be no function with a name: torchvision's are objects with a repr."""
 

@@ -115,11 +115,6 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
         assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
 
 
-def test_prompt_tuning_is_rejected_if_stages_read_encoder_outputs(own):
-    with pytest.raises(ValueError, match="prompt tuning is not supported by BridgeTower"):
-        make_method("prompt").insert(own.load(own.checkpoint))
-
-
 def test_export_rejects_a_custom_model(own, tmp_path):
     subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=own.load(own.checkpoint)))
     with pytest.raises(ValueError, match="got BridgeTower"):

@@ -14,6 +14,11 @@ def test_listed_choices_are_those_that_are_read():
     assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (precision.PRECISIONS, model.UNITS, POLICIES)
 
 
+def test_hub_id_as_model_is_rejected_with_the_download_command():
+    with pytest.raises(ValueError, match=r"`model`.*hf download a/b --local-dir FOLDER`, then give checkpoint=FOLDER"):
+        ProblemConfig("a/b", "answering")
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [("checkpoint", "hf download a/b --local-dir"), ("data_root", "hf download --repo-type dataset a/b --local-dir")],

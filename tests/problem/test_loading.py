@@ -67,19 +67,6 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
-def test_checkpoint_takes_names_of_bundled_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    named = ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini")
-    assert named.checkpoint == str(ASSETS / "llava_mini")
-    assert named == ProblemConfig(model="VLM", task="answering", checkpoint=str(ASSETS / "llava_mini"))
-    with pytest.raises(FileNotFoundError, match="a bundled one: llava_mini"):
-        ProblemConfig(model="VLM", task="answering", checkpoint="llava-mini")
-    with pytest.raises(FileNotFoundError, match=r"leave it out for the bundled one\.$"):
-        ProblemConfig(checkpoint="llava_mini")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "llava_mini").mkdir()  # the user's folder comes first
-    assert ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini").checkpoint == str(tmp_path / "llava_mini")
-
-
 def test_load_backbone_needs_a_tokenizer(mini_folder: Path, tmp_path: Path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(mini_folder / name, tmp_path / name)

@@ -71,6 +71,21 @@ def test_masks_are_scored_once(measured: StatisticInputs):
     np.testing.assert_array_equal(values[:, 0], [2, 2, 2, 2, 0, 0] * 2)  # of the first and the third
 
 
+def test_compute_statistics_clips_values(measured: StatisticInputs):
+    wild = dataclasses.replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
+    values = compute_statistics([wild], measured)
+    assert values.dtype == np.float32
+    assert values.min() == 0
+    assert values.max() == 1
+
+
+def test_macs_share_is_of_the_full_model(measured: StatisticInputs):
+    macs = STATISTICS["macs_share"].compute(measured)
+    assert 0 < macs.sum() < 1
+    assert len(set(macs[:5].tolist())) == 1
+    assert 0 < macs[5] < macs[4]  # the last stage computes its pooled token alone
+
+
 def test_leave_one_out_by_hand(measured: StatisticInputs):
     masks = np.zeros((2, 12), bool)
     masks[1, 7] = True

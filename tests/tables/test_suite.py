@@ -15,7 +15,6 @@ from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.suite import (
     FORMAT,
-    MAX_UNITS,
     SuiteTable,
     load_suite,
     problems_of,
@@ -70,14 +69,6 @@ def test_problems_of_leaves_out_trivial_ones():
     flat = np.full(32, 0.5, np.float32)
     scores = dict.fromkeys(("reward", "test"), Scores(flat, flat, flat))
     assert not list(problems_of(source, dataclasses.replace(table.of_all_examples(), scores=scores)))
-
-
-def test_rows_ignores_padding_units(made_up_suite: Path):
-    suite = load_suite(made_up_suite, "train")
-    masks = np.zeros((2, MAX_UNITS), bool)
-    masks[1, -1] = True
-    first, second = suite.rows(np.array([0, 0]), masks)
-    assert first == second
 
 
 def test_table_without_layers_agrees_with_the_full_one():
@@ -142,25 +133,6 @@ def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
         n = problem.table.n_layers
         np.testing.assert_array_equal(masks[row, :n], problem.budget.skip_highest(scores[row : row + 1, :n])[0])
         assert not masks[row, n:].any()
-
-
-def test_latency_problems_come_last(made_up_suite: Path):
-    alone, more = load_suite(made_up_suite), load_suite(made_up_suite, budgets=("latency", "macs", "count"))
-    names = [problem.name for problem in more.problems]
-    count = len(alone.problems)
-    assert names[:count] == [problem.name for problem in alone.problems]
-    assert len(set(names)) == len(names)
-    assert len(names) > count
-    assert all("/latency_saved=" in name for name in names[count:])
-    for array in ("units", "useful", "savings", "observed", "goals", "optima", "random_means"):
-        np.testing.assert_array_equal(getattr(more, array)[:count], getattr(alone, array))
-    for array in ("raw", "kept", "scaled", "saved", "macs_saved"):
-        np.testing.assert_array_equal(getattr(more, array)[: len(alone.raw)], getattr(alone, array))
-    assert not alone.other_saved
-    only = load_suite(made_up_suite, budgets="latency")
-    assert [problem.name for problem in only.problems] == names[count:]
-    counts = load_suite(made_up_suite, budgets=["count"])
-    assert {problem.name.split("/")[3].split("=")[0] for problem in counts.problems} == {"skip_num"}
 
 
 def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):

@@ -122,34 +122,29 @@ METER_FORMAT = Format(
 )
 
 
-def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> list[str]:
-    """Add tensors that METER's code derives from others; return a line about each."""
-    positions, first = _derive_positions(named, config), _derive_first_token(named, config)
-    return [*derive_second_image(named), *positions, *first, *derive_rank_output(heads)]
-
-
-def _derive_positions(named: dict[str, Tensor], config: METERConfig) -> list[str]:
+def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> None:
+    """Add tensors that METER's code derives from others."""
+    derive_second_image(named)
     positions = named.get(POSITIONS)
-    if positions is None or positions.ndim != 2 or len(positions) == config.image_tokens:
-        return []
-    named[POSITIONS] = resize_positions(positions, config.image_size // config.patch_size)
-    return [f"{POSITIONS}: resized to {config.image_size} px"]
+    if positions is not None and positions.ndim == 2 and len(positions) != config.image_tokens:
+        named[POSITIONS] = resize_positions(positions, config.image_size // config.patch_size)
+    _derive_first_token(named, config)
+    derive_rank_output(heads)
 
 
-def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> list[str]:
-    """Initialize METER's first text token: the text encoder's embedding of token 0 at its first position, which is 2."""
+def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> None:
+    """METER's first text token starts as the text encoder's embedding of the token 0 at the first position, 2."""
     prefix = "text_encoder.embeddings"
     parts = [f"{prefix}.{part}_embeddings.weight" for part in ("word", "position", "token_type")]
     norm = [f"{prefix}.LayerNorm.{part}" for part in ("weight", "bias")]
     width = config.hidden_size
     fits = all(name in named and named[name].shape[-1:] == (width,) for name in parts + norm)
     if FIRST_TOKEN in named or not fits or config.max_positions < 3:
-        return []
+        return
     word, position, kind = (named[name] for name in parts)
     weight, bias = (named[name].float() for name in norm)
     start = (word[0] + position[2] + kind[0]).float()
     named[FIRST_TOKEN] = F.layer_norm(start, (width,), weight, bias, eps=1e-5)[None, None]
-    return [f"{FIRST_TOKEN}: the text encoder's embedding of its start token"]
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:

@@ -33,7 +33,7 @@ class QuickGELU(nn.Module):
     rows_at_once = 64
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map any shape to the same."""
+        """Return a tensor of the same shape."""
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
             return x * torch.sigmoid(1.702 * x)
         x = x.contiguous()
@@ -82,7 +82,7 @@ class METER(METERNetwork, Pretrained, VLP):
         return "base" if self.config.hidden_size == METERConfig.hidden_size else "mini"
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
-        """Return what makes RoBERTa's tokens, whose padding has id 1, and METER's pixels; see `VLP.inputs`."""
+        """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
         config = self.config
         tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
         longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)
@@ -129,7 +129,7 @@ class METER(METERNetwork, Pretrained, VLP):
         return encoded.with_hidden({"text": text, "image": image})
 
     def alike(self, index: int) -> Hashable:
-        """Return what layers of one stream that are built the same have in common; see `VLP.alike`."""
+        """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
         return self.layers[index].stream, structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:

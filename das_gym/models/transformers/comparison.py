@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from das_gym.models.base import State
+from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, ModelCapabilities
@@ -167,9 +167,6 @@ class Comparison:
             if its.numel() and not float((mine - its).abs().max()) <= self.tolerance * (float(its.abs().max()) + 1e-6):
                 return False
         return True
-
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def _has_16_bits(module: nn.Module) -> bool:

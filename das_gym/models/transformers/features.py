@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from das_gym.models.base import HALVES
+
 UNUSED = ("last_hidden_state", "hidden_states", "attentions")
 """Outputs of a vision tower that the decoder does not read."""
 
@@ -33,7 +35,7 @@ def compute_in_float32(module: nn.Module) -> None:
         for part in module:
             compute_in_float32(part)
         return
-    if not any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+    if not any(p.dtype in HALVES for p in module.parameters()):
         return
     module.float()
     dtypes: list[torch.dtype] = []

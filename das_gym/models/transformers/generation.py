@@ -123,7 +123,7 @@ def cut_at_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def input_form(encoding: Encoding) -> tuple[Any, ...]:
-    """Return what has to be the same for prompts in one batch: which images a prompt has, and of what shape."""
+    """Return a key that is equal for prompts that can share a batch: number and shapes of their images."""
     parts = encoding.pixels | encoding.sizes
     return tuple((name, tuple(value.shape[1:])) for name, value in sorted(parts.items()))
 
@@ -165,7 +165,7 @@ def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 
 
 
 def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
-    """Return the id of padding; if there is none, that of the end of an answer."""
+    """Return the padding token's id; if there is none, the end token's."""
     ids = (processor.tokenizer.pad_token_id, vlm.text_config.pad_token_id, processor.ends[0])
     return next(int(token) for token in ids if token is not None)
 
@@ -206,7 +206,7 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, l
 
 @torch.no_grad()
 def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
-    """Return whether prompts in one batch, padded at the left, get the next token's logits that each gets alone.
+    """Return whether left-padded prompts in a batch get the same next-token logits as each prompt alone.
 
     Args:
         vlm: The model.

@@ -48,7 +48,7 @@ class Encoding(NamedTuple):
     pixels: dict[str, Tensor]
 
     def without_pixels(self) -> Encoding:
-        """Return the same without pixels; those that a forward expects besides `pixel_values` are empty."""
+        """Return a copy without `pixel_values`; other pixel inputs that a forward expects are empty."""
         nothing = {name: value[:0] for name, value in self.pixels.items() if not name.startswith("pixel")}
         return self._replace(pixels={}, sizes=self.sizes | nothing)
 
@@ -110,7 +110,7 @@ class PromptProcessor:
     def requests(
         self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]
     ) -> Requests:
-        """Return what has to be read for some prompts, see `das_gym.models.inputs.Processor.requests`."""
+        """Return the images to read for some prompts; see `das_gym.models.inputs.Processor.requests`."""
         del augment
         with_images = [prompt for prompt in pairs if prompt.images]
         return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
@@ -314,8 +314,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def _lines(prompt: Prompt) -> str:
-    """Return earlier rounds and the question line by line, for processors without a chat template."""
-    return "\n".join([*(line for both in prompt.rounds for line in both), prompt.question])
+    """Return earlier rounds and the question line by line, for processors without a chat template.
+
+    Line breaks next to an image are left out, as they are from the messages for a chat template.
+    """
+    lines = [*(line for both in prompt.rounds for line in both), prompt.question]
+    return "\n".join(re.sub(rf"\n*{re.escape(IMAGE_MARK)}\n*", IMAGE_MARK, line) for line in lines)
 
 
 def _shortened(prompt: Prompt) -> str:

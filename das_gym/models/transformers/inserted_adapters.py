@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from das_gym.models.adapters import Adapter
+from das_gym.models.base import HALVES
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
@@ -40,7 +40,7 @@ def kept_layers(full: VLM, smaller: VLM) -> list[int]:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a pruned model; what trains is returned, in 32 bits at least.
+    """Insert adapters into a pruned model; return the parameters to train, in float32 at least.
 
     They begin as zero: the model's outputs do not change.
 
@@ -80,7 +80,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
     trained = []
     for module in smaller.model.modules():
         if isinstance(module, Adapter):
-            if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
+            if next(module.parameters()).dtype in HALVES:
                 module.float()
             trained += list(module.requires_grad_(True).parameters())
     return trained
@@ -130,7 +130,7 @@ def export_form(subnet: VLM) -> VLM:
 
 
 def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with adapters as a supernet has them, those of the smaller one with its weights, to be masked.
+    """Return the full model with adapters, as a supernet. Adapters that the smaller model has get its weights.
 
     Args:
         full: The model before anything was removed.

@@ -368,7 +368,7 @@ def reload_difference(model: Any) -> str | None:
 
 
 def _plain_settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that are plain values or lists of them; those of training and hooks aside."""
+    """Return the attributes of a module that are plain values or lists of them, without training mode and hooks."""
     found = {}
     for name, value in vars(module).items():
         is_plain = isinstance(value, int | float | str | tuple)
@@ -379,5 +379,5 @@ def _plain_settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Compare plain values, but for the rounding of what was computed in another dtype."""
+    """Compare plain values, up to rounding in another dtype."""
     return math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other

@@ -57,7 +57,7 @@ LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
 
 @dataclass(frozen=True)
 class ModelCapabilities:
-    """How a model can be driven; the defaults are those of a plain causal decoder.
+    """How the layers of a model can be run one by one. The defaults fit a plain causal decoder.
 
     Attributes:
         additive_layers: Before which decoder layers the model adds something to the hidden states.
@@ -144,7 +144,7 @@ class VLM(VLP):
     Args:
         model: The model of transformers.
         units: One of `UNITS`.
-        capabilities: How it can be driven; `das_gym.models.transformers.probing.probe_capabilities` finds out.
+        capabilities: How its layers can be run one by one; see `das_gym.models.transformers.probing.probe_capabilities`.
 
     Example:
         >>> from das_gym.models.transformers import load_vlm
@@ -408,7 +408,7 @@ class VLM(VLP):
         return {n: t.to(self.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the state before everything that a mask touches.
+        """Return the state before the first unit.
 
         Args:
             processor: Its `PromptProcessor`.
@@ -588,7 +588,7 @@ class VLM(VLP):
 
     @staticmethod
     def _run_blocks(state: State, hidden: Tensor, run: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """Run something on the prefixes and rows of every block."""
+        """Call `run` on the prefixes and rows of every block, and join the results."""
         blocks: tuple[Block, ...] = state.extras["blocks"]
         parts = hidden.split([block.flat for block in blocks], dim=1)
         found = [flatten(*run(block, *block.split(part))) for block, part in zip(blocks, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Find out how a model can be driven, by trying it on two images of noise."""
+"""Find out how the layers of a model can be run one by one, by trying it on two images of noise."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilit
 
 
 def _probe_decoder(compare: Comparison) -> ModelCapabilities:
-    """Find out one thing after the other: each needs those before it."""
+    """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
     model, plain = compare.model, VLM(compare.model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
@@ -92,7 +92,7 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
 
 
 def _answer_type(compare: Comparison) -> int | None:
-    """Return the token type under which an answer's tokens see only those before them; None = that of the question."""
+    """Return the token type with which attention over answer tokens is causal; None = the type of the question."""
     (prompt,) = compare.prompts(1)
     if not compare.encodings([prompt])[0].types:
         return None
@@ -151,7 +151,7 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
 
 
 def _fixed_ends(model: Any) -> dict[int, str]:
-    """Return the first and the last layer, if a configuration always makes them of one kind (Gemma 4)."""
+    """Return the first and the last layer, if their type is fixed by the configuration class (Gemma 4)."""
     last = len(find_decoder(model).layers) - 1
     why = "without it the model would not reload unchanged"
     return {at: why for at in (0, last) if reload_difference(delete_layers(share_copy(model), [at])) is not None}

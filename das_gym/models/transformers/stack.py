@@ -148,7 +148,7 @@ def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
 
 
 def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
-    """Return the children that only the attention or MLP of a layer reads, and those behind it that keep zeros."""
+    """Return the norms before a layer's attention or MLP that nothing else reads, and those after it that keep zeros."""
     part = child_name(layer, PART_NAMES[kind])
     if part not in calls:
         return []

@@ -43,7 +43,7 @@ def probe_tower(compare: Comparison) -> TowerCapabilities:
 
 
 def tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the positions of the vision layers whose outputs make a difference by themselves.
+    """Return the positions of the vision layers whose outputs the model reads directly.
 
     Raises:
         ValueError: There is none.

@@ -23,7 +23,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def source_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of most weights of a folder; of torch's own files, what its configuration says, if it does."""
+    """Return the dtype of most weights in a folder; for torch's own files, the dtype in the configuration, if any."""
     from safetensors import SafetensorError, safe_open
 
     counts, files = Counter[Any](), weight_files(folder)

@@ -130,17 +130,16 @@ TRANSFORMERS_FORMAT = Format(
 )
 
 
-def derive(named: dict[str, Tensor], heads: Heads, config: ViLTConfig) -> list[str]:
-    """Add tensors that follow from others, and rename transformers' heads; return a line about each added tensor."""
-    notes = derive_second_image(named)
+def derive(named: dict[str, Tensor], heads: Heads, config: ViLTConfig) -> None:
+    """Add tensors that ViLT's code derives from others, and give heads of transformers their names."""
+    derive_second_image(named)
     first = heads.get("classifier", {}).get("0.weight")
     if first is not None:  # transformers calls both by one name; NLVR2's reads two images
         heads["vqa_classifier" if first.shape[-1] == config.hidden_size else "nlvr2_classifier"] = heads.pop("classifier")
     mlm = heads.get("mlm_score")
     if mlm is not None and "decoder.weight" not in mlm and "word_embeddings.weight" in named:
-        mlm["decoder.weight"] = named["word_embeddings.weight"].clone()
-        notes.append("mlm_score.decoder.weight: the word embeddings, to which transformers ties it")
-    return notes + derive_rank_output(heads)
+        mlm["decoder.weight"] = named["word_embeddings.weight"].clone()  # transformers ties them
+    derive_rank_output(heads)
 
 
 FAMILY = Family(

@@ -21,7 +21,7 @@ from das_gym.data.entries import check_text, some
 from das_gym.data.images import ImageSource
 from das_gym.data.shards import TableImage, class_names, digest_of, images_in, open_shard, shard_schema
 from das_gym.data.splits import Splits
-from das_gym.files import read_json
+from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, instructed
 from das_gym.tasks.answering.image_files import ImageFinder, plain_name, subfolders
@@ -37,8 +37,10 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 
 OPTIONAL = ("answer_type", "options")
 
-STATE, SPLIT_NAMES = "state.json", "dataset_dict.json"
-"""Files that `save_to_disk` writes next to the arrow files of a data set, and next to the folders of its splits."""
+STATE, INFO, SPLIT_NAMES = "state.json", "dataset_info.json", "dataset_dict.json"
+"""Files that `save_to_disk` writes: two next to the arrow files of a data set, one next to the folders of its splits."""
+
+HINT = "save the data set again"
 
 Shards = Mapping[str, Sequence[Path]]
 """The shards of each split."""
@@ -59,14 +61,18 @@ def parquet_shards(folder: Path) -> Shards:
 def saved_shards(folder: Path) -> Shards:
     """Return the arrow files of a folder that `save_to_disk` wrote, by split; empty for any other folder."""
     if (folder / SPLIT_NAMES).is_file():
-        names = read_json(folder / SPLIT_NAMES)["splits"]
-        return {name: _saved_files(folder / Path(name).name) for name in names}
-    return {"": _saved_files(folder)} if (folder / STATE).is_file() else {}
+        with explain_damage(folder / SPLIT_NAMES, HINT):
+            names = [Path(name).name for name in read_json(folder / SPLIT_NAMES)["splits"]]
+        return {name: _saved_files(folder / name) for name in names}
+    return {"": _saved_files(folder)} if all((folder / name).is_file() for name in (STATE, INFO)) else {}
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    files = read_json(folder / STATE)["_data_files"]
-    return [folder / Path(file["filename"]).name for file in files]
+    with explain_damage(folder / STATE, HINT):
+        names = [Path(file["filename"]).name for file in read_json(folder / STATE)["_data_files"]]
+        if not names:
+            raise ValueError("it names no files")
+        return [folder / name for name in names]
 
 
 def load_tables(
@@ -117,7 +123,7 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
     found = [next((name for name in wanted if name in names), None) for wanted in candidates.values()]
     missing = [kind for kind, name in zip(candidates, found, strict=True) if name is None]
     if missing:
-        expected = "; ".join(f"for the {kind} {' or '.join(candidates[kind])}" for kind in missing)
+        expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
         raise ValueError(
             f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
             f"{expected}. Name the columns: columns=IMAGE,QUESTION,ANSWER"
@@ -133,16 +139,16 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
     optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
     classes = class_names(schema, answer)
     table = open_shard(path, list(dict.fromkeys((image, question, answer, *optional))))
-    finder = ImageFinder(path.parent, root)
+    cells, name, finder = table[image], path.relative_to(root).as_posix(), ImageFinder(path.parent, root)
 
     def source(row: int, place: int, data: Any, where: str) -> ImageSource:
         return finder.find(data, where) if isinstance(data, str) else TableImage(path, row, image, place, digest_of(data))
 
     def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
         row, values = entry
-        cells = images_in(table[image][row], f"{where}: `{image}`")
-        images = tuple(source(row, place, data, where) for place, data in enumerate(cells))
-        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(cells, images, strict=True))
+        found = images_in(cells[row], f"{where}: `{image}`")
+        images = tuple(source(row, place, data, where) for place, data in enumerate(found))
+        names = tuple(plain_name(d) if isinstance(d, str) else i.key for d, i in zip(found, images, strict=True))
         asked = _prompt(check_text(values[question], f"{where}: `{question}`"), len(images), where)
         answers = tuple(check_text(each, f"{where}: `{answer}`") for each in _answers(values[answer], classes))
         if not answers:
@@ -153,7 +159,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
             check_options(reference, options, where)
         return Conversation(
             where=where,
-            key=f"{path.relative_to(root).as_posix()}/{row}",
+            key=f"{name}/{row}",
             images=images,
             names=names,
             rounds=((asked, reference),),
@@ -168,7 +174,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
 
 
 def _prompt(question: str, images: int, where: str) -> str:
-    """Return a question with the instruction to answer briefly, unless it has lines of its own."""
+    """Return a question with the instruction to answer briefly, unless it has several lines."""
     marks = question.count(IMAGE_MARK)
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")

@@ -107,7 +107,7 @@ class AnsweringTask(Task):
         return str(prediction["answer" if example.options else "teacher_forced"])
 
     def group(self, example: AnswerExample) -> str:
-        """Return the data set's own kind."""
+        """Return the kind that the data set gives the example."""
         return example.kind
 
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:

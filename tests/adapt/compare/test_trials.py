@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.compare import trials as module
-from das_gym.adapt.compare.trials import ComparisonContext, Trial, describe_choice, run_all
+from das_gym.adapt.compare.trials import ComparisonContext, Trial, run_all
 from das_gym.adapt.compare.variants import MethodVariant, method_variants
 from das_gym.adapt.training import TrainingConfig
 
@@ -24,20 +24,6 @@ RATES = (5e-4, 2e-3, 8e-3)
 
 def trial(rate: float, reward: float, loss: float | None = 1.0) -> Trial:
     return Trial("lora", rate, 0, reward, loss, 1, 1, 1.0, (0,))
-
-
-@pytest.mark.parametrize(
-    ("rewards", "end"),
-    [
-        ((0.7, 0.8, 0.6), "chosen: 0.002"),
-        ((0.7, 0.8, 0.9), "chosen: 0.008, the largest of the grid: a better one may lie beyond it"),
-        ((0.7, 0.5, 0.6), "chosen: 0.0005, the smallest of the grid: a better one may lie beyond it"),
-        ((0.7,), "chosen: 0.0005"),
-    ],
-)
-def test_describe_choice_warns_at_the_end_of_the_grid(rewards: tuple[float, ...], end: str):
-    done = [trial(*pair) for pair in zip(RATES, rewards, strict=False)]
-    assert describe_choice(LORA, done, max(done, key=lambda t: t.merit).rate, "accuracy").endswith(f"; {end}")
 
 
 def test_merit_prefers_lower_loss_among_equal_rewards_and_finite_loss():

@@ -67,16 +67,23 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
 
 
 @pytest.mark.slow
-def test_export_answering_loads_in_transformers(data: Path, tmp_path: Path):  # noqa: F811
+@pytest.mark.parametrize(("wanted", "dtype"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_export_answering_loads_in_transformers(
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    wanted: str,
+    dtype: torch.dtype,
+):
     source = tiny.save("llava", tmp_path / "source", torch.bfloat16)
-    written = export_answering(finetuned(source, data, "lora"), tmp_path / "out", RECORD)
+    written = export_answering(finetuned(source, data, "lora"), tmp_path / "out", RECORD, wanted)
     assert written.loads_with == "transformers.AutoModelForImageTextToText"
+    assert written.dtype.startswith(f"saved in {dtype}".replace("torch.", ""))
     assert written.difference < 0.5
     card = (tmp_path / "out/README.md").read_text()
     assert "trust_remote_code=True" not in card
     assert "| exact match on test, % | 75.0 |" in card
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert sum(p.numel() for p in loaded.parameters()) == written.parameters
 
 

@@ -82,15 +82,6 @@ def test_title_names_the_budget(budget: dict[str, Any], words: str):
     assert words in title_of(CompareSettings(**budget), 5)
 
 
-def test_read_searches_skips_removed_runs(tmp_path: Path):
-    """A run that cannot start on a full disk removes its folder."""
-    for run in ("1", "2"):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "run.json").write_text("{}")
-    (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "greedy": {"run": 3}}')
-    assert read_searches(tmp_path / "1") == {"bayes": StartedSearch(2, 1.5)}
-
-
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny model, tiny data, and a run that compared two methods on them."""

@@ -10,17 +10,13 @@ import torch
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.generation import (
-    batches_of,
     cut_at_end,
     generate,
     generate_batch,
     greedy_decoding,
     greedy_settings,
-    input_form,
-    left_padded,
     pads_left,
 )
-from das_gym.models.transformers.inputs import image_tokens_of
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK
@@ -60,16 +56,6 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[
     assert any(alone)
 
 
-def test_left_padded_has_no_answers(problem_of: Callable[[str], Problem]):
-    problem = problem_of("llava")
-    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
-    batch = left_padded(encodings, 0, problem.vlp)
-    for row, encoding in enumerate(encodings):
-        start = batch["input_ids"].shape[1] - encoding.answer
-        assert batch["input_ids"][row, start:].tolist() == encoding.ids[: encoding.answer].tolist()
-        assert batch["attention_mask"][row].tolist() == [0] * start + [1] * encoding.answer
-
-
 def test_pads_left_finds_a_model_that_reads_padding(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
     problem = problem_of("llava")
     vlm = pruned_copy(problem.vlp, MASK)
@@ -89,34 +75,3 @@ def test_pads_left_finds_a_model_that_mixes_images(problem_of: Callable[[str], P
     monkeypatch.setattr(vlm.model, "generate", mixing)
     assert pads_left(vlm, encodings[:1], 0)
     assert not pads_left(vlm, encodings, 0)
-
-
-def test_batches_of_have_one_form(problem_of: Callable[[str], Problem]):
-    problem = problem_of("llava")
-    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
-    other = encodings[0]._replace(pixels={"pixel_values": torch.zeros(1, 3, 8, 8)})
-    groups = list(batches_of([*encodings, other, *encodings], 2))
-    assert sorted(row for group in groups for row in group) == list(range(7))
-    assert all(len(group) <= 2 for group in groups)
-    every = [*encodings, other, *encodings]
-    assert all(len({input_form(every[row]) for row in group}) == 1 for group in groups)
-
-
-def test_greedy_decoding_restores_settings(problem_of: Callable[[str], Problem]):
-    model = problem_of("llava").vlp.model
-    before = model.generation_config
-    with greedy_decoding(model, {"max_new_tokens": 3}):
-        assert model.generation_config.max_new_tokens == 3
-    assert model.generation_config is before
-
-
-def test_image_tokens_are_suppressed(problem_of: Callable[[str], Problem]):
-    vlm = problem_of("llava").vlp
-    assert image_tokens_of(vlm.model) == [3]
-    assert greedy_settings(vlm, problem_of("llava").task.processor, 6)["suppress_tokens"] == [3]
-    assert image_tokens_of(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
-
-
-def test_cut_at_end():
-    assert cut_at_end([5, 6, 2, 7, 2], (2, 9)) == [5, 6]
-    assert cut_at_end([5, 6], (2,)) == [5, 6]

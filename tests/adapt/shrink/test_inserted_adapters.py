@@ -78,14 +78,6 @@ def test_saved_folder_does_not_load_without_its_code(
         auto.from_pretrained(tmp_path / "out")
 
 
-def test_inserted_adapters_begin_as_zero(problem_of: Callable[[str], Problem]):
-    problem = problem_of("llava")
-    smaller, examples = pruned_copy(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
-    before = logits_of(smaller, problem, examples)
-    insert_into_pruned(smaller, problem.vlp, 4, 6)
-    assert torch.equal(logits_of(smaller, problem, examples), before)
-
-
 def test_pruned_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)

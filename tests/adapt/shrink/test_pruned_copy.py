@@ -10,10 +10,9 @@ import pytest
 import torch
 from das_gym.adapt.shrink.measuring import loss_of
 
-from das_gym.models.transformers.layer_removal import draw_mask, full_with_parameters_of, pruned_copy
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK
-from tests.models.transformers import tiny
 
 
 def examples_of(problem: Problem) -> list:
@@ -45,26 +44,3 @@ def test_pruned_copy_may_end_in_a_layer_without_keys(problem_of: Callable[[str],
     mask = np.array([False, False, False, True])
     found = logits_of(pruned_copy(problem.vlp, mask), problem, [False] * 3)
     torch.testing.assert_close(found, logits_of(problem.vlp, problem, mask), rtol=1e-4, atol=1e-4)
-
-
-def test_full_model_takes_the_parameters_of_a_trained_copy(problem_of: Callable[[str], Problem]):
-    problem = problem_of("llava")
-    smaller = pruned_copy(problem.vlp, MASK)
-    for part in smaller.model.modules():
-        for key, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[key] = torch.nn.Parameter(parameter * 1.1, requires_grad=False)
-    logits = logits_of(full_with_parameters_of(problem.vlp, smaller, MASK), problem, MASK)
-    torch.testing.assert_close(logits, logits_of(smaller, problem, [False, False]), rtol=1e-4, atol=1e-4)
-
-
-def test_draw_mask_draws_removed_layers(problem_of: Callable[[str], Problem]):
-    assert problem_of("llava").vlp.removed_layers(MASK) == [1, 3]
-    assert draw_mask(problem_of("llava").vlp, MASK) == "■□■□"
-
-
-def test_pruned_copy_rejects_adapters(problem_of: Callable[[str], Problem]):
-    """They would be saved with it, and their hooks would run."""
-    model, (plain, _) = problem_of("llava").vlp.model, tiny.make("llava")
-    assert {name for name, _ in model.named_modules()} == {name for name, _ in plain.named_modules()}
-    assert not [name for name, module in model.named_modules() if module._forward_pre_hooks]

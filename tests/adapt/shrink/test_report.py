@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, ModelResult, answer_scores, latencies, loss_of
-from das_gym.adapt.shrink.report import conclusion, results_table
+from das_gym.adapt.shrink.measuring import Measured, ModelResult, Quality, answer_scores, latencies, loss_of
+from das_gym.adapt.shrink.report import conclusion, results_table, table_of
 
 from das_gym.problem.latency import Speedup, Spread
 from das_gym.tasks.answering.examples import AnswerExample
@@ -50,6 +51,20 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     table = results_table([row.record() for row in results.rows.values()], results.metric)
     assert table.columns[1] == "full model (baseline)"
     assert ("timed once" in table.notes[0]) == (len(losses) == 3)
+
+
+def test_conclusion_compares_with_the_control():
+    results = measured(1.0, 3.0, 0.75)
+    scores = {**results.scores, "recovered": np.array([1.0, 1.0]), "control": np.array([1.0, 0.0])}
+    results = replace(results, control=Quality(0.5, 0.5, 0.4, 0.6), scores=scores)
+    assert results.difference()[0] == 0.5
+    assert "50.0 % of the full model trained alike (the control): +50.0 points compared with the control" in conclusion(
+        results
+    )
+    assert conclusion(results).endswith("lower than the full model's and higher than the control's.")
+    rows = table_of(results).rows
+    assert [row[2] for row in rows[:4]] == ["50.0", "40.0..60.0", "0.5000", "-"]
+    assert table_of(results).columns[1:3] == ("full model (baseline)", "control")
 
 
 def test_loss_of_names_examples_that_are_not_finite(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import check_out, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import check_out, describe_dtype, new_folder, round_parameters, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
@@ -43,6 +43,20 @@ def test_saved_dtype(source: Path):
     assert saved_dtype(torch.bfloat16, torch.float32) == torch.bfloat16
     assert saved_dtype(torch.float32, torch.bfloat16) == torch.bfloat16
     assert saved_dtype(torch.float32, torch.float64) == torch.float32
+    assert saved_dtype(torch.float16, torch.float32, "float32") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("source", "computed", "wanted", "text"),
+    [
+        (torch.float16, torch.float32, "auto", "float16, as the source is. It was computed in float32; dtype=float32 keeps"),
+        (torch.float32, torch.float32, "auto", "float32, as the source is"),
+        (torch.float32, torch.bfloat16, "auto", "bfloat16, in which it was computed (the source is in float32)"),
+        (torch.float16, torch.float32, "float32", "float32, as dtype=float32 asks"),
+    ],
+)
+def test_describe_dtype_says_what_is_saved_and_why(source: torch.dtype, computed: torch.dtype, wanted: str, text: str):
+    assert describe_dtype(source, computed, wanted, "dtype").startswith(f"saved in {text}")
 
 
 def test_save_keeps_dtype_shards_modes_and_other_files(
@@ -100,17 +114,6 @@ def test_save_from_torch_files(source: Path, model: torch.nn.Module, tmp_path: P
     assert len(weight_files(out)) > 1
     assert not (out / "pytorch_model.bin.index.json").exists()
     assert AutoModelForImageTextToText.from_pretrained(out, dtype="auto").dtype == torch.float16
-
-
-def test_save_takes_processor_files_from_their_folder(source: Path, model: torch.nn.Module, tmp_path: Path):
-    other, out = tmp_path / "other", tmp_path / "out"
-    shutil.copytree(source, other)
-    (other / "chat_template.jinja").write_text("{{ messages }}")
-    (other / "LICENSE").unlink()
-    out.mkdir()
-    save(model, out, source, other, torch.bfloat16)
-    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert (out / "LICENSE").read_bytes() == (source / "LICENSE").read_bytes()
 
 
 def test_save_copies_sub_folders(source: Path, model: torch.nn.Module, tmp_path: Path):
@@ -199,3 +202,6 @@ def test_save_keeps_a_config_dtype_that_differs_from_the_weights(tmp_path: Path)
         save(model, part, source, source, torch.float16)
     assert (source_dtype(tmp_path / "out"), loaded_dtype(tmp_path / "out")) == (torch.float16, torch.float32)
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float32
+    with new_folder(tmp_path / "asked") as part:
+        save(model, part, source, source, torch.bfloat16, names_dtype=True)
+    assert (source_dtype(tmp_path / "asked"), loaded_dtype(tmp_path / "asked")) == (torch.bfloat16, torch.bfloat16)

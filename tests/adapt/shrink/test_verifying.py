@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -176,16 +174,3 @@ def test_subprocess_main_blocks_das_gym():
     with pytest.raises(ImportError):
         subprocess_main.DasGymBlocker.find_spec("das_gym.models")
     assert subprocess_main.DasGymBlocker.find_spec("torch") is None
-
-
-def test_subprocess_main_exits_with_stdin(tmp_path: Path):
-    os.mkfifo(tmp_path / "input")  # nothing is ever written there
-    command = [sys.executable, "-P", subprocess_main.__file__, str(tmp_path), str(tmp_path / "input"), "output"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE)
-    assert child.stdin is not None
-    try:
-        child.stdin.close()
-        assert child.wait(timeout=60) == 1
-    finally:
-        child.kill()
-        child.wait()

@@ -7,7 +7,15 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from das_gym.agents.ask_tell.gaussian_process import GRID, MaskProcess, climb, expected_improvement, order_polynomials
+from das_gym.agents.ask_tell.agreement import AgreementLearner, AgreementProcess
+from das_gym.agents.ask_tell.gaussian_process import (
+    GRID,
+    MaskProcess,
+    climb,
+    expected_improvement,
+    invert_lower,
+    order_polynomials,
+)
 from landscapes import SPACES, rewards
 
 MASKS = SPACES["count"].masks
@@ -71,12 +79,6 @@ def test_climb_increases_the_likelihood():
     assert place[2] < 3  # no noise in these values
 
 
-def test_process_takes_equal_values():
-    process = MaskProcess(MASKS[:5], np.zeros(5))
-    assert np.isfinite(process.log_likelihood)
-    assert (process.posterior(MASKS).mean == 0).all()
-
-
 def test_expected_improvement_matches_sampling():
     rng = np.random.default_rng(0)
     mean, deviation = np.array([-1.0, 0.0, 0.3, 2.0]), np.array([0.5, 1.0, 0.01, 0.3])
@@ -89,14 +91,41 @@ def test_expected_improvement_matches_sampling():
     assert (expected_improvement(mean, np.zeros(4), 0.4) >= 0).all()
 
 
-def test_flip_means_match_means_of_flipped_masks():
+def test_invert_lower_matches_numpy():
+    factor = np.tril(np.random.default_rng(0).normal(size=(150, 150))) * 0.05 + np.eye(150)
+    np.testing.assert_allclose(invert_lower(factor), np.linalg.inv(factor), atol=1e-10)
+
+
+def processes():
     rng = np.random.default_rng(0)
-    masks = rng.random((9, 7)) < 0.4
-    process = MaskProcess(masks, rng.normal(size=9))
-    mask = rng.random(7) < 0.5
+    masks, values = rng.random((9, 7)) < 0.4, rng.normal(size=9)
+    logs = np.append(rng.normal(size=7), np.log([0.3, 0.4, 1.5, 0.01]))
+    return [MaskProcess(masks, values), AgreementProcess(masks, values, logs)]
+
+
+@pytest.mark.parametrize("process", processes(), ids=["orders", "agreement"])
+def test_flip_means_match_means_of_flipped_masks(process):
+    mask = np.array([1, 0, 0, 1, 0, 1, 0], dtype=bool)
     found = process.flip_means(mask)
-    for i in range(7):
-        for j in range(7):
-            other = mask.copy()
-            other[[i, j]] ^= True
-            assert found[i, j] == pytest.approx(process.mean(other[None])[0], abs=1e-12)
+    swaps = [(i, j) for i in np.flatnonzero(mask) for j in np.flatnonzero(~mask)]
+    for i, j in [*swaps, *((i, i) for i in range(7))]:
+        other = mask.copy()
+        other[[i, j]] ^= True
+        assert found[i, j] == pytest.approx(process.mean(other[None])[0], abs=1e-12)
+
+
+def test_agreement_gradient_matches_differences():
+    process = processes()[1]
+    logs, values = np.append(np.log(process.layer_weights), np.log([0.3, 0.4, 1.5, 0.01])), np.arange(9.0) % 4 - 1.5
+    found, step = AgreementProcess(process.masks, values, logs).gradient(), 1e-5
+    for i in range(len(logs)):
+        up, down = (AgreementProcess(process.masks, values, logs + s * np.eye(11)[i]) for s in (step, -step))
+        assert found[i] == pytest.approx((up.log_likelihood - down.log_likelihood) / (2 * step), rel=1e-5, abs=1e-6)
+
+
+def test_agreement_learner_finds_the_layers_that_matter():
+    masks = np.random.default_rng(1).random((60, 12)) < 0.3
+    learner = AgreementLearner(12)
+    for _ in range(10):
+        process = learner.fit(masks, masks @ np.array([1.0, -2.0, *np.zeros(10)]), 4)
+    assert process.layer_weights[:2].sum() > 0.8

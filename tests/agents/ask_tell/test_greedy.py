@@ -43,17 +43,6 @@ def test_greedy_by_cost_ends_within_the_budget():
     assert not SPACES["cost"].contains(removed_one_by_one(asked.sum(axis=1).max() - 1)[None])[0]
 
 
-def test_greedy_answers_in_an_unfinished_round():
-    space = SPACES["count"]
-    agent = Greedy(space)
-    play(agent, maximum=12)
-    singles = rewards(np.eye(12, dtype=bool))
-    assert (agent.best() == space.top(singles)).all()
-    agent = Greedy(space)
-    play(agent, maximum=5)  # of the first round
-    assert (agent.best() == space.top(np.where(np.arange(12) < 5, singles, -np.inf))).all()
-
-
 def test_leave_one_out_scores_each_layer_once():
     agent = LeaveOneOut(SPACES["count"])
     assert (play(agent) == np.eye(12, dtype=bool)).all()

@@ -43,10 +43,14 @@ def test_run_agent_with_a_single_mask(made_up_table):
 @pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
 def test_run_agent_counts_masks_that_statistics_need(agent, asked):
     oracle = TableOracle(TABULAR, {"skip_num": 4})
-    assert run_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 37]
-    ranked = run_agent(oracle, "block_influence", range(1), 9, 3, {"statistic": "leave_one_out"})
+    result = run_agent(oracle, agent, range(1), 46, 3, {})
+    assert result.evaluations.tolist() == [asked + 37]
+    assert np.isneginf(result.curves[0, :37]).all()
+    assert np.isfinite(result.curves[0, 39:]).all()
+    assert np.isneginf(run_agent(oracle, agent, range(1), 37, 3, {}).curves).all()
+    ranked = run_agent(oracle, "block_influence", range(1), 20, 3, {"statistic": "leave_one_out"})
     assert ranked.evaluations.tolist() == [1 + 13]
-    assert np.isfinite(ranked.curves).all()
+    assert np.isneginf(ranked.curves[0]).sum() == 13
 
 
 class Scripted(Agent):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents import compare_agents, make_oracle
+from das_gym.agents import compare_agents, make_agent, make_oracle
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle
+from das_gym.agents.searching.blocks import blocks_of
 
 from das_gym.tables.suite import load_suite
 from das_gym.tables.table import SubnetTable
@@ -50,12 +51,29 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
     assert [make_oracle("DAS-Suite-v0", env_kwargs={**drawn, "problem": i}).env_id for i in range(5)] == list(names)
 
 
+@pytest.mark.parametrize("agent", ["policy", "policy_bayes"])
+def test_suite_oracle_has_the_statistics_that_the_policy_reads(agent: str):
+    oracle = make_oracle("DAS-Suite-v0")
+    made = make_agent(agent, oracle.space, 0, statistics=dict(oracle.statistics))
+    assert np.isfinite(oracle.rewards(made.ask(3))).all()
+
+
+def test_oracle_of_the_llava_table_has_24_layers():
+    oracle = make_oracle("DAS-LLaVA-Answering-Tabular-v0", {"skip_num": 4})
+    assert oracle.space.n_layers == 24
+    assert oracle.best_reward == pytest.approx(0.8897, abs=1e-4)
+    blocks = blocks_of("DAS-LLaVA-Answering-Tabular-v0", {})
+    assert blocks is not None
+    assert "llava" in str(gymnasium.spec("DAS-LLaVA-Answering-Tabular-v0").kwargs["table"])
+
+
 @pytest.mark.parametrize(
     ("env_id", "budget", "env_kwargs", "text"),
     [
         ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
         ("DAS-Suite-v0", {}, {"flat": True}, "flat"),
         ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "use DAS-METER-VQA-Tabular-v0"),
+        ("DAS-Suite-MO-v0", {}, {}, "use DAS-Suite-v0"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )

@@ -1,61 +1,63 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.compare.results import AgentResult, judge
+from das_gym.agents.compare.oracle import SuiteOracle
+from das_gym.agents.compare_experiment import COMPARED
 
-from benchmarks.leaderboard.board import main, verdict
+from benchmarks.leaderboard import board, problems
+from benchmarks.leaderboard.planted import EVALUATIONS
 
 
-def test_verdict_compares_bayes_with_its_goals(made_up_table):
-    oracle = TableOracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4}, {"table": str(made_up_table)})
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few evaluations, and two of the tables."""
+    monkeypatch.setattr("benchmarks.leaderboard.planted.CLIMBS", 5)
+    for n in EVALUATIONS:
+        monkeypatch.setitem(EVALUATIONS, n, 24)
+    tables = dict(list(problems.find_tables().items())[:2])
+    monkeypatch.setattr(problems, "find_tables", lambda: tables)
 
-    def result(agent: str, halfway: float, ends: list[float], since: int) -> AgentResult:
-        curves = np.full((len(ends), 120), oracle.best_reward - halfway)
-        curves[:, since:] = oracle.best_reward - np.array(ends)[:, None]
-        masks = np.repeat(oracle.space.masks[:1], len(ends), axis=0)
-        return judge(oracle, [AgentResult(agent, masks, curves, np.full(len(ends), 120))])[0]
 
-    random, rival = result("random", 0.5, [0.0] * 10, 119), result("other", 0.4, [0.0] * 10, 110)
-    good, late = (result("bayes", halfway, [0.0] * 10, 100) for halfway in (0.1, 0.2))
-    rare = result("bayes", 0.1, [0.0] * 8 + [0.1] * 2, 100)
-    for ours, reached in ((good, "yes"), (late, "no"), (rare, "no")):
-        line = verdict({"table": [ours, random, rival]}).splitlines()[-1]
-        assert line.split(" | ")[-2:] == [reached, "other: 111 |"]
+def test_short_problems_have_many_masks_and_name_their_models():
+    found = problems.short_problems(3)
+    assert min(problem.oracle.space.size for problem in found) >= problems.MIN_MASKS
+    assert {problem.model for problem in found} >= {"meter_mini", "vilt_mini", "smolvlm_mini", "test-06-llava-answering"}
+    assert sum(isinstance(problem.oracle, SuiteOracle) for problem in found) == len(found) - 14
+
+
+def test_long_problems_have_24_units():
+    assert [problem.oracle.space.size for problem in problems.long_problems(1)] == [10626, 10626]
+
+
+def test_without_statistics_leaves_agents_out():
+    left_out = set(COMPARED) - set(problems.without_statistics(COMPARED, 24))
+    assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
 
 
 @pytest.mark.slow
-def test_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, capsys):
+@pytest.mark.usefixtures("short")
+def test_leaderboard_from_one_command(made_up_suite, tmp_path, monkeypatch):
     out = tmp_path / "LEADERBOARD.md"
-    words = ["with", f"tables={made_up_table.parent}", f"suite={made_up_suite}", "seeds=1", f"out={out}"]
-    words += ["agents=['random','bayes','greedy']", "planted=[24]", f"cache={tmp_path / 'kept'}"]
-    main(words)
+    words = ["with", f"suite={made_up_suite}", "seeds=1", "long_seeds=1", "planted=2", f"out={out}"]
+    words += ["agents=['random','greedy','policy','local_search']", f"cache={tmp_path / 'kept'}"]
+    board.main(words)
     text = out.read_text()
-    assert "python -m benchmarks.leaderboard with seeds=1" in text
-    assert "### DAS-METER-VQA-v0, 8 layers, k = 4 (70 masks)" in text
-    assert "### DAS-METER-VQA-v0, 8 layers, at least 12 % of the MACs saved" in text
-    assert text.count("\n| bayes |") == text.count("\n| random |") == 6
-    many = text.index("### 24 layers, 8 skipped, 120 evaluations, 1 seed")
-    assert text.index("## Many layers") < many < text.index("## Goals of our agent")
-    assert "without a table: meter_nlvr2," in capsys.readouterr().out
-    main(words)  # reads the cache, milliseconds included
-    assert out.read_text() == text
-    out.write_text(text.replace("is first", "was first"))
-    main([*words, "only_planted=True"])
+    assert "`python -m benchmarks.leaderboard with seeds=1 long_seeds=1 planted=2`" in text
+    for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 72 layers, 24 skipped"):
+        assert heading in text
+    assert text.count("\n| random |") == 1 + 2 + 2 + 3 + 1
+    assert text.count("\n| policy |") == 1 + 2 + 2 + 1  # planted problems have no statistics
+    assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
+    monkeypatch.setattr(board, "run_agent", None)
+    monkeypatch.setattr(board, "run_optuna", None)
+    board.main(words)  # from the cache, milliseconds included
     assert out.read_text() == text
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
-    [
-        (["planted=[]", "only_planted=True"], "only_planted"),
-        (["planted=[25]"], "planted"),
-        (["tables=none"], "python -m agents table"),
-        (["seeds=0"], "seeds"),
-        (["agents=['random']"], "bayes"),
-    ],
+    [(["seeds=0"], "seeds"), (["planted=0"], "planted"), (["agents=['randm']"], "did you mean 'random'")],
 )
 def test_leaderboard_rejects_settings(words, text):
     with pytest.raises(ValueError, match=text):
-        main(["with", *words])
+        board.main(["with", *words])

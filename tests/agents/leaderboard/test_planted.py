@@ -4,36 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.results import AgentResult, judge
-from das_gym.agents.compare_experiment import COMPARED
 
-from benchmarks.leaderboard import planted_section as section
-from benchmarks.leaderboard.aggregate import aggregate, differ
 from benchmarks.leaderboard.cache import ARRAYS, ResultCache
 from benchmarks.leaderboard.optuna_tpe import run_optuna
-from benchmarks.leaderboard.planted import EVALUATIONS, PlantedOracle
+from benchmarks.leaderboard.planted import PlantedOracle
 from das_gym.files import read_arrays
 from das_gym.problem.mask_space import every_mask
-
-GOLDEN = [
-    (24, 0, -0.3009245261275336, 0.8213078590776822),
-    (36, 1, -0.5068719891206179, 1.652408706119265),
-    (72, 0, -2.8407489577806895, 2.7159610378726833),
-]
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EVALUATIONS, 24, 12)
     monkeypatch.setattr("benchmarks.leaderboard.planted.CLIMBS", 5)
-
-
-def compared(seeds: int, cache: ResultCache) -> section.PlantedComparison:
-    comparison = section.PlantedComparison(24, ["random", "policy", "evolution"], cache)
-    for seed in range(seeds):
-        comparison.run(seed, lambda agent: None)
-    return comparison
 
 
 def test_planted_oracle_knows_the_best_mask():
@@ -46,51 +28,6 @@ def test_planted_oracle_knows_the_best_mask():
     np.testing.assert_allclose(oracle.normalized(result.regret)[0], expected, rtol=1e-9)
     assert oracle.normalized(np.array([np.inf]))[0] > 2
     assert np.isnan(oracle.test_metrics(masks[:2])).all()
-
-
-def test_climb_ends_where_no_swap_helps():
-    oracle = PlantedOracle(24, 0)
-    mask = oracle.space.sample(np.random.default_rng(0))
-    while (losses := oracle.losses(around := oracle.space.neighbours(mask))).min() < oracle.losses(mask[None])[0] - 1e-12:
-        mask = around[losses.argmin()]
-    start = oracle.space.sample(np.random.default_rng(0))
-    assert oracle.climb(start) == pytest.approx(oracle.losses(mask[None])[0], rel=1e-12)
-    assert oracle.space.contains(start[None])[0]  # not changed in place
-
-
-@pytest.mark.parametrize(("n_layers", "seed", "best", "random"), GOLDEN)
-def test_planted_oracle_repeats_with_the_same_seed(n_layers: int, seed: int, best: float, random: float):
-    oracle = PlantedOracle(n_layers, seed)
-    assert (oracle.best_loss, oracle.random_loss) == (pytest.approx(best, rel=1e-12), pytest.approx(random, rel=1e-12))
-
-
-def test_without_statistics_leaves_agents_out():
-    left_out = set(COMPARED) - set(section.without_statistics(COMPARED, 24))
-    assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
-    assert section.without_statistics(["ppo", "random"], 24) == ["random"]
-
-
-def test_planted_section_has_a_table_and_a_winner(short: None, monkeypatch: pytest.MonkeyPatch):
-    comparison = compared(2, ResultCache(None))
-    assert comparison.agents == ["random", "evolution", "optuna"]
-    lines = section.planted_section([comparison]).splitlines()
-    assert lines[0] == section.HEADING
-    assert "### 24 layers, 8 skipped, 12 evaluations, 2 seeds" in lines
-    assert "    python -m benchmarks.leaderboard with only_planted=True planted=[24] seeds=2" in lines
-    assert sum(line.startswith(("| random |", "| evolution |", "| optuna |")) for line in lines) == 3
-    assert sum("is first" in line for line in lines) == 1
-    monkeypatch.setattr(section, "has_optuna", lambda: False)
-    assert compared(1, ResultCache(None)).agents == ["random", "evolution"]
-
-
-def test_cache_runs_nothing_twice(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = compared(2, ResultCache(tmp_path)).part()
-    assert len(list(tmp_path.iterdir())) == 2 * 3
-    for name in ("run_agent", "run_optuna"):
-        monkeypatch.setattr(section, name, None)
-    assert compared(2, ResultCache(tmp_path)).part() == first
-    with pytest.raises(TypeError):  # another seed is not cached
-        compared(3, ResultCache(tmp_path))
 
 
 def test_cache_distinguishes_settings_and_names_damaged_files(short: None, tmp_path: Path):
@@ -119,34 +56,3 @@ def test_optuna_answers_with_its_best_mask(short: None):
     np.testing.assert_allclose(result.curves[:, -1], oracle.rewards(result.answers), rtol=1e-12)
     assert oracle.space.contains(result.answers).all()
     assert result.evaluations.tolist() == [8, 8]
-
-
-def test_aggregate_resamples_problems_of_one_kind(short: None):
-    oracles = [PlantedOracle(24, seed) for seed in range(4)]
-    results = [judge(o, [run_agent(o, "random", [0], 6, 3, {})])[0] for o in oracles]
-    low, high = aggregate(oracles, results, [6], of_one_kind=True).intervals[0]
-    (fixed,) = aggregate(oracles, results, [6]).intervals
-    assert fixed[0] == fixed[1]
-    assert low < fixed[0] < high
-
-
-def test_differ_compares_problem_by_problem():
-    problems = np.linspace(0, 1, 40)
-    assert differ(problems, problems + 0.01)
-    assert not differ(problems, problems + 0.01 * (-1) ** np.arange(40))
-
-
-def test_winner_sentence_names_agents_that_do_not_differ():
-    far, near = np.full(9, 1.0), np.zeros(9)
-    assert section.winner_sentence(["a", "b"], {"a": near, "b": far}) == "`a` is first, and no other is as good."
-    words = section.winner_sentence(["a", "b", "c", "d"], dict.fromkeys("abcd", near))
-    assert "`a` is first" in words
-    assert "`b`, `c` and `d`" in words
-
-
-def test_with_planted_section_replaces_the_old_one():
-    first, after = section.HEADING, section.NEXT_HEADING
-    for old in (f"a\n\n{after}\n\nb\n", f"a\n\n{first}\n\nold\n\n{after}\n\nb\n"):
-        assert section.with_planted_section(old, f"{first}\n\nnew") == f"a\n\n{first}\n\nnew\n\n{after}\n\nb\n"
-    with pytest.raises(ValueError, match=r"python -m benchmarks\.leaderboard"):
-        section.with_planted_section("# Something else\n", "new")

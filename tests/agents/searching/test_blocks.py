@@ -12,12 +12,12 @@ from das_gym.agents.searching.blocks import blocks_file, blocks_of, stored_block
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main
-from benchmarks.leaderboard.board import find_tables
+from benchmarks.leaderboard.problems import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
 
 FURTHER = ("smolvlm_mini/answering_sublayers_table.npz", "llava_mini/answering_table.npz")
-TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
+TABLES = [*find_tables().values(), *(ASSETS / name for name in FURTHER)]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.searching.record import Turn, best_row
+from das_gym.agents.searching.record import Turn
 
 from das_gym.problem.budget import keeps_budget
 
@@ -24,18 +24,6 @@ def turn(masks, rewards, share=1.0, macs=9):
 def test_keeps_budget_by_count_and_cost(budget, kept):
     masks = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert [keeps_budget(budget, mask, saved) for mask, saved in zip(masks, (0.1, 0.2, 0.3), strict=True)] == kept
-
-
-def test_best_row_is_scored_on_all_examples_and_within_the_budget():
-    turns = [
-        turn([[1, 0, 0], [1, 1, 0]], [0.9, 0.3]),  # the first skips too little
-        turn([[0, 1, 1]], [0.8], share=0.5),  # scored on half of the examples
-        turn([[1, 0, 1], [0, 1, 1], [1, 1, 0]], [None, 0.4, 0.4]),
-    ]
-    assert best_row(turns, {"skip_num": 2}) == turns[2].row(1)
-    assert best_row(turns[:1], {"skip_num": 1})["reward"] == 0.9
-    assert best_row(turns[1:2], {"skip_num": 2}) is None
-    assert best_row([turn([[1, 0]], [None])], {"skip_num": 1})["reward"] is None
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,6 @@ def test_prune_keeps_skip_adapters(model: Driven):
     torch.testing.assert_close(pruned, masked)
 
 
-def test_remove_adapters_restores_the_model(model: Driven, driven: Callable[..., Driven]):
-    model.vlm.remove_adapters()
-    assert model.vlm.tunable_state() == {}
-    found, wanted = model.logits(model.prompts(), [0, 1, 0, 0]), driven("llava").plain(model.prompts(), [0, 1, 0, 0])
-    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
-
-
 @pytest.mark.parametrize("settings", [{"bottleneck": 0}, {"skip_bottleneck": -1}, {"dropout": 0.1}])
 def test_load_vlm_rejects_settings_of_adapters(folder_of: Callable[[str], Path], settings: dict[str, float]):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):

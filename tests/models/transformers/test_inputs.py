@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.comparison import NoiseImage
-from das_gym.models.transformers.inputs import PromptProcessor, load_processor
-from tests.models.transformers import tiny
+from das_gym.models.transformers.inputs import PromptProcessor
 from tests.models.transformers.conftest import Driven
 
 
@@ -33,24 +30,6 @@ def test_encode_rejects_prompts_that_a_model_cannot_read(
 ):
     with pytest.raises(ValueError, match=text):
         driven(name).processor.encode(prompt)
-
-
-def test_load_processor_names_an_error_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*args: Any, **settings: Any) -> None:
-        raise AttributeError
-
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fail)
-    with pytest.raises(FileNotFoundError, match="AttributeError"):
-        load_processor(tmp_path)
-
-
-def test_count_words_reads_no_images(driven: Callable[..., Driven]):
-    for name in ("llava", "llama"):
-        processor = driven(name).processor
-        prompt = Prompt("what is it", (NoiseImage(0),) if processor.sees else (), "red", (("how many", "two"),))
-        encoding = processor.encode(prompt)
-        marks = int((encoding.ids == tiny.SPECIAL.index("<image>")).sum())
-        assert processor.count_words(prompt) == len(encoding.ids) - max(0, marks - 1)
 
 
 def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
@@ -73,3 +52,24 @@ def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
     kept = processor.encode(prompt)
     assert not kept.pixels
     assert kept.sizes["high_res_pixel_values"].shape == (0, 3, 64, 64)
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_encode_leaves_out_line_breaks_next_to_an_image(
+    driven: Callable[..., Driven], monkeypatch: pytest.MonkeyPatch, templated: bool
+):
+    """LLaVA's conversations have `<image>` on a line of its own."""
+    own = driven("llava").processor
+    if not templated:
+        monkeypatch.setattr(own.processor, "chat_template", None)
+    processor = PromptProcessor(own.processor, (2,), 512)
+    rounds = (("<image>\nhow many\nin words", "two"),)
+    kept, broken = (
+        processor.encode(Prompt(question, (NoiseImage(0), NoiseImage(1)), "red", rounds)).ids.tolist()
+        for question in ("what<image>is it", "what\n<image>\nis it")
+    )
+    assert kept == broken
+    plain = processor.encode(
+        Prompt("what<image>is it", (NoiseImage(0), NoiseImage(1)), "red", (("<image>how many\nin words", "two"),))
+    )
+    assert kept == plain.ids.tolist()

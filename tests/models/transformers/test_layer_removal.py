@@ -18,21 +18,6 @@ def test_delete_layers_renumbers_settings_in_configuration_and_modules():
     assert model.get_decoder().cross_attention_layers == [0]
 
 
-def test_delete_layers_keeps_settings_of_single_layers():
-    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text()))
-    model.config.per_layer_config = {2: {"intermediate_size": 24}}
-    config = delete_layers(model, [0]).config
-    assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
-    assert list(config.to_dict()["per_layer_config"]) == ["1"]
-
-
-def test_prune_keeps_lists_that_are_as_long_as_the_decoder_by_chance():
-    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text() | {"num_hidden_layers": 3}))
-    model.config.eos_token_id, model.config.ssm_multipliers = [2, 3, 4], [0.1, 0.2, 0.3]
-    prune(model, [0, 1, 0])
-    assert (model.config.eos_token_id, model.config.ssm_multipliers) == ([2, 3, 4], [0.1, 0.2, 0.3])
-
-
 def test_prune_removes_all_layers_with_a_sliding_window():
     """The decoder remembers whether there are any."""
     settings = tiny.text(use_sliding_window=True, sliding_window=8, max_window_layers=2)

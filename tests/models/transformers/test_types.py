@@ -18,8 +18,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
 
 COLUMNS = (
-    "type of model",
-    "class in transformers",
+    "`model_type`",
     "skippable layers",
     "`units=sublayers`",
     "image prefix shared",
@@ -43,12 +42,11 @@ def vision_of(model: Driven) -> str:
 
 def row_of(name: str, folder: Path, driven: Driven | None) -> str:
     """Return a line of the table, without its part about the vision tower."""
-    title = type(tiny.make(name)[0]).__name__
     if driven is None:
         with pytest.raises(ValueError, match="supported") as error:
             load_vlm(folder)
         kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("supported: ")[1]
-        return f"| {kind} | {title} | none: {why} | - | - |"
+        return f"| {kind} | none: {why} | - | - |"
     traits, kind = driven.vlm.capabilities, driven.vlm.model.config.model_type
     layers = "all"
     if traits.protected:
@@ -56,7 +54,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
         layers = f"all but {which} ({next(iter(traits.protected.values()))})"
     apart = "no" if name in tiny.WHOLE_ONLY else "yes"
     shares = "text only" if not driven.processor.sees else "yes" if traits.shares_prefix else "no"
-    return f"| {kind} | {title} | {layers} | {apart} | {shares} |"
+    return f"| {kind} | {layers} | {apart} | {shares} |"
 
 
 @pytest.mark.slow

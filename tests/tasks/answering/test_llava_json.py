@@ -143,11 +143,6 @@ def test_single_question_makes_its_answers_options(tmp_path: Path):
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {()}
 
 
-def test_options_of_an_entry(root: Path):
-    change(root / "test.json", 0, options=["thing 9", " another "])
-    assert load_answers(root).test[0].options == ("thing 9", "another")
-
-
 BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "no conversations": ({"conversations": None}, "no `conversations`"),
     "no answer": ({"conversations": chat("<image>\nWhat?")}, "no answer"),
@@ -174,11 +169,6 @@ def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text
     assert str(raised.value).count("on_bad_example") == 1
     splits = load_answers(root, "skip")
     assert ([example.key for example in splits.test], len(splits.left_out)) == (["test.json/10"], 1)
-
-
-def test_bad_entry_counts_as_its_answers(root: Path):
-    write(root / "test.json", [entry(10), entry(9, "a", "b", "c", "d", image="9.png"), "no object"])
-    assert load_answers(root, "skip").left_out_count == 3
 
 
 def test_missing_and_damaged_images_are_skipped(root: Path):

@@ -211,6 +211,20 @@ def test_load_answers_damaged_parquet(tmp_path: Path):
         load_answers(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{}", '{"_data_files": []}', '{"_data_files": [{"name": "a"}]}', "["])
+def test_load_answers_damaged_state(tmp_path: Path, content: str):
+    folder = write_saved(tmp_path / "saved", [row(number) for number in range(9)])
+    (folder / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json"):
+        load_answers(folder)
+
+
+def test_load_answers_other_state_json_is_no_table(tmp_path: Path):
+    root = llava_folder(tmp_path / "llava", train=9)
+    (root / "state.json").write_text("{}")
+    assert len(load_answers(root).train) > 0
+
+
 def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path, own_cache: Path):
     path = write_parquet(tmp_path / "data" / "all.parquet", [row(number) for number in range(9)])
     image = load_answers(tmp_path / "data").train[0].images[0]

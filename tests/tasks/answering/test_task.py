@@ -72,13 +72,6 @@ def test_example_as_text():
     ]
 
 
-def test_divergences_are_means_over_the_references_tokens():
-    targets = TASK.targets([OPEN, CHOICE])
-    full, other = logits_of(0.5, 0.5, 0.5, 0.5, 0.5, 0.5), logits_of(0.5, 0.25, 0.1, 0.1, 0.5, 0.1)
-    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert TASK.divergences(other, full, targets).tolist() == pytest.approx([by_hand / 2, 0], abs=1e-6)
-
-
 def test_summary_by_kind():
     examples = [AnswerExample("1", (), "q", "a", kind="OPEN"), AnswerExample("2", (), "q", "a", kind="CLOSED")]
     summary = TASK.summary(examples, np.array([1.0, 3.0]), np.array([1.0, 0.0]))

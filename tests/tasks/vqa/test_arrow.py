@@ -9,7 +9,6 @@ import pytest
 
 from das_gym.data.arrow import ArrowImage
 from das_gym.data.cache import CACHE_VARIABLE
-from das_gym.tasks.vqa import arrow, cache
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
@@ -88,10 +87,3 @@ def test_bad_entry_is_named_or_skipped(folder: Path, changes: dict[str, Any], me
             load_arrow_vqa(folder)
     splits = load_arrow_vqa(folder, on_bad_example="skip")
     assert (len(splits.reward) + len(splits.test), splits.left_out_count) == (24 - fewer, fewer)
-
-
-def test_large_tables_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cache, "CACHED_BYTES", 0)
-    first = load_arrow_vqa(folder)
-    monkeypatch.setattr(arrow, "read_items", None)
-    assert list(load_arrow_vqa(folder).reward) == list(first.reward)

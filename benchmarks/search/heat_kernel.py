@@ -8,14 +8,11 @@ the best mask: it grows with success, shrinks with failure, and is reset once it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.bayes import Bayes
+from das_gym.agents.ask_tell.bayes import Bayes, normal_scores
 from das_gym.agents.ask_tell.gaussian_process import Process
 
-from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -52,11 +49,11 @@ class HeatProcess(Process):
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 
     def flip_means(self, mask: Masks) -> Floats:
-        """Return `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
+        """See `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
         differ = (self.masks != mask).astype(float)
         here = self.weights * np.exp(-differ @ self._layer_weights)
         factors = np.exp(self._layer_weights * (2.0 * differ - 1.0))
-        found = (factors * here[:, None]).T @ factors
+        found = (factors * here[:, None]).T @ factors  # also of moves that no agent makes
         np.fill_diagonal(found, here @ factors)
         return found
 
@@ -71,8 +68,6 @@ class HeatProcess(Process):
 
 class HeatKernel(Bayes):
     """Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633)."""
-
-    logarithms: ClassVar[float] = 0.0
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)
@@ -96,19 +91,8 @@ class HeatKernel(Bayes):
         if self.failures == FAILURES:
             self.radius, self.failures = self.radius // 2 if self.radius > 2 else self.n_layers, 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return `Bayes.state_dict` with the learned weights and the trust region."""
-        learned = {name: values.tolist() for name, values in self.learned.items()}
-        return {**super().state_dict(), "learned": learned, "radius": self.radius, "failures": self.failures}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called."""
-        super().load_state_dict(state)
-        learned = state["learned"]
-        self.learned = {name: read_array(name, learned[name], mine.shape) for name, mine in self.learned.items()}
-        self.radius, self.failures = (convert(name, state[name], int) for name in ("radius", "failures"))
-        if not 1 <= self.radius <= self.n_layers:
-            raise ValueError(f"`radius` is out of range: got {self.radius}, expected 1..{self.n_layers}")
+    def _observations(self) -> tuple[Masks, Floats]:
+        return self.scored_masks(), normal_scores(list(self.rewards.values()))
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
         """Fit by Rprop: each of `logs` has its own step, which grows while its slope keeps its sign."""

@@ -1,0 +1,100 @@
+"""Rivals of the default agent that are not installed: local search, Bayesian regressions and a heat kernel."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from das_gym.agents import Agent
+from das_gym.agents.ask_tell.base import AGENTS, register_agent
+from das_gym.agents.ask_tell.bayes import Bayes
+from das_gym.agents.ask_tell.gaussian_process import NOISES, PolynomialProcess, Process
+
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace, flipped
+
+KICKS = 3
+
+
+class LocalSearch(Agent):
+    """Swaps in random order from the best mask so far, first improvement; three random swaps away where none helps."""
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+        self._here: Masks | None = None
+        self._height = -np.inf
+        self._queue: list[np.ndarray] = []
+
+    def ask(self, n: int) -> Masks:
+        """Return the next swaps of the current mask."""
+        found: dict[bytes, Masks] = {}
+        for _ in range(1000):
+            if len(found) == n:
+                break
+            mask = self._next()
+            if mask.tobytes() not in self.rewards:
+                found[mask.tobytes()] = mask
+        return np.array(list(found.values()), dtype=bool).reshape(-1, self.n_layers)
+
+    def _next(self) -> Masks:
+        if not self.rewards:
+            return self.space.sample(self.rng)
+        if self._here is not None and self._queue:
+            return flipped(self._here, self._queue.pop()[None])[0]
+        mask, self._here = self.best(), None
+        for _ in range(KICKS):
+            moves = self.space.moves(mask)
+            mask = flipped(mask, moves[self.rng.integers(len(moves))][None])[0]
+        return mask
+
+    def tell(self, masks: Masks, rewards: Floats) -> None:
+        """Move to the first better mask."""
+        super().tell(masks, rewards)
+        for mask, reward in zip(masks, rewards, strict=True):
+            if self._here is None or reward > self._height:
+                self._here, self._height = np.array(mask), float(reward)
+                self._queue = list(self.rng.permutation(self.space.moves(self._here)))
+
+
+class LinearRegression(Bayes):
+    """Bayesian linear regression of the reward on the skipped layers, with expected improvement.
+
+    Rewards are standardized, not ranked. The noise is the likeliest of a few. Masks are proposed as `Bayes` proposes them.
+    """
+
+    pairs: ClassVar[float] = 0.0
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+
+    def _observations(self) -> tuple[Masks, Floats]:
+        rewards = np.array(list(self.rewards.values()))
+        return self.scored_masks(), (rewards - rewards.mean()) / max(float(rewards.std()), 1e-12)
+
+    def _fit(self, masks: Masks, scores: Floats) -> Process:
+        # Regression written as a process: (1 + d / n) has a constant and each layer's sign, (d / n)^2 each pair's product.
+        n = masks.shape[1]
+        polynomial = np.array([1.0, 1.0 / n, self.pairs / n**2, 0.0])
+        processes = [PolynomialProcess(masks, scores, noise, polynomial) for noise in NOISES]
+        return max(processes, key=lambda process: process.log_likelihood)
+
+
+class QuadraticRegression(LinearRegression):
+    """Bayesian regression on the skipped layers and on all pairs of them, with expected improvement."""
+
+    pairs: ClassVar[float] = 0.5
+
+
+RIVALS: dict[str, str | type[Agent]] = {
+    "local_search": LocalSearch,
+    "linear_regression": LinearRegression,
+    "quadratic_regression": QuadraticRegression,
+    "heat_kernel": "benchmarks.search.heat_kernel:HeatKernel",
+}
+
+
+def register_rivals() -> None:
+    """Register the rivals as agents, if they are not."""
+    for name, agent in RIVALS.items():
+        if name not in AGENTS:
+            register_agent(name, agent)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from das_gym.agents import compare_agents
+from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.compare.results import AgentResult, judge
+
+from benchmarks.leaderboard.problems import BoardProblem
+from benchmarks.leaderboard.scores import NO_ANSWER, WORST, Scores, regret_curves
+
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture
+def oracle(made_up_table: Path) -> TableOracle:
+    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+
+
+def scores_of(oracle: TableOracle, curves: dict[str, list[list[float]]], models: str) -> Scores:
+    """Scores of agents with one normalized regret curve per problem, one seed each."""
+    gain = oracle.best_reward - oracle.random_reward
+    problems = [BoardProblem(model, oracle, [0], len(next(iter(curves.values()))[0])) for model in models]
+    results = {}
+    for agent, each in curves.items():
+        rewards = [oracle.best_reward - gain * np.array([curve]) for curve in each]
+        found = [AgentResult(agent, oracle.space.masks[:1], reward, np.array([1]), np.array([2.0])) for reward in rewards]
+        results[agent] = judge(oracle, found)
+    return Scores(problems, results)
+
+
+def test_regret_curves_of_random_missing_and_bad_answers(oracle: TableOracle):
+    gain = oracle.best_reward - oracle.random_reward
+    rewards = np.array([[-np.inf, oracle.best_reward - 5 * gain, oracle.random_reward, oracle.best_reward]])
+    (result,) = judge(oracle, [AgentResult("a", oracle.space.masks[:1], rewards, np.array([4]))])
+    np.testing.assert_allclose(regret_curves(oracle, result), [[NO_ANSWER, WORST, 1.0, 0.0]])
+
+
+def test_scores_weigh_models_equally(oracle: TableOracle):
+    scores = scores_of(oracle, {"a": [[0.2, 0.1], [0.4, 0.1], [0.9, 0.5]]}, "xxy")
+    assert scores.models == ("x", "y")
+    np.testing.assert_allclose(scores.by_model("a", 1), [0.3, 0.9])
+    assert scores.mean("a", 1) == pytest.approx(0.6)
+    assert scores.cell("a", 1) == "0.600 [0.300, 0.900]"  # both models, or one of them twice
+    assert scores.milliseconds("a") == 2.0
+
+
+def test_found_is_the_share_of_searches_that_end_at_the_best_mask(oracle: TableOracle):
+    assert scores_of(oracle, {"a": [[0.0, 0.0], [0.5, 0.1], [0.5, 0.0], [0.0, 0.5]]}, "xyzw").found("a") == 0.5
+
+
+def test_winners_are_compared_model_by_model(oracle: TableOracle):
+    levels = np.linspace(0, 1, 20)
+    curves = {
+        "first": [[level] for level in levels],
+        "always_behind": [[level + 0.01] for level in levels],
+        "as_good": [[level + 0.02 * (place % 3 == 0) - 0.009 * (place % 3 != 0)] for place, level in enumerate(levels)],
+    }
+    scores = scores_of(oracle, curves, "abcdefghijklmnopqrst")
+    assert scores.ranked(1)[0] in ("first", "as_good")
+    words = scores.winners(1)
+    assert "`first`" in words
+    assert "`as_good`" in words
+    assert "always_behind" not in words
+
+
+def test_scores_need_the_ground_truth(oracle: TableOracle):
+    (result,) = compare_agents(oracle, ["random"], range(1), 3)
+    oracle.random_reward = None
+    with pytest.raises(ValueError, match="has no known best"):
+        regret_curves(oracle, result)
