@@ -56,7 +56,10 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     parts = (
         [] if config.method is None else recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
     )
-    models = 2 + bool(parts)
+    if parts and settings.control:  # without the setting, it trains only if the recovered model is better than the full one
+        share = config.steps / total_steps(config.steps, settings.refine)
+        parts.append(Part("control", share * parts[1].seconds))
+    models = 2 + bool(parts) + bool(parts and settings.control)
     count = min(settings.test_examples or len(problem.splits.test), len(problem.splits.test))
     examples = problem.splits.test[: min(count, GENERATE_BATCH_SIZE)]
     open_ended, processor = task.open_ended(examples), task.processor
