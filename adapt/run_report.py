@@ -109,12 +109,14 @@ def _finetuned(folder: Path, record: dict[str, Any], done: str, command: str) ->
 
 
 def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
+    from das_gym.adapt.shrink.measuring import CONTROL
     from das_gym.adapt.shrink.report import results_table
     from das_gym.adapt.shrink.settings import command_of
 
     models, mask, difference = record["models"], record["mask"], record["difference"]
     full, final, control = models[0], models[-1], record["control"]
-    trained, to = ("", "") if control is None else (f" and {100 * control['score']:.1f} for the control", " to the control")
+    trained = "" if control is None else f" and {100 * control['score']:.1f} for the control"
+    to = " to the control" if difference["reference"] == CONTROL else ""
     removed = [name for name, bit in zip(record["layers"], mask, strict=True) if bit]
     return RunReport(
         name=f"run {folder.name}",

@@ -230,7 +230,7 @@ class ShrinkJob:
             "metric": measured.metric,
             "models": [row.record() for row in measured.rows.values()],
             "control": measured.control and asdict(measured.control),
-            "difference": {"score": difference, "low": low, "high": high},
+            "difference": {"score": difference, "low": low, "high": high, "reference": measured.reference},
             "loss_regained": measured.loss_regained(),
             "refined": [asdict(each) for each in rounds],
             "verified": asdict(verified),

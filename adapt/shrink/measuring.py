@@ -125,9 +125,14 @@ class Measured:
         """The result of the saved model."""
         return list(self.rows.values())[-1]
 
+    @property
+    def reference(self) -> str:
+        """The model to compare with: the control if training made it better than the full model, else the full model."""
+        return CONTROL if self.control is not None and self.control.score > self.rows[FULL].score else FULL
+
     def difference(self) -> tuple[float, float, float]:
-        """Return the saved model's score minus the control's, else the full model's, and its 95 % interval over examples."""
-        differences = self.scores[self.final.name] - self.scores[FULL if self.control is None else CONTROL]
+        """Return the saved model's score minus that of `reference`, and its 95 % interval over examples."""
+        differences = self.scores[self.final.name] - self.scores[self.reference]
         return (float(differences.mean()), *difference_interval(differences))
 
     def loss_regained(self) -> float | None:

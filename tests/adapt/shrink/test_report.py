@@ -53,17 +53,16 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     assert ("timed once" in table.notes[0]) == (len(losses) == 3)
 
 
-def test_conclusion_compares_with_the_control():
+@pytest.mark.parametrize(("score", "reference"), [(0.75, "control"), (0.25, "baseline")])
+def test_conclusion_compares_with_the_better_of_full_model_and_control(score: float, reference: str):
     results = measured(1.0, 3.0, 0.75)
-    scores = {**results.scores, "recovered": np.array([1.0, 1.0]), "control": np.array([1.0, 0.0])}
-    results = replace(results, control=Quality(0.5, 0.5, 0.4, 0.6), scores=scores)
-    assert results.difference()[0] == 0.5
-    assert "50.0 % of the full model trained alike (the control): +50.0 points compared with the control" in conclusion(
-        results
-    )
-    assert conclusion(results).endswith("lower than the full model's and higher than the control's.")
+    scores = {"full": np.array([0.5, 0.5]), "recovered": np.array([1.0, 1.0]), "control": np.full(2, score)}
+    results = replace(results, control=Quality(score, score, 0.4, 0.6), scores=scores)
+    assert results.difference()[0] == 1 - max(score, 0.5)
+    assert f"{100 * score:.1f} % of the full model trained alike (the control)" in conclusion(results)
+    assert f"points compared with the {reference}" in conclusion(results)
     rows = table_of(results).rows
-    assert [row[2] for row in rows[:4]] == ["50.0", "40.0..60.0", "0.5000", "-"]
+    assert [row[2] for row in rows[:2]] == [f"{100 * score:.1f}", "40.0..60.0"]
     assert table_of(results).columns[1:3] == ("full model (baseline)", "control")
 
 
