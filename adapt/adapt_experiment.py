@@ -51,7 +51,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.config import ProblemConfig, ProblemSettings
-from das_gym.problem.estimate import print_estimate
+from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts, load_problem
 from das_gym.processes import is_main_process
 from das_gym.runs import EstimatedSettings, runs_dir_words
@@ -107,8 +107,7 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         values = search_values(settings, settings.search)
         if values.get("agent", "bayes") == "bayes" and len(problem.layer_names) <= FEW_LAYERS:
             values.setdefault("evaluations", EVALUATIONS)
-        base = load_base_model(settings.problem_config)
-        print_estimate(settings, lambda: [*search_first_parts(values), *adapt_parts(settings, *base)])
+        print_estimate(settings, lambda: estimated_parts(settings, values))
         continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
         return dataclasses.replace(settings, search_run=search_first(values, continue_command))
     choice = choose(settings)
@@ -117,8 +116,14 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
     base.backbone.vlp.check_mask(choice.mask)
     check_training(base.backbone, base.task, settings.training, settings.train.itm_weight)
     check_prompts(base.backbone, choice.problem)
-    print_estimate(settings, lambda: adapt_parts(settings, base, splits))
+    print_estimate(settings, lambda: adapt_parts(settings, base, splits, choice.mask))
     return settings
+
+
+def estimated_parts(settings: AdaptSettings, values: Mapping[str, Any]) -> list[Part]:
+    """Return the parts of the command with the search that runs first, whose settings are `values`."""
+    parts, mask = search_first_parts(values)
+    return [*parts, *adapt_parts(settings, *load_base_model(settings.problem_config), mask)]
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float:

@@ -31,19 +31,27 @@ from torch import Tensor
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.problem.estimate import Part, seconds_of, seconds_per_example, time_encoders
+from das_gym.problem.estimate import Part, seconds_of, time_encoders, time_examples
 from das_gym.problem.latency import BLOCKS, RUNS
 from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.mask_space import MaskSpace
 
 WARM_UPS = 2
 """Runs of a block of `measure_latency` that are not counted."""
 
 
-def search_first_parts(values: Mapping[str, Any]) -> list[Part]:
-    """Return the parts of the search that runs first, from its settings (`das_gym.adapt.choosing.search_values`)."""
+def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarray]:
+    """Return the parts of the search that runs first, and a random mask that stands for its answer.
+
+    Args:
+        values: The search's settings, see `das_gym.adapt.choosing.search_values`.
+    """
     config = build(SearchSettings, values).search_config()
     env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
-    return search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn)
+    scorer = find_scorer(env.unwrapped)
+    nothing = np.zeros(scorer.n_layers, dtype=bool)
+    mask = nothing if scorer.budget.is_free else MaskSpace(scorer.budget).sample(np.random.default_rng(0))
+    return search_parts(scorer, config.evaluations, config.masks_per_turn), mask
 
 
 def total_steps(steps: int, refine: int) -> int:
@@ -52,15 +60,16 @@ def total_steps(steps: int, refine: int) -> int:
     return steps + sum(each * -(-refine // 2**number) for number, each in enumerate(rounds))
 
 
-def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list[Part]:
+def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: np.ndarray) -> list[Part]:
     """Return the parts of `python -m adapt` after its search.
 
     Args:
         settings: The command's.
         model: The full model.
         splits: The data.
+        mask: (n_layers,) bool, what is removed.
     """
-    subject = cut(model, np.zeros(len(model.backbone.vlp.layers), dtype=bool))
+    subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
     problem, rng = settings.problem_config, torch.get_rng_state()
@@ -74,7 +83,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list
 
     pairs = task.pairs(splits.train[:size])
     encode, cached, _ = time_encoders(step_loss.encoder, pairs)
-    seconds = seconds_per_example(step, size, device)
+    seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
     models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)
@@ -83,15 +92,15 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any]) -> list
     kept = min(step_loss.encoder.max_bytes, seen * cached // size)
     test = min(len(splits.test), settings.test_examples or len(splits.test))
     batch = min(test, task.examples_for_pairs(128))
-    evaluated = test * seconds_per_example(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)
+    evaluated = test * time_examples(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)[0]
     gallery = task.gallery(splits.test[:test], settings.rank_images)
     if gallery is not None:  # encoder outputs are kept; a forward takes about a third of a step
         evaluated += len(gallery.images) * len(gallery.texts) * seconds / 3 / task.passes
     alone = one_example(subject, splits)
     alone()
-    timing = 3 * BLOCKS * (RUNS + WARM_UPS) * seconds_of(alone, device)
+    timing = (2 + settings.references) * BLOCKS * (RUNS + WARM_UPS) * seconds_of(alone, device)
     return [
-        Part("training", training, kept, at_a_time * activations),
+        Part("training", training, kept, max(0, at_a_time - timed) * activations),
         Part("evaluation", (1 + len(names)) * evaluated + timing),
     ]
 

@@ -14,7 +14,6 @@ python -m adapt shrink with resume=4                                            
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from das_gym.adapt.choosing import SEARCH_ID, command_of, named_configs, search_first, search_values
@@ -30,19 +29,16 @@ from das_gym.drawing.report import write_report
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.estimate import print_estimate
-from das_gym.problem.loading import load_problem
 
 
 def prepare(settings: ShrinkSettings) -> ShrinkSettings:
     """Check all that can be known before a run, and search where no mask is given; the model is loaded."""
     check(settings)
-    choice = settings.choice()
-    problem = load_problem(settings.problem_config if choice is None else choice.problem)
-    values = search_values(settings, settings.budget, settings.search)
-    first = partial(search_first_parts, values) if choice is None else list
-    print_estimate(settings, lambda: [*first(), *shrink_parts(settings, problem)])
-    if choice is not None:
+    if not settings.needs_search:
+        print_estimate(settings, lambda: shrink_parts(settings))
         return settings
+    values = search_values(settings, settings.budget, settings.search)
+    print_estimate(settings, lambda: [*search_first_parts(values)[0], *shrink_parts(settings)])
     continue_command = command_of("adapt shrink", settings, search=None, search_run=SEARCH_ID)
     return replace(settings, search_run=search_first(values, continue_command))
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_size bundled          search, table, adapt and shrink of the two bundled models, shortened
     python -m benchmarks.real_size smolvlm-256m     shrink: a short search, removal and a few steps of recovery, end to end
-    python -m benchmarks.real_size qwen2-vl-2b      shrink in bfloat16: one turn of a search and removal
+    python -m benchmarks.real_size qwen2-vl-2b      in bfloat16: one turn of a search, then removal and saving of the rest
     python -m benchmarks.real_size llava-1.5-7b     memory of search and recovery from shapes, on the meta device
 
 The models have the published sizes of their types and random weights, in folders that are written to `--folder` first:
@@ -24,25 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes, training_bytes
 from das_gym.adapt.memory import saved_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, memory_mib, restart_peak
 from benchmarks.pretrain import smolvlm
 from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import counted
-from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
-    "search SmolVLM-mini": "agents with model=VLM task=answering evaluations=60",
+    "search SmolVLM-mini": "agents with vlm_answering evaluations=60",
     "table METER": "agents table with max_skipped=3 reward_examples=256 test_examples=256",
-    "table SmolVLM-mini": "agents table with model=VLM task=answering max_skipped=2 reward_examples=256 test_examples=128",
+    "table SmolVLM-mini": "agents table with vlm_answering max_skipped=2 reward_examples=256 test_examples=128",
     "adapt METER": "adapt with train.steps=60 search.evaluations=30 references=False",
     "adapt ViLT": "adapt with vilt_vqa train.steps=60 search.evaluations=30 references=False",
     "shrink SmolVLM-mini": "adapt shrink with train.steps=40 search.evaluations=30 test_examples=100",
@@ -51,7 +52,7 @@ BUNDLED = {
 """Commands whose estimates are compared with the clock."""
 
 SMOLVLM_256M = "skip_num=6 search.reward_examples=16 search.evaluations=6 train.steps=4 train.batch_size=4 test_examples=8"
-QWEN2_VL_2B = "skip_num=4 search.reward_examples=4 search.evaluations=3 recover=none test_examples=2 search.agent=random"
+QWEN2_VL_2B = "skip_num=4 reward_examples=4 evaluations=3 agent=random"
 """Settings of the shortened commands."""
 
 QWEN_TOKENS = Tokens(
@@ -98,7 +99,7 @@ def smolvlm_256m() -> tuple[Any, Any]:
 
 
 def qwen2_vl_2b() -> tuple[Any, Any]:
-    """Qwen2-VL-2B's configuration and processor: images at 448 px, 256 tokens each."""
+    """Qwen2-VL-2B's configuration and processor: images at 224 px, 64 tokens each."""
     import transformers as t
 
     tokenizer = train_chat_tokenizer(QWEN_TOKENS)
@@ -112,7 +113,7 @@ def qwen2_vl_2b() -> tuple[Any, Any]:
         **ends_of(tokenizer),
     }
     config = t.Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **ids)
-    size = {"size": {"shortest_edge": 448 * 448, "longest_edge": 448 * 448}}
+    size = {"size": {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}}
     tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
     processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(**size), tokenizer, t.Qwen2VLVideoProcessor(**size))
     processor.chat_template = QWEN_TEMPLATE
@@ -151,24 +152,46 @@ def write_checkpoint(made: tuple[Any, Any], folder: Path, dtype: torch.dtype) ->
     return folder
 
 
-def compare_with_clock(name: str, words: Sequence[str]) -> None:
-    """Run a command, and print its estimate next to the time and the peak memory that it took."""
-    command = [sys.executable, "-u", "-m", f"das_gym.{words[0]}", *words[1:]]
+PROCESSOR_TIME = """
+import runpy, sys, time
+time.perf_counter = time.process_time
+sys.argv[0] = "das_gym." + sys.argv.pop(1)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs a command that measures the processor's time instead of the clock's."""
+
+
+def compare_with_clock(name: str, words: Sequence[str], processor_time: bool) -> None:
+    """Run a command, and print its estimate next to the time and the peak memory that it took.
+
+    Args:
+        name: What is run.
+        words: The command without `python -m`.
+        processor_time: Whether to measure the time of the processor on both sides.
+    """
+    command = [sys.executable, "-u", *(["-c", PROCESSOR_TIME] if processor_time else ["-m"])]
+    command += [words[0] if processor_time else f"das_gym.{words[0]}", *words[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    line, start = "", time.perf_counter()
+    watched = psutil.Process(process.pid)
+
+    def now() -> float:
+        return sum(watched.cpu_times()[:2]) if processor_time else time.perf_counter()
+
+    line, start = "", now()
     for printed in process.stdout:
         if printed.startswith("estimate: "):
-            line, start = printed.strip(), time.perf_counter()
+            line, start = printed.strip(), now()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
+    end = usage.ru_utime + usage.ru_stime if processor_time else time.perf_counter()
+    seconds, peak = end - start, usage.ru_maxrss / 2**20
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     expected, memory = seconds_in(line), float(line.split()[-2])
     print(f"{name}: {line}", flush=True)
     print(
-        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.1f} GiB "
-        f"expected, {peak:.1f} GiB taken (ratio {memory / peak:.2f})",
+        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.2f} GiB "
+        f"expected, {peak:.2f} GiB taken (ratio {memory / peak:.2f})",
         flush=True,
     )
 
@@ -181,9 +204,21 @@ def seconds_in(line: str) -> float:
     )
 
 
-def shrink_words(folder: Path, settings: str, runs: Path, out: Path) -> list[str]:
-    """The words of a `shrink` command of a checkpoint."""
-    return ["adapt", "shrink", "with", f"checkpoint={folder}", *settings.split(), f"runs_dir={runs}", f"out={out}"]
+def remove_layers(folder: Path, out: Path) -> None:
+    """Remove every seventh decoder layer of a checkpoint, save what is left, and print how long that takes."""
+    from transformers import AutoModelForImageTextToText
+
+    restart_peak()
+    start = time.perf_counter()
+    model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
+    loaded, count = time.perf_counter(), model.config.get_text_config(decoder=True).num_hidden_layers
+    prune(model, np.arange(count) % 7 == 3).save_pretrained(out)
+    saved, size = time.perf_counter(), sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    print(
+        f"removal from {folder.name}: {loaded - start:.0f} s to load, {saved - loaded:.0f} s to remove and save "
+        f"{size / 2**30:.1f} GiB; peak memory {memory_mib('VmHWM') / 1024:.1f} GiB",
+        flush=True,
+    )
 
 
 @torch.no_grad()
@@ -243,23 +278,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="commands of `bundled` whose name contains this")
     parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
     parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's, on a busy machine")
     options = parser.parse_args(arguments)
     print(describe_machine(), flush=True)
     runs = options.folder / "runs"
     if options.what == "bundled":
         for name, command in BUNDLED.items():
             if options.only in name:
-                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"])
+                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"], options.processor_time)
     elif options.what == "llava-1.5-7b":
         estimate_7b(options.tokens, options.batch, removed=6, cached_images=500, tree_gib=3.0)
+    elif options.what == "smolvlm-256m":
+        folder = write_checkpoint(smolvlm_256m(), options.folder / options.what, torch.float32)
+        words = ["adapt", "shrink", "with", f"checkpoint={folder}", *SMOLVLM_256M.split(), f"runs_dir={runs}"]
+        compare_with_clock(f"shrink {options.what}", words, options.processor_time)
     else:
-        make, settings, dtype = {
-            "smolvlm-256m": (smolvlm_256m, SMOLVLM_256M, torch.float32),
-            "qwen2-vl-2b": (qwen2_vl_2b, QWEN2_VL_2B, torch.bfloat16),
-        }[options.what]
-        folder = write_checkpoint(make(), options.folder / options.what, dtype)
-        out = options.folder / f"{options.what}-smaller-{time.strftime('%H%M%S')}"
-        compare_with_clock(f"shrink {options.what}", shrink_words(folder, settings, runs, out))
+        folder = write_checkpoint(qwen2_vl_2b(), options.folder / options.what, torch.bfloat16)
+        words = ["agents", "with", "vlm_answering", f"checkpoint={folder}", *QWEN2_VL_2B.split(), f"runs_dir={runs}"]
+        compare_with_clock(f"search {options.what}", words, options.processor_time)
+        remove_layers(folder, options.folder / f"{options.what}-smaller")
 
 
 if __name__ == "__main__":

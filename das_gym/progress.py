@@ -47,13 +47,12 @@ class ProgressLines(tqdm):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, bar_format=LINE, delay=PAUSE, mininterval=PAUSE, miniters=1, leave=None)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line where tqdm draws a bar; tqdm calls it with an empty `msg` to erase one."""
         del pos
         if msg is None:
             # `close` disables the bar first, and ends the last line itself.
             print(self, end="" if self.disable else "\n", file=self.fp, flush=True)
-        return True
 
 
 class Bar(tqdm):

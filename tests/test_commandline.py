@@ -228,9 +228,3 @@ def test_plugins_are_used_and_recorded(tmp_path, small_kwargs: dict[str, Any]):
     assert code == 0, printed
     assert "Next: python -m adapt with search_run=1 plugins=my_module\n" in printed
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["plugins"] == ["my_module"]
-    code, printed = run_in(tmp_path, "agents", "report", "1")
-    assert code == 1
-    assert "python -m agents report 1 with plugins=my_module" in printed
-    code, printed = run_in(tmp_path, "agents", "list", "with", "plugins=my_module")
-    assert code == 0, printed
-    assert "DAS-Mine-VQA-v0" in printed

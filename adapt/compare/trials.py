@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def _choose_rate(
                 trial = Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=())
             add(trial)
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
-        best = run_on_main_process(lambda tried=tried: max(tried, key=lambda one: one.merit).rate)
+        best = run_on_main_process(partial(_best_rate, tried))
         if best == rate:
             best_model = model
     if trials[variant.key, best, seed].reward_loss is None:
@@ -261,6 +262,10 @@ def _choose_rate(
             "Try lower values in `learning_rates`."
         )
     return best_model, best
+
+
+def _best_rate(trials: Sequence[Trial]) -> float:
+    return max(trials, key=lambda trial: trial.merit).rate
 
 
 def read_trials(path: Path) -> list[Trial]:

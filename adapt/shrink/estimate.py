@@ -31,23 +31,19 @@ from das_gym.models.base import bytes_of
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.estimate import Part, seconds_per_example
-from das_gym.problem.loading import Problem
+from das_gym.problem.estimate import Part, time_examples
+from das_gym.problem.loading import load_problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
 
-SUBPROCESS_SECONDS = 12.0
-"""Time in which a fresh process imports torch and transformers; what it does with a small model is short."""
+SUBPROCESS_SECONDS = 6.0
+"""Time in which a fresh process loads a small model and answers: imports alone take 5 s of a 2-core machine's processor."""
 
 
-def shrink_parts(settings: ShrinkSettings, problem: Problem) -> list[Part]:
-    """Return the parts of `python -m adapt shrink` after its search.
-
-    Args:
-        settings: The command's. Without a mask, a random one within the budget stands for it.
-        problem: The full model and its data.
-    """
+def shrink_parts(settings: ShrinkSettings) -> list[Part]:
+    """Return the parts of `python -m adapt shrink` after its search; a random mask stands for the result of that."""
     choice = settings.choice()
+    problem = load_problem(settings.problem_config if choice is None else choice.problem)
     if choice is not None:
         mask = choice.mask
     else:
@@ -60,7 +56,10 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem) -> list[Part]:
     parts = (
         [] if config.method is None else recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
     )
-    models = 2 + bool(parts)
+    if parts and settings.control:  # without the setting, it trains only if the recovered model is better than the full one
+        share = config.steps / total_steps(config.steps, settings.refine)
+        parts.append(Part("control", share * parts[1].seconds))
+    models = 2 + bool(parts) + bool(parts and settings.control)
     count = min(settings.test_examples or len(problem.splits.test), len(problem.splits.test))
     examples = problem.splits.test[: min(count, GENERATE_BATCH_SIZE)]
     open_ended, processor = task.open_ended(examples), task.processor
@@ -70,7 +69,7 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem) -> list[Part]:
         generate(full, processor, prompts[:n], "", GENERATE_BATCH_SIZE)
         loss_of(full, task, open_ended[:n], GENERATE_BATCH_SIZE, "")
 
-    scored = seconds_per_example(measure, len(prompts), device)
+    scored, _ = time_examples(measure, len(prompts), device)
     first, further = latencies({"full": full}, processor, prompts[0], 1)["full"]
     generation = (2 * float(first[0]) + DECODED_TOKENS * float(further[0])) / 1000
     seconds = models * count * scored + 2 * LATENCY_BLOCKS * (1 + WARM_UPS) * generation
@@ -98,7 +97,7 @@ def recovery_parts(
     size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
     teacher = Teacher(full, task, batch, size)
-    taught = seconds_per_example(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
+    taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
     weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
     trained = insert_trained(student, full, config.method)
 
@@ -107,7 +106,7 @@ def recovery_parts(
             loss = recovery_loss(student, teacher, task, batch[:count], config)["loss"]
         loss.backward()
 
-    seconds = seconds_per_example(step, size, full.device)
+    seconds, timed = time_examples(step, size, full.device)
     forward = partial(recovery_loss, student, teacher, task, batch[:1], config)
     activations = saved_bytes(lambda: forward()["loss"], student.parameters())
     if config.gradient_checkpointing:
@@ -115,6 +114,6 @@ def recovery_parts(
         state = tokens * full.feature_size * full.model.dtype.itemsize
         activations = checkpointed_bytes(activations, len(student.stack.layers), state)
     steps = total_steps(config.steps, refine)
-    held = training_bytes(trained) + size * activations
+    held = training_bytes(trained) + (size - timed) * activations
     parts = [Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)]
     return [*parts, Part("merging", 0.0, kept=weights)]

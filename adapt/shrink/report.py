@@ -93,7 +93,7 @@ def conclusion(measured: Measured) -> str:
     fast = f". Relative to the baseline, {', and '.join(parts)}" if parts else ""
     difference, low, high = (100 * value for value in measured.difference())
     trained = "" if control is None else f" and {100 * control.score:.1f} % of the full model trained alike (the control)"
-    to = "" if control is None else " to the control"
+    to = "" if control is None else " compared with the control"
     score = (
         f"It scores {100 * final.score:.1f} % against the baseline's {100 * full.score:.1f} %{trained}: {difference:+.1f} "
         f"points{to} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples"

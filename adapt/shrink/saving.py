@@ -41,7 +41,7 @@ SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto") -> torch.dtype:
     """Return the type to save in: the wanted one; with `auto` the source's, unless the computation had fewer bits."""
     if wanted != "auto":
-        return getattr(torch, wanted)  # type: ignore[no-any-return]
+        return getattr(torch, wanted)
     return source if source.itemsize <= computed.itemsize else computed
 
 

@@ -53,7 +53,7 @@ class AgreementProcess(Process):
 
     @cached_property
     def _factors(self) -> Floats:
-        """What the heat kernel with each observed mask is multiplied by where a layer stops to agree, (m, n_layers)."""
+        """Factors of the heat kernel with each observed mask, (m, n_layers), if a layer agreed and is flipped."""
         return np.exp(-2.0 * self.rate * np.abs(self._weighted))
 
     def flip_means(self, mask: Masks) -> Floats:
@@ -90,7 +90,7 @@ class AgreementProcess(Process):
 class AgreementLearner:
     """Learns the settings of an `AgreementProcess`, some steps at a time.
 
-    Steps go up the posterior of the logarithms by resilient propagation: each logarithm has a step of its own, which grows
+    Steps go up the posterior of the logarithms by resilient propagation: each logarithm has its step, which grows
     while its slope keeps its sign and shrinks when it changes.
 
     Args:

@@ -82,7 +82,7 @@ class Bayes(Agent):
         >>> agent, costs = Bayes(MaskSpace(Budget(n_layers=24, skip_num=6)), seed=0), np.linspace(0.0, 1.0, 24) ** 2
         >>> for _ in range(20):
         ...     masks = agent.ask(3)
-        ...     agent.tell(masks, np.exp(-masks @ costs))
+        ...     agent.tell(masks, np.exp(-(masks @ costs)))
         >>> np.flatnonzero(agent.best())
         array([0, 1, 2, 3, 4, 5])
     """
@@ -165,7 +165,7 @@ class Bayes(Agent):
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
         """Improve the settings of both processes, and return the likelier process."""
-        axes, steps = range(len(self.grid)), STEPS
+        axes, steps = list(range(len(self.grid))), STEPS
         if len(masks) > OFTEN:
             turn = len(masks) // 3
             axes, steps = ([], 1) if turn % 2 else ([turn // 2 % len(self.grid)], 0)
@@ -177,8 +177,9 @@ class Bayes(Agent):
 
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
+        means: Floats | None = None
         if (self.space.size or LISTED + 1) <= LISTED:
-            masks, means, most = self.space.masks, None, CANDIDATES
+            masks, most = self.space.masks, CANDIDATES
         else:
             (masks, means), most = self._pool(process), POOL_CANDIDATES
         fresh = np.array([mask.tobytes() not in self.rewards for mask in masks], dtype=bool)

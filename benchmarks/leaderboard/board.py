@@ -125,9 +125,10 @@ def document(settings: LeaderboardSettings, short: Scores, long: Scores, planted
 
 {summary(short, long, planted)}
 
-Written by `{command}` with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same
-numbers, except for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to
-`das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
+Written by `{command}`
+with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
+for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
+run the command again.
 
 ## How to read the tables
 
@@ -207,7 +208,7 @@ def optima(long: Scores, place: int) -> str:
     shares = {agent: results[place].found[:, -1].mean() for agent, results in long.results.items()}
     most = max(shares.values())
     first = [f"`{agent}`{one_run(long.results[agent][place])}" for agent, share in shares.items() if share == most]
-    return f"{', '.join(first)} ({100 * most:.0f} % optima)"
+    return f"{', '.join(first)} with {100 * most:.0f} % optima"
 
 
 def one_run(result: AgentResult) -> str:

@@ -131,8 +131,10 @@ def report(results: dict[str, list[Record]]) -> list[str]:
         worse = f"{(regrets > first + 1e-9).sum()} / {(regrets < first - 1e-9).sum()}"
         distinct = len({(record["problem"], record["run"]) for record in records})
         found = f"{np.isfinite(needed).sum()} of {len(records)}"
+        median = float(np.median(needed))
         pace = f"{np.median([record['milliseconds'] for record in records]):.1f}"
-        rows.append((agent, str(distinct), interval, difference, worse, found, f"{np.median(needed):.0f}", pace))
+        needed_text = f"{median:.0f}" if np.isfinite(median) else "-"
+        rows.append((agent, str(distinct), interval, difference, worse, found, needed_text, pace))
     head = ("agent", "distinct", "mean regret", "minus the first", "worse / better", "optimum", "median", "ms a turn")
     return markdown_table(head, rows)
 

@@ -119,12 +119,12 @@ def count_costs(
     outside = 0 if head is None else head_macs(head, group_features(torch.cat([features] * passes)))
     kept, plain, skip = passes * kept, passes * plain, passes * skip
     full = base - added + outside + int(plain.sum())
-    macs = MaskCost(full, base + outside + int(kept.sum()), kept - skip, "macs_saved")
-    own_head = [] if head is None else list(own_parameters(vlp, head).values())
+    total = MaskCost(full, base + outside + int(kept.sum()), kept - skip, "macs_saved")
+    own_head: list[Tensor] = [] if head is None else [*own_parameters(vlp, head).values()]
     twins = with_adapters.twin, bare.twin
-    parameters, parts = _weight_cost(_count, *twins, own_head, "parameters_saved")
+    parameters, each_unit = _weight_cost(_count, *twins, own_head, "parameters_saved")
     memory, _ = _weight_cost(bytes_of, *twins, own_head, "memory_saved")
-    return Costs(macs, parameters, memory, base, plain, kept - plain, skip, *parts)
+    return Costs(total, parameters, memory, base, plain, kept - plain, skip, *each_unit)
 
 
 def _weight_cost(

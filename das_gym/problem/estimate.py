@@ -36,7 +36,7 @@ TIMED_SECONDS = 2.0
 """About how long the timed forward may take: it has fewer examples than a batch if a batch takes longer."""
 
 ROUNDS = 3
-"""Timed forwards, of which the fastest counts."""
+"""Timed forwards, of which the fastest counts; one of a model for which that would take long."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Estimate:
 
     Example:
         >>> print(Estimate((Part("search", 50.0), Part("training", 20.0, held=2**30)), before=2**30))
-        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.0 GiB
+        estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.00 GiB
     """
 
     parts: tuple[Part, ...]
@@ -88,7 +88,7 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts)
-        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.1f} GiB"
+        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.2f} GiB"
 
 
 def in_words(seconds: float) -> str:
@@ -103,7 +103,7 @@ def in_words(seconds: float) -> str:
 def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
     """Print the estimate of a command before it starts.
 
-    There is none for a resumed run, in several processes, and where a table knows all scores.
+    It is left out for a resumed run, in several processes, and where a table knows all scores.
 
     Args:
         settings: The command's, with `estimate` and `resume`.
@@ -220,7 +220,8 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     batch, timed = examples[:size], evaluator(size)
     timed.losses(none, batch)  # counts MACs and fills the cache of encoder outputs
     walks, units = [], []
-    for _ in range(ROUNDS):
+    rounds = range(ROUNDS if size * alone < TIMED_SECONDS else 1)
+    for _ in rounds:
         marks: list[tuple[int, float]] = []
         start = time.perf_counter()
 
@@ -239,7 +240,7 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     others = [times[n] for n, stream in enumerate(streams) if stream == streams[first] and n != first]
     times[first] = min(np.mean(others), to_first) if others else to_first / 2
     begin = to_first - times[first]
-    skipped = min(seconds_of(lambda: (timed.forget(), timed.losses(every, batch)), device) for _ in range(ROUNDS))
+    skipped = min(seconds_of(lambda: (timed.forget(), timed.losses(every, batch)), device) for _ in rounds)
     new = examples[size : 2 * size] or batch
     encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(new))
     return Walk(
@@ -269,8 +270,8 @@ def time_encoders(encoder: EncoderCache, pairs: Sequence[Any]) -> tuple[float, i
     return seconds, sum(sizes.values()), state
 
 
-def seconds_per_example(call: Callable[[int], object], most: int, device: torch.device) -> float:
-    """Return the seconds that a call takes for each of its examples.
+def time_examples(call: Callable[[int], object], most: int, device: torch.device) -> tuple[float, int]:
+    """Return the seconds that a call takes for each of its examples, and of how many examples it was.
 
     Args:
         call: Takes the number of examples, 1 to `most`: as many as take a while, unless `most` do not.
@@ -279,10 +280,11 @@ def seconds_per_example(call: Callable[[int], object], most: int, device: torch.
     """
     size = 1
     while True:
-        call(size)  # the first call takes longer
         seconds = seconds_of(partial(call, size), device)
+        if seconds < TIMED_SECONDS:  # the first call takes longer, which matters for small models alone
+            seconds = seconds_of(partial(call, size), device)
         if size == most or seconds > TIMED_SECONDS / 4:
-            return seconds / size
+            return seconds / size, size
         size = min(most, 4 * size)
 
 

@@ -26,6 +26,11 @@ def test_random_mask_depends_on_seed_and_step_alone():
     assert len({random_mask(seed, step, 12, 8).tobytes() for seed in (3, 4) for step in range(20)}) > 30
 
 
+def test_random_mask_of_few_layers():
+    assert {int(random_mask(0, step, 2, 8).sum()) for step in range(50)} == {0, 1, 2}
+    assert not any(random_mask(0, step, 12, 0).any() for step in range(20))
+
+
 @pytest.mark.slow
 def test_train_supernet_draws_a_mask_for_each_step(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen, parts = list[np.ndarray](), StepLoss.parts

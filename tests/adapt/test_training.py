@@ -129,6 +129,13 @@ def test_trainer_clips_gradients_together():
     assert norms[0] / norms[1] == pytest.approx(3**1.5 / 4, rel=1e-4)
 
 
+def test_trainer_leaves_small_gradients_alone():
+    model, trainer = make_trainer(None, steps=1)
+    trainer.run(lambda _: {"loss": 0.1 * model.bias.sum()}, "calm")
+    assert model.bias.grad is not None
+    assert float(model.bias.grad) == pytest.approx(0.1)
+
+
 def test_trainer_logs_means_every_fifty_steps_and_at_the_end():
     model = nn.Linear(1, 1)
     logged = []
@@ -173,3 +180,10 @@ def test_decay_warms_up_and_falls_to_zero():
     assert factors[10] == 0.0
     assert decay(6, 10, 0.2, power=2.0) == pytest.approx(0.25)
     assert decay(0, 1, warmup=1.0) == 1.0
+
+
+def test_decay_follows_a_cosine():
+    factors = [decay(step, 100, 0.03, schedule="cosine") for step in range(100)]
+    assert factors[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert factors[3 + 97 // 2] == pytest.approx(0.5, abs=0.02)
+    assert factors[-1] < 0.001

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents import make_agent
 
-from benchmarks.search.__main__ import main
+from benchmarks.search.__main__ import main, search
 from benchmarks.search.problems import FAMILIES, greedy_evaluations, planted, tabulated
-from benchmarks.search.rivals import register_search_rivals
+from benchmarks.search.rivals import register_rivals
 from das_gym.problem.mask_space import every_mask
 
 
@@ -31,17 +30,12 @@ def test_greedy_evaluations_by_hand():
     assert greedy_evaluations(12, 4) == 12 + 11 + 10 + 9
 
 
-def test_local_search_ends_above_its_neighbours():
-    register_search_rivals()
+@pytest.mark.parametrize("agent", ["heat_kernel", "quadratic_regression", "local_search"])
+def test_rivals_learn(agent):
+    register_rivals()
     problem = planted("pairs", 24, 0)
-    agent = make_agent("local_search", problem.space, 0)
-    first = None
-    for _ in range(60):
-        masks = agent.ask(5)
-        first = problem.losses(masks).min() if first is None else first
-        agent.tell(masks, -problem.losses(masks))
-    assert len(agent.rewards) == 300
-    assert problem.losses(agent.best()[None])[0] < first
+    found = search(agent, problem, 0)["regret"]
+    assert found < search("random", problem, 0)["regret"]
 
 
 def test_search_benchmark_resumes_and_counts_distinct_runs(tmp_path, capsys):

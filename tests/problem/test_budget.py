@@ -27,6 +27,26 @@ def test_skip_highest_skips_until_the_budget_is_satisfied(budget: Budget, masks:
     assert budget.skip_highest(SCORES).astype(int).tolist() == masks
 
 
+def test_skip_highest_may_skip_every_layer():
+    macs = MaskCost(full=100, unskipped=100, savings=np.array([10, 10, 10]))
+    assert Budget(3, saved=0.3, cost=macs).skip_highest(np.zeros((1, 3))).all()
+
+
+def test_violations_are_shares():
+    masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    assert Budget(4, skip_num=2).violations(masks).tolist() == [0.5, 0.25, 0.5]
+    assert Budget(4, saved=0.5, cost=MACS).violations(masks) == pytest.approx([0.55, 0.25, 0.0])
+    assert Budget(4).violations(masks).tolist() == [0.0, 0.0, 0.0]
+    assert Budget(4, saved=0.5, cost=MACS).is_kept_by(masks).tolist() == [False, False, True]
+
+
+def test_left_is_a_share():
+    masks = np.array([[0, 0, 0, 0], [1, 1, 1, 0]], dtype=bool)
+    assert Budget(4, skip_num=2).left(masks).tolist() == [0.5, 0.0]
+    assert Budget(4).left(masks).tolist() == [1.0, 0.25]
+    assert Budget(4, saved=0.5, cost=MACS).left(masks) == pytest.approx([0.55, 0.1])
+
+
 def test_pick_budget_defaults_to_four_layers():
     assert pick_budget(12, {"skip_num": "auto"}, unasked).skip_num == 4
     assert pick_budget(2, {"skip_num": "auto"}, unasked).skip_num == 2
@@ -35,6 +55,12 @@ def test_pick_budget_defaults_to_four_layers():
         "skip_num": None,
         "macs_saved": 0.5,
     }
+
+
+def test_describe():
+    assert Budget(4, skip_num=2).describe() == "exactly 2 of 4 layers"
+    assert Budget(4, saved=0.5, cost=MACS).describe() == "at least 50 % of the MACs saved"
+    assert Budget(4).describe() == "any number of layers"
 
 
 def unasked(setting: str) -> MaskCost:
@@ -98,3 +124,11 @@ def test_pick_budget_rejects_wrong_settings(budget):
 def test_given_costs_rejects_other_figures(costs: dict):
     with pytest.raises(ValueError, match=r"latency_saved"):
         given_costs(costs)
+
+
+def test_mask_cost_rounds_shares_once():
+    cost = MaskCost(100, 100, np.array([20, 30, -10]), "parameters_saved")
+    assert cost.saved(np.array([[True, False, False]])).tolist() == [0.2]  # 1 - 0.8 is less
+    assert cost.range == (-0.1, 0.5)
+    left = cost.without(np.array([True, False, False]))
+    assert (left.full, left.unskipped, left.savings.tolist(), left.setting) == (80, 80, [30, -10], "parameters_saved")

@@ -17,7 +17,7 @@ from das_gym.problem.estimate import (
     in_words,
     print_estimate,
     scoring,
-    seconds_per_example,
+    time_examples,
     time_walk,
 )
 from das_gym.problem.loading import Problem
@@ -81,9 +81,10 @@ def test_in_words(seconds: float, words: str):
     assert in_words(seconds) == words
 
 
-def test_seconds_per_example_takes_a_whole_batch_where_that_is_fast():
+def test_time_examples_takes_a_whole_batch_where_that_is_fast():
     sizes: list[int] = []
-    assert seconds_per_example(sizes.append, 10, torch.device("cpu")) < 0.01
+    seconds, size = time_examples(sizes.append, 10, torch.device("cpu"))
+    assert (seconds < 0.01, size) == (True, 10)
     assert sizes == [1, 1, 4, 4, 10, 10]
 
 

@@ -38,6 +38,14 @@ def test_macs_of_many_masks_are_those_of_each(config):
     assert macs.full == costs.macs_full
 
 
+def test_paper_saving_is_a_budget():
+    macs = full_costs(METERConfig(image_size=384), answers=3129).macs_cost
+    masks = every_mask(12)
+    feasible = Budget(12, saved=0.12, cost=macs).violations(masks) == 0
+    assert 0 < feasible.sum() < 4096
+    np.testing.assert_array_equal(feasible, macs.saved(masks) >= 0.12)
+
+
 @pytest.mark.parametrize(
     ("budget", "worst"),
     [(Budget(4, 0), 1.0), (Budget(4, 3), 0.75), (Budget(4, None), 0.0), (Budget(4, None, 0.2, MACS), 0.25)],
@@ -46,6 +54,20 @@ def test_violations(budget: Budget, worst: float):
     violations = budget.violations(MASKS)
     assert violations.min() == 0
     assert violations.max() == pytest.approx(worst)
+
+
+def test_exact_saving_meets_the_budget():
+    tenths = MaskCost(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
+    masks = np.tri(10, dtype=bool)  # save 0.1, 0.2, ..., 1.0
+    for count in range(1, 11):
+        assert Budget(10, saved=count / 10, cost=tenths).violations(masks[count - 1 : count]).tolist() == [0]
+
+
+def test_remaining_budget():
+    masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    assert Budget(4, 2).left(masks).tolist() == [0.5, 0.25, 0, 0]
+    assert Budget(4).left(masks).tolist() == [1, 0.75, 0.5, 0]
+    np.testing.assert_allclose(Budget(4, None, 0.2, MACS).left(masks), [0.24, 0.19, 0, 0], atol=1e-12)
 
 
 def test_rewards_agree_with_their_formulas():

@@ -71,6 +71,21 @@ def test_masks_are_scored_once(measured: StatisticInputs):
     np.testing.assert_array_equal(values[:, 0], [2, 2, 2, 2, 0, 0] * 2)  # of the first and the third
 
 
+def test_compute_statistics_clips_values(measured: StatisticInputs):
+    wild = dataclasses.replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
+    values = compute_statistics([wild], measured)
+    assert values.dtype == np.float32
+    assert values.min() == 0
+    assert values.max() == 1
+
+
+def test_macs_share_is_of_the_full_model(measured: StatisticInputs):
+    macs = STATISTICS["macs_share"].compute(measured)
+    assert 0 < macs.sum() < 1
+    assert len(set(macs[:5].tolist())) == 1
+    assert 0 < macs[5] < macs[4]  # the last stage computes its pooled token alone
+
+
 def test_leave_one_out_by_hand(measured: StatisticInputs):
     masks = np.zeros((2, 12), bool)
     masks[1, 7] = True
@@ -84,6 +99,18 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
     apart = [measure_activity(tiny_problem.evaluator, [example]) for example in examples]
     for name in ("influence_pooled", "influence_tokens", "residual_norm"):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
+
+
+def test_measure_activity_scores_the_full_model(tiny_problem: Problem):
+    evaluator, examples, full = tiny_problem.evaluator, tiny_problem.splits.reward[:7], np.zeros((1, 12), bool)
+    evaluator.forget()
+    alone = evaluator.losses(full, examples)
+    evaluator.forget()
+    evaluator.reset_spent()
+    measure_activity(evaluator, examples)
+    runs = evaluator.spent.layer_runs
+    assert evaluator.losses(full, examples) == alone
+    assert (evaluator.spent.masks, evaluator.spent.layer_runs) == (1, runs)
 
 
 @torch.no_grad()

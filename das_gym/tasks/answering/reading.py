@@ -194,8 +194,8 @@ def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterat
         yield DataSet("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
     for name, shards in (("parquet files", parquet_shards(folder)), ("a folder of save_to_disk", saved_shards(folder))):
         if shards:
-            files = tuple(path for paths in shards.values() for path in paths)
-            yield DataSet(name, files, partial(load_tables, shards, root), has_columns=True)
+            paths = tuple(path for split in shards.values() for path in split)
+            yield DataSet(name, paths, partial(load_tables, shards, root), has_columns=True)
     nlvr2 = [folder / inner / "train.json" for inner in NLVR2_FOLDERS]
     nlvr2 = [path for path in nlvr2 if path.is_file() and data_file(path).kind == "nlvr2"]
     base = _nlvr2_root(folder, nlvr2[0].parent) if nlvr2 else folder

@@ -48,11 +48,13 @@ class VQATask(Task):
         return load(root, on_bad_example)
 
     @classmethod
-    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[VQAExample]:
+    def load_part(
+        cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise", **options: Any
+    ) -> Sequence[VQAExample]:
         """Return a part; of VQAv2's files also `train2014`, `val2014`, `test2015` and `test-dev2015`, each alone."""
         root = shapes_root() if data_root is None else data_root
         if part in PARTS or TABLES.is_in(root):
-            return super().load_part(data_root, part, on_bad_example)
+            return super().load_part(data_root, part, on_bad_example, **options)
         return read_vqav2(root, part, BadExamples(on_bad_example))
 
     @classmethod

@@ -58,7 +58,9 @@ def test_conclusion_compares_with_the_control():
     scores = {**results.scores, "recovered": np.array([1.0, 1.0]), "control": np.array([1.0, 0.0])}
     results = replace(results, control=Quality(0.5, 0.5, 0.4, 0.6), scores=scores)
     assert results.difference()[0] == 0.5
-    assert "50.0 % of the full model trained alike (the control): +50.0 points to the control" in conclusion(results)
+    assert "50.0 % of the full model trained alike (the control): +50.0 points compared with the control" in conclusion(
+        results
+    )
     assert conclusion(results).endswith("lower than the full model's and higher than the control's.")
     rows = table_of(results).rows
     assert [row[2] for row in rows[:4]] == ["50.0", "40.0..60.0", "0.5000", "-"]
