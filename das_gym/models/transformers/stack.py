@@ -159,7 +159,8 @@ def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str
             found.append(name)
         elif read is calls[part][1]:  # with a bias, it turns the zeros of a skipped part into something else: it stays
             module: Any = getattr(layer, name)
-            if not module.forward(torch.zeros_like(read)).any():
+            zeros = torch.zeros_like(read, dtype=next(module.parameters(), read).dtype)  # without the hooks of float32
+            if not module.forward(zeros).any():
                 found.append(name)
     return found
 
