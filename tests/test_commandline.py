@@ -151,7 +151,9 @@ def test_program_help_fits_80_columns_and_its_examples_name_commands(program):
 
 def test_programs_have_at_most_18_commands_of_30_settings():
     assert len(COMMANDS) <= 18
-    assert {name: len(dataclasses.fields(cls)) for name, cls in SETTINGS.items() if len(dataclasses.fields(cls)) > 30} == {}
+    shared = {"plugins", "runs_dir", "resume", "estimate"}  # of every command that keeps runs
+    numbers = {name: len({field.name for field in dataclasses.fields(cls)} - shared) for name, cls in SETTINGS.items()}
+    assert {name: number for name, number in numbers.items() if number > 30} == {}
 
 
 @pytest.mark.parametrize(("program", "name"), COMMANDS)

@@ -194,8 +194,8 @@ def search_all(settings: CompareSettings, folder: Path) -> None:
     todo = [method for method in settings.methods if method not in finished]
     if not todo:
         return
-    for each in settings.by_units.values():
-        problem = load_problem(each.problem_config)
+    for of_units in settings.by_units.values():
+        problem = load_problem(of_units.problem_config)
         nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
         problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
 

@@ -62,8 +62,9 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     models = 2 + bool(parts) + bool(parts and settings.control)
     count = min(settings.test_examples or len(problem.splits.test), len(problem.splits.test))
     examples = problem.splits.test[: min(count, GENERATE_BATCH_SIZE)]
-    open_ended, processor = task.open_ended(examples), task.processor
+    open_ended = task.open_ended(examples)
     prompts: Any = task.pairs(open_ended)
+    processor: Any = task.processor
 
     def measure(n: int) -> None:
         generate(full, processor, prompts[:n], "", GENERATE_BATCH_SIZE)
@@ -99,7 +100,9 @@ def recovery_parts(
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
     weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
-    trained = insert_trained(student, full, config.method)
+    method = config.method
+    assert method is not None
+    trained = insert_trained(student, full, method)
 
     def step(count: int) -> None:
         with checkpointed_layers(student, config.gradient_checkpointing):

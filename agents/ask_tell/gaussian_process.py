@@ -90,7 +90,7 @@ class Process(ABC):
         joint = np.empty((m + 1, m + 1))
         joint[:m, :m], joint[m, :m], joint[:m, m] = covariance, values, values
         joint[m, m] = 1.0 + 2.0 * float(values @ values) / noise
-        factor = np.linalg.cholesky(joint)
+        factor: Floats = np.linalg.cholesky(joint).astype(np.float64, copy=False)
         self._factor, self._white = factor[:m, :m], factor[m, :m]
         self.scale = max(float(self._white @ self._white) / m, 1e-9)
         self.log_likelihood = -0.5 * m * math.log(self.scale) - float(np.log(np.diag(self._factor)).sum())
@@ -233,7 +233,7 @@ def invert_lower(factor: Floats) -> Floats:
     """Return the inverse of a lower triangular matrix, by halves: numpy has only the general inverse, four times slower."""
     m = len(factor)
     if m <= 64:
-        return np.linalg.inv(factor)
+        return np.linalg.inv(factor).astype(np.float64, copy=False)
     half, inverse = m // 2, np.zeros_like(factor)
     inverse[:half, :half] = invert_lower(factor[:half, :half])
     inverse[half:, half:] = invert_lower(factor[half:, half:])

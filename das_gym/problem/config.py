@@ -68,8 +68,6 @@ class ModelSettings:
         checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
             name of another bundled model (`llava_mini`). None loads the bundled model.
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
-        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas.
-            None finds them by their usual names.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
         units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
@@ -84,7 +82,6 @@ class ModelSettings:
 
     checkpoint: str | None = None
     data_root: str | None = None
-    columns: str | None = None
     supernet: str | None = None
     tokenizer: str | None = None
     units: str | None = choice(None, UNITS)
@@ -101,6 +98,8 @@ class ProblemOptions:
     Attributes:
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
+        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas.
+            None finds them by their usual names.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
@@ -116,6 +115,7 @@ class ProblemOptions:
 
     image_size: int | None = None
     max_text_length: int | None = None
+    columns: str | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)

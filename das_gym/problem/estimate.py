@@ -215,7 +215,12 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
 
     one = evaluator(1)
     one.losses(none, examples[:1])  # the first call of a library takes longer
-    alone = seconds_of(lambda: (one.forget(), one.losses(none, examples[:1])), device)
+
+    def score_again(scorer: Evaluator, masks: np.ndarray, some: Sequence[Any]) -> None:
+        scorer.forget()
+        scorer.losses(masks, some)
+
+    alone = seconds_of(lambda: score_again(one, none, examples[:1]), device)
     size = max(1, min(problem.evaluator.batch_size, len(examples), int(TIMED_SECONDS / ROUNDS / alone)))
     batch, timed = examples[:size], evaluator(size)
     timed.losses(none, batch)  # counts MACs and fills the cache of encoder outputs
@@ -240,7 +245,7 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     others = [times[n] for n, stream in enumerate(streams) if stream == streams[first] and n != first]
     times[first] = min(np.mean(others), to_first) if others else to_first / 2
     begin = to_first - times[first]
-    skipped = min(seconds_of(lambda: (timed.forget(), timed.losses(every, batch)), device) for _ in rounds)
+    skipped = min(seconds_of(lambda: score_again(timed, every, batch), device) for _ in rounds)
     new = examples[size : 2 * size] or batch
     encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(new))
     return Walk(

@@ -191,7 +191,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     photos = [{"photo": jpeg(number), "ask": "What is it?", "say": f"thing {number % 2}"} for number in range(20)]
     for split, rows in (("train", photos[:10]), ("test", photos[10:])):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
-    data = {"data_root": str(tmp_path), "columns": "photo,ask,say"}
+    data = {"data_root": str(tmp_path), "problem": {"columns": "photo,ask,say"}}
     own = {"metric": "share_of_a", "plugins": "short_metric"}
     run = shrink(mask=(0, 1, 0, 0), recover="none", out="smaller", **data, **own)
     record = read_json(run_folder(run) / "shrink.json")

@@ -150,7 +150,7 @@ def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
 def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
     """Return the norms before a layer's attention or MLP that nothing else reads, and those after it that keep zeros."""
     part = child_name(layer, PART_NAMES[kind])
-    if part not in calls:
+    if part is None or part not in calls:
         return []
     found = []
     for name, (read, given) in calls.items():

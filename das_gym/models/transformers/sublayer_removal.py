@@ -36,7 +36,8 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
         for kind, names in PART_NAMES.items():
             if kind == "attention" or removed.get(place) == kind:  # the cache slots of all attentions are renumbered
                 part: Any = child(layer, names)
-                norms = layer._das_norms[kind] if removed.get(place) == kind else []
+                own_norms: Any = layer._das_norms
+                norms = own_norms[kind] if removed.get(place) == kind else []
                 name = child_name(layer, names)
                 parts[kind][str(place)] = {"name": name, "outputs": part._das_outputs, "norms": norms}
     spec = vars(config).get("_heterogeneity_spec")  # settings of single layers that the model has by itself

@@ -118,7 +118,7 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
     """
     given = None if columns is None else [name.strip() for name in columns.split(",")]
     if given is not None and len(given) != len(COLUMNS):
-        raise ValueError(f"wrong `columns`: got {columns!r}, expected three names: columns=IMAGE,QUESTION,ANSWER")
+        raise ValueError(f"wrong `columns`: got {columns!r}, expected three names, IMAGE,QUESTION,ANSWER")
     candidates = dict(COLUMNS) if given is None else {kind: [name] for kind, name in zip(COLUMNS, given, strict=True)}
     found = [next((name for name in wanted if name in names), None) for wanted in candidates.values()]
     missing = [kind for kind, name in zip(candidates, found, strict=True) if name is None]
@@ -126,7 +126,7 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
         expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
         raise ValueError(
             f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
-            f"{expected}. Name the columns: columns=IMAGE,QUESTION,ANSWER"
+            f"{expected}. Set `problem.columns` to IMAGE,QUESTION,ANSWER."
         )
     image, question, answer = (str(name) for name in found)
     return image, question, answer

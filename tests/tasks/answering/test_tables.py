@@ -173,7 +173,7 @@ def test_load_answers_optional_columns(tmp_path: Path):
 def test_load_answers_columns_setting(tmp_path: Path):
     rows = [{"photo": jpeg(number), "query": "What?", "text": f"thing {number}", "label": 1} for number in range(9)]
     write_parquet(tmp_path / "all.parquet", rows)
-    with pytest.raises(ValueError, match=r"photo, query, text, label.*columns=IMAGE,QUESTION,ANSWER"):
+    with pytest.raises(ValueError, match=r"photo, query, text, label.*columns. to IMAGE,QUESTION,ANSWER"):
         load_answers(tmp_path)
     splits = AnsweringTask.load_splits(tmp_path, columns="photo, query,text")
     assert {e.answer for part in parts_of(splits).values() for e in part} == {f"thing {number}" for number in range(9)}
