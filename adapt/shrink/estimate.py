@@ -56,10 +56,7 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     parts = (
         [] if config.method is None else recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
     )
-    if parts and settings.control:  # without the setting, it trains only if the recovered model is better than the full one
-        share = config.steps / total_steps(config.steps, settings.refine)
-        parts.append(Part("control", share * parts[1].seconds))
-    models = 2 + bool(parts) + bool(parts and settings.control)
+    models = 2 + bool(parts)
     count = min(settings.test_examples or len(problem.splits.test), len(problem.splits.test))
     examples = problem.splits.test[: min(count, GENERATE_BATCH_SIZE)]
     open_ended = task.open_ended(examples)
@@ -77,8 +74,9 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     control = []
     if settings.control:  # None trains a control only if the recovered model wins, which is not known before
         recovery, macs = parts[1], problem.costs.macs
-        slower = macs(np.zeros_like(mask)) / macs(mask)
-        control = [replace(recovery, name="control", seconds=recovery.seconds * slower + count * scored)]
+        alone = config.steps / total_steps(config.steps, settings.refine)
+        training = recovery.seconds * alone * macs(np.zeros_like(mask)) / macs(mask)
+        control = [replace(recovery, name="control", seconds=training + count * scored)]
     return [*parts, Part("measuring", seconds), Part("verification", 2 * SUBPROCESS_SECONDS), *control]
 
 

@@ -11,7 +11,8 @@
    next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
 5. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
 6. No mask comes twice, so a small set of masks is exhausted in the end.
-7. The answer is the best scored mask; with noisy rewards (`noisy=True`), the one with the highest posterior mean.
+7. The answer is the best scored mask. With noisy rewards (`noisy=True`) it is the one with the highest posterior mean of the
+   first process, which then works alone: the weights of layers in the second one would fit the noise.
 8. Under a budget by cost, masks skip few layers or many. Skipping nothing is then assumed to be better than any mask, and
    skipping everything worse, unless the scored masks say the opposite. Nothing else is assumed about a model.
 
@@ -125,7 +126,7 @@ class Bayes(Agent):
         if not self.noisy or not self.rewards:
             return super().best()
         masks, observations = self.scored_masks(), self._observations()
-        process = likelier(self._process(*observations, self.indices), self.learner.process(*observations))
+        process = self._process(*observations, self.indices)
         return masks[process.mean(masks).argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,12 +165,14 @@ class Bayes(Agent):
         return np.concatenate((masks, ends[unscored])), np.concatenate((scores, assumed))
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Improve the settings of both processes, and return the likelier process."""
+        """Improve the settings of both processes, and return the likelier process; the first one if rewards are noisy."""
         axes, steps = list(range(len(self.grid))), STEPS
         if len(masks) > OFTEN:
             turn = len(masks) // 3
             axes, steps = ([], 1) if turn % 2 else ([turn // 2 % len(self.grid)], 0)
         process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid, axes)
+        if self.noisy:
+            return process
         return likelier(process, self.learner.fit(masks, scores, steps))
 
     def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:

@@ -45,6 +45,13 @@ def answer_head(features: int, hidden: int, answers: int | None) -> tuple[int, i
     return features * hidden + hidden * answers, linear(features, hidden) + 2 * hidden + linear(hidden, answers)
 
 
+def with_totals(head_macs: int, head_parameters: int, base_parameters: int, **fields: Any) -> dict[str, Any]:
+    """Fields of `Costs`, with those of the whole model without adapters."""
+    macs = fields["base_macs"] + head_macs + fields["layer_macs"].sum()
+    parameters = base_parameters + head_parameters + fields["layer_parameters"].sum()
+    return {**fields, "macs_full": macs, "parameters_full": parameters}
+
+
 def meter_costs(config: METERConfig, text_tokens: int, num_answers: int | None = None) -> dict[str, Any]:
     """Costs of METER, with its VQA head where `num_answers` is given.
 
@@ -67,19 +74,18 @@ def meter_costs(config: METERConfig, text_tokens: int, num_answers: int | None =
     tokens = np.repeat(np.array([text, image], dtype=np.int64), layers)
     every = np.ones(2 * layers, dtype=np.int64)
     trainable = 2 * linear(width, width) + 3 * width + width
-    return dict(  # noqa: C408 - the fields of Costs
+    return with_totals(
+        head_macs,
+        head_parameters,
         base_macs=(image - 1) * pixels * config.vision_width
         + config.vision_layers * transformer_macs(config.vision_width, image)
         + config.text_layers * transformer_macs(config.text_width, text)
         + (text * config.text_width + image * config.vision_width) * width
         + 2 * width**2,
-        head_macs=head_macs,
         layer_macs=np.repeat(np.array(per_stream, dtype=np.int64), layers),
         parallel_macs=tokens * 3 * adapter_macs(width, config.bottleneck),
         skip_macs=tokens * adapter_macs(width, config.skip_bottleneck),
         base_parameters=_meter_encoder_parameters(config) + trainable,
-        base_trainable=trainable,
-        head_parameters=head_parameters,
         layer_parameters=every * (transformer_parameters(width) + 4 * linear(width, width) + 2 * width),
         parallel_parameters=every * 3 * adapter_parameters(width, config.bottleneck),
         skip_parameters=every * adapter_parameters(width, config.skip_bottleneck),
@@ -115,15 +121,14 @@ def vilt_costs(
     trainable = linear(width, width) + (2 + 3) * width
     words = (config.vocab_size + config.max_positions) * width + 2 * width
     patches = linear(pixels, width) + width + (config.grid**2 + 1) * width
-    return dict(  # noqa: C408 - the fields of Costs
+    return with_totals(
+        head_macs,
+        head_parameters,
         base_macs=(image - 1) * pixels * width + width**2,
-        head_macs=head_macs,
         layer_macs=every * transformer_macs(width, tokens),
         parallel_macs=every * tokens * 2 * adapter_macs(width, config.bottleneck),
         skip_macs=every * tokens * adapter_macs(width, config.skip_bottleneck),
         base_parameters=words + patches + 2 * width + trainable,
-        base_trainable=trainable,
-        head_parameters=head_parameters,
         layer_parameters=every * transformer_parameters(width),
         parallel_parameters=every * 2 * adapter_parameters(width, config.bottleneck),
         skip_parameters=every * adapter_parameters(width, config.skip_bottleneck),

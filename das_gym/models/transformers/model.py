@@ -288,7 +288,7 @@ class VLM(VLP):
         Example:
             >>> from das_gym.models.transformers import load_vlm
             >>> from das_gym.registration import ASSETS
-            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 11).sum()
+            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
             np.int64(1)
         """
         stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
