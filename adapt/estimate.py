@@ -36,6 +36,9 @@ from das_gym.problem.latency import BLOCKS, RUNS
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import MaskSpace
 
+COUNTED = 20_000
+"""Examples whose distinct images are counted; more have as many in proportion."""
+
 WARM_UPS = 2
 """Runs of a block of `measure_latency` that are not counted."""
 
@@ -75,21 +78,26 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     problem, rng = settings.problem_config, torch.get_rng_state()
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=(), patience=None), None)
     size, activations = step_loss.batch_size, activation_bytes(step_loss)
-    at_a_time, seen = step_loss.micro_batch_size or size, min(config.steps * size, len(splits.train))
+    at_a_time = step_loss.micro_batch_size or size
 
     def step(count: int) -> None:
         step_loss.batch_size = count
         trainer.take_step(lambda _: step_loss.parts(0))
 
-    pairs = task.pairs(splits.train[:size])
-    encode, cached, _ = time_encoders(step_loss.encoder, pairs)
+    drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
+    pairs = task.pairs([splits.train[int(row)] for row in drawn])
+    step_loss.encoder(pairs[:size])  # the first batch takes longer
+    batch_pairs = pairs[-size:]
+    encode, cached, _ = time_encoders(step_loss.encoder, batch_pairs)
+    images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
+    batches = images / distinct_images(batch_pairs)
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
     models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)
     steps = total_steps(config.steps, settings.refine) + (models - 1) * config.steps
-    training = seen / size * encode + steps * size * seconds
-    kept = min(step_loss.encoder.max_bytes, seen * cached // size)
+    training = batches * encode + steps * size * seconds
+    kept = min(step_loss.encoder.max_bytes, int(batches * cached))
     test = min(len(splits.test), settings.test_examples or len(splits.test))
     batch = min(test, task.examples_for_pairs(128))
     evaluated = test * time_examples(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)[0]
@@ -103,6 +111,11 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
         Part("training", training, kept, max(0, at_a_time - timed) * activations),
         Part("evaluation", (1 + len(names)) * evaluated + timing),
     ]
+
+
+def distinct_images(pairs: Sequence[Any]) -> int:
+    """Return how often encoders of images run for pairs or prompts: they keep the outputs of each image."""
+    return len({tuple(image.key for image in pair.images) for pair in pairs})
 
 
 def training_bytes(parameters: Sequence[Tensor]) -> int:
