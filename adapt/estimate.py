@@ -86,9 +86,8 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
-    step_loss.encoder(pairs[:size])  # the first batch takes longer
     batch_pairs = pairs[-size:]
-    encode, cached, _ = time_encoders(step_loss.encoder, batch_pairs)
+    encode, cached, _ = time_encoders(step_loss.encoder, pairs[:size], batch_pairs)
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
     batches = images / distinct_images(batch_pairs)
     seconds, timed = time_examples(step, size, device)

@@ -247,7 +247,7 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     begin = to_first - times[first]
     skipped = min(seconds_of(lambda: score_again(timed, every, batch), device) for _ in rounds)
     new = examples[size : 2 * size] or batch
-    encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(new))
+    encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(batch), task.pairs(new))
     return Walk(
         encode=encode / len(new),
         begin=begin / size,
@@ -259,9 +259,12 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     )
 
 
-def time_encoders(encoder: EncoderCache, pairs: Sequence[Any]) -> tuple[float, int, State]:
-    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them."""
-    encoder(pairs[:1])
+def time_encoders(encoder: EncoderCache, warm_up: Sequence[Any], pairs: Sequence[Any]) -> tuple[float, int, State]:
+    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them.
+
+    The first batch takes longer than all others: other pairs, as many, run before.
+    """
+    encoder(warm_up)
     first = seconds_of(lambda: encoder(pairs), encoder.vlp.device)
     seconds = max(0.0, first - seconds_of(lambda: encoder(pairs), encoder.vlp.device))
     sizes: dict[Any, int] = {}
