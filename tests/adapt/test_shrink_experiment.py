@@ -200,7 +200,8 @@ def test_metric_of_a_plugin_scores_parquet_data(
     assert record["problem"]["columns"] == "photo,ask,say"
     assert "| share of a, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
     capsys.readouterr()
-    evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **data, **own))
+    evaluated = {"data_root": str(tmp_path), "columns": "photo,ask,say", **own}
+    evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **evaluated))
     answers = read_json("answers.json")
     assert [answer["share_of_a"] for answer in answers] == [0.75, 0.25, 0.75, 0.25, 0.75]
     assert "share of a" in capsys.readouterr().out
