@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class MaskEvaluator:
         recovery: Settings of recovery.
         batch_size: Prompts that are answered at a time.
         folder: Where checkpoints of recovery are kept. None keeps none.
+        metric: Score of the answers, see `answer_scores`.
     """
 
     def __init__(
@@ -100,16 +101,15 @@ class MaskEvaluator:
 
     def evaluate(self, found: FoundMask) -> MethodResult:
         """Return the result of a method."""
+        if (known := self._known.get(found.mask)) is not None:
+            return replace(known, found=found)
         mask, method = np.array(found.mask, dtype=bool), found.method
-        smaller, known = pruned_copy(self.full, mask), self._known.get(found.mask)
-        if known is not None:
-            before, after, seconds = known.before, known.after, known.recovery_seconds
-        else:
-            before, after, seconds = self.quality(smaller, method), None, None
-            if self.recovery.recover != "none":
-                started = time.perf_counter()
-                after = self.quality(self._recovered(mask, method), f"{method}, recovered")
-                seconds = time.perf_counter() - started
+        smaller = pruned_copy(self.full, mask)
+        before, after, seconds = self.quality(smaller, method), None, None
+        if self.recovery.recover != "none":
+            started = time.perf_counter()
+            after = self.quality(self._recovered(mask, method), f"{method}, recovered")
+            seconds = time.perf_counter() - started
         saved = float(self.problem.costs.macs_saved(mask))
         cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
         kept = cached[0] / max(cached[1], 1)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
+from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
 from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
@@ -35,10 +36,9 @@ from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
 
-from das_gym.config import build, settings_dict
+from das_gym.config import build
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json, write_text
-from das_gym.plugins import imported_plugins
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
@@ -293,7 +293,7 @@ def write_results(
 ) -> None:
     """Write `compare.json`."""
     record = {
-        "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
+        "settings": recorded_command(settings),
         "full": dataclasses.asdict(full),
         "methods": [dataclasses.asdict(result) for result in results],
         "left_out": left_out,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
+from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.shrink.card import model_card
@@ -32,7 +33,6 @@ from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDIN
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
-from das_gym.config import settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
@@ -40,7 +40,6 @@ from das_gym.models.transformers.inserted_adapters import full_with_adapters_of,
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
 from das_gym.models.transformers.weights import source_dtype
-from das_gym.plugins import imported_plugins
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
@@ -215,7 +214,7 @@ class ShrinkJob:
             answers.append({"key": example.key, "question": prompt.question, **texts})
         difference, low, high = measured.difference()
         return {
-            "settings": {**settings_dict(self.settings), "plugins": list(imported_plugins())},
+            "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),
             "source": str(self.source),
             "out": str(self.out.absolute()),
