@@ -62,6 +62,25 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "verify", lambda *_: found)
 
 
+@pytest.fixture
+def stop_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Interrupts the nth step of training that starts, once; returns the list of all steps that start."""
+
+    def stop(count: int) -> list[int]:
+        original, steps = Trainer.take_step, []
+
+        def stopping(self: Trainer, *arguments: Any) -> Any:
+            steps.append(self.step)
+            if len(steps) == count:
+                raise KeyboardInterrupt
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Trainer, "take_step", stopping)
+        return steps
+
+    return stop
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("vision", [None, True])
 def test_shrink_end_to_end(
@@ -224,25 +243,16 @@ def test_shrink_removes_a_folder_that_fails_verification(
 
 @pytest.mark.slow
 def test_shrink_resumes_the_training(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, stop_training: Callable[[int], list[int]]
 ):
     del trusting
-    original, steps = Trainer.take_step, []
-
-    def stopping(self: Trainer, *arguments: Any) -> Any:
-        if self.step == 2 and not steps.count("stopped"):
-            steps.append("stopped")
-            raise KeyboardInterrupt
-        steps.append(self.step)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "take_step", stopping)
+    steps = stop_training(3)
     with pytest.raises(KeyboardInterrupt):
         shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
     assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
     assert not (tmp_path / "out").exists()
     ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
-    assert steps == [0, 1, "stopped", 2]
+    assert steps == [0, 1, 2, 2]
     assert (tmp_path / "out" / "config.json").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
 
@@ -252,7 +262,7 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
     shrink: Callable[..., Any],
     tmp_path: Path,
     trusting: None,
-    monkeypatch: pytest.MonkeyPatch,
+    stop_training: Callable[[int], list[int]],
     capsys: pytest.CaptureFixture[str],
 ):
     del trusting
@@ -270,15 +280,7 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
     assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
     assert "for the control" in (tmp_path / "runs" / "1" / "report.html").read_text()
 
-    original, steps = Trainer.take_step, []
-
-    def stopping(self: Trainer, *arguments: Any) -> Any:
-        steps.append(self.step)
-        if len(steps) == 7:  # of the control
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "take_step", stopping)
+    steps = stop_training(7)  # of the control
     with pytest.raises(KeyboardInterrupt):
         shrink(**settings)
     ex.run({"resume": 2, "runs_dir": str(tmp_path / "runs")})
@@ -318,7 +320,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
 
 @pytest.mark.slow
 def test_refine_chooses_among_masks_and_resumes(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, stop_training: Callable[[int], list[int]]
 ):
     del trusting
     asked = {"skip_num": 1, "train": {"steps": 4}, "refine": 3, "test_examples": 2, "search": {"evaluations": 4}}
@@ -336,15 +338,7 @@ def test_refine_chooses_among_masks_and_resumes(
     )
     assert "refine" not in whole["command"]
 
-    original, trained = Trainer.take_step, []
-
-    def stopping(self: Trainer, *arguments: Any) -> Any:
-        trained.append(self.step)
-        if len(trained) == 5:  # in the second round
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "take_step", stopping)
+    trained = stop_training(5)  # in the second round
     with pytest.raises(KeyboardInterrupt):
         shrink(search_run=1, **{**asked, "search": {}})
     ex.run({"resume": 3, "runs_dir": str(tmp_path / "runs")})
