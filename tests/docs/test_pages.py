@@ -84,6 +84,13 @@ def test_commands_that_are_named_are_there(path: Path):
         assert wrong is None, f"{path.name}: {' '.join(words)}: {wrong}"
 
 
+def test_commands_of_the_wheel_check_are_there():
+    text = (ROOT / ".ci" / "wheel").read_text(encoding="utf-8").replace(" > /dev/null", "")
+    commands = commands_of(re.sub(r'"\$bin/das-(\w+)"', r"python -m \1", text))
+    assert commands
+    assert {" ".join(words): wrong for words in commands if (wrong := wrong_words(words)) is not None} == {}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_blocks_that_are_not_run_can_be_read(path: Path):
     for block in BLOCKS[path]:
