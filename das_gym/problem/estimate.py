@@ -135,12 +135,16 @@ def peak_bytes() -> int:
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Return how long a call takes on a device."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
+    start = now(device)
     call()
-    wait()
-    return time.perf_counter() - start
+    return now(device) - start
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds, when all work that is queued on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -228,15 +232,14 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     rounds = range(ROUNDS if size * alone < TIMED_SECONDS else 1)
     for _ in rounds:
         marks: list[tuple[int, float]] = []
-        start = time.perf_counter()
+        start = now(device)
 
         def watch(_: Any, unit: int, *__: Any, marks: list[tuple[int, float]] = marks) -> None:
-            seconds_of(lambda: None, device)
-            marks.append((unit, time.perf_counter()))
+            marks.append((unit, now(device)))
 
         timed.forget()
         timed.watch_full_model(batch, watch)
-        walks.append((marks[0][1] - start, time.perf_counter() - marks[-1][1]))
+        walks.append((marks[0][1] - start, now(device) - marks[-1][1]))
         seconds = np.zeros(len(vlp.layers))
         seconds[[unit for unit, _ in marks[1:]]] = np.diff([moment for _, moment in marks])
         units.append(seconds)
