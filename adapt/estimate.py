@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from das_gym.adapt.base_model import cut
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.memory import ADAMW_BYTES, activation_bytes
+from das_gym.adapt.memory import activation_bytes
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import find_reference
 from das_gym.adapt.refining import lengths
@@ -27,7 +27,6 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.agents.estimate import search_parts
 from das_gym.agents.search_experiment import SearchSettings
 from das_gym.agents.searching.environment import find_scorer, make_env
-from torch import Tensor
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -86,10 +85,9 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
-    batch_pairs = pairs[-size:]
-    encode, cached, _ = time_encoders(step_loss.encoder, pairs[:size], batch_pairs)
+    encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
-    batches = images / distinct_images(batch_pairs)
+    batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
@@ -115,11 +113,6 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 def distinct_images(pairs: Sequence[Any]) -> int:
     """Return how often encoders of images run for pairs or prompts: they keep the outputs of each image."""
     return len({tuple(image.key for image in pair.images) for pair in pairs})
-
-
-def training_bytes(parameters: Sequence[Tensor]) -> int:
-    """Return the bytes of the gradients and the optimizer's state of parameters."""
-    return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
 
 
 def checkpointed_bytes(activations: int, layers: int, state: int) -> int:

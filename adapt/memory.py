@@ -50,6 +50,11 @@ def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> 
     return sum(size for _, size in saved.values())
 
 
+def training_bytes(parameters: Iterable[Tensor]) -> int:
+    """Return the bytes of the gradients and the optimizer's state of parameters."""
+    return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
@@ -63,7 +68,7 @@ def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], b
         parameters: What trains.
         batch_size: Examples per step of this process.
     """
-    fixed = sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
+    fixed = training_bytes(parameters)
     per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp.device)
     fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
     size = min(step_loss.micro_batch_size or batch_size, batch_size)

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from das_gym.adapt.estimate import checkpointed_bytes, training_bytes
-from das_gym.adapt.memory import saved_bytes
+from das_gym.adapt.estimate import checkpointed_bytes
+from das_gym.adapt.memory import saved_bytes, training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
 

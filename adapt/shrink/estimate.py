@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.estimate import WARM_UPS, checkpointed_bytes, total_steps, training_bytes
-from das_gym.adapt.memory import saved_bytes
+from das_gym.adapt.estimate import WARM_UPS, checkpointed_bytes, total_steps
+from das_gym.adapt.memory import saved_bytes, training_bytes
 from das_gym.adapt.shrink.checks import budget_of, is_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, latencies, loss_of
