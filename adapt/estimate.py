@@ -85,10 +85,9 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
-    batch_pairs = pairs[-size:]
-    encode, cached, _ = time_encoders(step_loss.encoder, pairs[:size], batch_pairs)
+    encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
-    batches = images / distinct_images(batch_pairs)
+    batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []

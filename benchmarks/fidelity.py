@@ -41,6 +41,7 @@ from benchmarks.machine import describe_machine
 from das_gym.config import build
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
+from das_gym.intervals import bootstrap_interval
 from das_gym.plugins import import_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
@@ -54,7 +55,6 @@ from das_gym.trust import trusted_settings
 STARTS = ("supernet", "new")
 SHORT, SHORT_SEED = "short", 1000
 """What short trainings are kept under, and their seed: none of the others'."""
-RESAMPLES = 2000
 
 AIM, AIM_IN_TENTH = 0.8, 0.6
 """Rho of the reward over all masks, and in the best tenth, from which on it is trusted."""
@@ -117,9 +117,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """95 % of rho over bootstrap samples of pairs."""
-    rows = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
-    low, high = np.nanpercentile(spearman(a[rows], b[rows]), (2.5, 97.5))
-    return float(low), float(high)
+    return bootstrap_interval(lambda rows: spearman(a[rows], b[rows]), len(a))
 
 
 def told(a: np.ndarray, b: np.ndarray) -> str:

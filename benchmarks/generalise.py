@@ -36,6 +36,7 @@ from torch import nn
 from benchmarks.machine import describe_machine
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
+from das_gym.intervals import RESAMPLES
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import masks_needed
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
@@ -49,7 +50,6 @@ GREEDY_RULE = "greedy with neighbours"
 LEAST = "least with its neighbours"
 """The mask of all that costs least by that rule."""
 
-RESAMPLES = 2000
 RANKER_STEPS = 400
 
 
@@ -105,7 +105,7 @@ def features(suite: Suite, names: Sequence[str]) -> np.ndarray:
     """(P, MAX_UNITS, n) what a ranker reads of each unit alone: statistics as the policy reads them, and the goals."""
     there = torch.from_numpy(suite.units).float()[..., None]
     columns = [suite.statistics.index(name) for name in names]
-    parts = UnitNetwork._read(torch.from_numpy(suite.observed[:, :, columns]), there, there.sum(dim=1, keepdim=True))
+    parts = UnitNetwork.encode(torch.from_numpy(suite.observed[:, :, columns]), there, there.sum(dim=1, keepdim=True))
     goals = np.repeat(suite.goals[:, None], MAX_UNITS, axis=1)
     return np.concatenate((*(part.numpy() for part in parts), goals), axis=2)
 
@@ -139,9 +139,9 @@ def fixed(train: Suite, test: Suite) -> np.ndarray:
     return by_scores(test, scores)
 
 
-def interval(values: np.ndarray, models: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def interval(values: np.ndarray, models: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean, resampling models and then the problems of each."""
-    rng, names = np.random.default_rng(seed), np.unique(models)
+    rng, names = np.random.default_rng(0), np.unique(models)
     groups = [values[models == name] for name in names]
     means = []
     for _ in range(RESAMPLES):
@@ -205,8 +205,9 @@ def members_text(test: Suite, policies: Sequence[Path]) -> str:
 def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
     """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
     used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
+    read = UnitNetworks.load(policy).config.statistics
     for problem in problems:
-        statistics = SuiteOracle(problem, ()).statistics
+        statistics = SuiteOracle(problem, read).statistics
         for name, counts in used.items():
             settings = {"policy": str(policy)} if name == "policy_bayes" else {}
             counts.append([until_best(problem, name, seed, evaluations, settings, statistics) for seed in range(seeds)])

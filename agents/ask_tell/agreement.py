@@ -90,8 +90,7 @@ class AgreementProcess(Process):
 class AgreementLearner:
     """Learns the settings of an `AgreementProcess`, some steps at a time.
 
-    Steps go up the posterior of the logarithms by resilient propagation: each logarithm has its step, which grows
-    while its slope keeps its sign and shrinks when it changes.
+    Steps go up the posterior of the logarithms by resilient propagation, see `next_steps`.
 
     Args:
         n_layers: Number of layers.
@@ -108,10 +107,7 @@ class AgreementLearner:
         process = self.process(masks, values)
         for _ in range(steps):
             slopes = process.gradient() - (self.logs - self._middle) / self._deviation**2
-            agree = slopes * self._slopes
-            steps_now = self._steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0))
-            self._steps = np.clip(steps_now, SMALLEST_STEP, LARGEST_STEP)
-            self._slopes = np.where(agree < 0, 0.0, slopes)
+            self._slopes, self._steps = next_steps(slopes, self._slopes, self._steps)
             low, high = self._middle - 3.0 * self._deviation, self._middle + 3.0 * self._deviation
             self.logs = np.clip(self.logs + np.sign(self._slopes) * self._steps, low, high)
             process = self.process(masks, values)
@@ -130,3 +126,18 @@ class AgreementLearner:
         self.logs, self._steps, self._slopes = (
             read_array(name, state[name], self._middle.shape) for name in ("logs", "steps", "slopes")
         )
+
+
+def next_steps(slopes: Floats, previous: Floats, steps: Floats) -> tuple[Floats, Floats]:
+    """Return the slopes to follow and the sizes of the steps, by resilient propagation (Rprop).
+
+    The step of a value grows while its slope keeps its sign. When the sign changes, the step shrinks, and the value stays.
+
+    Args:
+        slopes: Slope of each value.
+        previous: The slopes that this function returned before, at first 0.
+        steps: The sizes that it returned before, at first `FIRST_STEP`.
+    """
+    agree = slopes * previous
+    steps = np.clip(steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0)), SMALLEST_STEP, LARGEST_STEP)
+    return np.where(agree < 0, 0.0, slopes), steps

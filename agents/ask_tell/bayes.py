@@ -173,7 +173,8 @@ class Bayes(Agent):
         process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid, axes)
         if self.noisy:
             return process
-        return likelier(process, self.learner.fit(masks, scores, steps))
+        other = self.learner.fit(masks, scores, steps)
+        return process if process.log_likelihood > other.log_likelihood else other
 
     def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
         return MaskProcess(masks, scores, indices)
@@ -217,11 +218,6 @@ class Bayes(Agent):
             if means[best[0]] <= height + 1e-12:
                 break
             mask, height = neighbours[0], means[best[0]]
-
-
-def likelier(one: Process, other: Process) -> Process:
-    """Return the process with the larger likelihood."""
-    return one if one.log_likelihood > other.log_likelihood else other
 
 
 def normal_scores(rewards: list[float]) -> Floats:

@@ -127,9 +127,9 @@ class Policy(Heuristic):
 class PolicyBayes(Bayes):
     """`bayes` that starts with the policy's masks, and whose process knows what the policy's statistics predict.
 
-    The costs of single units and of pairs of adjacent units in a stream predict the cost of every mask. How far the process
-    trusts that is learned like its other variances, see `HintedProcess`. A policy that does not read `leave_one_out`,
-    `stream` and `depth` gives no such hint.
+    The costs of single units and of runs of adjacent units in a stream predict the cost of every mask. How far the first
+    process of `Bayes` trusts that is learned like its other variances, see `HintedProcess`; the second does not read it. A
+    policy that does not read `leave_one_out`, `stream` and `depth` gives no such hint.
 
     Args:
         space: The masks to choose from.

@@ -81,7 +81,7 @@ class NeighbourCosts:
 
 
 class Hint:
-    """Predicted scores of masks: normal scores of their costs among the masks within the budget, as `Bayes` scores rewards.
+    """Predicted scores of masks: normal scores of their costs among the masks within the budget.
 
     Args:
         costs: The predicted costs.

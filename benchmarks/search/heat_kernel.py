@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from das_gym.agents.ask_tell.agreement import FIRST_STEP, next_steps
 from das_gym.agents.ask_tell.bayes import Bayes, normal_scores
 from das_gym.agents.ask_tell.gaussian_process import Process
 
@@ -75,7 +76,7 @@ class HeatKernel(Bayes):
         self._prior = math.log(1.5 / self.n_layers)
         self.learned = {
             "logs": np.append(np.full(self.n_layers, self._prior), NOISE),
-            "steps": np.full(size, 0.1),
+            "steps": np.full(size, FIRST_STEP),
             "slopes": np.zeros(size),
         }
         self.radius, self.failures = self.n_layers, 0
@@ -95,16 +96,14 @@ class HeatKernel(Bayes):
         return self.scored_masks(), normal_scores(list(self.rewards.values()))
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Fit by Rprop: each of `logs` has its own step, which grows while its slope keeps its sign."""
+        """Take steps by resilient propagation, as `AgreementLearner` does."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
             logs, steps = self.learned["logs"], self.learned["steps"]
             spread = logs[:-1] - (mean := logs[:-1].mean())
             pull = spread / SPREADS[1] ** 2 + (mean - self._prior) / SPREADS[0] ** 2 / self.n_layers
             slopes = process.gradient() - np.append(pull, (logs[-1] - NOISE) / SPREADS[2] ** 2)
-            agree = slopes * self.learned["slopes"]
-            steps = np.clip(steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0)), 0.01, 0.5)
-            slopes = np.where(agree < 0, 0.0, slopes)
+            slopes, steps = next_steps(slopes, self.learned["slopes"], steps)
             logs = logs + np.sign(slopes) * steps
             logs = np.append(np.clip(logs[:-1], *_RANGE), np.clip(logs[-1], *_NOISE_RANGE))
             self.learned = {"logs": logs, "steps": steps, "slopes": slopes}

@@ -145,6 +145,11 @@ def read_rows(path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
     table = open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
     if not table.num_rows:
         raise ValueError(f"{path} has no rows, expected one or more")
+    yield from plain_rows(table)
+
+
+def plain_rows(table: pyarrow.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as plain values by column."""
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         yield from batch.to_pylist()
 

@@ -61,7 +61,7 @@ class MaskTree:
 
         Args:
             state: The state before stage 0.
-            trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives behind
+            trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives after
                 `VLP.front` stages, by the bits of those.
             known: Looks those states up: masks whose first bits are known start after those stages.
             watch: Called for every layer of the full model; needs a trunk and nothing `known`.

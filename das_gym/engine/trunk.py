@@ -1,6 +1,6 @@
 """Cache of the full model's hidden vectors from one call to the next: every mask starts on its path.
 
-It also keeps the states behind the masks of a vision tower: many masks of the decoder begin with each.
+It also keeps the states after the units of a vision tower: many masks of the decoder begin with each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrunkMemory:
 
         Args:
             batch: Which batch of the examples.
-            what: Which layer; -1 = the state before stage 0; bits of a vision tower's units = the state behind them.
+            what: Which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.
             compute: Returns a tensor or a `State`.
         """
         key = (batch, what)

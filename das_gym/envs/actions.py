@@ -254,9 +254,8 @@ class SequenceMode(ActionMode):
     def _state(self) -> tuple[np.ndarray, ...]:
         """Return which masks are complete, which actions change something, `action_masks`, and `features`.
 
-        A single environment caches them by its mask, which is faster than a dozen operations on arrays of one row. Without
-        a cache
-        the features are left out, since nothing reads them here, and the state is kept until the masks change.
+        A single environment caches them by its mask, which is faster than a dozen operations on arrays of one row. Without a
+        cache, the state is kept until the masks change, and the features are left out, since nothing reads them here.
         """
         if self._cache is None:
             if self._current is None:

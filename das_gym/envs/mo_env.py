@@ -109,19 +109,28 @@ class Fronts:
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
         self._fronts: dict[int, Floats] = {}
+        self._volumes: dict[int, float] = {}
 
     def forget(self) -> None:
         """Empty all fronts."""
-        self._fronts = {}
+        self._fronts, self._volumes = {}, {}
 
     def add(self, problem: int, point: Floats) -> None:
         """Add a reward vector to the front of a problem."""
-        points = np.concatenate((self._fronts.get(problem, point[None]), point[None]))
+        front = self._fronts.get(problem, np.empty((0, len(point))))
+        if (front >= point).all(axis=1).any():
+            return
+        points = np.concatenate((front, point[None]))
         self._fronts[problem] = points[undominated_rows(points)]
+        self._volumes.pop(problem, None)
 
     def volume(self, problem: int) -> float:
-        """Return the hypervolume of the front of a problem."""
-        return dominated_volume(self._fronts[problem], self._objectives.reference) if problem in self._fronts else 0.0
+        """Return the hypervolume of the front of a problem; it is computed again only after the front has changed."""
+        if problem not in self._fronts:
+            return 0.0
+        if problem not in self._volumes:
+            self._volumes[problem] = dominated_volume(self._fronts[problem], self._objectives.reference)
+        return self._volumes[problem]
 
     def get_state(self) -> dict[str, Any]:
         """Return the fronts as plain values."""
@@ -129,7 +138,7 @@ class Fronts:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `get_state` returned."""
-        self._fronts = {int(problem): np.array(front) for problem, front in state.items()}
+        self._fronts, self._volumes = {int(problem): np.array(front) for problem, front in state.items()}, {}
 
 
 class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
@@ -262,8 +271,9 @@ class MultiObjectiveVectorReward(VectorWrapper):
         """Step the environments, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = self.env.step(actions)
         vectors = self._objectives.vectors(rewards, self.env.unwrapped.last_masks, info, ended)  # type: ignore[attr-defined]
+        problems = self._problems(info)
         for index in np.flatnonzero(ended & info["feasible"]):
-            self._fronts[index].add(self._problems(info)[index], vectors[index])
+            self._fronts[index].add(problems[index], vectors[index])
         volumes = self._volumes(info)
         if "final_info" in info:
             info["final_info"] |= volumes | {"_hypervolume": ended}

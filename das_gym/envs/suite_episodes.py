@@ -40,7 +40,7 @@ class SuiteEpisodes:
     def __init__(self, suite: Suite, action: str, flat: bool, rows: int) -> None:
         self.suite, self.flat = suite, flat
         self.which = np.zeros(rows, np.int64)
-        self.costs = list(suite.other_saved)
+        self.costs = list(suite.other_costs)
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
@@ -107,7 +107,7 @@ class SuiteEpisodes:
             "regret": np.where(kept, suite.optima[self.which] - raw, np.inf),
             "loss": np.where(kept, suite.losses[rows], np.inf),
             "metric": np.where(kept, suite.metrics[rows], 0.0),
-            "macs_saved": suite.macs_saved[rows],
+            "macs_saved": suite.saved_of("macs_saved")[rows],
             "n_skipped": moves.masks.sum(axis=1),
             "feasible": kept,
             **self.problem_info(),

@@ -216,10 +216,10 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
     """Return fields of `ProblemConfig` as the settings of a command: those of `ProblemOptions` within `group`."""
-    options = {field.name for field in fields(ProblemOptions)}
-    own = {name: value for name, value in values.items() if name not in options}
-    nested = {name: value for name, value in values.items() if name in options}
-    return {**own, group: nested} if nested else own
+    names = {field.name for field in fields(ProblemOptions)}
+    own = {name: value for name, value in values.items() if name not in names}
+    options = {name: value for name, value in values.items() if name in names}
+    return {**own, group: options} if options else own
 
 
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:

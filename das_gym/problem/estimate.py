@@ -28,7 +28,7 @@ import torch
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import State, bytes_of
+from das_gym.models.base import VLP, State, bytes_of
 from das_gym.problem.loading import Problem
 from das_gym.processes import world_size
 
@@ -135,12 +135,16 @@ def peak_bytes() -> int:
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Return how long a call takes on a device."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
+    start = now(device)
     call()
-    wait()
-    return time.perf_counter() - start
+    return now(device) - start
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds, when all work that is queued on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -228,15 +232,14 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     rounds = range(ROUNDS if size * alone < TIMED_SECONDS else 1)
     for _ in rounds:
         marks: list[tuple[int, float]] = []
-        start = time.perf_counter()
+        start = now(device)
 
         def watch(_: Any, unit: int, *__: Any, marks: list[tuple[int, float]] = marks) -> None:
-            seconds_of(lambda: None, device)
-            marks.append((unit, time.perf_counter()))
+            marks.append((unit, now(device)))
 
         timed.forget()
         timed.watch_full_model(batch, watch)
-        walks.append((marks[0][1] - start, time.perf_counter() - marks[-1][1]))
+        walks.append((marks[0][1] - start, now(device) - marks[-1][1]))
         seconds = np.zeros(len(vlp.layers))
         seconds[[unit for unit, _ in marks[1:]]] = np.diff([moment for _, moment in marks])
         units.append(seconds)
@@ -247,7 +250,7 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     begin = to_first - times[first]
     skipped = min(seconds_of(lambda: score_again(timed, every, batch), device) for _ in rounds)
     new = examples[size : 2 * size] or batch
-    encode, cached, state = time_encoders(evaluator(size).encoder, task.pairs(batch), task.pairs(new))
+    encode, cached, state = time_encoders(vlp, task.processor, task.pairs(new))
     return Walk(
         encode=encode / len(new),
         begin=begin / size,
@@ -259,14 +262,12 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     )
 
 
-def time_encoders(encoder: EncoderCache, warm_up: Sequence[Any], pairs: Sequence[Any]) -> tuple[float, int, State]:
-    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them.
-
-    The first batch takes longer than all others: other pairs, as many, run before.
-    """
-    encoder(warm_up)
-    first = seconds_of(lambda: encoder(pairs), encoder.vlp.device)
-    seconds = max(0.0, first - seconds_of(lambda: encoder(pairs), encoder.vlp.device))
+def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float, int, State]:
+    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them."""
+    EncoderCache(vlp, processor)(pairs)  # the first batch of a size takes longer
+    encoder = EncoderCache(vlp, processor)
+    first = seconds_of(lambda: encoder(pairs), vlp.device)
+    seconds = max(0.0, first - seconds_of(lambda: encoder(pairs), vlp.device))
     sizes: dict[Any, int] = {}
 
     def kept(stream: str, wanted: Any) -> Any:
@@ -274,7 +275,7 @@ def time_encoders(encoder: EncoderCache, warm_up: Sequence[Any], pairs: Sequence
         sizes.update({(stream, key): bytes_of(value) for key, value in found.items()})
         return found
 
-    state = encoder.vlp.gather(encoder.processor, pairs, kept)
+    state = vlp.gather(processor, pairs, kept)
     return seconds, sum(sizes.values()), state
 
 

@@ -239,8 +239,8 @@ class Suite:
         savings: (P, MAX_UNITS) float32, share of the budget's own cost that skipping a unit saves; MACs for `skip_num`.
         useful: (P, MAX_UNITS) bool, units that serve the budget.
         goals: (P, 2) float32: share of units to skip, or 0; share of that cost to save, or 0.
-        raw, scaled, losses, metrics, kept, saved, macs_saved: One entry for each mask of each problem, see `rows`.
-        other_saved: As `macs_saved`, by the settings of the other costs that budgets of the suite limit.
+        raw, scaled, losses, metrics, kept, saved: One entry for each mask of each problem, see `rows`.
+        other_costs: The costs besides MACs, keys of `SAVED`, that budgets of the suite limit.
         random_means, optima: (P,) as for `SuiteProblem`.
     """
 
@@ -280,9 +280,8 @@ class Suite:
         self.metrics = np.concatenate([problem.table.values("metric") for problem in problems])
         self.saved = np.concatenate([problem.saved for problem in problems])
         self._saved_of: dict[str, np.ndarray] = {}
-        self.macs_saved = self.saved_of("macs_saved")
-        others = dict.fromkeys(problem.cost.setting for problem in problems if problem.cost.setting != "macs_saved")
-        self.other_saved = {name: self.saved_of(name) for name in others}
+        settings = dict.fromkeys(problem.cost.setting for problem in problems)
+        self.other_costs = tuple(setting for setting in settings if setting != "macs_saved")
         self.random_means = np.array([problem.random_mean for problem in problems])
         self.optima = np.array([problem.optimum for problem in problems])
 

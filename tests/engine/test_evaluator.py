@@ -109,6 +109,31 @@ def test_shared_adapters_run_once(meter):
     assert evaluator.spent.layer_runs == 2 * 11 - 1 - 1  # 11 and 10, of which text.0 is shared
 
 
+def test_masks_start_after_known_front_stages(new_world, monkeypatch):
+    """With a front of two stages (layers 0, 6, 1 and 7), masks whose bits there are known run only the stages after it."""
+    world, entered = new_world(), []
+    monkeypatch.setattr(world.vlp, "front", 2)
+    monkeypatch.setattr(world.vlp, "enter", lambda state, stage: (entered.append(stage), (state, 0))[1])
+    evaluator = world.evaluator(trunk_bytes=2**30)
+
+    def check(*skipped: tuple[int, ...], layer_runs: int, stages: list[int], divergences: bool = False) -> None:
+        masks = np.array([np.isin(range(12), layers) for layers in skipped])
+        before, entered[:] = evaluator.spent.layer_runs, []
+        scores = evaluator.evaluate(masks, world.examples, divergences=divergences)
+        assert (evaluator.spent.layer_runs - before, entered) == (layer_runs, stages)
+        losses, _, kl = world.plain(masks, world.examples)
+        np.testing.assert_allclose(scores.losses, losses, atol=1e-5)
+        if divergences:
+            np.testing.assert_allclose(scores.divergences, kl, atol=1e-5)
+
+    after_front = [3, 4, 5]
+    # 11 layers each, of which layer 6 is shared.
+    check((0,), (7,), layer_runs=2 * 11 - 1, stages=[0, 1, 2, *after_front, 1, 2, *after_front])
+    # The full model's layers 0, 1 and 6 are known; the other mask runs 7 of the 8 layers after the front.
+    check((0, 11), (), layer_runs=9 + 7, stages=[0, 1, 2, *after_front, *after_front], divergences=True)
+    check((7, 10), layer_runs=7, stages=after_front)
+
+
 # ---- caches
 
 

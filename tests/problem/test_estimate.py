@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +60,19 @@ def test_time_walk_measures_every_unit_and_changes_nothing(small_problem: Proble
     assert (walk.units > 0).all()
     assert min(walk.begin, walk.leaf, walk.state_bytes, walk.cached_bytes) > 0
     assert small_problem.evaluator.spent == before
+
+
+def test_time_walk_includes_encoders_where_one_batch_has_all_examples(
+    small_problem: Problem, monkeypatch: pytest.MonkeyPatch
+):
+    vlp, encode_items = small_problem.vlp, small_problem.vlp.encode_items
+
+    def slow(*args):
+        time.sleep(0.02)
+        return encode_items(*args)
+
+    monkeypatch.setattr(vlp, "encode_items", slow)
+    assert 2 * time_walk(small_problem, small_problem.splits.reward[:2]).encode > 0.02
 
 
 def test_scoring_bounds_what_is_kept(small_problem: Problem):

@@ -13,7 +13,7 @@ from torch import nn
 
 from das_gym.models.macs import without_content
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
-from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower
+from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower, path_of
 from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
 
 def decoder_path(vlm: VLM) -> str:
     """Return the name of its list of decoder layers."""
-    return next(name for name, module in vlm.model.named_modules() if module is vlm.stack.layers)
+    return path_of(vlm.model, vlm.stack.layers)
 
 
 def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
@@ -190,9 +190,7 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
-        tower = full.tower.stack.layers
-        path = next(name for name, module in full.model.named_modules() if module is tower)
-        places[path] = full.removed_layers(mask, IMAGE)
+        places[path_of(full.model, full.tower.stack.layers)] = full.removed_layers(mask, IMAGE)
     for path, removed in places.items():  # the same places as in the smaller model, for a while
         layers = model.get_submodule(path)
         model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))

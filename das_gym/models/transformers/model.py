@@ -294,7 +294,7 @@ class VLM(VLP):
         stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
         return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
 
-    def skip_forwards(self, mask: Sequence[bool] | np.ndarray) -> dict[nn.Module, Callable[..., Any]]:
+    def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
         """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
         found: dict[nn.Module, Callable[..., Any]] = {}
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
@@ -670,12 +670,7 @@ class VLM(VLP):
             return super().make_timed_forward(processor, pairs)
         encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
 
-        def marked(index: int, skipped: bool, mark: Mark) -> Callable[..., Any]:
-            module = self.module_of(index)
-            run = module.forward
-            if skipped:
-                run = skip_forward(module) if self.layers[index].kind == LAYER else zero_forward(module)
-
+        def marked(index: int, run: Callable[..., Any], mark: Mark) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 mark(index, first_input(args, kwargs))
                 output = run(*args, **kwargs)
@@ -685,8 +680,8 @@ class VLM(VLP):
             return forward
 
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
-            skips = enumerate(self._skips(mask))
-            with replace_forwards({self.module_of(index): marked(index, skipped, mark) for index, skipped in skips}):
+            skipped, modules = self.skip_forwards(mask), map(self.module_of, range(len(self.layers)))
+            with replace_forwards({m: marked(n, skipped.get(m, m.forward), mark) for n, m in enumerate(modules)}):
                 return self.run(encodings).last_hidden_state[:, -1]
 
         return timed

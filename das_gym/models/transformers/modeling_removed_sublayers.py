@@ -5,8 +5,9 @@
 loads it from a folder that holds this file, with torch and transformers alone. A layer without attention computes
 `h + MLP(norm(h))`, one without MLP `h + attention(norm(h))`.
 
-What is removed stands in the decoder's configuration in transformers' own form, `per_layer_config`: `skip: ["attention"]` or
-`skip: ["mlp"]`. transformers records that (5.14 and later) and its models do not act on it yet, so this file does.
+The decoder's configuration lists the removed parts in `per_layer_config` of transformers: `skip: ["attention"]` or
+`skip: ["mlp"]` for a layer. transformers 5.14 and later reads and writes that, but its models ignore it: this file removes
+the parts.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def find_decoder(model: nn.Module) -> Stack:
         raise ValueError(f"{name} is not supported: its decoder has no list of layers named {', '.join(LIST_NAMES)}.")
     parts = dict(decoder.named_children())
     at = list(parts).index(list_name)
-    behind_first = [*list(parts.values())[at + 1 :], *list(parts.values())[:at]]
-    norm = next((part for part in behind_first if "norm" in type(part).__name__.lower()), None)
+    after_list = [*list(parts.values())[at + 1 :], *list(parts.values())[:at]]
+    norm = next((part for part in after_list if "norm" in type(part).__name__.lower()), None)
     if norm is None:
         raise ValueError(f"{name} is not supported: its decoder has no norm next to its list of layers.")
     return Stack(decoder, list_name, norm)
@@ -88,6 +88,11 @@ def find_vision_tower(model: Any) -> Stack:
     if len(found) != 1:
         raise ValueError(f"{type(model).__name__} has {len(found)} lists of vision layers, expected 1. Leave out `vision`.")
     return found[0]
+
+
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """Return the dotted name of a module within a model."""
+    return next(name for name, other in model.named_modules() if other is module)
 
 
 def child_name(layer: nn.Module, names: Sequence[str]) -> str | None:
@@ -123,7 +128,7 @@ def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
 
     On each layer, attention and MLP: how many outputs it returns. On each layer: the norms that serve attention or MLP
     alone. They are found by what reads what, since names mislead: `post_attention_layernorm` is before the MLP in Llama, and
-    behind the attention in Gemma.
+    after the attention in Gemma.
     """
     handles = []
     for layer in stack.layers:

@@ -1,6 +1,6 @@
 """Remove the attention or the MLP of decoder layers for good.
 
-What is left is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`. Layers that lose both
+Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`. Layers that lose both
 parts are removed by `layer_removal`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, cache_kinds, remove_sublayers
-from das_gym.models.transformers.stack import ATTENTION_NAMES, PART_NAMES, child, child_name, find_decoder
+from das_gym.models.transformers.stack import ATTENTION_NAMES, PART_NAMES, child, child_name, find_decoder, path_of
 
 
 def lacks_sublayers(model: Any) -> bool:
@@ -30,7 +30,7 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
         ValueError: No attention would be left that counts the tokens in the cache.
     """
     stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
-    parts: dict[str, Any] = {"layers": next(name for name, module in model.named_modules() if module is stack.layers)}
+    parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
     parts |= {kind: {} for kind in PART_NAMES}
     for place, layer in enumerate(stack.layers):
         for kind, names in PART_NAMES.items():

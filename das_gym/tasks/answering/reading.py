@@ -74,7 +74,7 @@ def load_answers(
     Args:
         data_root: A folder; where it holds several data sets, a file of one of them. None is the bundled Shapes-VQA.
         on_bad_example: See `Task.load_splits`.
-        columns: The names of the columns of image, question and answer behind commas, see `load_tables`.
+        columns: The names of the columns of image, question and answer, separated by commas; see `load_tables`.
 
     Returns:
         The three splits, no image in two of them.

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import BATCH_ROWS
+from das_gym.data.arrow import plain_rows
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_text, some
 from das_gym.data.images import ImageSource
@@ -84,7 +84,7 @@ def load_tables(
         shards: The files of each split; the splits are those of `conversations.divide`.
         root: The folder in which images are looked for that are named by paths.
         on_bad_example: `raise`, or `skip` to skip bad rows.
-        columns: The names of the columns of image, question and answer behind commas. None finds them by `COLUMNS`.
+        columns: The names of the columns of image, question and answer, separated by commas. None finds them by `COLUMNS`.
 
     Raises:
         ValueError: A file is damaged, a column is missing, or two splits are the same part.
@@ -126,7 +126,7 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
         expected = " and ".join(" or ".join(candidates[kind]) for kind in missing)
         raise ValueError(
             f"{source} lacks a column for {' and '.join(missing)}: got {some(list(names), 20) or 'no columns'}, expected "
-            f"{expected}. Set `problem.columns` to IMAGE,QUESTION,ANSWER."
+            f"{expected}. Set `columns` to IMAGE,QUESTION,ANSWER."
         )
     image, question, answer = (str(name) for name in found)
     return image, question, answer
@@ -169,8 +169,7 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
         )
 
     texts = table.select(list(dict.fromkeys((question, answer, *optional))))
-    rows = (row for batch in texts.to_batches(max_chunksize=BATCH_ROWS) for row in batch.to_pylist())
-    return bad.parse(((f"{path}: row {row}", (row, values)) for row, values in enumerate(rows)), conversation)
+    return bad.parse(((f"{path}: row {row}", (row, values)) for row, values in enumerate(plain_rows(texts))), conversation)
 
 
 def _prompt(question: str, images: int, where: str) -> str:
