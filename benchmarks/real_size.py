@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import saved_bytes, training_bytes
+from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
 
@@ -38,6 +38,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.macs import counted
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
+from das_gym.problem.estimate import saved_bytes
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
@@ -51,8 +52,10 @@ BUNDLED = {
 }
 """Commands whose estimates are compared with the clock."""
 
-SMOLVLM_256M = "skip_num=6 search.reward_examples=16 search.evaluations=6 train.steps=4 train.batch_size=4 test_examples=8"
-QWEN2_VL_2B = "skip_num=4 reward_examples=4 evaluations=3 agent=random"
+SMOLVLM_256M = (
+    "skip_num=6 search.reward_examples=4 search.evaluations=3 train.steps=2 train.batch_size=2 test_examples=2 control=False"
+)
+QWEN2_VL_2B = "skip_num=4 reward_examples=2 evaluations=3 agent=random"
 """Settings of the shortened commands."""
 
 QWEN_TOKENS = Tokens(
