@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import shlex
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -19,8 +18,6 @@ from das_gym.adapt.subnets import load_subnet
 from das_gym.agents.commands import PROGRAM as AGENTS
 from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
-from das_gym.agents.searching.record import SearchResult
-from das_gym.agents.searching.validate import validate
 
 from das_gym import locks, plugins
 from das_gym.config import settings_dict
@@ -116,22 +113,6 @@ def finished_run(**changes: Any) -> None:
     write_json(folder / "adapt.json", {"format": "das_gym adapt 1", "problem": problem, "model_settings": {}, **changes})
     supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
     dataclasses.replace(supernet, mask=tuple(MASK)).save(folder / "adapter.safetensors")
-
-
-def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path):
-    """The replay: the proof that a run is trusted is copied next to a record of another author."""
-    assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
-    for name in ("config.json", ".signature"):
-        if Path("shared/1", name).exists():
-            shutil.copy(Path("shared/1", name), Path("runs/1", name))
-    settings = {"checkpoint": "runs/1/model", "trust_remote_code": True}
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="DAS-VLM-Answering-v0", env_kwargs=settings))
-    with pytest.raises(ValueError, match="`trust_remote_code=True`"):
-        validate(SearchResult.load("runs/1"))
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="evilmod:X-v0"))
-    with pytest.raises(ValueError, match="`plugins=evilmod`"):
-        validate(SearchResult.load("runs/1"))
-    assert not canary.exists()
 
 
 @pytest.mark.parametrize(("program", "command"), RESUMABLE)
