@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
+from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.compare.comparison import check_agent
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import check_agent_name, sb3_config
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.loop import SearchConfig
 from rich import box
 from rich.table import Table
@@ -99,13 +98,8 @@ class CompareSettings(RunSettings, BudgetSettings):
         table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
-        fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
-        if is_algorithm(agent):
-            return sb3_config(fields, action=None, start_from=None)
-        check_agent_name(agent)
-        check_agent_kwargs(agent, fields["agent_kwargs"])
-        return SearchConfig(**fields)
+        kwargs = {"env_kwargs": {**self.env_kwargs, **table}, "agent_kwargs": self.agent_kwargs.get(agent, {})}
+        return SearchConfig(agent=agent, **fields, **kwargs)
 
     def oracle(self) -> Oracle:
         """Return the environment that scores masks, with its ground truth."""

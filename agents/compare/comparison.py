@@ -10,9 +10,9 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult, judge
-from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.sb3.config import check_agent_name
+from das_gym.agents.sb3.algorithms import check_agent_name, is_algorithm
 from das_gym.agents.searching.agent_setup import make_search_agent
+from das_gym.agents.searching.loop import SearchConfig, search
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.statistics import masks_needed
@@ -89,9 +89,9 @@ def run_agent(
     Raises:
         ValueError: an unknown agent or hyperparameter, or masks that the agent must not ask for.
     """
-    search = _train_once if is_algorithm(agent) else _search_once
+    run_once = _train_once if is_algorithm(agent) else _search_once
     different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
-    searches = [search(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    searches = [run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     if len(different) < len(seeds):
         searches = searches * len(seeds)
     answers, curves, used, milliseconds = (np.array(column) for column in zip(*searches, strict=True))
@@ -156,19 +156,18 @@ def _train_once(
     During the search its answer is the best scored mask, at the end that or the policy's own, whichever is better. Its time
     is that of the whole training, divided by turns.
     """
-    from das_gym.agents.sb3.train import train_sb3
-
     space, started = oracle.space, time.process_time()
-    result = train_sb3(
-        name,
-        hyperparameters=agent_kwargs,
-        n_envs=masks_per_turn,
+    config = SearchConfig(
+        **space.budget.settings,
         env_id=oracle.env_id,
         env_kwargs=dict(oracle.env_kwargs),
-        **space.budget.settings,
+        agent=name,
+        agent_kwargs=dict(agent_kwargs),
         seed=seed,
         evaluations=evaluations,
-    ).result
+        masks_per_turn=masks_per_turn,
+    )
+    result = search(config)
     curve = np.full(evaluations, NO_ANSWER)
     used = 0
     for turn in result.history:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks
-from das_gym.agents.sb3.config import with_action
+from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks, with_action
 
 from das_gym.files import at_home, explain_damage, read_json
 
@@ -48,11 +47,7 @@ def load_sb3(
 
 
 def agent_file(source: str | os.PathLike[str]) -> Path:
-    """Return the `agent.zip` at a path, or in a folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return the `agent.zip` at a path, or in a folder."""
     path = at_home(source)
     path = path / AGENT if path.is_dir() else path
     if not path.is_file():
@@ -61,15 +56,7 @@ def agent_file(source: str | os.PathLike[str]) -> Path:
 
 
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
-    """Return the mask that a policy chooses without exploration, (n_layers,) bool.
-
-    Args:
-        model: The trained algorithm.
-        env_id: Id of an environment.
-        action: The action space that it was trained with.
-        seed: Seed of the environment's reset.
-        env_kwargs: Settings of the environment.
-    """
+    """Return the mask that a policy chooses without exploration, (n_layers,) bool; `action` is what it was trained with."""
     env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
     base: Any = env.unwrapped
     state, start = None, np.ones(1, dtype=bool)

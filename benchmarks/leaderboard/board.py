@@ -18,7 +18,7 @@ from das_gym.agents.compare.comparison import check_agent, run_agent
 from das_gym.agents.compare.results import AgentResult, judge, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
-from das_gym.agents.sb3.config import check_agent_name
+from das_gym.agents.sb3.algorithms import check_agent_name
 
 from benchmarks.leaderboard.cache import ResultCache
 from benchmarks.leaderboard.optuna_tpe import OPTUNA, has_optuna, run_optuna
