@@ -11,7 +11,7 @@ from das_gym.agents.searching.agent_setup import blocks_file, blocks_of, make_se
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main
-from benchmarks.leaderboard.problems import find_tables
+from benchmarks.search.problems import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
 
