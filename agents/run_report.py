@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.ground_truth import ground_truth_of
-from das_gym.agents.compare.oracle import is_tabular, make_scored
+from das_gym.agents.compare.oracle import ground_truth_of
+from das_gym.agents.searching.environment import is_tabular, make_scored
 from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 

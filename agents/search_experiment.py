@@ -30,12 +30,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.ground_truth import ground_truth_of
+from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.estimate import search_parts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
+from das_gym.agents.searching.config import SearchConfig, with_costs
 from das_gym.agents.searching.environment import find_scorer, make_env
-from das_gym.agents.searching.loop import SearchConfig, check_search, search, with_costs
+from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
 
 from das_gym.config import check_names
 from das_gym.envs.actions import ACTION_MODES
@@ -97,12 +96,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     )
 }
 """Every algorithm by name. Other subclasses of SB3's BaseAlgorithm are named by their "module:class"."""
-
-
-def check_agent_name(name: str) -> None:
-    """Raise a ValueError for a name that is neither an agent nor an algorithm; "module:class" may be anything."""
-    if ":" not in name:
-        check_names([name], (*AGENTS, *ALGORITHMS), "agent", own=True)
 
 
 def import_algorithm(path: str) -> type[BaseAlgorithm]:
@@ -198,19 +191,6 @@ def _hyperparameters(cls: type[BaseAlgorithm]) -> list[str]:
         if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
     return names
-
-
-def check_algorithm(
-    name: str, hyperparameters: Mapping[str, Any], n_envs: int, action: str | None, start_from: str | None
-) -> None:
-    """Raise for settings that an algorithm does not have, and for a trained agent that does not exist."""
-    from das_gym.agents.sb3.policy import agent_file
-
-    cls, known = find_algorithm(name)
-    choose_action(known, action)
-    with_defaults(cls, known, hyperparameters, n_envs)
-    if start_from is not None:
-        agent_file(start_from)
 
 
 class ActionSpaceError(ValueError):

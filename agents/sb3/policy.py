@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks, with_action
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, supports_action_masks, with_action, with_defaults
 
 from das_gym.files import at_home, explain_damage, read_json
 
@@ -53,6 +54,17 @@ def agent_file(source: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no agent at {path}. Give the {AGENT} of an earlier run, or its folder")
     return path
+
+
+def check_algorithm(
+    name: str, hyperparameters: Mapping[str, Any], n_envs: int, action: str | None, start_from: str | None
+) -> None:
+    """Raise for settings that an algorithm does not have, and for a trained agent that does not exist."""
+    cls, known = find_algorithm(name)
+    choose_action(known, action)
+    with_defaults(cls, known, hyperparameters, n_envs)
+    if start_from is not None:
+        agent_file(start_from)
 
 
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:

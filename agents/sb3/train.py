@@ -39,8 +39,8 @@ from das_gym.agents.sb3.algorithms import (
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
 from das_gym.agents.searching.environment import continue_examples, score_masks
-from das_gym.agents.searching.loop import OnTurn, SearchConfig, with_costs
 from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
 
 from das_gym.config import convert

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.sb3.algorithms import check_agent_name
+from das_gym.agents.ask_tell.base import check_agent_name, check_number
 from das_gym.agents.searching.environment import SCORES, fewer_examples, find_scorer, make_env, score_masks
 from das_gym.agents.searching.record import SearchResult, Turn, best_row, masks_of
 
