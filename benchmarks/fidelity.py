@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, new_subnet
+from das_gym.adapt.finetune import cut_subnet, with_new_head
 from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.training import TrainingConfig
 from das_gym.agents.table_experiment import TableSettings
 
 from benchmarks.machine import describe_machine
@@ -44,7 +44,7 @@ from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.plugins import import_plugins
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
+from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_splits
 from das_gym.problem.mask_space import every_mask
 from das_gym.progress import progress
 from das_gym.registration import named_environments
@@ -86,13 +86,15 @@ def statistic_sums(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarra
     return {f"sum of {name}": sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
-def fine_tuned(course: ComparisonContext, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
+def fine_tuned(course: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """A mask's subnet, fine-tuned."""
     problem, splits = course.problem, course.splits
     if start == "supernet":
         subnet = cut_subnet(problem, mask)
     else:
-        subnet = new_subnet(problem, splits, config.seed)
+        backbone = load_backbone(problem)
+        torch.manual_seed(config.seed)
+        subnet = with_new_head(backbone, problem.task, splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, None, course.encoder, held_out=splits.reward)
@@ -218,7 +220,7 @@ def train_all(course: ComparisonContext, masks: np.ndarray, options: argparse.Na
 def result(course: ComparisonContext, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
     """The metric on the test split of a mask's subnet, fine-tuned; of a short training -loss on the reward split."""
     rate = options.learning_rate
-    config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
+    config = TrainingConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
     if not start.startswith(SHORT):
         return evaluate(fine_tuned(course, mask, start, config), course.test_examples, "test", rank_images=1).metric
     config = dataclasses.replace(config, steps=int(start.removeprefix(SHORT)))
@@ -262,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
+    parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
     parser.add_argument("--learning-rate", type=float, help="of adapters and head; that of `python -m adapt` otherwise")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--short", nargs="+", type=int, default=[], metavar="STEPS")
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not set(options.start) <= set(starts):
         parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
-    course = ComparisonContext(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
+    course = ComparisonContext(problem, splits, TrainingConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(course, masks, options)
     short = {
         steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short
