@@ -12,7 +12,7 @@ from das_gym.agents.searching.blocks import blocks_file, blocks_of, stored_block
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main
-from benchmarks.leaderboard.problems import find_tables
+from benchmarks.search.problems import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
 
