@@ -7,8 +7,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 
