@@ -41,7 +41,7 @@ from das_gym.files import write_json, write_text
 from das_gym.models.base import VLP
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
-from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_splits, task_class
+from das_gym.problem.loading import check_problem, check_prompts, keep_backbone, load_splits, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
@@ -119,7 +119,7 @@ class CompareSettings(ProblemSettings):
 def prepare(settings: CompareSettings) -> CompareSettings:
     """Reject settings that the model does not support, then search a mask for every number of layers."""
     problem = settings.problem_config
-    backbone = load_backbone(problem)
+    backbone = keep_backbone(problem)
     vlp = backbone.vlp
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
     settings = with_methods(settings, vlp)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.adapt.finetune import cut_subnet
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 
 from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table

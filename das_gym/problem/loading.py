@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import textwrap
 import warnings
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -191,12 +193,27 @@ def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
     return {} if columns is None else {"columns": columns}
 
 
+_KEPT: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
+"""Models of `keep_backbone` that are still in use, by configuration and times of change."""
+
+
+@lru_cache(maxsize=1)
+def keep_backbone(config: ProblemConfig) -> Backbone:
+    """Return the frozen model of a configuration, which stays in memory: do not train it, `load_backbone` returns copies."""
+    backbone = _KEPT[config, _modification_times(config)] = load_backbone(config)
+    return backbone
+
+
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, loaded again.
+    """Return the frozen model of a configuration: loaded again, or a copy of a kept one that shares its frozen weights.
 
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
     the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
     """
+    kept = None if settings else _KEPT.get((config, _modification_times(config)))
+    if kept is not None:
+        frozen: dict[int, Any] = {id(p): p for p in kept.vlp.parameters() if not p.requires_grad}
+        return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.paper_costs import paper_table
+from das_gym.adapt.published import count_costs_of_meter
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,7 +123,7 @@ def test_costs_of_meter_at_384_pixels():
 
 @pytest.mark.slow
 def test_adapter_parameters_of_the_paper():
-    rows = {row["what"]: row for row in paper_table()}
+    rows = {row["what"]: row for row in count_costs_of_meter()}
     assert rows["adapters, no skipping"]["adapters"] / 1e6 == pytest.approx(5.34, abs=0.005)
     assert rows["adapters, no skipping"]["adapters_and_norms"] / 1e6 == pytest.approx(5.39, abs=0.005)
     costs = full_costs(METERConfig(), 40, 3129)

@@ -17,6 +17,7 @@ from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
+    keep_backbone,
     load_backbone,
     load_problem,
     load_splits,
@@ -157,3 +158,12 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
     if task == "vqa":
         with pytest.warns(UserWarning, match=r"vqa_classifier: 3.weight has shape \(3, 128\), expected \(2, 128\)"):
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))
+
+
+def test_load_backbone_copies_a_kept_model_and_shares_its_frozen_weights(tiny_kwargs: dict[str, str]):
+    config = ProblemConfig(**tiny_kwargs)
+    kept = keep_backbone(config).vlp
+    again = load_backbone(config).vlp
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, kept.get_parameter(name))
+        assert (parameter is kept.get_parameter(name)) == (not parameter.requires_grad)
