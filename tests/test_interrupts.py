@@ -26,17 +26,11 @@ from tests.commands import start, stop_when
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "library", "number", "code"),
-    [
-        ("agents with meter_vqa_table", "sacred", signal.SIGINT, 130),
-        ("agents with meter_vqa_table", "sacred", signal.SIGTERM, 143),
-        ("adapt supernet", "gymnasium", signal.SIGHUP, 129),
-    ],
-)
-def test_signal_during_imports_ends_the_process(
-    words: str, library: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words, library = (
+        ("adapt supernet", "gymnasium") if number == signal.SIGHUP else ("agents with meter_vqa_table", "sacred")
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"{library}.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
     process = start(f"python -m das_gym.{words}")
