@@ -21,7 +21,6 @@ from das_gym.models.transformers import driver
 from das_gym.models.transformers.adapters import (
     TUNABLE,
     default_widths,
-    empty_layer,
     insert_adapters,
     make_skip_unit,
     missing_parts,
@@ -260,7 +259,10 @@ class VLM(VLP):
             raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
         super().prune(mask)
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            empty_layer(self.stack_of(index).layers[self.places[index]])
+            layer: Any = self.module_of(index)
+            for parts in (layer._modules, layer._parameters, layer._buffers):
+                parts.clear()  # the object stays: transformers has hooks on it that record its outputs
+            layer.forward = skip_forward(layer)
 
     def _skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, list[str]]:
         """Return the kinds of skipped units by position of their layer."""
