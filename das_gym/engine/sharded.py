@@ -16,8 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.scores import Scores
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Scores, Spending
 from das_gym.interrupts import raise_interrupts
 
 RETRIES = 3
@@ -171,8 +170,8 @@ class ShardedEvaluator(Evaluator):
             self._spent.layer_runs += spent.layer_runs  # masks and examples are counted by every evaluator itself
             self._spent.adapter_runs += spent.adapter_runs
             self._spent.macs += spent.macs
-            self.encoder.texts += spent.texts
-            self.encoder.images += spent.images
+            self._spent.texts += spent.texts
+            self._spent.images += spent.images
             for category, text in warned:
                 warnings.warn(text, category, stacklevel=5)
         return found

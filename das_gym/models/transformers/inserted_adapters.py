@@ -35,18 +35,9 @@ def has_adapters(model: Any) -> bool:
 
 
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a pruned model; return the parameters to train, in float32 at least.
+    """Insert adapters into a `pruned_copy` of the full model; return the parameters to train, in float32 at least.
 
     They begin as zero: the model's outputs do not change.
-
-    Args:
-        smaller: As `pruned_copy` made it.
-        full: The model that it was made of.
-        bottleneck: Width of the adapters before attention and MLP, at least 1.
-        skip_bottleneck: Width of those that replace removed layers.
-
-    Raises:
-        ValueError: Layers without a place for adapters.
     """
     if full.untrainable:
         raise ValueError(full.untrainable)
@@ -83,10 +74,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 
 def export_form(subnet: VLM) -> VLM:
-    """Return a fine-tuned subnet in the form in which it is saved: skipped layers removed, adapters inserted.
-
-    Args:
-        subnet: A pruned model. Apart from the adapters, the returned model shares its parameters.
+    """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, other parameters shared.
 
     Raises:
         ValueError: Training added modules that cannot be saved, or the layers cannot be removed.
@@ -120,13 +108,7 @@ def export_form(subnet: VLM) -> VLM:
 
 
 def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with adapters, as a supernet. Adapters that the smaller model has get its weights.
-
-    Args:
-        full: The model before anything was removed.
-        smaller: The result of `insert_into_pruned`, trained.
-        mask: (n_layers,) bool, what was removed.
-    """
+    """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
     settings = getattr(smaller.model.config, ADAPTED)
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])

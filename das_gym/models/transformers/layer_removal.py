@@ -94,10 +94,6 @@ def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list
 def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
     """Return a model without the skipped layers; it shares every parameter that is left with the full one.
 
-    Args:
-        vlm: The full model, frozen and without adapters; it stays as it is.
-        mask: (n_layers,) bool, True = removed.
-
     Raises:
         ValueError: What is left would not load again as it is, or has no attention that counts cached tokens.
     """
@@ -118,11 +114,7 @@ def pruned_capabilities(vlm: VLM) -> Any:
 
 
 def check_reloads(model: Any) -> None:
-    """Reject a model that its configuration does not describe.
-
-    Raises:
-        ValueError: It would not load again as it is.
-    """
+    """Reject a model that its configuration does not describe, so that it would not load again as it is."""
     difference = reload_difference(model)
     if difference is not None:
         raise ValueError(
@@ -131,15 +123,7 @@ def check_reloads(model: Any) -> None:
 
 
 def check_shared(model: Any, vision: bool = False) -> None:
-    """Reject layers that share a parameter with each other, or with anything outside them.
-
-    Args:
-        model: A model of transformers, with or without content.
-        vision: Whether vision layers may be removed, too.
-
-    Raises:
-        ValueError: Names the first such parameter.
-    """
+    """Reject layers (of the vision tower, too, with `vision`) that share a parameter with anything else in the model."""
     for kind, stack in (("decoder", find_decoder(model)), *([("vision", find_vision_tower(model))] if vision else [])):
         layer_of = {id(module): number for number, layer in enumerate(stack.layers) for module in layer.modules()}
         owners: dict[int, tuple[str, int | None]] = {}
@@ -176,13 +160,7 @@ def decoder_path(vlm: VLM) -> str:
 
 
 def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with the parameters of the smaller one wherever that has them, to be masked.
-
-    Args:
-        full: The model before anything was removed.
-        smaller: Its `pruned_copy`, trained or not.
-        mask: (n_layers,) bool, what was removed.
-    """
+    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not."""
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
@@ -206,16 +184,7 @@ def share_copy(model: Any) -> Any:
 
 
 def delete_layers(model: Any, removed: Collection[int], removed_vision: Collection[int] = ()) -> Any:
-    """Delete layers by position, from the model and its configuration; the model is changed and returned.
-
-    Args:
-        model: A model of transformers.
-        removed: Positions of decoder layers.
-        removed_vision: Positions of vision layers.
-
-    Raises:
-        ValueError: Nothing would be left.
-    """
+    """Delete layers by position, from the model and its configuration; the model is changed and returned."""
     stack = find_decoder(model)
     count, kept = _delete_modules(stack, removed, "decoder")
     modules = list(stack.owner.modules())
