@@ -59,12 +59,7 @@ class EncoderCache:
         return self.vlp.gather(self.processor, pairs, self.stream)
 
     def stream(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return the encoder output of each text or image, from memory, disk, or its encoder.
-
-        Args:
-            stream: `text` or `image`.
-            wanted: What to encode, by key: texts by themselves, images by theirs.
-        """
+        """Return the encoder output of each text (keyed by itself) or image, from memory, disk, or its encoder."""
         found = {key: self._kept[stream, key] for key in wanted if (stream, key) in self._kept}
         if self._disk is not None:
             found |= self._disk.read(stream, {key: item for key, item in wanted.items() if key not in found})

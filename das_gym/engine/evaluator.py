@@ -158,11 +158,7 @@ class Evaluator:
         return Scores(losses, metrics, divergence if divergences else None)
 
     def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
-        """Score masks example by example, with divergences; nothing is cached.
-
-        Returns:
-            (m, n_examples) float64 losses, metrics and divergences; a broken example has a loss of inf or NaN.
-        """
+        """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached."""
         masks = self._check_masks(masks, examples)
         self._forget_changed()
         with self._timed_run(_signature(examples)):
@@ -174,9 +170,7 @@ class Evaluator:
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
         """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
 
-        Args:
-            examples: At least one.
-            watch: Sees every layer, see `Watch`; in the last stage only the output of the tokens that are read.
+        In the last stage the callback sees only the output of the tokens that are read.
         """
         mask = np.zeros((1, len(self.vlp.layers)), dtype=bool)
         self._forget_changed()

@@ -114,10 +114,7 @@ class TrunkMemory:
     def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
         """Return a kept result, or compute it, and keep it if there is room.
 
-        Args:
-            batch: Which batch of the examples.
-            what: Which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.
-            compute: Returns a tensor or a `State`.
+        `what` is which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.
         """
         if (batch, what) in self._kept:
             return self._kept[batch, what]

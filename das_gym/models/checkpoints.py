@@ -67,11 +67,7 @@ class LoadReport:
     odd: list[str] = field(default_factory=list)
 
     def describe_problems(self, *expected: str) -> str | None:
-        """Return the problems found while loading, on one line; None if there are none.
-
-        Args:
-            expected: Parts of names that may be missing.
-        """
+        """Return the problems found, but missing names with a part in `expected`, on one line; None if there are none."""
         missing = [name for name in self.missing if not any(part in name for part in expected)]
         parts = [
             f"it lacks {_shorten(missing)}, which start untrained" if missing else "",
@@ -148,11 +144,7 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
-        """Return the model in a checkpoint of any known format, exported folders among them; see `load_checkpoint`.
-
-        Raises:
-            ValueError: it holds another model.
-        """
+        """Return the model in a checkpoint of any known format, exported folders among them; see `load_checkpoint`."""
         vlp = load_vlp(path, **settings)
         if not isinstance(vlp, cls):
             kind = type(vlp).__name__
