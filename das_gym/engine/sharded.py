@@ -64,8 +64,8 @@ class ShardedEvaluator(Evaluator):
 
     Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). If the
     model is on a GPU, each worker has a GPU, too. There are as many workers as the cluster has room for. Each call splits
-    its masks into one shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard. The
-    main process caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent`
+    its masks into one shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard.
+    The main process caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent`
     counts what ran in all workers, which is more than in one process: each runs the encoders and the path to its part of the
     tree; `seconds` are wall-clock time. When adapters or the head change in the main process, workers are made again.
 
