@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -133,23 +133,18 @@ class METER(METERNetwork, Pretrained, VLP):
         return self.layers[index].stream, structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
-        """Return new hidden vectors of the layer's stream; see `VLP.run_layer`.
-
-        Computes what `FusionLayer.forward` does, but caches what depends on one stream only, so that masks share it.
-        """
+        """Return new hidden vectors of the layer's stream; masks share what depends on one stream; see `VLP.run_layer`."""
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"
         x, y = state.hidden[stream], state.hidden[other]
         module: Any = self.skippable(index).chosen(skipped)
+
+        def share(part: str, read: Tensor, compute: Callable[[], Any]) -> Any:
+            return memo((index, part, id(read)), compute)
+
         if skipped:
-            return memo((index, "skip", id(x)), lambda: module(x[:, :1] if pooled_only else x))
-        hidden = memo((index, "self", id(x)), lambda: module.attend_self(x, state.attend[stream], pooled_only))
-        if pooled_only:
-            mixed = module.cross_attention.pooled(hidden, y, state.attend[other])
-        else:
-            keys_values = memo((index, "cross", id(y)), lambda: module.cross_attention.keys_values(y))
-            mixed = module.cross_attention(hidden, keys_values, state.attend[other])
-        return module.feed_forward(module.attend_cross(hidden, mixed))
+            return share("skip", x, lambda: module(x[:, :1] if pooled_only else x))
+        return module(x, y, state.attend[stream], state.attend[other], pooled_only, share)
 
     def pool(self, state: State) -> Tensor:
         """Return (batch, 2 * hidden_size) features: text, then image."""

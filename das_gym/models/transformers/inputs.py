@@ -196,15 +196,13 @@ class PromptProcessor:
         if not self.sees:
             return dict(self.processor(text, return_tensors="pt"))
         text = token * (len(images) - text.count(IMAGE_MARK)) + text.replace(IMAGE_MARK, token)
-        if not images:
-            try:
-                return dict(self.processor(text=[text], return_tensors="pt"))
-            except ValueError as error:
-                raise _unreadable(prompt, f"has no image, but a {type(self.processor).__name__} requires one.") from error
+        given = {"images": [images]} if images else {}
         try:
-            return dict(self.processor(text=[text], images=[images], return_tensors="pt"))
-        except (TypeError, ValueError):  # some processors take the images of all texts in one list
-            return dict(self.processor(text=[text], images=images, return_tensors="pt"))
+            return dict(self.processor(text=[text], **given, return_tensors="pt"))
+        except (TypeError, ValueError) as error:
+            if not images:
+                raise _unreadable(prompt, f"has no image, but a {type(self.processor).__name__} requires one.") from error
+        return dict(self.processor(text=[text], images=images, return_tensors="pt"))  # of all texts in one list
 
     def _messages(self, prompt: Prompt, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the conversation up to the question, as chat templates read it."""

@@ -146,11 +146,10 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
     `A` is a layer of which the attention is left, `M` one of which the MLP is left.
     """
     stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
-    words = []
+    signs, words = {"layer": "□", "mlp": "A", "attention": "M"}, []
     for stream, stack in stacks:
-        signs = dict.fromkeys(vlm.removed_layers(mask, stream), "□")
-        signs |= {place: "M" if kind == "attention" else "A" for place, kind in vlm.removed_parts(mask, stream).items()}
-        words.append("".join(signs.get(place, "■") for place in range(len(stack.layers))))
+        kinds = vlm.skipped_kinds(mask, stream)
+        words.append("".join(signs.get(kinds.get(place, ""), "■") for place in range(len(stack.layers))))
     return " ".join(words)
 
 

@@ -1,4 +1,8 @@
-"""Any vision-language model of transformers, with skippable decoder layers and, if wanted, vision layers."""
+"""Any vision-language model of transformers, with skippable decoder layers and, if wanted, vision layers.
+
+The model's own forward runs once a batch and is recorded (`VLM.gather`). Its layers are then run one by one along the tree
+of masks (`VLM.run_layer`), with the arguments of the record; norm and head follow at the answers alone (`VLM.pool`).
+"""
 
 from __future__ import annotations
 
@@ -173,122 +177,6 @@ class VLM(VLP):
         self._image_macs: dict[Any, int] = {}
         self._enter_macs: dict[Any, int] = {}
 
-    # ---- adapters and removal ----
-
-    def insert_adapters(
-        self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
-    ) -> None:
-        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
-
-        Args:
-            bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
-            skip_bottleneck: Width of skip adapters, with the same default.
-            generator: Draws their weights.
-
-        Raises:
-            ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
-        """
-        widths = {"bottleneck": bottleneck, "skip_bottleneck": skip_bottleneck}
-        for name, default in zip(widths, default_widths(self.feature_size), strict=True):
-            widths[name] = width = default if widths[name] is None else widths[name]
-            if width < 1:
-                raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
-        if self.untrainable:
-            raise ValueError(self.untrainable)
-        for index, place in enumerate(self.places):
-            layer = self.stack.layers[place]
-            skip_adapter = make_skip_unit(layer, self.feature_size, widths["skip_bottleneck"], generator)
-            self.skippable(index).skip_adapter = skip_adapter
-            insert_adapters(layer, self.feature_size, widths["bottleneck"], generator)
-        self.tunable = TUNABLE
-
-    def sites(self, index: int) -> tuple[Site, ...]:
-        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
-        if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
-        return sites_of(self.stack.layers[self.places[index]])
-
-    def open_projector(self, reads: tuple[int, ...]) -> None:
-        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
-
-        The tower's outputs are cached, one per image; the projector runs each time.
-
-        Args:
-            reads: Positions of the vision layers that the model reads, as in `TowerCapabilities`.
-
-        Raises:
-            ValueError: There is no projector under a known name.
-        """
-        found = find_projectors(self.model)
-        if not found:
-            name = type(self.model).__name__
-            raise ValueError(f"{name} has no projector under a known name. Freeze it with `projector_learning_rate=0`.")
-        for module in found.values():
-            compute_in_float32(module)
-        self.trained_tower = VisionTower(self.model, TowerCapabilities(reads))
-        self.projector = tuple(f"model.{name}." for name in found)
-        self.tunable = (*self.tunable, *self.projector)
-
-    def remove_adapters(self) -> None:
-        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
-        super().remove_adapters()
-        self.trained_tower, self.projector, self.tunable = None, (), ()
-        for layer in self.stack.layers:
-            strip_adapters(layer)
-
-    def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
-
-        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
-        """
-        if self.unit_kind != "layers":
-            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
-        super().prune(mask)
-        for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            layer: Any = self.module_of(index)
-            for parts in (layer._modules, layer._parameters, layer._buffers):
-                parts.clear()  # the object stays: transformers has hooks on it that record its outputs
-            layer.forward = skip_forward(layer)
-
-    def _skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, str]:
-        """Return the kind of what a mask skips of each layer, by position."""
-        found: dict[int, str] = {}
-        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
-            if skipped and unit.stream == stream:
-                found[place] = LAYER if place in found else unit.kind  # attention and MLP are the whole layer
-        return found
-
-    def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
-        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
-        return [place for place, kind in self._skipped_kinds(mask, stream).items() if kind == LAYER]
-
-    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
-        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
-        return {place: kind for place, kind in self._skipped_kinds(mask, stream).items() if kind != LAYER}
-
-    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
-        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
-
-        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
-
-        Example:
-            >>> from das_gym.models.transformers import load_vlm
-            >>> from das_gym.registration import ASSETS
-            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
-            np.int64(1)
-        """
-        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
-        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
-
-    def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
-        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
-        found: dict[nn.Module, Callable[..., Any]] = {}
-        for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            module = self.module_of(index)
-            is_layer = self.layers[index].kind == LAYER
-            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
-        return found
-
     # ---- what it consists of ----
 
     @property
@@ -390,13 +278,7 @@ class VLM(VLP):
         return {n: t.to(self.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the state before the first unit.
-
-        Args:
-            processor: Its `PromptProcessor`.
-            pairs: `Prompt`s, at least one.
-            kept: Gives what `encode_items` computes, by key of the images, from memory where it can.
-        """
+        """Return the state before the first unit; `kept` gives what `encode_items` computes, by key of the images."""
         wanted = {p.image_key: p for p in pairs if p.images} if self.capabilities.caches_images else {}
         features = kept("image", wanted)
         if self.tower is not None:
@@ -451,13 +333,10 @@ class VLM(VLP):
         with_head: bool = False,
         span: tuple[int, int] | None = None,
     ) -> Any:
-        """Run the model's own forward on a batch of prompts.
+        """Run the model's own forward on prompts padded at the right, with image features where these are kept.
 
-        Args:
-            encodings: Those of the prompts, padded at the right.
-            features: Their image features, where those are kept.
-            with_head: Whether to compute logits; otherwise `last_hidden_state` is returned.
-            span: (start, end) of the tokens that run; those before `start` count as cached.
+        `span` are (start, end) of the tokens that run; those before `start` count as cached. Without `with_head`, the output
+        has `last_hidden_state` and no logits.
         """
         batch: dict[str, Any] = make_batch(encodings, self.text_config.pad_token_id or 0)
         if span is not None:
@@ -612,11 +491,7 @@ class VLM(VLP):
     # ---- plain forwards, for latency ----
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """Like `VLP.make_forward`: vision tower, decoder, and everything between.
-
-        Raises:
-            ValueError: `augment` is given; images of prompts are not augmented.
-        """
+        """Like `VLP.make_forward`: vision tower, decoder, and everything between."""
         if augment is not None:
             raise ValueError("Images of prompts cannot be augmented. Leave out `augment`.")
         encodings = {p.image_key: processor.encode(p, pixels=True) for p in pairs if p.images}
@@ -650,6 +525,116 @@ class VLM(VLP):
                 return self.run(encodings).last_hidden_state[:, -1]
 
         return timed
+
+    # ---- adapters and removal ----
+
+    def insert_adapters(
+        self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
+    ) -> None:
+        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
+
+        Args:
+            bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
+            skip_bottleneck: Width of skip adapters, with the same default.
+            generator: Draws their weights.
+
+        Raises:
+            ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
+        """
+        widths = {"bottleneck": bottleneck, "skip_bottleneck": skip_bottleneck}
+        for name, default in zip(widths, default_widths(self.feature_size), strict=True):
+            widths[name] = width = default if widths[name] is None else widths[name]
+            if width < 1:
+                raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
+        if self.untrainable:
+            raise ValueError(self.untrainable)
+        for index, place in enumerate(self.places):
+            layer = self.stack.layers[place]
+            skip_adapter = make_skip_unit(layer, self.feature_size, widths["skip_bottleneck"], generator)
+            self.skippable(index).skip_adapter = skip_adapter
+            insert_adapters(layer, self.feature_size, widths["bottleneck"], generator)
+        self.tunable = TUNABLE
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
+        if self.unit_kind != "layers":
+            raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
+        return sites_of(self.stack.layers[self.places[index]])
+
+    def open_projector(self, reads: tuple[int, ...]) -> None:
+        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
+
+        The tower's outputs (of the layers in `reads`, as in `TowerCapabilities`) are cached; the projector runs each time.
+        """
+        found = find_projectors(self.model)
+        if not found:
+            name = type(self.model).__name__
+            raise ValueError(f"{name} has no projector under a known name. Freeze it with `projector_learning_rate=0`.")
+        for module in found.values():
+            compute_in_float32(module)
+        self.trained_tower = VisionTower(self.model, TowerCapabilities(reads))
+        self.projector = tuple(f"model.{name}." for name in found)
+        self.tunable = (*self.tunable, *self.projector)
+
+    def remove_adapters(self) -> None:
+        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
+        super().remove_adapters()
+        self.trained_tower, self.projector, self.tunable = None, (), ()
+        for layer in self.stack.layers:
+            strip_adapters(layer)
+
+    def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
+        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
+
+        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
+        """
+        if self.unit_kind != "layers":
+            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
+        super().prune(mask)
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            layer: Any = self.module_of(index)
+            for parts in (layer._modules, layer._parameters, layer._buffers):
+                parts.clear()  # the object stays: transformers has hooks on it that record its outputs
+            layer.forward = skip_forward(layer)
+
+    def skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, str]:
+        """Return what a mask skips of each layer that it changes, `layer`, `attention` or `mlp`, by position."""
+        found: dict[int, str] = {}
+        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
+            if skipped and unit.stream == stream:
+                found[place] = LAYER if place in found else unit.kind  # attention and MLP are the whole layer
+        return found
+
+    def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
+        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
+        return [place for place, kind in self.skipped_kinds(mask, stream).items() if kind == LAYER]
+
+    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
+        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
+        return {place: kind for place, kind in self.skipped_kinds(mask, stream).items() if kind != LAYER}
+
+    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
+        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
+
+        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
+
+        Example:
+            >>> from das_gym.models.transformers import load_vlm
+            >>> from das_gym.registration import ASSETS
+            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
+            np.int64(1)
+        """
+        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
+        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
+
+    def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
+        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
+        found: dict[nn.Module, Callable[..., Any]] = {}
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            module = self.module_of(index)
+            is_layer = self.layers[index].kind == LAYER
+            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
+        return found
 
 
 def find_units(

@@ -20,8 +20,6 @@ from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.recording import Call, Recording, record
 from das_gym.models.transformers.stack import find_vision_tower, first_output, replace_forwards, skip_forward
 
-OUTPUT = "output of layer "
-
 
 @dataclass(frozen=True)
 class TowerCapabilities:
@@ -176,26 +174,25 @@ class VisionTower:
             found[key] = self.features_of_outputs(given[key], dict(zip(self.capabilities.reads, own, strict=True)))
         return found
 
-    def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the tower, and return pixels, sizes, and the outputs of the layers that are read (for `features_again`)."""
-        outputs: dict[str, Tensor] = {}
+    def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Run the tower, and keep pixels, sizes, and the outputs of the layers that are read, for `features_again`."""
+        outputs: dict[int, Tensor] = {}
 
-        def keep(place: int, module: nn.Module, args: Any, output: Any) -> None:
-            del module, args
-            outputs[f"{OUTPUT}{place}"] = first_output(output)
+        def keep(place: int, _: nn.Module, __: Any, output: Any) -> None:
+            outputs[place] = first_output(output)
 
-        hooks = [self.stack.layers[p].register_forward_hook(partial(keep, p)) for p in self.capabilities.reads]
+        reads = self.capabilities.reads
+        hooks = [self.stack.layers[place].register_forward_hook(partial(keep, place)) for place in reads]
         try:
             image_features(self.model, given)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {**given, **outputs}
+        return {"given": dict(given), "outputs": [outputs[place] for place in reads]}
 
-    def features_again(self, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+    def features_again(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Compute image features from what `read_outputs` returned."""
-        given = {name: value for name, value in kept.items() if not name.startswith(OUTPUT)}
-        return self.features_of_outputs(given, {place: kept[f"{OUTPUT}{place}"] for place in self.capabilities.reads})
+        return self.features_of_outputs(kept["given"], dict(zip(self.capabilities.reads, kept["outputs"], strict=True)))
 
     def features_of_outputs(self, given: Mapping[str, Tensor], outputs: Mapping[int, Tensor]) -> dict[str, Any]:
         """Compute image features as if layers gave these outputs, by position; the others pass their input on."""
