@@ -480,7 +480,7 @@ def test_changed_tensor_in_an_archive_is_damage(tmp_path):
 )
 def test_load_checkpoint_rejects_other_content(content, tmp_path):
     torch.save(content, tmp_path / "odd.ckpt")
-    refused(tmp_path / "odd.ckpt", "")
+    refused(tmp_path / "odd.ckpt", "odd")
 
 
 @pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
@@ -511,7 +511,7 @@ def test_load_report_names_unknown_and_missing_tensors(tmp_path):
     ],
 )
 def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, tmp_path):
-    refused(changed(tmp_path, **{name: tensor}), "" if name.endswith("fc1.weight") else name, num_heads=4)
+    refused(changed(tmp_path, **{name: tensor}), "frozen" if name.endswith("fc1.weight") else name, num_heads=4)
 
 
 @pytest.mark.parametrize(

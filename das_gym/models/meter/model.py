@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,6 @@ from das_gym.models.attention import fold_single_queries
 from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
-from das_gym.models.macs import structure
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.network import SPARE_POSITIONS, FusionLayer, METERConfig, METERNetwork
 
@@ -66,20 +65,12 @@ class METER(METERNetwork, Pretrained, VLP):
             for stage in range(config.fusion_layers)
         )
 
-        def make_layer(index: int) -> SkippableLayer:
-            del index
-            return SkippableLayer(FusionLayer(config), skip_adapter(config.hidden_size, config.skip_bottleneck))
-
-        self.build_network(config, make_layer)
+        skip = partial(skip_adapter, config.hidden_size, config.skip_bottleneck)
+        self.build_network(config, lambda index: SkippableLayer(FusionLayer(config), skip()))
         for layer in self.image_encoder.encoder.layers:
             layer.mlp.activation_fn = QuickGELU()
         fold_single_queries(self)
         self._init_own_weights()
-
-    @property
-    def size(self) -> str:  # type: ignore[override]
-        """`base` by the width of the fusion layers, else `mini`."""
-        return "base" if self.config.hidden_size == METERConfig.hidden_size else "mini"
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
@@ -127,10 +118,6 @@ class METER(METERNetwork, Pretrained, VLP):
         hidden, image_types = encoded.hidden, encoded.extras.get("image_types", 1)
         text, image = self.embed_streams(hidden["text"], hidden["image"], image_types)
         return encoded.with_hidden({"text": text, "image": image})
-
-    def alike(self, index: int) -> Hashable:
-        """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
-        return self.layers[index].stream, structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return new hidden vectors of the layer's stream; masks share what depends on one stream; see `VLP.run_layer`."""
