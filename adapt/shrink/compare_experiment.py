@@ -29,9 +29,8 @@ from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult,
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
-from das_gym.agents.ask_tell.base import check_agent_kwargs
+from das_gym.agents.ask_tell.base import check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
