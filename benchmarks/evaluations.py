@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.searching.loop import SearchConfig
+from das_gym.agents.searching.config import SearchConfig
 
 from benchmarks.machine import describe_machine
 from benchmarks.search.problems import find_tables

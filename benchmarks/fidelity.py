@@ -24,18 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, new_subnet
+from das_gym.adapt.finetune import cut_subnet, with_new_head
 from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.training import TrainingConfig
 
 from benchmarks.machine import describe_machine
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
+from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_splits
 from das_gym.problem.mask_space import every_mask
 from das_gym.progress import progress
 from das_gym.registration import named_environments
@@ -64,13 +64,15 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     return found | {f"sum of {name}": -sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
-def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
+def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """Fine-tune the subnet of a mask."""
     problem, splits = context.problem, context.splits
     if start == "supernet":
         subnet = cut_subnet(problem, mask)
     else:
-        subnet = new_subnet(problem, splits, config.seed)
+        backbone = load_backbone(problem)
+        torch.manual_seed(config.seed)
+        subnet = with_new_head(backbone, problem.task, splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, None, context.encoder, held_out=splits.reward)
@@ -157,7 +159,7 @@ def train_all(context: ComparisonContext, masks: np.ndarray, options: argparse.N
 def result(context: ComparisonContext, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
     """Return the test metric of a fine-tuned subnet, or the negative loss on the reward split after a short training."""
     rate = options.learning_rate
-    config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
+    config = TrainingConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
     if not start.startswith(SHORT):
         return evaluate(fine_tuned(context, mask, start, config), context.test_examples, "test", rank_images=1).metric
     config = dataclasses.replace(config, steps=int(start.removeprefix(SHORT)))
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
+    parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
     parser.add_argument("--learning-rate", type=float, help="of adapters and head; that of `python -m adapt` otherwise")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--short", nargs="+", type=int, default=[], metavar="STEPS")
@@ -196,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not set(options.start) <= set(starts):
         parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
-    context = ComparisonContext(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
+    context = ComparisonContext(problem, splits, TrainingConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(context, masks, options)
     short = {
         steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.ask_tell.base import agent_class, make_agent
+from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
 from das_gym.agents.compare.results import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
-from das_gym.agents.sb3.config import check_agent_name
 
 from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
 from benchmarks.search.planted import CLIMBS, FAMILIES
