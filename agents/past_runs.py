@@ -106,11 +106,7 @@ class PastRun:
 
 
 def past_runs(settings: RunsSettings) -> list[PastRun]:
-    """Return the runs that match the settings, in the order that they ask for.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-    """
+    """Return the runs that match the settings, in the order that they ask for."""
     if not Path(settings.runs_dir).is_dir():
         raise FileNotFoundError(f"no folder {Path(settings.runs_dir).absolute()}: run something first, or give runs_dir=")
     files = [path for path in Path(settings.runs_dir).glob("*/run.json") if path.parent.name.isdecimal()]

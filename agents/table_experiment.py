@@ -134,12 +134,7 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 
 
 def summary(table: SubnetTable, spent: Spending) -> str:
-    """Return a summary of a table in a few lines.
-
-    Args:
-        table: The table.
-        spent: Work that building it took.
-    """
+    """Return a summary of a table, and of the work that building it took, in a few lines."""
     meta = table.meta
     lines = [
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
@@ -176,12 +171,7 @@ def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
 
 
 def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()) -> SubnetTable:
-    """Run the command as `python -m agents table with ...` does, and return the table.
-
-    Args:
-        config_updates: Settings, see `TableSettings`.
-        named_configs: Names such as "meter_vqa".
-    """
+    """Run the command as `python -m agents table with ...` does, and return the table."""
     run = ex.run(config_updates, named_configs)
     out = run.config["out"]
     return SubnetTable.load(required_folder(run) / TABLE if out is None else at_home(out))

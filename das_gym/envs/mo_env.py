@@ -37,10 +37,6 @@ class Objectives:
 
     Attributes:
         reward_space: Box of the reward vectors.
-
-    Raises:
-        ValueError: other names, or one twice; a cost that the environment does not know; a reference that is not finite or
-            has another length.
     """
 
     def __init__(self, env: Any, names: Sequence[str], reference: Sequence[float] | None = None) -> None:
@@ -100,11 +96,7 @@ class Objectives:
 
 
 class Fronts:
-    """The Pareto fronts of the reward vectors so far, one per problem: a suite has many, others have one.
-
-    Args:
-        objectives: Whose vectors.
-    """
+    """The Pareto fronts of the reward vectors so far, one per problem: a suite has many, others have one."""
 
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
@@ -167,9 +159,6 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         reference: The point that `hypervolume` is measured from, one number per objective. None = 0 for each; but for
             rewards that may be negative, such as `neg_loss`, the task's is the reward of skipping every layer, for which a
             model scores one mask that `evaluations` does not count.
-
-    Raises:
-        ValueError: other objectives, or a reference of another length.
 
     Example:
         >>> env = gymnasium.make("DAS-METER-VQA-Tabular-MO-v0", objectives=("task", "macs_saved"))

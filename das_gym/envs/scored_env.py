@@ -21,9 +21,6 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         scorer: Scores masks.
         action: A name in `das_gym.envs.actions.ACTION_MODES`.
         render_mode: `ansi`, `rgb_array` or None.
-
-    Raises:
-        ValueError: a setting that is not allowed.
     """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
@@ -65,11 +62,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         return None if self._last is None else self._last.mask.copy()
 
     def action_masks(self) -> np.ndarray:
-        """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them.
-
-        Raises:
-            ValueError: this action space has nothing to mask.
-        """
+        """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
         return self.mode.action_masks()[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:

@@ -121,11 +121,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         return self.episodes.mode.action_masks()[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem, or take the one in `options`, and observe it.
-
-        Raises:
-            ValueError: other options than `problem`, or no such problem.
-        """
+        """Draw a problem, or take the one in `options`, and observe it."""
         super().reset(seed=seed)
         named = named_problem(options)
         chosen = self.np_random.integers(len(self.suite.problems)) if named is None else self.suite.index(named)
@@ -146,11 +142,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         return self.episodes.view(self._last, 0)
 
     def render(self) -> Any:
-        """Return the problem under the last mask; see `das_gym.envs.rendering.render`.
-
-        Raises:
-            gymnasium.error.ResetNeeded: no problem has been drawn.
-        """
+        """Return the problem under the last mask; see `das_gym.envs.rendering.render`."""
         if self.render_mode is None:
             return None
         if self._last is None and self.episodes.mode.over[0]:
@@ -183,11 +175,7 @@ class SuiteVectorEnv(MaskVectorEnv):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all.
-
-        Raises:
-            ValueError: other options, no such problem, or another number of problems or seeds than of environments.
-        """
+        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all."""
         super().reset(seed=self._first_seed(seed))
         everyone = np.ones(self.num_envs, bool)
         named = named_problem(options)

@@ -34,10 +34,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         render_mode: `ansi`, `rgb_array` or None.
         autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
         kwargs: Arguments of the single environment.
-
-    Raises:
-        ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what the
-            environment rejects.
     """
 
     metadata = {**ScoredEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
@@ -106,11 +102,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return None if self._last is None else self._last[0].masks.copy()
 
     def action_masks(self) -> np.ndarray:
-        """Return (num_envs, n_choices) bool: actions that have an effect now.
-
-        Raises:
-            ValueError: this action space has nothing to mask.
-        """
+        """Return (num_envs, n_choices) bool: actions that have an effect now."""
         return self.mode.action_masks()
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -56,11 +56,6 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
 def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
-    Args:
-        problem: The problem.
-        reward: Examples that score masks.
-        test: Examples that report them.
-
     Returns:
         `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
         targets of the examples in order, and the sizes of a few images.
@@ -153,12 +148,6 @@ def build_table(
         max_skipped: Masks of more skipped layers are left out; None = none are.
         each: Keep the scores of each example (format 2).
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
-
-    Returns:
-        The table, and what it cost.
-
-    Raises:
-        ValueError: too many layers, or a checkpoint of another table.
     """
     width = len(problem.layer_names)
     masks = every_mask(width) if max_skipped is None else masks_up_to(width, max_skipped)

@@ -29,12 +29,7 @@ class GroupScores(SplitPart):
 
     @classmethod
     def from_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
-        """Return the means, from sums over examples.
-
-        Args:
-            sums: (2, n_groups, n_masks), of losses and metrics.
-            sizes: (n_groups,), how many examples are in each group.
-        """
+        """Return the means, from (2, n_groups, n_masks) sums of losses and metrics over examples."""
         losses, metrics = sums / np.maximum(sizes, 1)[:, None]
         broken = ~np.isfinite(losses)
         losses, metrics = np.where(broken, np.inf, losses), np.where(broken, 0.0, metrics)

@@ -76,13 +76,7 @@ class SplitPart(ABC):
 
     @abstractmethod
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """Return the schema of each array of a split, by name.
-
-        Args:
-            masks: Number of masks in the table.
-            count: Number of examples.
-            groups: Number of groups.
-        """
+        """Return the schema of each array of a split, by name."""
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
         """Raise for arrays that do not fit together, or hold impossible values."""
