@@ -15,7 +15,6 @@ python -m agents table with resume=3                       continue run 3, which
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,10 +167,3 @@ def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
         f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "
         f"{100 * told['macs_saved']:.1f} % of MACs saved{f' ({skipped})' if skipped else ''}"
     )
-
-
-def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()) -> SubnetTable:
-    """Run the command as `python -m agents table with ...` does, and return the table."""
-    run = ex.run(config_updates, named_configs)
-    out = run.config["out"]
-    return SubnetTable.load(required_folder(run) / TABLE if out is None else at_home(out))

@@ -215,23 +215,8 @@ class TabularEnv(ScoredEnv):
     actions, observations, rewards and `info`, without the model. What is optimal is known:
     `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
 
-    ## Action Space
-    As `SkipEnv`'s.
-
-    ## Observation Space
-    As `SkipEnv`'s: the table holds the layer statistics, measured on its reward examples.
-
-    ## Rewards
-    As `SkipEnv`'s, to float32 rounding of losses and metrics.
-
-    ## Starting State
-    As `SkipEnv`'s.
-
-    ## Episode End
-    As `SkipEnv`'s.
-
-    ## Information
-    As `SkipEnv`'s.
+    ## Action Space, Observation Space, Rewards, Episode End, Information
+    As `SkipEnv`'s. The layer statistics are those of the table's reward examples; rewards agree to float32 rounding.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).

@@ -218,11 +218,6 @@ def problems_of(
 class Suite:
     """The problems of one split, in arrays.
 
-    Args:
-        problems: The problems.
-        statistics: Names of the layer statistics to observe; None = all that the tables hold.
-        made_by: A function and its arguments that make the suite again: a pickle holds these. None pickles all arrays.
-
     Attributes:
         problems: (P) as given.
         statistics: Names of the statistics.

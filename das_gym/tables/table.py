@@ -5,7 +5,7 @@ A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arr
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
 Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
-Format 1 has means, of all examples and of each group of them, see `das_gym.tables.groups`. Each group is a problem of its
+Format 1 has means, of all examples and of each group of them, see `das_gym.tables.parts`. Each group is a problem of its
 own.
 """
 
@@ -33,8 +33,7 @@ from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.groups import GroupScores
-from das_gym.tables.parts import Schema, SplitPart
+from das_gym.tables.parts import GroupScores, Schema, SplitPart
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -333,18 +332,6 @@ class SubnetTable:
             for name, word in zip(SCORES, ("loss", "metric", "divergence"), strict=True):
                 known[f"{split}_{word}"] = float(getattr(self.scores[split], name)[row])
         return known
-
-    def check_hashes(self, hashes: Mapping[str, str]) -> None:
-        """Raise a ValueError for a table of another problem, which names what differs."""
-        differing = [name for name in hashes if self.meta.hashes.get(name) != hashes[name]]
-        if differing:
-            differences = "; ".join(
-                f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing
-            )
-            raise ValueError(
-                f"this table of {self.meta.env_id} belongs to another problem: {differences}. "
-                f"Make one with `{format_command('agents table', '...')}`"
-            )
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically. Equal tables give equal bytes."""
