@@ -111,7 +111,7 @@ def missing_parts(layer: nn.Module) -> str | None:
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Insert adapters before attention and MLP of a layer."""
     for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        setattr(layer, name, input_adapter(hidden_size, bottleneck, generator))
+        setattr(layer, name, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
         child(layer, names).register_forward_pre_hook(_AdapterHook(layer, name), with_kwargs=True)  # type: ignore[union-attr]
 
 
@@ -129,6 +129,6 @@ def strip_adapters(layer: nn.Module) -> None:
 def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
     """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
     norm: Any = child(layer, INPUT_NORMS)
-    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator))
+    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
     unit.norm.requires_grad_(False)
     return unit

@@ -34,7 +34,8 @@ class SkippedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
-        return hidden + self.adapter(self.norm(hidden))
+        moved = hidden.to(self.adapter.down.weight.device)  # a `device_map` may have put the layer before on another device
+        return (moved + self.adapter(self.norm(moved))).to(hidden.device)
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
@@ -59,7 +60,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
             part = getattr(layer, name)
-            part.das_adapter = adapter(das["bottleneck"]).to(next(layers.parameters()))
+            part.das_adapter = adapter(das["bottleneck"]).to(next(layer.parameters()))
             part.register_forward_pre_hook(_run_adapter, with_kwargs=True)
         if count:
             layer.removed_before = skipped(layer, count)
