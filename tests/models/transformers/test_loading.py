@@ -78,6 +78,11 @@ def test_load_vlm_rejects_a_dtype_that_is_none(folder: Path):
         load_vlm(folder, dtype="float31")
 
 
+def test_load_vlm_rejects_weights_that_are_not_loaded(folder: Path):
+    with pytest.raises(ValueError, match="`device_map`"):
+        load_vlm(folder, device_map="meta")
+
+
 def test_load_vlm_runs_no_code_of_the_folder(folder: Path, tmp_path: Path):
     (folder / "evil.py").write_text(CODE.format(str(tmp_path / "ran")))
     auto_map = {"AutoConfig": "evil.Foo", "AutoModelForImageTextToText": "evil.Foo", "AutoTokenizer": ["evil.Foo", None]}
