@@ -117,11 +117,6 @@ def count_costs_of_meter(
 ) -> list[dict[str, float | str]]:
     """Return the costs of METER-base on VQA without adapters, with them, and of DAS with four layers skipped.
 
-    Args:
-        image_size: Side of the image, pixels.
-        text_tokens: Length of the text.
-        counting: `runs`, or `paper`, see `das_gym.problem.costs`.
-
     Returns:
         `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
         adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
@@ -171,13 +166,7 @@ def published_table(model: str) -> Table:
 
 
 def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
-    """Return the commands of a column's cells: DAS, and the other methods.
-
-    Args:
-        model: `METER` or `ViLT`.
-        task: A key of `TASKS[model]`.
-        image_size: Pixels.
-    """
+    """Return the commands of a column's cells, given the model and a key of `TASKS`: DAS, and the other methods."""
     files = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
     name = f"{model.lower()}_{task}"
     das = format_command("adapt das", name, "paper", *files, *TASKS[model][task])
@@ -190,11 +179,7 @@ def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
 
 
 def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
-    """Print the tables, the files that are needed, and the commands of all cells.
-
-    Args:
-        image_sizes: The paper's pixels by model and task.
-    """
+    """Print the tables, the files that are needed, and the commands of all cells."""
     for model in TASKS:
         published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
