@@ -94,7 +94,8 @@ class Subnet(PreTrainedModel):
         text, count = self.read_text(input_ids, attention_mask), self.config.num_images
         features = []
         for number in range(count):
-            image, mask = (p if count == 1 or p is None else p[:, number] for p in (pixel_values, pixel_mask))
+            image = pixel_values if count == 1 else pixel_values[:, number]
+            mask = pixel_mask if count == 1 or pixel_mask is None else pixel_mask[:, number]
             features.append(self.fuse(text, attention_mask.bool(), image, mask, 1 + number))
         logits, loss = self.classifier(torch.cat(features, dim=-1)), None
         if labels is not None and labels.is_floating_point():  # summed over labels

@@ -315,7 +315,8 @@ class VLM(UnitModel):
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
         del memo
         place, kind, chosen = self.places[index], self.layers[index].kind, self.skippable(index).chosen(skipped)
-        layer, alone = chosen, nullcontext()
+        layer: nn.Module = chosen
+        alone: Any = nullcontext()
         if kind != LAYER and not skipped:  # the other half of the layer returns zeros, so that its input passes it
             layer = self.stack_of(index).layers[place]
             other: Any = child(layer, PART_NAMES[MLP if kind == ATTENTION else ATTENTION])

@@ -93,7 +93,8 @@ class UnitModel(VLP):
         self.front = len(vision_units)
         decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT, self.front)
         self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first
-        self.layers, self.places = zip(*decoder_units, *vision_units, strict=True) if decoder_units else ((), ())
+        self.layers = tuple(unit for unit, _ in (*decoder_units, *vision_units))
+        self.places = tuple(place for _, place in (*decoder_units, *vision_units))
         self.modules_of = nn.ModuleList(SkippableLayer(self.module_of(n), nn.Identity()) for n in range(len(self.layers)))
         if units != "layers":
             self.untrainable = "Sublayers have no adapters. Leave out `units`."
@@ -152,18 +153,17 @@ class UnitModel(VLP):
         Raises:
             ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
         """
-        widths = {"bottleneck": bottleneck, "skip_bottleneck": skip_bottleneck}
-        for name, default in zip(widths, default_widths(self.feature_size), strict=True):
-            widths[name] = width = default if widths[name] is None else widths[name]
+        defaults = default_widths(self.feature_size)
+        widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
+        for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
             if width < 1:
                 raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
         if self.untrainable:
             raise ValueError(self.untrainable)
         for index, place in enumerate(self.places):
             layer = self.stack.layers[place]
-            skip_adapter = make_skip_unit(layer, self.feature_size, widths["skip_bottleneck"], generator)
-            self.skippable(index).skip_adapter = skip_adapter
-            insert_adapters(layer, self.feature_size, widths["bottleneck"], generator)
+            self.skippable(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
+            insert_adapters(layer, self.feature_size, widths[0], generator)
         self.tunable = TUNABLE
 
     def sites(self, index: int) -> tuple[Site, ...]:
