@@ -67,7 +67,7 @@ class LanguageHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., hidden_size) to (..., vocabulary)."""
-        logits: Tensor = self.projection(features)
+        logits: Tensor = self.projection(features).to(features.device)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -111,9 +111,14 @@ class VLM(UnitModel):
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether `device_map` placed the model, so that accelerate moves what its layers read."""
+        return hasattr(self.model, "hf_device_map")
+
     def to(self, *args: Any, **kwargs: Any) -> VLM:
-        """Move the model as in torch; a model that `device_map` spread over devices stays where it is."""
-        return self if getattr(self.model, "hf_device_map", None) else super().to(*args, **kwargs)
+        """Move the model as in torch, unless `device_map` placed it."""
+        return self if self.is_spread else super().to(*args, **kwargs)
 
     def own_head(self) -> LanguageHead:
         """Return the model's own head: its output embeddings, with softcap and scale of the logits."""
@@ -362,7 +367,7 @@ class VLM(UnitModel):
     def pool(self, state: State) -> Tensor:
         """Return (tokens of all answers, feature_size): the final hidden states that predict the answers, in order."""
         read = driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
-        features: Tensor = self.stack.norm(read)
+        features: Tensor = self.stack.norm(read).to(self.device)
         return features
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -120,7 +120,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
             if not caches_images:
                 raise
             break
-        plain = projection(features)
+        plain = LanguageHead(projection)(features)
         for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
             scale = _logit_scale(plain.double(), own.double(), softcap, vlm.text_config)
             if compare.same(LanguageHead(projection, softcap, scale)(features), own):

@@ -14,10 +14,11 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
-from tests.fake_device import DEVICE, fake_device
+from tests.fake_device import DEVICE, OTHER_DEVICE, fake_device, two_devices
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -55,6 +56,27 @@ def test_on_another_device(folder_of):
         model.vlm.to(DEVICE)
         found = evaluator_of(model, trunk_bytes=2**20).losses(masks, examples)
     np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("llava", {}), ("llava", {"vision": True}), ("smolvlm", {"units": "sublayers"}), ("gemma4_text", {})],
+)
+def test_device_map_over_two_devices(folder_of, name, options):
+    """Each layer finds its inputs on its own device."""
+
+    def losses(device_map: str | None) -> np.ndarray:
+        vlm = load_vlm(folder_of(name), device_map=device_map, generator=torch.Generator().manual_seed(0), **options)
+        if device_map:
+            assert {str(p.device) for p in vlm.stack.layers.parameters()} == {DEVICE, OTHER_DEVICE}
+        model, count = Driven(vlm, vlm.inputs(folder_of(name))), len(vlm.layers)
+        masks = np.vstack((np.eye(count), np.ones(count))).astype(bool)
+        return evaluator_of(model, trunk_bytes=2**20).losses(masks, examples_of(model))
+
+    with two_devices():
+        found = losses("auto")
+    np.testing.assert_allclose(found, losses(None), atol=1e-10)
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def test_load_vlm_needs_a_configuration_and_a_processor(folder, tmp_path):
         load_vlm(tmp_path)
     with pytest.raises(ValueError, match="`dtype`"):
         load_vlm(folder, dtype="float31")
+    with pytest.raises(ValueError, match="`device_map`"):  # weights that are not loaded
+        load_vlm(folder, device_map="meta")
     for name in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match="processor"):
