@@ -15,14 +15,13 @@ python -m agents table with resume=3                       continue run 3, which
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
@@ -138,12 +137,7 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 
 
 def summary(table: SubnetTable, spent: Spending) -> str:
-    """Return a summary of a table in a few lines.
-
-    Args:
-        table: The table.
-        spent: Work that building it took.
-    """
+    """Return a summary of a table, and of the work that building it took, in a few lines."""
     meta = table.meta
     lines = [
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
@@ -177,15 +171,3 @@ def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
         f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "
         f"{100 * told['macs_saved']:.1f} % of MACs saved{f' ({skipped})' if skipped else ''}"
     )
-
-
-def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()) -> SubnetTable:
-    """Run the command as `python -m agents table with ...` does, and return the table.
-
-    Args:
-        config_updates: Settings, see `TableSettings`.
-        named_configs: Names such as "meter_vqa".
-    """
-    run = ex.run(config_updates, named_configs)
-    out = run.config["out"]
-    return SubnetTable.load(required_folder(run) / TABLE if out is None else at_home(out))
