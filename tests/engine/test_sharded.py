@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.agents import SearchConfig, search
-from das_gym.agents.table_experiment import run_table
+from das_gym.agents.table_experiment import ex
 
 from das_gym.engine import sharded
 from das_gym.engine.evaluator import Evaluator
@@ -69,7 +69,7 @@ def test_table_and_vector_environment_have_the_numbers_of_one_process(
 ):
     monkeypatch.chdir(tmp_path)
     compute = {"eval_batch_size": 4, "workers": "ray"}
-    run_table({**small_kwargs, "problem": compute, "reward_examples": 10, "test_examples": 6}, ["meter_vqa"])
+    ex.run({**small_kwargs, "problem": compute, "reward_examples": 10, "test_examples": 6}, ["meter_vqa"])
     assert Path("runs/1/table.npz").read_bytes() == saved(small_table, tmp_path / "alone.npz")
 
     masks = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]], dtype=np.int8)
