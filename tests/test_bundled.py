@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from das_gym.agents.policy.network import UnitNetworks
+from das_gym.agents.policy.network import PolicyEnsemble
 
 from das_gym import bundled
 from das_gym.bundled import CHECKSUMS, bundled_files, check_bundled, checksum
@@ -45,7 +45,7 @@ READ = {
     "llava_mini/processor_config.json": lambda path: load_processor(path.parent),
     "suite/suite.json": read_json,
     "suite/train-00-meter-vqa.npz": SubnetTable.load,
-    "suite/policy.safetensors": UnitNetworks.load,
+    "suite/policy.safetensors": PolicyEnsemble.load,
 }
 
 
