@@ -61,13 +61,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], batch_size: int) -> str:
-    """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory.
-
-    Args:
-        step_loss: The loss of the training.
-        parameters: What trains.
-        batch_size: Examples per step of this process.
-    """
+    """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory."""
     fixed = training_bytes(parameters)
     per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp.device)
     fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))

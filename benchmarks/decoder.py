@@ -32,6 +32,7 @@ from das_gym.files import write_json
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
@@ -111,7 +112,7 @@ class Rivals:
         self.task = AnsweringTask(processor)  # type: ignore[arg-type]
         self.prompts: list[Prompt] = self.task.pairs(examples)
         self.encodings = [processor.encode(prompt, pixels=True) for prompt in self.prompts]
-        self.given = [vlm.encode_images(processor, prompt) for prompt in self.prompts]
+        self.given = [image_features(vlm.model, vlm.to_device(e.pixels | e.sizes)) for e in self.encodings]
         self.targets = {name: t.to(vlm.device) for name, t in self.task.targets(examples).items()}
         self.head = vlm.own_head()
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.searching.loop import SearchConfig
+from das_gym.agents.searching.config import SearchConfig
 
-from benchmarks.leaderboard.problems import find_tables
 from benchmarks.machine import describe_machine
+from benchmarks.search.problems import find_tables
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.registration import ASSETS, ENVIRONMENTS

@@ -23,8 +23,8 @@ import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 
-from benchmarks.leaderboard.problems import find_tables
 from benchmarks.machine import describe_machine
+from benchmarks.search.problems import find_tables
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Masks
 from das_gym.problem.front import front_rows, hypervolume, reference_point

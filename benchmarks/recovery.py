@@ -22,7 +22,8 @@ import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json

@@ -16,11 +16,7 @@ UNLISTED = ("checksums.json", "README.md")
 
 
 def check_bundled(path: Path) -> None:
-    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process.
-
-    Args:
-        path: Any path. Only bundled files are checked.
-    """
+    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process."""
     if path.is_relative_to(ASSETS):
         _compare(path)
 

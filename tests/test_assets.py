@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.adapt.finetune import cut_subnet
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 
 from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table
@@ -84,30 +84,3 @@ def test_table_equals_the_models_scores():
     rows = table.index(masks)
     np.testing.assert_allclose(scores.losses, table.scores["test"].losses[rows], rtol=1e-4)
     np.testing.assert_allclose(scores.metrics, table.scores["test"].metrics[rows], atol=1e-3)
-
-
-def test_search_resumes_exactly_when_examples_change(tmp_path: Path, small_kwargs: dict[str, str]):
-    kwargs = {**small_kwargs, "reward_batches": "resample", "reward_examples": 7}
-    config = SearchConfig(seed=3, evaluations=12, env_kwargs=kwargs)
-    search(config, tmp_path / "whole")
-
-    def stop(turn, layer_names):
-        stop.turns = getattr(stop, "turns", 0) + 1
-        if stop.turns == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        search(config, tmp_path / "stopped", on_turn=stop)
-    load_problem(ProblemConfig(**small_kwargs)).evaluator.encoder._kept.clear()
-    load_problem(ProblemConfig(**small_kwargs)).evaluator.forget()
-    search(config, tmp_path / "stopped", resume=True)
-    assert (tmp_path / "stopped/search.json").read_bytes() == (tmp_path / "whole/search.json").read_bytes()
-
-
-def test_record_rebuilds_the_environment(tmp_path: Path, tiny_kwargs: dict[str, str]):
-    result = search(SearchConfig(evaluations=6, env_kwargs={**tiny_kwargs, "reward_examples": 9}))
-    env = gymnasium.make(result.env_id, **result.env_kwargs)
-    env.reset(seed=result.seed)
-    _, reward, _, _, info = env.step(np.array(result.mask, dtype=np.int8))
-    assert reward == result.reward
-    assert info["macs"] == result.macs

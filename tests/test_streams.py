@@ -27,16 +27,6 @@ def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="no such shell")
-def test_command_succeeds_with_any_streams(tmp_path: Path):
-    front = ["pareto", "with", "env_id=DAS-METER-VQA-Tabular-v0", "evaluations=12", "baselines=[]", f"runs_dir={tmp_path}"]
-    command = [sys.executable, "-m", "das_gym.agents", *front]
-    done = subprocess.run(command, env=PLAIN, capture_output=True, check=False)
-    assert (done.returncode, b"?" in done.stdout) == (0, True), done.stderr
-    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command], check=True)
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no such pipes")
 @pytest.mark.parametrize("words", [["--help"], ["with", "env_id=DAS-METER-VQA-Tabular-v0"]])
 def test_closed_output_prints_no_traceback(words: list[str], tmp_path: Path):

@@ -38,11 +38,7 @@ FALLBACK_MASKS = 64
 
 
 def check(settings: ShrinkSettings) -> None:
-    """Check settings, disk, model and data before a search or a run starts. The loaded model stays in memory.
-
-    Raises:
-        ValueError, FileNotFoundError: what is wrong.
-    """
+    """Check settings, disk, model and data before a search or a run starts. The loaded model stays in memory."""
     if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
         return
     choice = settings.choice()
@@ -64,12 +60,7 @@ def check(settings: ShrinkSettings) -> None:
 
 
 def source_of(problem: ProblemConfig) -> Path:
-    """Return the folder of the full model's weights.
-
-    Raises:
-        ValueError: none is given and none is bundled.
-        FileNotFoundError: it is not a folder of transformers.
-    """
+    """Return the folder of the full model's weights."""
     if problem.checkpoint is not None:
         if not (Path(problem.checkpoint) / "config.json").is_file():
             raise FileNotFoundError(
@@ -99,11 +90,7 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
-    """Reject a 16-bit dtype that this machine computes tens of times slower than float32.
-
-    Raises:
-        ValueError: names the settings that help.
-    """
+    """Reject a 16-bit dtype that this machine computes tens of times slower than float32."""
     slow = dtype == torch.float16 and device.type == "cpu"
     slow |= dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and bfloat16_hardware(device) is None
     if slow:
@@ -173,11 +160,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
 
 
 def fallback_if_not_removable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
-    """Return the choice, or the best other mask of its search that can be removed and keeps the budget.
-
-    Raises:
-        ValueError: why the mask cannot be removed, if no other of the first `FALLBACK_MASKS` can be either.
-    """
+    """Return the choice, or the best other mask of its search that can be removed and keeps the budget."""
     try:
         check_removable(problem, choice.mask)
     except ValueError as error:
@@ -205,11 +188,7 @@ _KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
 
 
 def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Reject a mask if the model cannot generate correctly without its layers. The result is cached.
-
-    Raises:
-        ValueError: the reason.
-    """
+    """Reject a mask if the model cannot generate correctly without its layers. The result is cached."""
     vlm = as_vlm(problem)
     known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
@@ -238,11 +217,7 @@ def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, A
 
 
 def as_vlm(problem: Problem) -> VLM:
-    """Return the problem's model.
-
-    Raises:
-        TypeError: it is not a transformers model.
-    """
+    """Return the problem's model."""
     if not isinstance(problem.vlp, VLM):
         raise TypeError(f"shrink needs a transformers model: got {type(problem.vlp).__name__}.")
     return problem.vlp

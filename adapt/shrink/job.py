@@ -54,13 +54,7 @@ MEASURE_PEAK = True
 
 
 class ShrinkJob:
-    """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training.
-
-    Args:
-        settings: The settings of the command.
-        choice: The layers to remove, and the model.
-        folder: The run's folder.
-    """
+    """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training."""
 
     def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
         self.settings, self.folder = settings, folder
@@ -75,11 +69,7 @@ class ShrinkJob:
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
 
     def run(self, log: Log) -> Measured:
-        """Run the whole job, and print the report.
-
-        Args:
-            log: Called with name, value and step.
-        """
+        """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype

@@ -216,18 +216,7 @@ def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], met
 
 @torch.no_grad()
 def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
-    """Return the mean loss of the reference answers by the model's own forward, nats.
-
-    Args:
-        vlm: A model without skipped layers.
-        task: A task with answers in words.
-        examples: Each of one pair, see `Task.open_ended`.
-        batch_size: Examples at a time.
-        title: Of the progress bar.
-
-    Raises:
-        FloatingPointError: the loss of an example is not finite.
-    """
+    """Return the mean loss of the reference answers by the model's own forward, nats. Examples are of `Task.open_ended`."""
     total, head = 0.0, vlm.own_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):

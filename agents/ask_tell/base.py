@@ -244,6 +244,14 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
     add_entry(AGENTS, name, agent, "agent", ALGORITHMS)
 
 
+def check_agent_name(name: str) -> None:
+    """Raise a ValueError for a name that is neither an agent nor an algorithm; "module:class" may be anything."""
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+
+    if ":" not in name:
+        check_names([name], (*AGENTS, *ALGORITHMS), "agent", own=True)
+
+
 def agent_class(name: str) -> type[Agent]:
     """Return the class of an agent: a key of `AGENTS`, or "module:class".
 

@@ -58,8 +58,8 @@ def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
     best: list[float | None] = []
     so_far: float | None = None
     for turn in result.history:
-        for index, reward in enumerate(turn.rewards):
-            row = turn.row(index)
+        for row in turn.rows:
+            reward = row["reward"]
             allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
             if reward is not None and allowed:
                 so_far = reward if so_far is None else max(so_far, reward)

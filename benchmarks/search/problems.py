@@ -1,136 +1,106 @@
-"""Problems of 12 to 72 units on which search agents are compared: planted losses and tables of real models."""
+"""Problems on which search agents are compared: tables of real models, deeper masks of LLaVA-mini, and planted losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
-import numpy as np
-from das_gym.agents import Budget, MaskSpace
+from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
 
-from benchmarks.leaderboard.planted import EVALUATIONS, PairLoss
-from das_gym.problem.budget import Floats, Masks
-from das_gym.registration import ASSETS
-from das_gym.tables.table import SubnetTable
+from benchmarks.search.planted import EVALUATIONS as PLANTED_EVALUATIONS
+from benchmarks.search.planted import FAMILIES, PlantedOracle
+from das_gym.registration import ASSETS, ENVIRONMENTS
+from das_gym.tables.suite import load_suite
 
-Loss = Callable[[Masks], Floats]
+BUDGETS = ({"skip_num": 4}, {"macs_saved": 0.12})
+MIN_MASKS = 200
+"""Fewest masks within the budget of a problem: at most a tenth of them is scored in the evaluations that are compared."""
 
-CLIMBS = 60
-RANDOM_MASKS = 500
+EVALUATIONS, LONG_EVALUATIONS = 40, 120
+VLM = "DAS-VLM-Answering-Tabular-v0"
+LONG_TABLES = {
+    "smolvlm_mini, 24 sub-layers": ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz",
+    "llava_mini, 24 layers": ASSETS / "llava_mini" / "answering_table.npz",
+}
+"""Tables of 24 units. Each holds all masks of up to 4 units."""
 
-TABLES_24 = ("smolvlm_mini/answering_sublayers", "llava_mini/answering")
-TABLES_12 = (
-    *(f"{model}/{task}" for model in ("meter_mini", "vilt_mini") for task in ("vqa", "nlvr2", "retrieval")),
-    "smolvlm_mini/answering",
-)
 GREEDY_COUNTS = (3, 4, 5, 6, 7)
 
+TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(3), "planted": range(30)}
+TEST_SEEDS = {"tables-24": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
+TEST_SEEDS["planted"] = range(1000, 1030)
+PLANTED_SUITES = tuple(f"{family}-{n}" for n in PLANTED_EVALUATIONS for family in FAMILIES)
+SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES)
 
-@dataclass
-class Problem:
-    """A loss of masks within a budget.
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """A problem that agents search.
 
     Attributes:
-        name: Its name.
-        space: The masks.
-        losses: Returns (m,) losses of (m, n_layers) masks, within the budget or not.
-        best: The lowest known loss.
-        random: The mean loss of random masks.
-        evaluations: The masks that a search may score.
+        model: Its model: problems of one model are not independent, and count together. Planted ones are models themselves.
+        oracle: Scores masks.
+        seeds: Seeds of each agent's searches.
+        evaluations: Evaluations of each search.
     """
 
-    name: str
-    space: MaskSpace
-    losses: Loss
-    best: float
-    random: float
+    model: str
+    oracle: Oracle
+    seeds: Sequence[int]
     evaluations: int
 
 
-def nk_loss(n: int, rng: np.random.Generator, order: int = 4) -> Loss:
-    """NK landscape: each layer's cost is a random number for each state of itself and `order` others."""
-    near = np.array([np.append(i, rng.permutation(np.delete(np.arange(n), i))[:order]) for i in range(n)])
-    values, powers = rng.random((n, 2 ** (order + 1))), 1 << np.arange(order + 1)
-    return lambda masks: 4.0 * values[np.arange(n), (masks[:, near] * powers).sum(axis=2)].mean(axis=1)
+def find_tables() -> dict[str, Path]:
+    """Return the bundled table of each tabular environment that has one."""
+    return {entry.tabular_id: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
-def group_loss(n: int, rng: np.random.Generator) -> Loss:
-    """Layers replace each other: a group of 3 to 6 layers costs nothing until more are skipped than it can spare."""
-    single = rng.lognormal(-2.5, 1.0, n)
-    sizes = rng.integers(3, 7, n)
-    groups = rng.random((n, n)).argsort(axis=1).argsort(axis=1) < sizes[:, None]
-    spared, weights = rng.integers(1, sizes - 1), rng.lognormal(-2.0, 1.0, n)
+def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchProblem]:
+    """Return the problems of up to 12 units: of the bundled tables, and of the suite's `test`; those with many masks."""
+    found = []
+    for env_id, path in find_tables().items():
+        for budget in BUDGETS:
+            oracle = TableOracle(env_id, budget, {"table": str(path)})
+            found.append(SearchProblem(path.parent.name, oracle, range(seeds), EVALUATIONS))
+    suite = load_suite(suite_folder, "test")
+    for problem in suite.problems:
+        if problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
+            source = problem.source  # the bundled models' own tables are in the suite, too
+            model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
+            found.append(SearchProblem(model, SuiteOracle(problem, suite.statistics), range(seeds), EVALUATIONS))
+    return found
 
-    def losses(masks: Masks) -> Floats:
-        skipped = masks.astype(float)
-        found: Floats = skipped @ single + (skipped @ groups.T > spared) @ weights
+
+def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:
+    """Return the problems of 24 units, k = 4, in the order of `LONG_TABLES`."""
+    oracles = [TableOracle(VLM, {"skip_num": 4}, {"table": str(path)}) for path in LONG_TABLES.values()]
+    names = [path.parent.name for path in LONG_TABLES.values()]
+    return [SearchProblem(name, oracle, seeds, LONG_EVALUATIONS) for name, oracle in zip(names, oracles, strict=True)]
+
+
+def planted_problem(family: str, n_layers: int, seed: int) -> SearchProblem:
+    """Return a planted problem, which agents search once with its own seed."""
+    oracle = PlantedOracle(family, n_layers, seed)
+    return SearchProblem(oracle.env_id, oracle, [seed], PLANTED_EVALUATIONS[n_layers])
+
+
+def suite_problems(suite: str, count: int | None = None, train: bool = False) -> list[SearchProblem]:
+    """Return the problems of a suite with its first `count` seeds, all by default; see `python -m benchmarks.search`."""
+    split = TRAIN_SEEDS if train else TEST_SEEDS
+    seeds = split.get(suite, split["planted"])[:count]
+    if suite == "tables-24":
+        return long_problems(seeds)
+    if suite in split:
+        found = []
+        for env_id, path in find_tables().items():
+            for k in GREEDY_COUNTS if suite == "greedy-12" else (4,):
+                oracle = TableOracle(env_id, {"skip_num": k}, {"table": str(path)})
+                evaluations = greedy_evaluations(12, k) if suite == "greedy-12" else LONG_EVALUATIONS
+                found.append(SearchProblem(path.parent.name, oracle, seeds, evaluations))
         return found
-
-    return losses
-
-
-def redundancy_loss(n: int, rng: np.random.Generator, sharpness: float = 4.0) -> Loss:
-    """Groups of 2 to 6 layers share a job; the loss is a smooth maximum over groups of what is lost of each job."""
-    sizes = rng.integers(2, 7, n)
-    label = np.repeat(np.arange(n), sizes)[:n][np.argsort(rng.permutation(n))]
-    share = np.eye(label.max() + 1)[label] * rng.uniform(0.3, 1.0, n)[:, None]
-    total, groups = share.sum(axis=0), share.shape[1]
-    weight, power, own = rng.lognormal(0.3, 0.6, groups), rng.uniform(2, 4, groups), rng.lognormal(-3.5, 1.0, n)
-
-    def losses(masks: Masks) -> Floats:
-        skipped = masks.astype(float)
-        lost = weight * (skipped @ share / total) ** power
-        found: Floats = np.log(np.exp(sharpness * lost).mean(axis=1)) / sharpness + skipped @ own
-        return found
-
-    return losses
-
-
-FAMILIES: dict[str, Callable[[int, np.random.Generator], Loss]] = {
-    "nk": nk_loss,
-    "pairs": PairLoss,
-    "groups": group_loss,
-    "redundancy": redundancy_loss,
-}
-
-
-def planted(family: str, n: int, seed: int) -> Problem:
-    """Return a planted problem that skips a third of the layers. Its best mask is the best of climbs on the loss itself."""
-    rng = np.random.default_rng((list(FAMILIES).index(family), n, seed))
-    losses, space = FAMILIES[family](n, rng), MaskSpace(Budget(n, n // 3))
-    random = float(losses(np.array([space.sample(rng) for _ in range(RANDOM_MASKS)])).mean())
-    best = min(climb(losses, space, space.sample(rng)) for _ in range(CLIMBS))
-    return Problem(f"{family}-{n}-{seed}", space, losses, best, random, EVALUATIONS[n])
-
-
-def climb(losses: Loss, space: MaskSpace, mask: Masks) -> float:
-    """Return the loss of the local minimum that the best swaps lead to."""
-    loss = float(losses(mask[None])[0])
-    while True:
-        around = space.neighbours(mask)
-        found = losses(around)
-        if found.min() >= loss - 1e-12:
-            return loss
-        mask, loss = around[found.argmin()], float(found.min())
-
-
-@cache
-def load_table(name: str) -> tuple[SubnetTable, Floats]:
-    """Return a bundled table and its losses on the reward split."""
-    table = SubnetTable.load(ASSETS / f"{name}_table.npz")
-    return table, -np.asarray(table.values("neg_loss"), dtype=float)
-
-
-def tabulated(name: str, skip_num: int, evaluations: int = 120) -> Problem:
-    """Return the problem of skipping `skip_num` layers of a bundled table."""
-    table, values = load_table(name)
-    budget = Budget(table.n_layers, skip_num)
-    kept = values[budget.is_kept_by(table.masks)]
-    title = f"{name}, {skip_num} skipped"
-    return Problem(
-        title, MaskSpace(budget), lambda masks: values[table.rows(masks)], kept.min(), float(kept.mean()), evaluations
-    )
+    family, n = suite.split("-")
+    return [planted_problem(family, int(n), seed) for seed in seeds]
 
 
 def greedy_evaluations(n_layers: int, skip_num: int) -> int:

@@ -141,15 +141,8 @@ class MacCounter:
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
         """Return the MACs of one run of a layer, part by part.
 
-        Args:
-            index: Which layer, in mask order.
-            state: The state before the layer's stage; only its shapes matter.
-            skipped: Whether the skip adapter runs instead of the layer.
-            pooled_only: Whether the pooled token is the only query.
-
-        Returns:
-            `OWN` for what every run computes, and the MACs of each part that runs can share, by the second entry of the
-            key that the layer gives its memo.
+        `OWN` is what every run computes. Other parts, which runs can share, have the second entry of the key that the layer
+        gives its memo. Only the shapes of the state before the layer's stage matter.
         """
         return self.run_layer(index, state, skipped, pooled_only)[1]
 

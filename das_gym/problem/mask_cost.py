@@ -66,21 +66,14 @@ class MaskCost:
 
 
 def measure_cost(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:
-    """Return one kind of cost of a problem's masks.
-
-    Args:
-        problem: Model, task and data.
-        setting: The key.
-        latency_batch: Examples per forward pass, where time is measured.
-    """
+    """Return one kind of cost of a problem's masks; time is measured with `latency_batch` examples per forward pass."""
     return COST_KINDS[setting].measure(problem, latency_batch)
 
 
 def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
     """Return the costs of masks by setting, as the argument `costs` of an environment gives them.
 
-    Args:
-        costs: From keys of `SAVED` to what `MaskCost.as_dict` returns, or the path of a JSON file with that under `costs`.
+    These are the values of `MaskCost.as_dict` by keys of `SAVED`, or the path of a JSON file with them under `costs`.
     """
     read: Any = read_json(at_home(costs)) if isinstance(costs, str) else {"costs": costs or {}}
     given = read.get("costs", {}) if isinstance(read, Mapping) else None

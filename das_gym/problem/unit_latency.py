@@ -82,10 +82,7 @@ Timed = Callable[..., Any]
 def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
-    Args:
-        problem: Model, task and data.
-        batch: Examples per forward pass, at least 1: the first that score masks.
-        clock: Returns seconds, on a CPU.
+    A forward pass has the first `batch` examples that score masks; `clock` returns seconds, on a CPU.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
@@ -136,14 +133,7 @@ def without_adapters_sharing(vlp: VLP) -> VLP | None:
 def measure_units(
     timer: UnitTimer, rounds: tuple[int, int] = ROUNDS, seconds: float = SECONDS, warm_up: int = WARM_UP
 ) -> UnitLatencies:
-    """Return the latencies of a model's parts.
-
-    Args:
-        timer: Times them, round by round.
-        rounds: Fewest and most rounds.
-        seconds: After this time no further rounds start, beyond the fewest.
-        warm_up: Rounds before those that count.
-    """
+    """Return the latencies of a model's parts: of `warm_up` rounds, which do not count, and the fewest to most rounds."""
     for _ in range(warm_up):
         timer.round()
     timer.reset()

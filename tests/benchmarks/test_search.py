@@ -1,29 +1,38 @@
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents.compare.results import AgentResult, judge
 
-from benchmarks.search.__main__ import main, search
-from benchmarks.search.problems import FAMILIES, greedy_evaluations, planted, tabulated
+from benchmarks.search import runs
+from benchmarks.search.__main__ import main
+from benchmarks.search.optuna_tpe import run_optuna
+from benchmarks.search.planted import FAMILIES, PlantedOracle
+from benchmarks.search.problems import SearchProblem, greedy_evaluations, suite_problems
 from benchmarks.search.rivals import register_rivals
+from das_gym.files import read_arrays
 from das_gym.problem.mask_space import every_mask
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_planted_problem_has_no_better_mask_among_random_ones(family):
-    problem = planted(family, 24, 3)
-    rng = np.random.default_rng(0)
-    masks = np.array([problem.space.sample(rng) for _ in range(300)])
-    losses = problem.losses(masks)
-    assert problem.best < losses.min()
-    assert problem.random == pytest.approx(losses.mean(), rel=0.1)
+def test_planted_oracle_knows_the_best_mask(family):
+    oracle, masks = PlantedOracle(family, 12, 3), every_mask(12, 4)
+    assert oracle.best_loss == pytest.approx(oracle.losses(masks).min(), rel=1e-12)
+    assert oracle.best_reward == pytest.approx(oracle.rewards(masks).max(), rel=1e-12)
+    assert oracle.random_loss == pytest.approx(oracle.losses(masks).mean(), rel=0.1)
+    (result,) = judge(oracle, [AgentResult("a", masks[:1], oracle.rewards(masks[:3])[None], np.array([3]))])
+    expected = (oracle.losses(masks[:3]) - oracle.best_loss) / (oracle.random_loss - oracle.best_loss)
+    np.testing.assert_allclose(oracle.normalized(result.regret)[0], expected, rtol=1e-9)
+    assert oracle.normalized(np.array([np.inf]))[0] > 2
 
 
-def test_tabulated_problem_knows_the_optimum():
-    problem = tabulated("meter_mini/vqa", 4)
-    assert problem.losses(every_mask(12, 4)).min() == problem.best
+def test_suites_hold_their_problems():
+    assert [problem.oracle.space.size for problem in suite_problems("tables-24", 1)] == [10626, 10626]
+    assert {problem.evaluations for problem in suite_problems("greedy-12", 1)} == {33, 42, 50, 57, 63}
+    assert len(suite_problems("groups-24", 2)) == 2
+    assert set(suite_problems("tables-12")[0].seeds).isdisjoint(suite_problems("tables-12", train=True)[0].seeds)
 
 
 def test_greedy_evaluations_by_hand():
@@ -33,21 +42,47 @@ def test_greedy_evaluations_by_hand():
 @pytest.mark.parametrize("agent", ["heat_kernel", "quadratic_regression", "local_search"])
 def test_rivals_learn(agent):
     register_rivals()
-    problem = planted("pairs", 24, 0)
-    found = search(agent, problem, 0)["regret"]
-    assert found < search("random", problem, 0)["regret"]
+    scores = runs.compare("pairs-24", suite_problems("pairs-24", 1), [agent, "random"], None)
+    assert scores.final_regrets(agent) < scores.final_regrets("random")
 
 
-def test_search_benchmark_resumes_and_counts_distinct_runs(tmp_path, capsys):
-    words = ["--out", str(tmp_path / "runs.jsonl"), "--suites", "greedy-12", "--agents", "greedy", "random", "--seeds", "2"]
+def test_run_cached_distinguishes_problems_and_names_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    oracle = PlantedOracle("pairs", 24, 0)
+    problems = [
+        SearchProblem("planted", oracle, seeds, evaluations) for seeds, evaluations in (([0], 6), ([1], 6), ([0], 9))
+    ]
+    results = [runs.run_cached(tmp_path, problem, "evolution") for problem in problems]
+    monkeypatch.setattr(runs, "run_agent", None)
+    for problem, result in zip(problems, results, strict=True):
+        again = runs.run_cached(tmp_path, problem, "evolution")
+        for name in runs.ARRAYS:
+            np.testing.assert_array_equal(getattr(result, name), getattr(again, name))
+    file = min(tmp_path.iterdir())
+    arrays = read_arrays(file)
+    np.savez(file, **{**arrays, "answers": np.zeros((1, 5), bool)})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+            [runs.run_cached(tmp_path, problem, "evolution") for problem in problems]
+        file.write_bytes(file.read_bytes()[:200])
+
+
+def test_optuna_answers_with_its_best_mask():
+    oracle = PlantedOracle("pairs", 24, 0)
+    result, again = (run_optuna(oracle, "optuna", [4, 5], 8, 3, {}) for _ in range(2))
+    np.testing.assert_array_equal(result.curves, again.curves)
+    assert (np.diff(result.curves) >= 0).all()
+    np.testing.assert_allclose(result.curves[:, -1], oracle.rewards(result.answers), rtol=1e-12)
+    assert oracle.space.contains(result.answers).all()
+    assert result.evaluations.tolist() == [8, 8]
+
+
+def test_search_benchmark_resumes_and_counts_distinct_runs(tmp_path, capsys, monkeypatch):
+    words = ["--cache", str(tmp_path), "--suites", "greedy-12", "--agents", "greedy", "random", "--seeds", "2"]
     main(words)
-    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     printed = capsys.readouterr().out
-    (tmp_path / "runs.jsonl").write_text("\n".join(lines[:50]) + "\n")
-    main(words)
-    again = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
-    for one, other in zip(map(json.loads, lines), again, strict=True):
-        assert {**one, "milliseconds": 0} == {**other, "milliseconds": 0}
-    assert len(lines) == 7 * 5 * 2 * 2
+    assert len(list(tmp_path.iterdir())) == 7 * 5 * 2
     assert "| greedy | 35 |" in printed  # two seeds of an agent that draws nothing are one run
     assert "| random | 70 |" in printed
+    monkeypatch.setattr(runs, "run_agent", None)
+    main(words)  # from the cache, milliseconds included
+    assert capsys.readouterr().out == printed

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 from das_gym.adapt.choosing import read_front
-from das_gym.adapt.compare.trials import read_trials
+from das_gym.adapt.compare.record import read_trials
 from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import shlex
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ import pytest
 import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
+from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
 from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
-from das_gym.agents.searching.record import SearchResult
-from das_gym.agents.searching.validate import validate
 
 from das_gym import locks, plugins
 from das_gym.config import settings_dict
@@ -116,22 +114,6 @@ def finished_run(**changes: Any) -> None:
     write_json(folder / "adapt.json", {"format": "das_gym adapt 1", "problem": problem, "model_settings": {}, **changes})
     supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
     dataclasses.replace(supernet, mask=tuple(MASK)).save(folder / "adapter.safetensors")
-
-
-def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path):
-    """The replay: the proof that a run is trusted is copied next to a record of another author."""
-    assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
-    for name in ("config.json", ".signature"):
-        if Path("shared/1", name).exists():
-            shutil.copy(Path("shared/1", name), Path("runs/1", name))
-    settings = {"checkpoint": "runs/1/model", "trust_remote_code": True}
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="DAS-VLM-Answering-v0", env_kwargs=settings))
-    with pytest.raises(ValueError, match="`trust_remote_code=True`"):
-        validate(SearchResult.load("runs/1"))
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="evilmod:X-v0"))
-    with pytest.raises(ValueError, match="`plugins=evilmod`"):
-        validate(SearchResult.load("runs/1"))
-    assert not canary.exists()
 
 
 @pytest.mark.parametrize(("program", "command"), RESUMABLE)
@@ -291,17 +273,17 @@ class Harm:
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
     """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
-    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "n_envs": 2, "save_every": 1}
-    settings["hyperparameters"] = {"n_steps": 4}
-    trained = train_sb3("ppo", "runs/2", **settings)
+    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
+    settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
+    trained = train_sb3(SearchConfig(**settings), "runs/2")
     trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
     trained.model.save("runs/2/agent.zip")
     return settings
 
 
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
-    assert train_sb3("ppo", "runs/2", resume=True, **hostile_agent).result.masks_asked == 24
-    train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+    assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
+    search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()
 
 
@@ -324,5 +306,5 @@ def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_age
         for name, content in {**contents, part: buffer.getvalue()}.items():
             archive.writestr(name, content)
     with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+        search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()

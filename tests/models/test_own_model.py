@@ -12,14 +12,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import new_model
 from das_gym.adapt.das_experiment import JointSearchSettings
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import Site, check_model
@@ -104,7 +104,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
     tuned, path = cut_subnet(config, mask), tmp_path / "subnet.safetensors"
-    finetune(tuned, splits, FinetuneConfig(steps=2, batch_size=4), "fine-tuning")
+    finetune(tuned, splits, TrainingConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
     again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
     assert again.backbone.vlp.pruned_mask.tolist() == mask.tolist()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -123,35 +123,6 @@ def test_either_side_is_the_same_in_true_and_false_pairs(family: str):
                     seen[pair.truths[number]][measure(statement.text, getattr(pair, side))] += 1
                 assert seen[True] == seen[False], statement.text
                 assert len(seen[True]) == 2, "a side that is always the same would leave the other to decide"
-
-
-def guessed(family: str, clue: Callable[[str, ScenePair], Hashable]) -> float:
-    """Share of right answers of who knows, from the even statements, which answer goes with which clue, on the odd ones."""
-    known: defaultdict[Hashable, Counter[bool]] = defaultdict(Counter)
-    right = []
-    for number, (text, pair, truth) in enumerate(statements(family)):
-        if number // 4 % 2 == 0:
-            known[clue(text, pair)][truth] += 1
-        else:
-            counts = known[clue(text, pair)]
-            right.append(0.5 if counts[True] == counts[False] else float((counts[True] > counts[False]) is truth))
-    return float(np.mean(right))
-
-
-CLUES: dict[str, Callable[[str, ScenePair], Hashable]] = {
-    "text": lambda text, pair: text,
-    "left": lambda text, pair: measure(text, pair.left),
-    "right": lambda text, pair: measure(text, pair.right),
-    "text and left": lambda text, pair: (text, measure(text, pair.left)),
-    "text and right": lambda text, pair: (text, measure(text, pair.right)),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", STATEMENT_FAMILIES)
-@pytest.mark.parametrize("clue", CLUES)
-def test_single_scene_or_text_alone_is_at_chance(family: str, clue: str):
-    assert abs(guessed(family, CLUES[clue]) - 0.5) < 0.06, clue
 
 
 @pytest.mark.slow

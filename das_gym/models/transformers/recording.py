@@ -54,13 +54,7 @@ class Recording(NamedTuple):
 def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] | None = None) -> Recording:
     """Run a forward of the model with its layers replaced by stubs, and record the arguments of each layer.
 
-    Args:
-        stack: The layers.
-        run: Calls the model.
-        additive_layers: Positions of layers before which the model adds something to the hidden states. None detects them.
-
-    Raises:
-        ValueError: The model does not call its layers.
+    `additive_layers` are those before which the model adds something to the hidden states; None detects them.
     """
     layers = list(stack.layers)
     inputs: dict[int, Tensor] = {}
@@ -138,9 +132,8 @@ class LayerCache:
         self.each = each
         self.is_initialized = keys is not None
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return keys and values of all positions. The first call keeps its own."""
-        del args, kwargs
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
@@ -153,9 +146,8 @@ class LayerCache:
         earlier = earlier[:, None].expand(-1, self.each, -1, -1, -1)
         return torch.cat((earlier, own.unflatten(0, (-1, self.each))), dim=3).flatten(0, 1)
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *_: Any) -> int:
         """Return how many positions come before."""
-        del args
         return 0 if self.keys is None else self.keys.shape[2]
 
 
@@ -164,20 +156,16 @@ class _StopForwardError(Exception):
 
 
 class _StoppingCache(LayerCache):
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        super().update(keys, values, *args, **kwargs)
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
         raise _StopForwardError
 
 
-def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> LayerCache:
-    """Compute the keys and values of some positions, and nothing else of the layer.
-
-    Raises:
-        ValueError: The layer does not use a cache.
-    """
-    cache = _StoppingCache()
+def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Compute the keys and values of some positions, and nothing else of the layer."""
+    cache: Any = _StoppingCache()
     try:
         run_layer(layer, hidden, call, cache)
     except _StopForwardError:
-        return LayerCache(cache.keys, cache.values)
+        return cache.keys, cache.values
     raise ValueError(f"{type(layer).__name__} does not use a cache of keys and values.")

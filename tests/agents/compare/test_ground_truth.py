@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.compare.ground_truth import ground_truth_of
+from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.search_experiment import run_search
 from synthetic import ENV_ID
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from das_gym.agents import compare_agents, make_agent, make_oracle
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle
-from das_gym.agents.searching.blocks import blocks_of
+from das_gym.agents.searching.agent_setup import blocks_of
 
 from das_gym.tables.suite import load_suite
 from das_gym.tables.table import SubnetTable

@@ -65,4 +65,4 @@ def test_results_before_the_first_answer(oracle, tmp_path):
         print_results(results, "three agents")
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells(none) == ["-", "-", "-", "-", "0 %", "0 %", "-", "0", "-"]
+    assert cells(none) == ("-", "-", "-", "-", "0 %", "0 %", "-", "0", "-")

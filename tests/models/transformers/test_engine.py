@@ -76,18 +76,6 @@ def test_trunk_skips_layers_before_the_first_skipped_one(driven: Callable[..., D
     assert evaluator.spent.layer_runs == 2 * 3
 
 
-@pytest.mark.slow
-def test_trunk_stays_within_its_bound(driven: Callable[..., Driven]):
-    model = driven("llava")
-    examples, eye = examples_of(model), np.eye(4, dtype=bool)
-    state = evaluator_of(model)._begin(examples[:4]).hidden["joint"]
-    bound = 3 * state.numel() * state.element_size()
-    evaluator = evaluator_of(model, trunk_bytes=bound)
-    losses = evaluator.losses(eye, examples)
-    assert 0 < evaluator._trunk.bytes <= bound
-    np.testing.assert_array_equal(losses, evaluator_of(model).losses(eye, examples))
-
-
 def test_images_are_encoded_once(driven: Callable[..., Driven]):
     model = driven("smolvlm")
     evaluator = evaluator_of(model)

@@ -7,49 +7,45 @@ python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import agent_class
-from das_gym.agents.compare.comparison import check_agent, run_agent
-from das_gym.agents.compare.results import AgentResult, judge, quantile
+from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
+from das_gym.agents.compare.results import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
-from das_gym.agents.sb3.config import check_agent_name
 
-from benchmarks.leaderboard.cache import ResultCache
-from benchmarks.leaderboard.optuna_tpe import OPTUNA, has_optuna, run_optuna
-from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
-from benchmarks.leaderboard.problems import (
+from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
+from benchmarks.search.planted import CLIMBS, FAMILIES
+from benchmarks.search.problems import (
     EVALUATIONS,
     LONG_EVALUATIONS,
     LONG_TABLES,
     MIN_MASKS,
-    BoardProblem,
+    PLANTED_EVALUATIONS,
+    TEST_SEEDS,
     long_problems,
     planted_problem,
     short_problems,
-    without_statistics,
 )
-from benchmarks.leaderboard.scores import WORST, Scores
 from benchmarks.search.rivals import RIVALS, register_rivals
+from benchmarks.search.runs import MASKS_PER_TURN, compare
+from benchmarks.search.scores import WORST, Scores
 from das_gym.commandline import parse_or_help
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
 from das_gym.intervals import mean_interval
-from das_gym.progress import progress
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.runs import PluginSettings, library_versions
 
-MASKS_PER_TURN = 3
 COUNTS = (5, 10, 20, EVALUATIONS)
 SORTED_BY = 20
 LEADERS = 10
 """Number of agents in the first table."""
-
-PLANTED = (24, 36, 72)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class LeaderboardSettings(PluginSettings):
     Attributes:
         seeds: Searches of each agent on each problem of up to 12 units.
         long_seeds: Searches of each agent on each table of 24 units.
-        planted: Planted problems for each number of layers.
+        planted: Planted problems of each family for each number of layers.
         agents: Agents to compare, or "module:class" of custom ones.
         suite: Folder of a suite. None uses the bundled one.
         out: File to write.
@@ -88,30 +84,29 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(LeaderboardSettings, words, "benchmarks.leaderboard")
     if settings is None:
         return
-    cache = ResultCache(None if settings.cache is None else at_home(settings.cache))
+    cache = None if settings.cache is None else at_home(settings.cache)
     short = compare("up to 12 units", short_problems(settings.seeds, settings.suite), settings.agents, cache)
-    long = compare("24 units", long_problems(settings.long_seeds), settings.agents, cache)
+    long = compare("24 units", long_problems(range(settings.long_seeds)), settings.agents, cache)
     planted = {}
-    for n in PLANTED:
+    for n in PLANTED_EVALUATIONS:
         agents = [*without_statistics(settings.agents, n), *([OPTUNA] if has_optuna() else [])]
-        planted[n] = compare(f"planted, {n}", [planted_problem(n, seed) for seed in range(settings.planted)], agents, cache)
+        seeds = TEST_SEEDS["planted"][: settings.planted]
+        problems = [planted_problem(family, n, seed) for family in FAMILIES for seed in seeds]
+        planted[n] = compare(f"planted, {n}", problems, agents, cache)
     write_text(Path(settings.out), document(settings, short, long, planted))
     print(f"written: {settings.out}")
 
 
-def compare(title: str, problems: Sequence[BoardProblem], agents: Sequence[str], cache: ResultCache) -> Scores:
-    """Run each agent on each problem."""
-    results: dict[str, list[Any]] = {agent: [] for agent in agents}
-    with progress(len(problems) * len(agents), title, unit="agent") as bar:
-        for problem in problems:
-            for agent in agents:
-                run = run_optuna if agent == OPTUNA else run_agent
-                if agent != OPTUNA:
-                    check_agent(problem.oracle, agent, {}, MASKS_PER_TURN)
-                found = cache.run(problem.oracle, agent, problem.seeds, problem.evaluations, MASKS_PER_TURN, {}, run)
-                results[agent] += judge(problem.oracle, [found])
-                bar.update()
-    return Scores(problems, results)
+def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
+    """Return the ask/tell agents that read no layer statistics: planted problems have none."""
+    found = []
+    for name in agents:
+        try:
+            if not make_agent(name, MaskSpace(Budget(n_layers, n_layers // 3))).statistics_read:
+                found.append(name)
+        except ValueError:  # it needs a statistic at once
+            continue
+    return found
 
 
 def document(settings: LeaderboardSettings, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
@@ -163,11 +158,11 @@ The two tables of 24 units, k = 4 ({long.problems[0].oracle.space.size:,} masks)
 
 ## Planted problems
 
-Losses with log-normal effects of single layers and effects of pairs (`benchmarks/leaderboard/planted.py`), a third of the
-layers skipped, {settings.planted} problems for each number of layers. They are functions, not models. Regret is of the loss:
-0 = the best known mask, from 200 climbs on the loss itself. There are no layer statistics, and no agent that reads them.
-`greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE (multivariate, one
-number per layer, of which the largest are skipped).
+Losses of {len(FAMILIES)} families (`benchmarks/search/planted.py`), a third of the layers skipped, {settings.planted}
+problems of each family and number of layers, on which nothing was tuned. They are functions, not models. Regret is of the
+loss: 0 = the best known mask, from {CLIMBS} climbs on the loss itself. There are no layer statistics, and no agent that
+reads them. `greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE
+(multivariate, one number per layer, of which the largest are skipped). Columns of families: regret at the end.
 
 {planted_tables(planted)}
 
@@ -271,10 +266,15 @@ def planted_tables(planted: dict[int, Scores]) -> str:
     for n, scores in planted.items():
         last = PLANTED_EVALUATIONS[n]
         counts = (20, last // 3, last)
-        rows = [
-            [agent, *(scores.cell(agent, count) for count in counts), f"{scores.milliseconds(agent):.1f}"]
-            for agent in scores.ranked(last)
-        ]
-        head = ["agent", *(f"at {count}" for count in counts), "ms"]
+        rows = []
+        for agent in scores.ranked(last):
+            families = scores.by_model(agent, last).reshape(len(FAMILIES), -1).mean(axis=1)
+            cells = [*(scores.cell(agent, count) for count in counts), *(f"{regret:.3f}" for regret in families)]
+            rows.append([agent, *cells, f"{scores.milliseconds(agent):.1f}"])
+        head = ["agent", *(f"at {count}" for count in counts), *FAMILIES, "ms"]
         parts += [f"### {n} layers, {n // 3} skipped", "", *markdown_table(head, rows), ""]
     return "\n".join(parts).rstrip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

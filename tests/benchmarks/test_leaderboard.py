@@ -4,16 +4,16 @@ import pytest
 from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.compare_experiment import COMPARED
 
-from benchmarks.leaderboard import board, problems
-from benchmarks.leaderboard.planted import EVALUATIONS
+from benchmarks import leaderboard
+from benchmarks.search import problems, runs
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few evaluations, and two of the tables."""
-    monkeypatch.setattr("benchmarks.leaderboard.planted.CLIMBS", 5)
-    for n in EVALUATIONS:
-        monkeypatch.setitem(EVALUATIONS, n, 24)
+    monkeypatch.setattr("benchmarks.search.planted.CLIMBS", 5)
+    for n in problems.PLANTED_EVALUATIONS:
+        monkeypatch.setitem(problems.PLANTED_EVALUATIONS, n, 24)
     tables = dict(list(problems.find_tables().items())[:2])
     monkeypatch.setattr(problems, "find_tables", lambda: tables)
 
@@ -25,12 +25,8 @@ def test_short_problems_have_many_masks_and_name_their_models():
     assert sum(isinstance(problem.oracle, SuiteOracle) for problem in found) == len(found) - 14
 
 
-def test_long_problems_have_24_units():
-    assert [problem.oracle.space.size for problem in problems.long_problems(1)] == [10626, 10626]
-
-
 def test_without_statistics_leaves_agents_out():
-    left_out = set(COMPARED) - set(problems.without_statistics(COMPARED, 24))
+    left_out = set(COMPARED) - set(leaderboard.without_statistics(COMPARED, 24))
     assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
 
 
@@ -38,19 +34,19 @@ def test_without_statistics_leaves_agents_out():
 @pytest.mark.usefixtures("short")
 def test_leaderboard_from_one_command(made_up_suite, tmp_path, monkeypatch):
     out = tmp_path / "LEADERBOARD.md"
-    words = ["with", f"suite={made_up_suite}", "seeds=1", "long_seeds=1", "planted=2", f"out={out}"]
+    words = ["with", f"suite={made_up_suite}", "seeds=1", "long_seeds=1", "planted=1", f"out={out}"]
     words += ["agents=['random','greedy','policy','local_search']", f"cache={tmp_path / 'kept'}"]
-    board.main(words)
+    leaderboard.main(words)
     text = out.read_text()
-    assert "`python -m benchmarks.leaderboard with seeds=1 long_seeds=1 planted=2`" in text
+    assert "`python -m benchmarks.leaderboard with seeds=1 long_seeds=1 planted=1`" in text
     for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 72 layers, 24 skipped"):
         assert heading in text
     assert text.count("\n| random |") == 1 + 2 + 2 + 3
     assert text.count("\n| policy |") == 1 + 2 + 2  # planted problems have no statistics
     assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
-    monkeypatch.setattr(board, "run_agent", None)
-    monkeypatch.setattr(board, "run_optuna", None)
-    board.main(words)  # from the cache, milliseconds included
+    monkeypatch.setattr(runs, "run_agent", None)
+    monkeypatch.setattr(runs, "run_optuna", None)
+    leaderboard.main(words)  # from the cache, milliseconds included
     assert out.read_text() == text
 
 
@@ -60,4 +56,4 @@ def test_leaderboard_from_one_command(made_up_suite, tmp_path, monkeypatch):
 )
 def test_leaderboard_rejects_settings(words, text):
     with pytest.raises(ValueError, match=text):
-        board.main(["with", *words])
+        leaderboard.main(["with", *words])

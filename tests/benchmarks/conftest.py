@@ -1,4 +1,4 @@
-"""The leaderboard's command registers further agents: each test leaves the table of agents as it was."""
+"""The search benchmarks register further agents: each test leaves the table of agents as it was."""
 
 from collections.abc import Iterator
 

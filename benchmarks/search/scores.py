@@ -9,12 +9,15 @@ import numpy as np
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
-from benchmarks.leaderboard.problems import BoardProblem
+from benchmarks.search.problems import SearchProblem
 from das_gym.intervals import mean_bootstrap_interval
 from das_gym.problem.budget import Floats
 
 WORST = 2.0
 """The largest normalized regret that counts."""
+
+ROUNDING = 1e-9
+"""Regrets up to this are those of the best mask."""
 
 NO_ANSWER = 1.0
 """The normalized regret of an agent that has no answer yet: that of layers skipped in a random order."""
@@ -34,7 +37,7 @@ class Scores:
         results: Each agent's result on each problem.
     """
 
-    def __init__(self, problems: Sequence[BoardProblem], results: Mapping[str, Sequence[AgentResult]]) -> None:
+    def __init__(self, problems: Sequence[SearchProblem], results: Mapping[str, Sequence[AgentResult]]) -> None:
         self.problems, self.results = problems, results
         self.models = tuple(dict.fromkeys(problem.model for problem in problems))
 
@@ -65,16 +68,29 @@ class Scores:
         low, high = mean_bootstrap_interval(self.by_model(agent, count))
         return f"{self.mean(agent, count):.3f} [{low:.3f}, {high:.3f}]"
 
+    def final_regrets(self, agent: str) -> Floats:
+        """Return (searches,) regrets of the last answers of the searches of all problems."""
+        return np.concatenate([regret_curves(problem.oracle, each)[:, -1] for problem, each in self._pairs(agent)])
+
+    def needed(self, agent: str) -> Floats:
+        """Return (searches,) the evaluations from which on the answer is the best mask; inf where it is not at the end."""
+        found = []
+        for problem, each in self._pairs(agent):
+            missed = regret_curves(problem.oracle, each) > ROUNDING
+            last_miss = missed.shape[1] - missed[:, ::-1].argmax(axis=1)
+            found.append(np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0)))
+        return np.concatenate(found)
+
     def found(self, agent: str) -> float:
         """Return the share of searches that end at the best mask, over all problems."""
-        return float(np.mean([np.mean(regret_curves(p.oracle, each)[:, -1] <= 1e-12) for p, each in self._pairs(agent)]))
+        return float((self.final_regrets(agent) <= ROUNDING).mean())
 
     def milliseconds(self, agent: str) -> float:
         """Return the mean processor time of a turn."""
         times = [each.milliseconds.mean() for _, each in self._pairs(agent) if each.milliseconds is not None]
         return float(np.mean(times))
 
-    def _pairs(self, agent: str) -> list[tuple[BoardProblem, AgentResult]]:
+    def _pairs(self, agent: str) -> list[tuple[SearchProblem, AgentResult]]:
         return list(zip(self.problems, self.results[agent], strict=True))
 
     def winners(self, count: int) -> str:

@@ -1,28 +1,24 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.results import AgentResult, judge
 
-from benchmarks.leaderboard.problems import BoardProblem
-from benchmarks.leaderboard.scores import NO_ANSWER, WORST, Scores, regret_curves
-
-TABULAR = "DAS-METER-VQA-Tabular-v0"
+from benchmarks.search.problems import SearchProblem
+from benchmarks.search.scores import NO_ANSWER, WORST, Scores, regret_curves
 
 
 @pytest.fixture
-def oracle(made_up_table: Path) -> TableOracle:
-    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+def oracle() -> TableOracle:
+    return TableOracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})
 
 
 def scores_of(oracle: TableOracle, curves: dict[str, list[list[float]]], models: str) -> Scores:
     """Scores of agents with one normalized regret curve per problem, one seed each."""
     gain = oracle.best_reward - oracle.random_reward
-    problems = [BoardProblem(model, oracle, [0], len(next(iter(curves.values()))[0])) for model in models]
+    problems = [SearchProblem(model, oracle, [0], len(next(iter(curves.values()))[0])) for model in models]
     results = {}
     for agent, each in curves.items():
         rewards = [oracle.best_reward - gain * np.array([curve]) for curve in each]

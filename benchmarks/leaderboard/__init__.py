@@ -1,1 +1,0 @@
-"""The leaderboard: every agent on the bundled tables, the suite and planted problems."""

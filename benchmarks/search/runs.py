@@ -1,0 +1,66 @@
+"""Run agents on problems, and keep finished searches on disk, so that a stopped comparison continues."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from das_gym.agents.compare.comparison import check_agent, run_agent
+from das_gym.agents.compare.results import AgentResult, judge
+
+import das_gym
+from benchmarks.search.optuna_tpe import OPTUNA, run_optuna
+from benchmarks.search.problems import SearchProblem
+from benchmarks.search.scores import Scores
+from das_gym.files import read_arrays, replacing
+from das_gym.progress import progress
+
+MASKS_PER_TURN = 3
+ARRAYS = ("answers", "curves", "evaluations", "milliseconds")
+
+
+def compare(title: str, problems: Sequence[SearchProblem], agents: Sequence[str], folder: Path | None) -> Scores:
+    """Run each agent on each problem; `folder` keeps the searches."""
+    results: dict[str, list[AgentResult]] = {agent: [] for agent in agents}
+    with progress(len(problems) * len(agents), title, unit="agent") as bar:
+        for problem in problems:
+            for agent in agents:
+                results[agent] += judge(problem.oracle, [run_cached(folder, problem, agent)])
+                bar.update()
+    return Scores(problems, results)
+
+
+def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> AgentResult:
+    """Return an agent's searches of a problem from a folder, or run and add them; without a folder, run them.
+
+    A file belongs to a version of das_gym, a problem's budget and rewards, and the seeds. Use another folder after changing
+    an agent.
+
+    Raises:
+        ValueError: what `run_agent` raises, or the file is damaged.
+    """
+    oracle, shape = problem.oracle, (problem.seeds, problem.evaluations, MASKS_PER_TURN, {})
+    named = (oracle.env_id, oracle.space.budget.as_dict(), oracle.best_reward, oracle.random_reward)
+    key = hashlib.sha256(repr((das_gym.__version__, named, (agent, *shape))).encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")
+    path = None if folder is None else folder / f"{name}-{key}.npz"
+    if path is None or not path.exists():
+        if agent != OPTUNA:
+            check_agent(oracle, agent, {}, MASKS_PER_TURN)
+        result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
+        if path is not None:
+            with replacing(path) as part, part.open("wb") as file:
+                np.savez(file, allow_pickle=False, **{name: getattr(result, name) for name in ARRAYS})
+        return result
+    try:
+        arrays = read_arrays(path)
+        seeds = len(problem.seeds)
+        shapes = {"answers": (seeds, oracle.space.n_layers), "curves": (seeds, problem.evaluations)}
+        if any(arrays[name].shape != shapes.get(name, (seeds,)) for name in ARRAYS):
+            raise ValueError("its arrays have other shapes")
+        return AgentResult(agent, *(arrays[name] for name in ARRAYS))
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and it is made again") from error
