@@ -37,7 +37,7 @@ def mean_regret(model: MaskablePPO, split: str) -> float:
     return float(np.mean(found))
 
 
-def main(total_timesteps: int = 200_000, split: str = "test") -> float:
+def main(total_timesteps: int = 100_000, split: str = "test") -> float:
     vec_env = make_sb3_vec_env("DAS-Suite-v0", n_envs=64, seed=0, action="sequence")
     policy_kwargs = {"features_extractor_class": Ranks, "net_arch": [128, 128]}
     settings = {"n_steps": 32, "batch_size": 256, "gamma": 1.0, "gae_lambda": 0.98, "ent_coef": 0.01, "seed": 0}

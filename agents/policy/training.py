@@ -29,6 +29,9 @@ TEMPERATURE = 0.1
 BATCH = 16
 """Tables with a budget in a gradient step; each has several groups of examples."""
 
+TRUST = 0.75
+"""What learned corrections are multiplied by at the end: models of other kinds differ from those of `train`."""
+
 WARMUP = 20
 LOG_EVERY = 100
 
@@ -52,10 +55,10 @@ class PolicySettings(PluginSettings):
 
     out: str
     suite: str | None = None
-    steps: int = 900
-    members: int = 5
+    steps: int = 400
+    members: int = 8
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     width: int = 24
     problems: int | None = None
     relatives: int = 6
@@ -128,6 +131,9 @@ def train_member(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
+    with torch.no_grad():
+        for parameter in (*network.unit.parameters(), *network.pair[-1].parameters()):
+            parameter.mul_(TRUST)
     return network
 
 
