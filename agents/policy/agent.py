@@ -72,10 +72,11 @@ class PolicyReader:
     """
 
     def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
-        self.space, network, known = space, load_policy(policy), statistics or {}
-        missing = [name for name in READS if name not in known]
-        if missing:
-            raise ValueError(f"the policy needs `statistics={READS}` of the environment: got none of {', '.join(missing)}")
+        self.space, network = space, load_policy(policy)
+        try:  # a search measures a statistic when it is looked up
+            known = {name: ({} if statistics is None else statistics)[name] for name in READS}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the policy needs `statistics={READS}` of the environment ({error})") from error
         infinite = [name for name in READS if not np.isfinite(known[name]).all()]
         if infinite:
             wrong = ", ".join(infinite)
