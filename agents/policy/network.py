@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,11 +132,12 @@ class PolicyNetwork(nn.Module):
         self.enter = nn.Sequential(nn.Linear(size + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mix = nn.Linear(2 * width, width)
         self.unit = nn.Linear(width, 1)
-        self.pair = nn.Sequential(nn.Linear(2 * width + RELATIONS + 2, width), nn.SiLU(), nn.Linear(width, 1))
+        hidden, last = nn.Linear(2 * width + RELATIONS + 2, width), nn.Linear(width, 1)
+        self.pair = nn.Sequential(hidden, nn.SiLU(), last)
         self.sharpness = nn.Parameter(torch.tensor(3.0).log())
-        for last in (self.unit, self.pair[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for layer in (self.unit, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, given: PolicyInput) -> Tensor:
         """Return (problems, masks) log-probabilities of the masks."""
@@ -169,8 +171,8 @@ class PolicyEnsemble(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        config = asdict(self.members[0].config)  # type: ignore[arg-type]
-        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps(config)})
+        first: Any = self.members[0]
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(first.config))})
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:

@@ -37,7 +37,12 @@ def meta_twin(module: Module) -> Module:
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in module.parameters()
     }
     memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
-    return copy.deepcopy(module, memo)
+    twin = copy.deepcopy(module, memo)
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):  # of `device_map`: they move inputs to real devices
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(twin, recurse=True)
+    return twin
 
 
 FILLING = frozenset(

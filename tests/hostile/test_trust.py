@@ -78,26 +78,10 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {
-        "macs_full": 100,
-        "evaluations": 0,
-        "preferences": None,
-        "skip_probabilities": None,
-        "versions": {},
-        "plugins": [],
-    }
+    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}}
+    known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
-    return {
-        "format": 1,
-        **about,
-        **answer,
-        "n_skipped": 2,
-        "layer_names": names,
-        **rest,
-        "best_seen": answer,
-        "env_kwargs": env_kwargs,
-        **changes,
-    }
+    return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}
 
 
 def finished_run(**changes: Any) -> None:
@@ -206,28 +190,23 @@ WITHOUT_FRONT = ("report",)
 """Commands that take a folder with a front for the run of `agents pareto` that it is."""
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    finished_run(plugins=["evilmod"])
+CODE = [(reader, "`plugins=evilmod`") for reader in READERS]
+CODE += [(reader, "`trust_remote_code=True`") for reader in READERS if reader not in WITHOUT_FRONT]
+
+
+@pytest.mark.parametrize(("reader", "setting"), CODE)
+def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str, setting: str):
+    if "plugins" in setting:
+        finished_run(plugins=["evilmod"])
+    else:
+        model = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
+        finished_run(env_id="DAS-VLM-Answering-v0", settings=model)
     if reader in WITHOUT_FRONT:
         Path("runs/1/front.json").unlink()
     assert call(*READERS[reader]) == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`plugins=evilmod`" in told
-    words = READERS[reader]
-    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "plugins=evilmod"])
-    assert f"confirm: {again}" in told
-
-
-@pytest.mark.parametrize("reader", [name for name in READERS if name not in WITHOUT_FRONT])
-def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    settings = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
-    finished_run(env_id="DAS-VLM-Answering-v0", settings=settings)
-    assert call(*READERS[reader]) == 1
-    told = capsys.readouterr().err
-    assert not canary.exists()
-    assert "`trust_remote_code=True`" in told
+    assert setting in told
     command = told.partition("confirm: ")[2].splitlines()[0]
     call(*shlex.split(command)[2:])
     assert canary.exists()
@@ -237,14 +216,6 @@ def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("env_id", ["evilmod:X-v0", "evilmod:DAS-METER-VQA-Tabular-v0"])
-def test_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
-    finished_run(env_id=env_id)
-    Path("runs/1/front.json").unlink()
-    assert call(*READERS["report"]) == 1
     assert not canary.exists()
 
 

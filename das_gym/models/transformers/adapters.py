@@ -81,7 +81,8 @@ def missing_parts(layer: nn.Module) -> str | None:
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Insert adapters before attention and MLP of a layer."""
     for names in (ATTENTION_NAMES, MLP_NAMES):
-        put_before(child(layer, names), input_adapter(hidden_size, bottleneck, generator))
+        adapter = input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device)
+        put_before(child(layer, names), adapter)
 
 
 def strip_adapters(layer: nn.Module) -> None:
@@ -96,6 +97,6 @@ def strip_adapters(layer: nn.Module) -> None:
 def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
     """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
     norm: Any = child(layer, INPUT_NORMS)
-    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator))
+    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
     unit.norm.requires_grad_(False)
     return unit

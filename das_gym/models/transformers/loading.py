@@ -17,10 +17,11 @@ from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
-from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
+from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, weight_files
 from das_gym.wording import first_line
 
@@ -192,8 +193,21 @@ def _check_memory(folder: Path, dtype: Any) -> None:
     if needed > free:
         raise ValueError(
             f"The weights in {folder} need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free. Use a smaller "
-            "`dtype`, such as bfloat16, or `device_map=auto`, which spreads them over devices and disk."
+            "`dtype`, such as bfloat16, or `device_map=auto`, which spreads them over GPUs."
         )
+
+
+def _check_spread(model: Any) -> None:
+    """Reject a model that `device_map` left in part on CPU or disk, and make it ordinary otherwise."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "`device_map` leaves weights on CPU or disk, from where layers would be read for each mask. Use more GPUs, "
+            "or a smaller `dtype`."
+        )
+    for name in ("to", "cuda"):  # accelerate's, which warn; a copy of the model would move the original
+        vars(model).pop(name, None)
+    if len(set(vars(model).get("hf_device_map", {}).values())) < 2:
+        vars(model).pop("hf_device_map", None)
 
 
 def _read_dtype(name: str) -> Any:
@@ -231,5 +245,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             f"The weights in {folder} do not fit its config.json: {len(wrong)} are missing or have other shapes, the first "
             f"{wrong[0]}. Download the folder again."
         )
+    if "device_map" in options:
+        _check_spread(model)
     check_finite(model.named_parameters(), folder)
     return prepare_experts(model.eval().requires_grad_(False))

@@ -34,7 +34,8 @@ class SkippedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
-        return hidden + self.adapter(self.norm(hidden))
+        moved = hidden.to(self.adapter.down.weight.device)  # a `device_map` may have put the layer before on another device
+        return (moved + self.adapter(self.norm(moved))).to(hidden.device)
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
@@ -58,7 +59,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     *before, after = das["removed_before"]
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
-            put_before(getattr(layer, name), adapter(das["bottleneck"]).to(next(layers.parameters())))
+            put_before(getattr(layer, name), adapter(das["bottleneck"]).to(next(layer.parameters())))
         if count:
             layer.removed_before = skipped(layer, count)
             layer.register_forward_pre_hook(_run_removed_before, with_kwargs=True)

@@ -6,8 +6,10 @@ masks, positions and rotary embeddings, and nothing about a model type has to be
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,13 +87,14 @@ def _finite_mask(value: Any) -> Any:
 
 
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
-    """Return the layer's output; `cache` replaces transformers' own."""
+    """Return the layer's output, on the device of its input; `cache` replaces transformers' own."""
     if not call.made:
         return hidden
-    kwargs = dict(call.kwargs)
+    # Gemma 4's layers write their keys and values into a dictionary for later layers, of which supported models have none
+    kwargs = {name: copy.copy(value) if isinstance(value, UserDict) else value for name, value in call.kwargs.items()}
     if cache is not None:
         kwargs[cache_name(type(layer).forward)] = cache
-    return first_output(layer(hidden, *call.args, **kwargs))
+    return first_output(layer(hidden, *call.args, **kwargs)).to(hidden.device)  # `device_map` may put layers on others
 
 
 @functools.cache

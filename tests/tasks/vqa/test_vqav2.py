@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa import cache
@@ -59,9 +58,8 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     """A data set with twelve images in val2014, a question each, and annotations in another order."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "birds"
     folder.mkdir()
     train = [
@@ -142,14 +140,6 @@ def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
         load_vqav2(root)
 
 
-@pytest.mark.parametrize("name", KEYS)
-@pytest.mark.parametrize("content", [b"{", b"PK\x03\x04\xff\xfe\x00", b'{"questions": {}}'])
-def test_damaged_file_is_named(root: Path, name: str, content: bytes):
-    (root / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (is|has) "):
-        load_vqav2(root)
-
-
 BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
     *((TRAIN_QUESTIONS, {name: None}, f"`{name}`") for name in ("question_id", "image_id", "question")),
     *((TRAIN_ANNOTATIONS, {name: None}, f"`{name}`") for name in ("question_id", "answer_type", "answers")),
@@ -182,12 +172,11 @@ def test_missing_images_are_counted(root: Path):
         load_vqav2(root)
 
 
-@pytest.mark.parametrize(("in_reward", "empty"), [(True, "test"), (False, "reward")])
-def test_val2014_must_have_images_on_both_sides(root: Path, in_reward: bool, empty: str):
+def test_val2014_must_have_images_on_both_sides(root: Path):
     for number in range(100, 112):
-        if in_reward_split(number) != in_reward:
+        if not in_reward_split(number):
             (root / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"none belongs to the {empty} split.*examples were skipped.*val2014_questions"):
+    with pytest.raises(ValueError, match=r"none belongs to the test split.*examples were skipped.*val2014_questions"):
         load_vqav2(root, "skip")
 
 
