@@ -29,7 +29,7 @@ from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, shuffled
+from das_gym.problem.loading import AdaptedModel, accepts_setting, load_backbone, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
 
@@ -55,13 +55,6 @@ class JointTurn:
 
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """Load the frozen model, with new adapters and a new head."""
-    backbone = new_backbone(config, settings)
-    torch.manual_seed(seed)
-    return with_new_head(backbone, config.task, splits)
-
-
-def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
-    """Return the frozen model with new adapters."""
     options: dict[str, Any] = {}
     if config.checkpoint:
         widths = {"bottleneck": settings.bottleneck, "skip_bottleneck": settings.skip_bottleneck}
@@ -73,7 +66,8 @@ def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
     backbone = load_backbone(config, **options)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
-    return backbone
+    torch.manual_seed(seed)
+    return with_new_head(backbone, config.task, splits)
 
 
 class Training:

@@ -40,8 +40,6 @@ def test_finetune_from_decides_what_fine_tuning_starts_from(
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
     printed = capsys.readouterr().out
     assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed
-    told = "as the checkpoint has them: bottleneck=16, the recipe has 96; skip_bottleneck=48, the recipe has 288"
-    assert printed.count(f"adapters as wide {told}") == 1
 
 
 def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
