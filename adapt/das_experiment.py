@@ -21,10 +21,9 @@ import torch
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
-from das_gym.adapt.finishing import finish_run, limit_test
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, finish_run, limit_test
 from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit

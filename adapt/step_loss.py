@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
 from das_gym.adapt.memory import choose_micro_batch_size
+from das_gym.adapt.paper import PAPER
 from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 HELD_OUT_PAIRS = 64
 """Pairs of text and image at a time when the held-out loss is measured."""
@@ -161,6 +164,33 @@ class StepLoss:
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
+
+
+def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
+    """Return the settings with learning rates and batch size filled in, and a line that describes them."""
+    backbone, task = model.backbone, model.task
+    name = "" if backbone.config is None else backbone.config.model
+    paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
+    defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)
+    if paper is not None:
+        defaults["learning_rate"] = paper.learning_rate * paper.fusion_multiplier
+        defaults["head_learning_rate"] = paper.learning_rate * paper.head_multiplier
+        defaults["batch_size"] = paper.batch_size
+    missing = {field: value for field, value in defaults.items() if getattr(config, field) is None}
+    config = dataclasses.replace(config, **missing)
+    examples = config.batch_size or task.examples_for_pairs(config.pairs_per_step)
+    line = (
+        f"{config.steps} steps of {examples} examples, learning rate {config.learning_rate:g}, of the head "
+        f"{config.head_learning_rate:g}"
+    )
+    if paper is None:
+        return config, line
+    if missing:
+        line += ": defaults of the paper"
+    size = getattr(task.processor, "image_size", None)
+    if paper.image_size is not None and size != paper.image_size:
+        line += f"; images of {size} px, the paper has image_size={paper.image_size}"
+    return config, line
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:

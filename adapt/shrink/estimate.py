@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.estimate import WARM_UPS, checkpointed_bytes, total_steps
 from das_gym.adapt.memory import saved_bytes, training_bytes
-from das_gym.adapt.shrink.checks import budget_of, is_removable
+from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, latencies, loss_of
 from das_gym.adapt.shrink.recovery import (
@@ -49,7 +49,7 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     else:
         space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
         draws = [space.sample(rng) for _ in range(10)]
-        mask = next((draw for draw in draws if is_removable(problem, draw)), np.zeros_like(draws[0]))
+        mask = next((draw for draw in draws if not why_not_removable(problem, draw)), np.zeros_like(draws[0]))
     full, task, config, device = problem.vlp, problem.task, settings.recovery(), problem.vlp.device
     assert isinstance(full, VLM)
     student = pruned_copy(full, mask)
