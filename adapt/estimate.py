@@ -74,7 +74,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
     problem, rng = settings.problem_config, torch.get_rng_state()
-    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=(), patience=None), None)
+    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, activation_bytes(step_loss)
     at_a_time = step_loss.micro_batch_size or size
 

@@ -13,7 +13,6 @@ import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
 from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.paper import PAPER
-from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
@@ -22,14 +21,11 @@ from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
-from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
+from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
 Config = TypeVar("Config", bound=TrainingConfig)
-
-HELD_OUT_PAIRS = 64
-"""Pairs of text and image at a time when the held-out loss is measured."""
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
@@ -153,14 +149,6 @@ class StepLoss:
         losses = self.task.losses(logits, targets)
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
 
-    @torch.no_grad()
-    def held_out_loss(self, examples: Sequence[Any]) -> float:
-        """Return the mean loss of examples without augmentation, in nats; nothing is skipped but what is pruned."""
-        size = self.task.examples_for_pairs(HELD_OUT_PAIRS)
-        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
-        losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
-        return float(torch.cat(losses).mean())
-
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
@@ -230,7 +218,6 @@ def set_up(
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
     verbose: bool = False,
-    held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
     """Return the loss of a step and its `Trainer`.
 
@@ -241,7 +228,6 @@ def set_up(
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
         encoder: As for `StepLoss`.
         verbose: Whether to print how much memory the training takes.
-        held_out: Examples on which `config.patience` measures the loss.
     """
     config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
@@ -253,19 +239,14 @@ def set_up(
         Group([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
         Group(list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
     )
-    schedule, plateau = partial(decay, steps=config.steps, warmup=config.warmup), None
-    if config.patience is not None:
-        measured = shuffled(task, held_out, task.reward_examples)
-        plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
     trainer = make_trainer(
         step_loss,
         config,
         verbose,
         optimizer=adamw(groups, WEIGHT_DECAY),
         steps=config.steps,
-        schedule=plateau.factor if plateau else schedule,
+        schedule=partial(decay, steps=config.steps, warmup=config.warmup),
         checkpoint=checkpoint,
         save_every=config.save_every,
-        plateau=plateau,
     )
     return step_loss, trainer

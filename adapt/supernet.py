@@ -90,7 +90,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True, held_out=splits.reward)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:

@@ -74,7 +74,7 @@ class ComparisonContext:
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
         torch.manual_seed(seed)
-        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
+        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
             saved = to_adaptation(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)

@@ -206,7 +206,6 @@ OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "mixed_precision": ("no", "bf16"),
     "gradient_checkpointing": (False, True),
     "encoder_cache_gib": (2.0, 0.0),
-    "patience": (None, 1),
 }
 
 
@@ -216,7 +215,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
     def ready() -> tuple[AdaptedModel, StepLoss, Trainer]:
         model = world.model()
         method.apply(model)
-        return model, *set_up(model, world.splits.train, config, checkpoint, held_out=world.splits.reward[:4])
+        return model, *set_up(model, world.splits.train, config, checkpoint)
 
     if checkpoint is not None:
         _, loss, trainer = ready()
