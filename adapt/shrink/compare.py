@@ -78,7 +78,7 @@ class MaskEvaluator:
 
     def quality(self, vlm: VLM, title: str) -> Quality:
         """Return loss and score of a model."""
-        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric).quality
+        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric)[0]
 
     def evaluate(self, found: MethodResult) -> MethodResult:
         """Return the result of a method, given what its search found."""

@@ -160,12 +160,12 @@ class ShrinkJob:
         Recovery(*parts, teacher).run(title="training the control")
         round_parameters(control.model, self.dtype)
         batch_size, metric = GENERATE_BATCH_SIZE, self.settings.metric
-        scored = score_model(control, task, self.test, batch_size, "control", metric)
+        quality, texts, scores = score_model(control, task, self.test, batch_size, "control", metric)
         return replace(
             measured,
-            texts={FULL: measured.texts[FULL], CONTROL: scored.texts, **measured.texts},
-            scores={**measured.scores, CONTROL: scored.scores},
-            control=scored.quality,
+            texts={FULL: measured.texts[FULL], CONTROL: texts, **measured.texts},
+            scores={**measured.scores, CONTROL: scores},
+            control=quality,
         )
 
     def _full_model_peak(self, probes: Probes) -> int | None:
