@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.shrink.compare import TIE, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
-from das_gym.adapt.shrink.compare_experiment import CompareSettings, StartedSearch, ex, read_searches, title_of
+from das_gym.adapt.shrink.compare_experiment import StartedSearch, ex, read_searches
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.heuristics import Heuristic
@@ -72,14 +72,6 @@ def test_comparison_table_sorts_by_test_loss():
     alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it diverged"})
     assert "recovered loss" not in alone.columns
     assert alone.notes[-1] == "uniform has no result: it diverged"
-
-
-@pytest.mark.parametrize(
-    ("budget", "words"),
-    [({"skip_num": 3}, "3 layers saved"), ({"latency_saved": 0.1}, "at least 10 % of the latency saved")],
-)
-def test_title_names_the_budget(budget: dict[str, Any], words: str):
-    assert words in title_of(CompareSettings(**budget), 5)
 
 
 @pytest.fixture(scope="module")
