@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
-from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
@@ -32,6 +32,9 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, accepts_setting, load_backbone, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
@@ -22,6 +22,7 @@ from das_gym.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.checkpoint.stateful import Stateful
 
 Log = Callable[[str, float, int], None]
 """Called with name, value and step."""
@@ -147,18 +148,6 @@ def add_prefix(prefix: str, log: Log | None) -> Log | None:
     return None if log is None else lambda name, value, step: log(f"{prefix}.{name}", value, step)
 
 
-class Stateful(Protocol):
-    """An object whose state consists of JSON values."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that changes."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
-
-
 class Trainer:
     """Runs training steps. A step depends only on its index, so that a resumed training gives bit-identical weights.
 
@@ -179,7 +168,7 @@ class Trainer:
         schedule: From a step to the factor of the learning rates.
         checkpoint: File to save to and to resume from; None saves nothing.
         save_every: Steps between checkpoints.
-        stateful: What else changes with the steps, by name: saved and restored with the rest.
+        stateful: What else changes with the steps, by name, with JSON values as state: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
         prefetcher: Reads images for the steps; it is closed when they end.
     """

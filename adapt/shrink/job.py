@@ -110,7 +110,6 @@ class ShrinkJob:
                 measured=measured,
                 verified=verified,
                 command=self._command(mask),
-                has_remote_code=has_remote_code(self.full),
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)

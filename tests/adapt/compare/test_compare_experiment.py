@@ -107,7 +107,7 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
         patched.setattr(evaluate_command, "recorded_data", lambda folder: {"data_root": "/missing"})
         code, told = run_here("evaluate", "with", "run=1", "method=lora")
         assert code == 1
-        assert "the data of that run do not exist: got data_root=/missing" in told
+        assert "`data_root` does not exist: got /missing" in told
     for words, said in (
         ((), "`method` is missing"),
         (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
