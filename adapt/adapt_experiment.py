@@ -58,8 +58,8 @@ from das_gym.tasks.base import Task
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 
 EVALUATIONS, FEW_LAYERS = 80, 12
-"""Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On every
-bundled table of 12 layers it finds the best mask with each of 20 seeds, as with 240 (`python -m benchmarks.evaluations`)."""
+"""Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On
+problems of up to 12 layers, half of it finds the best mask in more than 90 % of the searches (LEADERBOARD.md)."""
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,16 @@ def training_bytes(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def free_bytes(model: torch.nn.Module) -> int:
+    """Return the free memory of the devices that a model lies on."""
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
 
 
 def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], batch_size: int) -> str:
     """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory."""
     fixed = training_bytes(parameters)
-    per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp.device)
+    per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp)
     fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
     size = min(step_loss.micro_batch_size or batch_size, batch_size)
     chosen = step_loss.micro_batch_size is None and fits < size

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings

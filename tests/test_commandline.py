@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM as AGENTS
 
+from das_gym import plugins
 from das_gym.commandline import (
     Command,
     Program,
@@ -27,8 +26,8 @@ from das_gym.commandline import (
     setting_words,
 )
 from das_gym.runs import PluginSettings
+from tests.registered import as_before
 
-REPOSITORY = Path(__file__).parents[1]
 MODULE = """
 import dataclasses
 import das_gym
@@ -65,13 +64,6 @@ def program_of(function: str) -> Program:
     """Return a program with one function of this module."""
     command = Command(f"{__name__}:{function}", "", "", settings=f"{__name__}:Numbers", positional="paths")
     return Program("agents", {"see": command}, main="see")
-
-
-def run_in(folder: Path, *words: str) -> tuple[int, str]:
-    """Run `python -m ...` in a folder; return its exit code and output."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_parse_builds_settings():
@@ -199,10 +191,12 @@ def test_program_reports_mistakes_in_a_paragraph(
 
 
 @pytest.mark.slow
-def test_plugins_are_used_and_recorded(tmp_path, small_kwargs: dict[str, Any]):
+def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwargs: dict[str, Any]):
     (tmp_path / "my_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugins, "_imported", [])
     words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in small_kwargs.items())]
-    code, printed = run_in(tmp_path, "agents", "search", "with", "plugins=my_module", "mine_vqa", *words)
-    assert code == 0, printed
-    assert "Next: python -m adapt with search_run=1 plugins=my_module\n" in printed
+    with as_before():
+        assert AGENTS.run(["search", "with", "plugins=my_module", "mine_vqa", *words]) == 0
+    assert "Next: python -m adapt with search_run=1 plugins=my_module\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["plugins"] == ["my_module"]

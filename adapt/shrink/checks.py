@@ -81,9 +81,8 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
-    for name in ("supernet", "device_map"):
-        if getattr(problem, name) is not None:
-            raise ValueError(f"`{name}` is not supported by shrink: got {getattr(problem, name)}. Leave it out.")
+    if problem.supernet is not None:
+        raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
     if problem.dtype in (None, "auto"):
         check_dtype(loaded_dtype(source), pick_device(problem.device), source)
@@ -105,7 +104,7 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     check_shared(vlm.model, vlm.tower is not None)
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[-1]: MLP}))
-    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm.device)
+    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm)
     if needed > free:
         raise ValueError(
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "

@@ -171,7 +171,7 @@ class ShrinkJob:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
         if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
             return None
-        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full.device):
+        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
             print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
             return None
         return int(run_in_subprocess(self.source, probes.subprocess_input())["peak_bytes"])

@@ -131,7 +131,7 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
         for number, row in enumerate(rows):
             encoding = encodings[row]
             found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
-    return torch.cat([found[row] for row in range(len(encodings))])
+    return torch.cat([found[row] for row in range(len(encodings))]).to(vlm.device)
 
 
 class Teacher:

@@ -128,6 +128,7 @@ class Probes:
             "texts": self.texts,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
             "device": str(vlm.device),
+            "device_map": "auto" if vlm.is_spread else None,
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
             "trust_remote_code": has_own_code or has_remote_code(vlm),

@@ -128,11 +128,7 @@ class SkippableLayer(nn.Module):
         self.removed: dict[str, nn.Module] = {}
 
     def prune(self, skipped: bool) -> None:
-        """Remove the layer (skipped) or its skip adapter (kept).
-
-        Raises:
-            ValueError: the one to keep was removed before.
-        """
+        """Remove the layer (skipped) or its skip adapter (kept); the other must be there."""
         self.chosen(skipped)
         name = "layer" if skipped else "skip_adapter"
         if getattr(self, name) is not None:
@@ -145,11 +141,7 @@ class SkippableLayer(nn.Module):
             setattr(self, name, module)
 
     def chosen(self, skipped: bool) -> nn.Module:
-        """Return the module that runs.
-
-        Raises:
-            ValueError: that module was removed by `prune`.
-        """
+        """Return the module that runs, which `prune` must not have removed."""
         module = self.skip_adapter if skipped else self.layer
         if module is None:
             removed = "skip adapter" if skipped else "layer"
@@ -236,13 +228,7 @@ class VLP(nn.Module, ABC):
         )
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache.
-
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one of the pairs that the task makes of its examples.
-            kept: Looks up encoder outputs, and encodes the rest; see `encode_items`.
-        """
+        """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache (see `Kept`)."""
         texts = kept("text", {pair.text: pair.text for pair in pairs})
         images = kept("image", {pair.image.key: pair.image for pair in pairs})
         hidden_text, attend_text = stacked([texts[pair.text] for pair in pairs])
@@ -254,16 +240,10 @@ class VLP(nn.Module, ABC):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Encode texts or images.
+        """Encode texts or images (`stream` is `text` or `image`), given by key.
 
         Those of one shape share a batch. So an output depends on the rest of its batch by rounding at most; with float32
         on the CPUs that we measured, batches of 1, 2, 4 and 8 give the same bits.
-
-        Args:
-            processor: Result of `inputs`.
-            stream: `text` or `image`.
-            items: What to encode, by key.
-            counter: Counts MACs.
 
         Yields:
             Key, (tokens, hidden_size) without padding, and MACs that were not yielded before.
@@ -279,10 +259,7 @@ class VLP(nn.Module, ABC):
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the encoder outputs of one pair without content, and the MACs of its encoders: where costs are counted.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one; the longest text of all, with a square image, stands for them.
-            counter: Counts MACs.
+        The longest text of all pairs, with a square image, stands for them.
         """
         texts = processor.texts(sorted({pair.text for pair in pairs}))
         longest = int(texts["attention_mask"].sum(1).max())
@@ -374,11 +351,7 @@ class VLP(nn.Module, ABC):
         return tuple(self.check_mask(mask).tolist())
 
     def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
-        """Return the mask as an array; None means the pruned mask, or nothing skipped.
-
-        Raises:
-            ValueError: the mask does not have one entry a layer.
-        """
+        """Return the mask, one entry a layer, as an array; None means the pruned mask, or nothing skipped."""
         if mask is None:
             return self.pruned_mask if self.pruned_mask is not None else np.zeros(len(self.layers), bool)
         array = np.asarray(mask, dtype=bool)
@@ -393,10 +366,7 @@ class VLP(nn.Module, ABC):
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
         """Return a plain forward of some pairs, encoders included. The batch is made in advance.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one.
-            augment: Seed and step from which each image draws its own augmentation; None for none.
+        `augment` is the seed and step from which each image draws its own augmentation; None for none.
         """
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None: self(batch, mask)
@@ -404,12 +374,7 @@ class VLP(nn.Module, ABC):
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """Return a forward of some pairs as the deployed model runs it, for latency measurements.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one.
-
-        Returns:
-            `forward(mask, mark)`, see `Mark`: features, (n, feature_size).
+        Its arguments are a mask and a `Mark`; it returns features, (n, feature_size).
         """
         forward, run_layer = self.make_forward(processor, pairs), self.run_layer
 

@@ -123,9 +123,9 @@ def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the peak memory so far of the GPU, if this process uses one, or of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Return the peak memory so far of the GPUs that this process uses, or of the process if it uses none."""
+    if peak := sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))):
+        return peak
     try:  # `getrusage` has the peak of the process that started this one, if that was larger
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

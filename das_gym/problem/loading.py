@@ -343,7 +343,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(f"`checkpoint` has no head for {task} that fits these data: train a supernet first")
     vlp.remove_adapters()
-    return AdaptedModel(backbone, head.to(vlp.device), labelled)
+    return AdaptedModel(backbone, head, labelled)
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
@@ -357,19 +357,19 @@ def model_for_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, 
     """Return the model that an adaptation file is for, with an untrained head for its labels."""
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
-    return AdaptedModel(backbone, _untrained_head(backbone.vlp, labelled).to(backbone.vlp.device), labelled)
+    return AdaptedModel(backbone, _untrained_head(backbone.vlp, labelled), labelled)
 
 
 def new_head(backbone: Backbone, task: Task) -> nn.Module:
     """Return the model's own head, or a new one that starts from the checkpoint's where the task can."""
     head = _untrained_head(backbone.vlp, task)
     task.init_head(head, backbone.heads)
-    return head.to(backbone.vlp.device)
+    return head
 
 
 def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
     own = vlp.own_head()
-    return task.build_head(vlp.feature_size, vlp.head_size) if own is None else own
+    return task.build_head(vlp.feature_size, vlp.head_size).to(vlp.device) if own is None else own
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from das_gym.config import build
-from das_gym.engine.scores import Scores
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Scores, Spending
 from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.cost_kinds import COST_KINDS
 from das_gym.problem.loading import Problem, shuffled

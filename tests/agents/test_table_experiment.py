@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from das_gym.agents.table_experiment import run_table, summary
 
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Spending
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
 

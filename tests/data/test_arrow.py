@@ -59,23 +59,6 @@ def test_missing_table_is_named(tmp_path: Path):
         TABLES["nlvr2"].find(tmp_path)
 
 
-def test_damaged_tables_are_named_and_do_not_crash(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}") for n in range(40)])
-    whole = path.read_bytes()
-    damaged = [whole[:kept] for kept in (0, 5, 500, -1, -200)]
-    damaged += [whole[:at] + b"\xff" * 64 + whole[at + 64 :] for at in range(600, len(whole) - 600, 997)]
-    rejected = []
-    for content in damaged:
-        path.write_bytes(content)
-        try:
-            for row in range(len(list(read_rows(path, COLUMNS)))):
-                ArrowImage(path, row).open()
-        except ValueError as error:
-            rejected.append(str(error))
-    assert len(rejected) >= 10
-    assert all(str(path) in message for message in rejected)
-
-
 @pytest.mark.parametrize(
     "row",
     [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],

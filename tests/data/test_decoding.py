@@ -74,16 +74,6 @@ def test_load_image_shows_transparent_pixels_white(tmp_path: Path, mode: str):
     assert np.asarray(load_image(tmp_path / "clear.png"))[0].tolist() == [[255] * 3, [0] * 3]
 
 
-@pytest.mark.parametrize("kept", [0, 2000])
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_load_image_names_a_truncated_file(tmp_path: Path, kind: str, kept: int):
-    path = tmp_path / f"a.{kind}"
-    scene().save(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"the image .*a\.\w+ cannot be read .*`resume=<id>`.*`on_bad_example=skip`$"):
-        load_image(path)
-
-
 def test_load_image_rejects_what_is_no_image(tmp_path: Path):
     (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
     os.mkfifo(tmp_path / "pipe.png")

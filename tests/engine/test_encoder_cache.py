@@ -37,8 +37,8 @@ def test_cache_encodes_each_text_and_image_once(tiny_problem: Problem, pairs: li
     cache = new_cache(tiny_problem)
     for _ in range(2):
         cache(pairs)
-    assert cache.texts == len({pair.text for pair in pairs}) <= len(pairs)
-    assert cache.images == len({pair.image.key for pair in pairs}) < len(pairs)
+    assert cache.spent.texts == len({pair.text for pair in pairs}) <= len(pairs)
+    assert cache.spent.images == len({pair.image.key for pair in pairs}) < len(pairs)
 
 
 class TestDisk:
@@ -46,7 +46,7 @@ class TestDisk:
         first = new_cache(tiny_problem, folder=tmp_path)(pairs)
         again = new_cache(tiny_problem, folder=tmp_path)
         second = again(pairs)
-        assert (again.texts, again.images) == (0, 0)
+        assert (again.spent.texts, again.spent.images) == (0, 0)
         for stream in ("text", "image"):
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
@@ -59,7 +59,7 @@ class TestDisk:
         image_file.write_bytes(other.image.path.read_bytes())
         cache = new_cache(tiny_problem, folder=tmp_path / "kept")
         second = cache([pair])
-        assert (cache.texts, cache.images) == (0, 1)
+        assert (cache.spent.texts, cache.spent.images) == (0, 1)
         assert not torch.equal(first.hidden["image"], second.hidden["image"])
 
     def test_another_model_or_transform_has_a_place_of_its_own(
@@ -69,7 +69,7 @@ class TestDisk:
         new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
         shorter = EncoderCache(tiny_problem.vlp, dataclasses.replace(processor, max_text_length=5), folder=tmp_path)
         shorter(pairs[:2])
-        assert shorter.texts == 2
+        assert shorter.spent.texts == 2
         weight = tiny_problem.vlp.text_transform.weight
         before = weight.detach().clone()
         try:
@@ -80,7 +80,7 @@ class TestDisk:
         finally:
             with torch.no_grad():
                 weight.copy_(before)
-        assert changed.texts == 2
+        assert changed.spent.texts == 2
 
     def test_damaged_file_is_rewritten(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
         new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
@@ -88,10 +88,10 @@ class TestDisk:
             path.write_bytes(path.read_bytes()[:20])
         cache = new_cache(tiny_problem, folder=tmp_path)
         cache(pairs[:1])
-        assert (cache.texts, cache.images) == (1, 1)
+        assert (cache.spent.texts, cache.spent.images) == (1, 1)
         again = new_cache(tiny_problem, folder=tmp_path)
         again(pairs[:1])
-        assert (again.texts, again.images) == (0, 0)
+        assert (again.spent.texts, again.spent.images) == (0, 0)
 
 
 def test_batches_go_where_the_model_lies(meter, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from das_gym.engine.memory import TrunkMemory
 from das_gym.models.base import VLP
 
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
@@ -191,7 +192,13 @@ def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
     assert evaluator.spent.texts == spent.texts
 
 
-# ---- divergences
+def test_trunk_memory_stays_within_its_bound():
+    memory = TrunkMemory(max_bytes=100)
+    for what in (0, 1, 0):
+        assert memory.of(0, what, lambda: torch.zeros(20)).shape == (20,)
+    assert (memory.bytes, memory.known(0, 1)) == (80, None)
+    memory.start(1)  # other examples
+    assert memory.known(0, 0) is None
 
 
 # ---- broken masks

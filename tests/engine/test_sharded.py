@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_table_and_vector_environment_have_the_numbers_of_one_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
-    run_table({**settings, "reward_examples": 10, "test_examples": 6}, ["meter_vqa"])
+    compute = {"eval_batch_size": 4, "workers": "ray"}
+    run_table({**small_kwargs, "problem": compute, "reward_examples": 10, "test_examples": 6}, ["meter_vqa"])
     assert Path("runs/1/table.npz").read_bytes() == saved(small_table, tmp_path / "alone.npz")
 
     masks = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]], dtype=np.int8)
@@ -177,10 +179,10 @@ def test_worker_warnings_and_spending_are_forwarded(small_kwargs: dict[str, str]
     worker = sharded.Worker()
     worker._evaluator = problem.evaluator
     for _ in range(2):
-        answer = worker.score([], MASKS, problem.splits.reward[:4], True, True)
-        assert [category for category, _ in answer.warnings] == [RuntimeWarning]
-        assert "the mask that skips layers [3] is NaN or infinite" in answer.warnings[0][1]
-        assert answer.spent.masks == len(MASKS)
+        _, spent, caught = worker.score([], MASKS, problem.splits.reward[:4], True, True)
+        assert [category for category, _ in caught] == [RuntimeWarning]
+        assert "the mask that skips layers [3] is NaN or infinite" in caught[0][1]
+        assert spent.masks == len(MASKS)
 
 
 def test_records_of_searches_can_be_replayed_without_a_cluster(unconnected, settings: dict, monkeypatch):
@@ -198,21 +200,16 @@ def test_unknown_backend_is_rejected():
 
 @pytest.mark.parametrize(
     ("nodes", "needed", "room"),
-    [([LAPTOP], {"CPU": 1}, 2), ([LAPTOP, SERVER], {"CPU": 1}, 18), ([LAPTOP, SERVER], {"CPU": 1, "GPU": 1}, 8)],
+    [([LAPTOP, SERVER], {"CPU": 1}, 18), ([LAPTOP, SERVER], {"CPU": 1, "GPU": 1}, 8), ([LAPTOP], {"GPU": 1}, 0)],
 )
 def test_number_of_workers_fits_the_nodes(monkeypatch, nodes: list[dict], needed: dict[str, int], room: int):
     gone = {"Alive": False, "Resources": SERVER}
     monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
-    assert sharded.count_workers(needed) == room
-
-
-def test_gpus_that_no_node_has(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}] * 2)
-    with pytest.raises(ValueError, match=r"`workers=ray` finds no node with 1 CPU and 1 GPU"):
-        sharded.count_workers({"CPU": 1, "GPU": 1})
+    with nullcontext() if room else pytest.raises(ValueError, match="`workers=ray`"):
+        assert sharded.count_workers(needed) == room
 
 
 def test_ray_that_is_not_installed(settings: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"workers='ray' needs Ray: pip install 'das_gym\[ray\]', or leave `workers` out"):
+    with pytest.raises(ValueError, match="`workers`"):
         build_problem(ProblemConfig(**settings))

@@ -55,7 +55,6 @@ def test_changed_weight_is_detected_on_load(smaller: Path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("nonsense\n", "got 'nonsense', expected a checksum"),
         (f"{'0' * 64}  ../../etc/passwd\n", "expected a checksum"),
         (f"{'0' * 64}  missing.safetensors\n", "lacks missing.safetensors"),
         ("\udcff\0\n", "expected a checksum"),
@@ -67,7 +66,7 @@ def test_checksums_that_cannot_be_compared(tmp_path: Path, text: str, match: str
         check_sums(tmp_path)
 
 
-@pytest.mark.parametrize("header", [b"\xff" * 8 + b"{}", b"\2" + b"\0" * 7 + b"[]", b"\5" + b"\0" * 7 + b'{"a":1}', b"x"])
+@pytest.mark.parametrize("header", [b"\xff" * 8 + b"{}", b"\2" + b"\0" * 7 + b"[]", b"x"])
 def test_wrong_header_is_named(tmp_path: Path, header: bytes):
     (tmp_path / "model.safetensors").write_bytes(header)
     with pytest.raises(ValueError, match=r"model\.safetensors"):

@@ -41,13 +41,9 @@ def test_fingerprint_covers_frozen_parameters_and_is_checked(saved: Adaptation):
     assert fingerprint(vlp) != before
 
 
-def test_load_rejects_missing_truncated_and_other_files(random_supernet: Path, mini_folder: Path, tmp_path: Path):
+def test_load_rejects_missing_and_other_files(mini_folder: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         Adaptation.load(tmp_path / "none.safetensors")
-    short = tmp_path / "short.safetensors"
-    short.write_bytes(random_supernet.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"short\.safetensors is damaged"):
-        Adaptation.load(short)
     with pytest.raises(ValueError, match="is not an adaptation file"):
         Adaptation.load(mini_folder / "model.safetensors")
 

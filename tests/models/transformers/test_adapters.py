@@ -48,9 +48,9 @@ def test_kept_layer_by_hand(adapted: VLM):
     for name in ("self_attn", "mlp"):
         getattr(layer, name)._forward_pre_hooks.clear()
     by_hand = lambda a, x: x + a.up(torch.relu(a.down(x.float()))).double()  # noqa: E731
-    x = by_hand(layer.attention_adapter, layer.input_layernorm(HIDDEN))
+    x = by_hand(layer.self_attn.das_adapter, layer.input_layernorm(HIDDEN))
     hidden = HIDDEN + layer.self_attn(x, position_embeddings=rotary, attention_mask=None)[0]
-    hidden = hidden + layer.mlp(by_hand(layer.mlp_adapter, layer.post_attention_layernorm(hidden)))
+    hidden = hidden + layer.mlp(by_hand(layer.mlp.das_adapter, layer.post_attention_layernorm(hidden)))
     torch.testing.assert_close(found, hidden)
 
 

@@ -16,10 +16,11 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
-from tests.fake_device import DEVICE, fake_device
+from tests.fake_device import DEVICE, OTHER_DEVICE, fake_device, two_devices
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -60,6 +61,27 @@ def test_on_another_device(folder_of: Callable[[str], Path]):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("llava", {}), ("llava", {"vision": True}), ("smolvlm", {"units": "sublayers"}), ("gemma4_text", {})],
+)
+def test_device_map_over_two_devices(folder_of: Callable[[str], Path], name: str, options: dict[str, Any]):
+    """Each layer finds its inputs on its own device."""
+
+    def losses(device_map: str | None) -> np.ndarray:
+        vlm = load_vlm(folder_of(name), device_map=device_map, generator=torch.Generator().manual_seed(0), **options)
+        if device_map:
+            assert {str(p.device) for p in vlm.stack.layers.parameters()} == {DEVICE, OTHER_DEVICE}
+        model, count = Driven(vlm, vlm.inputs(folder_of(name))), len(vlm.layers)
+        masks = np.vstack((np.eye(count), np.ones(count))).astype(bool)
+        return evaluator_of(model, trunk_bytes=2**20).losses(masks, examples_of(model))
+
+    with two_devices():
+        found = losses("auto")
+    np.testing.assert_allclose(found, losses(None), atol=1e-10)
+
+
+@pytest.mark.slow
 def test_trunk_skips_layers_before_the_first_skipped_one(driven: Callable[..., Driven]):
     """Hidden states of the full model are cached: only layers behind the first skipped one run again."""
     model = driven("llava")
@@ -74,18 +96,6 @@ def test_trunk_skips_layers_before_the_first_skipped_one(driven: Callable[..., D
     evaluator.reset_spent()
     evaluator.losses(eye[[1]], examples)
     assert evaluator.spent.layer_runs == 2 * 3
-
-
-@pytest.mark.slow
-def test_trunk_stays_within_its_bound(driven: Callable[..., Driven]):
-    model = driven("llava")
-    examples, eye = examples_of(model), np.eye(4, dtype=bool)
-    state = evaluator_of(model)._begin(examples[:4]).hidden["joint"]
-    bound = 3 * state.numel() * state.element_size()
-    evaluator = evaluator_of(model, trunk_bytes=bound)
-    losses = evaluator.losses(eye, examples)
-    assert 0 < evaluator._trunk.bytes <= bound
-    np.testing.assert_array_equal(losses, evaluator_of(model).losses(eye, examples))
 
 
 def test_images_are_encoded_once(driven: Callable[..., Driven]):

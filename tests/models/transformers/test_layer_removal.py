@@ -54,12 +54,12 @@ def test_check_shared_rejects_layers_that_share_weights(name: str, vision: bool)
     getattr(layers[2].mlp, part).weight = getattr(layers[1].mlp, part).weight
     if vision:  # which do not matter while they stay
         check_shared(model)
-    with pytest.raises(ValueError, match=rf"layers 1 and 2 share mlp\.{part}\.weight"):
+    with pytest.raises(ValueError, match=rf"layers\.1\.mlp\.{part}\.weight and .*layers\.2\.mlp\.{part}\.weight"):
         check_shared(model, vision)
 
 
 def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
     model, _ = tiny.make("llava")
     model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
-    with pytest.raises(ValueError, match=r"norm\.weight is tied to a decoder layer"):
+    with pytest.raises(ValueError, match=r"norm\.weight"):
         check_shared(model)

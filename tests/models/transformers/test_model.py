@@ -123,23 +123,16 @@ def test_macs_count_what_runs(driven: Callable[..., Driven], name: str):
 
 
 def test_macs_of_llama_by_hand(driven: Callable[..., Driven]):
-    """Matrix products of one layer: its weights at every token, and attention's two products over all pairs of tokens."""
-    model = driven("llama")
-    counter = MacCounter(model.vlm)
-    state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
-    tokens = len(model.processor.encode(model.prompts()[0]).ids)
-    weights = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
-    assert sum(counter.layer(0, state, False, False).values()) == tokens * weights + 2 * tokens * tokens * 32
-
-
-def test_macs_of_the_last_layer_by_hand(driven: Callable[..., Driven]):
-    """Queries, keys and values of all tokens; everything else only where answers are read."""
+    """Weights at every token, and attention's two products over all pairs of tokens. In the last layer, queries, keys and
+    values are of all tokens, and everything else only where answers are read."""
     model = driven("llama")
     counter, encoding = MacCounter(model.vlm), model.processor.encode(model.prompts()[0])
     state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
     tokens, asking = len(encoding.ids), len(encoding.ids) - encoding.answer + 1
-    found = sum(counter.layer(tiny.LAYERS - 1, state, False, True).values())
-    assert found == tokens * (32 * 32 + 32 * 16 * 2) + asking * (32 * 32 + 3 * 32 * 48 + 2 * tokens * 32)
+    projections, mlp, square = 32 * 32 + 32 * 16 * 2, 3 * 32 * 48, 32 * 32
+    layer, last = (sum(counter.layer(n, state, False, n > 0).values()) for n in (0, tiny.LAYERS - 1))
+    assert layer == tokens * (projections + square + mlp) + 2 * tokens * tokens * 32
+    assert last == tokens * projections + asking * (square + mlp + 2 * tokens * 32)
 
 
 def test_questions_on_one_image_share_its_tokens(driven: Callable[..., Driven]):

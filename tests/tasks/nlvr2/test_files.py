@@ -17,11 +17,6 @@ Entry = dict[str, Any]
 DIRECTORIES = (0, 7, 12)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
-
-
 def change(path: Path, line: int, edit: Callable[[Entry], object]) -> None:
     """Edit one entry; lines count from 1."""
     rows = path.read_text(encoding="utf-8").splitlines()

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa import cache
@@ -59,9 +58,8 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     """A data set with twelve images in val2014, a question each, and annotations in another order."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "birds"
     folder.mkdir()
     train = [
@@ -139,14 +137,6 @@ def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
 
     edit(root / VAL_ANNOTATIONS, shout)
     with pytest.warns(UserWarning, match=r"got (\d+) of \1 questions, such as 'Yes\.'.*'yes'"):
-        load_vqav2(root)
-
-
-@pytest.mark.parametrize("name", KEYS)
-@pytest.mark.parametrize("content", [b"{", b"PK\x03\x04\xff\xfe\x00", b'{"questions": {}}'])
-def test_damaged_file_is_named(root: Path, name: str, content: bytes):
-    (root / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (is|has) "):
         load_vqav2(root)
 
 
