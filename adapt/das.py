@@ -7,7 +7,6 @@ masks on the same examples, and the chooser learns from exp(-loss). Source: DAS 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,17 +87,8 @@ class Training:
         self.hardware = hardware
         self.settings = settings
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
-        self.step_loss = StepLoss(
-            model.backbone,
-            model.head,
-            model.task,
-            examples,
-            min(settings.batch_size, len(examples)),
-            seed,
-            settings.augment,
-            hardware=hardware,
-            itm_weight=settings.itm_weight,
-        )
+        size, itm_weight = min(settings.batch_size, len(examples)), settings.itm_weight
+        self.step_loss = StepLoss(model, examples, size, seed, settings.augment, hardware=hardware, itm_weight=itm_weight)
         self.evaluator = Evaluator(model.backbone.vlp, model.head, model.task)
 
     @property
@@ -113,8 +103,15 @@ class Training:
         With `reward_dropout` it is the training loss, with other dropout for each mask; else the task's loss.
         """
         if not self.settings.reward_dropout:
-            with self._eval_mode():
+            modules = (self.model.backbone.vlp, self.model.head)
+            modes = [module.training for module in modules]
+            try:
+                for module in modules:
+                    module.eval()
                 return self.evaluator.losses(masks, examples)
+            finally:
+                for module, mode in zip(modules, modes, strict=True):
+                    module.train(mode)
         step_loss, targets = self.step_loss, self.step_loss.targets(examples)
         return np.array([float(step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
@@ -150,18 +147,6 @@ class Training:
             save_every=save_every,
             stateful=stateful,
         )
-
-    @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        modules = (self.model.backbone.vlp, self.model.head)
-        before = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in zip(modules, before, strict=True):
-                module.train(mode)
 
 
 class Turns:

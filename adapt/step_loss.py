@@ -15,7 +15,7 @@ from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
@@ -42,9 +42,7 @@ class StepLoss:
     every step where dropout (a model that is not `frozen`) or augmentation makes them random, or where they train.
 
     Args:
-        backbone: The frozen model.
-        head: Its head.
-        task: Makes batches and losses.
+        model: The frozen model, its head, and the task that makes batches and losses.
         examples: Training examples.
         batch_size: Examples per step.
         seed: Seed of the order of examples, and of augmentation.
@@ -56,9 +54,7 @@ class StepLoss:
 
     def __init__(
         self,
-        backbone: Backbone,
-        head: nn.Module,
-        task: Task,
+        model: AdaptedModel,
         examples: Sequence[Any],
         batch_size: int,
         seed: int,
@@ -67,6 +63,7 @@ class StepLoss:
         hardware: Hardware = ONE_DEVICE,
         itm_weight: float = 0.0,
     ) -> None:
+        backbone, head, task = model.backbone, model.head, model.task
         check_training(backbone, task, hardware, itm_weight)
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
@@ -232,9 +229,7 @@ def set_up(
     config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
-    step_loss = StepLoss(
-        model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
-    )
+    step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder, config, config.itm_weight)
     groups = (
         Group([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
         Group(list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
