@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from das_gym.agents.policy.network import UnitNetworks
 
+from benchmarks.checksums import bundled_files
 from das_gym import bundled
-from das_gym.bundled import CHECKSUMS, bundled_files, check_bundled, checksum
+from das_gym.bundled import CHECKSUMS, check_bundled, checksum
 from das_gym.files import read_json
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.tensor_files import read_tensors
