@@ -25,9 +25,10 @@ from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
-from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
+from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.statistic_inputs import measure_sensitivity
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
@@ -102,8 +103,11 @@ def plan(settings: TableSettings) -> list[Part]:
     masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
     examples = _total(problem, (settings.reward_examples, settings.test_examples))
     reward = len(table_examples(problem, "reward", settings.reward_examples))
+    some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)
+    held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
     # Activity and sensitivity of the layers take about six forwards, once for all examples and once group by group.
-    return [scoring(problem, walk, "scores", examples, [masks], 1), Part("layer statistics", 12 * reward * walk.forward)]
+    statistics = Part("layer statistics", 12 * reward * walk.forward, held=batch * held)
+    return [scoring(problem, walk, "scores", examples, [masks], 1), statistics]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:

@@ -30,7 +30,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.drawing.architecture import Architecture
@@ -177,7 +177,9 @@ class ShrinkJob:
         if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
             print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
             return None
-        return int(run_in_subprocess(self.source, probes.subprocess_input())["peak_bytes"])
+        given = probes.subprocess_input()
+        del given["ways"][UNCACHED]  # takes less memory than the others, and more time
+        return int(run_in_subprocess(self.source, given)["peak_bytes"])
 
     def _data(self) -> str:
         root = self.choice.problem.data_root

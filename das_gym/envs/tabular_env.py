@@ -239,7 +239,7 @@ class TabularEnv(ScoredEnv):
         model: Model of the bundled table; the id sets it.
         task: Task of the bundled table; the id sets it.
         budget: `latency_saved`, `parameters_saved` or `memory_saved`, as for `SkipEnv`. A table that holds no latency needs
-            `costs` for it.
+            `costs` for it; the bundled ones hold the processor time of one thread.
 
     Example:
         >>> import gymnasium
