@@ -1,7 +1,4 @@
-"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`.
-
-A recovered model has its own weights in the end, so that its layers are in memory twice until both models are measured.
-"""
+"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`."""
 
 from __future__ import annotations
 
@@ -22,12 +19,10 @@ from das_gym.adapt.shrink.recovery import (
     checkpointed_layers,
     insert_trained,
     recovery_loss,
-    trainable_parts,
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
 
-from das_gym.models.base import bytes_of
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -97,7 +92,6 @@ def recovery_parts(
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
-    weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
     method = config.method
     assert method is not None
     trained = insert_trained(student, full, method)
@@ -116,5 +110,4 @@ def recovery_parts(
         activations = checkpointed_bytes(activations, len(student.stack.layers), state)
     steps = total_steps(config.steps, refine)
     held = training_bytes(trained) + (size - timed) * activations
-    parts = [Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)]
-    return [*parts, Part("merging", 0.0, kept=weights)]
+    return [Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)]

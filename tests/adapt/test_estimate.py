@@ -69,7 +69,7 @@ def test_shrink_prints_an_estimate(
 ):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask is not None}, tmp_path, capsys)
-    own = ["teacher", "recovery", "merging", "measuring", "verification"]
+    own = ["teacher", "recovery", "measuring", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
 
 
