@@ -96,7 +96,7 @@ def restored_afterwards(parameters: Sequence[Tensor], folder: Path | None = None
     with tempfile.TemporaryDirectory(dir=folder) as place:
         paths = [Path(place) / f"{number}.pt" for number in range(len(parameters))]
         for parameter, path in zip(parameters, paths, strict=True):
-            torch.save(parameter.detach().clone(), path)
+            torch.save(parameter.detach().to("cpu", copy=True), path)
         try:
             yield
         finally:
