@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import Tensor
+
+from das_gym.problem.estimate import saved_bytes
 
 if TYPE_CHECKING:
     from das_gym.adapt.step_loss import StepLoss
@@ -32,25 +34,6 @@ def activation_bytes(step_loss: StepLoss) -> int:
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout must not change the training
         return saved_bytes(forward, [*step_loss.vlp.parameters(), *step_loss.head.parameters()])
-
-
-def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
-
-    Works on the `meta` device too, where storages have a size and no address.
-    """
-    known = {p.untyped_storage()._cdata for p in parameters}
-    saved: dict[int, tuple[Any, int]] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = forward()  # noqa: F841 - the graph lives as long as its output
-    return sum(size for _, size in saved.values())
 
 
 def training_bytes(parameters: Iterable[Tensor]) -> int:

@@ -29,11 +29,7 @@ WIDE = 200
 
 
 def environments(columns: int = ROOMY) -> Table:
-    """Return a table of ids with named config, model, task, layers of the bundled table, and data.
-
-    Args:
-        columns: Width. Below `ROOMY`, model, task and data are left out.
-    """
+    """Return a table of ids with named config, model, task, layers of the bundled table, and data; fewer in few columns."""
     title = f"environments: gymnasium.make(id), {format_command('agents', '<short>')}"
     first = next(iter(ENVIRONMENTS.values()))
     others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on\n"

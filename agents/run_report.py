@@ -23,15 +23,7 @@ from das_gym.trust import trusted_settings
 
 
 def search_report(folder: Path) -> RunReport:
-    """Return the report of a finished search.
-
-    Args:
-        folder: Of its run.
-
-    Raises:
-        FileNotFoundError: no search ended there.
-        ValueError: its record cannot be read, its table has changed, or it names modules that are not imported.
-    """
+    """Return the report of a finished search from the folder of its run."""
     from das_gym.agents.search_experiment import SearchSettings
 
     if not (folder / RECORD).is_file():

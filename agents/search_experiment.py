@@ -75,11 +75,7 @@ class EnvSettings(ModelSettings):
 
     @property
     def all_env_kwargs(self) -> dict[str, Any]:
-        """All keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default.
-
-        Raises:
-            ValueError: A setting is given twice.
-        """
+        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
         kwargs = dict(self.env_kwargs)
         for field in dataclasses.fields(EnvSettings):
             value = getattr(self, field.name)
@@ -278,9 +274,6 @@ def run_search(
 
     Returns:
         The run's id, its folder and the result.
-
-    Raises:
-        das_gym.experiment.RunError: A setting or a file is invalid.
     """
     run = ex.run(config_updates, named_configs, on_started=on_started)
     folder = run_folder(run)

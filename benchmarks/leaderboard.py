@@ -139,8 +139,8 @@ run the command again.
 ## Up to 12 units
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
-and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on
-`train` of the suite. *ms*: processor time of a turn.
+and problems of three models of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy`
+was trained on `train` of the suite. *ms*: processor time of a turn.
 
 {short_table(short)}
 

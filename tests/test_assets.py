@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import evaluate, mean_image
@@ -65,6 +66,25 @@ def test_table_of_separate_attention_and_mlp():
     masks = table.masks[[0, -1]]
     scores = problem.evaluator.evaluate(masks, table_examples(problem, "reward", table.meta.reward_examples))
     np.testing.assert_allclose(scores.losses, table.scores["reward"].losses[table.index(masks)], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ASSETS.glob("*_mini/*_table.npz")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_table_holds_the_latency_of_its_units(path: Path):
+    table = SubnetTable.load(path)
+    cost = table.costs["latency_saved"]
+    assert cost.savings.shape == (table.n_layers,)
+    assert (cost.savings > 0).all()
+    assert table.meta.costs["latency_saved"]["measured"]["threads"] == 1
+
+
+def test_bundled_table_takes_a_budget_of_latency():
+    env = gymnasium.make("DAS-ViLT-VQA-Tabular-v0", latency_saved=0.2)
+    env.reset(seed=0)
+    budget = env.unwrapped.scorer.budget
+    assert not budget.is_kept_by(np.zeros((1, 12), dtype=bool))[0]
+    assert budget.is_kept_by(np.arange(12)[None] < 6)[0]
 
 
 def test_table_equals_the_models_scores():

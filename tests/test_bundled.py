@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from das_gym.agents.policy.network import UnitNetworks
+from das_gym.agents.policy.network import PolicyEnsemble
 
+from benchmarks.checksums import bundled_files
 from das_gym import bundled
-from das_gym.bundled import CHECKSUMS, bundled_files, check_bundled, checksum
+from das_gym.bundled import CHECKSUMS, check_bundled, checksum
 from das_gym.files import read_json
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.tensor_files import read_tensors
@@ -32,7 +33,7 @@ READ = {
     "smolvlm_mini/chat_template.jinja": lambda path: load_vlm(path.parent),
     "llava_mini/processor_config.json": lambda path: load_processor(path.parent),
     "suite/suite.json": read_json,
-    "suite/policy.safetensors": UnitNetworks.load,
+    "suite/policy.safetensors": PolicyEnsemble.load,
 }
 
 

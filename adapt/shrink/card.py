@@ -12,7 +12,9 @@ from das_gym.adapt.shrink.report import conclusion, table_of
 from das_gym.adapt.shrink.verifying import Verification
 
 from das_gym.models.transformers.loading import auto_class
-from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE
+from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.runs import library_versions
 
 PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}

@@ -23,8 +23,10 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy, share_copy
-from das_gym.models.transformers.model import IMAGE, JOINT, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
+from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig

@@ -31,7 +31,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.drawing.architecture import Architecture
@@ -39,7 +39,9 @@ from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE
+from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
@@ -184,7 +186,9 @@ class ShrinkJob:
         if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
             print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
             return None
-        return int(run_in_subprocess(self.source, probes.subprocess_input())["peak_bytes"])
+        given = probes.subprocess_input()
+        del given["ways"][UNCACHED]  # takes less memory than the others, and more time
+        return int(run_in_subprocess(self.source, given)["peak_bytes"])
 
     def _data(self) -> str:
         root = self.choice.problem.data_root

@@ -116,7 +116,7 @@ class Probes:
             return {name: value.cpu() for name, value in batch.items()}
 
         alone = [cpu(left_padded([e], pad, vlm)) for e in encodings]
-        ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone, {"use_cache": False})}
+        ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone[:1], {"use_cache": False})}
         if pads_left(vlm, encodings, pad):
             padded = left_padded(_same_form(encodings), pad, vlm, extra=3)
             ways[PADDED] = ([cpu(padded)], {"use_cache": True})
@@ -245,9 +245,9 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
             f"the logits of {folder} differ from the masked model's: relative difference {difference:.2g}, allowed "
             f"{tolerance:g}. This type of model cannot be shrunk."
         )
+    encodings = {CACHED: probes.encodings, UNCACHED: probes.encodings[:1], PADDED: _same_form(probes.encodings)}
     for way, rows in found["generated"].items():
-        encodings = _same_form(probes.encodings) if way == PADDED else probes.encodings
-        for encoding, tokens in zip(encodings, rows, strict=True):
+        for encoding, tokens in zip(encodings[way], rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
     return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
 

@@ -168,9 +168,6 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         env_kwargs: Its other settings. For `DAS-Suite-v0`: `problem`, a number or a name; `split`, by default `test`; and
             `SUITE_SETTINGS`.
 
-    Raises:
-        ValueError: a setting is not valid for the environment, or its rewards are vectors.
-
     Example:
         >>> from das_gym.agents import make_oracle
         >>> oracle = make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})

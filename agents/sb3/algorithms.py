@@ -201,10 +201,6 @@ def make_model(cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEn
     """Make an SB3 model with the settings that `with_defaults` returns.
 
     `action_noise` may be a number: the standard deviation of normal noise.
-
-    Raises:
-        ActionSpaceError: the algorithm does not support this action space.
-        ValueError: the algorithm rejects its settings.
     """
     from stable_baselines3.common.noise import NormalActionNoise
 

@@ -23,17 +23,7 @@ DESCRIPTION = "sb3.json"
 def load_sb3(
     folder: str | os.PathLike[str], device: str = "cpu", trust: bool = False
 ) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`.
-
-    Args:
-        folder: The run folder.
-        device: Device of the algorithm.
-        trust: Whether `agent.zip` may run code: SB3's own `load` unpickles it. Training from it does not.
-
-    Raises:
-        FileNotFoundError: the run trained no algorithm of SB3.
-        ValueError: `trust` is False, or `sb3.json` is damaged.
-    """
+    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")

@@ -40,17 +40,7 @@ def make_search_agent(
     env_id: str,
     env_kwargs: Mapping[str, Any],
 ) -> Agent:
-    """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks` are filled in.
-
-    Args:
-        name: A key of `AGENTS`, or "module:class".
-        space: The masks to choose from.
-        seed: Seed of the search.
-        agent_kwargs: Hyperparameters.
-        statistics: Layer statistics.
-        env_id: The environment, to measure blocks.
-        env_kwargs: Its settings besides the budget.
-    """
+    """Make the agent of a search; `SEARCH_DEFAULTS` and, for agents that take them, `blocks` are filled in."""
     settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
     if takes(name, "blocks") and "blocks" not in settings:
         settings["blocks"] = blocks_of(env_id, env_kwargs)

@@ -66,9 +66,6 @@ class Turn:
         skip_probabilities: The agent's after the turn; None if it has none.
         preferences: The agent's after the turn; None if it has none.
         examples_share: Fraction of the reward examples that the masks were scored on.
-
-    Raises:
-        ValueError: masks with values other than 0 and 1, or not one score per mask.
     """
 
     masks: list[list[int]]
@@ -185,9 +182,6 @@ class SearchResult:
         units: Layout of the layers, see `das_gym.drawing.architecture.Architecture.record`.
         statistics: Layer statistic name to (n_layers,) values, for reports.
         history: Every turn; stored in `search_history.json`.
-
-    Raises:
-        ValueError: masks of another length or with values other than 0 and 1, or an incomplete `best_seen`.
     """
 
     env_id: str
@@ -290,15 +284,7 @@ class SearchResult:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> SearchResult:
-        """Read what `save` wrote.
-
-        Args:
-            source: The folder, or `search.json` itself. Turns are read if `search_history.json` is in the same folder.
-
-        Raises:
-            FileNotFoundError: there is no record of a finished search.
-            ValueError: the record is damaged, or of another version.
-        """
+        """Read what `save` wrote."""
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")

@@ -58,10 +58,6 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
 
     Returns:
         One check per compared value.
-
-    Raises:
-        ValueError: the environment rejects the record, turns that the replay needs are missing, the agent is unknown, or the
-            record names modules that are not imported yet.
     """
     check_number("tolerance", tolerance, minimum=0)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs}

@@ -36,16 +36,7 @@ class Replay:
 
 
 def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Sequence[Replay] = ()) -> Path:
-    """Write the page and return its path.
-
-    Args:
-        path: The file.
-        table: The table. The page holds all of it: about 22 bytes per mask, and 11 per group of examples.
-        replays: Searches on it.
-
-    Raises:
-        ValueError: a search of masks that are not in the table.
-    """
+    """Write the page and return its path. It holds the whole table: about 22 bytes a mask, and 11 a group of examples."""
     for replay in replays:
         try:
             table.index(np.array(replay.masks))
@@ -58,7 +49,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
         "macs": {"full": meta.macs_full, "unskipped": int(table.macs[0]), "savings": table.layer_macs.savings.tolist()},
         "keys": None if meta.max_skipped is None else ";".join(map(_key, table.masks)),
         "most": table.n_layers if meta.max_skipped is None else meta.max_skipped,
-        "splits": {split: _scores(table, split) for split in SPLITS},
+        "splits": {s: {"loss": _floats(each.losses), "metric": _floats(each.metrics)} for s, each in table.scores.items()},
         "groups": groups,
         "replays": [{**asdict(replay), "masks": [_key(mask) for mask in replay.masks]} for replay in replays],
     }
@@ -83,12 +74,6 @@ def _groups(table: SubnetTable) -> list[dict[str, Any]]:
         metrics = {split: _floats(part.scores[split].metrics) for split in SPLITS}
         found.append({"name": name, "examples": counts, "metric": metrics})
     return found
-
-
-def _scores(table: SubnetTable, split: str) -> dict[str, str]:
-    """Return losses and metrics of all masks, each as base64 of float32."""
-    found = table.scores[split]
-    return {"loss": _floats(found.losses), "metric": _floats(found.metrics)}
 
 
 def _floats(values: np.ndarray) -> str:

@@ -8,8 +8,7 @@ Stable-Baselines3's own `make_vec_env` steps n single environments instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -32,9 +31,6 @@ class SB3VecEnv(VecEnv):
 
     Args:
         env: Resets within the step (autoreset mode SAME_STEP), as das_gym's vector environments do.
-
-    Raises:
-        ValueError: it resets otherwise.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -51,16 +47,11 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Return the first observations, with the seeds and options that were set.
-
-        Raises:
-            ValueError: options that differ from one environment to another.
-        """
+        """Return the first observations, with the seeds and options that were set."""
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"`options` differ: got {self._options}, expected the same for all environments")
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        with self._report_dead_processes():
-            observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
+        observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = info_rows(info, self.num_envs)
@@ -72,8 +63,7 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Return observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
-        with self._report_dead_processes():
-            observations, rewards, terminated, truncated, info = self.env.step(self._actions)
+        observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
@@ -85,25 +75,6 @@ class SB3VecEnv(VecEnv):
         for each, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             each["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
-
-    @contextmanager
-    def _report_dead_processes(self) -> Iterator[None]:
-        """Raise an error that names the dead environment processes, which Gymnasium reports as EOFError; stop the others."""
-        try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            if not isinstance(self._base, AsyncVectorEnv):
-                raise
-            codes: dict[int, int] = {}
-            for number, process in enumerate(self._base.processes):
-                process.join(0.5)
-                codes |= {} if process.exitcode is None else {number: process.exitcode}
-            self._base.close_extras(terminate=True)
-            self._base.closed = True
-            raise RuntimeError(
-                f"environment processes died (number: exit code): {codes}. -9 means killed, often for lack of memory. Make "
-                f"the environment again, with fewer than {self.num_envs} copies"
-            ) from error
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -118,11 +89,7 @@ class SB3VecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        """Set an attribute in all environments.
-
-        Raises:
-            ValueError: only some are asked for.
-        """
+        """Set an attribute in all environments."""
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"`indices` is not supported: got {indices}, expected None or all, since the environments share attributes"

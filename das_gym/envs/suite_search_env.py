@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.envs.rendering import View
-from das_gym.envs.scored_env import first_row
+from das_gym.envs.episodes import first_row
+from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.envs.suite_episodes import joined
 from das_gym.problem.budget import is_whole
@@ -33,9 +33,6 @@ class SuiteSearchEnv(SuiteEnv):
     ## Rewards
     By how much a mask is better than the best before it, scaled as in `SuiteEnv`; the best before the first is 0, the
     random mean. So an episode earns 0..1, and 1 if it finds the optimum.
-
-    ## Starting State
-    As `SuiteEnv`'s.
 
     ## Episode End
     After `evaluations` masks.
@@ -69,7 +66,7 @@ class SuiteSearchEnv(SuiteEnv):
             "best": spaces.Box(0.0, 1.0, (1,), np.float32),
         }
         known: Any = self.observation_space
-        flat = self.episodes.flat
+        flat = not isinstance(known, spaces.Dict)
         self.observation_space = joined({"known": known, **parts}) if flat else spaces.Dict({**known.spaces, **parts})
         self._history = {name: np.zeros(box.shape, np.float32) for name, box in parts.items()}
         self._count = 0
@@ -79,23 +76,23 @@ class SuiteSearchEnv(SuiteEnv):
         self._count = 0
         for values in self._history.values():
             values[:] = 0
-        observation, info = super().reset(seed=seed, options=options)
-        return observation, info | self._progress()
+        _, info = super().reset(seed=seed, options=options)
+        return self._observation(), info | self._progress()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Score a mask."""
-        moves = self.episodes.step(action, ())
-        rewards, info = self.episodes.score(moves)
+        moves = self.episodes.step(action)
+        rewards, info = self.episodes.score(moves, self.np_random)
         place, self._count = self._count, self._count + 1
         ended = self._count == self.evaluations
-        self.episodes.mode.over[:] = ended
+        self.mode.over[:] = ended
         scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
         history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]
         history["rewards"][place], history["scored"][place] = scaled, 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
         told = first_row(info) | {"scaled_reward": scaled} | self._progress()
-        self._last = self.episodes.last_step(moves.masks[0], gain, told, ended=True)
+        self._last = LastStep(moves.masks[0], gain, told, ended=True)
         return self._observation(), gain, ended, False, told
 
     def view(self) -> View:
@@ -108,7 +105,7 @@ class SuiteSearchEnv(SuiteEnv):
         return {"best": float(self._history["best"][0]), "evaluations": self._count}
 
     def _observation(self) -> Any:
-        known = super()._observation()
-        if self.episodes.flat:
+        known = self.episodes.observe_one()
+        if not isinstance(known, dict):
             return np.concatenate((known, *self._history.values()))
         return known | {name: values.copy() for name, values in self._history.items()}

@@ -143,7 +143,7 @@ class Pretrained:
     """What METER and ViLT have in common: a config with a `hidden_size`, and the methods of transformers' models."""
 
     @property
-    def size(self) -> str:
+    def size(self) -> str | None:
         """`base` or `mini`, by the width of the layers."""
         config: Any = self.config  # type: ignore[attr-defined]
         return "base" if config.hidden_size == type(config).hidden_size else "mini"

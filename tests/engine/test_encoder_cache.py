@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ def new_cache(problem: Problem, **settings) -> EncoderCache:
 
 
 @pytest.mark.slow
-def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair]):
+def test_bits_do_not_depend_on_company(tiny_problem, pairs):
     together = new_cache(tiny_problem)
     together(pairs)
     for size in (1, 7, 11):
@@ -33,7 +32,7 @@ def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair])
         assert all(torch.equal(one[stream], other[stream]) for stream in ("text", "image"))
 
 
-def test_cache_encodes_each_text_and_image_once(tiny_problem: Problem, pairs: list[Pair]):
+def test_cache_encodes_each_text_and_image_once(tiny_problem, pairs):
     cache = new_cache(tiny_problem)
     for _ in range(2):
         cache(pairs)
@@ -42,7 +41,7 @@ def test_cache_encodes_each_text_and_image_once(tiny_problem: Problem, pairs: li
 
 
 class TestDisk:
-    def test_another_process_reads_what_one_wrote(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_another_process_reads_what_one_wrote(self, tmp_path, tiny_problem, pairs):
         first = new_cache(tiny_problem, folder=tmp_path)(pairs)
         again = new_cache(tiny_problem, folder=tmp_path)
         second = again(pairs)
@@ -50,7 +49,7 @@ class TestDisk:
         for stream in ("text", "image"):
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
-    def test_changed_image_is_encoded_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_changed_image_is_encoded_again(self, tmp_path, tiny_problem, pairs):
         image_file = tmp_path / "image.jpg"
         image_file.write_bytes(pairs[0].image.path.read_bytes())
         pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=image_file))
@@ -62,9 +61,7 @@ class TestDisk:
         assert (cache.spent.texts, cache.spent.images) == (0, 1)
         assert not torch.equal(first.hidden["image"], second.hidden["image"])
 
-    def test_another_model_or_transform_has_a_place_of_its_own(
-        self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]
-    ):
+    def test_another_model_or_transform_has_a_place_of_its_own(self, tmp_path, tiny_problem, pairs):
         processor = tiny_problem.task.processor
         new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
         shorter = EncoderCache(tiny_problem.vlp, dataclasses.replace(processor, max_text_length=5), folder=tmp_path)
@@ -82,7 +79,7 @@ class TestDisk:
                 weight.copy_(before)
         assert changed.spent.texts == 2
 
-    def test_damaged_file_is_rewritten(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_damaged_file_is_rewritten(self, tmp_path, tiny_problem, pairs):
         new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
         for path in tmp_path.rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:20])

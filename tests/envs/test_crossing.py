@@ -98,7 +98,7 @@ def check_side_by_side(id: str, settings: dict[str, Any], mode: AutoresetMode, t
     many.action_space.seed(5)
     waiting = [False, False]
     for _ in range(4):
-        before = many.unwrapped.template.get_state()  # type: ignore[attr-defined]
+        before = many.unwrapped.get_state()  # type: ignore[attr-defined]
         actions = many.action_space.sample()
         observations, rewards, ended, _, info = many.step(actions)
         for index, one in enumerate(ones):

@@ -190,28 +190,23 @@ WITHOUT_FRONT = ("report",)
 """Commands that take a folder with a front for the run of `agents pareto` that it is."""
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    finished_run(plugins=["evilmod"])
+CODE = [(reader, "`plugins=evilmod`") for reader in READERS]
+CODE += [(reader, "`trust_remote_code=True`") for reader in READERS if reader not in WITHOUT_FRONT]
+
+
+@pytest.mark.parametrize(("reader", "setting"), CODE)
+def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str, setting: str):
+    if "plugins" in setting:
+        finished_run(plugins=["evilmod"])
+    else:
+        model = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
+        finished_run(env_id="DAS-VLM-Answering-v0", settings=model)
     if reader in WITHOUT_FRONT:
         Path("runs/1/front.json").unlink()
     assert call(*READERS[reader]) == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`plugins=evilmod`" in told
-    words = READERS[reader]
-    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "plugins=evilmod"])
-    assert f"confirm: {again}" in told
-
-
-@pytest.mark.parametrize("reader", [name for name in READERS if name not in WITHOUT_FRONT])
-def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    settings = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
-    finished_run(env_id="DAS-VLM-Answering-v0", settings=settings)
-    assert call(*READERS[reader]) == 1
-    told = capsys.readouterr().err
-    assert not canary.exists()
-    assert "`trust_remote_code=True`" in told
+    assert setting in told
     command = told.partition("confirm: ")[2].splitlines()[0]
     call(*shlex.split(command)[2:])
     assert canary.exists()

@@ -148,7 +148,7 @@ def test_pipeline_leaves_sizes_to_the_model(own, settings):
 
 
 @pytest.mark.parametrize(("method", "widths"), [("lora", (4, 4)), ("adapter", (8,))])
-def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method: str, widths: tuple[int, ...]):
+def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method, widths):
     """As transformers' BERTs have them: queries in `self`, what comes out in `output`."""
     vlp = own.load(own.checkpoint)
     batch = {"input_ids": torch.arange(8)[None] + 5, "attention_mask": torch.ones(1, 8), "image": torch.ones(1, 3, 32, 32)}

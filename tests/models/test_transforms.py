@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -33,14 +31,14 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
         ((5, 8), (10, 16), (0, 3, 10, 13)),  # smaller images grow
     ],
 )
-def test_resize_and_centre_crop(size: tuple[int, int], resized: tuple[int, int], box: tuple[int, int, int, int]):
+def test_resize_and_centre_crop(size, resized, box):
     image = noise(*size)
     expected = np.asarray(image.resize(resized, Image.Resampling.BICUBIC).crop(box))
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), normalised(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1000, 4), (3, 700), (7 * STRIP + 1, 7)])
-def test_middle_of_a_strip_equals_that_of_the_full_strip(size: tuple[int, int]):
+def test_middle_of_a_strip_equals_that_of_the_full_strip(size):
     image, side = noise(*size).point(lambda value: 96 + value // 4), 24  # so that nothing overshoots and is cut
     long = side * max(size) // min(size)
     whole = image.resize((long, side) if size[0] > size[1] else (side, long), Image.Resampling.BICUBIC)
@@ -51,7 +49,7 @@ def test_middle_of_a_strip_equals_that_of_the_full_strip(size: tuple[int, int]):
     np.testing.assert_allclose(meter_transform(image, side).numpy(), expected, rtol=0, atol=1.01 * levels)
 
 
-def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch):
+def test_strip_takes_no_memory_for_cropped_parts(monkeypatch):
     shapes: list[tuple[int, int]] = []
     resize = Image.Image.resize
     monkeypatch.setattr(
@@ -73,14 +71,14 @@ def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch
         ((10, 10), (384, 384)),
     ],
 )
-def test_vilts_sides(given: tuple[int, int], expected: tuple[int, int]):
+def test_vilts_sides(given, expected):
     assert vilt_shape(given, 384) == expected
     width, height = expected
     assert vilt_transform(noise(*given), 384).shape == (3, height, width)
 
 
 @pytest.mark.parametrize(("sides", "size", "resized"), [((64, 64), 64, (64, 64)), ((100, 130), 96, (96, 112))])
-def test_vilts_pixels_by_hand(sides: tuple[int, int], size: int, resized: tuple[int, int]):
+def test_vilts_pixels_by_hand(sides, size, resized):
     """The whole image is resampled, bicubically."""
     pixels = vilt_transform(noise(*sides), size, patch=16)
     image = np.asarray(noise(*sides).resize(resized, Image.Resampling.BICUBIC), dtype=np.float64)
@@ -96,6 +94,6 @@ def test_vilt_pixels_never_look_like_padding():
 
 @pytest.mark.parametrize("transform", [meter_transform, vilt_transform])
 @pytest.mark.parametrize(("size", "patch"), [(0, 1), (16, 32), (32, 0)])
-def test_sizes_below_a_patch_are_rejected(transform: Callable[..., torch.Tensor], size: int, patch: int):
+def test_sizes_below_a_patch_are_rejected(transform, size, patch):
     with pytest.raises(ValueError, match="`size`"):
         transform(noise(8, 8), size, patch)

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
-from das_gym.models.transformers.model import JOINT, VLM, ModelCapabilities
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import JOINT
+from das_gym.models.transformers.units import ModelCapabilities
 from das_gym.wording import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}

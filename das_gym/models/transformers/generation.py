@@ -53,9 +53,7 @@ def generate(
         batch_size: Prompts at a time, if the model can be padded at the left.
         max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
     """
-    encodings = [processor.encode(prompt) for prompt in prompts]
-    longest = max(len(e.ids) - e.answer for e in encodings) + SPARE_TOKENS
-    settings = greedy_settings(vlm, processor, max_new_tokens or longest)
+    settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(processor, prompts))
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
@@ -74,6 +72,11 @@ def generate(
             f"{cut_off} of {len(found)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2
         )
     return [processor.decode(found[number]) for number in range(len(prompts))]
+
+
+def longest_answer(processor: PromptProcessor, prompts: Sequence[Any]) -> int:
+    """Return the most tokens that answers may have: those of the longest reference, and `SPARE_TOKENS`."""
+    return max(len(e.ids) - e.answer for e in map(processor.encode, prompts)) + SPARE_TOKENS
 
 
 def generate_batch(

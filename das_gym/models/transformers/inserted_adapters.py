@@ -129,10 +129,11 @@ def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapte
             unit: Any = masked.skippable(index).skip_adapter
             yield unit.adapter, next(removed).adapter
             continue
-        its = next(kept)
+        its: Any = next(kept)
         for name, part in layer.named_children():
-            if hasattr(part, "das_adapter"):
-                yield part.das_adapter, its.get_submodule(name).das_adapter
+            mine: Any = getattr(part, "das_adapter", None)
+            if mine is not None:
+                yield mine, its.get_submodule(name).das_adapter
 
 
 def _skipped_layers(smaller: VLM) -> list[Any]:

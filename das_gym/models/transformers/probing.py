@@ -12,11 +12,12 @@ from torch import Tensor
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
-from das_gym.models.transformers.model import VLM, LanguageHead, ModelCapabilities
+from das_gym.models.transformers.model import VLM, LanguageHead
 from das_gym.models.transformers.recording import record
 from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported
 from das_gym.models.transformers.stack import find_decoder, note_layer_parts
 from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
+from das_gym.models.transformers.units import ModelCapabilities
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of logits in configurations."""

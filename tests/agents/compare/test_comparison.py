@@ -13,11 +13,6 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
-@pytest.fixture
-def oracle(made_up_table):
-    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
-
-
 def test_run_agent_curves_are_of_the_current_answer(oracle):
     result = run_agent(oracle, "random", range(3), 30, 3, {})
     assert result.curves.shape == (3, 30)

@@ -4,18 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import AgentResult, judge
 from das_gym.agents.compare_experiment import cells, print_results
 
-TABULAR = "DAS-METER-VQA-Tabular-v0"
 NONE = -np.inf
-
-
-@pytest.fixture
-def oracle(made_up_table):
-    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
 
 
 def result_of(oracle, curves, agent="a", used=4):

@@ -35,7 +35,7 @@ def test_prune_renumbers_a_vision_tower_that_counts_its_layers():
 
 
 @pytest.mark.parametrize(("mask", "text"), [([0, 1], "`mask`"), ([1, 1, 1, 1], "all 4 decoder"), ([0, 2, 0, 0], "`mask`")])
-def test_prune_rejects_masks(mask: list[int], text: str):
+def test_prune_rejects_masks(mask, text):
     with pytest.raises(ValueError, match=text):
         prune(tiny.make("llava")[0], mask)
 
@@ -47,7 +47,7 @@ def test_prune_rejects_a_model_that_would_not_reload():
 
 
 @pytest.mark.parametrize(("name", "vision"), [("llava", False), ("smolvlm", True)])
-def test_check_shared_rejects_layers_that_share_weights(name: str, vision: bool):
+def test_check_shared_rejects_layers_that_share_weights(name, vision):
     model, _ = tiny.make(name)
     layers = model.get_encoder(modality="image").encoder.layers if vision else model.get_decoder().layers
     part = "fc1" if vision else "up_proj"

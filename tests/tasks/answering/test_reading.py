@@ -318,23 +318,23 @@ def test_class_folders(tmp_path: Path, above: str):
 
 
 @pytest.mark.parametrize(
-    ("files", "text"),
+    ("name", "content", "text"),
     [
-        ({}, "holds no data in a known format: got nothing, expected LLaVA's conversations"),
-        ({"train.json": '{"data": [{"conversations": []}]}'}, "got train.json with one object with data"),
-        ({"train.json": ""}, "got train.json with no JSON entries"),
-        ({"train.json": '[{"image": "a.png", "caption": "b"}]'}, "got train.json with entries with image, caption"),
-        ({"test_qs.jsonl": '{"question_id": 1, "text": "b"}\n' * 2}, "got test_qs.jsonl with questions without answers"),
+        ("train.json", '{"data": [{"conversations": []}]}', "one object with data"),
+        ("train.json", "", "no JSON entries"),
+        ("train.json", '[{"image": "a.png", "caption": "b"}]', "entries with image, caption"),
+        ("test_qs.jsonl", '{"question_id": 1, "text": "b"}\n' * 2, "questions without answers"),
     ],
 )
-def test_unknown_data_are_described(tmp_path: Path, files: dict[str, str], text: str):
-    root = tmp_path / "data"
-    root.mkdir()
-    for name, content in files.items():
-        (root / name).write_text(content)
-    with pytest.raises(ValueError, match=text) as raised:
-        load_answers(root)
+def test_unknown_data_are_described(tmp_path: Path, name: str, content: str, text: str):
+    with pytest.raises(ValueError, match="holds no data in a known format: got nothing, expected LLaVA's conversations"):
+        load_answers(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"got {name} with {text}") as raised:
+        load_answers(tmp_path)
     assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=rf"{name} is not in a known format: got {text}"):
+        load_answers(tmp_path / name)
 
 
 def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):
@@ -350,23 +350,6 @@ def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
         load_answers(root)
     assert sizes(root / "test_llava.json") == [8, 1, 3]
     assert sizes(root / "validate.json") == [36, 9, 9]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("x.json", '{"a": 1}', r"x\.json is not in a known format: got one object with a"),
-        (
-            "x.jsonl",
-            '{"question_id": 1, "text": ""}\n' * 2,
-            r"x\.jsonl is not in a known format: got questions without answers",
-        ),
-    ],
-)
-def test_named_file_of_another_format_is_described(tmp_path: Path, name: str, content: str, text: str):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=text):
-        load_answers(tmp_path / name)
 
 
 def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
