@@ -23,9 +23,9 @@ from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
 
 METHODS: dict[str, str | type[Method]] = {
-    "full": "das_gym.adapt.methods.full:Full",
-    "head": "das_gym.adapt.methods.head:Head",
-    "bitfit": "das_gym.adapt.methods.bitfit:BitFit",
+    "full": "das_gym.adapt.methods.weights:Full",
+    "head": "das_gym.adapt.methods.weights:Head",
+    "bitfit": "das_gym.adapt.methods.weights:BitFit",
     "lora": "das_gym.adapt.methods.lora:LoRA",
     "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.estimate import checkpointed_bytes, total_steps
 from das_gym.adapt.memory import training_bytes
-from das_gym.adapt.shrink.checks import budget_of, is_removable
+from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens
 from das_gym.adapt.shrink.recovery import (
@@ -62,7 +62,9 @@ def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
     """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
     space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))
-    return next((mask for mask in draws if is_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool))
+    return next(
+        (mask for mask in draws if not why_not_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool)
+    )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
-from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
+from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import model_card
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of, why_not_removable
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -115,7 +115,6 @@ class ShrinkJob:
                 measured=measured,
                 verified=verified,
                 command=self._command(mask),
-                has_remote_code=has_remote_code(self.full),
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
@@ -127,7 +126,7 @@ class ShrinkJob:
 
     def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
         """Return the mask to remove; if several masks are tried, the one with the lowest loss after short recoveries."""
-        others = (mask for mask in self.choice.others if is_removable(self.problem, mask))
+        others = (mask for mask in self.choice.others if not why_not_removable(self.problem, mask))
         masks = candidates(self.choice.mask, others, self.settings.refine)
         if len(masks) < 2:
             return self.choice.mask, []
@@ -171,12 +170,12 @@ class ShrinkJob:
         recovery.train(title="training the control")
         with recovery.merged():
             round_parameters(control.model, self.dtype)
-            scored = self._score(control, "control")
+            quality, texts, scores = self._score(control, "control")
         return replace(
             measured,
-            texts={FULL: measured.texts[FULL], CONTROL: scored.texts, **measured.texts},
-            scores={**measured.scores, CONTROL: scored.scores},
-            control=scored.quality,
+            texts={FULL: measured.texts[FULL], CONTROL: texts, **measured.texts},
+            scores={**measured.scores, CONTROL: scores},
+            control=quality,
         )
 
     def _full_model_peak(self, probes: Probes) -> int | None:
