@@ -84,7 +84,8 @@ class MaskEvaluator:
         """Return the result of a method, given what its search found."""
         names = ("macs_saved", "kv_saved", "drawn", "before", "after", "recovery_seconds")
         if (known := self._known.get(found.mask)) is not None:
-            return replace(found, **{name: getattr(known, name) for name in names})
+            measured: dict[str, Any] = {name: getattr(known, name) for name in names}
+            return replace(found, **measured)
         mask, method = np.array(found.mask, dtype=bool), found.method
         smaller = pruned_copy(self.full, mask)
         before, after, seconds = self.quality(smaller, method), None, None
@@ -96,7 +97,8 @@ class MaskEvaluator:
             seconds = time.perf_counter() - started
         cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
         saved = float(self.problem.costs.macs_saved(mask)), 1 - cached[0] / max(cached[1], 1)
-        return replace(found, **dict(zip(names, (*saved, draw_mask(self.full, mask), before, after, seconds), strict=True)))
+        measured = dict(zip(names, (*saved, draw_mask(self.full, mask), before, after, seconds), strict=True))
+        return replace(found, **measured)
 
     def _trained(self, mask: np.ndarray, method: str) -> Recovery:
         task, examples = self.problem.task, self.problem.splits.train
@@ -123,8 +125,8 @@ def verdict(results: Sequence[MethodResult]) -> str:
     ours = next((result for result in results if result.method == OURS), None)
     if ours is None:
         return f"{OURS} is not among the methods."
-    seen = {result.method: result.reward_loss for result in results}
-    tested = {result.method: result.before.loss for result in results}
+    seen: dict[str, float | None] = {result.method: result.reward_loss for result in results}
+    tested: dict[str, float | None] = {result.method: result.before.loss for result in results}
     sentences = []
     for split, losses in {"the reward split, which methods see": seen, "the test split": tested}.items():
         own = losses.pop(OURS)
