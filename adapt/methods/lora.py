@@ -57,7 +57,8 @@ class LoRA(Method):
         """Return the weights of the layers that have an update."""
         from peft.tuners.lora import LoraLayer
 
-        return [module.get_base_layer().weight for module in vlp.modules() if isinstance(module, LoraLayer)]
+        layers: list[Any] = [module for module in vlp.modules() if isinstance(module, LoraLayer)]
+        return [layer.get_base_layer().weight for layer in layers]
 
     def finish(self, vlp: VLP, in_place: bool = False) -> None:
         """Merge the update into the weights; see `Method.finish`."""
