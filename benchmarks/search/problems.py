@@ -28,7 +28,7 @@ LONG_TABLES = {
 
 GREEDY_COUNTS = (3, 4, 5, 6, 7)
 
-TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(3), "planted": range(30)}
+TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
 TEST_SEEDS = {"tables-24": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
 TEST_SEEDS["planted"] = range(1000, 1030)
 LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 705), 50
