@@ -109,13 +109,7 @@ def choose(settings: Any) -> Choice:
 
 
 def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
-    """Return the mask that a search found.
-
-    Args:
-        runs_dir: Folder of all runs.
-        run: Id of the search.
-        given: Fields of `ProblemConfig` that differ from the search's.
-    """
+    """Return the mask that a search found; `given` overrides fields of its `ProblemConfig`."""
     folder = find_run(runs_dir, run)
     path = folder / RECORD
     if not path.is_file() and (folder / FRONT).is_file():
@@ -197,12 +191,7 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
 
 
 def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of `python -m agents` for a search on a command's model and data.
-
-    Args:
-        settings: The command's: a `ProblemSettings` with a `seed`.
-        *overrides: Further settings of the search; later ones win.
-    """
+    """Return the settings of `python -m agents` for a search on a command's model and data; later overrides win."""
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}

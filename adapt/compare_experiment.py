@@ -22,11 +22,17 @@ from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
-from das_gym.adapt.compare.kept import RECORD, best_trials, kept_file
-from das_gym.adapt.compare.plot import plot_scores
-from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
-from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial, read_trials, run_all
-from das_gym.adapt.compare.variants import MASKED, MethodVariant, method_variants
+from das_gym.adapt.compare.record import (
+    MASKED,
+    RECORD,
+    Trial,
+    best_trials,
+    kept_file,
+    method_variants,
+    read_trials,
+)
+from das_gym.adapt.compare.table import Line, comparison_table, plot_scores, skipped_layers, verdict
+from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.step_loss import check_training
@@ -40,8 +46,9 @@ from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json, write_text
 from das_gym.models.base import VLP
 from das_gym.plugins import imported_plugins
+from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
-from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_splits, task_class
+from das_gym.problem.loading import check_problem, check_prompts, keep_backbone, load_splits, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
@@ -119,7 +126,7 @@ class CompareSettings(ProblemSettings):
 def prepare(settings: CompareSettings) -> CompareSettings:
     """Reject settings that the model does not support, then search a mask for every number of layers."""
     problem = settings.problem_config
-    backbone = load_backbone(problem)
+    backbone = keep_backbone(problem)
     vlp = backbone.vlp
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
     settings = with_methods(settings, vlp)
@@ -178,7 +185,8 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     layers = context.base.backbone.vlp.layers
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(context)
-    print(plan(settings, variants, rates, context))
+    count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
+    print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
     metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
     title = f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
@@ -186,12 +194,12 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     def lines_of(trials: Sequence[Trial]) -> list[Line]:
         return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
 
-    def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
+    def keep(trials: Sequence[Trial], last: Trial, trained: Adaptation | None) -> None:
         if not is_main_process():
             return
-        if model is not None and last in best_trials(trials):
+        if trained is not None and last in best_trials(trials):
             # Saved before the record: a resumed run does not train a recorded trial again.
-            model.adaptation.save(kept_file(folder, last.variant))
+            trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
         record = {
             "settings": recorded_command(settings),
@@ -233,15 +241,10 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     """Return the masks that the searches found, by number of skipped layers."""
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.nums_to_search:
-        if str(k) not in settings.searches:
-            raise ValueError(
-                f"`searches` has no run that skips {k} layers. Give one run for each number in `skip_nums`, or leave it out."
-            )
-        mask = choice_from_search(
-            settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)
-        ).mask
+        run = settings.searches[str(k)]
+        mask = choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
-            raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
+            raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
 
@@ -250,21 +253,6 @@ def grid_of(context: ComparisonContext) -> tuple[float, ...]:
     """Return the default learning rates to try."""
     own = context.recipe.learning_rate or 0.0
     return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
-
-
-def plan(
-    settings: CompareSettings, rows: Sequence[MethodVariant], rates: Sequence[float], context: ComparisonContext
-) -> str:
-    """Describe the planned trainings and how to reduce them; for base models also how the paper's setup differs."""
-    own = sum(row.rate_of is None for row in rows)
-    count = own * (len(rates) - 1) + len(rows) * settings.seeds
-    pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.train.pairs_per_step)
-    tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
-    summary = (
-        f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
-        f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
-    )
-    return f"{context.about}\n{summary}" if context.base.backbone.vlp.size == "base" else summary
 
 
 ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)

@@ -77,15 +77,7 @@ def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
 
 
 class Training:
-    """Trains one model as the pipeline does, and scores masks while it trains.
-
-    Args:
-        model: The model, trained in place.
-        splits: The data.
-        settings: Settings of the pipeline.
-        seed: Seed of the order of examples and of augmentation.
-        hardware: What it runs on.
-    """
+    """Trains one model as the pipeline does, and scores masks while it trains."""
 
     def __init__(
         self,
@@ -206,23 +198,7 @@ def joint_search(
     on_turn: Callable[[JointTurn], Any] | None = None,
     save_every: int = 100,
 ) -> tuple[np.ndarray, list[JointTurn]]:
-    """Search while training.
-
-    Args:
-        training: The model with all its layers and adapters; it is trained in place.
-        splits: The data.
-        chooser: Draws masks and learns: the paper's bandit, or any ask/tell agent.
-        checkpoint: File for intermediate checkpoints, with the chooser's state; an existing one is resumed.
-        log: Called with name, value and step.
-        on_turn: Called after every turn.
-        save_every: Steps between checkpoints.
-
-    Returns:
-        The chooser's best mask and all turns.
-
-    Raises:
-        FloatingPointError: the training diverged.
-    """
+    """Train the model while a chooser searches; return its best mask and all turns. An existing checkpoint is resumed."""
     settings, turns = training.settings, Turns()
     examples = reward_examples(training.model.task, splits, settings)
     first_turn = settings.warmup_epochs * training.steps_per_epoch

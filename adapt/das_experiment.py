@@ -18,9 +18,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from das_gym.adapt.base_model import copy_model
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES
+from das_gym.adapt.finetune import copy_model
 from das_gym.adapt.finishing import finish_run, limit_test
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.base_model import cut
 from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import cut
 from das_gym.adapt.memory import activation_bytes
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import find_reference

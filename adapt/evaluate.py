@@ -96,15 +96,7 @@ def evaluate(
 def predict(
     subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, max_new_tokens: int = NEW_TOKENS
 ) -> list[dict[str, Any]]:
-    """Return the answers of a subnet to examples, which need no labels; see `Task.predictions`.
-
-    Args:
-        subnet: A pruned model with its head.
-        examples: At least one.
-        title: Of the progress bar.
-        pairs: Largest number of pairs in a batch, if answers are classes.
-        max_new_tokens: Limit of generated tokens. A warning reports how many answers reach it.
-    """
+    """Return the answers of a subnet to examples, which need no labels; see `Task.predictions`, and `evaluate`."""
     task = subnet.task
     prompts = [task.generation_prompt(example) for example in examples]
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]

@@ -22,14 +22,7 @@ THUMBNAIL_SIDE = 160
 
 
 def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: Mapping[str, Sequence[str]]) -> None:
-    """Write `examples.json`: examples on which the models differ, then others.
-
-    Args:
-        folder: Of the run.
-        task: The task.
-        examples: The test split.
-        answers: The answers of each model to all examples, by its name, the full model first.
-    """
+    """Write `examples.json`: test examples on which the models' answers differ, then others; the full model is the first."""
     by_example = list(zip(*answers.values(), strict=True))
     questions = []
     for row in Answers.rows_to_show(by_example):

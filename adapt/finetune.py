@@ -1,30 +1,51 @@
-"""Fine-tuning one subnet: skipped layers are removed; adapters, poolers, token types and head train."""
+"""Fine-tuning one subnet: it is cut from the full model, and its adapters, poolers, token types and head train."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import dataclasses
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_head, task_class
+from das_gym.problem.loading import (
+    AdaptedModel,
+    Backbone,
+    find_supernet,
+    keep_backbone,
+    load_problem,
+    load_splits,
+    new_head,
+    task_class,
+)
 
 
-@dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
-    """Settings of fine-tuning, see `TrainingConfig`."""
+def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
+    """Return the full model before fine-tuning, and its data.
+
+    It is the model of `load_problem`, with the supernet's parameters. Without a supernet it has new adapters and the model's
+    own head; a problem that is loaded afterwards shares its frozen weights. Do not train it: `cut` makes copies.
+    """
+    if find_supernet(config) is None:
+        return _new_model(config)
+    problem = load_problem(config)
+    return AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits
 
 
-def new_subnet(problem: ProblemConfig, splits: Splits[Any], seed: int = 0) -> AdaptedModel:
-    """Load the model again, with new adapters and a new head, drawn with a seed."""
-    torch.manual_seed(seed)
-    return with_new_head(load_backbone(problem), problem.task, splits)
+@lru_cache(maxsize=1)
+def _new_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
+    splits, backbone = load_splits(config), keep_backbone(config)
+    torch.manual_seed(0)
+    return with_new_head(backbone, config.task, splits), splits
 
 
 def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
@@ -34,10 +55,40 @@ def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> Adapted
     return AdaptedModel(backbone, new_head(backbone, labelled), labelled)
 
 
+def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+    """Return a copy of a model without the layers of a mask, ready to be fine-tuned. Frozen weights are shared.
+
+    Args:
+        base: The full model.
+        mask: (n_layers,) bool, True = skipped.
+        adapters: Whether kept layers have their parallel adapters.
+    """
+    subnet = copy_model(base)
+    if base.backbone.vlp.own_head() is None:
+        subnet.head.train().requires_grad_(True)  # `load_problem` freezes it
+    subnet.backbone.vlp.prune(mask)
+    if not adapters:
+        without_adapters(subnet.backbone.vlp)
+    return subnet
+
+
+def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
+    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_base_model`."""
+    return cut(load_base_model(problem)[0], mask, adapters)
+
+
+def copy_model(model: AdaptedModel) -> AdaptedModel:
+    """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
+    vlp = model.backbone.vlp
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
+    copied, head = copy.deepcopy((vlp, model.head), shared)
+    return AdaptedModel(dataclasses.replace(model.backbone, vlp=copied), head, model.task)
+
+
 def finetune(
     subnet: AdaptedModel,
     splits: Splits[Any],
-    config: FinetuneConfig,
+    config: TrainingConfig,
     title: str,
     checkpoint: Path | None = None,
     log: Log | None = None,

@@ -43,22 +43,7 @@ def finish_run(
     artifacts: Sequence[str] = (),
     **content: Any,
 ) -> dict[str, ModelResult]:
-    """Evaluate the models, save the subnet with the record, and print the table; return what was measured.
-
-    Args:
-        run: Sacred's run.
-        folder: Its folder.
-        settings: Settings of the command.
-        models: The models by name; `SUBNET` is saved.
-        problem: Model and data.
-        splits: The data.
-        info: How the subnet was trained, for its file.
-        record_name: Name of the record.
-        untrained: As for `compare`.
-        from_package: As for `compare`.
-        artifacts: Further files of the folder for Sacred's databases.
-        **content: More entries of the record.
-    """
+    """Evaluate the models, save the subnet with the record, and print the table; return what was measured."""
     rows, subnet = compare(models, splits, settings.rank_images, untrained, from_package), models[SUBNET]
     write_answers(folder, rows, subnet.task, splits.test)
     record = {

@@ -82,13 +82,7 @@ def check_precision(device: torch.device, hardware: Hardware) -> str:
 
 
 def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | None = None) -> Accelerator:
-    """Return an accelerator for a model that lies on a device already.
-
-    Args:
-        hardware: Settings.
-        device: Where the model lies.
-        folder: Where trackers write; None turns them off.
-    """
+    """Return an accelerator for a model that lies on a device already. Trackers write to the folder; None turns them off."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

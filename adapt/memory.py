@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import Tensor
+
+from das_gym.problem.estimate import saved_bytes
 
 if TYPE_CHECKING:
     from das_gym.adapt.step_loss import StepLoss
@@ -31,45 +33,21 @@ def activation_bytes(step_loss: StepLoss) -> int:
         return saved_bytes(forward, [*step_loss.vlp.parameters(), *step_loss.head.parameters()])
 
 
-def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
-
-    Works on the `meta` device too, where storages have a size and no address.
-    """
-    known = {p.untyped_storage()._cdata for p in parameters}
-    saved: dict[int, tuple[Any, int]] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = forward()  # noqa: F841 - the graph lives as long as its output
-    return sum(size for _, size in saved.values())
-
-
 def training_bytes(parameters: Iterable[Tensor]) -> int:
     """Return the bytes of the gradients and the optimizer's state of parameters."""
     return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def free_bytes(model: torch.nn.Module) -> int:
+    """Return the free memory of the devices that a model lies on."""
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
 
 
 def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], batch_size: int) -> str:
-    """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory.
-
-    Args:
-        step_loss: The loss of the training.
-        parameters: What trains.
-        batch_size: Examples per step of this process.
-    """
+    """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory."""
     fixed = training_bytes(parameters)
-    per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp.device)
+    per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp)
     fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
     size = min(step_loss.micro_batch_size or batch_size, batch_size)
     chosen = step_loss.micro_batch_size is None and fits < size

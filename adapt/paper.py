@@ -15,13 +15,13 @@ from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
 
 
-def _from(source: str) -> Any:
-    return field(metadata={"source": source})
+def _from(value: Any, source: str) -> Any:
+    return field(default=value, metadata={"source": source})
 
 
 @dataclass(frozen=True)
 class DASSettings:
-    """How layers are searched while adapters train, and how the found subnet is fine-tuned.
+    """How layers are searched while adapters train, and how the found subnet is fine-tuned; by default METER's on VQA.
 
     Attributes:
         skip_num: Layers to skip.
@@ -56,36 +56,38 @@ class DASSettings:
         power: Of the polynomial decay.
     """
 
-    skip_num: int = _from("released scripts; ViLT's code defaults to 4 and its script says 1")
-    warmup_epochs: int = _from("code: no turn in the first epoch")
-    search_epochs: int = _from("paper, implementation details; scripts")
-    finetune_epochs: int = _from("paper, implementation details; scripts")
-    finetune_from: str = _from("code: the found layers are pasted into a command that trains from scratch")
-    steps_per_turn: int = _from("paper, implementation details; code")
-    masks_per_turn: int = _from("paper, implementation details; code")
-    update_rate: float = _from("code; for METER it also declares 0.1, which nothing uses")
-    reward_examples: int = _from("code: one batch of its validation loader")
-    reward_shuffled: bool = _from("code: the loader is created again each turn and never shuffles, so the batch is the same")
-    reward_split: str = _from("code: NLVR2 scores on train, the others on validation data")
-    train_on_reward: bool = _from("code: METER's VQA and Flickr30k train on train + val and score on val")
-    reward_dropout: bool = _from("code: the model stays in train mode")
-    dropout: float = _from("code")
-    augment: bool = _from("scripts: image keys with randaug")
-    bottleneck: int | None = _from("paper, implementation details; code")
-    skip_bottleneck: int | None = _from("code: 3 x 96 for METER, 2 x 96 for ViLT")
-    image_size: int | None = _from("scripts; METER's VQA config says 576; LLaVA's processor decides")
-    max_text_length: int | None = _from("code's configs")
-    batch_size: int = _from("scripts")
-    learning_rate: float = _from("scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
-    finetune_learning_rate: float | None = _from("LLaVA's scripts: 6e-4, and 2e-4 in the search")
-    projector_learning_rate: float = _from("LLaVA's scripts; METER and ViLT have no projector")
-    head_multiplier: float = _from("scripts and code's configs")
-    fusion_multiplier: float = _from("code's configs; ViLT has none")
-    warmup: float = _from("code's configs")
-    weight_decay: float = _from("code's configs")
-    itm_weight: float = _from("code's configs of retrieval; 0 for other tasks")
-    schedule: str = _from("code's configs; LLaVA's scripts: cosine")
-    power: float = _from("code's configs: polynomial decay to 0, power 1")
+    skip_num: int = _from(4, "released scripts; ViLT's code defaults to 4 and its script says 1")
+    warmup_epochs: int = _from(1, "code: no turn in the first epoch")
+    search_epochs: int = _from(3, "paper, implementation details; scripts")
+    finetune_epochs: int = _from(10, "paper, implementation details; scripts")
+    finetune_from: str = _from("new", "code: the found layers are pasted into a command that trains from scratch")
+    steps_per_turn: int = _from(10, "paper, implementation details; code")
+    masks_per_turn: int = _from(3, "paper, implementation details; code")
+    update_rate: float = _from(1.0, "code; for METER it also declares 0.1, which nothing uses")
+    reward_examples: int = _from(32, "code: one batch of its validation loader")
+    reward_shuffled: bool = _from(
+        False, "code: the loader is made anew each turn and never shuffles, so the batch is the same"
+    )
+    reward_split: str = _from("reward", "code: NLVR2 scores on train, the others on validation data")
+    train_on_reward: bool = _from(True, "code: METER's VQA and Flickr30k train on train + val and score on val")
+    reward_dropout: bool = _from(True, "code: the model stays in train mode")
+    dropout: float = _from(0.1, "code")
+    augment: bool = _from(True, "scripts: image keys with randaug")
+    bottleneck: int | None = _from(96, "paper, implementation details; code")
+    skip_bottleneck: int | None = _from(288, "code: 3 x 96 for METER, 2 x 96 for ViLT")
+    image_size: int | None = _from(384, "scripts; METER's VQA config says 576; LLaVA's processor decides")
+    max_text_length: int | None = _from(50, "code's configs")
+    batch_size: int = _from(512, "scripts")
+    learning_rate: float = _from(2.5e-5, "scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
+    finetune_learning_rate: float | None = _from(None, "LLaVA's scripts: 6e-4, and 2e-4 in the search")
+    projector_learning_rate: float = _from(0.0, "LLaVA's scripts; METER and ViLT have no projector")
+    head_multiplier: float = _from(50.0, "scripts and code's configs")
+    fusion_multiplier: float = _from(5.0, "code's configs; ViLT has none")
+    warmup: float = _from(0.1, "code's configs")
+    weight_decay: float = _from(0.01, "code's configs")
+    itm_weight: float = _from(0.0, "code's configs of retrieval; 0 for other tasks")
+    schedule: str = _from("polynomial", "code's configs; LLaVA's scripts: cosine")
+    power: float = _from(1.0, "code's configs: polynomial decay to 0, power 1")
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {"masks_per_turn": (2, math.inf), "dropout": (0, 1 - 1e-9)}
@@ -93,58 +95,18 @@ class DASSettings:
             ranges[name] = (1, math.inf)
         for name in ("skip_num", "warmup_epochs", "finetune_epochs", "projector_learning_rate", "itm_weight"):
             ranges[name] = (0, math.inf)
-        for name in (
-            "update_rate",
-            "learning_rate",
-            "finetune_learning_rate",
-            "head_multiplier",
-            "fusion_multiplier",
-            "power",
-        ):
+        for name in ("update_rate", "learning_rate", "finetune_learning_rate", "power"):
             ranges[name] = POSITIVE
+        ranges |= {"head_multiplier": POSITIVE, "fusion_multiplier": POSITIVE}
         check_ranges(self, **ranges)
         check_names([self.schedule], SCHEDULES, "schedule")
         check_names([self.finetune_from], ("new", "search"), "finetune_from")
         check_names([self.reward_split], ("reward", "train"), "reward_split")
 
 
-METER_VQA = DASSettings(
-    skip_num=4,
-    warmup_epochs=1,
-    search_epochs=3,
-    finetune_epochs=10,
-    finetune_from="new",
-    steps_per_turn=10,
-    masks_per_turn=3,
-    update_rate=1.0,
-    reward_examples=32,
-    reward_shuffled=False,
-    reward_split="reward",
-    train_on_reward=True,
-    reward_dropout=True,
-    dropout=0.1,
-    augment=True,
-    bottleneck=96,
-    skip_bottleneck=288,
-    image_size=384,
-    max_text_length=50,
-    batch_size=512,
-    learning_rate=2.5e-5,
-    finetune_learning_rate=None,
-    projector_learning_rate=0.0,
-    head_multiplier=50.0,
-    fusion_multiplier=5.0,
-    warmup=0.1,
-    weight_decay=0.01,
-    itm_weight=0.0,
-    schedule="polynomial",
-    power=1.0,
-)
+_VILT = DASSettings(skip_num=1, skip_bottleneck=192, max_text_length=40, fusion_multiplier=1.0, reward_examples=64)
 
-_VILT = replace(METER_VQA, skip_num=1, skip_bottleneck=192, max_text_length=40, fusion_multiplier=1.0, reward_examples=64)
-
-_LLAVA = replace(
-    METER_VQA,
+_LLAVA = DASSettings(
     masks_per_turn=5,
     update_rate=0.1,
     search_epochs=20,
@@ -168,9 +130,8 @@ _LLAVA = replace(
 )
 
 PAPER: dict[tuple[str, str], DASSettings] = {
-    ("METER", "vqa"): METER_VQA,
-    ("METER", "nlvr2"): replace(
-        METER_VQA,
+    ("METER", "vqa"): DASSettings(),
+    ("METER", "nlvr2"): DASSettings(
         learning_rate=5e-5,
         head_multiplier=10.0,
         batch_size=256,
@@ -178,11 +139,11 @@ PAPER: dict[tuple[str, str], DASSettings] = {
         reward_split="train",
         train_on_reward=False,
     ),
-    ("METER", "retrieval"): replace(
-        METER_VQA, learning_rate=5e-5, head_multiplier=5.0, max_text_length=40, reward_examples=2, itm_weight=0.5
+    ("METER", "retrieval"): DASSettings(
+        learning_rate=5e-5, head_multiplier=5.0, max_text_length=40, reward_examples=2, itm_weight=0.5
     ),
-    ("METER", "snli_ve"): replace(
-        METER_VQA, learning_rate=2e-6, head_multiplier=10.0, batch_size=64, finetune_epochs=5, train_on_reward=False
+    ("METER", "snli_ve"): DASSettings(
+        learning_rate=2e-6, head_multiplier=10.0, batch_size=64, finetune_epochs=5, train_on_reward=False
     ),
     ("ViLT", "vqa"): replace(_VILT, learning_rate=1e-4, head_multiplier=10.0, batch_size=256, train_on_reward=False),
     ("ViLT", "nlvr2"): replace(
@@ -195,21 +156,15 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
-OF_ANY_MODEL = replace(METER_VQA, bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
+OF_ANY_MODEL = DASSettings(bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
 """METER's settings without its sizes, for a custom model."""
 
 PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
 """Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config."""
 
 OURS: dict[str, tuple[Any, str]] = {
-    "update_rate": (
-        20.0,
-        "1 is for thousands of turns; a search on a table has 80",
-    ),
-    "reward_examples": (
-        500,
-        "one small batch ranks masks by noise; 64 for retrieval",
-    ),
+    "update_rate": (20.0, "1 is for thousands of turns; a search on a table has 80"),
+    "reward_examples": (500, "one small batch ranks masks by noise; 64 for retrieval"),
     "reward_shuffled": (True, "as above: the first examples of a file are of few images"),
     "reward_split": ("reward", "the reward split is disjoint from what trains and what is reported"),
     "train_on_reward": (False, "as above"),

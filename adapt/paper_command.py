@@ -13,8 +13,7 @@ import textwrap
 from dataclasses import dataclass
 
 from das_gym.adapt.paper import DIFFERENCES, PAPER, ours_of, sources
-from das_gym.adapt.paper_costs import paper_table
-from das_gym.adapt.published import print_published
+from das_gym.adapt.published import count_costs_of_meter, print_published
 from das_gym.adapt.training import check_ranges
 
 from das_gym.drawing.table import Table
@@ -31,7 +30,7 @@ COLUMNS = {
     "adapters": ("adapters, M", 1e6, ".2f"),
     "adapters_and_norms": ("and norms, M", 1e6, ".2f"),
 }
-"""Numbers of `paper_table`: title, unit and format."""
+"""Numbers of `count_costs_of_meter`: title, unit and format."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
 def costs_table(settings: PaperSettings, counting: str, note: str) -> Table:
     """Return MACs and parameters of METER-base, and the share saved by skipping four layers."""
     rows = []
-    for row in paper_table(settings.image_size, settings.text_tokens, counting=counting):
+    for row in count_costs_of_meter(settings.image_size, settings.text_tokens, counting=counting):
         cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COLUMNS.items()]
         rows.append((str(row["what"]), *cells))
     title = f"METER-base on VQA, {settings.image_size} px, {settings.text_tokens} text tokens, one example"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
+import numpy as np
 from das_gym.adapt.methods.base import make_method
 
 from das_gym.commandline import format_command
@@ -18,10 +18,16 @@ from das_gym.models.base import VLP
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.sizes import check_sizes
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
+from das_gym.tasks.classification import build_classifier
+
+VQA_ANSWERS = 3129
+"""Outputs of the VQA head."""
 
 COLUMNS = {"vqa": "VQA test-dev", "nlvr2": "NLVR2 test-P", "retrieval": "Flickr30k IR / TR R@1"}
 """Columns of both tables by task."""
@@ -94,27 +100,52 @@ def count(row: PublishedRow) -> tuple[float, float]:
 
     MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.
     """
-    model = _full_model(row.model)
     with without_content():
+        model, plain = (METER() if row.model == "METER" else ViLT(ViLTConfig(max_positions=40)) for _ in range(2))
         trained = make_method(row.method or "").insert(model)
-    more = _macs(model) - _pretrained_macs(row.model) if parallel_adapters(model) else 0
+    plain.remove_adapters()
+    more = _macs(model) - _macs(plain) if parallel_adapters(model) else 0
     return sum(p.numel() for p in trained) / 1e6, more / 1e9
-
-
-@cache
-def _pretrained_macs(model: str) -> int:
-    vlp = _full_model(model)
-    vlp.remove_adapters()
-    return _macs(vlp)
 
 
 def _macs(vlp: VLP) -> int:
     return count_costs(vlp, meta_batch(40, (3, 384, 384)), counting="paper").macs([False] * len(vlp.layers))
 
 
-def _full_model(model: str) -> VLP:
+def count_costs_of_meter(
+    image_size: int = 384, text_tokens: int = 40, counting: str = "runs"
+) -> list[dict[str, float | str]]:
+    """Return the costs of METER-base on VQA without adapters, with them, and of DAS with four layers skipped.
+
+    Returns:
+        `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
+        adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
+    """
+    config = METERConfig(image_size=image_size)
+    check_sizes(config, {})
+    layers, width = config.fusion_layers, config.hidden_size
     with without_content():
-        return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=40))
+        vlp, head = METER(config), build_classifier(2 * width, VQA_ANSWERS, 2 * width)
+    costs = count_costs(vlp, meta_batch(text_tokens, (3, image_size, image_size)), head, counting=counting)
+    rows: list[dict[str, float | str]] = [
+        {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}
+    ]
+    for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
+        mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
+        with_norms = int(np.where(mask, costs.skip_parameters, costs.parallel_parameters).sum())
+        norms = int(np.where(mask, 1, 3).sum()) * 2 * width
+        macs = costs.macs(mask)
+        rows.append(
+            {
+                "what": f"DAS, {text} text + {image} image" if text + image else "adapters, no skipping",
+                "macs": macs,
+                "change": macs - costs.macs_full,
+                "percent": -100 * costs.macs_saved(mask),
+                "adapters": with_norms - norms,
+                "adapters_and_norms": with_norms,
+            }
+        )
+    return rows
 
 
 def published_table(model: str) -> Table:
@@ -135,13 +166,7 @@ def published_table(model: str) -> Table:
 
 
 def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
-    """Return the commands of a column's cells: DAS, and the other methods.
-
-    Args:
-        model: `METER` or `ViLT`.
-        task: A key of `TASKS[model]`.
-        image_size: Pixels.
-    """
+    """Return the commands of a column's cells, given the model and a key of `TASKS`: DAS, and the other methods."""
     files = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
     name = f"{model.lower()}_{task}"
     das = format_command("adapt das", name, "paper", *files, *TASKS[model][task])
@@ -154,11 +179,7 @@ def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
 
 
 def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
-    """Print the tables, the files that are needed, and the commands of all cells.
-
-    Args:
-        image_sizes: The paper's pixels by model and task.
-    """
+    """Print the tables, the files that are needed, and the commands of all cells."""
     for model in TASKS:
         published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")

@@ -14,12 +14,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
-    """Return the settings with learning rates and batch size filled in, and a line that describes them.
-
-    Args:
-        config: Settings, some of them None.
-        model: What is trained.
-    """
+    """Return the settings with learning rates and batch size filled in, and a line that describes them."""
     backbone, task = model.backbone, model.task
     name = "" if backbone.config is None else backbone.config.model
     paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None

@@ -41,14 +41,7 @@ def reference_file(problem: ProblemConfig, name: str) -> Path | None:
 def find_reference(
     problem: ProblemConfig, config: TrainingConfig, name: str, labels: tuple[str, ...] | None
 ) -> Adaptation | None:
-    """Return the bundled weights of a model of the table if they were trained with these settings, else None.
-
-    Args:
-        problem: The model and its data.
-        config: Settings of fine-tuning, resolved.
-        name: Name of the model in the table.
-        labels: The task's.
-    """
+    """Return the bundled weights of a model of the table if they were trained with these settings, else None."""
     path = reference_file(problem, name)
     if path is None or not path.is_file():
         return None
@@ -61,14 +54,7 @@ def find_reference(
 
 
 def load_reference(model: AdaptedModel, problem: ProblemConfig, config: TrainingConfig, name: str) -> bool:
-    """Load the bundled weights into a model if they were trained with these settings; return whether they were.
-
-    Args:
-        model: Untrained, with nothing skipped.
-        problem: The model and its data.
-        config: Settings of fine-tuning, resolved.
-        name: Name of the model in the table.
-    """
+    """Load the bundled weights into a model if they were trained with these settings; return whether they were."""
     adaptation = find_reference(problem, config, name, model.task.labels)
     if adaptation is None:
         return False

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.base_model import cut, load_base_model
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finetune import cut, finetune, load_base_model
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -115,17 +115,9 @@ def selected_mask(rounds: Sequence[Round], masks: Sequence[np.ndarray]) -> np.nd
 
 
 def refine(
-    problem: ProblemConfig, splits: Splits[Any], masks: Sequence[np.ndarray], config: FinetuneConfig, folder: Path
+    problem: ProblemConfig, splits: Splits[Any], masks: Sequence[np.ndarray], config: TrainingConfig, folder: Path
 ) -> list[Round]:
-    """Halve masks by the losses of their fine-tuned subnets, see `halve`.
-
-    Args:
-        problem: Model and data.
-        splits: Its data.
-        masks: As for `halve`.
-        config: Settings of the final fine-tuning.
-        folder: As for `halve`.
-    """
+    """Halve masks by the losses of their fine-tuned subnets, see `halve`."""
     base, _ = load_base_model(problem)
     examples = shuffled(base.task, splits.reward, base.task.reward_examples)
     encoder = EncoderCache(base.backbone.vlp, base.task.processor, int(config.encoder_cache_gib * 2**30))

@@ -154,14 +154,7 @@ def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
 
 
 def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, test: Sequence[Any]) -> None:
-    """Write the answers of each evaluated model, `answers_<name>.json`, and the examples that reports show.
-
-    Args:
-        folder: Of the run.
-        rows: As `compare` returns them. Reports show `FULL_MODEL` and `SUBNET`.
-        task: The task.
-        test: The test split, which was evaluated.
-    """
+    """Write the answers of each evaluated model, `answers_<name>.json`, and the examples that reports show."""
     answers = {}
     for name, row in rows.items():
         if row.evaluation is None:
@@ -175,23 +168,13 @@ def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, tes
 
 
 def print_report(rows: Mapping[str, ModelResult], title: str) -> None:
-    """Print the table and the conclusion.
-
-    Args:
-        rows: As `compare` returns them.
-        title: The data that was evaluated.
-    """
+    """Print the table and the conclusion."""
     results_table([row.record() for row in rows.values()], title).print()
     print(textwrap.fill(conclusion(rows), WIDTH))
 
 
 def results_table(models: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Return the table of a run's models.
-
-    Args:
-        models: Records as `ModelResult.record` gives them. A record of another command may lack fields.
-        title: Above the table.
-    """
+    """Return the table of a run's models, given as `ModelResult.record` does. Records of other commands may lack fields."""
     places = {name: place for place, name in enumerate(IN_WORDS)}
     ordered = sorted(models, key=lambda model: places.get(model["name"], 0))
     flat = [{**model, **(model.get("evaluation") or {})} for model in ordered]

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.compare.kept import RECORD as COMPARED
+from das_gym.adapt.compare.record import RECORD as COMPARED
 from das_gym.adapt.compare.table import Line, comparison_table
 from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import results_table

@@ -140,14 +140,7 @@ class StepLoss:
         mask: np.ndarray | None,
         augment: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs.
-
-        Args:
-            examples: The examples.
-            targets: What `targets` returns for them.
-            mask: (n_layers,) bool; None = the pruned one.
-            augment: A seed and a step, to augment the images.
-        """
+        """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs."""
         pairs = self.task.pairs(examples)
         if self.caches_encoders and augment is None:
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
@@ -171,14 +164,7 @@ class StepLoss:
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
-    """Check settings before a search or training starts.
-
-    Args:
-        backbone: What is to train.
-        task: Its task.
-        hardware: As for `StepLoss`, with the precision.
-        itm_weight: As for `StepLoss`.
-    """
+    """Check settings before a search or training starts."""
     if backbone.vlp.untrainable:
         raise ValueError(f"This model cannot be trained: {backbone.vlp.untrainable} Search it without training.")
     if itm_weight:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.compare.kept import RECORD as COMPARED
-from das_gym.adapt.compare.kept import kept_model
+from das_gym.adapt.compare.record import RECORD as COMPARED
+from das_gym.adapt.compare.record import kept_model
 from das_gym.adapt.export.loading import is_exported, load_exported
 from das_gym.adapt.methods.saving import restore_adaptation
 
@@ -35,13 +35,7 @@ OPTIONAL_PATHS = ("supernet", "data_root")
 
 
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
-    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder.
-
-    Args:
-        run: Id of a run, or a folder as for `load_subnet`.
-        runs_dir: Folder of all runs.
-        method: Method whose model is found, in a run of `python -m adapt compare`; see `kept_model`.
-    """
+    """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
     if not folder.is_dir() and is_hub_id(str(run)):
         raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))

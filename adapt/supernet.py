@@ -71,18 +71,7 @@ def train_supernet(
     checkpoint: Path | None = None,
     log: Log | None = None,
 ) -> Path:
-    """Train a supernet and write its adaptation file.
-
-    Args:
-        config: Settings.
-        problem: Model and data; its `supernet` is not read.
-        out: The file to write.
-        checkpoint: File for intermediate checkpoints; an existing one is resumed.
-        log: Called with name, value and step.
-
-    Returns:
-        `out`.
-    """
+    """Train a supernet, write its adaptation file, and return its path. An existing checkpoint is resumed."""
     backbone = load_backbone(problem)
     splits = load_splits(problem)
     task = _labelled_task(task_class(problem.task), backbone.processor, splits, config)

@@ -24,7 +24,7 @@ from das_gym.config import nested
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
-from das_gym.problem.loading import check_prompts, load_backbone, task_class
+from das_gym.problem.loading import check_prompts, keep_backbone, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
 from das_gym.tasks.labels import read_labels, write_labels
@@ -58,7 +58,7 @@ class SupernetSettings(ProblemSettings):
 def prepare(settings: SupernetSettings) -> SupernetSettings:
     """Load model and vocabulary. Reject settings that cannot be trained, and prompts that are too long."""
     problem = settings.problem_config
-    backbone = load_backbone(problem)
+    backbone = keep_backbone(problem)
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
     if settings.train.vocabulary:
         read_labels(settings.train.vocabulary)

@@ -362,11 +362,7 @@ class Trainer:
         write_bytes(self.checkpoint, buffer.getvalue())
 
     def resume(self) -> None:
-        """Continue from the checkpoint, if there is one.
-
-        Raises:
-            ValueError: it is damaged, or from another configuration or number of processes.
-        """
+        """Continue from the checkpoint, if there is one."""
         path = self.checkpoint
         if path is None or not path.is_file():
             return

@@ -22,7 +22,7 @@ _PLACES = {
     "LeaveOneOut": "das_gym.agents.ask_tell.greedy",
     "MaskSpace": "das_gym.problem.mask_space",
     "RandomSearch": "das_gym.agents.ask_tell.baselines",
-    "SearchConfig": "das_gym.agents.searching.loop",
+    "SearchConfig": "das_gym.agents.searching.config",
     "SearchResult": "das_gym.agents.searching.record",
     "Turn": "das_gym.agents.searching.record",
     "Uniform": "das_gym.agents.ask_tell.heuristics",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.heuristics import Uniform as Uniform
     from das_gym.agents.compare.comparison import compare_agents as compare_agents
     from das_gym.agents.compare.oracle import make_oracle as make_oracle
-    from das_gym.agents.searching.loop import SearchConfig as SearchConfig
+    from das_gym.agents.searching.config import SearchConfig as SearchConfig
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult
     from das_gym.agents.searching.record import Turn as Turn

@@ -20,20 +20,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
+from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.compare.comparison import check_agent
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import check_agent_name, sb3_config
-from das_gym.agents.searching.loop import SearchConfig
-from rich import box
-from rich.table import Table
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.config import choice, settings_dict
 from das_gym.console import Console
+from das_gym.drawing.table import WIDTH, Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import absolute, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
@@ -99,13 +97,8 @@ class CompareSettings(RunSettings, BudgetSettings):
         table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
-        fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
-        if is_algorithm(agent):
-            return sb3_config(fields, action=None, start_from=None)
-        check_agent_name(agent)
-        check_agent_kwargs(agent, fields["agent_kwargs"])
-        return SearchConfig(**fields)
+        kwargs = {"env_kwargs": {**self.env_kwargs, **table}, "agent_kwargs": self.agent_kwargs.get(agent, {})}
+        return SearchConfig(agent=agent, **fields, **kwargs)
 
     def oracle(self) -> Oracle:
         """Return the environment that scores masks, with its ground truth."""
@@ -175,45 +168,33 @@ def checkpoints(evaluations: int) -> list[int]:
 
 def print_results(results: Sequence[AgentResult], title: str) -> None:
     """Print a table, the agent with the lowest mean regret first."""
-    evaluations = results[0].regret.shape[1]
-    near = f"within {100 * TOLERANCE:g} % of its reward"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
-    table.caption = (
+    regrets = (f"regret at {count}" for count in checkpoints(results[0].regret.shape[1]))
+    rows = [(result.agent, *cells(result)) for result in sorted(results, key=AgentResult.mean_regret)]
+    note = (
         "Medians over seeds; the figure has the quartiles. regret at n: the best mask's reward less the answer's, after n "
-        f"evaluations; found: share of seeds that found the best mask; needed: evaluations until then; near: one {near}"
+        "evaluations; found: share of seeds that found the best mask; needed: evaluations until then; near: one within "
+        f"{100 * TOLERANCE:g} % of its reward"
     )
-    table.add_column("agent", no_wrap=True)
-    for count in checkpoints(evaluations):
-        table.add_column(f"regret\nat {count}", justify="right", no_wrap=True)
-    for name in ("rank", "found", "near", "needed", "used", "test\nmetric"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in sorted(results, key=AgentResult.mean_regret):
-        table.add_row(result.agent, *(cell.partition(" (")[0] for cell in cells(result)))
-    console = Console()
-    console.width = max(console.width, 80)
-    console.print(table)
+    columns = ("agent", *regrets, "rank", "found", "near", "needed", "used", "test metric")
+    Table(columns, tuple(rows), title, (note,)).print(max(Console().width, WIDTH), heading_width=9)
 
 
-def cells(result: AgentResult) -> list[str]:
+def cells(result: AgentResult) -> tuple[str, ...]:
     """Return a row of the table: regrets, rank, found, near, needed, used, test metric; "-" for missing numbers."""
-    return [
-        *(_spread(result.regret[:, count - 1]) for count in checkpoints(result.regret.shape[1])),
-        "-" if result.ranks is None else _whole(float(quantile(result.ranks[:, -1], 50))),
+
+    def median(values: Any, digits: int = 0) -> str:
+        value = float(quantile(values, 50))
+        return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+
+    return (
+        *(median(result.regret[:, count - 1], 4) for count in checkpoints(result.regret.shape[1])),
+        "-" if result.ranks is None else median(result.ranks[:, -1]),
         f"{100 * result.found[:, -1].mean():.0f} %",
         f"{100 * result.near[:, -1].mean():.0f} %",
-        _whole(float(quantile(result.needed(), 50))),
-        f"{quantile(result.evaluations, 50):.0f}",
+        median(result.needed()),
+        median(result.evaluations),
         f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",
-    ]
-
-
-def _whole(value: float) -> str:
-    return f"{value:.0f}" if np.isfinite(value) else "-"
-
-
-def _spread(values: Any) -> str:
-    low, median, high = (float(quantile(values, percent)) for percent in (25, 50, 75))
-    return f"{median:.4f} ({low:.4f}-{high:.4f})" if np.isfinite(median) else "-"
+    )
 
 
 ex = RecordedCommand(

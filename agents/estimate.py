@@ -15,14 +15,7 @@ TURNS = 20
 
 
 def search_parts(scorer: Any, evaluations: int, masks_per_turn: int, walk: Walk | None = None) -> list[Part]:
-    """Return the parts of a search; none if a table or Ray's workers score its masks.
-
-    Args:
-        scorer: Scores masks, see `das_gym.envs.scoring.Scorer`.
-        evaluations: How many masks are scored.
-        masks_per_turn: How many of them together.
-        walk: What `time_walk` returns; None measures it.
-    """
+    """Return the parts of a search; none if a table or Ray's workers score its masks."""
     problem = getattr(scorer, "problem", None)
     if problem is None or problem.backbone.config.workers is not None:
         return []

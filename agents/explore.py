@@ -40,12 +40,7 @@ class ExploreSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def path(self) -> Path:
-        """Return the path of the table's file.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the environment is unknown or has no table.
-        """
+        """Return the path of the table's file."""
         if self.table.endswith(".npz"):
             return at_home(self.table)
         if self.table in CHECKPOINT_TABLES:
@@ -67,12 +62,7 @@ def main(settings: ExploreSettings) -> None:
 
 
 def replay_of(folder: Path, table: SubnetTable) -> Replay:
-    """Return a search in the form that the explorer of a table replays.
-
-    Raises:
-        FileNotFoundError: no search ended in that run's folder.
-        ValueError: its turns are not kept, or it searched another problem than the table's.
-    """
+    """Return a search in the form that the explorer of a table replays."""
     result = SearchResult.load(folder)
     entry = entry_of(result.env_id)
     searched = result.env_id if entry is None else entry.id

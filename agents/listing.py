@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.loop import SEARCH_DEFAULTS
+from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
 from rich.table import Table
 
 from das_gym.commandline import format_command
@@ -29,11 +29,7 @@ WIDE = 200
 
 
 def environments(columns: int = ROOMY) -> Table:
-    """Return a table of ids with named config, model, task, layers of the bundled table, and data.
-
-    Args:
-        columns: Width. Below `ROOMY`, model, task and data are left out.
-    """
+    """Return a table of ids with named config, model, task, layers of the bundled table, and data; fewer in few columns."""
     title = f"environments: gymnasium.make(id), {format_command('agents', '<short>')}"
     first = next(iter(ENVIRONMENTS.values()))
     others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on\n"

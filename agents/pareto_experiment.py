@@ -120,13 +120,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
 
 
 def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | None = None) -> ScoredMasks:
-    """Search the front, and return the scored masks in order.
-
-    Args:
-        problem: The problem to search.
-        settings: The settings of the search.
-        checkpoint: File to save the state in, and to continue from if it exists.
-    """
+    """Search the front, and return the scored masks in order; a checkpoint is written, and continued if it exists."""
     searcher = FrontSearch(problem.n_layers, problem.saved, agent_generator(settings.seed))
     parts: list[ScoredMasks] = []
     if checkpoint is not None and checkpoint.is_file():
@@ -146,11 +140,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
 
 
 def restore(searcher: FrontSearch, checkpoint: Path) -> ScoredMasks:
-    """Return the masks scored before a search was stopped, and pass them to the searcher.
-
-    Raises:
-        ValueError: The checkpoint is damaged.
-    """
+    """Return the masks scored before a search was stopped, and pass them to the searcher."""
     saved = read_json(checkpoint)
     with explain_damage(checkpoint, "start a new search"):
         scored = ScoredMasks.from_record(saved["scored"])

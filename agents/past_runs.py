@@ -33,11 +33,8 @@ ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """Sacred's names of the states of a run, and ours."""
 
-DAMAGED = "damaged"
-"""The state of a run whose files cannot be read."""
-
-DIED = "died"
-"""The state of a run whose process was killed, ran out of memory, or lost its machine."""
+DIED, DAMAGED = "died", "damaged"
+"""States of a run whose process was killed or lost its machine, and of one whose files cannot be read."""
 
 SILENCE = timedelta(minutes=2)
 """Age of the last heartbeat after which a run without a readable lock is dead. Sacred writes one every 10 s."""
@@ -106,25 +103,18 @@ class PastRun:
 
 
 def past_runs(settings: RunsSettings) -> list[PastRun]:
-    """Return the runs that match the settings, in the order that they ask for.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-    """
+    """Return the runs that match the settings, in the order that they ask for."""
     if not Path(settings.runs_dir).is_dir():
         raise FileNotFoundError(f"no folder {Path(settings.runs_dir).absolute()}: run something first, or give runs_dir=")
     files = [path for path in Path(settings.runs_dir).glob("*/run.json") if path.parent.name.isdecimal()]
-    runs = [run for run in map(_read, files) if _matches(run, settings)]
-    runs.sort(key=lambda run: -run.id)
+    runs = sorted(map(_read, files), key=lambda run: -run.id)
+    for name in ("agent", "command", "status"):
+        if (wanted := getattr(settings, name)) is not None:
+            runs = [run for run in runs if getattr(run, name) == wanted]
+    runs = [run for run in runs if (settings.env or "") in run.env]
     if settings.order == "best":
         runs.sort(key=lambda run: (run.env, run.command, math.inf if run.result is None else -run.result))
     return runs
-
-
-def _matches(run: PastRun, settings: RunsSettings) -> bool:
-    exact = {name: getattr(settings, name) for name in ("agent", "command", "status")}
-    same = all(wanted is None or getattr(run, name) == wanted for name, wanted in exact.items())
-    return same and (settings.env is None or settings.env in run.env)
 
 
 def _read(path: Path) -> PastRun:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.ground_truth import ground_truth_of
-from das_gym.agents.compare.oracle import is_tabular, make_scored
+from das_gym.agents.compare.oracle import ground_truth_of
+from das_gym.agents.searching.environment import is_tabular, make_scored
 from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
@@ -23,15 +23,7 @@ from das_gym.trust import trusted_settings
 
 
 def search_report(folder: Path) -> RunReport:
-    """Return the report of a finished search.
-
-    Args:
-        folder: Of its run.
-
-    Raises:
-        FileNotFoundError: no search ended there.
-        ValueError: its record cannot be read, its table has changed, or it names modules that are not imported.
-    """
+    """Return the report of a finished search from the folder of its run."""
     from das_gym.agents.search_experiment import SearchSettings
 
     if not (folder / RECORD).is_file():
@@ -84,7 +76,7 @@ def _facts(result: SearchResult) -> dict[str, str]:
 
 
 def _cost(result: SearchResult, env: Any) -> CostChart:
-    rows = [turn.row(i) for turn in result.history if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    rows = [row for turn in result.history if turn.examples_share == 1.0 for row in turn.rows]
     tried = {(row["macs_saved"], row["loss"]) for row in rows if row["loss"] is not None and math.isfinite(row["loss"])}
     answer = None if result.loss is None else (result.macs_saved, result.loss)
     if env is None:

@@ -6,7 +6,10 @@
     python -m agents with meter_vqa latency_saved=0.15              or parameters_saved, memory_saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with bandit agent_kwargs.learning_rate=10      a setting of the agent
-    python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3
+    python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3, 1,000 masks
+    python -m agents with meter_vqa_table maskable_ppo masks_per_turn=8     eight environments side by side
+    python -m agents with agent=sb3_contrib:CrossQ                  any class of SB3's kind
+    python -m agents with ppo start_from=runs/3                     train further what run 3 kept
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with my_model_vqa plugins=my_module              what my_module.py registers
     python -m agents with resume=3                                  continue run 3, which was stopped
@@ -17,27 +20,28 @@ A run is kept in runs/<id>/: the found mask in search.json and search.png, its t
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
-from das_gym.agents.compare.ground_truth import ground_truth_of
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.estimate import search_parts
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
-from das_gym.agents.sb3.policy import agent_file
+from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
+from das_gym.agents.searching.config import SearchConfig, with_costs
 from das_gym.agents.searching.environment import find_scorer, make_env
-from das_gym.agents.searching.loop import SearchConfig, check_search, search, with_costs
+from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import format_command
 from das_gym.config import choice, nested
-from das_gym.envs.actions import ACTION_MODES
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
 from das_gym.problem.estimate import Part, print_estimate
@@ -71,11 +75,7 @@ class EnvSettings(ModelSettings):
 
     @property
     def all_env_kwargs(self) -> dict[str, Any]:
-        """All keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default.
-
-        Raises:
-            ValueError: A setting is given twice.
-        """
+        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
         kwargs = dict(self.env_kwargs)
         for field in dataclasses.fields(EnvSettings):
             value = getattr(self, field.name)
@@ -91,43 +91,12 @@ class EnvSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
-    """The settings of `python -m agents search`.
-
-    Attributes:
-        action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
-        start_from: Trained agent to continue training: an agent.zip, or the folder of its run.
-    """
-
-    group: ClassVar[str] = "Stable-Baselines3"
-
-    action: str | None = choice(None, ACTION_MODES)
-    start_from: str | None = None
-
-    def _check_budget(self) -> None:
-        if not is_algorithm(self.agent):  # `SB3Config` has its own checks
-            super()._check_budget()
-
-    def _check_agent(self) -> None:
-        if is_algorithm(self.agent):
-            return
-        check_agent_name(self.agent)
-        for name in ("action", "start_from"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
-        super()._check_agent()
-        check_agent_kwargs(self.agent, self.agent_kwargs)
+    """The settings of `python -m agents search`."""
 
     def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for.
-
-        Raises:
-            ValueError: A setting of the environment is given twice.
-        """
+        """Return the search that the settings ask for."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SearchConfig)}
-        fields["env_kwargs"] = self.all_env_kwargs
-        if is_algorithm(self.agent):
-            return sb3_config(fields, self.action, self.start_from)
-        return SearchConfig(**fields)
+        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -144,13 +113,7 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 def check(settings: SearchSettings) -> SearchSettings:
     """Create environment and agent, which raise for invalid settings before a run starts."""
-    config = settings.search_config()
-    if not isinstance(config, SB3Config):
-        check_search(config)
-    else:
-        if config.start_from is not None:
-            agent_file(config.start_from)
-        make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
+    check_search(settings.search_config())
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -168,10 +131,8 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     config = with_costs(settings.search_config(), folder if resumed else None)
     log = _Log(run, config)
     try:
-        if isinstance(config, SB3Config):
-            from das_gym.agents.sb3.experiment import search_with_sb3
-
-            result = search_with_sb3(config, run, folder, log, resumed)
+        if is_algorithm(config.agent):
+            result = _search_with_sb3(config, run, folder, log, resumed)
         else:
             result = search(config, folder, on_turn=log, resume=resumed)
     finally:
@@ -188,6 +149,34 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
             run.add_artifact(folder / name)
     print(summary(result, folder))
     return result.reward
+
+
+def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool) -> SearchResult:
+    """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
+    from das_gym.agents.sb3.policy import AGENT
+    from das_gym.agents.sb3.train import train_sb3
+    from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
+
+    class SacredWriter(KVWriter):
+        def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+            for name, value in key_values.items():
+                if isinstance(value, Real) and math.isfinite(value) and "sacred" not in (key_excluded.get(name) or ()):
+                    run.log_scalar(name, float(value), step)
+
+        def close(self) -> None:
+            pass  # the run is still active
+
+    trained = train_sb3(config, folder, log, resume, (HumanOutputFormat(sys.stdout), SacredWriter()))
+    print(f"{config.agent} in action space {trained.action!r}, {trained.model.num_timesteps} steps; its own answer:")
+    print(f"  reward {trained.policy['reward']}, mask {trained.policy['mask']}")
+    if trained.starved:
+        print(
+            f"  ended after {trained.result.masks_asked} of {config.evaluations} evaluations: nearly none of its masks kept "
+            "the budget; action=sequence and action=scores always keep it"
+        )
+    if folder is not None:
+        run.add_artifact(folder / AGENT)
+    return trained.result
 
 
 class _Log:
@@ -285,9 +274,6 @@ def run_search(
 
     Returns:
         The run's id, its folder and the result.
-
-    Raises:
-        das_gym.experiment.RunError: A setting or a file is invalid.
     """
     run = ex.run(config_updates, named_configs, on_started=on_started)
     folder = run_folder(run)

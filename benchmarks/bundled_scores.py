@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.finetune import cut_subnet
 from PIL import Image
 
 from benchmarks.pretrain.questions import INSTRUCTION

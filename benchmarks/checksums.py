@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from das_gym.bundled import CHECKSUMS, bundled_files, checksum
+from pathlib import Path
+
+from das_gym.bundled import ASSETS, CHECKSUMS, checksum
 from das_gym.files import write_json
+
+
+def bundled_files() -> dict[str, Path]:
+    """Return every bundled file that has a checksum, by its path within `ASSETS`."""
+    files = {path.relative_to(ASSETS).as_posix(): path for path in sorted(ASSETS.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name not in ("checksums.json", "README.md")}
 
 
 def main() -> None:

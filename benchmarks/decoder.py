@@ -1,15 +1,15 @@
-"""How much cheaper masks of a causal vision-language model are in the engine than by plain forwards, as ratios of one run.
+"""How much faster the engine evaluates masks of a causal vision-language model than plain forwards, as ratios of one run.
 
     python -m benchmarks.decoder                          12 layers, 577 image positions, 4 images with 5 questions each
     python -m benchmarks.decoder --hidden 512 --json decoder.json
     python -m benchmarks.decoder --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32   as LLaVA-1.5-7B
 
-The model is LLaVA's with random weights: a CLIP tower at 336 px whose 577 positions all enter a Llama decoder. Rivals:
-  (a) plain    the model's own forward for each mask and question, image included, skipped layers left out
-  (b) batched  for each mask one forward of all questions together, with what the vision tower gave kept
-Both compute logits at the answers' tokens alone. Their time is that of `--plain` masks spread evenly over the set, times
-the size of the set. The engine's sets: a turn of 16 random masks of four of the layers (after a first turn, as in every
-turn of a search but the first), all masks of four, all masks. Losses are compared on the timed masks.
+The model has LLaVA's architecture and random weights: a CLIP tower at 336 px and a Llama decoder. Rivals:
+  (a) plain    the model's own forward for each mask and question, image included, without the skipped layers
+  (b) batched  one forward of all questions for each mask, with cached outputs of the vision tower
+Both compute logits at the answers' tokens only. `--plain` of the masks are timed, spread evenly over the set, and their mean
+time is multiplied by the size of the set. The sets: a turn of 16 random masks with four skipped layers (after a first turn,
+like every turn of a search but the first), all masks with four, all masks. Losses of the timed masks are compared.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from das_gym.files import write_json
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
@@ -45,7 +46,7 @@ TURN = 16
 
 
 def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
-    """The random model and its processor."""
+    """Build a model with random weights and its processor."""
     import transformers as t
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -96,32 +97,32 @@ def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
 
 
 def questions(images: int, each: int) -> list[AnswerExample]:
-    """Questions of 12 to 16 words, with answers of one to three, on images of noise."""
+    """Make questions of 12 to 16 words with answers of one to three words, on images of noise."""
     rng = np.random.default_rng(0)
     text = lambda low, high: " ".join(map(str, rng.integers(0, 2000, rng.integers(low, high + 1))))  # noqa: E731
     noise = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
     return [AnswerExample(f"{n} {q}", noise[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
 
 
-class Rivals:
-    """Plain forwards of the model on the same questions."""
+class PlainForwards:
+    """Plain forwards of a model on some questions."""
 
     def __init__(self, vlm: VLM, processor: PromptProcessor, examples: Sequence[AnswerExample]) -> None:
         self.vlm = vlm
         self.task = AnsweringTask(processor)  # type: ignore[arg-type]
         self.prompts: list[Prompt] = self.task.pairs(examples)
         self.encodings = [processor.encode(prompt, pixels=True) for prompt in self.prompts]
-        self.given = [vlm.encode_images(processor, prompt) for prompt in self.prompts]
+        self.given = [image_features(vlm.model, vlm.to_device(e.pixels | e.sizes)) for e in self.encodings]
         self.targets = {name: t.to(vlm.device) for name, t in self.task.targets(examples).items()}
         self.head = vlm.own_head()
 
     def plain(self, mask: np.ndarray) -> float:
-        """(a): mean loss, question by question."""
+        """Return the mean loss of one forward per question (a)."""
         logits = [self._answers([e], ()) for e in self._skipping(mask, self.encodings)]
         return self._loss(torch.cat(logits))
 
     def batched(self, mask: np.ndarray) -> float:
-        """(b): mean loss, all questions at once."""
+        """Return the mean loss of one batched forward (b)."""
         logits = [self._answers(all_of, self.given) for all_of in self._skipping(mask, [self.encodings])]
         return self._loss(torch.cat(logits))
 
@@ -140,7 +141,7 @@ class Rivals:
 
 
 def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Seconds, and what came of it."""
+    """Return the seconds and the result of a call."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -151,7 +152,7 @@ def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 def mask_sets(layers: int, whole: bool) -> dict[str, np.ndarray]:
-    """The sets of masks by name; the turn comes first."""
+    """Return the sets of masks by name, the turn first."""
     fours = np.zeros((len(list(itertools.combinations(range(layers), SKIPPED))), layers), dtype=bool)
     for row, chosen in enumerate(itertools.combinations(range(layers), SKIPPED)):
         fours[row, list(chosen)] = True
@@ -165,10 +166,10 @@ def mask_sets(layers: int, whole: bool) -> dict[str, np.ndarray]:
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> Json:
-    """Every set of masks, the engine against both rivals."""
+    """Compare the engine with both rivals on every set of masks."""
     vlm, processor = build(options)
     examples = questions(options.images, options.questions)
-    rivals = Rivals(vlm, processor, examples)
+    rivals = PlainForwards(vlm, processor, examples)
     print(
         f"{len(examples)} questions on {options.images} images, {len(rivals.encodings[0].ids)} tokens in the first",
         flush=True,
@@ -209,11 +210,11 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"hidden": 256, "layers": 12, "heads": 8, "images": 4, "questions": 5, "plain": 6}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for the full model's hidden vectors")
+    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for hidden states of the full model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-all", action="store_true", help="leave out the set of all masks")

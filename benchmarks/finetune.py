@@ -1,13 +1,13 @@
-"""Steps a second of fine-tuning with the frozen encoders' outputs computed once, and with the encoders run at every step.
+"""Steps per second of fine-tuning with cached outputs of the frozen encoders, and with the encoders run at every step.
 
     python -m benchmarks.finetune                        METER-base with random weights, 384 px, 40 text tokens
     python -m benchmarks.finetune --size mini --steps 40
     python -m benchmarks.finetune --json finetune.json
 
-Both train METER's adapters, poolers, token types and head on the same examples in the same order, from the same weights; the
-first epoch, in which outputs are computed in either case, is left out of the clock. It prints how far the weights are apart
-in the end. So it goes for the model with every layer, and for what DAS fine-tunes: without two text and two image layers.
-Two to ten minutes on two cores.
+Both train METER's adapters, poolers, token types and head on the same examples, in the same order, from the same weights.
+The first epoch, which computes the outputs in both cases, is not timed. The largest difference of the trained weights is
+printed. It is measured with all layers, and without the two text and two image layers that DAS skips. Two to ten minutes
+on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Group, Trainer, adamw, decay
 
 from benchmarks.machine import describe_machine
-from benchmarks.models import DAS, SIZES, Subject, load_subject
+from benchmarks.models import DAS, EXAMPLES, Subject, load_subject
 from das_gym.files import write_json
 from das_gym.problem.loading import Backbone
 
@@ -34,7 +34,7 @@ from das_gym.problem.loading import Backbone
 def trained(
     subject: Subject, mask: np.ndarray, reuse: bool, batch_size: int, steps: int
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Return the trained tensors by name, and steps per second after the first epoch."""
+    """Return the trained tensors by name, and the steps per second after the first epoch."""
     vlp, head = copy.deepcopy(subject.vlp), copy.deepcopy(subject.head).train().requires_grad_(True)
     vlp.prune(mask)
     vlp.freeze()
@@ -49,14 +49,14 @@ def trained(
     trainer.run(step_loss.parts, "the first epoch")
     trainer.steps = first + steps
     started = time.perf_counter()
-    trainer.run(step_loss.parts, "outputs kept" if reuse else "encoders at every step")
+    trainer.run(step_loss.parts, "cached" if reuse else "uncached")
     seconds = time.perf_counter() - started
     found = {name: p.detach() for name, p in (*vlp.named_parameters(), *head.named_parameters()) if p.requires_grad}
     return found, steps / seconds
 
 
 def compare(subject: Subject, skipped: Sequence[str], batch_size: int, steps: int) -> dict[str, Any]:
-    """Both ways, one after the other."""
+    """Train with and without the cache, one after the other."""
     mask = np.array([layer.name in skipped for layer in subject.vlp.layers])
     kept, fast = trained(subject, mask, True, batch_size, steps)
     run, slow = trained(subject, mask, False, batch_size, steps)
@@ -66,17 +66,17 @@ def compare(subject: Subject, skipped: Sequence[str], batch_size: int, steps: in
         "examples": len(subject.examples),
         "batch_size": batch_size,
         "steps": steps,
-        "kept_steps_a_second": fast,
-        "run_steps_a_second": slow,
+        "cached_steps_per_second": fast,
+        "uncached_steps_per_second": slow,
         "ratio": fast / slow,
         "largest_difference_of_a_weight": apart,
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--size", choices=EXAMPLES, default="base")
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6, help="after the first epoch")
@@ -85,11 +85,11 @@ def main(arguments: list[str] | None = None) -> None:
     subject, records = load_subject(options.size, options.examples), []
     for skipped in ((), DAS):
         record = compare(subject, skipped, options.batch_size, options.steps)
-        of_what = f"without {', '.join(skipped)}" if skipped else "every layer"
+        model = f"without {', '.join(skipped)}" if skipped else "all layers"
         print(
-            f"METER-{options.size}, {of_what}, {record['batch_size']} "
-            f"examples a step: {record['kept_steps_a_second']:.2f} steps a second with encoder outputs kept, "
-            f"{record['run_steps_a_second']:.2f} without: {record['ratio']:.2f} times as many; weights differ by "
+            f"METER-{options.size}, {model}, {record['batch_size']} "
+            f"examples a step: {record['cached_steps_per_second']:.2f} steps per second with cached encoder outputs, "
+            f"{record['uncached_steps_per_second']:.2f} without: {record['ratio']:.2f} times as many; weights differ by "
             f"{record['largest_difference_of_a_weight']:.1e} at most",
             flush=True,
         )

@@ -1,15 +1,13 @@
-"""Whether what units take adds up to what whole subnets take by the clock, and whether fewer MACs are less time.
+"""Compare the sum of unit latencies with the measured latency of whole subnets, and saved MACs with saved time.
 
     python -m benchmarks.latency                            METER-base (random weights)
     python -m benchmarks.latency --models meter_mini vilt_mini smolvlm_mini          the bundled models
     python -m benchmarks.latency --batch 1 --subnets 10 --json latency.json
 
-Random subnets, 1 to n - 1 units skipped, have what they skip removed and run from pixels and tokens to logits; predicted is
-the sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and the parts of the model take turns, so that
-whatever else the machine does weighs on both alike; medians are compared. METER is also run full, which has no adapters,
-and as DAS with k = 4, two text and two image layers skipped and adapters everywhere, both with the pooled token alone in
-the last stage: what that saves by the clock is compared with what it saves in MACs. `--cpu` counts the time of one thread's
-processor and not of the clock, for machines that do other things besides.
+Random subnets with 1 to n - 1 skipped units, which are removed, run from pixels and tokens to logits. The prediction is the
+sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and parts are timed in turns, in random order, so that
+other load affects both; medians are compared. METER is also run full without adapters, and as DAS with k = 4: two text and
+two image layers skipped, adapters everywhere. Its share of saved time is compared with its share of saved MACs.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ from das_gym.problem.unit_latency import UnitTimer, make_timed_forward, without_
 
 MODELS = ("meter_base", "meter_mini", "vilt_mini", "smolvlm_mini")
 ROUNDS = {"meter_base": 8}
-"""Timed runs of each subnet; 40 of the small models."""
+"""Timed runs of each subnet; 40 for the small models."""
 
-WARM = 2
-"""Rounds before those that are counted."""
+WARM_UP = 2
+"""Rounds that are not counted."""
 
 
 def subject_of(name: str, batch: int) -> Subject:
-    """Model, head, task and as many examples."""
+    """Load a model with its head, its task and a batch of examples."""
     if name.startswith("meter"):
         return load_subject(name.removeprefix("meter_"), batch)
     kinds = {"vilt_mini": {"model": "ViLT"}, "smolvlm_mini": {"model": "VLM", "task": "answering"}}
@@ -54,28 +52,28 @@ def subject_of(name: str, batch: int) -> Subject:
 
 
 def costs_of(subject: Subject) -> Costs:
-    """What it costs at the longest of its examples."""
+    """Count the costs at the longest of the examples."""
     task = subject.task
     sample = subject.vlp.sample(task.processor, task.pairs(subject.examples), MacCounter(subject.vlp))
     return count_costs(subject.vlp, sample, subject.head, task.group_features, task.passes)
 
 
 def pruned(vlp: VLP, mask: np.ndarray) -> VLP:
-    """A subnet on the same weights, without what the mask removes."""
+    """Return a subnet that shares the weights, without the layers that the mask removes."""
     twin = copy.deepcopy(vlp, {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())})
     twin.prune(mask)
     return twin
 
 
 def random_masks(n_layers: int, count: int) -> np.ndarray:
-    """(count, n_layers) bool: 1 to n - 1 units skipped, each number as likely."""
+    """Return (count, n_layers) masks with 1 to n - 1 skipped units, uniformly distributed."""
     rng = np.random.default_rng(0)
     return np.array([rng.permutation(n_layers) < rng.integers(1, n_layers) for _ in range(count)])
 
 
 @torch.inference_mode()
-def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """The record of one model at one batch size."""
+def measure(name: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
+    """Return the record of one model at one batch size."""
     subject = subject_of(name, batch)
     vlp, names = subject.vlp, [layer.name for layer in subject.vlp.layers]
     masks = random_masks(len(names), subnets)
@@ -87,21 +85,25 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
     bare = without_adapters_sharing(vlp)
     whole = None if bare is None else make_timed_forward(bare, subject.head, subject.task, subject.examples)
     timer = UnitTimer(
-        make_timed_forward(vlp, subject.head, subject.task, subject.examples), whole, len(names), torch.device("cpu"), clock
+        make_timed_forward(vlp, subject.head, subject.task, subject.examples),
+        whole,
+        len(names),
+        torch.device("cpu"),
+        time.perf_counter,
     )
     run.append(whole or timer.timed)
     taken = []
-    for number in range(WARM + rounds):
-        if number == WARM:
+    for number in range(WARM_UP + rounds):
+        if number == WARM_UP:
             timer.reset()
             taken = []
         timer.round()
-        taken.append(in_turns(run, clock, np.random.default_rng(number)))
+        taken.append(in_turns(run, time.perf_counter, np.random.default_rng(number)))
     return compared(timer, np.array(taken), masks, costs_of(subject).macs_cost, meter)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng: np.random.Generator) -> list[float]:
-    """Milliseconds of one run of each, in an order drawn again: what runs before another may weigh on it."""
+    """Return the milliseconds of one run of each call, in random order, since one run can affect the next."""
     taken = [0.0] * len(calls)
     for place in rng.permutation(len(calls)):
         taken[place] = elapsed(calls[place], clock)
@@ -109,21 +111,21 @@ def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng
 
 
 def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """Milliseconds of one run."""
+    """Return the milliseconds of one run."""
     started = clock()
     call()
     return 1000 * (clock() - started)
 
 
 def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool) -> dict[str, Any]:
-    """Predicted and measured latency.
+    """Compare predicted and measured latency.
 
     Args:
-        timer: Has timed the parts.
-        taken: (rounds, subnets + 1) milliseconds, the last of the model without adapters.
-        masks: (subnets, n_layers); the last is that of DAS where `das` is true.
-        macs: What masks cost in MACs.
-        das: Whether DAS is compared, too.
+        timer: Times of the parts.
+        taken: (rounds, subnets + 1) milliseconds, the last column of the model without adapters.
+        masks: (subnets, n_layers) masks.
+        macs: Cost of masks in MACs.
+        das: Whether the last mask is that of DAS.
     """
     figures, taken, full = timer.latencies(), taken[:, :-1], taken[:, -1]
     predicted, measured = figures.cost.amounts(masks), np.median(taken, axis=0)
@@ -145,8 +147,8 @@ def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskC
     return {**record, "error": Spread.of(errors)._asdict(), "largest_error": float(errors.max())}
 
 
-def told(name: str, batch: int, record: dict[str, Any]) -> str:
-    """The record in words."""
+def describe(name: str, batch: int, record: dict[str, Any]) -> str:
+    """Return a record as text."""
     error, count = record["error"], len(record["subnets"])
     lines = [
         f"{name}, batch {batch}: {count} random subnets, predicted within {error['median']:.1%} of the clock in the median "
@@ -165,7 +167,7 @@ def told(name: str, batch: int, record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,20 +175,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="examples at a time (default 1 and 8)")
     parser.add_argument("--subnets", type=int, default=30, help="random subnets (default 30)")
     parser.add_argument("--rounds", type=int, help="timed runs of each; default 8 (base), 40 (mini)")
-    parser.add_argument("--cpu", action="store_true", help="count processor time of one thread")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.cpu:
-        torch.set_num_threads(1)
     machine, records = describe_machine(), []
     for name in options.models:
         for batch in options.batch:
             rounds = options.rounds or ROUNDS.get(name, 40)
-            record = measure(name, batch, options.subnets, rounds, time.thread_time if options.cpu else time.perf_counter)
-            print(told(name, batch, record), flush=True)
+            record = measure(name, batch, options.subnets, rounds)
+            print(describe(name, batch, record), flush=True)
             records.append({"model": name, "batch": batch, **record})
     if options.json:
-        write_json(options.json, {"machine": machine, "cpu_time": options.cpu, "records": records})
+        write_json(options.json, {"machine": machine, "records": records})
 
 
 if __name__ == "__main__":

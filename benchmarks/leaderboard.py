@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.ask_tell.base import agent_class, make_agent
+from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
 from das_gym.agents.compare.results import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
-from das_gym.agents.sb3.config import check_agent_name
 
 from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
 from benchmarks.search.planted import CLIMBS, FAMILIES
@@ -140,8 +139,8 @@ run the command again.
 ## Up to 12 units
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
-and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on
-`train` of the suite. *ms*: processor time of a turn.
+and problems of three models of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy`
+was trained on `train` of the suite. *ms*: processor time of a turn.
 
 {short_table(short)}
 

@@ -1,9 +1,9 @@
-"""Which edits of the code would no test notice? Cosmic Ray edits one expression after another and runs the room's tests.
+"""Mutation testing: Cosmic Ray edits one expression of a module at a time, and the module's tests should fail.
 
-python -m benchmarks.mutation bandit budget       those rooms; without names all of them, which takes hours
-python -m benchmarks.mutation bandit --limit 40   a sample of 40 edits per room, with a fixed seed
+python -m benchmarks.mutation bandit budget       these modules; all of them without names, which takes hours
+python -m benchmarks.mutation bandit --limit 40   a random sample of 40 edits per module, with a fixed seed
 
-Needs `pip install cosmic-ray`. It works in a clone of HEAD: nothing here is edited. Prints each survivor as a diff.
+Needs `pip install cosmic-ray`. It edits a clone of HEAD, and prints each edit that no test noticed as a diff.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from das_gym.config import check_names
 REPOSITORY = Path(__file__).parents[1]
 COSMIC_RAY = (sys.executable, "-m", "cosmic_ray.cli")
 SLOWEST = 300.0
-"""Seconds that the tests of a room may take under an edit; one that takes longer counts as noticed."""
+"""Seconds that the tests may take with an edit; one that takes longer counts as noticed."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """A file whose code is edited, and the tests that are to notice.
+class Target:
+    """A module that is edited, and its tests.
 
     Attributes:
         module: Path of the file, from the repository.
@@ -40,19 +40,19 @@ class Room:
     tests: tuple[str, ...]
 
 
-ROOMS = {
-    "bandit": Room("agents/ask_tell/bandit.py", ("tests/agents/ask_tell/test_bandit.py",)),
-    "budget": Room("das_gym/problem/budget.py", ("tests/problem/test_budget.py", "tests/problem/test_rewards.py")),
-    "rewards": Room("das_gym/problem/rewards.py", ("tests/problem/test_rewards.py",)),
-    "statistics": Room("das_gym/problem/statistics.py", ("tests/problem/test_statistics.py",)),
-    "tree": Room("das_gym/engine/tree.py", ("tests/engine",)),
-    "evaluator": Room("das_gym/engine/evaluator.py", ("tests/engine",)),
-    "encoder_cache": Room("das_gym/engine/encoder_cache.py", ("tests/engine",)),
-    "memory": Room("das_gym/engine/memory.py", ("tests/engine",)),
-    "supernet": Room("adapt/supernet.py", ("tests/adapt/test_supernet.py",)),
-    "training": Room("adapt/training.py", ("tests/adapt/test_training.py",)),
+TARGETS = {
+    "bandit": Target("agents/ask_tell/bandit.py", ("tests/agents/ask_tell/test_bandit.py",)),
+    "budget": Target("das_gym/problem/budget.py", ("tests/problem/test_budget.py", "tests/problem/test_rewards.py")),
+    "rewards": Target("das_gym/problem/rewards.py", ("tests/problem/test_rewards.py",)),
+    "statistics": Target("das_gym/problem/statistics.py", ("tests/problem/test_statistics.py",)),
+    "tree": Target("das_gym/engine/tree.py", ("tests/engine",)),
+    "evaluator": Target("das_gym/engine/evaluator.py", ("tests/engine",)),
+    "encoder_cache": Target("das_gym/engine/encoder_cache.py", ("tests/engine",)),
+    "memory": Target("das_gym/engine/memory.py", ("tests/engine",)),
+    "supernet": Target("adapt/supernet.py", ("tests/adapt/test_supernet.py",)),
+    "training": Target("adapt/training.py", ("tests/adapt/test_training.py",)),
 }
-"""By the name to type."""
+"""By name."""
 
 CONFIG = """
 [cosmic-ray]
@@ -79,19 +79,19 @@ def choose(session: Path, limit: int | None) -> None:
 
 
 def survivors(session: Path) -> tuple[int, list[str]]:
-    """How many edits were tried, and the diffs of those that no test noticed."""
+    """Return the number of edits and the diffs of those that no test noticed."""
     dump = subprocess.run([*COSMIC_RAY, "dump", session], check=True, capture_output=True, text=True).stdout
     results = [json.loads(line)[1] for line in dump.splitlines()]
     tried = [result for result in results if result is not None]
     return len(tried), [result["diff"] or "" for result in tried if result["test_outcome"] == "survived"]
 
 
-def run(room: Room, clone: Path, limit: int | None) -> tuple[int, list[str]]:
-    """Edit a room in a clone of the repository; returns what `survivors` does."""
-    tests = " ".join(test for test in room.tests if (clone / test).exists())
+def run(target: Target, clone: Path, limit: int | None) -> tuple[int, list[str]]:
+    """Edit a module in a clone of the repository; returns what `survivors` does."""
+    tests = " ".join(test for test in target.tests if (clone / test).exists())
     config, session = clone / "mutation.toml", clone / "mutation.sqlite"
     session.unlink(missing_ok=True)
-    config.write_text(CONFIG.format(module=room.module, timeout=SLOWEST, python=sys.executable, tests=tests))
+    config.write_text(CONFIG.format(module=target.module, timeout=SLOWEST, python=sys.executable, tests=tests))
     subprocess.run([*COSMIC_RAY, "init", config, session], check=True, cwd=clone)
     choose(session, limit)
     subprocess.run([*COSMIC_RAY, "baseline", config], check=True, cwd=clone)
@@ -100,19 +100,19 @@ def run(room: Room, clone: Path, limit: int | None) -> tuple[int, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Edit the rooms that are named and print what survives."""
+    """Edit the named modules and print the edits that survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; default all")
-    parser.add_argument("--limit", type=int, help="edits a room at most")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; default all")
+    parser.add_argument("--limit", type=int, help="largest number of edits per module")
     options = parser.parse_args(arguments)
-    check_names(options.rooms, ROOMS, "room")
+    check_names(options.modules, TARGETS, "module")
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "das_gym"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
         for name in ("agents", "adapt"):  # the clone's own, and not those of an editable install
             (clone / "das_gym" / name).symlink_to(clone / name)
-        for name in options.rooms or ROOMS:
-            tried, left = run(ROOMS[name], clone, options.limit)
+        for name in options.modules or TARGETS:
+            tried, left = run(TARGETS[name], clone, options.limit)
             print(f"{name}: {tried} edits, {len(left)} survive")
             for diff in left:
                 print(diff)

@@ -3,18 +3,15 @@
     python -m benchmarks.plain_forward               METER-base, batches of 1, 2 and 8, about 5 minutes on 2 quiet cores
     python -m benchmarks.plain_forward --batch 1 --json plain_forward.json
 
-The other side spells attention of text and fusion layers out (scores, additive mask, softmax, dropout that does nothing),
-packs query, key and value of the vision encoder as `nn.MultiheadAttention` does, and computes every token in the last stage.
-Adapters are there on both sides, nothing is skipped, nothing is kept, and both give the same features. The two take turns;
-ratios are of neighbours in time, medians with quartiles. `--cpu` counts the time of one thread's processor and not of the
-clock, for machines that do other things besides.
+The reference computes attention of text and fusion layers step by step (scores, additive mask, softmax), uses
+`multi_head_attention_forward` with packed weights in the vision encoder, and computes every token in the last stage. Both
+sides have adapters, skip nothing, cache nothing and return the same features. They are timed alternately; ratios are
+medians and quartiles over pairs of neighbouring runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +24,14 @@ from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
-from das_gym.problem.latency import Spread
+from das_gym.problem.latency import Spread, measure_latency
 
 TEXT = 40
 """Tokens of a text."""
 
-WARM = 2
-"""Forwards of each that are not counted."""
-
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """Attention in words: (batch, n, width) each; `mask` is added to the scores."""
+    """Attention of (batch, n, width) tensors; `mask` is added to the scores."""
     query, key, value = (t.view(*t.shape[:2], heads, -1).permute(0, 2, 1, 3) for t in (query, key, value))
     scores = torch.matmul(query, key.transpose(-1, -2)) / query.shape[-1] ** 0.5
     if mask is not None:
@@ -47,10 +41,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tenso
 
 
 class ReferenceLike:
-    """METER's forward, as its own code goes about it.
+    """METER's forward in the way of its own code.
 
     Args:
-        vlp: Whose weights are used; in eval mode.
+        vlp: Model in eval mode, whose weights are used.
     """
 
     def __init__(self, vlp: METER) -> None:
@@ -64,7 +58,7 @@ class ReferenceLike:
         ]
 
     def text(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """RoBERTa, layer by layer."""
+        """Run RoBERTa."""
         encoder = self.vlp.text_encoder
         hidden = encoder.embeddings(input_ids=input_ids)
         for layer in encoder.encoder.layer:
@@ -75,7 +69,7 @@ class ReferenceLike:
         return self.vlp.text_transform(hidden)
 
     def image(self, image: Tensor) -> Tensor:
-        """CLIP-ViT, tokens first, as its authors have it."""
+        """Run CLIP-ViT, with tokens as the first dimension."""
         encoder = self.vlp.image_encoder
         hidden = encoder.pre_layrnorm(encoder.embeddings(image)).permute(1, 0, 2)
         for layer, (weight, bias) in zip(encoder.encoder.layers, self.packed, strict=True):
@@ -90,7 +84,7 @@ class ReferenceLike:
         return self.vlp.image_transform(encoder.post_layernorm(hidden.permute(1, 0, 2)))
 
     def fusion(self, layer: Any, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
-        """A fusion layer, all tokens."""
+        """Run a fusion layer on all tokens."""
         for part, other, mask, norm, adapter in (
             (layer.self_attention, None, x_mask, layer.self_norm, layer.self_adapter),
             (layer.cross_attention, y, y_mask, layer.cross_norm, layer.cross_adapter),
@@ -102,7 +96,7 @@ class ReferenceLike:
         return layer.feed_norm(update + x) + layer.feed_adapter(x)
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """(batch, 2 * hidden_size) features."""
+        """Return (batch, 2 * hidden_size) features."""
         vlp = self.vlp
         text_mask = (1.0 - batch["attention_mask"][:, None, None].float()) * -10000.0
         text, image = self.text(batch["input_ids"], text_mask), self.image(batch["image"])
@@ -121,7 +115,7 @@ class ReferenceLike:
 
 
 def make_batch(config: METERConfig, rows: int) -> dict[str, Tensor]:
-    """Random images, and texts of `TEXT` tokens."""
+    """Return random images, and texts of `TEXT` tokens."""
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(5, config.vocab_size, (rows, TEXT), generator=generator)
     image = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
@@ -129,36 +123,26 @@ def make_batch(config: METERConfig, rows: int) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def measure(vlp: METER, rows: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """The record of one batch size."""
-    batch, theirs = make_batch(vlp.config, rows), ReferenceLike(vlp)
-    difference = float((vlp(batch) - theirs(batch)).abs().max())
-    calls: dict[str, Callable[[], Tensor]] = {"ours": lambda: vlp(batch), "reference-like": lambda: theirs(batch)}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(WARM + repeats):
-        for name, call in calls.items():
-            started = clock()
-            call()
-            if turn >= WARM:
-                seconds[name].append(clock() - started)
-    ratio = Spread.of(np.array(seconds["reference-like"]) / np.array(seconds["ours"]))
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    return {"batch": rows, "faster": ratio._asdict(), "seconds": medians, "largest_difference": difference}
+def measure(vlp: METER, rows: int, repeats: int) -> dict[str, Any]:
+    """Return the record of one batch size."""
+    batch, reference = make_batch(vlp.config, rows), ReferenceLike(vlp)
+    difference = float((vlp(batch) - reference(batch)).abs().max())
+    times = measure_latency({"ours": lambda: vlp(batch), "reference": lambda: reference(batch)}, repeats, runs=1)
+    ratio = Spread.of(times["reference"] / times["ours"])
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {"batch": rows, "faster": ratio._asdict(), "milliseconds": medians, "largest_difference": difference}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plain_forward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 8])
-    parser.add_argument("--repeats", type=int, default=9, help="timed forwards of each (default 9)")
-    parser.add_argument("--cpu", action="store_true", help="count processor time of one thread")
-    parser.add_argument("--mini", action="store_true", help="a small model, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=9, help="timed forwards of each")
+    parser.add_argument("--mini", action="store_true", help="a small model")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.cpu:
-        torch.set_num_threads(1)
     torch.manual_seed(0)
     small = {"image_size": 64, "fusion_layers": 2, "vision_layers": 1, "text_layers": 1} if options.mini else {}
     vlp = METER(METERConfig(**small))
@@ -168,17 +152,17 @@ def main(arguments: list[str] | None = None) -> None:
     vlp.freeze()
     records, machine = [], describe_machine()
     for rows in options.batch:
-        record = measure(vlp, rows, options.repeats, time.thread_time if options.cpu else time.perf_counter)
-        ratio, seconds = record["faster"], record["seconds"]
+        record = measure(vlp, rows, options.repeats)
+        ratio, times = record["faster"], record["milliseconds"]
         print(
             f"batch {rows}: {ratio['median']:.3f} times as fast ({ratio['low']:.3f}..{ratio['high']:.3f}); "
-            f"{seconds['ours']:.2f} s for {seconds['reference-like']:.2f} s; features differ by at most "
+            f"{times['ours']:.0f} ms instead of {times['reference']:.0f} ms; features differ by at most "
             f"{record['largest_difference']:.1e}",
             flush=True,
         )
         records.append(record)
     if options.json:
-        write_json(options.json, {"machine": machine, "cpu_time": options.cpu, "records": records})
+        write_json(options.json, {"machine": machine, "records": records})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How long and how much memory at the size that people have: the estimate of a command next to the clock.
 
     python -m benchmarks.real_size bundled          search, table, adapt and shrink of the two bundled models, shortened
-    python -m benchmarks.real_size smolvlm-256m     shrink: a short search, removal and a few steps of recovery, end to end
+    python -m benchmarks.real_size smolvlm-256m     one turn of a search, removal, and `shrink` with two steps of recovery
     python -m benchmarks.real_size qwen2-vl-2b      in bfloat16: one turn of a search, then removal and saving of the rest
     python -m benchmarks.real_size llava-1.5-7b     memory of search and recovery from shapes, on the meta device
 
@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import saved_bytes, training_bytes
+from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
 
@@ -38,6 +38,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.macs import counted
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
+from das_gym.problem.estimate import saved_bytes
 
 BUNDLED = {
     "search METER": "agents with evaluations=60",
@@ -51,9 +52,10 @@ BUNDLED = {
 }
 """Commands whose estimates are compared with the clock."""
 
-SMOLVLM_256M = "skip_num=6 search.reward_examples=16 search.evaluations=6 train.steps=4 train.batch_size=4 test_examples=8"
-QWEN2_VL_2B = "skip_num=4 reward_examples=4 evaluations=3 agent=random"
-"""Settings of the shortened commands."""
+SEARCH = "agents;with;vlm_answering;skip_num=4;reward_examples=2;evaluations=3;agent=random"
+SHRINK = f"adapt;shrink;with;mask={[0, 0, 0, 1, 0] * 6};train.steps=2;train.batch_size=2;test_examples=2;control=False"
+COMMANDS = {"smolvlm-256m": {"search": SEARCH, "shrink": SHRINK}, "qwen2-vl-2b": {"search": SEARCH}}
+"""Shortened commands for models of real size: words, separated by semicolons."""
 
 QWEN_TOKENS = Tokens(
     special=(
@@ -118,6 +120,10 @@ def qwen2_vl_2b() -> tuple[Any, Any]:
     processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(**size), tokenizer, t.Qwen2VLVideoProcessor(**size))
     processor.chat_template = QWEN_TEMPLATE
     return config, processor
+
+
+MODELS = {"smolvlm-256m": (smolvlm_256m, torch.float32), "qwen2-vl-2b": (qwen2_vl_2b, torch.bfloat16)}
+"""Models with random weights, and their dtype."""
 
 
 def llava_7b() -> Any:
@@ -275,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b"))
     parser.add_argument("--folder", type=Path, default=Path("real_size"), help="for checkpoints and runs")
-    parser.add_argument("--only", default="", help="commands of `bundled` whose name contains this")
+    parser.add_argument("--only", default="", help="commands whose name contains this")
     parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
     parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
     parser.add_argument("--processor-time", action="store_true", help="instead of the clock's, on a busy machine")
@@ -288,15 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 compare_with_clock(name, [*command.split(), f"runs_dir={runs}"], options.processor_time)
     elif options.what == "llava-1.5-7b":
         estimate_7b(options.tokens, options.batch, removed=6, cached_images=500, tree_gib=3.0)
-    elif options.what == "smolvlm-256m":
-        folder = write_checkpoint(smolvlm_256m(), options.folder / options.what, torch.float32)
-        words = ["adapt", "shrink", "with", f"checkpoint={folder}", *SMOLVLM_256M.split(), f"runs_dir={runs}"]
-        compare_with_clock(f"shrink {options.what}", words, options.processor_time)
     else:
-        folder = write_checkpoint(qwen2_vl_2b(), options.folder / options.what, torch.bfloat16)
-        words = ["agents", "with", "vlm_answering", f"checkpoint={folder}", *QWEN2_VL_2B.split(), f"runs_dir={runs}"]
-        compare_with_clock(f"search {options.what}", words, options.processor_time)
-        remove_layers(folder, options.folder / f"{options.what}-smaller")
+        made, dtype = MODELS[options.what]
+        folder = write_checkpoint(made(), options.folder / options.what, dtype)
+        shared = [f"checkpoint={folder}", f"runs_dir={runs}"]
+        for name, words in COMMANDS[options.what].items():
+            if options.only in name:
+                compare_with_clock(f"{name} {folder.name}", [*words.split(";"), *shared], options.processor_time)
+        if options.only in "removal":
+            remove_layers(folder, options.folder / f"{folder.name}-smaller")
 
 
 if __name__ == "__main__":

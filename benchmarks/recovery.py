@@ -1,12 +1,12 @@
-"""How much of what deletion lost recovery brings back, by its settings, on held-out examples.
+"""How much of the loss from removed layers recovery regains, by its settings, on held-out examples.
 
     python -m benchmarks.recovery                                       the bundled model and data, 20 % of the MACs
     python -m benchmarks.recovery --checkpoint DIR --data-root DIR --macs-saved 0.2 --json recovery.json
     python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000 --hidden none cosine
 
-One search (bayes) finds the mask, unless one is given; every setting then starts from the same deletion. Settings are
-compared on the reward split, and the test split is asked once at the end, for the best of them: loss (nats), and score of
-generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss (and the same of the score).
+A search with `bayes` finds the mask, unless one is given, and every setting trains the same pruned model. Settings are
+compared by the loss on the reward split. The best is evaluated on the test split: loss (nats), and score of generated
+answers. The regained share is (shrunk - recovered) / (shrunk - full).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
@@ -38,7 +39,7 @@ BATCH = 8
 
 
 def find_mask(options: argparse.Namespace, config: ProblemConfig) -> np.ndarray:
-    """(n_layers,) bool: the one that is given, or what a search finds."""
+    """Return the given mask, or that of a search."""
     if options.mask is not None:
         return np.array(options.mask, dtype=bool)
     given = {
@@ -59,63 +60,63 @@ class Subject:
 
     Args:
         problem: The full model with its data.
-        mask: What is deleted.
-        examples: Most examples of the reward split, and of the test split.
-        longest: Settings with the most steps: the full model answers once for all.
+        mask: Layers to remove.
+        examples: Largest number of examples of the reward split, and of the test split.
+        longest: Settings with the most steps: the teacher's outputs are computed once.
     """
 
     def __init__(self, problem: Problem, mask: np.ndarray, examples: int, longest: RecoveryConfig) -> None:
         self.problem, self.task, self.mask = problem, problem.task, mask
-        self.whole = as_vlm(problem)
+        self.full = as_vlm(problem)
         self.held_out = shuffled(problem.task, problem.splits.reward, examples)
         self.test = shuffled(problem.task, problem.splits.test, examples)
-        self.teacher = make_teacher(self.whole, self.task, problem.splits.train, longest)
+        self.teacher = make_teacher(self.full, self.task, problem.splits.train, longest)
 
     def loss(self, vlm: VLM, examples: Sequence[Any]) -> float:
-        """Mean, in nats."""
+        """Return the mean loss, in nats."""
         return loss_of(vlm, self.task, self.task.open_ended(examples), BATCH, "loss")
 
     def score(self, vlm: VLM) -> np.ndarray:
-        """(n,) scores of generated answers to test examples."""
+        """Return (n,) scores of the answers that a model generates for test examples."""
         prompts = self.task.pairs(self.task.open_ended(self.test))
         return answer_scores(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
 
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
-        """A model trained after the deletion, and the seconds that took."""
-        student, started = pruned_copy(self.whole, self.mask), time.perf_counter()
-        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
+        """Train a pruned model; return it and the seconds."""
+        student, started = pruned_copy(self.full, self.mask), time.perf_counter()
+        Recovery(student, self.full, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
         return student, time.perf_counter() - started
 
 
 def regained(full: float, shrunk: float, recovered: float) -> float | None:
-    """Share of what was lost that is back; None where nothing was lost."""
+    """Return the share of the loss that was recovered; None if nothing was lost."""
     return None if shrunk == full else (shrunk - recovered) / (shrunk - full)
 
 
 def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
-    """Every combination that is asked for."""
+    """Return every combination of the settings."""
     every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
     same = {"batch_size": options.batch_size, "seed": options.seed}
     return [RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, **same) for r, s, rate, h in every]
 
 
 def words(config: RecoveryConfig) -> str:
-    """The settings that were varied."""
+    """Return the varied settings as text."""
     return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The record of one model."""
+    """Compare the settings on one model."""
     config = ProblemConfig(
         model="VLM", task="answering", checkpoint=options.checkpoint, data_root=options.data_root, dtype=options.dtype
     )
     mask = find_mask(options, config)
     every = settings_of(options)
     subject = Subject(load_problem(config), mask, options.examples, max(every, key=lambda settings: settings.steps))
-    shrunk = pruned_copy(subject.whole, mask)
-    held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
+    shrunk = pruned_copy(subject.full, mask)
+    held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.full), ("shrunk", shrunk))}
     saved = subject.problem.costs.macs_saved(mask)
-    layers = draw_mask(subject.whole, mask)
+    layers = draw_mask(subject.full, mask)
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     rows, best = [], (float("inf"), shrunk)
     for settings in every:
@@ -126,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         told = "nothing was lost" if share is None else f"{100 * share:.0f} % regained"
         print(f"  {words(settings)}: held-out loss {loss:.4f}, {told}, {seconds:.0f} s")
         best = min(best, (loss, student), key=lambda pair: pair[0])
-    models = {"full": subject.whole, "shrunk": shrunk, "recovered": best[1]}
+    models = {"full": subject.full, "shrunk": shrunk, "recovered": best[1]}
     scores = {name: subject.score(vlm) for name, vlm in models.items()}
     test = {
         name: {
@@ -140,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> str:
-    """Evaluate on the test split."""
+    """Return the scores on the test split as text."""
     lines = [
         f"  {name:<9} score {100 * row['score']:.1f} % ({100 * row['interval'][0]:.1f}..{100 * row['interval'][1]:.1f}), "
         f"loss {row['loss']:.4f}"
@@ -154,22 +155,22 @@ def report(record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", help="folder of a model of transformers; default the bundled one")
+    parser.add_argument("--checkpoint", help="folder of a model of transformers; default: the bundled model")
     parser.add_argument("--data-root")
     parser.add_argument("--dtype")
     parser.add_argument("--macs-saved", type=float, default=0.2)
-    parser.add_argument("--mask", type=int, nargs="+", help="0 or 1 a layer, 1 = deleted; default a search")
+    parser.add_argument("--mask", type=int, nargs="+", help="0 or 1 per layer, 1 = removed; default: a search")
     parser.add_argument("--evaluations", type=int, default=120, help="of the search")
     parser.add_argument("--recover", nargs="+", choices=("lora", "full", "adapters"), default=["lora", "full"])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--examples", type=int, default=500, help="most of each split that is held out")
+    parser.add_argument("--examples", type=int, default=500, help="largest number of examples of each held-out split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import deciding_settings, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     for name in (FULL_MODEL, BASELINE):
         model = untrained(name)
-        config, _ = resolve_defaults(FinetuneConfig(), model)
+        config, _ = resolve_defaults(TrainingConfig(), model)
         finetune(model, splits, config, f"fine-tuning, {name}")
         metric = evaluate(model, splits.test, f"evaluating, {name}").metric
         print(f"{name}: {100 * metric:.2f} % on test")

@@ -12,15 +12,9 @@ ASSETS = Path(__file__).parent / "assets"
 CHECKSUMS = ASSETS / "checksums.json"
 """SHA-256 of every bundled file, by its path within `ASSETS`."""
 
-UNLISTED = ("checksums.json", "README.md")
-
 
 def check_bundled(path: Path) -> None:
-    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process.
-
-    Args:
-        path: Any path. Only bundled files are checked.
-    """
+    """Check a bundled file, or every file of a bundled folder, against its checksum, once per process."""
     if path.is_relative_to(ASSETS):
         _compare(path)
 
@@ -42,9 +36,3 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def bundled_files() -> dict[str, Path]:
-    """Return every bundled file that has a checksum, by its path within `ASSETS`."""
-    files = {path.relative_to(ASSETS).as_posix(): path for path in sorted(ASSETS.rglob("*")) if path.is_file()}
-    return {name: path for name, path in files.items() if name not in UNLISTED}

@@ -63,13 +63,7 @@ class Command:
             return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
-        """Run the command with the words after its name; return its exit code.
-
-        Args:
-            name: Program and command, as `format_command` takes it.
-            words: The words.
-            siblings: Further words that may stand first, for suggestions.
-        """
+        """Run the command and return its exit code; messages call it `name` and suggest `siblings` as first words."""
         if words and words[0] in self.subcommands:
             return self.subcommands[words[0]].run(f"{name} {words[0]}", words[1:])
         target, cls = self.load()
@@ -107,8 +101,7 @@ class Program:
         add_working_folder()  # the path of a console script lacks it
         _running[:] = [self.name, *arguments]
         try:
-            words = [_expand_home(word) for word in arguments]
-            code = self._dispatch(words)
+            code = self._dispatch([_expand_home(word) for word in arguments])
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as interrupt:
@@ -172,12 +165,9 @@ def is_our_program(program: str) -> bool:
 
 
 def format_command(program: str, *words: str, plugins: Iterable[str] = ()) -> str:
-    """Return a command as a user types it here: `python -m agents with resume=3 plugins=my_module`.
+    """Return a command as a user types it here: `python -m agents table with resume=3 plugins=my_module`.
 
-    Args:
-        program: `agents` or `adapt`, with a sub-command where there is one: "agents table".
-        words: Settings, quoted for a shell; empty ones are left out. Imported plugins are added.
-        plugins: Further modules that the command needs.
+    The words are settings, quoted for a shell; empty ones are left out. Imported plugins are added.
     """
     name, *command = map(shlex.quote, program.split())  # a record may name it
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -230,13 +220,7 @@ def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
-    """Return the settings of a command from the words `with name=value ...` that follow it.
-
-    Args:
-        cls: The dataclass. The `plugins` of a `PluginSettings` are imported before anything is checked.
-        words: The words.
-        command: The command, for `format_command`.
-    """
+    """Return the settings of a command from the words `with name=value ...`. Plugins are imported before checks."""
     check_words(words, command, [each.name for each in fields(cls)])  # type: ignore[arg-type]
     values, named = read_settings(words[1:])
     if named:
@@ -274,12 +258,7 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
 
 
 def describe_error(error: BaseException, resume: str | None = None) -> str:
-    """Return an error's message, with advice for a full disk and a closed standard output.
-
-    Args:
-        error: The error.
-        resume: The command that resumes the run that it ended, if there is one.
-    """
+    """Return an error's message, with advice for a full disk and a closed standard output."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         return str(error)
     then = "" if resume is None else f", then resume with `{resume}`"
@@ -296,15 +275,7 @@ def localize_commands(text: str) -> str:
 def check_words(
     words: Sequence[str], command: str, settings: Iterable[str], commands: Iterable[str] = (), named: Iterable[str] = ()
 ) -> None:
-    """Raise for command-line words that cannot be parsed.
-
-    Args:
-        words: The words.
-        command: The command, for `format_command`.
-        settings: Names of its settings.
-        commands: Words allowed in first position, besides `with` and options.
-        named: Named configs.
-    """
+    """Raise UsageError for words of `command` that cannot be parsed: first `with`, an option or one of `commands`."""
     commands, named = list(commands), list(named)
     joined = _join_settings(words, set(settings))
     if joined != list(words):

@@ -34,11 +34,9 @@ MAX_LISTED = 12
 
 
 def choice(default: Any, names: Iterable[str]) -> Any:
-    """Return a dataclass field that only accepts `names`, as its value or each entry of it. Help texts list them.
+    """Return a dataclass field that only accepts `names`, as its value or each entry of it.
 
-    Args:
-        default: The default.
-        names: A registry or a tuple. A registry is read when the help is printed, so that additions are listed too.
+    Help texts list them, those added to a registry too.
     """
     return dataclasses.field(default=default, metadata={"choices": names})
 
@@ -67,12 +65,8 @@ def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[A
 def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
     """Return an instance of a dataclass from plain values, as JSON or a command line has them.
 
-    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say.
-
-    Args:
-        cls: The dataclass.
-        values: The values of its fields.
-        what: What error messages call a key.
+    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. Error
+    messages call a key `what`.
 
     Raises:
         ValueError: A key is not a field (the message names the nearest field), a field without default is missing,
@@ -86,8 +80,7 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
         owner = next((field.name for field in fields.values() if name in group_fields(field)), None)
         if name not in fields and owner is not None:
             raise ValueError(f"unknown {what} {name!r}. Did you mean `{owner}.{name}`?")
-        elsewhere = fields[name].metadata.get("without", ()) if name in fields and isinstance(value, Mapping) else ()
-        for inner in elsewhere:
+        for inner in fields[name].metadata.get("without", ()) if name in fields and isinstance(value, Mapping) else ():
             if inner in value:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
     check_names(values, fields, what)
@@ -100,13 +93,7 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as `build` gives it to a field.
-
-    Args:
-        name: What error messages call the value.
-        value: The value.
-        kind: The type of the field.
-    """
+    """Return a value as `build` gives it to a field of the type `kind`; error messages call it `name`."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or (origin is Literal and any(value == each and type(value) is type(each) for each in inner)):
         return value
@@ -185,14 +172,7 @@ def describe_type(kind: Any) -> str:
 
 
 def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:
-    """Return an array from nested lists of plain values.
-
-    Args:
-        name: What error messages call it.
-        values: The lists.
-        shape: The expected shape.
-        kind: `float` for finite float64 numbers, or `bool` for True and False, or 1 and 0.
-    """
+    """Return an array of finite float64 numbers, or of bools, from nested lists; error messages call it `name`."""
     array = np.array(values)  # raises ValueError for lists of different lengths
     if array.shape != shape:
         raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
@@ -256,15 +236,7 @@ def part_of(cls: type[Config], whole: Any) -> Config:
 
 
 def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:
-    """Add a user's entry to a registry.
-
-    Args:
-        registry: The registry.
-        name: The new name: letters, digits and _.
-        entry: The entry.
-        what: What error messages call an entry.
-        taken: Further names that cannot be used.
-    """
+    """Add a user's entry to a registry; error messages call it `what`, and names `taken` cannot be used either."""
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
         raise ValueError(f"{what} name {name!r} is not allowed; use letters, digits and _, a letter first")
     if name in registry or name in set(taken):
@@ -281,17 +253,14 @@ def nearest_names(name: Any, known: Iterable[str], limit: int = 1) -> list[str]:
 def check_names(
     given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
 ) -> None:
-    """Raise ValueError for unknown names.
+    """Raise ValueError for a name that is not known; the message has the nearest known ones.
 
     Args:
         given: The names.
         known: The allowed names.
-        what: What the error message calls a name.
+        what: What the message calls a name.
         own: Whether a user's module may register more of them.
         listing: The command that lists all of them. None takes the one in `LISTINGS`.
-
-    Raises:
-        ValueError: A name is unknown. The message has the nearest known ones.
     """
     known = list(known)
     for name in given:

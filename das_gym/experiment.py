@@ -78,8 +78,7 @@ _LOGGER = logging.getLogger("das_gym.experiment")
 class RecordedCommand(Generic[Settings]):
     """A command whose runs are kept in the folder `runs_dir`.
 
-    Where its settings have `resume`, `resume=3` takes every setting from run 3 and writes into its folder. The command finds
-    there what it needs to continue.
+    Where its settings have `resume`, `resume=3` takes every setting from run 3 and continues in its folder.
 
     Attributes:
         name: Program and command, as in "agents table". The run records it.
@@ -173,16 +172,22 @@ class RecordedCommand(Generic[Settings]):
 
         main.__name__ = self.name  # Sacred logs it: "Running command 'agents table'"
         experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
-        _set_sources(experiment, vars(sys.modules[self.main.__module__]))
+        # Record the file of the command and the libraries' versions; Sacred itself would record this file.
+        module = vars(sys.modules[self.main.__module__])
+        if "__file__" in module:
+            experiment.base_dir = str(Path(module["__file__"]).resolve().parent)
+            experiment.mainfile, experiment.sources, _ = gather_sources_and_dependencies(module, False, experiment.base_dir)
+        versions = {name: version for name, version in library_versions().items() if name != "python"}
+        experiment.dependencies = {PackageDependency(*each) for each in versions.items() if each[1] != NOT_INSTALLED}
         experiment.add_config(settings_dict(settings))
         experiment.main(main)
         experiment.logger = _sacred_logger()
         folder = RunFolder(settings.runs_dir, reopen, started)
         experiment.observers = [folder] if is_main_process() else []
         options["--capture"] = options.get("--capture") or "sys"  # Python's streams; without progress bars
-        meta_info = {"named_configs": list(named_configs)}
         try:
             with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
+                meta_info = {"named_configs": list(named_configs)}
                 self.current_run = run = experiment._create_run(options=options, meta_info=meta_info)
                 run()
             return run
@@ -210,7 +215,6 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        """Return the settings that a named config, or a file of settings, stands for."""
         if Path(name).is_file():
             settings = nest_settings(read_config_file(name), name)
             modules = dict.fromkeys(unknown_modules(settings))
@@ -223,11 +227,7 @@ class RecordedCommand(Generic[Settings]):
         return known[name]
 
     def _resumed(self, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-        """Return all settings of the run in `folder`.
-
-        Raises:
-            RunError: The run cannot be resumed by this command, or not with these settings.
-        """
+        """Return all settings of the run in `folder`; raise RunError where this command cannot resume it with `given`."""
         known = read_json(folder / "run.json")
         with explain_damage(folder / "run.json", "start a new run"):
             name, status = str(known["experiment"]["name"]), known["status"]
@@ -269,16 +269,7 @@ class RecordedCommand(Generic[Settings]):
         ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, command)
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
-        """Run the command with the command-line words after its name.
-
-        Args:
-            words: The words.
-            siblings: Further words that may stand first, for suggestions.
-
-        Raises:
-            UsageError: Words that cannot be read.
-            RunError: As `run` does.
-        """
+        """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
         names = [field.name for field in fields(self.settings)]
         check_words(words, self.name, names, (*siblings, *COMMANDS), self.named_configs())
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
@@ -288,8 +279,8 @@ class RecordedCommand(Generic[Settings]):
         try:
             options = docopt(usage, list(words), default_help=False)
         except DocoptExit:
-            help_command = f"{format_command(self.name)} --help"
-            raise UsageError(f"cannot read {' '.join(words)!r}; `{help_command}` lists all options") from None
+            listing = f"`{format_command(self.name)} --help` lists all options"
+            raise UsageError(f"cannot read {' '.join(words)!r}; {listing}") from None
         given, named = read_settings(options["UPDATE"] or ())
         if options["COMMAND"] == "print_config":
             values, _ = self.resolve(given, named)
@@ -349,23 +340,11 @@ class RecordedCommand(Generic[Settings]):
         return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *setting_words(repeated))
 
 
-def _set_sources(experiment: Experiment, module: dict[str, Any]) -> None:
-    """Record the file of the command and the libraries' versions; Sacred itself would record this file."""
-    if "__file__" in module:
-        experiment.base_dir = str(Path(module["__file__"]).resolve().parent)
-        experiment.mainfile, experiment.sources, _ = gather_sources_and_dependencies(module, False, experiment.base_dir)
-    versions = {name: version for name, version in library_versions().items() if name != "python"}
-    experiment.dependencies = {PackageDependency(*each) for each in versions.items() if each[1] != NOT_INSTALLED}
-
-
 def _sacred_logger() -> logging.Logger:
-    """Return a logger for Sacred's messages on standard error; its own would turn up the messages of every library.
-
-    The bare result is left out, since commands print a conclusion.
-    """
+    """Return a logger for Sacred's messages on standard error; its own would turn up the messages of every library."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith("Result: "))
+    handler.addFilter(lambda record: not record.getMessage().startswith("Result: "))  # commands print a conclusion
     _LOGGER.handlers = [handler]
     _LOGGER.propagate = False
     _LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)

@@ -46,9 +46,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders
     are made, and temporary files of killed writers are removed.
 
-    Yields:
-        A hidden path in the same folder, ending in ".part".
-
     Raises:
         OSError: it cannot be written; names `path`.
     """
@@ -70,13 +67,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder` when the block ends without an error; see `replacing`.
+    """Yield a temporary folder that becomes the new or empty `folder` when the block ends without an error.
 
-    Args:
-        folder: New, or empty. Missing folders above it are made.
-
-    Raises:
-        OSError: it cannot be written, or is no longer empty; names `folder`.
+    Otherwise as `replacing`.
     """
     with temporary_folder(folder) as part:
         yield part
@@ -154,10 +147,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -> None:
     """Write `obj` to `path` as JSON atomically; floats read back bit for bit.
 
-    Args:
-        path: The file.
-        obj: Plain values; numpy values are written as numbers and lists, paths as texts.
-        indent: Spaces per level; None writes one line, which is faster.
+    Numpy values are written as numbers and lists, paths as texts. Without `indent` it is one line, which is faster.
 
     Raises:
         ValueError: `obj` holds a NaN or an infinity, which JSON does not have.
@@ -202,37 +192,24 @@ def check_plain(paths: Iterable[Path]) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not a regular file, or a bundled file that has changed.
-    """
+    """Return the content of a file; raise ValueError where it is not regular, or a bundled file that has changed."""
     check_plain([Path(path)])
     check_bundled(Path(path))
     return Path(path).read_bytes()
 
 
 def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the content of a JSON file; raise ValueError, which names it, where it is not valid JSON or no regular file.
-
-    Args:
-        path: The file.
-        object_hook: Replaces every object, as in `json.loads`.
-    """
+    """Return the content of a JSON file; raise ValueError, which names it, where it is not valid JSON or not regular."""
     return parse_json(read_bytes(path), path, "It may be truncated or damaged", object_hook)
 
 
 def parse_json(
     text: str | bytes, source: object, hint: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
-    """Return the content of a JSON text in UTF-8; ValueError: it is not JSON, or nested too deep.
+    """Return the content of a JSON text in UTF-8.
 
-    Args:
-        text: The text, or its bytes.
-        source: Names it in errors.
-        hint: What to do about a damaged one; ends the error.
-        object_hook: Replaces every object, as in `json.loads`.
+    Raises:
+        ValueError: It is not JSON, or nested too deep. The message names `source` and ends with `hint`.
     """
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, object_hook=object_hook)

@@ -14,11 +14,9 @@ RESAMPLES = 2000
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a statistic, the same at each call.
+    """Return the 95 % percentile interval of a statistic of `count` resampled rows, the same at each call.
 
-    Args:
-        statistic: Maps (samples, count) row numbers to (samples,) values; NaN values are ignored.
-        count: Number of rows to resample.
+    The statistic maps (samples, count) row numbers to (samples,) values; NaN values are ignored.
 
     Example:
         >>> times = np.array([1.0, 2.0, 4.0])
@@ -35,11 +33,7 @@ def mean_bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def mean_interval(scores: np.ndarray) -> tuple[float, float]:
-    """Return the interval of a mean score: Wilson's if each score is 0 or 1, else by the bootstrap.
-
-    Args:
-        scores: (n,) scores in 0..1, at least one.
-    """
+    """Return the interval of the mean of (n,) scores in 0..1: Wilson's if each is 0 or 1, else by the bootstrap."""
     if not np.isin(scores, (0, 1)).all():
         return mean_bootstrap_interval(scores)
     count, mean = len(scores), float(scores.mean())
@@ -49,13 +43,10 @@ def mean_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def difference_interval(differences: np.ndarray) -> tuple[float, float]:
-    """Return the interval of the mean difference of two models' scores on the same examples.
+    """Return the interval of the mean of (n,) differences, -1..1, of two models' scores on the same examples.
 
     If every score is 0 or 1, the interval is that of Agresti and Min (2005), who add half a pair to each kind of pair. A few
     pairs without a difference are then no proof that the models are equal. Otherwise the bootstrap is used.
-
-    Args:
-        differences: (n,) values in -1..1, at least one.
     """
     if not np.isin(differences, (-1, 0, 1)).all():
         return mean_bootstrap_interval(differences)

@@ -9,12 +9,7 @@ from typing import Any
 
 
 def lazy(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__`.
-
-    Args:
-        package: `__name__` of the package.
-        places: The names of the package, and the module that defines each.
-    """
+    """Return a package's `__getattr__` and `__dir__`, given its names and the module that defines each."""
 
     def get(name: str) -> Any:
         if name not in places:

@@ -11,12 +11,9 @@ _imported: list[str] = []
 
 
 def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
-    """Import modules, so that their `register_model`, `register_task`, ... take effect; return their names.
+    """Import modules, also of the working folder, so that what they register takes effect; return their names.
 
-    The working folder is searched too.
-
-    Args:
-        modules: Their names, as a list or separated by commas.
+    `modules` lists them, or separates them by commas.
     """
     names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
     if names:

@@ -49,9 +49,7 @@ def join() -> None:
         PartialState(cpu=use_cpu or not torch.cuda.is_available())
         if not torch.distributed.is_initialized():
             raise ValueError(
-                f"WORLD_SIZE={world_size()}, but the processes did not join: start them by "
-                "`accelerate launch`, or on CPUs by "
-                "`torchrun`"
+                f"WORLD_SIZE={world_size()}, but the processes did not join: use `accelerate launch`, on CPUs `torchrun`"
             )
 
 

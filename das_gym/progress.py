@@ -26,13 +26,7 @@ LINE = "{desc}: {n:g}/{total} {unit}s ({percentage:.0f} %){postfix}, elapsed {el
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
     """Return a progress bar, or `ProgressLines` if standard error is not a terminal. Only the main process prints.
 
-    Both write to the original standard error, which Sacred does not capture.
-
-    Args:
-        total: Final count.
-        description: Title.
-        unit: Singular noun of what is counted.
-        initial: First count.
+    Both write to the original standard error, which Sacred does not capture. `unit` is the singular of what is counted.
     """
     stream = sys.__stderr__ if is_main_process() else None
     kind = Bar if stream is not None and stream.isatty() else ProgressLines
@@ -120,11 +114,7 @@ class _Above:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Print a description while the body runs: after 2 s on a terminal, where it is erased afterwards, else after a minute.
-
-    Args:
-        what: The description, a few words.
-    """
+    """Print what the body does: after 2 s on a terminal, where it is erased afterwards, else after a minute."""
     stream = sys.__stderr__ if is_main_process() else None
     if stream is None:
         yield

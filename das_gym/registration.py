@@ -138,10 +138,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("vqa", "VQA", "das_gym.tasks.vqa.task:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
         TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2.task:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
         TaskEntry(
-            "retrieval",
-            "F30K",
-            "das_gym.tasks.retrieval.task:RetrievalTask",
-            "Shapes captions (bundled), Karpathy's, arrow",
+            "retrieval", "F30K", "das_gym.tasks.retrieval.task:RetrievalTask", "Shapes captions (bundled), Karpathy's, arrow"
         ),
         TaskEntry(
             "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve.task:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
@@ -241,16 +238,12 @@ def register_model(entry: ModelEntry) -> None:
 
     Complete example: `examples/own_model.py`.
     """
-    if not isinstance(entry, ModelEntry):
-        raise TypeError(f"register_model takes a das_gym.ModelEntry, not a {type(entry).__name__}")
-    _check_name("name", entry, MODELS)
+    _check_entry(entry, ModelEntry, MODELS, "name")
     if not isinstance(entry.vlp, str):
         from das_gym.models.base import check_class  # importing das_gym does not import torch
 
         check_class(entry.vlp)
-    MODELS[entry.name] = entry
-    _remember(entry.name, sys._getframe(1).f_globals)
-    register_all()
+    _add(entry, MODELS, sys._getframe(1).f_globals)
 
 
 def register_task(entry: TaskEntry) -> None:
@@ -262,36 +255,36 @@ def register_task(entry: TaskEntry) -> None:
 
     Complete example: `examples/own_task.py`.
     """
-    if not isinstance(entry, TaskEntry):
-        raise TypeError(f"register_task takes a das_gym.TaskEntry, not a {type(entry).__name__}")
-    for field in ("name", "title"):
-        _check_name(field, entry, TASKS)
+    _check_entry(entry, TaskEntry, TASKS, "name", "title")
     if not isinstance(entry.task, str):
         from das_gym.tasks.base import check_task  # importing das_gym does not import torch
 
         check_task(entry.task, entry.name)
-    TASKS[entry.name] = entry
-    _remember(entry.name, sys._getframe(1).f_globals)
-    register_all()
+    _add(entry, TASKS, sys._getframe(1).f_globals)
 
 
-def _remember(name: str, caller: Mapping[str, Any]) -> None:
-    """Record the module that registers an entry; for a script, the name under which it can be imported."""
+def _check_entry(entry: Any, kind: type, table: Mapping[str, Any], *fields: str) -> None:
+    """Raise for another kind of entry, or a field that cannot be part of an id or differs at most in case from another's."""
+    if not isinstance(entry, kind):
+        raise TypeError(f"expected a das_gym.{kind.__name__}, got a {type(entry).__name__}")
+    for field in fields:
+        word = getattr(entry, field)
+        if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
+            raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
+        for other in table.values():
+            if other.name != entry.name and getattr(other, field).lower() == word.lower():
+                raise ValueError(f"{field}={word!r} is already the {field} of {other.name!r}; choose another")
+
+
+def _add(entry: Any, table: dict[str, Any], caller: Mapping[str, Any]) -> None:
+    """Add an entry, its environments, and the module that registers it; of a script the name that imports it."""
     module = str(caller.get("__name__", "__main__"))
     if module == "__main__":
         module = Path(caller["__file__"]).stem if "__file__" in caller else "MODULE"
     if not module.startswith("das_gym."):
-        REGISTERED_IN[name] = module
-
-
-def _check_name(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
-    """Raise if a name or title cannot be part of an id, or differs at most in case from that of another entry."""
-    word = getattr(entry, field)
-    if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
-        raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
-    for other in table.values():
-        if other.name != entry.name and getattr(other, field).lower() == word.lower():
-            raise ValueError(f"{field}={word!r} is already the {field} of {other.name!r}; choose another for {entry.name!r}")
+        REGISTERED_IN[entry.name] = module
+    table[entry.name] = entry
+    register_all()
 
 
 SUITE_IDS = {
@@ -303,6 +296,7 @@ SUITE_IDS = {
 
 def register_all() -> None:
     """Register the model, table, multi-objective and suite environments that are not registered yet."""
+    live, tabular = "das_gym.envs.skip_env:Skip", "das_gym.envs.tabular_env:Tabular"
     for id, points in SUITE_IDS.items():
         _register(id, *points)
     for model in MODELS.values():
@@ -311,17 +305,12 @@ def register_all() -> None:
                 continue
             entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
             ENVIRONMENTS[entry.id] = entry
-            problem = {"model": entry.model, "task": entry.task}
-            for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
-                env = f"das_gym.envs.{form.lower()}_env:{form}"
-                _register(id, f"{env}Env", f"{env}VectorEnv", problem)
-    tabular = "das_gym.envs.tabular_env:Tabular"
-    for id, (live, checkpoint) in CHECKPOINT_TABLES.items():
-        if id in registry:
-            continue
-        entry = ENVIRONMENTS[live]
-        table = MODELS[entry.model].named[checkpoint] / f"{entry.task}_table.npz"
-        settings = {"model": entry.model, "task": entry.task, "table": str(table)}
+            for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
+                _register(id, f"{env}Env", f"{env}VectorEnv", {"model": entry.model, "task": entry.task})
+    for id, (live_id, checkpoint) in CHECKPOINT_TABLES.items():
+        entry = ENVIRONMENTS[live_id]
+        table = str(MODELS[entry.model].named[checkpoint] / f"{entry.task}_table.npz")
+        settings = {"model": entry.model, "task": entry.task, "table": table}
         _register(id, f"{tabular}Env", f"{tabular}VectorEnv", settings)
 
 

@@ -59,12 +59,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def settings_text(cls: type, values: Mapping[str, Any]) -> str:
-    """Return the settings of a dataclass under headings: value, what is allowed, default and description.
-
-    Args:
-        cls: The dataclass.
-        values: Values of its fields. `*` marks those that are not the default.
-    """
+    """Return settings under headings: value, what is allowed, default and description; * marks those that were changed."""
     fields, texts = {field.name: field for field in dataclasses.fields(cls)}, describe_fields(cls)
     lines: list[str] = []
     for heading, names in group_headings(cls).items():
@@ -118,12 +113,7 @@ def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
 
 
 def help_text(cls: type, about: str | None) -> str:
-    """Return the help of a command.
-
-    Args:
-        cls: The dataclass of its settings.
-        about: The docstring of its module.
-    """
+    """Return the help of a command: the docstring of its module, and its settings."""
     return f"{fit_docstring(inspect.cleandoc(about or ''))}\n\n{settings_text(cls, defaults_of(cls))}"
 
 

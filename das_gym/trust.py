@@ -25,13 +25,7 @@ DEVICES = ("device", "device_map")
 
 
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
-    """Return the modules that a setting names, also in nested values, and that are neither `known` nor of a known package.
-
-    Args:
-        value: The value of the setting.
-        name: Its name.
-        known: Modules that need no confirmation.
-    """
+    """Return the modules that a setting names, also within it, and that are neither `known` nor of a known package."""
     if name in DEVICES:
         return []
     if isinstance(value, Mapping):
@@ -48,10 +42,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
-    """Return settings that can run code, upload or write outside the run folder; of `plugins`, the unknown modules.
-
-    Keys are dotted names.
-    """
+    """Return settings, by dotted name, that run code, upload or write elsewhere; of `plugins`, the unknown modules."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name in DEVICES:
@@ -68,12 +59,9 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
 
 
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Raise for settings that were not confirmed.
+    """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started".
 
-    Args:
-        what: What has the settings, as in "run 3 was started".
-        settings: By dotted name; nothing is raised for an empty mapping.
-        command: The command that confirms them; empty is the running command with them.
+    Without a `command` that confirms them, it is the running command with them.
     """
     if not settings:
         return
@@ -94,11 +82,7 @@ def trusted_settings(
 ) -> dict[str, Any]:
     """Return the settings of a record without `WRITES`, once the code that it names is confirmed.
 
-    Args:
-        source: The record.
-        plugins: The modules that it was made with.
-        settings: Its settings, but for those that the user gave.
-        trust_remote_code: Whether the user gave this setting.
+    `settings` lack those that the user gave; `plugins` are the modules that the record was made with.
     """
     kept: dict[str, Any] = _without_writes(settings)
     unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))

@@ -7,9 +7,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table
@@ -64,17 +63,28 @@ def test_table_of_separate_attention_and_mlp():
     problem = load_problem(ProblemConfig(model="VLM", task="answering", units="sublayers"))
     assert table.meta.layer_names == problem.layer_names
     check_table(table, problem)
-    masks = table.masks[[0, 7, -1]]
+    masks = table.masks[[0, -1]]
     scores = problem.evaluator.evaluate(masks, table_examples(problem, "reward", table.meta.reward_examples))
     np.testing.assert_allclose(scores.losses, table.scores["reward"].losses[table.index(masks)], rtol=1e-4)
 
 
-def test_bandit_beats_the_median_mask():
-    result = search(SearchConfig(seed=1, evaluations=60, env_kwargs={"reward_examples": 50}))
-    table = SubnetTable.load(bundled_table("METER", "vqa"))
-    accuracies = table.values("metric", "test")
-    assert sum(result.mask) == 4
-    assert accuracies[table.index(result.mask)] > np.median(accuracies[table.within(skip_num=4)])
+@pytest.mark.parametrize(
+    "path", sorted(ASSETS.glob("*_mini/*_table.npz")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_table_holds_the_latency_of_its_units(path: Path):
+    table = SubnetTable.load(path)
+    cost = table.costs["latency_saved"]
+    assert cost.savings.shape == (table.n_layers,)
+    assert (cost.savings > 0).all()
+    assert table.meta.costs["latency_saved"]["measured"]["threads"] == 1
+
+
+def test_bundled_table_takes_a_budget_of_latency():
+    env = gymnasium.make("DAS-ViLT-VQA-Tabular-v0", latency_saved=0.2)
+    env.reset(seed=0)
+    budget = env.unwrapped.scorer.budget
+    assert not budget.is_kept_by(np.zeros((1, 12), dtype=bool))[0]
+    assert budget.is_kept_by(np.arange(12)[None] < 6)[0]
 
 
 def test_table_equals_the_models_scores():
@@ -84,30 +94,3 @@ def test_table_equals_the_models_scores():
     rows = table.index(masks)
     np.testing.assert_allclose(scores.losses, table.scores["test"].losses[rows], rtol=1e-4)
     np.testing.assert_allclose(scores.metrics, table.scores["test"].metrics[rows], atol=1e-3)
-
-
-def test_search_resumes_exactly_when_examples_change(tmp_path: Path, small_kwargs: dict[str, str]):
-    kwargs = {**small_kwargs, "reward_batches": "resample", "reward_examples": 7}
-    config = SearchConfig(seed=3, evaluations=12, env_kwargs=kwargs)
-    search(config, tmp_path / "whole")
-
-    def stop(turn, layer_names):
-        stop.turns = getattr(stop, "turns", 0) + 1
-        if stop.turns == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        search(config, tmp_path / "stopped", on_turn=stop)
-    load_problem(ProblemConfig(**small_kwargs)).evaluator.encoder._kept.clear()
-    load_problem(ProblemConfig(**small_kwargs)).evaluator.forget()
-    search(config, tmp_path / "stopped", resume=True)
-    assert (tmp_path / "stopped/search.json").read_bytes() == (tmp_path / "whole/search.json").read_bytes()
-
-
-def test_record_rebuilds_the_environment(tmp_path: Path, tiny_kwargs: dict[str, str]):
-    result = search(SearchConfig(evaluations=6, env_kwargs={**tiny_kwargs, "reward_examples": 9}))
-    env = gymnasium.make(result.env_id, **result.env_kwargs)
-    env.reset(seed=result.seed)
-    _, reward, _, _, info = env.step(np.array(result.mask, dtype=np.int8))
-    assert reward == result.reward
-    assert info["macs"] == result.macs

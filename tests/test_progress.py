@@ -53,17 +53,6 @@ def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
     assert sys.stdout is terminal
 
 
-def test_bars_print_the_time_left_and_restore_streams(monkeypatch: pytest.MonkeyPatch):
-    terminal = a_terminal(monkeypatch)
-    with progress(100, "outer") as outer, progress(10, "inner"):
-        outer.start_t -= 5
-        outer.update(50)
-        outer.refresh()
-        assert "<00:0" in terminal.getvalue()
-        assert sys.stdout is not terminal
-    assert sys.stdout is sys.stderr is terminal
-
-
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch):
     terminal = a_terminal(monkeypatch)
     monkeypatch.setattr("das_gym.progress.DELAY", 60.0)

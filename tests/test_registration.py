@@ -33,10 +33,7 @@ def test_task_registers_an_environment_per_model():
     ("entry", "text"),
     [
         (TaskEntry("tiny", "My Task", "x:X", "nothing"), "title='My Task' cannot be part of an id such as DAS-METER-VQA-v0"),
-        (TaskEntry("my/tiny", "Tiny", "x:X", "nothing"), "name='my/tiny' cannot be part of an id"),
-        (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is already the title of 'vqa'"),
         (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is already the title of 'vqa'"),
-        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is already the name of 'vqa'"),
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
@@ -48,13 +45,9 @@ def test_bad_task_is_rejected_and_leaves_no_ids(entry: TaskEntry, text: str):
     assert ENVIRONMENTS["DAS-METER-VQA-v0"].task == "vqa"
 
 
-def test_model_without_a_name_for_ids_is_rejected():
+def test_bad_model_or_kind_of_entry_is_rejected():
     with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
         register_model(ModelEntry("My-Model", vlp="x:X", load="x:x"))
-    assert "My-Model" not in registration.MODELS
-
-
-def test_another_kind_of_entry_is_rejected():
     with pytest.raises(TypeError, match="TaskEntry"):
         register_task(registration.MODELS["METER"])
     with pytest.raises(TypeError, match="ModelEntry"):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.variants import MethodVariant
+from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.saving import to_adaptation
@@ -23,10 +21,8 @@ from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
-from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import explain_damage, read_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
@@ -34,77 +30,12 @@ from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, 
 from das_gym.processes import run_on_main_process
 from das_gym.progress import progress
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One training and its measurements. Fields from `test` on are None if another learning rate is better.
-
-    Attributes:
-        variant: Key of its row.
-        rate: Peak learning rate.
-        seed: Of head, inserted parameters, order of examples, and a random mask.
-        reward: The metric on the reward split, 0..1.
-        reward_loss: The loss there, nats; None if the training diverged.
-        updated: Number of trained parameters without head and poolers.
-        trained: Number of trained parameters.
-        seconds: Duration of the training.
-        mask: 0 or 1 per layer, 1 = skipped.
-        test: The metric on the test split, 0..1.
-        test_loss: The loss there, nats.
-        macs: Of one example.
-        macs_full: Of the baseline, the pre-trained model.
-        latency: Of one example, milliseconds: median and quartiles. Only for the first seed, as is `speedup`.
-        speedup: Relative to the baseline: ratio of the medians and its 95 % interval.
-    """
-
-    variant: str
-    rate: float
-    seed: int
-    reward: float
-    reward_loss: float | None
-    updated: int
-    trained: int
-    seconds: float
-    mask: tuple[int, ...]
-    test: float | None = None
-    test_loss: float | None = None
-    macs: int | None = None
-    macs_full: int | None = None
-    latency: tuple[float, ...] | None = None
-    speedup: tuple[float, ...] | None = None
-
-    @property
-    def merit(self) -> tuple[float, float]:
-        """The metric on the reward split, then the negative loss; more is better."""
-        if self.reward_loss is None:
-            return -math.inf, -math.inf
-        return self.reward, -self.reward_loss if math.isfinite(self.reward_loss) else -math.inf
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model.
-
-    Attributes:
-        model: The model after `Method.finish`.
-        adaptation: The trained parameters, as they are saved.
-    """
-
-    model: AdaptedModel
-    adaptation: Adaptation
+Trained = tuple[AdaptedModel, Adaptation, Trial]
+"""A trained model after `Method.finish`, what was trained as it is saved, and its trial."""
 
 
 class ComparisonContext:
-    """What all trainings share: model, data, recipe and encoder outputs.
-
-    Args:
-        problem: Model and data.
-        splits: Its data.
-        recipe: Of the training. Learning rates and seed are those of each trial.
-        folder: For checkpoints.
-        test_examples: Number of test examples, None = all.
-        log: Called with name, value and step.
-    """
+    """What all trainings share: model, data, recipe and encoder outputs. Learning rate and seed are those of each trial."""
 
     def __init__(
         self,
@@ -130,7 +61,7 @@ class ComparisonContext:
         self.test_examples = shuffled(self.task, splits.test, test_examples)
         self.macs_full = example_costs(self.plain, splits).macs_full
 
-    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[TrainedModel, Trial]:
+    def train(self, variant: MethodVariant, rate: float, seed: int) -> Trained:
         """Train a new model, and score it on the reward split."""
         started = time.perf_counter()
         # A full copy: some methods train what others leave frozen.
@@ -156,8 +87,7 @@ class ComparisonContext:
         mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
         seconds = time.perf_counter() - started
         checkpoint.unlink(missing_ok=True)
-        trial = Trial(variant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
-        return TrainedModel(model, saved), trial
+        return model, saved, Trial(variant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
 
     def measure(self, model: AdaptedModel, trial: Trial, with_latency: bool = True) -> Trial:
         """Return the trial with test score and costs of its model, and with its latency if asked for."""
@@ -177,8 +107,8 @@ class ComparisonContext:
         return dataclasses.replace(measured, latency=latency, speedup=faster)
 
 
-Keep = Callable[[Sequence[Trial], Trial, TrainedModel | None], None]
-"""Called with all trials, the last one, and its model if that was measured on the test split."""
+Keep = Callable[[Sequence[Trial], Trial, Adaptation | None], None]
+"""Called with all trials, the last one, and what it trained if it was measured on the test split."""
 
 
 def run_all(
@@ -192,45 +122,30 @@ def run_all(
     """Choose the learning rate of each variant with the first seed, then train the other seeds with it.
 
     All variants are trained with one seed before any is trained with two, so that a run that stops early has a result.
-
-    Args:
-        context: What all trainings share.
-        variants: The rows of the comparison.
-        rates: The learning rates to choose from.
-        seeds: All seeds.
-        done: Trials before the run was stopped, which are not repeated.
-        keep: Called after each trial.
-
-    Returns:
-        All trials.
+    Trials that are `done` are not repeated, and `keep` is called after each of the others.
     """
     trials = {(t.variant, t.rate, t.seed): t for t in done}
     total = len(variants) * len(seeds) + (len(rates) - 1) * sum(variant.rate_of is None for variant in variants)
     bar = progress(total, "comparing", unit="training", initial=len(trials))
 
-    def add(trial: Trial, model: TrainedModel | None = None) -> None:
+    def add(trial: Trial, trained: Adaptation | None = None) -> None:
         trials[trial.variant, trial.rate, trial.seed] = trial
-        keep(list(trials.values()), trial, model)
+        keep(list(trials.values()), trial, trained)
         bar.update(len(trials) - bar.n)
 
     chosen: dict[str, float] = {}
     with bar:
         for seed in seeds:
             for variant in variants:
-                model: TrainedModel | None = None
+                trained = None
                 if variant.key not in chosen:
                     grid = rates if variant.rate_of is None else (chosen[variant.rate_of],)
-                    model, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
-                    first = [t for t in trials.values() if t.variant == variant.key and t.seed == seed]
-                    print(describe_choice(variant, first, chosen[variant.key], context.metric_name))
+                    trained, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
                 key = (variant.key, chosen[variant.key], seed)
                 if key in trials and trials[key].test is not None:
                     continue
-                if model is None:
-                    model, trial = context.train(variant, *key[1:])
-                else:
-                    trial = trials[key]
-                add(context.measure(model.model, trial, with_latency=seed == seeds[0]), model)
+                model, adaptation, trial = trained or context.train(variant, *key[1:])
+                add(context.measure(model, trial, with_latency=seed == seeds[0]), adaptation)
     return list(trials.values())
 
 
@@ -241,49 +156,34 @@ def _choose_rate(
     seed: int,
     trials: Mapping[tuple[str, float, int], Trial],
     add: Callable[[Trial], None],
-) -> tuple[TrainedModel | None, float]:
-    """Return the best learning rate and its model; the model is None if it was trained before the run was stopped."""
-    best_model, best = None, grid[0]
+) -> tuple[Trained | None, float]:
+    """Return the training with the best learning rate, None if it ran before this run was stopped, and the rate."""
+    best_trained, best = None, grid[0]
     for rate in grid:
-        model = None
+        trained = None
         if (variant.key, rate, seed) not in trials:
             try:
-                model, trial = context.train(variant, rate, seed)
+                trained = context.train(variant, rate, seed)
+                add(trained[-1])
             except FloatingPointError:
-                trial = Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=())
-            add(trial)
+                add(Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=()))
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
         best = run_on_main_process(partial(_best_rate, tried))
         if best == rate:
-            best_model = model
+            best_trained = trained
     if trials[variant.key, best, seed].reward_loss is None:
         raise FloatingPointError(
             f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in grid)}. "
             "Try lower values in `learning_rates`."
         )
-    return best_model, best
+    if len(grid) > 1:
+        scores = ("diverged" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in tried)
+        described = ", ".join(f"{score} with {t.rate:g}" for t, score in zip(tried, scores, strict=True))
+        edge = "; a better one may lie beyond the grid" if best in (min(grid), max(grid)) else ""
+        metric = context.metric_name.replace("_", " ")
+        print(f"{variant.title}: {metric} on the reward split: {described}; chosen: {best:g}{edge}")
+    return best_trained, best
 
 
 def _best_rate(trials: Sequence[Trial]) -> float:
     return max(trials, key=lambda trial: trial.merit).rate
-
-
-def read_trials(path: Path) -> list[Trial]:
-    """Return the trials in a comparison's record, none without a file."""
-    if not path.is_file():
-        return []
-    with explain_damage(path, "remove it, and all is trained again"):
-        return [build(Trial, trial) for trial in read_json(path)["trials"]]
-
-
-def describe_choice(variant: MethodVariant, trials: Sequence[Trial], rate: float, metric_name: str) -> str:
-    """Return a line on how a learning rate was chosen from the trials of one seed."""
-    if variant.rate_of is not None:
-        return f"{variant.title}: learning rate {rate:g}, as {variant.rate_of}"
-    scores = ("diverged" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in trials)
-    tried = ", ".join(f"{score} with {t.rate:g}" for t, score in zip(trials, scores, strict=True))
-    line = f"{variant.title}: {metric_name.replace('_', ' ')} on the reward split: {tried}; chosen: {rate:g}"
-    rates = [t.rate for t in trials]
-    if len(rates) > 1 and rate in (min(rates), max(rates)):
-        return f"{line}, the {'smallest' if rate == min(rates) else 'largest'} of the grid: a better one may lie beyond it"
-    return line

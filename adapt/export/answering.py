@@ -38,14 +38,7 @@ QUESTIONS = ("what is this?", "how many are there, and of which colour is the la
 def export_answering(
     subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
 ) -> ExportedFolder:
-    """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process.
-
-    Args:
-        subnet: As `load_subnet` returns it, of a model that answers in words. It is rounded to the saved dtype.
-        out: A folder that does not exist.
-        record: The content of the run's record, or a row of a comparison, for the folder's README.md.
-        wanted_dtype: See `saved_dtype`.
-    """
+    """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process."""
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")

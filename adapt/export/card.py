@@ -25,15 +25,7 @@ DAS = (
 def model_card(
     subnet: AdaptedModel, model: ExportedModel, exported: ExportedFolder, record: Mapping[str, Any], num_images: int
 ) -> str:
-    """Return the text of the folder's README.md.
-
-    Args:
-        subnet: The exported subnet.
-        model: Its files.
-        exported: The folder, and how exact it is.
-        record: The content of the run's record, or a row of a comparison; may be empty.
-        num_images: Images of an example.
-    """
+    """Return the text of the folder's README.md."""
     vlp, task = subnet.backbone.vlp, subnet.task.name
     kinds, mask = layer_kinds(vlp), vlp.check_mask(None).astype(int).tolist()
     title, how = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers", DAS

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.compare.kept import RECORD as COMPARED
-from das_gym.adapt.compare.kept import kept_trials
+from das_gym.adapt.compare.record import RECORD as COMPARED
+from das_gym.adapt.compare.record import kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS

@@ -44,12 +44,7 @@ def require_onnx() -> None:
 
 
 class SubnetGraph(nn.Module):
-    """A subnet and its head with the inputs of transformers' models.
-
-    Args:
-        subnet: The subnet.
-        num_images: Images that the head reads side by side.
-    """
+    """A subnet and its head with the inputs of transformers' models."""
 
     def __init__(self, subnet: AdaptedModel, num_images: int) -> None:
         super().__init__()
@@ -70,16 +65,7 @@ class SubnetGraph(nn.Module):
 
 
 def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
-    """Write the graph, and compare it with the subnet for other batch sizes and text lengths.
-
-    Args:
-        subnet: A pruned model with its head, float32.
-        num_images: Images that the head reads side by side.
-        path: The file.
-
-    Returns:
-        The largest difference of a logit between onnxruntime's and the subnet's.
-    """
+    """Write the graph, compare it with the subnet for other batches, and return the largest difference of a logit."""
     import onnxruntime
 
     names = ("input_ids", "attention_mask", "pixel_values")

@@ -38,13 +38,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:
-    """Return the subnet in a folder that `export` wrote. None of the folder's code is run.
-
-    Args:
-        folder: The folder.
-        device: Where the model goes; `auto` is a GPU if there is one.
-        max_text_length: Longest text in tokens; None = as in the run.
-    """
+    """Return the subnet in a folder that `export` wrote. None of the folder's code is run."""
     config = read_json(folder / "config.json")
     with explain_damage(folder / "config.json", "export the run again"):
         fields = {

@@ -45,14 +45,7 @@ class NoiseImage:
 
 
 def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
-    """Return a batch of das_gym on the subnet's device.
-
-    Args:
-        subnet: Its task and processor make the batch.
-        num_images: Images that the head reads side by side; with 1, all pairs are independent.
-        rows: Number of examples.
-        square: Whether all images are square; otherwise every second one is wider.
-    """
+    """Return a batch of das_gym on the subnet's device. Every second image is wider than high, unless they are `square`."""
     task, side = subnet.task, subnet.task.processor.image_size
     pairs = []
     for row in range(rows):

@@ -86,12 +86,7 @@ class Method(ABC):
         return self.insert(pruned.vlp)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
-        """Check that a model can be recovered by this method; it is not changed.
-
-        Args:
-            vlp: The full model.
-            parts: As in `PrunedModel`.
-        """
+        """Check that a model can be recovered by this method; it is not changed."""
         if self.remaining:
             raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which cannot be saved.")
         if not self.insert(meta_twin(vlp)):

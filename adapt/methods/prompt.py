@@ -42,12 +42,7 @@ class Prompt(Method):
 
 
 class Prompts(nn.Module):
-    """Appends virtual tokens to a state before stage 0.
-
-    Args:
-        widths: Hidden size of each stream.
-        tokens: Number of tokens in each stream.
-    """
+    """Appends virtual tokens to a state before stage 0."""
 
     def __init__(self, widths: Mapping[str, int], tokens: int) -> None:
         super().__init__()

@@ -21,14 +21,7 @@ def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
 
 
 def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
-    """Return the trained parameters of a model before `Method.finish`: for LoRA its two small matrices, not merged weights.
-
-    Args:
-        model: As `Method.apply` prepared it, trained.
-        name: A key of `METHODS`.
-        method: The method.
-        **info: How it was trained, JSON values.
-    """
+    """Return what trained in a model, before `Method.finish`: for LoRA its two small matrices, not merged weights."""
     return Adaptation.holding(
         trained_parameters(model),
         model.backbone.vlp,
@@ -44,12 +37,6 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
     """Return the model as `Method.finish` left it, with the saved parameters.
 
     The method is applied to a copy without content first, so that a file cannot allocate more memory than it holds itself.
-
-    Args:
-        backbone: As it was loaded.
-        adaptation: An adaptation that names its method.
-        task: Name of the task.
-        path: Where the adaptation was read, for messages.
     """
     saved = adaptation.method
     if saved is None:

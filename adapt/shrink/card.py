@@ -12,7 +12,9 @@ from das_gym.adapt.shrink.report import conclusion, table_of
 from das_gym.adapt.shrink.verifying import Verification
 
 from das_gym.models.transformers.loading import auto_class
-from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE
+from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.runs import library_versions
 
 PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
@@ -36,21 +38,7 @@ def model_card(
     command: str,
     has_remote_code: bool,
 ) -> str:
-    """Return the text of the card.
-
-    Args:
-        full: The full model.
-        mask: The removed layers.
-        source: The folder of the full model.
-        origin: Where the mask comes from.
-        recovery: Settings of the training.
-        trained: Numbers of trained parameters and of training examples.
-        data: The data that was evaluated.
-        measured: The result.
-        verified: What was checked.
-        command: The command that repeats the run.
-        has_remote_code: Whether the source's folder contains custom code.
-    """
+    """Return the text of the card."""
     name = display_name(source)
     removed = [("decoder layers", full.removed_layers(mask), len(full.stack.layers))]
     for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
@@ -108,13 +96,7 @@ def display_name(folder: Path) -> str:
 
 
 def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
-    """Return the first lines of a card, which hubs read.
-
-    Args:
-        source: The folder of the source model, whose licence applies.
-        auto: The class of transformers that loads the new folder.
-        tags: Besides `das_gym`.
-    """
+    """Return the first lines of a card, which hubs read."""
     name, card = display_name(source), source / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)

@@ -23,8 +23,10 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy, share_copy
-from das_gym.models.transformers.model import IMAGE, JOINT, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
+from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
@@ -38,11 +40,7 @@ FALLBACK_MASKS = 64
 
 
 def check(settings: ShrinkSettings) -> None:
-    """Check settings, disk, model and data before a search or a run starts. The loaded model stays in memory.
-
-    Raises:
-        ValueError, FileNotFoundError: what is wrong.
-    """
+    """Check settings, disk, model and data before a search or a run starts. The loaded model stays in memory."""
     if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
         return
     choice = settings.choice()
@@ -64,12 +62,7 @@ def check(settings: ShrinkSettings) -> None:
 
 
 def source_of(problem: ProblemConfig) -> Path:
-    """Return the folder of the full model's weights.
-
-    Raises:
-        ValueError: none is given and none is bundled.
-        FileNotFoundError: it is not a folder of transformers.
-    """
+    """Return the folder of the full model's weights."""
     if problem.checkpoint is not None:
         if not (Path(problem.checkpoint) / "config.json").is_file():
             raise FileNotFoundError(
@@ -90,20 +83,15 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
-    for name in ("supernet", "device_map"):
-        if getattr(problem, name) is not None:
-            raise ValueError(f"`{name}` is not supported by shrink: got {getattr(problem, name)}. Leave it out.")
+    if problem.supernet is not None:
+        raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
     if problem.dtype in (None, "auto"):
         check_dtype(loaded_dtype(source), pick_device(problem.device), source)
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
-    """Reject a 16-bit dtype that this machine computes tens of times slower than float32.
-
-    Raises:
-        ValueError: names the settings that help.
-    """
+    """Reject a 16-bit dtype that this machine computes tens of times slower than float32."""
     slow = dtype == torch.float16 and device.type == "cpu"
     slow |= dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and bfloat16_hardware(device) is None
     if slow:
@@ -118,7 +106,7 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     check_shared(vlm.model, vlm.tower is not None)
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[-1]: MLP}))
-    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm.device)
+    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm)
     if needed > free:
         raise ValueError(
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
@@ -173,11 +161,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
 
 
 def fallback_if_not_removable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
-    """Return the choice, or the best other mask of its search that can be removed and keeps the budget.
-
-    Raises:
-        ValueError: why the mask cannot be removed, if no other of the first `FALLBACK_MASKS` can be either.
-    """
+    """Return the choice, or the best other mask of its search that can be removed and keeps the budget."""
     try:
         check_removable(problem, choice.mask)
     except ValueError as error:
@@ -205,11 +189,7 @@ _KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
 
 
 def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Reject a mask if the model cannot generate correctly without its layers. The result is cached.
-
-    Raises:
-        ValueError: the reason.
-    """
+    """Reject a mask if the model cannot generate correctly without its layers. The result is cached."""
     vlm = as_vlm(problem)
     known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
@@ -238,11 +218,7 @@ def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, A
 
 
 def as_vlm(problem: Problem) -> VLM:
-    """Return the problem's model.
-
-    Raises:
-        TypeError: it is not a transformers model.
-    """
+    """Return the problem's model."""
     if not isinstance(problem.vlp, VLM):
         raise TypeError(f"shrink needs a transformers model: got {type(problem.vlp).__name__}.")
     return problem.vlp

@@ -67,17 +67,7 @@ class MethodResult:
 
 
 class MaskEvaluator:
-    """Measure pruned models; a mask that several methods found is measured once.
-
-    Args:
-        problem: The full model with its data.
-        full: The full model.
-        test: Test examples.
-        recovery: Settings of recovery.
-        batch_size: Prompts that are answered at a time.
-        folder: Where checkpoints of recovery are kept. None keeps none.
-        metric: Score of the answers, see `answer_scores`.
-    """
+    """Measure pruned models; a mask that several methods found is measured once."""
 
     def __init__(
         self,
@@ -169,14 +159,7 @@ def verdict(results: Sequence[MethodResult]) -> str:
 
 
 def comparison_table(title: str, full: Quality, results: Sequence[MethodResult], left_out: Mapping[str, str]) -> Table:
-    """Return the table: the full model first, then methods by test loss before recovery.
-
-    Args:
-        title: What was compared on.
-        full: The full model's quality.
-        results: One per method.
-        left_out: Why methods have no result.
-    """
+    """Return the table: the full model first, then methods by test loss before recovery."""
     recovers = any(result.after is not None for result in results)
     columns = ["method", "evaluations", "seconds", "MACs saved", "KV saved", "loss seen", "loss", "score (95 %)"]
     columns += ["recovered loss", "recovered score (95 %)"] if recovers else []

@@ -29,9 +29,8 @@ from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult,
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
-from das_gym.agents.ask_tell.base import check_agent_kwargs
+from das_gym.agents.ask_tell.base import check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
@@ -219,11 +218,7 @@ def search_all(settings: CompareSettings, folder: Path) -> None:
 
 
 def read_searches(folder: Path) -> dict[str, StartedSearch]:
-    """Return the searches that a run has started, by method, without those whose folders were removed.
-
-    Raises:
-        ValueError: the list is damaged.
-    """
+    """Return the searches that a run has started, by method, without those whose folders were removed."""
     path = folder / SEARCHES
     if not path.is_file():
         return {}
@@ -233,11 +228,7 @@ def read_searches(folder: Path) -> dict[str, StartedSearch]:
 
 
 def seconds_of(folder: Path) -> float:
-    """Return the duration of a run since it was started or last resumed; of a killed run until its last heartbeat.
-
-    Raises:
-        ValueError: the run's log is damaged.
-    """
+    """Return the duration of a run since it was started or last resumed; of a killed run until its last heartbeat."""
     path = folder / "run.json"
     log = read_json(path)
     with explain_damage(path, "search again"):
@@ -246,11 +237,7 @@ def seconds_of(folder: Path) -> float:
 
 
 def check_search(settings: CompareSettings, method: str, run: int) -> None:
-    """Check that a run is a finished search by a method.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not.
-    """
+    """Check that a run is a finished search by a method."""
     choice_from_search(settings.runs_dir, run, changed_settings(settings.of_method(method).problem_config))
     agent = read_json(find_run(settings.runs_dir, run) / SEARCH_RECORD)["agent"]
     if agent != method.removesuffix(APART):
@@ -258,14 +245,7 @@ def check_search(settings: CompareSettings, method: str, run: int) -> None:
 
 
 def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> FoundMask:
-    """Return the recorded result of one mask of a search.
-
-    Args:
-        settings: Of the comparison.
-        method: The agent.
-        search: Its search.
-        mask: (n_layers,) bool.
-    """
+    """Return the recorded result of one mask of a search."""
     place = find_run(settings.runs_dir, search.run)
     record = SearchResult.load(place)
     bits = tuple(int(bit) for bit in mask)
@@ -275,11 +255,7 @@ def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
-    """Return the results that an interrupted run has already measured: of the full model, and of the first methods.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
+    """Return the results that an interrupted run has already measured: of the full model, and of the first methods."""
     path = folder / RECORD
     if not path.is_file():
         return None, []

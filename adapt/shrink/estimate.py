@@ -6,16 +6,16 @@ A recovered model has its own weights in the end, so that its layers are in memo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.estimate import WARM_UPS, checkpointed_bytes, total_steps
-from das_gym.adapt.memory import saved_bytes, training_bytes
+from das_gym.adapt.estimate import checkpointed_bytes, total_steps
+from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, is_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
-from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, latencies, loss_of
+from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens
 from das_gym.adapt.shrink.recovery import (
     RecoveryConfig,
     Teacher,
@@ -26,13 +26,14 @@ from das_gym.adapt.shrink.recovery import (
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
+from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
 
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.generation import generate
+from das_gym.models.transformers.generation import PROBES, batches_of, greedy_settings, longest_answer
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.estimate import Part, time_examples
-from das_gym.problem.loading import load_problem
+from das_gym.problem.estimate import Part, saved_bytes, time_examples
+from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
 
@@ -44,46 +45,91 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     """Return the parts of `python -m adapt shrink` after its search; a random mask stands for the result of that."""
     choice = settings.choice()
     problem = load_problem(settings.problem_config if choice is None else choice.problem)
-    if choice is not None:
-        mask = choice.mask
-    else:
-        space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
-        draws = [space.sample(rng) for _ in range(10)]
-        mask = next((draw for draw in draws if is_removable(problem, draw)), np.zeros_like(draws[0]))
-    full, task, config, device = problem.vlp, problem.task, settings.recovery(), problem.vlp.device
+    full, task, config = problem.vlp, problem.task, settings.recovery()
     assert isinstance(full, VLM)
+    answers = time_answers(full, task, shuffled(task, problem.splits.test, settings.test_examples))
+    verification = Part("verification", 2 * SUBPROCESS_SECONDS + answers.verification)
+    if config.method is None:
+        return [Part("measuring", answers.measuring(1)), verification]
+    mask = random_mask(settings, problem) if choice is None else choice.mask
     student = pruned_copy(full, mask)
-    parts = (
-        [] if config.method is None else recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
-    )
-    models = 2 + bool(parts)
-    count = min(settings.test_examples or len(problem.splits.test), len(problem.splits.test))
-    examples = problem.splits.test[: min(count, GENERATE_BATCH_SIZE)]
-    open_ended = task.open_ended(examples)
-    prompts: Any = task.pairs(open_ended)
+    teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
+    weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
+    parts = [teacher, recovery, Part("measuring", answers.measuring(2), kept=weights), verification]
+    if settings.control is False:
+        return parts
+    share = config.steps / total_steps(config.steps, settings.refine)
+    longer = problem.costs.macs(np.zeros_like(mask)) / problem.costs.macs(mask)
+    training = recovery.seconds * share * longer + answers.of_model(answers.own_tokens)
+    return [*parts, replace(recovery, name="control", seconds=training, is_certain=settings.control is True)]
+
+
+def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
+    """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
+    space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
+    draws = (space.sample(rng) for _ in range(10))
+    return next((mask for mask in draws if is_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What answering the test examples takes.
+
+    Attributes:
+        count: Number of examples.
+        forward: Seconds of an example's loss.
+        first, further: Seconds of an example's first token in a batch, and of each further token of a batch.
+        own_tokens: Tokens that the full model's answers have.
+        most_tokens: Those that any answer may have.
+        alone: (tokens,) seconds of each token of one prompt.
+    """
+
+    count: int
+    forward: float
+    first: float
+    further: float
+    own_tokens: int
+    most_tokens: int
+    alone: np.ndarray
+
+    def of_model(self, tokens: int) -> float:
+        """Return the seconds of scoring a model whose answers have this many tokens."""
+        padding = 2 * min(PROBES, self.count) * self.first  # whether padding changes an answer is tried first
+        decoding = -(-self.count // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
+        return self.count * (self.forward + self.first) + decoding + padding
+
+    def measuring(self, good: int) -> float:
+        """Return the seconds for models that answer like the full one, and one whose answers may not end."""
+        timed = 2 * (1 + LATENCY_BLOCKS) * float(self.alone.sum())
+        return good * self.of_model(self.own_tokens) + self.of_model(self.most_tokens) + timed
+
+    @property
+    def verification(self) -> float:
+        """Seconds of the forwards and tokens by which two fresh processes and this one are compared."""
+        forwards = 13 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
+        return forwards * float(self.alone[0]) + 2 * (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
+
+
+def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:
+    """Time the full model on some of the test examples."""
     processor: Any = task.processor
-
-    def measure(n: int) -> None:
-        generate(full, processor, prompts[:n], "", GENERATE_BATCH_SIZE)
-        loss_of(full, task, open_ended[:n], GENERATE_BATCH_SIZE, "")
-
-    scored, _ = time_examples(measure, len(prompts), device)
-    first, further = latencies({"full": full}, processor, prompts[0], 1)["full"]
-    generation = (2 * float(first[0]) + DECODED_TOKENS * float(further[0])) / 1000
-    seconds = models * count * scored + 2 * LATENCY_BLOCKS * (1 + WARM_UPS) * generation
-    control = []
-    if settings.control:  # None trains a control only if the recovered model wins, which is not known before
-        recovery, macs = parts[1], problem.costs.macs
-        alone = config.steps / total_steps(config.steps, settings.refine)
-        training = recovery.seconds * alone * macs(np.zeros_like(mask)) / macs(mask)
-        control = [replace(recovery, name="control", seconds=training + count * scored)]
-    return [*parts, Part("measuring", seconds), Part("verification", 2 * SUBPROCESS_SECONDS), *control]
+    open_ended = task.open_ended(test)
+    prompts: Any = task.pairs(open_ended)
+    size = min(len(test), GENERATE_BATCH_SIZE)
+    forward, count = time_examples(lambda n: loss_of(full, task, open_ended[:n], n, ""), size, full.device)
+    encodings = [processor.encode(prompt, pixels=True) for prompt in prompts[:count]]
+    batch = [encodings[row] for row in next(batches_of(encodings, count))]
+    most, timed = longest_answer(processor, prompts), 1 + DECODED_TOKENS
+    tokens = time_tokens(full, processor, batch, greedy_settings(full, processor, most))
+    alone = time_tokens(full, processor, batch[:1], greedy_settings(full, processor, timed, least=timed))
+    further = float((tokens if len(tokens) > 1 else alone)[1:].mean())
+    return Answers(len(test), forward, float(tokens[0]) / len(batch), further, len(tokens), most, alone)
 
 
 def recovery_parts(
     student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig, refine: int
-) -> list[Part]:
-    """Return the parts of a recovery.
+) -> tuple[Part, Part]:
+    """Return the parts of a recovery: running the teacher, and training.
 
     Args:
         student: A copy without some layers, which shares the weights of the full model; it cannot be used afterwards.
@@ -97,7 +143,6 @@ def recovery_parts(
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
-    weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
     method = config.method
     assert method is not None
     trained = insert_trained(student, full, method)
@@ -116,5 +161,4 @@ def recovery_parts(
         activations = checkpointed_bytes(activations, len(student.stack.layers), state)
     steps = total_steps(config.steps, refine)
     held = training_bytes(trained) + (size - timed) * activations
-    parts = [Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)]
-    return [*parts, Part("merging", 0.0, kept=weights)]
+    return Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)

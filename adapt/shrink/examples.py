@@ -30,13 +30,6 @@ def check_examples(task: Task, examples: Sequence[Any]) -> None:
 
     All texts are tokenized and all images decoded. Only the longest prompts are encoded with their image tokens, since that
     takes long for thousands of examples.
-
-    Args:
-        task: A task with answers in words.
-        examples: Those that will be used.
-
-    Raises:
-        ValueError, FileNotFoundError: names the example.
     """
     processor: Any = task.processor
     prompts: list[tuple[str, Any]] = [(example.key, prompt) for example in examples for prompt in task.pairs([example])]

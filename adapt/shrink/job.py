@@ -30,7 +30,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
 from das_gym.adapt.training import Log
 
 from das_gym.drawing.architecture import Architecture
@@ -38,7 +38,9 @@ from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.models.transformers.model import ATTENTION, IMAGE, MLP, VLM
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE
+from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
@@ -54,13 +56,7 @@ MEASURE_PEAK = True
 
 
 class ShrinkJob:
-    """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training.
-
-    Args:
-        settings: The settings of the command.
-        choice: The layers to remove, and the model.
-        folder: The run's folder.
-    """
+    """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training."""
 
     def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
         self.settings, self.folder = settings, folder
@@ -75,11 +71,7 @@ class ShrinkJob:
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
 
     def run(self, log: Log) -> Measured:
-        """Run the whole job, and print the report.
-
-        Args:
-            log: Called with name, value and step.
-        """
+        """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
@@ -182,10 +174,12 @@ class ShrinkJob:
         """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
         if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
             return None
-        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full.device):
+        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
             print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
             return None
-        return int(run_in_subprocess(self.source, probes.subprocess_input())["peak_bytes"])
+        given = probes.subprocess_input()
+        del given["ways"][UNCACHED]  # takes less memory than the others, and more time
+        return int(run_in_subprocess(self.source, given)["peak_bytes"])
 
     def _data(self) -> str:
         root = self.choice.problem.data_root

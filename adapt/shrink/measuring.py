@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -12,11 +13,12 @@ from das_gym.adapt.shrink.recovery import answer_states
 
 from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
-from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
-from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
+from das_gym.problem.latency import Speedup, Spread, speedup
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 from das_gym.tasks.metrics import score_texts
@@ -216,18 +218,7 @@ def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], met
 
 @torch.no_grad()
 def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
-    """Return the mean loss of the reference answers by the model's own forward, nats.
-
-    Args:
-        vlm: A model without skipped layers.
-        task: A task with answers in words.
-        examples: Each of one pair, see `Task.open_ended`.
-        batch_size: Examples at a time.
-        title: Of the progress bar.
-
-    Raises:
-        FloatingPointError: the loss of an example is not finite.
-    """
+    """Return the mean loss of the reference answers by the model's own forward, nats. Examples are of `Task.open_ended`."""
     total, head = 0.0, vlm.own_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):
@@ -262,23 +253,40 @@ def latencies(
     models: Mapping[str, VLM], processor: Any, prompt: Any, blocks: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return (blocks,) milliseconds of the first token and of each further token, by model. Models take turns."""
-    encoding = processor.encode(prompt, pixels=True)
+    encoding, count = processor.encode(prompt, pixels=True), 1 + DECODED_TOKENS
 
-    def generation(vlm: VLM, tokens: int) -> Callable[[], object]:
-        batch = left_padded([encoding], pad_token(vlm, processor), vlm)
-        settings = greedy_settings(vlm, processor, tokens, least=tokens)
+    def times_of(vlm: VLM) -> np.ndarray:
+        return 1000 * time_tokens(vlm, processor, [encoding], greedy_settings(vlm, processor, count, least=count))
 
-        def call() -> object:
-            with greedy_decoding(vlm.model, settings):
-                return vlm.model.generate(**batch)
+    for vlm in models.values():
+        times_of(vlm)  # the first generation takes longer
+    times = np.array([[times_of(vlm) for vlm in models.values()] for _ in range(blocks)])  # (blocks, models, tokens)
+    return {name: (times[:, n, 0], times[:, n, 1:].mean(axis=1)) for n, name in enumerate(models)}
 
-        return call
 
-    counts = (1, 1 + DECODED_TOKENS)
-    calls = {f"{name} {count}": generation(vlm, count) for name, vlm in models.items() for count in counts}
-    times = measure_latency(calls, blocks, runs=1)
-    found = {}
-    for name in models:
-        first, all_tokens = (times[f"{name} {count}"] for count in counts)
-        found[name] = (first, np.maximum(all_tokens - first, 1e-6) / DECODED_TOKENS)  # noise can make a difference negative
-    return found
+class TokenClock:
+    """The times at which transformers' `generate` has the prompt, and then each token; it expects this interface."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: object) -> None:
+        """Note the time; the tokens are on the CPU by then."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Do nothing after the last token."""
+
+
+def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any]) -> np.ndarray:
+    """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images.
+
+    Args:
+        vlm: The model, nothing in it skipped.
+        processor: Its own.
+        encodings: Prompts of one form, with their pixels.
+        settings: As `greedy_settings` gives them.
+    """
+    clock, start = TokenClock(), time.perf_counter()
+    generate_batch(vlm, processor, encodings, settings, streamer=clock)
+    return np.diff([start, *clock.times[1:]])

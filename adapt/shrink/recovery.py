@@ -122,11 +122,6 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
     """Return the last hidden states that the tokens of all answers are predicted from, (tokens, hidden_size).
 
     They are computed by the model's own forward, images included.
-
-    Args:
-        vlm: The model, with nothing skipped.
-        task: A task that is answered in words.
-        examples: Each of one pair, see `Task.open_ended`.
     """
     processor: Any = task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in task.pairs(examples)]
@@ -136,18 +131,11 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
         for number, row in enumerate(rows):
             encoding = encodings[row]
             found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
-    return torch.cat([found[row] for row in range(len(encodings))])
+    return torch.cat([found[row] for row in range(len(encodings))]).to(vlm.device)
 
 
 class Teacher:
-    """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits.
-
-    Args:
-        full_model: The full model.
-        task: A task that is answered in words.
-        examples: Each of one pair.
-        batch_size: Examples at a time.
-    """
+    """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits."""
 
     def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
         self.head = full_model.own_head()
@@ -181,14 +169,7 @@ def training_rows(count: int, config: RecoveryConfig) -> set[int]:
 
 
 def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
-    """Return the teacher of recoveries of any masks; None if nothing is to be trained.
-
-    Args:
-        full_model: The full model.
-        task: A task that is answered in words.
-        examples: The train split.
-        config: Settings of the recovery.
-    """
+    """Return the teacher of recoveries of any masks; None if nothing is to be trained."""
     if config.recover == "none" or not len(examples):
         return None
     used = [examples[row] for row in sorted(training_rows(len(examples), config))]
@@ -251,16 +232,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge LoRA and the like into the weights.
-
-        Args:
-            log: Called with name, value and step.
-            title: Title of the progress bar.
-
-        Raises:
-            ValueError: no examples.
-            FloatingPointError: the training diverged.
-        """
+        """Train, and merge LoRA and the like into the weights."""
         config, method, dtype = self.config, self.config.method, self.student.model.dtype
         if method is None:
             return

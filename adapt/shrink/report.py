@@ -19,14 +19,7 @@ SCORE_LINES = 3
 def results_table(
     models: Sequence[Mapping[str, Any]], metric: str, title: str = "", control: Mapping[str, float] | None = None
 ) -> Table:
-    """Return the table of a run's models.
-
-    Args:
-        models: Records as `ModelResult.record` gives them, the full model first.
-        metric: What the score is.
-        title: Above the table.
-        control: Score and loss of the full model after the same training.
-    """
+    """Return the table of a run's models, given as `ModelResult.record` does, the full model first."""
     milliseconds = "{:.3g} ({:.3g}..{:.3g})"
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         (f"{metric}, %", lambda m: f"{100 * m['score']:.1f}"),
@@ -67,13 +60,7 @@ def table_of(measured: Measured, title: str = "") -> Table:
 
 
 def print_report(measured: Measured, title: str, diagram: str) -> None:
-    """Print the table, the removed layers and the conclusion.
-
-    Args:
-        measured: The results.
-        title: The data that was evaluated.
-        diagram: The removed layers, see `layer_removal.draw_mask`.
-    """
+    """Print the table, the removed layers and the conclusion."""
     table_of(measured, title).print()
     signs = " (A: attention alone is left, M: MLP alone)" if set(diagram) & {"A", "M"} else ""
     print(f"{'layers of vision tower and decoder' if ' ' in diagram else 'decoder layers'}: {diagram}{signs}")

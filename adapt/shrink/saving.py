@@ -58,16 +58,7 @@ def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, sett
 
 
 def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
-    """Check that a folder can be written, and return it.
-
-    Args:
-        out: The folder to write.
-        source: The folder of the source model, in which it must not lie.
-        room: Bytes that it may take.
-
-    Raises:
-        ValueError: it exists, lies in the source's folder, is not writable, or the disk is too full.
-    """
+    """Check that a folder can be written outside of the source's, with `room` bytes on the disk, and return it."""
     out = at_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
@@ -87,11 +78,7 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `out` if the block ends without an error.
-
-    Raises:
-        ValueError: the disk rejects it, or `out` exists by then.
-    """
+    """Yield a hidden folder that becomes `out` if the block ends without an error."""
     try:
         with replacing_folder(out) as part:
             yield part
@@ -104,11 +91,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def round_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Round a model's parameters, in place, to the values that `dtype` stores. Parameters that do not change stay shared.
-
-    Raises:
-        FloatingPointError: a parameter is not finite, or too large for `dtype`.
-    """
+    """Round a model's parameters, in place, to the values that `dtype` stores. Parameters that do not change stay shared."""
     replacements: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied parameters stay tied
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():

@@ -111,12 +111,7 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
             raise ValueError("`control` is trained like the recovered model: got True with recover=none. Leave it out.")
 
     def choice(self) -> Choice | None:
-        """Return the layers to remove and the model, None before the search.
-
-        Raises:
-            ValueError: The search was of another kind of model.
-            FileNotFoundError: The search does not exist.
-        """
+        """Return the layers to remove and the model, None before the search."""
         if self.needs_search:
             return None
         choice = choose(self)
@@ -135,13 +130,7 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 
 
 def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
-    """Return the command that repeats a run with its mask.
-
-    Args:
-        folder: Of the run.
-        problem: Model and data.
-        mask: 0 or 1 per layer, 1 = removed.
-    """
+    """Return the command that repeats a run with its mask."""
     found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search", "refine"))
     own = grouped_settings({name: value for name, value in problem.items() if name in ProblemConfig.__dataclass_fields__})
     words = json.dumps(list(mask), separators=(",", ":"))

@@ -34,11 +34,12 @@ def exit_with_stdin() -> None:
 
 
 def memory_bytes(device: str, field: str) -> int:
-    """Return the memory on the GPU, or of this process: now (`VmRSS`) or the peak (`VmHWM`)."""
+    """Return the memory on the GPUs, or of this process: now (`VmRSS`) or the peak (`VmHWM`)."""
     import torch
 
     if device.startswith("cuda"):
-        return int(torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated())
+        read = torch.cuda.memory_allocated if field == "VmRSS" else torch.cuda.max_memory_allocated
+        return sum(map(read, range(torch.cuda.device_count())))
     try:
         with open("/proc/self/status") as file:  # noqa: PTH123
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
@@ -70,7 +71,8 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     auto = getattr(transformers, given["auto"])
     reset_peak_memory()
     before = memory_bytes(device, "VmRSS")
-    model = auto.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+    model = auto.from_pretrained(folder, dtype=dtype, device_map=given["device_map"], **options).eval()
+    model = model if given["device_map"] else model.to(device)
     if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
     processor = transformers.AutoProcessor.from_pretrained(
@@ -79,13 +81,13 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     found: dict[str, Any] = {"logits": [], "generated": {}}
     with torch.no_grad():
         for batch, answer_start in given["teacher_forced"]:
-            batch = {name: value.to(device) for name, value in batch.items()}
+            batch = {name: value.to(model.device) for name, value in batch.items()}
             found["logits"].append(model(**batch, use_cache=False).logits[0, answer_start - 1 : -1].cpu())
         model.generation_config = transformers.GenerationConfig(**given["generation"])
         for way, (batches, generate_options) in given["ways"].items():
             rows = []
             for batch in batches:
-                batch = {name: value.to(device) for name, value in batch.items()}
+                batch = {name: value.to(model.device) for name, value in batch.items()}
                 tokens = model.generate(**batch, **generate_options)
                 rows += tokens[:, batch["input_ids"].shape[1] :].tolist()
             found["generated"][way] = rows

@@ -108,11 +108,7 @@ class Probes:
         return [f"{prompt.question} {prompt.answer}" for prompt in self.prompts]
 
     def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
-        """Return the input of `subprocess_main`.
-
-        Args:
-            has_own_code: Whether the folder has code of das_gym.
-        """
+        """Return the input of `subprocess_main`."""
         vlm, encodings = self.vlm, self.encodings
         pad = pad_token(vlm, self.processor)
 
@@ -120,7 +116,7 @@ class Probes:
             return {name: value.cpu() for name, value in batch.items()}
 
         alone = [cpu(left_padded([e], pad, vlm)) for e in encodings]
-        ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone, {"use_cache": False})}
+        ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone[:1], {"use_cache": False})}
         if pads_left(vlm, encodings, pad):
             padded = left_padded(_same_form(encodings), pad, vlm, extra=3)
             ways[PADDED] = ([cpu(padded)], {"use_cache": True})
@@ -132,6 +128,7 @@ class Probes:
             "texts": self.texts,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
             "device": str(vlm.device),
+            "device_map": "auto" if vlm.is_spread else None,
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
             "trust_remote_code": has_own_code or has_remote_code(vlm),
@@ -155,15 +152,7 @@ def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
 
 
 def check_generation(smaller: VLM, probes: Probes) -> None:
-    """Raise, before training, if a pruned model generates differently with and without a cache.
-
-    Args:
-        smaller: The pruned model.
-        probes: With the full model; one prompt is enough.
-
-    Raises:
-        VerificationError: the outputs differ although the full model's do not.
-    """
+    """Raise, before training, if a pruned model generates differently with and without a cache."""
     processor, encodings = probes.processor, probes.encodings[:1]
     settings = endless_greedy_settings(smaller, processor)
     ways: dict[str, dict[str, Any]] = {UNCACHED: {"use_cache": False}, CACHED: {"use_cache": True}}
@@ -198,9 +187,6 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
     """Raise, before training, if a pruned model computes something else than the masked model that the search scored.
 
     Whole layers are compared when a model is loaded. Of attentions and MLPs, it depends on the mask.
-
-    Raises:
-        VerificationError: the outputs differ.
     """
     for encoding, wanted in zip(probes.encodings, replay_logits(probes.vlm, probes, mask), strict=True):
         found = smaller.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1].cpu()
@@ -213,11 +199,7 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 
 
 def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a folder in a fresh process without das_gym, see `subprocess_main`.
-
-    Raises:
-        VerificationError: the folder does not load or run.
-    """
+    """Run a folder in a fresh process without das_gym, see `subprocess_main`."""
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("input.pt", "output.pt")]
         torch.save(dict(given), paths[0])
@@ -246,9 +228,6 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
         mask: (n_layers,) bool, the removed layers.
         probes: With the full model.
         dtype: The type that the folder's weights must have.
-
-    Raises:
-        VerificationError: names what differs.
     """
     found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
     if source_dtype(folder) != dtype:
@@ -266,9 +245,9 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
             f"the logits of {folder} differ from the masked model's: relative difference {difference:.2g}, allowed "
             f"{tolerance:g}. This type of model cannot be shrunk."
         )
+    encodings = {CACHED: probes.encodings, UNCACHED: probes.encodings[:1], PADDED: _same_form(probes.encodings)}
     for way, rows in found["generated"].items():
-        encodings = _same_form(probes.encodings) if way == PADDED else probes.encodings
-        for encoding, tokens in zip(encodings, rows, strict=True):
+        for encoding, tokens in zip(encodings[way], rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
     return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
 

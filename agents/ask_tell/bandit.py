@@ -28,9 +28,6 @@ class Bandit(Agent):
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         learning_rate: eta, > 0. The reference uses 1 (for METER it also declares 0.1, which nothing uses).
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     min_masks: ClassVar[int] = 2  # a single mask is its own baseline: its advantage is 0

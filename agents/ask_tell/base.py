@@ -138,11 +138,7 @@ class Agent(ABC):
         return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state, "rewards": rewards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called.
-
-        Raises:
-            ValueError: the state is damaged, or of an agent with another budget.
-        """
+        """Continue exactly where `state_dict` was called."""
         for name, mine in self.space.budget.as_dict().items():
             if state[name] != mine:
                 raise ValueError(f"the saved agent has another `{name}`: got {state[name]}, expected {mine}")
@@ -180,11 +176,7 @@ def masks_of_keys(keys: Collection[bytes], n_layers: int) -> Masks:
 
 
 def ask(agent: Agent, name: str, n: int) -> Masks:
-    """Ask an agent for up to `n` masks, and check them: (m, n_layers) bool.
-
-    Raises:
-        ValueError: names the agent, and what is wrong with its masks.
-    """
+    """Ask an agent for up to `n` masks, and check them: (m, n_layers) bool."""
     masks = _as_bool(agent.ask(n), f"agent {name!r}: ask({n})")
     if masks.ndim != 2 or masks.shape[1] != agent.n_layers or len(masks) > n:
         raise ValueError(f"agent {name!r}: ask({n}) returned shape {masks.shape}, expected (m, {agent.n_layers}), m <= {n}")
@@ -194,11 +186,7 @@ def ask(agent: Agent, name: str, n: int) -> Masks:
 
 
 def answer(agent: Agent, name: str) -> Masks:
-    """Return an agent's answer, checked: (n_layers,) bool.
-
-    Raises:
-        ValueError: names the agent, and what is wrong with its answer.
-    """
+    """Return an agent's answer, checked: (n_layers,) bool."""
     mask = _as_bool(agent.best(), f"agent {name!r}: best()")
     if mask.shape != (agent.n_layers,):
         raise ValueError(f"agent {name!r}: best() returned shape {mask.shape}, expected ({agent.n_layers},)")
@@ -244,12 +232,16 @@ def register_agent(name: str, agent: str | type[Agent]) -> None:
     add_entry(AGENTS, name, agent, "agent", ALGORITHMS)
 
 
-def agent_class(name: str) -> type[Agent]:
-    """Return the class of an agent: a key of `AGENTS`, or "module:class".
+def check_agent_name(name: str) -> None:
+    """Raise a ValueError for a name that is neither an agent nor an algorithm; "module:class" may be anything."""
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
 
-    Raises:
-        ValueError: the agent is unknown.
-    """
+    if ":" not in name:
+        check_names([name], (*AGENTS, *ALGORITHMS), "agent", own=True)
+
+
+def agent_class(name: str) -> type[Agent]:
+    """Return the class of an agent: a key of `AGENTS`, or "module:class"."""
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
     hint = "Give a name that `python -m agents list` shows, or the 'module:class' of a custom agent"

@@ -20,11 +20,7 @@ class RandomSearch(Agent):
 
 
 class Exhaustive(Agent):
-    """Every mask within the budget, in the order of `MaskSpace.masks`.
-
-    Raises:
-        ValueError: there are too many masks to list.
-    """
+    """Every mask within the budget, in the order of `MaskSpace.masks`."""
 
     draws: ClassVar[bool] = False
 

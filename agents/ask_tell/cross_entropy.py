@@ -27,9 +27,6 @@ class CrossEntropy(Agent):
         population: Masks between two updates, at least 1.
         elite: Number of masks to move towards, at least 1.
         smoothing: 0..1, 1 = all the way.
-
-    Raises:
-        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

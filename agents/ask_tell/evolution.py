@@ -31,9 +31,6 @@ class Evolution(Agent):
         offspring: lambda, at least 1.
         max_swaps: Largest number of swaps, at least 1.
         stages: Rising fractions of the reward examples, the last 1.
-
-    Raises:
-        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(
@@ -161,9 +158,6 @@ class EvoPress(Evolution):
         initial: Number of random masks, at least 1.
         survivors: Masks of a generation that are scored on all examples, at least 1.
         stages: Rising fractions of the reward examples, the last 1.
-
-    Raises:
-        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

@@ -52,9 +52,6 @@ class BlockInfluence(Heuristic):
         statistics: Statistic name to (n_layers,) values.
         statistic: The statistic to rank by.
         skip: Whether the "lowest" or the "highest" values are skipped.
-
-    Raises:
-        ValueError: the statistic is not observed, or `skip` is another word.
     """
 
     preferences: Floats
@@ -98,11 +95,7 @@ class Blocks:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], n_layers: int) -> Blocks:
-        """Read what `das_gym.problem.blocks.measure_blocks` returns.
-
-        Raises:
-            ValueError: it was measured on another number of layers, or holds something else.
-        """
+        """Read what `das_gym.problem.blocks.measure_blocks` returns."""
         expected = f"what das_gym.problem.blocks.measure_blocks returns for {n_layers} layers"
         if set(record) != set(cls.__dataclass_fields__) or len(record["streams"]) != n_layers:
             raise ValueError(f"`blocks` does not fit: got {record!r:.60}, expected {expected}")
@@ -156,9 +149,6 @@ class BlockHeuristic(Heuristic):
         statistics: Statistic name to (n_layers,) values, for `Blocks.estimate`.
         blocks: What `das_gym.problem.blocks.measure_blocks` returns. Searches fill it in where the model is at hand. None
             estimates the blocks.
-
-    Raises:
-        ValueError: `blocks` of another model.
     """
 
     def __init__(

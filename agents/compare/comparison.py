@@ -7,21 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
+from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask, check_agent_name
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult, judge
 from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.agent_setup import make_search_agent
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.statistics import masks_needed
 
 ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
 """Settings of agents that otherwise begin on few examples: oracles score every mask on all of them."""
-
-NO_ANSWER = -np.inf
-"""Reward of an agent that has no answer yet."""
 
 Search = tuple[Masks, Floats, int, float]
 """One search: a row of `answers`, `curves`, `evaluations` and `milliseconds` of an `AgentResult`."""
@@ -76,22 +74,10 @@ def compare_agents(
 def run_agent(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> AgentResult:
-    """Run an agent once per seed; an agent that does not depend on the seed runs once.
-
-    Args:
-        oracle: Returns rewards.
-        agent: A key of `AGENTS` or of `ALGORITHMS`, or "module:class" of either kind.
-        seeds: Seeds of the searches.
-        evaluations: Evaluations per search.
-        masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyperparameters; `SEARCH_DEFAULTS` are filled in.
-
-    Raises:
-        ValueError: an unknown agent or hyperparameter, or masks that the agent must not ask for.
-    """
-    search = _train_once if is_algorithm(agent) else _search_once
+    """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
+    run_once = _train_once if is_algorithm(agent) else _search_once
     different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
-    searches = [search(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    searches = [run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     if len(different) < len(seeds):
         searches = searches * len(seeds)
     answers, curves, used, milliseconds = (np.array(column) for column in zip(*searches, strict=True))
@@ -102,9 +88,6 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
     """Make an agent and discard it, to find a wrong name or hyperparameter before any agent searches.
 
     An algorithm of Stable-Baselines3 is checked by a search of one mask.
-
-    Raises:
-        ValueError: what `run_agent` would raise.
     """
     if is_algorithm(agent):
         _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
@@ -126,7 +109,7 @@ def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> Search:
     agent = _make(oracle, name, seed, agent_kwargs)
-    curve = np.full(evaluations, NO_ANSWER)
+    curve = np.full(evaluations, -np.inf)  # while it has no answer
     needed = masks_needed(agent.statistics_read, agent.n_layers)
     used, turns, seconds = needed, 0, 0.0
     while used < evaluations:
@@ -156,20 +139,19 @@ def _train_once(
     During the search its answer is the best scored mask, at the end that or the policy's own, whichever is better. Its time
     is that of the whole training, divided by turns.
     """
-    from das_gym.agents.sb3.train import train_sb3
-
     space, started = oracle.space, time.process_time()
-    result = train_sb3(
-        name,
-        hyperparameters=agent_kwargs,
-        n_envs=masks_per_turn,
+    config = SearchConfig(
+        **space.budget.settings,
         env_id=oracle.env_id,
         env_kwargs=dict(oracle.env_kwargs),
-        **space.budget.settings,
+        agent=name,
+        agent_kwargs=dict(agent_kwargs),
         seed=seed,
         evaluations=evaluations,
-    ).result
-    curve = np.full(evaluations, NO_ANSWER)
+        masks_per_turn=masks_per_turn,
+    )
+    result = search(config)
+    curve = np.full(evaluations, -np.inf)
     used = 0
     for turn in result.history:
         reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +48,7 @@ class Oracle(ABC):
         return []
 
     def __call__(self, mask: npt.ArrayLike) -> float:
-        """Return the reward of one mask, and add it to `calls`.
-
-        Args:
-            mask: (n_layers,) of 0 and 1, 1 = skipped. `space.top` makes a mask from one number per layer.
-
-        Raises:
-            ValueError: another shape, or a mask outside the budget.
-        """
+        """Return the reward of one mask within the budget, (n_layers,) of 0 and 1, 1 = skipped; add it to `calls`."""
         given = np.asarray(mask)
         array = given.astype(bool)
         if array.shape != (self.space.n_layers,) or (given != array).any() or not self.space.contains(array[None])[0]:
@@ -76,11 +69,7 @@ class Oracle(ABC):
         return np.full(len(masks), np.nan)
 
     def normalized(self, regrets: Floats) -> Floats:
-        """Return regrets as fractions of the possible gain: 0 = the best mask, 1 = layers skipped in a random order.
-
-        Raises:
-            ValueError: `best_reward` or `random_reward` is unknown.
-        """
+        """Return regrets as fractions of the possible gain: 0 = the best mask, 1 = layers skipped in a random order."""
         if self.best_reward is None or self.random_reward is None:
             raise ValueError(f"{self.env_id} has no known best and mean reward to scale by. Compare on a table")
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
@@ -92,13 +81,7 @@ class Oracle(ABC):
 
 
 class TableOracle(Oracle):
-    """The oracle of an exhaustive table.
-
-    Args:
-        env_id: Id of a tabular environment.
-        budget: `skip_num`, or a share to save.
-        env_kwargs: Its other settings: `reward`, `macs_price`, `table`.
-    """
+    """The oracle of an exhaustive table: of a tabular environment with a budget and its other settings."""
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
@@ -133,9 +116,7 @@ class TableOracle(Oracle):
 class SuiteOracle(Oracle):
     """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split.
 
-    Args:
-        problem: The problem.
-        statistics: Names of the layer statistics that agents observe, besides those that follow from the losses of masks.
+    Agents observe `statistics`, and those that follow from the losses of masks.
     """
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
@@ -151,16 +132,7 @@ class SuiteOracle(Oracle):
 
 
 class LiveOracle(Oracle):
-    """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost.
-
-    Args:
-        env_id: Id of an environment.
-        budget: `skip_num`, or a share to save.
-        env_kwargs: Its other settings.
-
-    Raises:
-        ValueError: its examples change from step to step.
-    """
+    """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost."""
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
@@ -196,9 +168,6 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         env_kwargs: Its other settings. For `DAS-Suite-v0`: `problem`, a number or a name; `split`, by default `test`; and
             `SUITE_SETTINGS`.
 
-    Raises:
-        ValueError: a setting is not valid for the environment, or its rewards are vectors.
-
     Example:
         >>> from das_gym.agents import make_oracle
         >>> oracle = make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})
@@ -217,3 +186,33 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         scalar = f"{name.removesuffix(suffix)}-v0"
         raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar}")
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)
+
+
+class GroundTruth(NamedTuple):
+    """How a mask ranks among all masks within the budget.
+
+    Attributes:
+        rank: 1 + the number of masks with a higher reward.
+        masks: Number of masks.
+        regret: The best reward minus the mask's, at least 0.
+        best_reward: The best reward.
+    """
+
+    rank: int
+    masks: int
+    regret: float
+    best_reward: float
+
+
+def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
+    """Compare a mask with all others by the environment's own reward; None without a table, and outside the budget."""
+    if not is_tabular(env_id):
+        return None
+    env = make_scored(env_id, {}, env_kwargs)
+    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
+    if not scorer.budget.is_kept_by(chosen[None])[0]:
+        return None
+    allowed = scorer.budget.is_kept_by(table.masks)
+    rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
+    best = table.values(scorer.objective, scorer.split)[allowed].max()
+    return GroundTruth(int(rank), int(allowed.sum()), float(regret), float(best))

@@ -28,15 +28,7 @@ EXPLANATION = (
 def plot_skip_probabilities(
     path: str | os.PathLike[str], probabilities: Floats, layer_names: Sequence[str], mask: Masks, title: str = ""
 ) -> None:
-    """Plot each layer's skip probability over the turns as a PNG; the layers of the answer are coloured.
-
-    Args:
-        path: The PNG file.
-        probabilities: (turns, n_layers) in 0..1.
-        layer_names: Names in mask order.
-        mask: (n_layers,) bool, the answer, True = skipped.
-        title: Title of the plot.
-    """
+    """Plot (turns, n_layers) skip probabilities over the turns as a PNG; the layers of the answer are coloured."""
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     turns = np.arange(1, len(probabilities) + 1)
@@ -67,13 +59,7 @@ def _without_overlap(heights: Floats, low: float, high: float) -> Floats:
 
 
 def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult], title: str = "") -> None:
-    """Plot regret and, if known, rank against evaluations as a PNG: median and quartiles of each agent.
-
-    Args:
-        path: The PNG file.
-        results: One per agent.
-        title: Title of the plot.
-    """
+    """Plot regret and, if known, rank against evaluations as a PNG: median and quartiles of each agent."""
     panels = {"regret": "regret of the answer (reward split)", "ranks": "rank of the answer, 1 = best"}
     if results[0].ranks is None:
         del panels["ranks"]
@@ -107,13 +93,7 @@ def _finite(values: Floats) -> Floats:
 
 
 def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "") -> None:
-    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, the numbered front, and baselines.
-
-    Args:
-        path: The PNG file.
-        result: The front.
-        title: Title of the plot.
-    """
+    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, the numbered front, and baselines."""
     figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     front, searched = result.front, result.searched

@@ -58,11 +58,7 @@ class ScoredMasks:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ScoredMasks:
-        """Read what `record` returned.
-
-        Raises:
-            LookupError, TypeError, ValueError: it is damaged.
-        """
+        """Read what `record` returned."""
         masks = np.array([[("0", "1").index(bit) == 1 for bit in mask] for mask in record["masks"]], dtype=bool)
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
         numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]

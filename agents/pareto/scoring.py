@@ -21,18 +21,10 @@ from das_gym.registration import entry_of
 class FrontProblem:
     """An environment of das_gym without a budget, and a cost to save.
 
-    Args:
-        env_id: Id of the environment.
-        env_kwargs: Its settings besides the budget.
-        cost: The cost, a value of `das_gym.problem.mask_cost.SAVED`.
-
     Attributes:
         layer_names: Names in mask order.
         max_saved: The largest fraction that any mask saves.
         table: The table behind the environment, or None.
-
-    Raises:
-        ValueError: its examples change from step to step, it has no scorer, or no mask saves anything.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], cost: str = "MACs") -> None:

@@ -43,12 +43,7 @@ _CLIMBS = 3
 
 
 class FrontSearch:
-    """Asks for masks of all budgets, as the module describes.
-
-    Args:
-        n_layers: Number of skippable layers, at least 1.
-        saved: From (m, n_layers) masks to the (m,) fractions of the cost that they save.
-        seed: Seed, or the generator to draw from.
+    """Asks for masks of all budgets, as the module describes; `saved` maps (m, n_layers) masks to (m,) shares of the cost.
 
     Attributes:
         scored: `mask.tobytes()` of every scored mask to its loss in nats, in the order of scoring.

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
+SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 1000, "save_every": 25}
+"""Settings of a search by SB3 that `python -m agents with ppo` and so on set; those of other agents are smaller."""
+
 SET_BY_SEARCH = ("self", "env", "seed", "verbose", "tensorboard_log", "monitor_wrapper", "_init_setup_model")
 """Arguments of SB3's constructors that a search sets itself."""
 
@@ -96,11 +99,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def import_algorithm(path: str) -> type[BaseAlgorithm]:
-    """Import the subclass of SB3's BaseAlgorithm called "module:class".
-
-    Raises:
-        ValueError: it cannot be imported, or is something else.
-    """
+    """Import the subclass of SB3's BaseAlgorithm called "module:class"."""
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     try:
@@ -124,21 +123,14 @@ def is_algorithm(agent: str) -> bool:
     return True
 
 
-def find_algorithm(algorithm: str | type[BaseAlgorithm]) -> tuple[type[BaseAlgorithm], Algorithm]:
-    """Return the class and its `Algorithm`. An unknown subclass inherits from the nearest known algorithm.
+def find_algorithm(name: str) -> tuple[type[BaseAlgorithm], Algorithm]:
+    """Return the class of a key of `ALGORITHMS`, or of "module:class", and its `Algorithm`.
 
-    Args:
-        algorithm: A key of `ALGORITHMS`, "module:class", or the class itself.
-
-    Raises:
-        ValueError: the algorithm is unknown.
+    An unknown subclass has the settings of the nearest known algorithm.
     """
-    if isinstance(algorithm, str):
-        if ":" not in algorithm:
-            check_names([algorithm], ALGORITHMS, "algorithm of SB3 (or give 'module:class')")
-            return import_algorithm(ALGORITHMS[algorithm].path), ALGORITHMS[algorithm]
-        algorithm = import_algorithm(algorithm)
-    name = f"{algorithm.__module__}:{algorithm.__qualname__}"
+    if name in ALGORITHMS:
+        return import_algorithm(ALGORITHMS[name].path), ALGORITHMS[name]
+    algorithm = import_algorithm(name)
     for cls in algorithm.__mro__:
         for known in ALGORITHMS.values():
             package, _, class_name = known.path.partition(":")
@@ -153,11 +145,7 @@ def supports_action_masks(cls: type[BaseAlgorithm]) -> bool:
 
 
 def choose_action(known: Algorithm, action: str | None) -> tuple[str, ...]:
-    """Return the action spaces to try, in this order: the given one, or those that the algorithm supports.
-
-    Raises:
-        ValueError: the algorithm does not support the given one.
-    """
+    """Return the action spaces to try, in this order: the given one, or those that the algorithm supports."""
     if action is None:
         return known.actions
     check_names([action], ACTION_MODES, "action")
@@ -166,17 +154,15 @@ def choose_action(known: Algorithm, action: str | None) -> tuple[str, ...]:
     return (action,)
 
 
+def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
+    """Return the keyword arguments of the environment with an action space; `mask` is every environment's default."""
+    return dict(env_kwargs) if action == "mask" else {**env_kwargs, "action": action}
+
+
 def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
     """Return all arguments of the constructor as plain values: the defaults of a search, updated by what is given.
 
-    Args:
-        cls: The algorithm.
-        known: Its `Algorithm`.
-        given: Hyperparameters by name.
-        n_envs: Parallel environments, which share the steps between two updates.
-
-    Raises:
-        ValueError: a hyperparameter or a policy that the algorithm does not have.
+    `n_envs` parallel environments share the steps between two updates.
     """
     names = _hyperparameters(cls)
     check_names(given, names, f"setting of {known.name},")
@@ -211,21 +197,10 @@ class ActionSpaceError(ValueError):
     """An algorithm does not support an action space."""
 
 
-def make_model(
-    cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int, own: Mapping[str, Any] | None = None
-) -> BaseAlgorithm:
-    """Make an SB3 model of the algorithm on the environments.
+def make_model(cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int) -> BaseAlgorithm:
+    """Make an SB3 model with the settings that `with_defaults` returns.
 
-    Args:
-        cls: Its class.
-        settings: What `with_defaults` returns. `action_noise` may be a number: the standard deviation of normal noise.
-        env: Where it trains.
-        seed: Random seed.
-        own: Further arguments of the constructor of any type, which no record keeps.
-
-    Raises:
-        ActionSpaceError: the algorithm does not support this action space.
-        ValueError: the algorithm rejects its settings.
+    `action_noise` may be a number: the standard deviation of normal noise.
     """
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -236,7 +211,7 @@ def make_model(
         shape = env.action_space.shape
         values["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
     try:
-        return cls(env=env, seed=seed, **{**values, **(own or {})})
+        return cls(env=env, seed=seed, **values)
     except (AssertionError, TypeError, ValueError) as error:
         # SB3's base class raises only this AssertionError for an unsupported action space
         about_space = isinstance(error, AssertionError) and "action space" in str(error)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks
-from das_gym.agents.sb3.config import with_action
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, supports_action_masks, with_action, with_defaults
 
 from das_gym.files import at_home, explain_damage, read_json
 
@@ -23,17 +23,7 @@ DESCRIPTION = "sb3.json"
 def load_sb3(
     folder: str | os.PathLike[str], device: str = "cpu", trust: bool = False
 ) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`.
-
-    Args:
-        folder: The run folder.
-        device: Device of the algorithm.
-        trust: Whether `agent.zip` may run code: SB3's own `load` unpickles it. Training from it does not.
-
-    Raises:
-        FileNotFoundError: the run trained no algorithm of SB3.
-        ValueError: `trust` is False, or `sb3.json` is damaged.
-    """
+    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")
@@ -48,11 +38,7 @@ def load_sb3(
 
 
 def agent_file(source: str | os.PathLike[str]) -> Path:
-    """Return the `agent.zip` at a path, or in a folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return the `agent.zip` at a path, or in a folder."""
     path = at_home(source)
     path = path / AGENT if path.is_dir() else path
     if not path.is_file():
@@ -60,16 +46,19 @@ def agent_file(source: str | os.PathLike[str]) -> Path:
     return path
 
 
-def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
-    """Return the mask that a policy chooses without exploration, (n_layers,) bool.
+def check_algorithm(
+    name: str, hyperparameters: Mapping[str, Any], n_envs: int, action: str | None, start_from: str | None
+) -> None:
+    """Raise for settings that an algorithm does not have, and for a trained agent that does not exist."""
+    cls, known = find_algorithm(name)
+    choose_action(known, action)
+    with_defaults(cls, known, hyperparameters, n_envs)
+    if start_from is not None:
+        agent_file(start_from)
 
-    Args:
-        model: The trained algorithm.
-        env_id: Id of an environment.
-        action: The action space that it was trained with.
-        seed: Seed of the environment's reset.
-        env_kwargs: Settings of the environment.
-    """
+
+def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
+    """Return the mask that a policy chooses without exploration, (n_layers,) bool; `action` is what it was trained with."""
     env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
     base: Any = env.unwrapped
     state, start = None, np.ones(1, dtype=bool)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
-from das_gym.agents.searching.environment import continue_examples
-from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
+from das_gym.agents.searching.environment import SCORES, continue_examples
+from das_gym.agents.searching.record import Turn
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.files import explain_damage
@@ -35,16 +35,14 @@ class Recorder(VectorWrapper):
         evaluations: How many masks may be scored.
         checkpoint: Where the search continues. The first reset restores the environments' state, with new episodes.
         folder: Where the checkpoint was read from, for errors.
-        on_turn: Called with each turn.
 
     Attributes:
         turns: All turns.
         evaluations: Number of masks in them.
-        steps: Steps taken, all environments together.
-
-    Raises:
-        ValueError: at the first reset, if the saved state does not fit.
+        on_turn: Called with each turn.
     """
+
+    on_turn: Callable[[Turn], Any] | None = None
 
     def __init__(
         self,
@@ -52,14 +50,12 @@ class Recorder(VectorWrapper):
         evaluations: int,
         checkpoint: Checkpoint | None = None,
         folder: Path | None = None,
-        on_turn: Callable[[Turn], Any] | None = None,
     ) -> None:
         super().__init__(env)
         self.budget = evaluations
         self.turns = [] if checkpoint is None else list(checkpoint.turns)
         self.evaluations = sum(len(turn.masks) for turn in self.turns)
         self.steps = 0
-        self.on_turn = on_turn
         self._state = None if checkpoint is None else checkpoint.env
         self._path = (folder or Path()) / CHECKPOINT
         self._threads = torch.get_num_threads()
@@ -75,9 +71,8 @@ class Recorder(VectorWrapper):
         """Reset the environments. The first reset of a resumed search restores which examples come next."""
         observations, info = self.env.reset(seed=seed, options=options)
         if self._state is not None:
-            base: Any = self.env.unwrapped
             with explain_damage(self._path, "start a new search"):
-                continue_examples(base, self._state)
+                continue_examples(self.env.unwrapped, self._state)
             self._state = None
         return observations, info
 
@@ -108,9 +103,7 @@ class Recorder(VectorWrapper):
         rows = np.flatnonzero(ended & info["feasible"])[: self.budget - self.evaluations]
         if not len(rows):
             return
-        scores: dict[str, Any] = {name: plain_numbers(info[name][rows]) for name in SCORES}
-        scores |= {"masks": masks[rows].astype(int).tolist(), "rewards": rewards[rows].tolist()}
-        turn = Turn(**scores, skip_probabilities=None, preferences=None)
+        turn = Turn.of(masks[rows], rewards[rows], {name: info[name][rows] for name in SCORES})
         self.turns.append(turn)
         self.evaluations += len(rows)
         if self.on_turn is not None:

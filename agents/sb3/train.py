@@ -1,12 +1,12 @@
-"""Search masks with any algorithm of Stable-Baselines3.
+"""Search with an algorithm of Stable-Baselines3.
 
     from das_gym.agents.sb3.train import train_sb3
 
-    trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
-    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})  # a custom class
+    trained = train_sb3(SearchConfig("DAS-METER-VQA-v0", agent="ppo", skip_num=4, evaluations=500, masks_per_turn=4))
 
-A run folder holds `agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the
-search, as for every other agent; and TensorBoard's files, if it is installed.
+`masks_per_turn` is the number of parallel environments, whose masks are scored in one engine call. A run folder holds
+`agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the search, as for every
+other agent; and TensorBoard's files, if it is installed.
 
 **Resuming.** A stopped search continues from `agent.zip` and `checkpoint.json`, written every `save_every` turns. They
 restore the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments score on
@@ -17,35 +17,33 @@ search ends well, but not where an uninterrupted one does. Without a stop, the s
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.sb3.algorithms import (
     ActionSpaceError,
-    Algorithm,
     choose_action,
     find_algorithm,
     make_model,
+    with_action,
     with_defaults,
 )
-from das_gym.agents.sb3.config import SB3_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
-from das_gym.agents.searching.environment import continue_examples
-from das_gym.agents.searching.loop import OnTurn, with_costs
-from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, best_row, plain_numbers
+from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
+from das_gym.agents.searching.environment import continue_examples, score_masks
+from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
 
-from das_gym.config import build, check_names, convert
+from das_gym.config import convert
 from das_gym.files import explain_damage, write_bytes, write_json
 from das_gym.problem.mask_space import skipped_names
 
@@ -77,124 +75,79 @@ class TrainedAgent:
 
 
 def train_sb3(
-    algorithm: str | type[BaseAlgorithm],
+    config: SearchConfig,
     folder: str | os.PathLike[str] | None = None,
-    *,
-    hyperparameters: Mapping[str, Any] | None = None,
-    n_envs: int = SB3Config.masks_per_turn,
-    own: Mapping[str, Any] | None = None,
     on_turn: OnTurn | None = None,
-    writers: Sequence[KVWriter] = (),
     resume: bool = False,
-    **settings: Any,
+    writers: Sequence[KVWriter] = (),
 ) -> TrainedAgent:
     """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
     Args:
-        algorithm: A key of `das_gym.agents.sb3.algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
+        config: What to search. `agent` is an algorithm, `agent_kwargs` are its hyperparameters.
         folder: Run folder. None keeps nothing.
-        hyperparameters: Hyperparameters by name, as JSON values.
-        n_envs: Parallel environments, whose masks are scored in one engine call.
-        own: Further arguments of the algorithm's constructor, of any type; no record keeps them.
         on_turn: Called after every step that scored masks, with the turn and the layer names.
-        writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
         resume: Continue from the checkpoint in `folder`, if there is one; the top of this file lists what it restores.
-        settings: The other fields of `SB3Config`.
+        writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
 
     Raises:
         ValueError: a setting is not valid for the environment or the algorithm, or a reward is not finite.
 
     Example:
+        >>> from das_gym.agents import SearchConfig
         >>> from das_gym.agents.sb3.train import train_sb3
-        >>> trained = train_sb3("ppo", env_id="DAS-METER-VQA-Tabular-v0", skip_num=4, evaluations=40)
+        >>> trained = train_sb3(SearchConfig("DAS-METER-VQA-Tabular-v0", agent="ppo", skip_num=4, evaluations=40))
         >>> trained.result.n_skipped
         4
     """
-    cls, known = find_algorithm(algorithm)
-    check_number("n_envs", n_envs, minimum=1, whole=True)
-    named = ("own", "on_turn", "writers", "resume")
-    check_names(settings, [*(SB3_NAMES.get(f.name, f.name) for f in dataclasses.fields(SB3Config)), *named])
-    given = {"agent": known.name, "agent_kwargs": dict(hyperparameters or {}), "masks_per_turn": n_envs}
     run_folder = None if folder is None else Path(folder)
-    config = with_costs(build(SB3Config, {**given, **settings}), run_folder if resume else None)
-    training = _Training(config, cls, known, run_folder, resume, own)
-    try:
-        with torch_threads(1):
-            training.learn(on_turn, writers)
+    config = with_costs(config, run_folder if resume else None)
+    training = _Training(config, run_folder, resume)
+    with closing(training.recorder), torch_threads(1):
+        training.learn(on_turn, writers)
         return training.finish()
-    finally:
-        training.recorder.close()
 
 
 class _Training:
-    """A running search.
+    """A running search."""
 
-    Args:
-        config: What to search.
-        cls: The algorithm.
-        known: What is known of it.
-        folder: Run folder, or None.
-        resume: Whether to continue from its checkpoint.
-        own: Further arguments of the algorithm's constructor.
-    """
-
-    def __init__(
-        self,
-        config: SB3Config,
-        cls: type[BaseAlgorithm],
-        known: Algorithm,
-        folder: Path | None,
-        resume: bool,
-        own: Mapping[str, Any] | None,
-    ) -> None:
+    def __init__(self, config: SearchConfig, folder: Path | None, resume: bool) -> None:
         self.config, self.folder = config, folder
+        cls, known = find_algorithm(config.agent)
         self.hyperparameters = with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-        checkpoint = self._make_model(cls, choose_action(known, config.action), resume, own)
-        base: Any = self.recorder.env.unwrapped
-        self.base = base
-        self.layer_names: tuple[str, ...] = tuple(base.layer_names)
+        actions = choose_action(known, config.action)
+        for self.action in actions:
+            kwargs = with_action(config.mask_kwargs, self.action)
+            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            try:
+                self._make_model(cls, env, resume)
+                break
+            except BaseException as error:
+                env.close()
+                if not isinstance(error, ActionSpaceError) or self.action == actions[-1]:
+                    raise
         self._saved_turns = len(self.recorder.turns)
-        try:
-            source = config.start_from if checkpoint is None else folder
-            if source is not None:
-                _set_parameters(self.model, agent_file(source))
-            if checkpoint is not None:
-                with explain_damage((folder or Path()) / CHECKPOINT, "start a new search"):
-                    self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
-                self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)
-        except BaseException:
-            self.recorder.close()
-            raise
 
-    def _make_model(
-        self, cls: type[BaseAlgorithm], actions: Sequence[str], resume: bool, own: Mapping[str, Any] | None
-    ) -> Checkpoint | None:
-        """Make the algorithm on its environments, with the first action space that it supports; return its checkpoint."""
+    def _make_model(self, cls: type[BaseAlgorithm], env: gymnasium.vector.VectorEnv, resume: bool) -> None:
+        """Make the algorithm on its environments, with the parameters of a checkpoint or of `start_from`."""
         from stable_baselines3.common.vec_env import VecMonitor
 
         from das_gym.envs.sb3_vec_env import SB3VecEnv
 
-        config, refusals = self.config, []
-        for self.action in actions:
-            kwargs = with_action(config.mask_kwargs, self.action)
-            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-            base: Any = env.unwrapped
-            try:
-                checkpoint = None
-                if resume and self.folder is not None:
-                    checkpoint = Checkpoint.load(self.folder, config, len(base.layer_names), SB3_NAMES)
-                self.recorder = Recorder(env, config.evaluations, checkpoint, self.folder)
-                vec_env = VecMonitor(SB3VecEnv(self.recorder))
-                self.model = make_model(cls, self.hyperparameters, vec_env, config.seed, own)
-            except ActionSpaceError as refusal:
-                env.close()
-                refusals.append(refusal)
-            except BaseException:
-                env.close()
-                raise
-            else:
-                return checkpoint
-        raise refusals[0]
+        config, folder, checkpoint = self.config, self.folder, None
+        self.base: Any = env.unwrapped
+        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        if resume and folder is not None:
+            checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
+        self.recorder = Recorder(env, config.evaluations, checkpoint, folder)
+        self.model = make_model(cls, self.hyperparameters, VecMonitor(SB3VecEnv(self.recorder)), config.seed)
+        source = config.start_from if checkpoint is None else folder
+        if source is not None:
+            _set_parameters(self.model, agent_file(source))
+        if checkpoint is not None and folder is not None:
+            with explain_damage(folder / CHECKPOINT, "start a new search"):
+                self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
+            self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)
 
     def learn(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
         """Train until the evaluations are spent."""
@@ -227,16 +180,7 @@ class _Training:
         policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
         answer = max(policy, other, key=lambda row: -np.inf if row["reward"] is None else float(row["reward"]))
         result = SearchResult.of(
-            config,
-            self.base,
-            answer,
-            best or answer,
-            self.recorder.turns,
-            statistics_read=None,
-            env_kwargs=config.mask_kwargs,
-            agent_kwargs=self.hyperparameters,
-            preferences=None,
-            skip_probabilities=None,
+            config, self.base, answer, best or answer, self.recorder.turns, None, agent_kwargs=self.hyperparameters
         )
         if self.folder is not None:
             self._save_agent(self.folder)
@@ -280,26 +224,15 @@ class _Training:
 
     def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
         """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
-        env = gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)
-        try:
+        with closing(gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)) as env:
             env.reset(seed=self.config.seed)
-            base: Any = env.unwrapped
-            if hasattr(base, "set_state"):
-                continue_examples(base, self.base.get_state())
-            _, rewards, _, _, info = env.step(masks.astype(np.int8))
-        finally:
-            env.close()
-        columns = {"mask": masks.astype(int).tolist(), "reward": plain_numbers(rewards)}
-        columns |= {name: plain_numbers(np.asarray(info[name])) for name in SCORES}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            if hasattr(env.unwrapped, "set_state"):
+                continue_examples(env.unwrapped, self.base.get_state())
+            return Turn.of(masks, *score_masks(env, masks)).rows
 
 
 def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
-    """Read networks and optimizers from an `agent.zip`, but none of its code: SB3 2.7's own method would unpickle it.
-
-    Raises:
-        ValueError: the file is damaged, or of another algorithm, policy or environment.
-    """
+    """Read networks and optimizers from an `agent.zip`, but none of its code: SB3 2.7's own method would unpickle it."""
     import torch
 
     try:

@@ -37,18 +37,8 @@ class Checkpoint:
         write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
 
     @classmethod
-    def load(cls, folder: Path, config: Any, n_layers: int, names: Mapping[str, str] | None = None) -> Checkpoint | None:
-        """Read the checkpoint of a run folder; None if there is none yet.
-
-        Args:
-            folder: The run folder.
-            config: The settings of the search that continues.
-            n_layers: Layers of its environment.
-            names: What settings are called in errors, where it is not the field's name.
-
-        Raises:
-            ValueError: it is damaged, or of another search or version.
-        """
+    def load(cls, folder: Path, config: Any, n_layers: int) -> Checkpoint | None:
+        """Read the checkpoint of a search with the settings `config` in a run folder; None if there is none yet."""
         path = folder / CHECKPOINT
         if not path.is_file():
             return None
@@ -59,11 +49,9 @@ class Checkpoint:
         mine = json.loads(json.dumps(dataclasses.asdict(config)))
         for name, value in record["config"].items():
             if name != "save_every" and mine.get(name) != value:
-                setting = (names or {}).get(name, name)
                 raise ValueError(
-                    f"{path} belongs to a search with another `{setting}`: got {mine.get(name)!r}, "
-                    f"expected {value!r}. Give the "
-                    "same settings, or another folder"
+                    f"{path} belongs to a search with another `{name}`: got {mine.get(name)!r}, expected {value!r}. "
+                    "Give the same settings, or another folder"
                 )
         with explain_damage(path, "start a new search"):
             checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
@@ -74,8 +62,7 @@ class Checkpoint:
 
 def saved_costs(folder: Path) -> Mapping[str, Any] | None:
     """Return the measured costs that a checkpoint continues with; None if it has none. `Checkpoint.load` reports damage."""
-    path = folder / CHECKPOINT
-    value = read_json(path) if path.is_file() else None
+    value = read_json(folder / CHECKPOINT)
     for name in ("config", "env_kwargs", "costs"):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else None

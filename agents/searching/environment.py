@@ -12,41 +12,41 @@ import numpy as np
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import format_command
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.problem.budget import BUDGET_SETTINGS, Floats
+from das_gym.problem.budget import BUDGET_SETTINGS, Floats, Masks
 from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
+
+SCORES = ("loss", "metric", "macs", "macs_saved")
+"""Entries of `info` that records keep of each mask."""
+
+OURS = f"expected an id such as {DEFAULT_ENV}. `{format_command('agents list')}` shows all"
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
-    """Make the vector environment of a search.
-
-    Args:
-        env_id: Its id.
-        env_kwargs: Its keyword arguments, the budget among them.
-        num_envs: Masks per turn.
-        free: Whether it accepts masks outside the budget, see `Agent.free_budget`.
-    """
+    """Make the vector environment of a search; `free` lifts its budget, see `Agent.free_budget`."""
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
     name = env_id.rpartition(":")[2]
     if name in SUITE_IDS or name.endswith(many_objectives("")):
-        raise ValueError(
-            f"`env_id` has not one problem with one reward: got {env_id}, expected an id such as {DEFAULT_ENV}. "
-            f"`{format_command('agents list')}` shows all."
-        )
+        raise ValueError(f"`env_id` has not one problem with one reward: got {env_id}, {OURS}")
     with explained_errors(env_id):
         return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
 
 
 def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
-    """Make a single environment of das_gym, without wrappers.
-
-    Raises:
-        ValueError: it is another package's environment, which has no scorer.
-    """
+    """Make a single environment of das_gym, without wrappers."""
     with explained_errors(env_id):
         env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
-        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, expected an id such as {DEFAULT_ENV}")
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
     return env
+
+
+def score_masks(env: gymnasium.vector.VectorEnv, masks: Masks) -> tuple[Floats, dict[str, Any]]:
+    """Return (m,) rewards, and `SCORES` and `feasible`, of (m, n_layers) masks, m <= num_envs, from one step."""
+    m = len(masks)
+    actions = np.repeat(masks[:1], env.num_envs, axis=0)  # surplus environments repeat the first mask
+    actions[:m] = masks
+    _, rewards, _, _, info = env.step(actions.astype(np.int8))
+    return rewards[:m], {name: info[name][:m] for name in (*SCORES, "feasible") if name in info}
 
 
 @contextmanager
@@ -61,10 +61,7 @@ def explained_errors(env_id: str) -> Iterator[None]:
     except TypeError as error:
         if str(gymnasium.spec(env_id).entry_point).startswith("das_gym."):
             raise
-        raise ValueError(
-            f"`env_id` is not an environment of das_gym: got {env_id}, expected an id such as {DEFAULT_ENV}. "
-            f"`{format_command('agents list')}` shows all."
-        ) from error
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}") from error
 
 
 def is_tabular(env_id: str) -> bool:
@@ -79,11 +76,7 @@ def find_scorer(base: Any) -> Any:
 
 @contextmanager
 def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
-    """Score masks on a fraction of the reward examples, at least on one, within the block.
-
-    Raises:
-        ValueError: the environment has only scores on all examples.
-    """
+    """Score masks on a fraction of the reward examples, at least on one, within the block."""
     if share == 1.0:
         yield
         return
@@ -103,23 +96,13 @@ def has_fewer_examples(scorer: Any) -> bool:
 
 
 def continue_examples(base: Any, state: Mapping[str, Any]) -> None:
-    """Set which examples an environment scores next, from a saved `state`, but keep its own episodes.
-
-    Args:
-        base: The environment, which may have another number of environments than the one that `state` comes from.
-        state: What `get_state` returned.
-    """
+    """Set which examples an environment scores next, from the state of any number of environments; keep its episodes."""
     episodes = {name: value for name, value in base.get_state().items() if name in ("episode", "waiting")}
     base.set_state({**state, **episodes})
 
 
 class LayerStatistics(dict[str, Floats]):
-    """Name to (n_layers,) values of the observed statistics; others are measured when they are looked up.
-
-    Args:
-        observed: The observed statistics.
-        measure: Measures another one by name, or raises a ValueError.
-    """
+    """Name to (n_layers,) values of the observed statistics; `measure` gives others when they are looked up."""
 
     def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
         super().__init__(observed)
@@ -131,11 +114,9 @@ class LayerStatistics(dict[str, Floats]):
 
 
 def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
-    """Return name to (n_layers,) values of each statistic that the environment observes of all layers.
+    """Return name to (n_layers,) values of each statistic in an (n_features,) observation of all layers.
 
-    Args:
-        base: The environment. Its `feature_names`, if any, are `<layer>/<statistic>`.
-        observation: (n_features,) its observation.
+    The environment's `feature_names`, if any, are `<layer>/<statistic>`.
     """
     found: dict[str, dict[str, float]] = {}
     for feature, value in zip(getattr(base, "feature_names", ()), observation.tolist(), strict=False):

@@ -17,13 +17,7 @@ from das_gym.problem.budget import keeps_budget
 
 
 def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
-    """Write a PNG of the answer on the architecture, and of the best reward over evaluations.
-
-    Args:
-        path: The PNG file.
-        result: The search.
-        facts: Up to 6 lines of text.
-    """
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of up to 6 lines of facts."""
     from PIL import Image
 
     progress = progress_of(result)
@@ -46,20 +40,15 @@ def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
 
 
 def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
-    """Return reward and best reward after every scored mask; None without turns.
-
-    Args:
-        result: The search.
-        tabular: The environment of its table, for regrets; None = no regrets.
-    """
+    """Return reward, best reward and, on a table's environment, regret after every scored mask; None without turns."""
     if not result.history:
         return None
     rewards: list[float | None] = []
     best: list[float | None] = []
     so_far: float | None = None
     for turn in result.history:
-        for index, reward in enumerate(turn.rewards):
-            row = turn.row(index)
+        for row in turn.rows:
+            reward = row["reward"]
             allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
             if reward is not None and allowed:
                 so_far = reward if so_far is None else max(so_far, reward)

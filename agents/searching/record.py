@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import find_scorer
+from das_gym.agents.searching.environment import SCORES, find_scorer
 
 from das_gym.config import build
 from das_gym.files import read_json, write_json
@@ -24,7 +24,6 @@ from das_gym.runs import library_versions
 FORMAT = 1
 RECORD = "search.json"
 HISTORY = "search_history.json"
-SCORES = ("loss", "metric", "macs", "macs_saved")
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,6 @@ class Turn:
         skip_probabilities: The agent's after the turn; None if it has none.
         preferences: The agent's after the turn; None if it has none.
         examples_share: Fraction of the reward examples that the masks were scored on.
-
-    Raises:
-        ValueError: masks with values other than 0 and 1, or not one score per mask.
     """
 
     masks: list[list[int]]
@@ -78,9 +74,15 @@ class Turn:
     metric: list[float | None]
     macs: list[int]
     macs_saved: list[float]
-    skip_probabilities: list[float] | None
-    preferences: list[float] | None
+    skip_probabilities: list[float] | None = None
+    preferences: list[float] | None = None
     examples_share: float = 1.0
+
+    @classmethod
+    def of(cls, masks: np.ndarray, rewards: np.ndarray, scores: Mapping[str, np.ndarray], **rest: Any) -> Turn:
+        """Return a turn from (m, n_layers) masks, their (m,) rewards and `SCORES`."""
+        columns = {name: plain_numbers(scores[name]) for name in SCORES}
+        return cls(masks.astype(int).tolist(), plain_numbers(rewards), **columns, **rest)
 
     def __post_init__(self) -> None:
         for name in ("rewards", *SCORES):
@@ -97,10 +99,11 @@ class Turn:
         """Evaluations on all reward examples that the turn is worth."""
         return len(self.masks) if self.examples_share == 1.0 else len(self.masks) * self.examples_share
 
-    def row(self, index: int) -> dict[str, Any]:
-        """Return mask number `index` of the turn with its reward and scores."""
-        scores = {name: getattr(self, name)[index] for name in SCORES}
-        return {"mask": self.masks[index], "reward": self.rewards[index], **scores}
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Each mask with its reward and scores."""
+        columns = (self.masks, self.rewards, *(getattr(self, name) for name in SCORES))
+        return [dict(zip(("mask", "reward", *SCORES), row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _check_masks(masks: Sequence[Sequence[int]], n_layers: int) -> None:
@@ -128,13 +131,8 @@ def masks_of(turns: Iterable[Turn]) -> int:
 
 
 def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget.
-
-    Args:
-        turns: The turns.
-        budget: As for `keeps_budget`.
-    """
-    rows = [turn.row(i) for turn in turns if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget."""
+    rows = [row for turn in turns if turn.examples_share == 1.0 for row in turn.rows]
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
     allowed.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
     distinct: dict[tuple[int, ...], dict[str, Any]] = {}
@@ -184,9 +182,6 @@ class SearchResult:
         units: Layout of the layers, see `das_gym.drawing.architecture.Architecture.record`.
         statistics: Layer statistic name to (n_layers,) values, for reports.
         history: Every turn; stored in `search_history.json`.
-
-    Raises:
-        ValueError: masks of another length or with values other than 0 and 1, or an incomplete `best_seen`.
     """
 
     env_id: str
@@ -238,19 +233,17 @@ class SearchResult:
         best: Mapping[str, Any],
         turns: Sequence[Turn],
         statistics_read: Iterable[str] | None,
-        **rest: Any,
+        agent_kwargs: dict[str, Any],
+        preferences: list[float] | None = None,
+        skip_probabilities: list[float] | None = None,
+        free_budget: bool = False,
     ) -> SearchResult:
-        """Make the record of a finished search.
+        """Make the record of a finished search with the settings `config` in the environment `base`.
 
-        Args:
-            config: Its settings, a `SearchConfig`.
-            base: Its environment.
-            answer: The answer's `mask`, `reward` and scores.
-            best: Those of the best scored mask.
-            turns: All turns.
-            statistics_read: Layer statistics that the agent read; None = all that are observed.
-            rest: The other fields.
+        `answer` and `best`, the best scored mask, hold `mask`, `reward` and scores. `statistics_read` are the layer
+        statistics that the agent read, None = all that are observed.
         """
+        layout: dict[str, Any] = {}
         names, scorer = list(base.layer_names), find_scorer(base)
         statistic_masks = 0
         if hasattr(scorer, "masks_for"):
@@ -258,11 +251,13 @@ class SearchResult:
         if hasattr(scorer, "architecture"):
             values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
             statistics = {each.name: values[:, column].tolist() for column, each in enumerate(scorer.statistics)}
-            rest |= {"units": tuple(scorer.architecture().record()), "statistics": statistics}
-        rest["env_kwargs"] = recorded_settings(rest["env_kwargs"])
+            layout = {"units": tuple(scorer.architecture().record()), "statistics": statistics}
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,
+            **layout,
+            env_kwargs=recorded_settings(config.mask_kwargs),
+            agent_kwargs=agent_kwargs,
             layer_names=names,
             skipped_layers=skipped_names(names, answer["mask"]),
             n_skipped=sum(answer["mask"]),
@@ -270,10 +265,12 @@ class SearchResult:
             evaluations=masks_of(turns) + statistic_masks,
             statistic_masks=statistic_masks,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
+            preferences=preferences,
+            skip_probabilities=skip_probabilities,
+            free_budget=free_budget,
             versions=library_versions(),
             plugins=imported_plugins(),
             history=tuple(turns),
-            **rest,
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -287,15 +284,7 @@ class SearchResult:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> SearchResult:
-        """Read what `save` wrote.
-
-        Args:
-            source: The folder, or `search.json` itself. Turns are read if `search_history.json` is in the same folder.
-
-        Raises:
-            FileNotFoundError: there is no record of a finished search.
-            ValueError: the record is damaged, or of another version.
-        """
+        """Read what `save` wrote."""
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")

@@ -13,15 +13,14 @@ libraries round differently. MACs and derived values have to be equal.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.sb3.config import check_agent_name
-from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
-from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
+from das_gym.agents.ask_tell.base import check_agent_name, check_number
+from das_gym.agents.searching.environment import SCORES, fewer_examples, find_scorer, make_env, score_masks
+from das_gym.agents.searching.record import SearchResult, Turn, best_row, masks_of
 
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_space import skipped_names
@@ -59,10 +58,6 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
 
     Returns:
         One check per compared value.
-
-    Raises:
-        ValueError: the environment rejects the record, turns that the replay needs are missing, the agent is unknown, or the
-            record names modules that are not imported yet.
     """
     check_number("tolerance", tolerance, minimum=0)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs}
@@ -84,14 +79,18 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
         checks = [_compare("MACs of the full model", result.macs_full, int(base.macs_full), 0.0)]
         if changing:
             for number, turn in enumerate(result.history):
+                masks = np.array(turn.masks)
                 with fewer_examples(find_scorer(base), turn.examples_share):
-                    scored = _score(env, turn.masks)
-                for index, found in enumerate(scored):
-                    checks += _compare_scores(f"turn {number}, mask {index}", turn.row(index), found, tolerance)
+                    replayed = Turn.of(masks, *score_masks(env, masks))
+                for index, (claim, found) in enumerate(zip(turn.rows, replayed.rows, strict=True)):
+                    checks += _compare_scores(f"turn {number}, mask {index}", claim, found, tolerance)
         claims = {"answer": vars(result)} if changing else {"answer": vars(result), "best seen": result.best_seen}
         for what, claim in claims.items():
-            found = _score(env, [claim["mask"]])[0]
-            keeps = found["feasible"] and keeps_budget(result.env_kwargs, claim["mask"], found["macs_saved"])
+            masks = np.array([claim["mask"]])
+            rewards, scores = score_masks(env, masks)
+            (found,) = Turn.of(masks, rewards, scores).rows
+            keeps = bool(scores.get("feasible", [True])[0])  # other packages' environments may not tell
+            keeps = keeps and keeps_budget(result.env_kwargs, claim["mask"], found["macs_saved"])
             checks += _compare_scores(what, claim, found, tolerance)
             checks.append(Check(f"{what}: keeps its budget", True, keeps, keeps))
         return checks + _derived(result)
@@ -99,23 +98,14 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
         env.close()
 
 
-def _score(env: Any, masks: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Score masks in one step. Surplus environments repeat the first one; without `feasible` all masks are."""
-    actions = np.repeat(np.array(masks[:1], dtype=np.int8), env.num_envs, axis=0)
-    actions[: len(masks)] = masks
-    _, rewards, _, _, info = env.step(actions)
-    columns = {"reward": rewards, "feasible": np.ones(len(actions), dtype=bool), **info}
-    return [{name: columns[name][i].item() for name in (*CLAIMS, "feasible")} for i in range(len(masks))]
-
-
 def _compare_scores(what: str, claim: Mapping[str, Any], found: Mapping[str, Any], tolerance: float) -> list[Check]:
     tolerances = {**dict.fromkeys(CLAIMS, tolerance), "macs": 0.0}
     return [_compare(f"{what}: {name}", claim[name], found[name], tolerances[name]) for name in CLAIMS]
 
 
-def _compare(what: str, claimed: float | None, found: float, tolerance: float) -> Check:
-    if claimed is None or not np.isfinite(found):
-        return Check(what, claimed, found if np.isfinite(found) else None, claimed is None and not np.isfinite(found))
+def _compare(what: str, claimed: float | None, found: float | None, tolerance: float) -> Check:
+    if claimed is None or found is None:
+        return Check(what, claimed, found, claimed is found)
     return Check(what, claimed, found, abs(claimed - found) <= tolerance * max(1.0, abs(claimed)))
 
 

@@ -18,6 +18,9 @@ BUDGETS = ({"skip_num": 4}, {"macs_saved": 0.12})
 MIN_MASKS = 200
 """Fewest masks within the budget of a problem: at most a tenth of them is scored in the evaluations that are compared."""
 
+SEARCHED = ("bundled-", "test-00", "test-03", "test-06")
+"""Tables of the bundled suite's `test` that are searched: the others give similar problems."""
+
 EVALUATIONS, LONG_EVALUATIONS = 40, 120
 VLM = "DAS-VLM-Answering-Tabular-v0"
 LONG_TABLES = {
@@ -75,7 +78,7 @@ def find_tables() -> dict[str, Path]:
 
 
 def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchProblem]:
-    """Return the problems of up to 12 units: of the bundled tables, and of the suite's `test`; those with many masks."""
+    """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks."""
     found = []
     for env_id, path in find_tables().items():
         for budget in BUDGETS:
@@ -83,8 +86,9 @@ def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchPr
             found.append(SearchProblem(path.parent.name, oracle, range(seeds), EVALUATIONS))
     suite = load_suite(suite_folder, "test")
     for problem in suite.problems:
-        if problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
-            source = problem.source  # the bundled models' own tables are in the suite, too
+        source = problem.source  # the bundled models' own tables are in the suite, too
+        searched = suite_folder is not None or source.file.startswith(SEARCHED)
+        if searched and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
             model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
             found.append(SearchProblem(model, SuiteOracle(problem, suite.statistics), range(seeds), EVALUATIONS))
     return found

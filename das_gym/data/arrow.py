@@ -61,12 +61,7 @@ class ArrowFormat:
         return bool(tables)
 
     def find(self, data_root: str | Path) -> ArrowTables:
-        """Return the tables in a data root.
-
-        Raises:
-            FileNotFoundError: There are none.
-            ValueError: There are two data sets, or the data root is a table of another task.
-        """
+        """Return the tables in a data root, which must hold one data set of the task, or be one of its tables."""
         root = absolute(data_root)
         patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in self.prefixes)
         if root.suffix == ".arrow":
@@ -110,10 +105,7 @@ class ArrowTables:
 def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the entries of a table whose rows are an image with lists of questions, answers or captions.
 
-    Args:
-        path: The table.
-        columns: As for `ArrowFormat`. Columns of bytes are checked and left out.
-        bad: Receives rows whose lists are empty or differ in length.
+    Columns of bytes are checked and left out. `bad` receives rows whose lists are empty or differ in length.
 
     Yields:
         The place of an entry, for errors, and its values: one of each list, those of the other columns, `row`, and its
@@ -136,12 +128,7 @@ def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iter
 
 
 def read_rows(path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table as plain values by column, without the columns of bytes.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: It is damaged, has no rows, or lacks a column of the required kind.
-    """
+    """Yield the rows of a table, one or more, as plain values by column, without the columns of bytes."""
     table = open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
     if not table.num_rows:
         raise ValueError(f"{path} has no rows, expected one or more")
@@ -157,15 +144,9 @@ def plain_rows(table: pyarrow.Table) -> Iterator[dict[str, Any]]:
 def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | None = None) -> pyarrow.Table:
     """Open columns of a table, memory-mapped and validated. The result is kept while the file does not change.
 
-    Args:
-        path: The table.
-        columns: The kind of each column that must exist.
-        read: Those of them that the result has; None = all.
-
     Raises:
         ImportError: pyarrow is not installed.
-        FileNotFoundError: The file does not exist.
-        ValueError: It is truncated, damaged or no arrow file, or a column is missing or of another kind.
+        ValueError: It is truncated, damaged or no arrow file, or one of `columns` is missing or of another kind.
     """
     check_plain([path])
     stat = path.stat()
@@ -219,7 +200,7 @@ def named_errors(path: Path, kind: str = "an arrow file") -> Iterator[None]:
 
 
 def import_pyarrow() -> Any:
-    """Return pyarrow; ImportError: it is not installed."""
+    """Return pyarrow, or name the extra that installs it."""
     try:
         import pyarrow
         import pyarrow.ipc

@@ -18,16 +18,8 @@ NUM_OPS, MAGNITUDE = 2, 9
 def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int = MAGNITUDE) -> Image:
     """Return the image changed by torchvision's RandAugment; it keeps its size.
 
-    torchvision's operations are nearly, but not all, those of the code of ViLT and METER.
-
-    Args:
-        image: Mode RGB.
-        seed: Draws operations and signs, 0 or more; see `augmentation_seed`. Torch's global generator is not advanced.
-        num_ops: Operations, one after the other; 0 or more.
-        magnitude: Their strength, 0..30.
-
-    Raises:
-        ImportError: torchvision is not installed.
+    torchvision's operations are nearly, but not all, those of the code of ViLT and METER. The seed, see `augmentation_seed`,
+    draws operations and signs; torch's global generator is not advanced.
     """
     augment = _augment(num_ops, magnitude)
     with torch.random.fork_rng(devices=[]):
@@ -36,13 +28,7 @@ def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int 
 
 
 def augmentation_seed(seed: int, step: int, key: str) -> int:
-    """Return a seed for `randaugment`, 0..2^63 - 1, that differs by run, step and image.
-
-    Args:
-        seed: The run's.
-        step: Counts how often an image was used, such as the training step.
-        key: The key of the image or example.
-    """
+    """Return a seed for `randaugment`, 0..2^63 - 1, from the run's seed, the training step and the key of the image."""
     digest = hashlib.blake2b(f"{seed} {step} {key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

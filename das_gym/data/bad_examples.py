@@ -31,12 +31,6 @@ class BadExamples:
         [3]
         >>> bad.count
         1
-
-    Args:
-        on_bad_example: `raise` or `skip`.
-
-    Raises:
-        ValueError: `on_bad_example` is neither.
     """
 
     def __init__(self, on_bad_example: str = "raise") -> None:
@@ -56,12 +50,7 @@ class BadExamples:
         return f". {self.count} examples were skipped, the last because: {self.lines[-1]}" if self.lines else ""
 
     def report(self, error: Exception, examples: int = 1) -> None:
-        """Raise an error with a hint, or keep its message and return.
-
-        Args:
-            error: A ValueError or FileNotFoundError whose message names file and entry.
-            examples: How many examples are skipped because of it.
-        """
+        """Raise an error, whose message names file and entry, with a hint; or keep its message and skip the examples."""
         if not self.skips:
             text = str(error)  # an entry inside another one was reported already
             raise type(error)(text if text.endswith(HINT) else f"{text}. {HINT}") from error.__cause__
@@ -77,8 +66,8 @@ class BadExamples:
         """Return the examples of the entries that are good, and report the others.
 
         Args:
-            entries: File and place of each entry, for errors, and the entry.
-            make: Makes an example of an entry and its place. ValueError: it is bad. None: it is left out on purpose.
+            entries: File and place of each entry, and the entry.
+            make: Makes an example of entry and place. ValueError: it is bad. None: it is left out on purpose.
             size: How many examples a bad entry counts as.
         """
         made = []
@@ -120,10 +109,6 @@ class BadExamples:
             images: The images of an example.
             name: Names an example in errors.
             size: How many examples it counts as.
-
-        Raises:
-            FileNotFoundError: With `raise`, an image does not exist.
-            ValueError: Nothing is left.
         """
         broken = self.broken_images(image for example in examples for image in images(example))
         kept = []

@@ -14,14 +14,7 @@ CACHE_VARIABLE = "DAS_GYM_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, absolute; it need not exist yet.
-
-    Returns:
-        The folder in the environment variable DAS_GYM_CACHE, else that of the operating system, such as `~/.cache/das_gym`.
-
-    Raises:
-        ValueError: DAS_GYM_CACHE names a file; or it is not set, and the user has no home folder.
-    """
+    """Return the cache folder, absolute: that of DAS_GYM_CACHE, else of the operating system; it need not exist yet."""
     setting = os.environ.get(CACHE_VARIABLE, "").strip()
     if setting:
         folder = absolute(setting)

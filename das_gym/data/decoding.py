@@ -26,15 +26,9 @@ HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `on_
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file, fully decoded.
+    """Read an image file in one of `FORMATS`, fully decoded, in mode RGB.
 
     EXIF orientation is ignored, except that PIL applies it to TIFF.
-
-    Args:
-        path: A file in one of `FORMATS`.
-
-    Returns:
-        The image, mode RGB.
 
     Raises:
         FileNotFoundError: The file does not exist.

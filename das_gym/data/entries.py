@@ -18,15 +18,7 @@ Fields = Mapping[str, type | tuple[type, ...]]
 def read_entries(path: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
     """Yield the entries of a file that holds one JSON list, or one JSON object per line, whatever its name.
 
-    Args:
-        path: The file.
-        bad: Receives lines that are not JSON.
-
-    Yields:
-        File and place of an entry, such as `train.json: [7]` or `train.jsonl: line 8`, and the entry.
-
-    Raises:
-        ValueError: The file is neither.
+    Each comes after its file and place, `train.json: [7]` or `train.jsonl: line 8`; `bad` receives lines that are not JSON.
     """
     if not _has_lines(path):
         for index, entry in enumerate(read_list(path)):
@@ -42,13 +34,7 @@ def read_entries(path: Path, bad: BadExamples) -> Iterator[tuple[str, Any]]:
 
 
 def read_list(path: Path, key: str = "", object_hook: Callable[[dict[str, Any]], Any] | None = None) -> list[Any]:
-    """Return the list that a JSON file holds, or the list named `key` of the object that it holds.
-
-    Args:
-        path: The file.
-        key: The name of the list in the object; empty = the file is the list.
-        object_hook: Replaces every object, as in `json.loads`.
-    """
+    """Return the list that a JSON file holds, or the list named `key` of the object that it holds."""
     whole = read_json(path, object_hook)
     found = whole.get(key) if key and isinstance(whole, dict) else whole if not key else None
     if not isinstance(found, list):
@@ -84,13 +70,7 @@ def some(names: Sequence[str], limit: int = 8) -> str:
 
 
 def check_fields(entry: object, fields: Fields, where: str) -> None:
-    """Raise ValueError for an entry that is no object, lacks a field or has a value of another type.
-
-    Args:
-        entry: The entry.
-        fields: What it needs.
-        where: Names file and entry.
-    """
+    """Raise ValueError for an entry that is no object, lacks a field or has a value of another type."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is not an object: got {entry!r:.60}, expected {', '.join(fields)}")
     for name, allowed in fields.items():
@@ -124,12 +104,7 @@ def check_new(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
 
 
 def data_folder(data_root: str | Path, holds: str) -> Path:
-    """Return the folder of a data set, absolute; raise FileNotFoundError where it does not exist.
-
-    Args:
-        data_root: As the user gave it.
-        holds: What the folder should contain, for the error.
-    """
+    """Return the folder of a data set, absolute; raise FileNotFoundError, which says what it holds, where it is missing."""
     root = absolute(data_root)
     if not root.is_dir():
         raise FileNotFoundError(f"`data_root` is not a folder: got {str(data_root)!r}, expected a folder with {holds}")

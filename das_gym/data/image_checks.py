@@ -49,12 +49,7 @@ def decode_errors(images: Mapping[str, ImageSource]) -> Generator[tuple[str, Exc
 
 
 def require_readable(images: Iterable[ImageSource]) -> None:
-    """Decode every image that is not known to be readable, before a long computation needs it.
-
-    Raises:
-        FileNotFoundError: An image does not exist.
-        ValueError: An image cannot be decoded; the message names it.
-    """
+    """Decode every image that is not known to be readable, before a long computation needs it; raise the first error."""
     with contextlib.closing(decode_errors({image.key: image for image in images})) as errors:
         for _, error in errors:
             raise error

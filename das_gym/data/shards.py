@@ -91,11 +91,9 @@ def _parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
 
 
 def images_in(cell: Any, name: str) -> list[Any]:
-    """Return the images of a cell: each a buffer with the bytes of an image file, or the path of one.
+    """Return the images of a cell, which errors call `name`: each a buffer with the bytes of an image file, or a path.
 
-    Args:
-        cell: A scalar of pyarrow: an image or a list of images, each a struct of `bytes` and `path`, bytes, or a path.
-        name: Stands for it in errors.
+    The cell, a scalar of pyarrow, is an image or a list of images, each a struct of `bytes` and `path`, bytes, or a path.
     """
     types = import_pyarrow().types
     if not cell.is_valid:

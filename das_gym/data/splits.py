@@ -80,11 +80,7 @@ def share_of(share: float, count: int) -> int:
 
 
 def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
-    """Return a group number for each example. Examples that share a key, directly or through others, are in one group.
-
-    Args:
-        keys: The keys of each example; an example without keys forms a separate group.
-    """
+    """Return a group number for each example. Examples that share a key, directly or through others, are in one group."""
     parents = list(range(len(keys)))
 
     def root_of(number: int) -> int:

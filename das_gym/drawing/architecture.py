@@ -43,13 +43,7 @@ class Architecture:
 
     @classmethod
     def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: MaskCost | None = None) -> Architecture:
-        """Return the architecture of units by name.
-
-        Args:
-            names: Of the units, in mask order.
-            stages: The stage of each. None gives each unit its own.
-            macs: Their costs, if known.
-        """
+        """Return the architecture of units by name, with their stages (each its own if None) and their costs, if known."""
         shares = [None] * len(names) if macs is None else (np.maximum(macs.savings, 0) / macs.full).tolist()
         places = range(len(names)) if stages is None else stages
         return cls(tuple(Unit(n, *_split(n), p, s) for n, p, s in zip(names, places, shares, strict=True)))
@@ -70,11 +64,7 @@ class Architecture:
 
     @classmethod
     def from_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """Rebuild an architecture from what `record` returned.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+        """Rebuild an architecture from what `record` returned."""
         try:
             return cls(tuple(build(Unit, unit) for unit in units))
         except TypeError as error:

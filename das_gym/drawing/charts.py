@@ -31,13 +31,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def draw_curves(
     path: str | os.PathLike[str], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str
 ) -> None:
-    """Plot logged values over steps, and write a PNG.
-
-    Args:
-        path: The file.
-        curves: Steps and values by name, at least one. Values that are not finite are left out.
-        title: Title of the plot, one line.
-    """
+    """Plot logged values over steps, one panel a name, as a PNG. Values that are not finite are left out."""
     figure = new_figure(9.0, 0.6 + 2.2 * len(curves))
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(len(curves), squeeze=False)[:, 0]

@@ -60,26 +60,14 @@ class ReportSettings(PluginSettings):
 
 
 def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> None:
-    """Write a report, and print its path.
-
-    Args:
-        settings: Which runs, and where to.
-        report_of: Returns the report of a run by its folder.
-    """
+    """Write a report of the runs, which `report_of` reads from their folders, and print its path."""
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
     print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")
 
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
-    """Return the command that repeats a run.
-
-    Args:
-        folder: Folder of the run. Its `config.json` has the settings.
-        command: As in `format_command`.
-        defaults: The default settings.
-        **changes: Settings that replace the run's; None leaves a setting out.
-    """
+    """Return the command that repeats a run, without default settings; `changes` replace the run's, None leaves one out."""
     known = {**(read_config(folder) if (folder / CONFIG).is_file() else {}), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return format_command(command, *setting_words(chosen, defaults))

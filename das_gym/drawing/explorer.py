@@ -36,16 +36,7 @@ class Replay:
 
 
 def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Sequence[Replay] = ()) -> Path:
-    """Write the page and return its path.
-
-    Args:
-        path: The file.
-        table: The table. The page holds all of it: about 22 bytes per mask, and 11 per group of examples.
-        replays: Searches on it.
-
-    Raises:
-        ValueError: a search of masks that are not in the table.
-    """
+    """Write the page and return its path. It holds the whole table: about 22 bytes a mask, and 11 a group of examples."""
     for replay in replays:
         try:
             table.index(np.array(replay.masks))

@@ -16,14 +16,7 @@ LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 
 
 def write_page(path: str | os.PathLike[str], name: str, data: dict[str, Any], **context: Any) -> Path:
-    """Write a page and return its path.
-
-    Args:
-        path: The file.
-        name: Of its template and script in `pages/`: `report` or `explorer`.
-        data: JSON values for the script, without NaN and infinities.
-        **context: Values for the template, which escapes texts.
-    """
+    """Write the page of a template and script in `pages/`. `data` is JSON for the script; `context` is escaped."""
     from markupsafe import Markup  # marks our own scripts and style, which are not escaped
 
     scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", f"{name}.js")]

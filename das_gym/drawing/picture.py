@@ -124,12 +124,7 @@ def height_of(architecture: Architecture) -> int:
 
 
 def draw(scene: Scene, height: int | None = None) -> np.ndarray:
-    """Return a (height, WIDTH, 3) uint8 image.
-
-    Args:
-        scene: The content.
-        height: Pixels, at least `height_of` the architecture, which is the default. Videos need one height for all frames.
-    """
+    """Return a (height, WIDTH, 3) uint8 image."""
     from PIL import Image, ImageDraw
 
     places = layout(scene.architecture)

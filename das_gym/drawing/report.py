@@ -144,13 +144,7 @@ class Answers:
 
     @classmethod
     def of(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
-        """Choose the questions to show, with the answers of all models.
-
-        Args:
-            models: Names, the full model first.
-            questions: Those of `rows_to_show(answers)`.
-            answers: The answers of all models to each question of the test split.
-        """
+        """Return the answers of all models, the full model first, to the questions that `rows_to_show` chooses."""
         rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
         about = f"{len(questions):,} of {counted(len(answers), 'question')}"
         differing = sum(len(set(each)) > 1 for each in answers)
@@ -204,11 +198,7 @@ class RunReport:
     versions: Mapping[str, str] | None = None
 
     def checked(self) -> RunReport:
-        """Return the report itself.
-
-        Raises:
-            TypeError, ValueError: a field, which came from an untrusted record, has the wrong type.
-        """
+        """Return the report itself."""
         if len(self.mask) != len(self.architecture.units):
             raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.architecture.units)} units")
         return build(RunReport, vars(self))

@@ -68,13 +68,7 @@ class Table:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> list[str]:
-    """Return the lines of a Markdown table.
-
-    Args:
-        headings: Of the columns.
-        rows: The cells of each row.
-        text_columns: As in `Table`.
-    """
+    """Return the lines of a Markdown table."""
     left = {column % len(headings) for column in text_columns}
     rule = "".join("---|" if column in left else "---:|" for column in range(len(headings)))
     return [f"| {' | '.join(headings)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]

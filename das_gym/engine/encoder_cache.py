@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
+from das_gym.engine.scores import Spending
 from das_gym.files import at_home, write_bytes
 from das_gym.models.base import VLP, State, bytes_of, fingerprint
 from das_gym.models.inputs import Processor
@@ -32,10 +33,7 @@ class EncoderCache:
             transform, the tokenizer and the image's file, so that a stale one is never read. Nothing is ever
             removed there: METER-base at 384 px takes 1.8 MB an image.
         counter: Counts MACs of the encoders; None makes one.
-
-    Attributes:
-        texts, images: How many went through their encoder so far.
-        macs: MACs of that, padding included.
+        spent: Counts texts, images, and MACs with padding that went through the encoders.
     """
 
     def __init__(
@@ -45,13 +43,12 @@ class EncoderCache:
         max_bytes: int = 2**31,
         folder: str | Path | None = None,
         counter: MacCounter | None = None,
+        spent: Spending | None = None,
     ) -> None:
         self.vlp = vlp
         self.processor = processor
         self.max_bytes = max_bytes
-        self.texts = 0
-        self.images = 0
-        self.macs = 0
+        self.spent = spent or Spending()
         self._counter = counter or MacCounter(vlp)
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
@@ -62,17 +59,11 @@ class EncoderCache:
         return self.vlp.gather(self.processor, pairs, self.stream)
 
     def stream(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return the encoder output of each text or image, from memory, disk, or its encoder.
-
-        Args:
-            stream: `text` or `image`.
-            wanted: What to encode, by key: texts by themselves, images by theirs.
-        """
+        """Return the encoder output of each text (keyed by itself) or image, from memory, disk, or its encoder."""
         found = {key: self._kept[stream, key] for key in wanted if (stream, key) in self._kept}
+        if self._disk is not None:
+            found |= self._disk.read(stream, {key: item for key, item in wanted.items() if key not in found})
         missing = {key: item for key, item in wanted.items() if key not in found}
-        if missing and self._disk is not None:
-            found |= self._disk.read(stream, missing)
-            missing = {key: item for key, item in missing.items() if key not in found}
         if missing:
             fresh = self._encode(stream, missing)
             if self._disk is not None:
@@ -90,13 +81,13 @@ class EncoderCache:
     def _encode(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
         """Run `VLP.encode_items`, and count it."""
         if stream == "text":
-            self.texts += len(items)
+            self.spent.texts += len(items)
         else:
-            self.images += len(items)
+            self.spent.images += len(items)
         result = {}
         for key, part, macs in self.vlp.encode_items(self.processor, stream, items, self._counter):
             result[key] = part
-            self.macs += macs
+            self.spent.macs += macs
         return result
 
     def _keep(self, key: tuple[str, Any], part: Any) -> None:

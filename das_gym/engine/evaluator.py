@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 from das_gym.engine.broken import BrokenMasks
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.engine.memory import Score, ScoreMemory
+from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
-from das_gym.engine.scores import Scores
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Scores, Spending
 from das_gym.engine.tree import MaskTree
-from das_gym.engine.trunk import TrunkMemory
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
@@ -87,12 +85,12 @@ class Evaluator:
         self.batch_size = batch_size
         self.precision = resolve_precision(precision, vlp.device)
         self.counter = MacCounter(vlp)
-        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
+        self._spent = Spending()
+        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
         self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
-        self._spent = Spending()
         self._runner: VLP | None = None
 
     def __repr__(self) -> str:
@@ -104,13 +102,11 @@ class Evaluator:
     @property
     def spent(self) -> Spending:
         """A copy of the counters since the last `reset_spent`."""
-        encoder = self.encoder
-        return replace(self._spent, texts=encoder.texts, images=encoder.images, macs=self._spent.macs + encoder.macs)
+        return replace(self._spent)
 
     def reset_spent(self) -> None:
         """Set every counter to zero."""
-        self._spent = Spending()
-        self.encoder.texts = self.encoder.images = self.encoder.macs = 0
+        self._spent = self.encoder.spent = Spending()
 
     def forget(self) -> None:
         """Clear cached scores, not encoder outputs. Needed only after writes to `parameter.data`, which are not detected."""
@@ -157,19 +153,12 @@ class Evaluator:
         if todo:
             found |= self._score_new(signature, todo, examples, progress, divergences)
             self._memory.keep(found)
-        scores = [found[key] for key in keys]
-        return Scores(
-            losses=np.array([score.loss for score in scores], dtype=np.float64),
-            metrics=np.array([score.metric for score in scores], dtype=np.float64),
-            divergences=np.array([score.divergence for score in scores], dtype=np.float64) if divergences else None,
-        )
+        scores = np.array([found[key] for key in keys], dtype=np.float64).reshape(-1, 3)
+        losses, metrics, divergence = scores.T.copy()
+        return Scores(losses, metrics, divergence if divergences else None)
 
     def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
-        """Score masks example by example, with divergences; nothing is cached.
-
-        Returns:
-            (m, n_examples) float64 losses, metrics and divergences; a broken example has a loss of inf or NaN.
-        """
+        """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached."""
         masks = self._check_masks(masks, examples)
         self._forget_changed()
         with self._timed_run(_signature(examples)):
@@ -181,9 +170,7 @@ class Evaluator:
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
         """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
 
-        Args:
-            examples: At least one.
-            watch: Sees every layer, see `Watch`; in the last stage only the output of the tokens that are read.
+        In the last stage the callback sees only the output of the tokens that are read.
         """
         mask = np.zeros((1, len(self.vlp.layers)), dtype=bool)
         self._forget_changed()
@@ -198,13 +185,8 @@ class Evaluator:
             self._count_scored(1, len(examples), np.array([score.loss]))
 
     def _check_masks(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """Return the masks as bool.
-
-        Raises:
-            ValueError: they have another shape or other values, or there are no examples.
-        """
-        array = np.asarray(masks)
-        width = len(self.vlp.layers)
+        """Return the masks as bool; other shapes and values are a ValueError, and so are no examples."""
+        array, width = np.asarray(masks), len(self.vlp.layers)
         if array.shape == (0,):
             array = array.reshape(0, width)
         if array.ndim != 2 or array.shape[1] != width:

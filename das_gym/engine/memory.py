@@ -1,24 +1,23 @@
-"""Cache of the scores of masks, valid until something that they depend on changes."""
+"""Caches from one call to the next: scores of masks, and the full model's hidden vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from das_gym.models.base import bytes_of
 
 FULL_LOGITS = 4
 """For how many sets of examples the full model's logits are kept: 12.5 MB for 1,000 examples of VQAv2's 3,129 answers."""
 
+Key = tuple[int, bytes]
+"""The hash of some examples, and the bits of a mask."""
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The score of a mask.
 
-    Attributes:
-        loss, metric: Means over the examples.
-        divergence: Mean over the examples; None unless requested.
-    """
+class Score(NamedTuple):
+    """Means over the examples under a mask; the divergence is None unless requested."""
 
     loss: float
     metric: float
@@ -39,34 +38,31 @@ class ScoreMemory:
     def __init__(self, sources: Iterable[Tensor], limit: int) -> None:
         self.limit = limit
         self._sources = tuple(sources)
-        self._version = self._read_version()
-        self._scores: dict[tuple[int, bytes], Score] = {}
+        self._scores: dict[Key, Score] = {}
         self._logits: dict[tuple[int, int], list[Tensor]] = {}
-
-    def _read_version(self) -> tuple[int, int]:
-        writes = sum(0 if source.is_inference() else source._version for source in self._sources)
-        return writes, hash(tuple(source.data_ptr() for source in self._sources))
+        self._version: tuple[int, int] | None = None
+        self.refresh()
 
     def refresh(self) -> bool:
         """Clear the cache if a source has changed since the last call, and return whether one has."""
-        version = self._read_version()
-        changed = version != self._version
-        if changed:
-            self.forget()
-            self._version = version
-        return changed
+        writes = sum(0 if source.is_inference() else source._version for source in self._sources)
+        before, self._version = self._version, (writes, hash(tuple(source.data_ptr() for source in self._sources)))
+        if before == self._version:
+            return False
+        self.forget()
+        return True
 
     def forget(self) -> None:
         """Clear the cache."""
         self._scores.clear()
         self._logits.clear()
 
-    def find(self, keys: Iterable[tuple[int, bytes]], divergences: bool) -> dict[tuple[int, bytes], Score]:
+    def find(self, keys: Iterable[Key], divergences: bool) -> dict[Key, Score]:
         """Return the known scores of these keys, with `divergences` only those that have one."""
         known = {key: self._scores[key] for key in keys if key in self._scores}
         return {key: score for key, score in known.items() if not divergences or score.divergence is not None}
 
-    def keep(self, scores: Mapping[tuple[int, bytes], Score]) -> None:
+    def keep(self, scores: Mapping[Key, Score]) -> None:
         """Add scores; clear the cache first if there is no room for both."""
         if len(self._scores) + len(scores) > self.limit:
             self._scores.clear()
@@ -79,5 +75,52 @@ class ScoreMemory:
     def keep_logits(self, key: tuple[int, int], logits: list[Tensor]) -> None:
         """Add logits, and forget the oldest if there are too many."""
         self._logits[key] = logits
-        while len(self._logits) > FULL_LOGITS:
+        if len(self._logits) > FULL_LOGITS:
             del self._logits[next(iter(self._logits))]
+
+
+class TrunkMemory:
+    """The full model's results on some examples, stage by stage, as far as memory allows: every mask starts on its path.
+
+    It also keeps the states after the units of a vision tower: many masks of the decoder begin with each. The first results
+    stay until `forget`. Masks walk over the same examples again and again in the same order, so a cache that drops the least
+    recently used entry would drop each one before it is needed again.
+
+    Args:
+        max_bytes: How much to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._kept: dict[tuple[int, Any], Any] = {}
+        self._examples: int | None = None
+
+    def forget(self) -> None:
+        """Clear the cache."""
+        self._kept.clear()
+        self.bytes = 0
+
+    def start(self, examples: int) -> None:
+        """Set the hash of the examples that are scored from now on, and clear cached results on other examples."""
+        if examples != self._examples:
+            self.forget()
+        self._examples = examples
+
+    def known(self, batch: int, what: Any) -> Any:
+        """Return a kept result on a batch, or None."""
+        return self._kept.get((batch, what))
+
+    def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
+        """Return a kept result, or compute it, and keep it if there is room.
+
+        `what` is which layer; -1 = the state before stage 0; bits of a vision tower's units = the state after them.
+        """
+        if (batch, what) in self._kept:
+            return self._kept[batch, what]
+        result = compute()
+        size = bytes_of(result)
+        if self.bytes + size <= self.max_bytes:
+            self._kept[batch, what] = result
+            self.bytes += size
+        return result

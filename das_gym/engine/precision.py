@@ -53,15 +53,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:
-    """Return `float32`, `bfloat16` or `bfloat16-emulated` for this device.
-
-    Args:
-        precision: One of `PRECISIONS`.
-        device: Where the model lies.
-
-    Raises:
-        ValueError: an unknown precision, or `bfloat16` on a device without it.
-    """
+    """Return `float32`, `bfloat16` or `bfloat16-emulated` for this device; ValueError if it lacks what is wanted."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown `precision`: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     hardware = bfloat16_hardware(device)

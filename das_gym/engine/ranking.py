@@ -43,7 +43,7 @@ def rank(
     max_bytes: int = 2**30,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
-    """Score every image with every text.
+    """Return (n_images, n_texts) float32: the score of every image with every text.
 
     Args:
         vlp: The frozen model.
@@ -56,9 +56,6 @@ def rank(
         max_bytes: How much to keep of the texts, and of the images, in memory. Images that do not fit are encoded again
             for every lot of texts that does.
         progress: Called with the number of pairs done.
-
-    Returns:
-        (n_images, n_texts) float32.
 
     Raises:
         ValueError: no images, no texts, a model in train mode, a mask of another width, or a score that is not finite.
@@ -93,9 +90,7 @@ def rank(
 class _Side:
     """Texts or an image, with everything that depends on them alone.
 
-    Attributes:
-        hidden: (n, tokens, hidden_size) before stage 0 if streams are apart, else encoder outputs.
-        attend: (n, 1, 1, tokens) bool, or None = all.
+    `hidden` is (n, tokens, hidden_size) before stage 0 if streams are apart, else encoder outputs.
     """
 
     def __init__(self, vlp: VLP, stream: str, hidden: Tensor, attend: Tensor | None) -> None:

@@ -10,14 +10,13 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.scores import Scores
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Scores, Spending
 from das_gym.interrupts import raise_interrupts
 
 RETRIES = 3
@@ -27,12 +26,8 @@ Make = Callable[[], Evaluator]
 """Makes a worker's own evaluator, in the worker; it is pickled."""
 
 
-class Answer(NamedTuple):
-    """A worker's answer for its shard: scores, their cost, and warnings."""
-
-    scores: Scores
-    spent: Spending
-    warnings: list[tuple[type[Warning], str]]
+Answer = tuple[Scores, Spending, list[tuple[type[Warning], str]]]
+"""A worker's scores for its shard, their cost, and warnings."""
 
 
 class Worker:
@@ -42,15 +37,10 @@ class Worker:
         self._evaluator: Evaluator | None = None
 
     def score(self, box: Sequence[Any], masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool) -> Answer:
-        """Return the scores of `Evaluator.evaluate_each` (with `each`) or `Evaluator.evaluate`.
+        """Return the scores of `Evaluator.evaluate_each` (with `each`) or `Evaluator.evaluate`, their cost, and warnings.
 
-        Args:
-            box: Holds a Ray reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that
-                is an argument itself by its content, each time.
-            masks: As for the evaluator.
-            examples: As for the evaluator.
-            each: Which of the two.
-            divergences: As for `Evaluator.evaluate`.
+        `box` holds a Ray reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that is an
+        argument itself by its content, each time.
         """
         if self._evaluator is None:
             import ray
@@ -66,25 +56,23 @@ class Worker:
                 scores = evaluator.evaluate_each(masks, examples)
             else:
                 scores = evaluator.evaluate(masks, examples, divergences=divergences)
-        return Answer(scores, evaluator.spent, [(warning.category, str(warning.message)) for warning in caught])
+        return scores, evaluator.spent, [(warning.category, str(warning.message)) for warning in caught]
 
 
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
     Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). If the
-    model is on a GPU, each worker has a GPU, too. There are as many workers as the cluster has room for. Each
-    call splits its masks into one shard per worker. Masks of a shard are neighbours in the tree of masks, so a worker walks
-    a part of the tree. A worker that dies loses its results on its shard. The main process caches scores as `Evaluator`
-    does, and runs the model itself when a layer statistic is measured. `spent` counts what ran in all workers, which is
-    more than in one process: each runs the encoders and the path to its part of the tree; `seconds` are wall-clock
-    time. When adapters or the head change in the main process, workers are made again.
+    model is on a GPU, each worker has a GPU, too. There are as many workers as the cluster has room for. Each call splits
+    its masks into one shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard.
+    The main process caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent`
+    counts what ran in all workers, which is more than in one process: each runs the encoders and the path to its part of the
+    tree; `seconds` are wall-clock time. When adapters or the head change in the main process, workers are made again.
 
     The cluster is the one that this process is connected to, else that of `RAY_ADDRESS`, else a local one, which ends with
-    the process.
+    the process. Other arguments are those of `Evaluator`.
 
     Args:
-        args, kwargs: As for `Evaluator`.
         recipe: Returns what makes a worker's evaluator, with the model's current weights.
 
     Raises:
@@ -122,12 +110,8 @@ class ShardedEvaluator(Evaluator):
             self._workers = []
             connect_to_ray()
         if not self._workers:
-            options = {
-                "num_cpus": 1,
-                "num_gpus": self.resources.get("GPU", 0),
-                "max_restarts": -1,
-                "max_task_retries": RETRIES,
-            }
+            devices = {"num_cpus": 1, "num_gpus": self.resources.get("GPU", 0)}
+            options = {**devices, "max_restarts": -1, "max_task_retries": RETRIES}
             self._box = [ray.put(self.recipe())]  # kept: a worker may be restarted
             self._workers = [ray.remote(**options)(Worker).remote() for _ in range(self.num_workers)]
         return self._workers
@@ -171,8 +155,8 @@ class ShardedEvaluator(Evaluator):
             self._spent.layer_runs += spent.layer_runs  # masks and examples are counted by every evaluator itself
             self._spent.adapter_runs += spent.adapter_runs
             self._spent.macs += spent.macs
-            self.encoder.texts += spent.texts
-            self.encoder.images += spent.images
+            self._spent.texts += spent.texts
+            self._spent.images += spent.images
             for category, text in warned:
                 warnings.warn(text, category, stacklevel=5)
         return found
@@ -185,11 +169,7 @@ def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray
 
 
 def connect_to_ray() -> None:
-    """Connect to a Ray cluster, or start a local one.
-
-    Raises:
-        ValueError: Ray is not installed.
-    """
+    """Connect to a Ray cluster, or start a local one."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("workers='ray' needs Ray: pip install 'das_gym[ray]', or leave `workers` out")
     import ray
@@ -201,14 +181,7 @@ def connect_to_ray() -> None:
 
 
 def count_workers(resources: Mapping[str, int]) -> int:
-    """Return how many workers the connected cluster has room for.
-
-    Args:
-        resources: What each needs, by Ray's names.
-
-    Raises:
-        ValueError: no node has room for one.
-    """
+    """Return how many workers that need `resources` each, by Ray's names, the connected cluster has room for."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

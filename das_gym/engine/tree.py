@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from das_gym.engine.precision import autocast
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Spending
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import OWN, MacCounter
 

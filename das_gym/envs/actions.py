@@ -96,11 +96,7 @@ class ActionMode(ABC):
         return {}
 
     def action_masks(self) -> np.ndarray:
-        """Return (m, n_choices) bool: which actions have an effect; never all False.
-
-        Raises:
-            ValueError: this action space has nothing to mask.
-        """
+        """Return (m, n_choices) bool: which actions have an effect; never all False. Not every action space has them."""
         raise ValueError(f"action={self.name!r} has no actions to mask; use action='sequence'")
 
     def get_state(self) -> dict[str, Any]:
@@ -294,12 +290,7 @@ class SequenceMode(ActionMode):
 
 
 def next_valid_actions(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
-    """Replace each action without effect by the next one that has an effect, wrapping around the action space.
-
-    Args:
-        actions: (m,) integers.
-        action_masks: (m, n_choices) bool, which actions have an effect; at least one in each row.
-    """
+    """Replace each of (m,) actions without effect by the next one that has an effect, wrapping around the action space."""
     m, n = action_masks.shape
     order = (actions[:, None] + np.arange(n)) % n
     first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
@@ -311,10 +302,6 @@ ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMo
 
 
 def find_action_mode(name: str) -> type[ActionMode]:
-    """Return the action space of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the action space of that name."""
     check_names([name], ACTION_MODES, "action")
     return ACTION_MODES[name]

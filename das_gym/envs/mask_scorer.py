@@ -23,17 +23,6 @@ from das_gym.tables.shipped_losses import shipped_losses
 class MaskScorer(Scorer):
     """Scores masks with the engine, on the reward split.
 
-    Args:
-        problem: Model, task and data.
-        budget: The constraint on a mask, see `pick_budget`.
-        reward: Name of the reward.
-        macs_price: What saving all MACs would be worth, in units of the reward.
-        statistics: Names of the layer statistics to observe.
-        reward_examples: Examples that score a mask, None = the task's own number; at most all of the reward split are used.
-        reward_batches: One of `REWARD_BATCHES`.
-        costs: Costs of masks that are known, see `given_costs`; others are counted or measured.
-        latency_batch: Examples per forward pass when latency is measured.
-
     Attributes:
         batch_size: Examples that score a mask.
     """

@@ -28,19 +28,15 @@ DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
 class Objectives:
-    """The objectives of an environment: the reward of a mask, and the share that it saves of each cost.
+    """The objectives of an environment, and the Pareto fronts of the reward vectors so far.
+
+    The first objective is the reward of a mask, the others are the share that it saves of each cost. Each copy in a vector
+    environment has its own fronts, one a problem: a suite has many, others have one.
 
     Args:
         env: The environment.
         names: `task` first, then one or more keys of `SAVED`.
         reference: (n_objectives,) what `hypervolume` is measured from; None = the default, see `MultiObjectiveReward`.
-
-    Attributes:
-        reward_space: Box of the reward vectors.
-
-    Raises:
-        ValueError: other names, or one twice; a cost that the environment does not know; a reference that is not finite or
-            has another length.
     """
 
     def __init__(self, env: Any, names: Sequence[str], reference: Sequence[float] | None = None) -> None:
@@ -50,10 +46,12 @@ class Objectives:
             raise ValueError(
                 f"`objectives` is not allowed: got {names}, expected {TASK!r} first, then one or more of {', '.join(SAVED)}"
             )
-        self.names, self._given_reference = names, reference
         if reference is not None and (len(reference) != len(names) or not np.isfinite(reference).all()):
             raise ValueError(f"`reference` is not allowed: got {reference}, expected {len(names)} finite numbers")
-        self._episodes: SuiteEpisodes | None = getattr(env, "episodes", None)
+        self.names, self._given_reference = names, reference
+        self._fronts: dict[tuple[int, int], Floats] = {}
+        self._volumes: dict[tuple[int, int], float] = {}
+        self._episodes = env.episodes if isinstance(env.episodes, SuiteEpisodes) else None
         if self._episodes is None:
             self._env: ScoredEnv = getattr(env, "template", env)
             scorer = self._env.scorer
@@ -70,6 +68,7 @@ class Objectives:
             ranges = [(shares.min(), shares.max()) for shares in (suite.scaled, *saved.values())]
         low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
         self.reward_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
+        self.announce(env)
 
     def announce(self, env: Any) -> None:
         """Set the attributes that MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
@@ -98,47 +97,33 @@ class Objectives:
         vectors = np.column_stack((rewards, saved * np.atleast_1d(info["feasible"])[:, None]))
         return np.where(ended[:, None], vectors, 0.0)
 
+    def add(self, copy: int, problem: int, point: Floats) -> None:
+        """Add a reward vector to the front of a copy's problem."""
+        front = self._fronts.get((copy, problem), np.empty((0, len(point))))
+        if (front >= point).all(axis=1).any():
+            return
+        points = np.concatenate((front, point[None]))
+        self._fronts[copy, problem] = points[undominated_rows(points)]
+        self._volumes.pop((copy, problem), None)
 
-class Fronts:
-    """The Pareto fronts of the reward vectors so far, one per problem: a suite has many, others have one.
-
-    Args:
-        objectives: Whose vectors.
-    """
-
-    def __init__(self, objectives: Objectives) -> None:
-        self._objectives = objectives
-        self._fronts: dict[int, Floats] = {}
-        self._volumes: dict[int, float] = {}
+    def volume(self, copy: int, problem: int) -> float:
+        """Return the hypervolume of a front; it is computed again only after the front has changed."""
+        key = copy, problem
+        if key in self._fronts and key not in self._volumes:
+            self._volumes[key] = dominated_volume(self._fronts[key], self.reference)
+        return self._volumes.get(key, 0.0)
 
     def forget(self) -> None:
         """Empty all fronts."""
         self._fronts, self._volumes = {}, {}
 
-    def add(self, problem: int, point: Floats) -> None:
-        """Add a reward vector to the front of a problem."""
-        front = self._fronts.get(problem, np.empty((0, len(point))))
-        if (front >= point).all(axis=1).any():
-            return
-        points = np.concatenate((front, point[None]))
-        self._fronts[problem] = points[undominated_rows(points)]
-        self._volumes.pop(problem, None)
-
-    def volume(self, problem: int) -> float:
-        """Return the hypervolume of the front of a problem; it is computed again only after the front has changed."""
-        if problem not in self._fronts:
-            return 0.0
-        if problem not in self._volumes:
-            self._volumes[problem] = dominated_volume(self._fronts[problem], self._objectives.reference)
-        return self._volumes[problem]
-
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> list[Any]:
         """Return the fronts as plain values."""
-        return {str(problem): front.tolist() for problem, front in self._fronts.items()}
+        return [[*key, front.tolist()] for key, front in self._fronts.items()]
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: list[Any]) -> None:
         """Restore what `get_state` returned."""
-        self._fronts, self._volumes = {int(problem): np.array(front) for problem, front in state.items()}, {}
+        self._fronts, self._volumes = {(copy, problem): np.array(front) for copy, problem, front in state}, {}
 
 
 class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
@@ -168,9 +153,6 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
             rewards that may be negative, such as `neg_loss`, the task's is the reward of skipping every layer, for which a
             model scores one mask that `evaluations` does not count.
 
-    Raises:
-        ValueError: other objectives, or a reference of another length.
-
     Example:
         >>> env = gymnasium.make("DAS-METER-VQA-Tabular-MO-v0", objectives=("task", "macs_saved"))
         >>> _ = env.reset(seed=0)
@@ -183,8 +165,6 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     ) -> None:
         super().__init__(env)
         self._objectives = Objectives(env, objectives, reference)
-        self._fronts = Fronts(self._objectives)
-        self._objectives.announce(env)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -199,8 +179,8 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         """Reset the environment. A seed, or a new search of a suite, also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None or "best" in info:
-            self._fronts.forget()
-        return observation, info | {"hypervolume": self._fronts.volume(info.get("problem", 0))}
+            self._objectives.forget()
+        return observation, info | {"hypervolume": self._objectives.volume(0, info.get("problem", 0))}
 
     def step(self, action: Any) -> Any:
         """Step the environment, with a (reward_dim,) float32 reward."""
@@ -210,8 +190,8 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         (vector,) = self._objectives.vectors(rewards, self.get_wrapper_attr("last_mask")[None], info, np.array([scored]))
         problem = info.get("problem", 0)
         if scored and info["feasible"]:
-            self._fronts.add(problem, vector)
-        info |= {"hypervolume": self._fronts.volume(problem)}
+            self._objectives.add(0, problem, vector)
+        info |= {"hypervolume": self._objectives.volume(0, problem)}
         return observation, vector.astype(np.float32), ended, truncated, info
 
     def true_front(self) -> tuple[Masks, Floats]:
@@ -228,12 +208,12 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environment and the fronts so far."""
-        return {**self.unwrapped.get_state(), "fronts": self._fronts.get_state()}  # type: ignore[attr-defined]
+        return {**self.unwrapped.get_state(), "fronts": self._objectives.get_state()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.unwrapped.set_state(state)  # type: ignore[attr-defined]
-        self._fronts.set_state(state["fronts"])
+        self._objectives.set_state(state["fronts"])
 
 
 class MultiObjectiveVectorReward(VectorWrapper):
@@ -248,9 +228,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
     ) -> None:
         super().__init__(env)
         self._objectives = Objectives(env, objectives, reference)
-        self._objectives.announce(env)
         self.reward_space = self._objectives.reward_space
-        self._fronts = [Fronts(self._objectives) for _ in range(env.num_envs)]
 
     @property
     def reference(self) -> Floats:
@@ -263,8 +241,7 @@ class MultiObjectiveVectorReward(VectorWrapper):
         """Reset the environment. A seed also clears the rewards in `hypervolume`."""
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if seed is not None:
-            for fronts in self._fronts:
-                fronts.forget()
+            self._objectives.forget()
         return observations, info | self._volumes(info)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -272,8 +249,8 @@ class MultiObjectiveVectorReward(VectorWrapper):
         observations, rewards, ended, truncated, info = self.env.step(actions)
         vectors = self._objectives.vectors(rewards, self.env.unwrapped.last_masks, info, ended)  # type: ignore[attr-defined]
         problems = self._problems(info)
-        for index in np.flatnonzero(ended & info["feasible"]):
-            self._fronts[index].add(problems[index], vectors[index])
+        for index in np.flatnonzero(ended & info["feasible"]).tolist():
+            self._objectives.add(index, problems[index], vectors[index])
         volumes = self._volumes(info)
         if "final_info" in info:
             info["final_info"] |= volumes | {"_hypervolume": ended}
@@ -281,21 +258,19 @@ class MultiObjectiveVectorReward(VectorWrapper):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environments and the fronts so far."""
-        return {**self.env.get_state(), "fronts": [each.get_state() for each in self._fronts]}  # type: ignore[attr-defined]
+        return {**self.env.get_state(), "fronts": self._objectives.get_state()}  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.env.set_state(state)  # type: ignore[attr-defined]
-        for fronts, saved in zip(self._fronts, state["fronts"], strict=True):
-            fronts.set_state(saved)
+        self._objectives.set_state(state["fronts"])
 
     def _problems(self, info: Mapping[str, Any]) -> list[int]:
         """Return the problem of each copy; environments of one problem name none."""
         return np.broadcast_to(info.get("problem", 0), self.num_envs).tolist()
 
     def _volumes(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        pairs = zip(self._fronts, self._problems(info), strict=True)
-        volumes = np.array([fronts.volume(problem) for fronts, problem in pairs])
+        volumes = np.array([self._objectives.volume(*pair) for pair in enumerate(self._problems(info))])
         return {"hypervolume": volumes, "_hypervolume": np.ones(self.num_envs, dtype=bool)}
 
 

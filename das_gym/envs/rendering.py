@@ -69,16 +69,7 @@ def check_render_mode(render_mode: str | None) -> None:
 
 
 def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndarray:
-    """Render a view in one of `RENDER_MODES`; see `env.render()`.
-
-    Args:
-        render_mode: One of `RENDER_MODES`.
-        view: What is searched.
-        last: The last step; None right after a reset.
-
-    Returns:
-        Text that ends with a newline; or a (height, width, 3) uint8 array, always of one size.
-    """
+    """Render a view after the last step, None right after a reset: text, or a (height, width, 3) uint8 array of one size."""
     units = view.architecture.units
     mask = np.zeros(len(units), dtype=bool) if last is None else last.mask
     if render_mode == "ansi":

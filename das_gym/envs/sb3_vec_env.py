@@ -32,9 +32,6 @@ class SB3VecEnv(VecEnv):
 
     Args:
         env: Resets within the step (autoreset mode SAME_STEP), as das_gym's vector environments do.
-
-    Raises:
-        ValueError: it resets otherwise.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -51,11 +48,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Return the first observations, with the seeds and options that were set.
-
-        Raises:
-            ValueError: options that differ from one environment to another.
-        """
+        """Return the first observations, with the seeds and options that were set."""
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"`options` differ: got {self._options}, expected the same for all environments")
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
@@ -118,11 +111,7 @@ class SB3VecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        """Set an attribute in all environments.
-
-        Raises:
-            ValueError: only some are asked for.
-        """
+        """Set an attribute in all environments."""
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"`indices` is not supported: got {indices}, expected None or all, since the environments share attributes"

@@ -32,15 +32,7 @@ def reward_batch_size(reward_batches: str, size: int, total: int) -> int:
 def next_places(
     reward_batches: str, batch_size: int, total: int, position: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """Return which reward examples the next step uses, and the position in the cycle after it.
-
-    Args:
-        reward_batches: `fixed` (always the first), `cycle` (the next ones, around the split) or `resample` (drawn).
-        batch_size: How many.
-        total: Examples of the split.
-        position: Position in the cycle.
-        rng: Draws them, where they are drawn.
-    """
+    """Return which reward examples the next step uses, and the position in the cycle after it."""
     if reward_batches == "fixed":
         return np.arange(batch_size), position
     if reward_batches == "resample":
@@ -99,11 +91,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def statistic(self, name: str) -> np.ndarray:
-        """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not.
-
-        Raises:
-            ValueError: an unknown name, or a statistic that cannot be known here.
-        """
+        """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not."""
 
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:

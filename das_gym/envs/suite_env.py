@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from das_gym.config import check_arguments, check_names
-from das_gym.envs.actions import ActionMode, Moves
-from das_gym.envs.rendering import RENDER_MODES, LastStep, View, check_render_mode, render
-from das_gym.envs.scored_env import first_row
+from das_gym.config import check_arguments
+from das_gym.envs.episodes import MaskEnv
 from das_gym.envs.suite_episodes import SuiteEpisodes
-from das_gym.envs.vector_env import MaskVectorEnv, with_presence
+from das_gym.envs.vector_env import MaskVectorEnv
 from das_gym.tables.suite import DEFAULT_BUDGETS, load_suite
 
 
-class SuiteEnv(gymnasium.Env[Any, Any]):
+class SuiteEnv(MaskEnv):
     """Which units to skip, on a problem drawn from a suite of hundreds.
 
     ## Description
@@ -79,8 +77,6 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     v0: first.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
-
     def __init__(
         self,
         split: str = "train",
@@ -98,141 +94,25 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         signatures = [inspect.signature(cls).parameters for cls in (type(self), SuiteEnv)]
         check_arguments(others, [name for parameters in signatures for name in parameters if name != "others"])
-        check_render_mode(render_mode)
         self.suite = load_suite(suite, split, reward, statistics, relatives, problems_seed, budgets, problems)
-        self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
-        self.observation_space = self.episodes.observation_space
-        self.action_space = self.episodes.mode.space
-        self.render_mode = render_mode
-        self._last: LastStep | None = None
+        super().__init__(SuiteEpisodes(self.suite, action, flat, 1), render_mode)
 
     @property
     def problem_names(self) -> tuple[str, ...]:
         """Names of all problems of the split, by number."""
         return tuple(problem.name for problem in self.suite.problems)
 
-    @property
-    def last_mask(self) -> np.ndarray | None:
-        """(n_units,) bool: what the last step skipped, of the units that the model has; None right after a reset."""
-        return None if self._last is None else self._last.mask.copy()
-
-    def action_masks(self) -> np.ndarray:
-        """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
-        return self.episodes.mode.action_masks()[0]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem, or take the one in `options`, and observe it.
-
-        Raises:
-            ValueError: other options than `problem`, or no such problem.
-        """
-        super().reset(seed=seed)
-        named = named_problem(options)
-        chosen = self.np_random.integers(len(self.suite.problems)) if named is None else self.suite.index(named)
-        self.episodes.begin(np.ones(1, bool), chosen)
-        self._last = None
-        return self._observation(), first_row(self.episodes.reset_info())
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take an action; a complete mask is scored."""
-        moves = self.episodes.step(action, ())
-        rewards, arrays = self.episodes.score(moves)
-        reward, ended, info = float(rewards[0]), bool(moves.ended[0]), first_row(arrays)
-        self._last = self.episodes.last_step(moves.masks[0], reward, info, ended)
-        return self._observation(), reward, ended, False, info
-
-    def view(self) -> View:
-        """Return what `render` shows besides the last step."""
-        return self.episodes.view(self._last, 0)
-
-    def render(self) -> Any:
-        """Return the problem under the last mask; see `das_gym.envs.rendering.render`.
-
-        Raises:
-            gymnasium.error.ResetNeeded: no problem has been drawn.
-        """
-        if self.render_mode is None:
-            return None
-        if self._last is None and self.episodes.mode.over[0]:
-            raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
-        return render(self.render_mode, self.view(), self._last)
-
-    def _observation(self) -> Any:
-        observed = self.episodes.observe()
-        return observed[0] if self.episodes.flat else {name: values[0] for name, values in observed.items()}
-
 
 class SuiteVectorEnv(MaskVectorEnv):
-    """`num_envs` copies of `SuiteEnv` side by side, each on its problem; see `MaskVectorEnv`."""
+    """`num_envs` copies of `SuiteEnv` side by side, each on its problem; see `MaskVectorEnv`.
+
+    `reset(options={"problem": [...]})` names the problems of all.
+    """
 
     env_class = SuiteEnv
-    reset_keys = frozenset(("problem", "random_mean", "optimum", "action_mask"))
-    template: SuiteEnv
-
-    def _make_mode(self) -> ActionMode:
-        alone = self.template.episodes
-        self.suite = self.template.suite
-        self.episodes = SuiteEpisodes(self.suite, alone.mode.name, alone.flat, self.num_envs)
-        return self.episodes.mode
+    suite = property(attrgetter("template.suite"), doc="The problems.")
 
     @property
     def problems(self) -> np.ndarray:
         """(num_envs,) int64: the problem that each is on now; `info["problem"]` is that of the step's episode."""
-        return self.episodes.which.copy()
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all.
-
-        Raises:
-            ValueError: other options, no such problem, or another number of problems or seeds than of environments.
-        """
-        super().reset(seed=self._first_seed(seed))
-        everyone = np.ones(self.num_envs, bool)
-        named = named_problem(options)
-        if named is None:
-            self._begin(everyone)
-        else:
-            numbers = [
-                self.suite.index(each) for each in (named if isinstance(named, (list, tuple, np.ndarray)) else [named])
-            ]
-            if len(numbers) not in (1, self.num_envs):
-                raise ValueError(
-                    f"`options` names the wrong number of problems: got {len(numbers)}, expected 1 or {self.num_envs}"
-                )
-            self.episodes.begin(everyone, numbers)
-        self._waiting[:] = False
-        self._last = None
-        return self._observe(), with_presence(self.episodes.reset_info(), everyone)
-
-    def _begin(self, which: np.ndarray) -> None:
-        self.episodes.begin(which, self.np_random.integers(len(self.suite.problems), size=int(which.sum())))
-
-    def _step_mode(self, actions: Any) -> Moves:
-        return self.episodes.step(actions, (self.num_envs,))
-
-    def _score(self, moves: Moves, restarted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        rewards, info = self.episodes.score(moves)
-        if restarted.any():  # as Gymnasium's own vector environments fill what a row does not have
-            for key in info.keys() - self.reset_keys:
-                info[key] = np.where(restarted, np.zeros_like(info[key]), info[key])
-        return rewards, info
-
-    def _observe(self) -> Any:
-        return self.episodes.observe()
-
-    def _last_step(self, row: int) -> LastStep | None:
-        last = super()._last_step(row)
-        return last and self.episodes.last_step(*last)
-
-    def _view(self, last: LastStep | None, index: int) -> View:
-        return self.episodes.view(last, index)
-
-
-def named_problem(options: Any) -> Any:
-    """Return the problem, or problems, that the options of `reset` name; None means to draw."""
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f'`options` is not a dictionary: got {options!r}, expected {{"problem": number or name}} or None')
-    check_names(options or {}, ("problem",), "option of reset")
-    return (options or {}).get("problem")
+        return self.episodes.which.copy()  # type: ignore[attr-defined]

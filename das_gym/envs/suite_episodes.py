@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import height_of
 from das_gym.envs.actions import Moves, find_action_mode
+from das_gym.envs.episodes import Episodes, first_row
 from das_gym.envs.rendering import LastStep, View
 from das_gym.problem.budget import Masks
 from das_gym.tables.suite import MAX_UNITS, Suite
 
 
-class SuiteEpisodes:
+class SuiteEpisodes(Episodes):
     """m episodes, each on its own problem.
 
     To its action mode, it is the budget and the cost: those of the problems that the episodes are on now.
@@ -44,8 +47,45 @@ class SuiteEpisodes:
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
+        low, high = (np.tile(bound, MAX_UNITS) for bound in suite.bounds)
+        parts = {
+            "statistics": spaces.Box(np.minimum(low, 0.0), np.maximum(high, 0.0), dtype=np.float32),  # 0 where no unit is
+            "units": spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32),
+            "savings": spaces.Box(-1.0, 1.0, (MAX_UNITS,), np.float32),
+            "budget": spaces.Box(0.0, 1.0, (2,), np.float32),
+        }
+        if action == "sequence":
+            parts["skipped"] = spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32)
+            parts["saved"] = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observation_space = joined(parts) if flat else spaces.Dict(dict(parts))
 
-    def begin(self, which: np.ndarray, problems: Any) -> None:
+    def copies(self, rows: int) -> SuiteEpisodes:
+        """See `Episodes.copies`."""
+        return SuiteEpisodes(self.suite, self.mode.name, self.flat, rows)
+
+    def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
+        """Draw a problem for each episode, or take those that `options={"problem": ...}` names."""
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"`options` is not a dictionary: got {options!r}, expected {{'problem': 3}}, or None")
+        check_names(options or {}, ("problem",), "option of reset")
+        everyone = np.ones(len(self.which), bool)
+        named = (options or {}).get("problem")
+        if named is None:
+            self.begin(everyone, rng)
+            return
+        several = isinstance(named, (list, tuple, np.ndarray)) and len(everyone) > 1
+        numbers = [self.suite.index(each) for each in (named if several else [named])]
+        if len(numbers) not in (1, len(everyone)):
+            raise ValueError(
+                f"`options` names the wrong number of problems: got {len(numbers)}, expected 1 or {len(everyone)}"
+            )
+        self.place(everyone, numbers)
+
+    def begin(self, which: np.ndarray, rng: np.random.Generator) -> None:
+        """Start episodes in (m,) bool rows on drawn problems."""
+        self.place(which, rng.integers(len(self.suite.problems), size=int(which.sum())))
+
+    def place(self, which: np.ndarray, problems: Any) -> None:
         """Start episodes in (m,) bool rows on those problems, one number each."""
         self.which[which] = problems
         self.mode.begin(which)
@@ -67,21 +107,6 @@ class SuiteEpisodes:
         """Return (m,) float64: the share of the budget's own cost that skipping saves."""
         return self.suite.saved[self.suite.rows(self.which, masks)] - self.suite.saved_full[self.which]
 
-    @property
-    def observation_space(self) -> spaces.Space[Any]:
-        """Of one episode: a `Dict` of vectors, or all of them in one."""
-        low, high = (np.tile(bound, MAX_UNITS) for bound in self.suite.bounds)
-        parts = {
-            "statistics": spaces.Box(np.minimum(low, 0.0), np.maximum(high, 0.0), dtype=np.float32),  # 0 where no unit is
-            "units": spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32),
-            "savings": spaces.Box(-1.0, 1.0, (MAX_UNITS,), np.float32),
-            "budget": spaces.Box(0.0, 1.0, (2,), np.float32),
-        }
-        if self.mode.name == "sequence":
-            parts["skipped"] = spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32)
-            parts["saved"] = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        return joined(parts) if self.flat else spaces.Dict(dict(parts))
-
     def observe(self) -> Any:
         """Return the observations of all episodes: (m, size) float32, or a dictionary of such arrays."""
         parts: dict[str, np.ndarray] = {}
@@ -92,13 +117,18 @@ class SuiteEpisodes:
             return np.concatenate((self.suite.known_flat[self.which], *parts.values()), axis=1)
         return {name: values[self.which] for name, values in self.suite.known.items()} | parts
 
-    def step(self, actions: Any, batch: tuple[int, ...]) -> Moves:
+    def observe_one(self) -> Any:
+        """See `Episodes.observe_one`."""
+        observed = self.observe()
+        return observed[0] if self.flat else {name: values[0] for name, values in observed.items()}
+
+    def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """Take a step; units that the model does not have are never skipped. See `ActionMode.step`."""
         moves = self.mode.step(actions, batch)
         return moves._replace(masks=moves.masks & self.suite.units[self.which])
 
-    def score(self, moves: Moves) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return (m,) float64 rewards of a step, and its `info`, each (m,)."""
+    def score(self, moves: Moves, rng: np.random.Generator | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """See `Episodes.score`; nothing is drawn."""
         suite = self.suite
         rows = suite.rows(self.which, moves.masks)
         kept, raw = suite.kept[rows], suite.raw[rows]
@@ -115,14 +145,15 @@ class SuiteEpisodes:
         info |= {name: suite.saved_of(name)[rows] for name in self.costs}
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
+    def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:
+        """See `Episodes.score_one`."""
+        rewards, info = self.score(moves, rng)
+        return float(rewards[0]), first_row(info)
+
     def problem_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of the problems, each (m,)."""
-        which = self.which
-        return {
-            "problem": which.copy(),
-            "random_mean": self.suite.random_means[which],
-            "optimum": self.suite.optima[which],
-        }
+        which, suite = self.which, self.suite
+        return {"problem": which.copy(), "random_mean": suite.random_means[which], "optimum": suite.optima[which]}
 
     def reset_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of a reset, each with m rows."""
@@ -136,6 +167,8 @@ class SuiteEpisodes:
 
     def view(self, last: LastStep | None, row: int) -> View:
         """Return what `render` shows of an episode; one that ended is shown until the next step."""
+        if last is None and self.mode.over[row]:
+            raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
         problem = self.suite.problems[int(self.which[row] if last is None else last.info["problem"])]
         scored = last is not None and last.scored
         improvements = [(1, last.reward)] if last is not None and scored else []

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from das_gym.envs.episodes import first_row
 from das_gym.envs.rendering import View
-from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.envs.suite_episodes import joined
 from das_gym.problem.budget import is_whole
@@ -33,9 +33,6 @@ class SuiteSearchEnv(SuiteEnv):
     ## Rewards
     By how much a mask is better than the best before it, scaled as in `SuiteEnv`; the best before the first is 0, the
     random mean. So an episode earns 0..1, and 1 if it finds the optimum.
-
-    ## Starting State
-    As `SuiteEnv`'s.
 
     ## Episode End
     After `evaluations` masks.
@@ -69,7 +66,7 @@ class SuiteSearchEnv(SuiteEnv):
             "best": spaces.Box(0.0, 1.0, (1,), np.float32),
         }
         known: Any = self.observation_space
-        flat = self.episodes.flat
+        flat = not isinstance(known, spaces.Dict)
         self.observation_space = joined({"known": known, **parts}) if flat else spaces.Dict({**known.spaces, **parts})
         self._history = {name: np.zeros(box.shape, np.float32) for name, box in parts.items()}
         self._count = 0
@@ -84,11 +81,11 @@ class SuiteSearchEnv(SuiteEnv):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Score a mask."""
-        moves = self.episodes.step(action, ())
-        rewards, info = self.episodes.score(moves)
+        moves = self.episodes.step(action)
+        rewards, info = self.episodes.score(moves, self.np_random)
         place, self._count = self._count, self._count + 1
         ended = self._count == self.evaluations
-        self.episodes.mode.over[:] = ended
+        self.mode.over[:] = ended
         scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
         history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]
         history["rewards"][place], history["scored"][place] = scaled, 1.0
@@ -109,6 +106,6 @@ class SuiteSearchEnv(SuiteEnv):
 
     def _observation(self) -> Any:
         known = super()._observation()
-        if self.episodes.flat:
+        if not isinstance(known, dict):
             return np.concatenate((known, *self._history.values()))
         return known | {name: values.copy() for name, values in self._history.items()}

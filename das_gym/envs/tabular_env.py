@@ -39,9 +39,6 @@ class TableScorer(Scorer):
         statistics: Names of the layer statistics to observe; None = those of `DEFAULT_STATISTICS` that the table holds.
         split: Whose scores count, `reward` or `test`.
         costs: Costs of masks that the table does not hold, see `given_costs`.
-
-    Raises:
-        ValueError: a setting that is not allowed, or that the table cannot answer.
     """
 
     def __init__(
@@ -69,11 +66,7 @@ class TableScorer(Scorer):
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
     def cost_of(self, setting: str) -> MaskCost:
-        """Like `Scorer.cost_of`.
-
-        Raises:
-            ValueError: the table does not hold the cost, and it was not given.
-        """
+        """Like `Scorer.cost_of`."""
         if setting not in self._costs:
             live = self.table.meta.env_id
             raise ValueError(
@@ -178,9 +171,6 @@ class ExampleScorer(TableScorer):
         reward_examples: Examples that score a mask, None = all of the split.
         reward_batches: One of `REWARD_BATCHES`.
         others: As for `TableScorer`.
-
-    Raises:
-        ValueError: a table of means, a reward that needs divergences, or what `TableScorer` rejects.
     """
 
     _exact = False
@@ -225,23 +215,8 @@ class TabularEnv(ScoredEnv):
     actions, observations, rewards and `info`, without the model. What is optimal is known:
     `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
 
-    ## Action Space
-    As `SkipEnv`'s.
-
-    ## Observation Space
-    As `SkipEnv`'s: the table holds the layer statistics, measured on its reward examples.
-
-    ## Rewards
-    As `SkipEnv`'s, to float32 rounding of losses and metrics.
-
-    ## Starting State
-    As `SkipEnv`'s.
-
-    ## Episode End
-    As `SkipEnv`'s.
-
-    ## Information
-    As `SkipEnv`'s.
+    ## Action Space, Observation Space, Rewards, Episode End, Information
+    As `SkipEnv`'s. The layer statistics are those of the table's reward examples; rewards agree to float32 rounding.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).
@@ -264,11 +239,7 @@ class TabularEnv(ScoredEnv):
         model: Model of the bundled table; the id sets it.
         task: Task of the bundled table; the id sets it.
         budget: `latency_saved`, `parameters_saved` or `memory_saved`, as for `SkipEnv`. A table that holds no latency needs
-            `costs` for it.
-
-    Raises:
-        ValueError: a setting that is not allowed.
-        FileNotFoundError: no such table.
+            `costs` for it; the bundled ones hold the processor time of one thread.
 
     Example:
         >>> import gymnasium
@@ -324,11 +295,7 @@ class TabularVectorEnv(ScoredVectorEnv):
 
 
 def bundled_table(model: str, task: str) -> Path:
-    """Return the path of the bundled table of a model and task.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the path of the bundled table of a model and task."""
     check_names([model], MODELS, "model", own=True)
     entry = find_environment(model, task)
     if entry.table is None:
@@ -341,12 +308,7 @@ def bundled_table(model: str, task: str) -> Path:
 
 
 def load_table(path: Path) -> SubnetTable:
-    """Return the table in a file, from a process-wide cache: do not change its arrays.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is not a table.
-    """
+    """Return the table in a file, from a process-wide cache: do not change its arrays."""
     return _load_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -11,8 +10,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names, read_array
-from das_gym.envs.actions import ActionMode, Moves, find_action_mode
-from das_gym.envs.rendering import LastStep, View, render
+from das_gym.envs.actions import Moves
+from das_gym.envs.episodes import Episodes, MaskEnv
+from das_gym.envs.rendering import LastStep, render
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import is_whole
 
@@ -34,19 +34,11 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         render_mode: `ansi`, `rgb_array` or None.
         autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
         kwargs: Arguments of the single environment.
-
-    Raises:
-        ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what the
-            environment rejects.
     """
 
-    metadata = {**ScoredEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+    metadata = {**MaskEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
     env_class: ClassVar[type[Any]]
-    reset_keys: ClassVar[frozenset[str] | None] = None
-    """Keys of `info` that a reset has, too; None = all."""
-
     template: Any
-    mode: ActionMode
 
     def __init__(
         self,
@@ -68,7 +60,8 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs, self.render_mode = num_envs, render_mode
         self.template = self.env_class(render_mode=render_mode, **kwargs)
-        self.mode = self._make_mode()
+        self.episodes: Episodes = self.template.episodes.copies(num_envs)
+        self.mode = self.episodes.mode
         self.single_observation_space = self.template.observation_space
         self.single_action_space = self.template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -76,56 +69,40 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._waiting = np.zeros(num_envs, dtype=bool)  # with NEXT_STEP: rows that the next step resets
         self._last: tuple[Moves, np.ndarray, dict[str, np.ndarray], np.ndarray] | None = None
 
-    @abstractmethod
-    def _make_mode(self) -> ActionMode:
-        """Return the action mode of `num_envs` episodes."""
-
-    @abstractmethod
-    def _begin(self, which: np.ndarray) -> None:
-        """Start new episodes in (num_envs,) bool rows."""
-
-    def _step_mode(self, actions: Any) -> Moves:
-        """Apply one action in each episode."""
-        return self.mode.step(actions, (self.num_envs,))
-
-    @abstractmethod
-    def _score(self, moves: Moves, restarted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return (num_envs,) rewards and the `info` of a step; `restarted` rows only begin with it."""
-
-    @abstractmethod
-    def _observe(self) -> Any:
-        """Return the observations of all episodes."""
-
-    @abstractmethod
-    def _view(self, last: LastStep | None, index: int) -> View:
-        """Return what `render` shows of an episode besides its last step."""
-
     @property
     def last_masks(self) -> np.ndarray | None:
         """(num_envs, n_layers) bool: what each episode skipped after the last step, those that ended included."""
         return None if self._last is None else self._last[0].masks.copy()
 
     def action_masks(self) -> np.ndarray:
-        """Return (num_envs, n_choices) bool: actions that have an effect now.
-
-        Raises:
-            ValueError: this action space has nothing to mask.
-        """
+        """Return (num_envs, n_choices) bool: actions that have an effect now."""
         return self.mode.action_masks()
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the first observations. The environments share one generator: of a list of seeds, the first counts."""
+        super().reset(seed=self._first_seed(seed))
+        self.episodes.reset(self.np_random, self._first_seed(seed) is not None, options)
+        self._waiting[:] = False
+        self._last = None
+        return self.episodes.observe(), with_presence(self.episodes.reset_info(), np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each environment, and score the masks that are complete."""
-        restarted, some_restarted = self._waiting, self._waiting.any()
+        episodes, restarted, some_restarted = self.episodes, self._waiting, self._waiting.any()
         if some_restarted:
-            self._begin(restarted)
-        moves = self._step_mode(actions)
+            episodes.begin(restarted, self.np_random)
+        moves = episodes.step(actions, (self.num_envs,))
         if some_restarted:  # their actions count for nothing
             self.mode.begin(restarted)
-            info = {key: values & ~restarted if key == "invalid_action" else values for key, values in moves.info.items()}
-            moves = Moves(moves.masks & ~restarted[:, None], moves.ended & ~restarted, info)
+            moves = Moves(moves.masks & ~restarted[:, None], moves.ended & ~restarted, moves.info)
         ended = moves.ended
-        rewards, info = self._score(moves, restarted)
-        info |= moves.info
+        rewards, info = episodes.score(moves, self.np_random)
+        first = episodes.reset_info() if some_restarted else {}
+        if some_restarted:
+            for key in info:  # 0 where a reset has no such value, as in Gymnasium's own vector environments
+                info[key][restarted] = first[key][restarted] if key in first else 0
         self._last = (moves, rewards, info, restarted)
         final: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -133,20 +110,20 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         elif ended.any():
             final_info = with_presence(info, ended)
             final = {"final_obs": self._rows_of(ended), "_final_obs": ended, "final_info": final_info, "_final_info": ended}
-            self._begin(ended)
+            episodes.begin(ended, self.np_random)
         if "action_mask" in info and (final or some_restarted):
             info = info | {"action_mask": self.mode.action_masks()}
         told = with_presence(info, np.ones(self.num_envs, dtype=bool))
-        if some_restarted and self.reset_keys is not None:
-            told |= {f"_{key}": ~restarted for key in info if key not in self.reset_keys}
-        return self._observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), told | final
+        if some_restarted:
+            told |= {f"_{key}": ~restarted for key in info if key not in first}
+        return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), told | final
 
     def render(self) -> tuple[Any, ...] | None:
         """Return the architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""
         if self.render_mode is None:
             return None
         steps = [self._last_step(row) for row in range(self.num_envs)]
-        return tuple(render(self.render_mode, self._view(last, row), last) for row, last in enumerate(steps))
+        return tuple(render(self.render_mode, self.episodes.view(last, row), last) for row, last in enumerate(steps))
 
     def _last_step(self, row: int) -> LastStep | None:
         """Return the last step of an episode; None where nothing was done since its reset."""
@@ -154,7 +131,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         moves, rewards, info, _ = self._last
         told = {key: values[row] for key, values in info.items()}
-        return LastStep(moves.masks[row], float(rewards[row]), told, bool(moves.ended[row]))
+        return self.episodes.last_step(moves.masks[row], float(rewards[row]), told, bool(moves.ended[row]))
 
     def _first_seed(self, seed: int | list[int | None] | None) -> int | None:
         """Return the one seed that counts: all environments share one generator."""
@@ -166,7 +143,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _rows_of(self, which: np.ndarray) -> np.ndarray:
         """Return an object array with the observations of (num_envs,) bool rows, None in others."""
-        observations = self._observe()
+        observations = self.episodes.observe()
         if isinstance(observations, dict):
             columns = zip(*observations.values(), strict=True)
             observations = [dict(zip(observations, values, strict=True)) for values in columns]
@@ -191,56 +168,21 @@ class ScoredVectorEnv(MaskVectorEnv):
     budget = property(attrgetter("template.budget"), doc="The constraint on a mask.")
     macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
 
-    def _make_mode(self) -> ActionMode:
-        scorer = self.template.scorer
-        return find_action_mode(self.template.mode.name)(scorer.layer_names, scorer.budget, scorer.macs, self.num_envs)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the first observations. The environments share one generator: of a list of seeds, the first counts."""
-        _, info = self.template.reset(seed=self._first_seed(seed), options=options)
-        self._np_random, self._np_random_seed = self.template.np_random, self.template.np_random_seed
-        self.mode.begin()
-        self._waiting[:] = False
-        self._last = None
-        arrays = {key: np.repeat(np.array([value]), self.num_envs, axis=0) for key, value in info.items()}
-        return self._observe(), with_presence(arrays, np.ones(self.num_envs, dtype=bool))
-
     def close_extras(self, **kwargs: Any) -> None:
         """See `ScoredEnv.close`."""
         self.template.close()
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of all episodes; see `ScoredEnv.get_state`."""
-        return {**self.template.get_state(), "episode": self.mode.get_state(), "waiting": self._waiting.tolist()}
+        state = {"rng": self.np_random.bit_generator.state, "episode": self.mode.get_state()}
+        return {**self.template.scorer.get_state(), **state, "waiting": self._waiting.tolist()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
-        self.template.set_state({**state, "episode": self.template.mode.get_state()})
+        self.template.scorer.set_state(state)
+        self.np_random.bit_generator.state = state["rng"]
         self.mode.set_state(state["episode"])
         self._waiting = read_array("waiting", state["waiting"], (self.num_envs,), bool)
-
-    def _begin(self, which: np.ndarray) -> None:
-        self.mode.begin(which)
-
-    def _score(self, moves: Moves, restarted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        outcome = self.template.scorer.score(moves.masks, self.template.np_random, moves.ended)
-        if restarted.any():
-            for key, value in self.template.scorer.full_model_info().items():
-                outcome.info[key][restarted] = value
-        return outcome.rewards, outcome.info
-
-    def _observe(self) -> np.ndarray:
-        statistics = self.template.scorer.observation()
-        observations = np.empty((self.num_envs, len(self.mode.low) + len(statistics)), dtype=np.float32)
-        observations[:, : len(statistics)] = statistics
-        if self.mode.feature_names:
-            observations[:, len(statistics) :] = self.mode.features()
-        return observations
-
-    def _view(self, last: LastStep | None, index: int) -> View:
-        return self.template.view()
 
 
 def with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,148 +12,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
-from das_gym.models.macs import MacCounter, meta_twin, without_adapters
+from das_gym.models.macs import MacCounter, without_adapters
+from das_gym.models.state import (
+    Forward,
+    Kept,
+    Layer,
+    Mark,
+    Memo,
+    Site,
+    SkippableLayer,
+    State,
+    Stream,
+    bytes_of,
+    no_mark,
+    no_memo,
+)
 
 if TYPE_CHECKING:
     from das_gym.models.inputs import Processor
 
-Stream = tuple[Tensor, Tensor | None]
-"""Hidden vectors (batch, tokens, hidden_size) and where to attend, (batch, 1, 1, tokens) bool or None = everywhere."""
-
-Memo = Callable[[tuple, Callable[[], Any]], Any]
-"""`memo(key, compute)` returns what `compute()` returned the first time `key` was seen."""
-
-Kept = Callable[[str, Mapping[Any, Any]], dict[Any, Any]]
-"""`kept(stream, items)` returns the output of `VLP.encode_items` for each item, by key, from a cache where it can."""
-
-Forward = Callable[..., Tensor]
-"""`forward(mask)` returns pooled features, (batch, feature_size), of some pairs under a mask; None = the full model."""
-
-Mark = Callable[[int, Tensor], None]
-"""`mark(index, hidden)` is called right before and right after unit `index` runs, with its input and its output."""
-
 HALVES = (torch.float16, torch.bfloat16)
 """The 16-bit dtypes, in which small steps of training are lost."""
-
-
-def no_mark(index: int, hidden: Tensor) -> None:
-    """Do nothing: the no-op `Mark`."""
-
-
-def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
-    """Compute the value without caching: the no-op `Memo`."""
-    del key
-    return compute()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One skippable unit: its name, the stream it updates, the stage it belongs to, and what kind of layer it is."""
-
-    name: str
-    stream: str
-    stage: int
-    kind: str = "layer"
-
-
-@dataclass(frozen=True)
-class State:
-    """Hidden states and attention masks that are passed from stage to stage.
-
-    Attributes:
-        hidden: Per stream, (batch, tokens, hidden_size) float.
-        attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) if only padding is left out,
-            (batch, 1, tokens, tokens) if a token sees only those before it; None = all.
-        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. With prompt
-            tuning `hidden` and `attend` are longer, by learned tokens at the end; `VLP.promptless` rules that out.
-    """
-
-    hidden: Mapping[str, Tensor]
-    attend: Mapping[str, Tensor | None]
-    extras: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
-        """Return a copy of the state with other hidden vectors."""
-        return replace(self, hidden=hidden)
-
-
-def bytes_of(part: Any) -> int:
-    """Return the bytes of the tensors of a `State`, or of any structure of tensors, each counted once."""
-    tree = [dict(each) for each in (part.hidden, part.attend, part.extras)] if isinstance(part, State) else part
-    tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-@dataclass(frozen=True)
-class Site:
-    """A sub-layer of a skippable layer, as methods of fine-tuning find it.
-
-    Attributes:
-        kind: `attention`, `cross` (attention to the other stream) or `mlp`.
-        owner: The module that contains `out` and `projections`.
-        out: Name in `owner` of the linear layer that gives the sub-layer's output, such as `dense` or `output.dense`.
-        projections: Names of the linear layers of queries and values; empty for an MLP.
-        put_beside: Inserts a module that reads the sub-layer's input and adds to its output.
-    """
-
-    kind: str
-    owner: nn.Module
-    out: str
-    projections: tuple[str, ...]
-    put_beside: Callable[[nn.Module], None]
-
-    @property
-    def last(self) -> Any:
-        """The module that `out` names."""
-        return self.owner.get_submodule(self.out)
-
-    @property
-    def width(self) -> int:
-        """Width of hidden vectors."""
-        return int(self.last.out_features)
-
-
-class SkippableLayer(nn.Module):
-    """A layer and the skip adapter that replaces it; `prune` keeps one of the two for good."""
-
-    def __init__(self, layer: nn.Module, skip_adapter: nn.Module) -> None:
-        super().__init__()
-        self.layer: nn.Module | None = layer
-        self.skip_adapter: nn.Module | None = skip_adapter
-        self.removed: dict[str, nn.Module] = {}
-
-    def prune(self, skipped: bool) -> None:
-        """Remove the layer (skipped) or its skip adapter (kept).
-
-        Raises:
-            ValueError: the one to keep was removed before.
-        """
-        self.chosen(skipped)
-        name = "layer" if skipped else "skip_adapter"
-        if getattr(self, name) is not None:
-            self.removed = {name: meta_twin(getattr(self, name))}
-            setattr(self, name, None)
-
-    def put_back(self) -> None:
-        """Insert the module that `prune` removed, without its weights, so that its cost can be counted."""
-        for name, module in self.removed.items():
-            setattr(self, name, module)
-
-    def chosen(self, skipped: bool) -> nn.Module:
-        """Return the module that runs.
-
-        Raises:
-            ValueError: that module was removed by `prune`.
-        """
-        module = self.skip_adapter if skipped else self.layer
-        if module is None:
-            removed = "skip adapter" if skipped else "layer"
-            raise ValueError(f"this {removed} was removed by prune(): use the mask that the model was pruned with")
-        return module
 
 
 class VLP(nn.Module, ABC):
@@ -236,13 +117,7 @@ class VLP(nn.Module, ABC):
         )
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache.
-
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one of the pairs that the task makes of its examples.
-            kept: Looks up encoder outputs, and encodes the rest; see `encode_items`.
-        """
+        """Return the encoder outputs of some pairs as one batch, as `encode` does, from a cache (see `Kept`)."""
         texts = kept("text", {pair.text: pair.text for pair in pairs})
         images = kept("image", {pair.image.key: pair.image for pair in pairs})
         hidden_text, attend_text = stacked([texts[pair.text] for pair in pairs])
@@ -254,16 +129,10 @@ class VLP(nn.Module, ABC):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Encode texts or images.
+        """Encode texts or images (`stream` is `text` or `image`), given by key.
 
         Those of one shape share a batch. So an output depends on the rest of its batch by rounding at most; with float32
         on the CPUs that we measured, batches of 1, 2, 4 and 8 give the same bits.
-
-        Args:
-            processor: Result of `inputs`.
-            stream: `text` or `image`.
-            items: What to encode, by key.
-            counter: Counts MACs.
 
         Yields:
             Key, (tokens, hidden_size) without padding, and MACs that were not yielded before.
@@ -279,10 +148,7 @@ class VLP(nn.Module, ABC):
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the encoder outputs of one pair without content, and the MACs of its encoders: where costs are counted.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one; the longest text of all, with a square image, stands for them.
-            counter: Counts MACs.
+        The longest text of all pairs, with a square image, stands for them.
         """
         texts = processor.texts(sorted({pair.text for pair in pairs}))
         longest = int(texts["attention_mask"].sum(1).max())
@@ -374,11 +240,7 @@ class VLP(nn.Module, ABC):
         return tuple(self.check_mask(mask).tolist())
 
     def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
-        """Return the mask as an array; None means the pruned mask, or nothing skipped.
-
-        Raises:
-            ValueError: the mask does not have one entry a layer.
-        """
+        """Return the mask, one entry a layer, as an array; None means the pruned mask, or nothing skipped."""
         if mask is None:
             return self.pruned_mask if self.pruned_mask is not None else np.zeros(len(self.layers), bool)
         array = np.asarray(mask, dtype=bool)
@@ -393,10 +255,7 @@ class VLP(nn.Module, ABC):
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
         """Return a plain forward of some pairs, encoders included. The batch is made in advance.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one.
-            augment: Seed and step from which each image draws its own augmentation; None for none.
+        `augment` is the seed and step from which each image draws its own augmentation; None for none.
         """
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None: self(batch, mask)
@@ -404,12 +263,7 @@ class VLP(nn.Module, ABC):
     def make_timed_forward(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """Return a forward of some pairs as the deployed model runs it, for latency measurements.
 
-        Args:
-            processor: Result of `inputs`.
-            pairs: At least one.
-
-        Returns:
-            `forward(mask, mark)`, see `Mark`: features, (n, feature_size).
+        Its arguments are a mask and a `Mark`; it returns features, (n, feature_size).
         """
         forward, run_layer = self.make_forward(processor, pairs), self.run_layer
 
@@ -533,7 +387,7 @@ def check_class(kind: Any) -> None:
 
 
 def check_model(vlp: VLP) -> None:
-    """Check a model for mistakes that would give wrong masks or train nothing."""
+    """Check a model for errors that would give wrong masks or train nothing."""
     wrong = []
     stages = sorted({layer.stage for layer in vlp.layers})
     if not stages or stages != list(range(len(stages))):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from das_gym.config import build, check_names
 from das_gym.files import at_home
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, SEARCH, Family, Format, Heads
-from das_gym.models.macs import without_content
+from das_gym.models.macs import structure, without_content
 from das_gym.models.sizes import check_sizes
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_folder, write_tensors
 
@@ -67,11 +67,7 @@ class LoadReport:
     odd: list[str] = field(default_factory=list)
 
     def describe_problems(self, *expected: str) -> str | None:
-        """Return the problems found while loading, on one line; None if there are none.
-
-        Args:
-            expected: Parts of names that may be missing.
-        """
+        """Return the problems found, but missing names with a part in `expected`, on one line; None if there are none."""
         missing = [name for name in self.missing if not any(part in name for part in expected)]
         parts = [
             f"it lacks {_shorten(missing)}, which start untrained" if missing else "",
@@ -144,15 +140,22 @@ def load_vlp(path: str | Path, **settings: Any) -> VLP:
 
 
 class Pretrained:
-    """The methods of transformers' models that METER and ViLT have too."""
+    """What METER and ViLT have in common: a config with a `hidden_size`, and the methods of transformers' models."""
+
+    @property
+    def size(self) -> str | None:
+        """`base` or `mini`, by the width of the layers."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        return "base" if config.hidden_size == type(config).hidden_size else "mini"
+
+    def alike(self, index: int) -> Hashable:
+        """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
+        vlp = cast(VLP, self)
+        return vlp.layers[index].stream, structure(vlp.skippable(index))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
-        """Return the model in a checkpoint of any known format, exported folders among them; see `load_checkpoint`.
-
-        Raises:
-            ValueError: it holds another model.
-        """
+        """Return the model in a checkpoint of any known format, exported folders among them; see `load_checkpoint`."""
         vlp = load_vlp(path, **settings)
         if not isinstance(vlp, cls):
             kind = type(vlp).__name__

@@ -55,12 +55,7 @@ class ExportedModel:
 
 
 def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
-    """Return the parts of a task's head.
-
-    Args:
-        head: The head.
-        feature_size: Width of the features of one image.
-    """
+    """Return the parts of a task's head, which reads `feature_size` features of each image."""
     parts: list[Any] = [p for p in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(p, nn.Flatten)]
     kinds = [type(part) for part in parts]
     known = kinds == [nn.Linear]

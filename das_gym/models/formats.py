@@ -80,12 +80,9 @@ class Family:
 
 
 def module_rules(parts: Mapping[str, str], theirs: str = "", ours: str = "") -> Rules:
-    """Return rules for modules with weight and bias, or for parameters.
+    """Return rules for modules with weight and bias, or for parameters: our name of each by theirs.
 
-    Args:
-        parts: Our name of each by theirs.
-        theirs: Pattern before their names; may have one group, the layer's number.
-        ours: What comes before our names.
+    `theirs` is a pattern before their names and may have one group, the layer's number; `ours` comes before our names.
     """
     group = 1 + re.compile(theirs).groups
     return tuple((rf"{theirs}{re.escape(old)}((?:\.weight|\.bias)?)", rf"{ours}{new}\{group}") for old, new in parts.items())

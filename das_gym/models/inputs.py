@@ -124,13 +124,7 @@ class Processor:
         return self.read(source, augment) if found is None else found
 
     def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
-        """Return the images to read for some pairs.
-
-        Args:
-            pairs: The pairs.
-            augment: As for a call.
-            kept: Whether the encoder output of an `image_key` is cached already.
-        """
+        """Return the images to read for some pairs, but those whose encoder output is cached already, as `kept` says."""
         sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
         seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
         return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
@@ -229,10 +223,6 @@ def find_tokenizer(
         pad: Id of its padding.
         first: Id of the token at the start of every text; None = any special token.
         last: Id of the token at its end; None = any special token.
-
-    Raises:
-        FileNotFoundError: the folder holds no tokenizer that transformers can read.
-        ValueError: it is another model's.
     """
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > vocab_size:

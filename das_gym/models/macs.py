@@ -37,7 +37,12 @@ def meta_twin(module: Module) -> Module:
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in module.parameters()
     }
     memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
-    return copy.deepcopy(module, memo)
+    twin = copy.deepcopy(module, memo)
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):  # of `device_map`: they move inputs to real devices
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(twin, recurse=True)
+    return twin
 
 
 FILLING = frozenset(
@@ -141,15 +146,8 @@ class MacCounter:
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
         """Return the MACs of one run of a layer, part by part.
 
-        Args:
-            index: Which layer, in mask order.
-            state: The state before the layer's stage; only its shapes matter.
-            skipped: Whether the skip adapter runs instead of the layer.
-            pooled_only: Whether the pooled token is the only query.
-
-        Returns:
-            `OWN` for what every run computes, and the MACs of each part that runs can share, by the second entry of the
-            key that the layer gives its memo.
+        `OWN` is what every run computes. Other parts, which runs can share, have the second entry of the key that the layer
+        gives its memo. Only the shapes of the state before the layer's stage matter.
         """
         return self.run_layer(index, state, skipped, pooled_only)[1]
 

@@ -5,7 +5,6 @@ Exported folders carry a copy of this file, so it imports torch and transformers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,18 +24,10 @@ class SubnetConfig(PreTrainedConfig):
         head_width: Width inside the head; None = one linear layer.
     """
 
-    def __init__(
-        self,
-        sizes: Mapping[str, Any] | None = None,
-        mask: Sequence[int] = (),
-        num_images: int = 1,
-        head_width: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.sizes = dict(sizes or {})
-        self.mask = list(mask)
-        self.num_images, self.head_width = num_images, head_width
-        super().__init__(**kwargs)
+    sizes: dict[str, Any] | None = None
+    mask: list[int] | tuple[int, ...] = ()
+    num_images: int = 1
+    head_width: int | None = None
 
 
 class Subnet(PreTrainedModel):
@@ -67,18 +58,48 @@ class Subnet(PreTrainedModel):
             parts += [nn.LayerNorm(inside), nn.GELU(), nn.Linear(inside, self.config.num_labels)]
         self.classifier = nn.Sequential(*parts)
 
-    def split_images(self, images: Tensor | None) -> Sequence[Any]:
-        """Return a tensor for each image of an example; None for each if there is none."""
-        if self.config.num_images == 1 or images is None:
-            return (images,) * self.config.num_images
-        return images.unbind(1)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute logits of pairs of a text and its image, or images.
 
-    def classify(self, features: Sequence[Tensor], labels: Tensor | None, return_dict: bool) -> Any:
-        """Return logits, and with labels the mean loss in nats; binary cross-entropy is summed over labels."""
-        logits, loss = self.classifier(torch.cat(list(features), dim=-1)), None
-        if labels is not None and labels.is_floating_point():
+        Args:
+            input_ids: (batch, tokens) int64.
+            attention_mask: As `input_ids`, 1 = a real token; None = all are.
+            pixel_values: (batch, 3, height, width) float; (batch, num_images, 3, height, width) if an example has several.
+            pixel_mask: ViLT's: as `pixel_values` without channels, 0 = padding; None = where all channels are 0.
+            labels: (batch, num_labels) float for binary cross-entropy, (batch,) int64 for cross-entropy; None = no loss.
+            return_dict: Whether to return a `SequenceClassifierOutput`, or a tuple.
+            **kwargs: What else a tokenizer returns; ignored.
+        """
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is missing: each text needs its image. AutoImageProcessor makes them")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        text, count = self.read_text(input_ids, attention_mask), self.config.num_images
+        features = []
+        for number in range(count):
+            image = pixel_values if count == 1 else pixel_values[:, number]
+            mask = pixel_mask if count == 1 or pixel_mask is None else pixel_mask[:, number]
+            features.append(self.fuse(text, attention_mask.bool(), image, mask, 1 + number))
+        logits, loss = self.classifier(torch.cat(features, dim=-1)), None
+        if labels is not None and labels.is_floating_point():  # summed over labels
             loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[0]
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
         return output if return_dict else output.to_tuple()
+
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (batch, tokens, hidden_size) of texts, which all images of an example share."""
+        raise NotImplementedError
+
+    def fuse(self, text: Tensor, attend: Tensor, pixels: Tensor, pixel_mask: Tensor | None, image_type: int) -> Tensor:
+        """Return (batch, features) of texts, of which (batch, tokens) bool `attend` are real, with one image each."""
+        raise NotImplementedError

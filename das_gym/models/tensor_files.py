@@ -45,11 +45,7 @@ class TensorFile:
 
 
 def read_tensors(path: str | Path) -> TensorFile:
-    """Read a checkpoint file, or a folder with config.json and weights.
-
-    Args:
-        path: A `.safetensors` file, a folder, or any other file that `torch.save` wrote.
-    """
+    """Read a `.safetensors` file, a folder with config.json and weights, or another file that `torch.save` wrote."""
     path = at_home(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -264,12 +260,7 @@ def check_archive(path: Path) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder completely or not at all.
-
-    Args:
-        folder: Where; replaced if it is empty or an earlier checkpoint folder of ours.
-        fill: Writes the content into the folder it is given.
-    """
+    """Write a folder completely or not at all; it replaces an empty one, or an earlier checkpoint folder of ours."""
     config = folder / "config.json"
     ours = config.is_file() and "model" in _read_config(config)
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):

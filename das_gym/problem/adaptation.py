@@ -91,12 +91,7 @@ class Adaptation:
 
     @classmethod
     def load(cls, path: str | Path) -> Adaptation:
-        """Read a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: The file does not exist.
-            ValueError: The file is damaged, or is not an adaptation file.
-        """
+        """Read a file that `save` wrote; raise ValueError for one that is damaged, or not an adaptation file."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
@@ -117,11 +112,7 @@ class Adaptation:
             raise ValueError(f"{path} is a damaged adaptation file ({error}); write it again") from error
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
-        """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
-
-        Raises:
-            ValueError: trained on another model or by another method, or parameters that do not fit.
-        """
+        """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned."""
         self.check_base(base)
         if self.method is not None:
             raise ValueError(
@@ -152,11 +143,7 @@ class Adaptation:
                 raise ValueError(f"{name} has shape {mine} in the adaptation, {models} in the model")
 
     def put(self, wanted: Mapping[str, Tensor]) -> None:
-        """Copy its parameters into those of a model and its head.
-
-        Raises:
-            ValueError: they do not fit.
-        """
+        """Copy its parameters into those of a model and its head, which must fit."""
         self.check_fits(wanted)
         with torch.no_grad():
             for name, parameter in wanted.items():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP
 from das_gym.problem.statistic_inputs import check_layer
 
 TOKEN_BLOCKS = 3
@@ -27,10 +26,6 @@ Distances = list[list[float | None]]
 def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, Any]:
     """Return the distance between input and output of every block, averaged over the examples' rows, in plain JSON values.
 
-    Args:
-        evaluator: Of the model.
-        examples: At least one.
-
     Returns:
         `stages`: the layers of each stage. `streams`: the stream of each layer. `angular`: a row a layer, whose entry
         m - 1 is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that
@@ -38,7 +33,10 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         real tokens, 0..2, for m up to 3.
     """
     vlp = evaluator.vlp
-    chains = stream_chains(vlp)
+    chains: dict[str, list[int]] = {}  # the layers of each stream, in the order in which they run
+    for stage in vlp.stages:
+        for index in stage:
+            chains.setdefault(vlp.layers[index].stream, []).append(index)
     angular = {name: np.zeros((len(chain), len(chain))) for name, chain in chains.items()}
     cosine = {name: np.zeros((len(chain), TOKEN_BLOCKS)) for name, chain in chains.items()}
     counts = dict.fromkeys(chains, 0)  # an example of retrieval is many rows
@@ -66,22 +64,8 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
     }
 
 
-def stream_chains(vlp: VLP) -> dict[str, list[int]]:
-    """Return the layers of each stream, in the order in which they run."""
-    chains: dict[str, list[int]] = {}
-    for stage in vlp.stages:
-        for index in stage:
-            chains.setdefault(vlp.layers[index].stream, []).append(index)
-    return chains
-
-
 class _Walk:
-    """One batch along one stream: adds every block that ends at a layer when that layer has run.
-
-    Args:
-        angular: (n, n) sums to add to, by first layer and length.
-        cosine: (n, TOKEN_BLOCKS) sums to add to.
-    """
+    """One batch along one stream: adds every block that ends at a layer to sums by first layer and length."""
 
     def __init__(self, angular: np.ndarray, cosine: np.ndarray) -> None:
         self.angular, self.cosine = angular, cosine

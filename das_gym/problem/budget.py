@@ -143,12 +143,7 @@ class Budget:
 
 
 def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None:
-    """Raise a ValueError for more than one budget, or one outside its range.
-
-    Args:
-        budget: `skip_num` and shares to save by name; None = not given, and so is `skip_num="auto"`.
-        n_layers: How many units there are; None = not known yet.
-    """
+    """Raise a ValueError for more than one budget, or one outside its range; None and `skip_num="auto"` are not given."""
     given = {name: value for name, value in budget.items() if value is not None and (name, value) != ("skip_num", "auto")}
     if len(given) > 1:
         both = " and ".join(f"{name}={value}" for name, value in given.items())
@@ -163,13 +158,9 @@ def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None
 
 
 def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str], MaskCost]) -> Budget:
-    """Return the budget of an environment or a search.
+    """Return the budget of `n_layers` units from fields of `BudgetSettings`; `cost_of` is called for the cost to save.
 
-    Args:
-        n_layers: Number of skippable units.
-        budget: Fields of `BudgetSettings`. Without a share to save, a missing or "auto" `skip_num` means 4, or all of fewer
-            units.
-        cost_of: Returns the cost of masks for a key of `SAVED`. It is only called for the cost to save.
+    Without a share to save, a missing or "auto" `skip_num` means 4, or all of fewer units.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}
@@ -181,13 +172,9 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
 
 
 def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Return whether a scored mask satisfies the budget of a record.
+    """Return whether a scored mask, 1 = skipped, satisfies the budget in the settings of an environment.
 
-    Args:
-        budget: Settings of an environment; a missing or None entry is no constraint. A share of another cost
-            than MACs comes with `costs`.
-        mask: One 0 or 1 per unit, 1 = skipped.
-        macs_saved: Share of MACs that it saves.
+    A share of another cost than MACs comes with `costs`.
     """
     if budget.get("skip_num") is not None and sum(mask) != budget["skip_num"]:
         return False

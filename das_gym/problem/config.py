@@ -190,11 +190,7 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 
     def bundled(self, file: str) -> Path:
-        """Return a bundled file of this model.
-
-        Raises:
-            ValueError: nothing is bundled for it.
-        """
+        """Return a bundled file of this model; raise ValueError where it is not bundled."""
         folder = MODELS[self.model].assets
         if folder is None or not (folder / file).exists():
             needed = (
@@ -223,12 +219,9 @@ def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[
 
 
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
-    """Return model and data as they are typed after `with`: the named config, settings that are not the default, and more.
+    """Return model and data as typed after `with`: the named config, settings that are not the default, and more words.
 
-    Args:
-        config: Model and data.
-        *more: Further words.
-        group: The setting of the command that holds what `ProblemOptions` has: `problem`, or `env_kwargs` of `agents`.
+    `group` is the setting of the command that holds what `ProblemOptions` has: `problem`, or `env_kwargs` of `agents`.
     """
     changed = {name: value for name, value in changed_settings(config).items() if name not in ("model", "task", "supernet")}
     given = setting_words(grouped_settings(changed, group))

@@ -122,7 +122,7 @@ def count_costs(
     total = MaskCost(full, base + outside + int(kept.sum()), kept - skip, "macs_saved")
     own_head: list[Tensor] = [] if head is None else [*own_parameters(vlp, head).values()]
     twins = with_adapters.twin, bare.twin
-    parameters, each_unit = _weight_cost(_count, *twins, own_head, "parameters_saved")
+    parameters, each_unit = _weight_cost(lambda some: sum(p.numel() for p in some), *twins, own_head, "parameters_saved")
     memory, _ = _weight_cost(bytes_of, *twins, own_head, "memory_saved")
     return Costs(total, parameters, memory, base, plain, kept - plain, skip, *each_unit)
 
@@ -132,12 +132,7 @@ def _weight_cost(
 ) -> tuple[MaskCost, tuple[np.ndarray, ...]]:
     """Return what weights cost under any mask; and of each unit the layer, its parallel adapters and its skip adapter.
 
-    Args:
-        measure: Returns the number of some parameters, or their bytes.
-        twin: The model with its adapters.
-        bare: The model without them.
-        head: Parameters of the head.
-        setting: As for `MaskCost`.
+    `twin` is the model with its adapters, `bare` without; `measure` returns the number or the bytes of some parameters.
     """
 
     def each(model: VLP, part: str) -> np.ndarray:
@@ -161,7 +156,3 @@ def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
         for owned in {id(p) for module in modules for p in module._parameters.values() if p is not None}
     )
     return [[p for p in getattr(unit, part).parameters() if owners[id(p)] == 1] for unit in units]
-
-
-def _count(parameters: Sequence[Tensor]) -> int:
-    return sum(p.numel() for p in parameters)

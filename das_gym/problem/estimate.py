@@ -17,7 +17,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.evaluator import Evaluator
@@ -48,12 +49,14 @@ class Part:
         seconds: How long it takes.
         kept: Bytes that it adds until the command ends.
         held: Bytes that it holds while it runs.
+        is_certain: Whether it runs in any case.
     """
 
     name: str
     seconds: float
     kept: int = 0
     held: int = 0
+    is_certain: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """The expected time."""
-        return sum(part.seconds for part in self.parts)
+        """The expected time of the parts that run in any case."""
+        return sum(part.seconds for part in self.parts if part.is_certain)
 
     @property
     def peak_bytes(self) -> int:
@@ -87,8 +90,9 @@ class Estimate:
         return self.before + most
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts)
-        return f"estimate: {in_words(self.seconds)} ({parts}), peak memory {self.peak_bytes / 2**30:.2f} GiB"
+        parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts if part.is_certain)
+        more = "".join(f", {part.name} up to {in_words(part.seconds)} more" for part in self.parts if not part.is_certain)
+        return f"estimate: {in_words(self.seconds)} ({parts}){more}, peak memory {self.peak_bytes / 2**30:.2f} GiB"
 
 
 def in_words(seconds: float) -> str:
@@ -123,14 +127,33 @@ def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the peak memory so far of the GPU, if this process uses one, or of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Return the peak memory so far of the GPUs that this process uses, or of the process if it uses none."""
+    if peak := sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))):
+        return peak
     try:  # `getrusage` has the peak of the process that started this one, if that was larger
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Return how many bytes a forward pass keeps for the backward pass, without those of parameters.
+
+    Works on the `meta` device too, where storages have a size and no address.
+    """
+    known = {p.untyped_storage()._cdata for p in parameters}
+    saved: dict[int, tuple[Any, int]] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = forward()  # noqa: F841 - the graph lives as long as its output
+    return sum(size for _, size in saved.values())
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -210,56 +233,50 @@ def count_runs(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> tuple[np.n
 
 
 def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
-    """Time the full model on some of the examples, unit by unit, with evaluators that share the model and nothing else."""
-    vlp, task, device = problem.vlp, problem.task, problem.vlp.device
-    none, every = np.zeros((1, len(vlp.layers)), dtype=bool), np.ones((1, len(vlp.layers)), dtype=bool)
+    """Time the full model on some of the examples, unit by unit, with an evaluator that shares only the model."""
+    vlp, task, device, width = problem.vlp, problem.task, problem.vlp.device, len(problem.vlp.layers)
+    evaluator = Evaluator(vlp, problem.head, task, batch_size=1, precision=problem.evaluator.precision)
 
-    def evaluator(size: int) -> Evaluator:
-        return Evaluator(vlp, problem.head, task, size, precision=problem.evaluator.precision)
+    def score(skipped: bool, some: Sequence[Any]) -> None:
+        evaluator.forget()
+        evaluator.losses(np.full((1, width), skipped), some)
 
-    one = evaluator(1)
-    one.losses(none, examples[:1])  # the first call of a library takes longer
-
-    def score_again(scorer: Evaluator, masks: np.ndarray, some: Sequence[Any]) -> None:
-        scorer.forget()
-        scorer.losses(masks, some)
-
-    alone = seconds_of(lambda: score_again(one, none, examples[:1]), device)
+    score(False, examples[:1])  # the first call of a library takes longer
+    alone = seconds_of(lambda: score(False, examples[:1]), device)
     size = max(1, min(problem.evaluator.batch_size, len(examples), int(TIMED_SECONDS / ROUNDS / alone)))
-    batch, timed = examples[:size], evaluator(size)
-    timed.losses(none, batch)  # counts MACs and fills the cache of encoder outputs
-    walks, units = [], []
-    rounds = range(ROUNDS if size * alone < TIMED_SECONDS else 1)
-    for _ in rounds:
-        marks: list[tuple[int, float]] = []
-        start = now(device)
-
-        def watch(_: Any, unit: int, *__: Any, marks: list[tuple[int, float]] = marks) -> None:
-            marks.append((unit, now(device)))
-
-        timed.forget()
-        timed.watch_full_model(batch, watch)
-        walks.append((marks[0][1] - start, now(device) - marks[-1][1]))
-        seconds = np.zeros(len(vlp.layers))
-        seconds[[unit for unit, _ in marks[1:]]] = np.diff([moment for _, moment in marks])
-        units.append(seconds)
-    first, streams = marks[0][0], [layer.stream for layer in vlp.layers]
-    times, (to_first, leaf) = np.min(units, axis=0), np.min(walks, axis=0)
-    others = [times[n] for n, stream in enumerate(streams) if stream == streams[first] and n != first]
-    times[first] = min(np.mean(others), to_first) if others else to_first / 2
-    begin = to_first - times[first]
-    skipped = min(seconds_of(lambda: score_again(timed, every, batch), device) for _ in rounds)
+    batch, rounds = examples[:size], range(ROUNDS if size * alone < TIMED_SECONDS else 1)
+    evaluator.batch_size = size
+    score(False, batch)  # counts MACs and fills the cache of encoder outputs
+    walks = [watch_units(evaluator, batch) for _ in rounds]
+    order = [unit for unit, _ in walks[0][1:-1]]
+    steps = np.min([np.diff([moment for _, moment in walk]) for walk in walks], axis=0)
+    times, to_first, leaf = np.zeros(width), steps[0], steps[-1]
+    times[order[1:]] = steps[1:-1]
+    streams = [layer.stream for layer in vlp.layers]
+    others = [times[unit] for unit in order[1:] if streams[unit] == streams[order[0]]]
+    times[order[0]] = min(np.mean(others), to_first) if others else to_first / 2
+    begin = to_first - times[order[0]]
+    skipped = min(seconds_of(lambda: score(True, batch), device) for _ in rounds)
     new = examples[size : 2 * size] or batch
     encode, cached, state = time_encoders(vlp, task.processor, task.pairs(new))
     return Walk(
         encode=encode / len(new),
         begin=begin / size,
         units=times / size,
-        skip=max(0.0, skipped - begin - leaf) / size / len(vlp.layers),
+        skip=max(0.0, skipped - begin - leaf) / size / width,
         leaf=leaf / size,
         cached_bytes=cached // len(new),
         state_bytes=vlp.state_bytes(state) // len(new),
     )
+
+
+def watch_units(evaluator: Evaluator, batch: Sequence[Any]) -> list[tuple[int, float]]:
+    """Return each unit of the full model with the time at which it has run, between the times of begin and end (-1)."""
+    device = evaluator.vlp.device
+    evaluator.forget()
+    marks = [(-1, now(device))]
+    evaluator.watch_full_model(batch, lambda _, unit, *__: marks.append((unit, now(device))))
+    return [*marks, (-1, now(device))]
 
 
 def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float, int, State]:

@@ -11,9 +11,7 @@ from das_gym.problem.budget import Floats
 def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
     """Return the rows of the masks on the front, from the least saved up; of equal ones the first.
 
-    Args:
-        saved: (m,) share of the cost that each mask saves.
-        losses: (m,) nats; those that are not finite are never on it.
+    `saved` is the (m,) share of the cost that each mask saves; masks with a non-finite loss are never on it.
     """
     order = np.lexsort((losses, -saved))
     ordered = np.where(np.isfinite(losses), losses, np.inf)[order]
@@ -22,13 +20,7 @@ def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
 
 
 def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -> float:
-    """Return the exact area between the front and a reference point: share saved times nats.
-
-    Args:
-        saved: (m,) as for `front_rows`.
-        losses: (m,) as for `front_rows`.
-        reference: Share saved and loss; what saves less or loses more covers nothing.
-    """
+    """Return the exact area, share saved times nats, between the front and a reference point of share saved and loss."""
     rows = front_rows(saved, losses)
     rows = rows[(saved[rows] > reference[0]) & (losses[rows] < reference[1])]
     widths = np.diff(saved[rows], prepend=reference[0])
@@ -36,12 +28,7 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return (share saved, loss) of the hypervolume's reference point: the full model's share, the cheapest mask's loss.
-
-    Args:
-        saved: (m,) share that each mask saves, the first one skipping nothing.
-        losses: (m,) nats.
-    """
+    """Return the hypervolume's reference point: the share of the first mask, the full model, and the cheapest one's loss."""
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")
@@ -49,12 +36,9 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
 
 
 def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
-    """Return the exact volume between a reference point and some points; more is better in each dimension.
+    """Return the exact volume between a reference point and (m, dimensions) points, two dimensions or more.
 
-    Args:
-        points: (m, dimensions), two dimensions or more. A point that is not above the reference in all of them, or is NaN
-            in one, covers nothing.
-        reference: (dimensions,), or one number for all.
+    More is better in each. A point that is not above the reference in all of them, or is NaN in one, covers nothing.
     """
     points = points - np.asarray(reference)
     points = points[(points > 0).all(axis=1)]

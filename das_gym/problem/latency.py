@@ -38,11 +38,6 @@ def measure_latency(
 ) -> dict[str, np.ndarray]:
     """Return the wall-clock time of each call, by `torch.utils.benchmark`, on as many threads as torch uses.
 
-    Args:
-        calls: Name to a function that runs the model once.
-        blocks: Timed blocks of each, at least 1; call after call, then the next block.
-        runs: Runs in a block, at least 1.
-
     Returns:
         Name to (blocks,) float64, milliseconds a run; entries of one index were measured one after the other.
     """
@@ -68,10 +63,7 @@ class Speedup(NamedTuple):
 def speedup(of: np.ndarray, over: np.ndarray) -> Speedup:
     """Compare the times of a call with those of a reference, both as `measure_latency` returns them.
 
-    Args:
-        of: (blocks,) milliseconds of the call.
-        over: (blocks,) milliseconds of the reference. Blocks of one index ran one after the other, and are resampled
-            together.
+    Blocks of one index ran one after the other, and are resampled together.
     """
     low, high = bootstrap_interval(lambda rows: np.median(over[rows], axis=1) / np.median(of[rows], axis=1), len(of))
     return Speedup(float(np.median(over) / np.median(of)), low, high)

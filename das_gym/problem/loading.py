@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import textwrap
 import warnings
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -191,15 +193,27 @@ def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
     return {} if columns is None else {"columns": columns}
 
 
+_KEPT: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
+"""Models of `keep_backbone` that are still in use, by configuration and times of change."""
+
+
+@lru_cache(maxsize=1)
+def keep_backbone(config: ProblemConfig) -> Backbone:
+    """Return the frozen model of a configuration, which stays in memory: do not train it, `load_backbone` returns copies."""
+    backbone = _KEPT[config, _modification_times(config)] = load_backbone(config)
+    return backbone
+
+
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, loaded again.
+    """Return the frozen model of a configuration: loaded again, or a copy of a kept one that shares its frozen weights.
 
-    Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used.
-
-    Args:
-        config: What to load.
-        **settings: Settings of the model other than the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
+    Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
+    the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
     """
+    kept = None if settings else _KEPT.get((config, _modification_times(config)))
+    if kept is not None:
+        frozen: dict[int, Any] = {id(p): p for p in kept.vlp.parameters() if not p.requires_grad}
+        return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}
@@ -251,10 +265,9 @@ def task_class(name: str) -> type[Task]:
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
-    """Return the supernet's file and its content; quick, so that errors come before data are read.
+    """Return the supernet's file and content; None where the model is searched as it is, with a head of its own.
 
-    Returns:
-        None where the model is searched as it is, since it brings a head for the task.
+    It is quick, so that errors come before data are read.
     """
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
@@ -269,9 +282,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
         content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
-        raise ValueError(
-            f"`supernet` is not a supernet: {path} holds {content}. Train one with `{supernet_command(config)}`."
-        )
+        raise ValueError(f"`supernet` is not a supernet: {path} holds {content}. Train one: `{supernet_command(config)}`.")
     _check_task(supernet, config.task, path)
     return path, supernet
 
@@ -332,7 +343,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(f"`checkpoint` has no head for {task} that fits these data: train a supernet first")
     vlp.remove_adapters()
-    return AdaptedModel(backbone, head.to(vlp.device), labelled)
+    return AdaptedModel(backbone, head, labelled)
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
@@ -346,19 +357,19 @@ def model_for_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, 
     """Return the model that an adaptation file is for, with an untrained head for its labels."""
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
-    return AdaptedModel(backbone, _untrained_head(backbone.vlp, labelled).to(backbone.vlp.device), labelled)
+    return AdaptedModel(backbone, _untrained_head(backbone.vlp, labelled), labelled)
 
 
 def new_head(backbone: Backbone, task: Task) -> nn.Module:
     """Return the model's own head, or a new one that starts from the checkpoint's where the task can."""
     head = _untrained_head(backbone.vlp, task)
     task.init_head(head, backbone.heads)
-    return head.to(backbone.vlp.device)
+    return head
 
 
 def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
     own = vlp.own_head()
-    return task.build_head(vlp.feature_size, vlp.head_size) if own is None else own
+    return task.build_head(vlp.feature_size, vlp.head_size).to(vlp.device) if own is None else own
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
@@ -379,13 +390,7 @@ def _modification_times(config: ProblemConfig) -> tuple[int, ...]:
 
 
 def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State, int] | None = None) -> Costs:
-    """Return MACs and parameters of one example through the model and its head.
-
-    Args:
-        model: The model.
-        splits: The data.
-        sample: What `sample_of` returns for them, where it is known.
-    """
+    """Return MACs and parameters of one example through the model and its head; `sample` is that of `sample_of`."""
     vlp, task = model.backbone.vlp, model.task
     return count_costs(vlp, sample or sample_of(model, splits), model.head, task.group_features, task.passes)
 
@@ -428,12 +433,11 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     # Workers load what is frozen, and are sent what is trained. They must not choose another precision.
     precision = resolve_precision(config.precision, model.backbone.vlp.device)
     alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision)
-    return ShardedEvaluator(*parts, recipe=partial(_recipe, alone, model), **settings)
 
+    def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
+        return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], alone, model.adaptation())
 
-def _recipe(config: ProblemConfig, model: AdaptedModel) -> Callable[[], Evaluator]:
-    """Return a function that builds a worker's evaluator of the model in its current state."""
-    return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], config, model.adaptation())
+    return ShardedEvaluator(*parts, recipe=recipe, **settings)
 
 
 def _worker_evaluator(

@@ -66,21 +66,14 @@ class MaskCost:
 
 
 def measure_cost(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:
-    """Return one kind of cost of a problem's masks.
-
-    Args:
-        problem: Model, task and data.
-        setting: The key.
-        latency_batch: Examples per forward pass, where time is measured.
-    """
+    """Return one kind of cost of a problem's masks; time is measured with `latency_batch` examples per forward pass."""
     return COST_KINDS[setting].measure(problem, latency_batch)
 
 
 def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
     """Return the costs of masks by setting, as the argument `costs` of an environment gives them.
 
-    Args:
-        costs: From keys of `SAVED` to what `MaskCost.as_dict` returns, or the path of a JSON file with that under `costs`.
+    These are the values of `MaskCost.as_dict` by keys of `SAVED`, or the path of a JSON file with them under `costs`.
     """
     read: Any = read_json(at_home(costs)) if isinstance(costs, str) else {"costs": costs or {}}
     given = read.get("costs", {}) if isinstance(read, Mapping) else None
@@ -97,12 +90,9 @@ def _given(setting: str, figures: Any) -> MaskCost:
     try:
         full, unskipped = float(figures["full"]), float(figures["unskipped"])
         savings = np.array(figures["savings"], dtype=float)
+        if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
+            raise ValueError("a number is not finite, or `full` is 0")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(
-            f"`costs.{setting}` is invalid ({error!r}): expected `full`, `unskipped`, and `savings` of each unit"
-        ) from error
-    if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-        raise ValueError(
-            f"`costs.{setting}` is invalid: expected finite numbers, `full` above 0, and `savings`, one per unit"
-        )
+        expected = "finite numbers: `full` above 0, `unskipped`, and `savings` of each unit"
+        raise ValueError(f"`costs.{setting}` is invalid ({error!r}): expected {expected}") from error
     return MaskCost(full, unskipped, savings, setting)

@@ -179,17 +179,11 @@ class MaskSpace:
         return flipped(mask, self.moves(mask))
 
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
-        """Return distinct masks that are not `seen`.
-
-        Args:
-            n: How many are wanted.
-            draw: Returns one allowed mask at a time.
-            rng: Draws masks that `draw` does not find.
-            seen: `mask.tobytes()` of masks to leave out.
+        """Return distinct masks that are not `seen` (by `mask.tobytes()`).
 
         Returns:
-            (m, n_layers) masks from `draw` and, where 200 draws of it do not give enough, any others; m < n where no
-            more exist (or, where masks are too many to list, none were found).
+            (m, n_layers) masks from `draw`, which returns one at a time, and, where 200 draws of it do not give enough, any
+            others; m < n where no more exist (or, where masks are too many to list, none were found).
         """
         found: dict[bytes, Masks] = {}
         for source in (draw, lambda: self._any(rng)):

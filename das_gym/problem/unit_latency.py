@@ -79,13 +79,13 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
+Clock = Callable[[], float]
+
+
+def latency_of(problem: Problem, batch: int = 1, clock: Clock = time.perf_counter) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
-    Args:
-        problem: Model, task and data.
-        batch: Examples per forward pass, at least 1: the first that score masks.
-        clock: Returns seconds, on a CPU.
+    A forward pass has the first `batch` examples that score masks; `clock` returns seconds, on a CPU.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
@@ -136,14 +136,7 @@ def without_adapters_sharing(vlp: VLP) -> VLP | None:
 def measure_units(
     timer: UnitTimer, rounds: tuple[int, int] = ROUNDS, seconds: float = SECONDS, warm_up: int = WARM_UP
 ) -> UnitLatencies:
-    """Return the latencies of a model's parts.
-
-    Args:
-        timer: Times them, round by round.
-        rounds: Fewest and most rounds.
-        seconds: After this time no further rounds start, beyond the fewest.
-        warm_up: Rounds before those that count.
-    """
+    """Return the latencies of a model's parts: of `warm_up` rounds, which do not count, and the fewest to most rounds."""
     for _ in range(warm_up):
         timer.round()
     timer.reset()
@@ -158,23 +151,10 @@ def measure_units(
 
 
 class UnitTimer:
-    """Times the units of a model, round by round.
-
-    Args:
-        timed: Runs it.
-        timed_bare: Runs it without adapters; None if it has none.
-        n_layers: Number of units.
-        device: Its device. On a GPU, events are recorded instead of reading `clock`.
-        clock: Returns seconds.
-    """
+    """Times the units of a model, and of it without adapters if it has any, round by round: on a GPU by events."""
 
     def __init__(
-        self,
-        timed: Timed,
-        timed_bare: Timed | None,
-        n_layers: int,
-        device: torch.device,
-        clock: Callable[[], float] = time.perf_counter,
+        self, timed: Timed, timed_bare: Timed | None, n_layers: int, device: torch.device, clock: Clock = time.perf_counter
     ) -> None:
         self.timed, self.timed_bare, self.n_layers = timed, timed_bare, n_layers
         self.cuda, self.clock = device.type == "cuda", clock

@@ -120,19 +120,8 @@ def _entry(rng: np.random.Generator, imgid: int, split: str, scene: Scene, capti
 def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES) -> Path:
     """Write Shapes-captions in Karpathy's format: a JSON file, and a folder `images` of JPEG images.
 
-    No image occurs twice. The same arguments write the same data.
-
-    Args:
-        folder: A new or an empty folder.
-        seed: Seed of everything, 0 or more.
-        scenes: Images of `train`, `val` and `test`: at least 4 each, so that there are 15 captions of other images.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        FileExistsError: The folder is not empty.
-        ValueError: A number is out of its range.
+    No image occurs twice, and the same arguments write the same data. `folder` is new or empty. `train`, `val` and `test`
+    have at least 4 images each, so that there are 15 captions of other images.
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

@@ -33,20 +33,7 @@ def write_shapes_nlvr2(
     """Write Shapes-NLVR2 in NLVR2's format: `train.json`, `test1.json` and a folder `images` of PNG files.
 
     A set is four pairs of images and two sentences, each true of two of the pairs. The same arguments write the same data.
-
-    Args:
-        folder: A new or an empty folder.
-        seed: Seed of everything, 0 or more.
-        directories: Directories of train, 2 or more: the reader takes one or more of them as the reward split.
-        directory_sets: Sets in each of them, 1 or more.
-        test_sets: Sets of test1, 1 or more.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        FileExistsError: The folder is not empty.
-        ValueError: A number is out of its range.
+    `folder` is new or empty. Train has two directories or more: the reader takes one or more of them as the reward split.
     """
     folder, train_sets = absolute(folder), directories * directory_sets
     check_counts(0, seed=seed)

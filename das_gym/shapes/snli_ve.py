@@ -35,14 +35,7 @@ CURTAIN_COLOR = (120, 120, 120)
 
 
 def label_of(hypothesis: SceneCaption, is_true: bool, scene: Scene, curtain: bool) -> str:
-    """Return the label of a single fact.
-
-    Args:
-        hypothesis: The fact.
-        is_true: Whether it is true of the visible objects, clearly so or clearly not.
-        scene: The visible objects.
-        curtain: Whether there may be others.
-    """
+    """Return the label of a single fact that is true of the visible objects or not; a curtain may hide others."""
     fact = hypothesis.facts[0]
     if curtain and isinstance(fact, CountFact):
         return "contradiction" if len(scene.matching(fact.color, fact.shape)) > fact.number else "neutral"
@@ -90,19 +83,8 @@ def _entries(rng: np.random.Generator, name: str, scene: Scene, curtain: bool) -
 def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str, int] = SCENES) -> Path:
     """Write Shapes-SNLI-VE in SNLI-VE's format: three JSON-lines files, and a folder `flickr30k_images` of JPEG images.
 
-    No image occurs twice. The same arguments write the same data.
-
-    Args:
-        folder: A new or an empty folder.
-        seed: Seed of everything, 0 or more.
-        scenes: Images of `train`, `dev` and `test`, 1 or more each, with four hypotheses each.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        FileExistsError: The folder is not empty.
-        ValueError: A number is out of its range.
+    No image occurs twice, and the same arguments write the same data. `folder` is new or empty. `train`, `dev` and `test`
+    have an image or more each, with four hypotheses each.
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

@@ -48,28 +48,14 @@ def write_shapes(
     """Write Shapes-VQA in VQAv2's format: questions and annotations JSON, and a folder of JPEG images, per split.
 
     Every scene gets a question of each family that applies, and no image occurs twice. The same arguments write the
-    same data.
+    same data. `folder` is new or empty. `disagreement` is the probability that an annotator gives a wrong answer of the
+    right kind; scenes and questions do not depend on it.
 
     Example:
         >>> from das_gym.shapes.vqa import write_shapes
         >>> folder = write_shapes("shapes", train_scenes=20, val_scenes=20)
         >>> (folder / "v2_mscoco_train2014_annotations.json").is_file()
         True
-
-    Args:
-        folder: A new or an empty folder.
-        seed: Seed of everything, 0 or more.
-        train_scenes: Images of train2014, 1 or more.
-        val_scenes: Images of val2014, 1 or more.
-        disagreement: Probability, 0..1, that an annotator gives a wrong answer of the right kind. Scenes and questions
-            do not depend on it.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        FileExistsError: The folder is not empty.
-        ValueError: A number is out of its range.
     """
     folder = absolute(folder)
     check_counts(0, seed=seed)

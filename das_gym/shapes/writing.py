@@ -49,17 +49,7 @@ def check_counts(least: int, **counts: int) -> None:
 
 @contextmanager
 def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> Iterator[tuple[Path, tqdm]]:
-    """Yield a temporary folder that becomes `folder` at the end of the block, and a progress bar.
-
-    Args:
-        folder: New or empty, absolute.
-        title: The name of the data set.
-        total: Where the bar ends.
-        unit: What it counts.
-
-    Raises:
-        FileExistsError: The folder is not empty.
-    """
+    """Yield a temporary folder that becomes the new or empty `folder` at the end of the block, and a progress bar."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists, expected a new or empty folder for {title}")
     with replacing_folder(folder) as partial, progress(total, f"drawing {title}", unit) as bar:
@@ -67,17 +57,7 @@ def new_data_set(folder: Path, title: str, total: int, unit: str = "scene") -> I
 
 
 def bundled_root(name: str, write: Callable[[Path], object], title: str, cache: str | Path | None = None) -> Path:
-    """Return the folder of a bundled data set; the first process that needs it writes it.
-
-    Args:
-        name: The name of the folder.
-        write: Writes it completely or not at all.
-        title: The name of the data set, for errors.
-        cache: The cache folder; None is `cache_folder()`.
-
-    Raises:
-        ValueError: The cache folder is not writable.
-    """
+    """Return the folder of a bundled data set; the first process that needs it writes it, completely or not at all."""
     folder = (cache_folder() if cache is None else absolute(cache)) / name
     if folder.is_dir():
         return folder

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.commandline import format_command
 from das_gym.config import build
-from das_gym.engine.scores import Scores
-from das_gym.engine.spending import Spending
+from das_gym.engine.scores import Scores, Spending
 from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.cost_kinds import COST_KINDS
 from das_gym.problem.loading import Problem, shuffled
@@ -28,7 +28,7 @@ from das_gym.problem.statistics import STATISTICS, check_statistics, compute_sta
 from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.groups import GroupScores
+from das_gym.tables.parts import GroupScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
@@ -56,11 +56,6 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
 def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
-    Args:
-        problem: The problem.
-        reward: Examples that score masks.
-        test: Examples that report them.
-
     Returns:
         `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
         targets of the examples in order, and the sizes of a few images.
@@ -87,7 +82,11 @@ def check_table(table: SubnetTable, problem: Problem) -> None:
     hashes = problem_hashes(problem, reward, test)
     if table.examples is not None:
         hashes |= content_hashes(problem.task, reward, test)
-    table.check_hashes(hashes)
+    differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
+    if differing:
+        words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
+        again = f"Make one with `{format_command('agents table', '...')}`"
+        raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. {again}")
 
 
 def _content_hash(task: Task, examples: Sequence[Any]) -> str:
@@ -153,12 +152,6 @@ def build_table(
         max_skipped: Masks of more skipped layers are left out; None = none are.
         each: Keep the scores of each example (format 2).
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
-
-    Returns:
-        The table, and what it cost.
-
-    Raises:
-        ValueError: too many layers, or a checkpoint of another table.
     """
     width = len(problem.layer_names)
     masks = every_mask(width) if max_skipped is None else masks_up_to(width, max_skipped)
@@ -240,14 +233,7 @@ def _mean_scores(means: np.ndarray) -> Scores:
 def with_statistics(
     table: SubnetTable, problem: Problem, names: Sequence[str] | None = None, count: int | None = None
 ) -> SubnetTable:
-    """Return the table with its layer statistics measured again, also those of its groups; losses are the table's.
-
-    Args:
-        table: A table of this problem.
-        problem: The problem.
-        names: The statistics that it is to hold; None = those that it holds.
-        count: On how many of its reward examples they are measured; None = all.
-    """
+    """Return the table with its layer statistics, also of its groups, measured again on `count` of its reward examples."""
     names = table.meta.statistics if names is None else tuple(names)
     examples = table_examples(problem, "reward", table.meta.reward_examples)
     meta = dataclasses.replace(table.meta, statistics=names)

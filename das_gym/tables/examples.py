@@ -68,10 +68,6 @@ class ExampleScores(SplitPart):
         """Return (n_masks,) float32 means over some of the examples, without divergences.
 
         A mask with a broken example has loss inf and metric 0.
-
-        Args:
-            places: Which examples.
-            masks: Which rows of the table.
         """
         losses = self.losses[places][:, masks].mean(axis=0, dtype=np.float64)
         metrics = self.metric_values[self.metrics[places][:, masks]].mean(axis=0, dtype=np.float64)

@@ -76,13 +76,7 @@ class SplitPart(ABC):
 
     @abstractmethod
     def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """Return the schema of each array of a split, by name.
-
-        Args:
-            masks: Number of masks in the table.
-            count: Number of examples.
-            groups: Number of groups.
-        """
+        """Return the schema of each array of a split, by name."""
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
         """Raise for arrays that do not fit together, or hold impossible values."""
@@ -90,3 +84,45 @@ class SplitPart(ABC):
             wanted.check(f"{split}_{self.kind}_{name}", getattr(self, name))
         if (found := self.group_sizes(groups).sum()) != count:
             raise ValueError(f"{split}_group_sizes add up to {found} examples; this table has {count}")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScores(SplitPart):
+    """What each group of examples, such as a type of questions, scores in the mean: of tables without single examples.
+
+    Attributes:
+        losses: (n_groups, n_masks) float32 means in nats; inf where a loss was not a number.
+        metrics: (n_groups, n_masks) float32 means.
+        sizes: (n_groups,) int64, how many examples are in each; one without any has losses and metrics of 0.
+    """
+
+    kind: ClassVar[str] = "group"
+
+    losses: np.ndarray
+    metrics: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def from_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
+        """Return the means, from (2, n_groups, n_masks) sums of losses and metrics over examples."""
+        losses, metrics = sums / np.maximum(sizes, 1)[:, None]
+        broken = ~np.isfinite(losses)
+        losses, metrics = np.where(broken, np.inf, losses), np.where(broken, 0.0, metrics)
+        return cls(losses.astype(np.float32), metrics.astype(np.float32), sizes)
+
+    def group_sizes(self, count: int) -> np.ndarray:
+        """See `SplitPart.group_sizes`."""
+        del count
+        return self.sizes
+
+    def group_means(self, group: int) -> Scores:
+        """See `SplitPart.group_means`."""
+        return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
+
+    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
+        """See `SplitPart.schema`."""
+        return {
+            "losses": Schema("f", (groups, masks), 0, np.inf),
+            "metrics": Schema("f", (groups, masks), 0, 1),
+            "sizes": Schema("iu", (groups,), 0, count),
+        }

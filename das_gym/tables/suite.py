@@ -187,15 +187,7 @@ def problems_of(
     without: tuple[int, ...] = (),
     budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> list[SuiteProblem]:
-    """Return the problems of a table, without trivial ones.
-
-    Args:
-        source: Its entry.
-        table: The table.
-        reward: Name of the reward. Groups give no problems if their examples lack what it needs, such as divergences.
-        without: Units that are removed first: the problems of the model that is left.
-        budgets: Kinds of budgets, keys of `BUDGET_KINDS`.
-    """
+    """Return the problems of a table, without trivial ones."""
     for kind in budgets:
         setting = BUDGET_KINDS[kind]
         if kind != "count" and setting not in table.costs:
@@ -225,11 +217,6 @@ def problems_of(
 
 class Suite:
     """The problems of one split, in arrays.
-
-    Args:
-        problems: The problems.
-        statistics: Names of the layer statistics to observe; None = all that the tables hold.
-        made_by: A function and its arguments that make the suite again: a pickle holds these. None pickles all arrays.
 
     Attributes:
         problems: (P) as given.
@@ -361,11 +348,7 @@ def bundled_suite() -> Path:
 
 
 def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
-    """Return the folder and the index of a suite.
-
-    Args:
-        folder: Folder of the tables; None is the bundled one.
-    """
+    """Return the folder and the index of a suite."""
     path = bundled_suite() if folder is None else absolute(folder)
     index = path / SUITE_FILE
     if not index.is_file():
@@ -402,11 +385,6 @@ def load_suite(
         seed: Draws relatives and `problems`.
         budgets: Kinds of budgets, one or several, see `BUDGET_KINDS`.
         problems: Number of problems, drawn at random; None = all.
-
-    Raises:
-        ValueError: an unknown split, reward, statistic or kind of budget; a damaged table, or one without a cost that is
-            asked for.
-        FileNotFoundError: there is no suite, or a table of it is missing.
     """
     check_names([split], SUITE_SPLITS, "split")
     if not is_whole(relatives) or relatives < 0:

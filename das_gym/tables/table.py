@@ -5,7 +5,7 @@ A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arr
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
 Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
-Format 1 has means, of all examples and of each group of them, see `das_gym.tables.groups`. Each group is a problem of its
+Format 1 has means, of all examples and of each group of them, see `das_gym.tables.parts`. Each group is a problem of its
 own.
 """
 
@@ -33,8 +33,7 @@ from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.groups import GroupScores
-from das_gym.tables.parts import Schema, SplitPart
+from das_gym.tables.parts import GroupScores, Schema, SplitPart
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -99,9 +98,6 @@ class SubnetTable:
         group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
             of `meta.groups` alone; None where groups are not told apart.
         group_scores: By split, the mean scores of each group, in a table of means that has groups; None in others.
-
-    Raises:
-        ValueError: arrays that do not fit together.
 
     Example:
         >>> from das_gym.registration import ASSETS
@@ -178,11 +174,7 @@ class SubnetTable:
         return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
 
     def index(self, masks: np.ndarray) -> np.ndarray:
-        """Return the rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
-
-        Raises:
-            ValueError: another number of layers, values other than 0 and 1, or a mask that is not in the table.
-        """
+        """Return the rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1."""
         array = np.asarray(masks)
         if array.ndim == 0 or array.shape[-1] != self.n_layers:
             raise ValueError(f"masks have the wrong shape: got {array.shape}, expected (..., {self.n_layers})")
@@ -215,11 +207,7 @@ class SubnetTable:
         return numbers[order], order
 
     def float64_scores(self, split: str) -> Scores:
-        """Return the scores of a split in float64, from which rewards are computed.
-
-        Raises:
-            ValueError: an unknown split.
-        """
+        """Return the scores of a split in float64, from which rewards are computed."""
         check_names([split], SPLITS, "split")
         return Scores(*(getattr(self.scores[split], name).astype(np.float64) for name in SCORES))
 
@@ -236,14 +224,7 @@ class SubnetTable:
         return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
-        """Return the table of means over one group of examples, with the statistics of that group.
-
-        Args:
-            group: One of `meta.groups`.
-
-        Raises:
-            ValueError: no such group, or none of its examples in one of the splits.
-        """
+        """Return the table of means over one group of examples, with the statistics of that group."""
         if not self.parts or self.group_statistics is None:
             raise ValueError(f"this table of {self.meta.env_id} holds means over all examples: make it again to have groups")
         check_names([group], self.meta.groups, "group of this table")
@@ -260,12 +241,6 @@ class SubnetTable:
 
         Statistics of the losses of masks, such as `leave_one_out`, are those of the remaining model; others stay as
         measured with the removed layers present.
-
-        Args:
-            layers: Their numbers.
-
-        Raises:
-            ValueError: a table that does not hold every mask, or no layer is left.
         """
         kept = [layer for layer in range(self.n_layers) if layer not in layers]
         if self.meta.max_skipped is not None or not kept:
@@ -283,11 +258,7 @@ class SubnetTable:
         return dataclasses.replace(remaining, statistics=np.stack(columns, axis=1))
 
     def statistic(self, name: str) -> np.ndarray:
-        """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks.
-
-        Raises:
-            ValueError: it does not hold it, and it does not follow from the masks of the table.
-        """
+        """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks."""
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
         check_names([name], (*self.meta.statistics, *statistics_of_losses()), "statistic of this table")
@@ -309,11 +280,7 @@ class SubnetTable:
         return MaskLosses(lambda masks: losses[self.index(masks)], streams.tolist(), stages.tolist())
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
-        """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better).
-
-        Raises:
-            ValueError: an unknown name.
-        """
+        """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better)."""
         scores = self.float64_scores(split)
         if isinstance(by, Objective):
             return by.rewards(self.masks, scores)
@@ -323,11 +290,7 @@ class SubnetTable:
         return getattr(scores, {"loss": "losses", "divergence": "divergences"}[by])
 
     def within(self, skip_num: int | None = None, macs_saved: float | None = None) -> np.ndarray:
-        """Return (n_masks,) bool: masks that satisfy the budget.
-
-        Raises:
-            ValueError: no mask can, or both budgets are given.
-        """
+        """Return (n_masks,) bool: masks that satisfy the budget."""
         return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_kept_by(self.masks)
 
     def best(self, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
@@ -337,11 +300,7 @@ class SubnetTable:
         return self.masks[rows[order[0]]].copy()
 
     def rank(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
-        """Return (...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks.
-
-        Raises:
-            ValueError: a mask that breaks the budget.
-        """
+        """Return (...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks."""
         within, goodness = self._competing(by, **budget), self._goodness(by, split)
         return _ranks(goodness[within], goodness[self._rows_within(masks, within)])
 
@@ -353,11 +312,7 @@ class SubnetTable:
         return _ranks(goodness[within], values if _larger_is_better(by) else -values)
 
     def regret(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
-        """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`.
-
-        Raises:
-            ValueError: a mask that breaks the budget.
-        """
+        """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`."""
         within, goodness = self._competing(by, **budget), self._goodness(by, split)
         return goodness[within].max() - goodness[self._rows_within(masks, within)]
 
@@ -378,22 +333,6 @@ class SubnetTable:
                 known[f"{split}_{word}"] = float(getattr(self.scores[split], name)[row])
         return known
 
-    def check_hashes(self, hashes: Mapping[str, str]) -> None:
-        """Raise a ValueError for a table of another problem, which names what differs.
-
-        Args:
-            hashes: Hashes of the problem, see `das_gym.tables.build.problem_hashes`.
-        """
-        differing = [name for name in hashes if self.meta.hashes.get(name) != hashes[name]]
-        if differing:
-            differences = "; ".join(
-                f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing
-            )
-            raise ValueError(
-                f"this table of {self.meta.env_id} belongs to another problem: {differences}. "
-                f"Make one with `{format_command('agents table', '...')}`"
-            )
-
     def save(self, path: str | Path) -> None:
         """Write the file atomically. Equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
@@ -408,12 +347,7 @@ class SubnetTable:
 
     @classmethod
     def load(cls, path: str | Path) -> SubnetTable:
-        """Read a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: The file does not exist.
-            ValueError: The file is damaged, or of another version.
-        """
+        """Read a file that `save` wrote."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(

@@ -264,13 +264,7 @@ def check_task(task: object, name: str) -> None:
 
 
 def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Load the tensors of a checkpoint's head, or warn where their shapes differ.
-
-    Args:
-        head: A new head.
-        name: The name of the head in the checkpoint.
-        tensors: Its tensors, by their names in `head`.
-    """
+    """Load the tensors of a checkpoint's head into a new one, by their names in that, or warn where their shapes differ."""
     shapes, loaded = ({key: tuple(t.shape) for key, t in some.items()} for some in (head.state_dict(), tensors))
     if shapes == loaded:
         head.load_state_dict(dict(tensors))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.run_report import run_report
 
 from das_gym.drawing.report import write_report

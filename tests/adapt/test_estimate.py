@@ -12,7 +12,7 @@ import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.choosing import search_values
 from das_gym.adapt.estimate import checkpointed_bytes, total_steps
-from das_gym.adapt.memory import saved_bytes, training_bytes
+from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink_experiment import ex as shrink
@@ -24,6 +24,7 @@ from das_gym.agents.table_experiment import ex as table
 
 from das_gym.config import build
 from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
 
@@ -36,7 +37,7 @@ def estimate_of(command: Any, settings: dict[str, Any], tmp_path: Path, capsys: 
 
 
 def names_in(line: str) -> list[str]:
-    return re.findall(r"([a-z][a-z ]*?) (?:\d+ h )?(?:\d+ min )?\d+ (?:s|min)", line.partition("(")[2])
+    return re.findall(r"([a-z][a-z ]*?) (?:\d+ h )?(?:\d+ min )?\d+ (?:s|min)", line.partition("(")[2].partition(")")[0])
 
 
 @pytest.mark.parametrize(("command", "parts"), [(search, 2), (pareto, 2), (table, 2)])
@@ -68,9 +69,10 @@ def test_shrink_prints_an_estimate(
     capsys: pytest.CaptureFixture[str],
 ):
     settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
-    line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask is not None}, tmp_path, capsys)
-    own = ["teacher", "recovery", "merging", "measuring", "verification"]
+    line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
+    own = ["teacher", "recovery", "measuring", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])
+    assert (", control up to " in line) == (mask is None)
 
 
 def test_search_takes_the_model_that_shrink_has_loaded(problem_of: Callable[[str], Problem]):  # noqa: F811

@@ -7,20 +7,22 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from das_gym.adapt.das import Training, finetune_subnet, new_model
-from das_gym.adapt.finetune import FinetuneConfig, new_subnet
+from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.step_loss import StepLoss, set_up
-from das_gym.adapt.training import StepResult
+from das_gym.adapt.training import StepResult, TrainingConfig
 
+from das_gym.data.splits import Splits
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -43,11 +45,15 @@ def no_process_is_left() -> Iterator[None]:
     assert not psutil.wait_procs(left, timeout=10)[1]
 
 
+def untrained(problem: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
+    return with_new_head(load_backbone(problem), problem.task, splits)
+
+
 def trained(problem: ProblemConfig, workers: int, **settings) -> tuple[list[torch.Tensor], Logged]:
     """Return the weights and the logged losses of a fine-tuning."""
     splits, logged = load_splits(problem), Logged()
-    subnet = new_subnet(problem, splits)
-    config = FinetuneConfig(**{"steps": 6, "batch_size": 4, "dataloader_num_workers": workers, **settings})
+    subnet = untrained(problem, splits)
+    config = TrainingConfig(**{"steps": 6, "batch_size": 4, "dataloader_num_workers": workers, **settings})
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, None)
     trainer.run(step_loss.parts, "training", lambda *entry: logged.append(entry))
@@ -102,8 +108,8 @@ def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_p
     damage(splits.train[5].image.path)
     told = []
     for workers in (0, 1):
-        config = FinetuneConfig(steps=40, batch_size=8, dataloader_num_workers=workers)
-        step_loss, trainer = set_up(new_subnet(moved, splits), splits.train, config, None)
+        config = TrainingConfig(steps=40, batch_size=8, dataloader_num_workers=workers)
+        step_loss, trainer = set_up(untrained(moved, splits), splits.train, config, None)
         with pytest.raises((FileNotFoundError, ValueError)) as error:
             trainer.run(step_loss.parts, "training")
         told.append((type(error.value), str(error.value), trainer.step))
@@ -114,8 +120,8 @@ def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_p
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may notice once more at the end
 def test_killed_worker_ends_training(problem: ProblemConfig):
     splits = load_splits(problem)
-    config = FinetuneConfig(batch_size=4, dataloader_num_workers=2, encoder_cache_gib=0.0)
-    step_loss, trainer = set_up(new_subnet(problem, splits), splits.train, config, None)
+    config = TrainingConfig(batch_size=4, dataloader_num_workers=2, encoder_cache_gib=0.0)
+    step_loss, trainer = set_up(untrained(problem, splits), splits.train, config, None)
 
     def step(number: int) -> Iterator[StepResult]:
         if number == 1:

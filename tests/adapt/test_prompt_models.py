@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
@@ -55,7 +55,7 @@ def test_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: 
     splits = load_splits(config)
     subnet = cut_subnet(config, MASK)
     before = evaluate(subnet, splits.train, "before")
-    finetune(subnet, splits, FinetuneConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
+    finetune(subnet, splits, TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
     after = evaluate(subnet, splits.train, "after")
     assert after.loss < before.loss - 0.5
     again = load_subnet(save(subnet, tmp_path / "mine").parent)
@@ -68,7 +68,7 @@ def test_predict_answers_questions_without_references(config: ProblemConfig, tmp
     """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
     splits = load_splits(config)
     subnet = cut_subnet(config, MASK)
-    finetune(subnet, splits, FinetuneConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
+    finetune(subnet, splits, TrainingConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
     save(subnet, tmp_path / "mine")
     asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(splits.train[:4])]
     file = write_lines(Path(config.data_root or "") / "asked.jsonl", asked)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import AdaptSettings
-from das_gym.adapt.base_model import cut_subnet
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL

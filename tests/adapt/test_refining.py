@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from das_gym.adapt import refining
-from das_gym.adapt.finetune import FinetuneConfig
 from das_gym.adapt.refining import REFINED, candidates, halve, lengths, refine, selected_mask
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
 
 MASKS = np.array([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]], dtype=bool)
-CONFIG = FinetuneConfig(steps=4, batch_size=4)
+CONFIG = TrainingConfig(steps=4, batch_size=4)
 
 
 def test_lengths_double_up_to_half_of_all_steps():

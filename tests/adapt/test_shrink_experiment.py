@@ -399,7 +399,6 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
         ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
         ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
-        ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
         ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.evaluate_command import EvaluateSettings
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE
 
 from das_gym.data.splits import Splits

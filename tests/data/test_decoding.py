@@ -74,16 +74,6 @@ def test_load_image_shows_transparent_pixels_white(tmp_path: Path, mode: str):
     assert np.asarray(load_image(tmp_path / "clear.png"))[0].tolist() == [[255] * 3, [0] * 3]
 
 
-@pytest.mark.parametrize("kept", [0, 3, 100, 2000])
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_load_image_names_a_truncated_file(tmp_path: Path, kind: str, kept: int):
-    path = tmp_path / f"a.{kind}"
-    scene().save(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"the image .*a\.\w+ cannot be read .*`resume=<id>`.*`on_bad_example=skip`$"):
-        load_image(path)
-
-
 def test_load_image_rejects_what_is_no_image(tmp_path: Path):
     (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
     os.mkfifo(tmp_path / "pipe.png")
@@ -97,7 +87,7 @@ def test_load_image_rejects_what_is_no_image(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("size", [(81, 100), (101, 200)])  # PIL warns about the smaller, and rejects the larger
 def test_load_image_limits_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
@@ -123,19 +113,12 @@ def test_most_damaged_jpegs_are_rejected():
 
 SOUND = {
     "progressive": lambda: jpeg(progressive=True),
-    "gray": lambda: jpeg(scene().convert("L"), progressive=True),
     "cmyk": lambda: jpeg(scene().convert("CMYK")),
-    "rgb": lambda: jpeg(keep_rgb=True),
-    "profile": lambda: jpeg(icc_profile=bytes(range(256)) * 600),
     "half a profile": lambda: jpeg(icc_profile=bytes(300)).replace(b"ICC_PROFILE\x00\x01\x01", b"ICC_PROFILE\x00\x02\x02"),
-    "comment": lambda: jpeg(comment=b"c" * 3000),
     "trailing bytes": lambda: jpeg() + b"\xffrubbish" * 100,
     "two images": lambda: jpeg(format="MPO", save_all=True, append_images=[scene(1)]),
     "restart markers": lambda: jpeg(restart_marker_blocks=3),
-    "restart markers, progressive": lambda: jpeg(restart_marker_rows=1, progressive=True),
     "4:1:1": lambda: simplejpeg.encode_jpeg(np.array(scene()), colorsubsampling="411"),
-    "a pixel": lambda: jpeg(scene().resize((1, 1))),
-    "a line": lambda: jpeg(scene().resize((2000, 1))),
     "fill bytes": lambda: jpeg()[:-2] + b"\xff\xff\xff\xff\xd9",
     "padding": lambda: jpeg()[:-2] + b"\x00\x00\x00\xff\xd9",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from das_gym.data.splits import LazySequence, hash_order, linked_groups
+from das_gym.data.splits import hash_order, linked_groups
 
 KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
 
@@ -28,17 +28,3 @@ def test_groups_share_nothing_and_cannot_be_divided(keys: list[list[str]]):
         for _ in members:
             reached = reached.union(*(own for own in members if own & reached))
         assert len(members) == 1 or all(own & reached for own in members)
-
-
-def test_mapped_examples_are_made_when_asked_for():
-    made: list[int] = []
-
-    def make(item: int) -> str:
-        made.append(item)
-        return f"example {item}"
-
-    examples = LazySequence(range(10), make)
-    assert (len(examples), len(examples[2:5]), made) == (10, 3, [])
-    assert (examples[3], examples[-1], list(examples[2:4])) == ("example 3", "example 9", ["example 2", "example 3"])
-    assert list(examples) == [f"example {n}" for n in range(10)]
-    assert "example 4" in examples

@@ -146,19 +146,3 @@ def run(path: Path, block: Block, command: list[str]) -> None:
         code = end.code
     if code not in (0, None):
         fail(path, block, f"{' '.join(command)} ended with {code}")
-
-
-@pytest.mark.parametrize(
-    ("line", "wrong"),
-    [
-        ("python -m agents with metr_vqa", "agents search knows no 'metr_vqa'"),
-        ("python -m adapt shrink with seedling=1", "adapt shrink knows no 'seedling=1'"),
-        ("python -m benchmarks.nothing", "there is no benchmarks.nothing"),
-        ("python -m agents explode meter_vqa", "explode"),
-        ("python -m adapt shrink compare with 'methods=[\"bayes\"]' das=1", "adapt shrink compare knows no 'das=1'"),
-        ("python -m agents with my_agent plugins=my_module seed=1  # and so on", None),
-    ],
-)
-def test_error_in_a_page_is_found(line: str, wrong: str | None):
-    (words,) = commands_of(line)
-    assert wrong_words(words) == wrong

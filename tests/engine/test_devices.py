@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -36,7 +34,7 @@ def test_device_rejects_what_cuda_rejects():
 
 
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_scores_are_those_of_the_cpu(new_world: Callable[..., World], model: str):
+def test_scores_are_those_of_the_cpu(new_world, model):
     world = new_world(model)
     wanted = world.evaluator(trunk_bytes=2**20).evaluate(MASKS, world.examples, divergences=True)
     with fake_device():
@@ -48,7 +46,7 @@ def test_scores_are_those_of_the_cpu(new_world: Callable[..., World], model: str
 
 
 @pytest.mark.parametrize("model", ["ViLT"])
-def test_statistics_run_on_the_device(new_world: Callable[..., World], model: str):
+def test_statistics_run_on_the_device(new_world, model):
     def computed(world: World) -> np.ndarray:
         evaluator, examples = world.evaluator(), world.examples
         sample = world.vlp.sample(world.task.processor, world.task.pairs(examples), MacCounter(world.vlp))

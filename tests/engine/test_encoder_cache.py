@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ def new_cache(problem: Problem, **settings) -> EncoderCache:
 
 
 @pytest.mark.slow
-def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair]):
+def test_bits_do_not_depend_on_company(tiny_problem, pairs):
     together = new_cache(tiny_problem)
     together(pairs)
     for size in (1, 7, 11):
@@ -33,24 +32,24 @@ def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair])
         assert all(torch.equal(one[stream], other[stream]) for stream in ("text", "image"))
 
 
-def test_cache_encodes_each_text_and_image_once(tiny_problem: Problem, pairs: list[Pair]):
+def test_cache_encodes_each_text_and_image_once(tiny_problem, pairs):
     cache = new_cache(tiny_problem)
     for _ in range(2):
         cache(pairs)
-    assert cache.texts == len({pair.text for pair in pairs}) <= len(pairs)
-    assert cache.images == len({pair.image.key for pair in pairs}) < len(pairs)
+    assert cache.spent.texts == len({pair.text for pair in pairs}) <= len(pairs)
+    assert cache.spent.images == len({pair.image.key for pair in pairs}) < len(pairs)
 
 
 class TestDisk:
-    def test_another_process_reads_what_one_wrote(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_another_process_reads_what_one_wrote(self, tmp_path, tiny_problem, pairs):
         first = new_cache(tiny_problem, folder=tmp_path)(pairs)
         again = new_cache(tiny_problem, folder=tmp_path)
         second = again(pairs)
-        assert (again.texts, again.images) == (0, 0)
+        assert (again.spent.texts, again.spent.images) == (0, 0)
         for stream in ("text", "image"):
             assert torch.equal(first.hidden[stream], second.hidden[stream])
 
-    def test_changed_image_is_encoded_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_changed_image_is_encoded_again(self, tmp_path, tiny_problem, pairs):
         image_file = tmp_path / "image.jpg"
         image_file.write_bytes(pairs[0].image.path.read_bytes())
         pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=image_file))
@@ -59,17 +58,15 @@ class TestDisk:
         image_file.write_bytes(other.image.path.read_bytes())
         cache = new_cache(tiny_problem, folder=tmp_path / "kept")
         second = cache([pair])
-        assert (cache.texts, cache.images) == (0, 1)
+        assert (cache.spent.texts, cache.spent.images) == (0, 1)
         assert not torch.equal(first.hidden["image"], second.hidden["image"])
 
-    def test_another_model_or_transform_has_a_place_of_its_own(
-        self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]
-    ):
+    def test_another_model_or_transform_has_a_place_of_its_own(self, tmp_path, tiny_problem, pairs):
         processor = tiny_problem.task.processor
         new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
         shorter = EncoderCache(tiny_problem.vlp, dataclasses.replace(processor, max_text_length=5), folder=tmp_path)
         shorter(pairs[:2])
-        assert shorter.texts == 2
+        assert shorter.spent.texts == 2
         weight = tiny_problem.vlp.text_transform.weight
         before = weight.detach().clone()
         try:
@@ -80,18 +77,18 @@ class TestDisk:
         finally:
             with torch.no_grad():
                 weight.copy_(before)
-        assert changed.texts == 2
+        assert changed.spent.texts == 2
 
-    def test_damaged_file_is_rewritten(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+    def test_damaged_file_is_rewritten(self, tmp_path, tiny_problem, pairs):
         new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
         for path in tmp_path.rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:20])
         cache = new_cache(tiny_problem, folder=tmp_path)
         cache(pairs[:1])
-        assert (cache.texts, cache.images) == (1, 1)
+        assert (cache.spent.texts, cache.spent.images) == (1, 1)
         again = new_cache(tiny_problem, folder=tmp_path)
         again(pairs[:1])
-        assert (again.texts, again.images) == (0, 0)
+        assert (again.spent.texts, again.spent.images) == (0, 0)
 
 
 def test_batches_go_where_the_model_lies(meter, monkeypatch):

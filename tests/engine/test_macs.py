@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.prediction import predict
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, Layer, SkippableLayer, State
 from das_gym.models.encoding import meta_batch
@@ -17,6 +16,7 @@ from das_gym.models.macs import OWN, MacCounter, head_macs
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.problem.costs import count_costs
+from tests.engine.predicted_work import predict
 
 MASKS = np.random.default_rng(3).random((7, 12)) < 0.5
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))

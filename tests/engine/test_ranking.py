@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +64,7 @@ def calm(world: World) -> World:
 @pytest.mark.slow
 @pytest.mark.parametrize("skipped", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_rank_equals_plain_forwards(worlds: dict, model: str, skipped: tuple[int, ...]):
+def test_rank_equals_plain_forwards(worlds, model, skipped):
     mask = np.isin(np.arange(12), skipped)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6)):  # scores are returned in float32
         world = calm(worlds[model, dtype])
@@ -80,7 +79,7 @@ def test_rank_equals_plain_forwards(worlds: dict, model: str, skipped: tuple[int
             np.testing.assert_allclose(got, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_stage_0_runs_once_per_text_and_once_per_image(meter: World, monkeypatch: pytest.MonkeyPatch):
+def test_stage_0_runs_once_per_text_and_once_per_image(meter, monkeypatch):
     runs: dict[str, int] = {}
     for stream, layers in (("text", meter.vlp.text_layers), ("image", meter.vlp.image_layers)):
         layer = layers[0].layer
@@ -94,13 +93,13 @@ def test_stage_0_runs_once_per_text_and_once_per_image(meter: World, monkeypatch
     assert runs == {"text": len(TEXTS), "image": len(IMAGES)}
 
 
-def test_memory_bound_changes_no_score(meter: World):
+def test_memory_bound_changes_no_score(meter):
     arguments = (meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS)
     expected = rank(*arguments, batch_size=2)
     np.testing.assert_array_equal(rank(*arguments, batch_size=2, max_bytes=1), expected)
 
 
-def test_pruned_model_and_progress(new_world: Callable[..., World]):
+def test_pruned_model_and_progress(new_world):
     world = calm(new_world())
     head, mask = head_for(world), np.isin(np.arange(12), (0, 1, 6, 7))
     expected = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask)
@@ -111,7 +110,7 @@ def test_pruned_model_and_progress(new_world: Callable[..., World]):
     assert sum(done) == len(IMAGES) * len(TEXTS)
 
 
-def test_rank_rejects_what_gives_no_score(meter: World):
+def test_rank_rejects_what_gives_no_score(meter):
     arguments = (meter.vlp, head_for(meter), meter.task.processor)
     with pytest.raises(ValueError, match="0 images and 7 texts"):
         rank(*arguments, (), TEXTS)
@@ -123,7 +122,7 @@ def test_rank_rejects_what_gives_no_score(meter: World):
         rank(METER(meter.vlp.config), *arguments[1:], IMAGES, TEXTS)
 
 
-def test_rank_names_a_score_that_is_not_finite(new_world: Callable[..., World]):
+def test_rank_names_a_score_that_is_not_finite(new_world):
     world = new_world()
     with torch.no_grad():
         world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
@@ -152,6 +151,6 @@ def test_recalls_by_hand():
         (np.array([[0.0, np.nan], [0, 0]]), [0, 1], "NaN"),
     ],
 )
-def test_recalls_rejects(scores: np.ndarray, owner: list[int], message: str):
+def test_recalls_rejects(scores, owner, message):
     with pytest.raises(ValueError, match=message):
         recalls(scores, owner)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 
@@ -111,29 +110,3 @@ def test_same_seed_gives_the_same_rewards(tiny_kwargs: dict[str, str], batches: 
     assert rewards(3) == rewards(3)
     assert len(set(rewards(3))) == (1 if batches == "fixed" else 4)
     assert (rewards(3) == rewards(4)) == (batches != "resample")
-
-
-@pytest.mark.parametrize("batches", ["cycle", "resample"])
-def test_set_state_continues(tiny_kwargs: dict[str, str], batches: str):
-    env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
-    env.reset(seed=3)
-    run_episode(env, MASK)
-    state = json.loads(json.dumps(env.unwrapped.get_state()))
-    rest = [run_episode(env, MASK)[1] for _ in range(3)]
-    other = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
-    other.reset(seed=99)
-    other.unwrapped.set_state(state)
-    assert [run_episode(other, MASK)[1] for _ in range(3)] == rest
-
-
-def test_pickle_keeps_the_environment(env: gymnasium.Env):
-    twin = pickle.loads(pickle.dumps(env))
-    assert twin.spec == env.spec
-    assert run_episode(twin, MASK)[1:] == run_episode(env, MASK)[1:]
-
-
-@pytest.mark.slow
-def test_all_masks_are_feasible_without_a_budget(tiny_kwargs: dict[str, str]):
-    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=None, reward_examples=8, **tiny_kwargs)
-    env.reset(seed=0)
-    assert all(run_episode(env, (np.arange(12) < n).astype(np.int8))[4]["feasible"] for n in (0, 5, 12))

@@ -76,7 +76,7 @@ def test_sequence_is_rewarded_at_its_end(budget: str):
     suite = Suite(problems_of(SuiteTable("t.npz", "train", "METER", "vqa", "t"), table))
     number = next(n for n, each in enumerate(suite.problems) if getattr(each.budget, budget) is not None)
     problem, episodes = suite.problems[number], SuiteEpisodes(suite, "sequence", False, 1)
-    episodes.begin(np.ones(1, bool), number)
+    episodes.place(np.ones(1, bool), number)
     mask, ended = np.zeros(7, bool), False
     for unit in np.flatnonzero(problem.budget.useful_layers):
         assert not ended
@@ -193,7 +193,7 @@ def test_next_step_mode_agrees_with_gymnasium(action: str, suite: str):
     same = gymnasium.make_vec("DAS-Suite-v0", vectorization_mode="sync", **made)
     env.reset(seed=0, options={"problem": [1, 4, 9]})
     for each, problem in zip(same.envs, (1, 4, 9), strict=True):
-        each.unwrapped.np_random = SimpleNamespace(integers=lambda count, problem=problem: problem)
+        each.unwrapped.np_random = SimpleNamespace(integers=lambda count, size, problem=problem: problem)
     same.reset()
     # It draws the problems that it had.
     numbers = np.array([1, 4, 9])

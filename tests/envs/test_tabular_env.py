@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
 from das_gym.envs.mask_scorer import MaskScorer
-from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import INFO_KEYS, Outcome, Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
@@ -83,25 +82,6 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
         assert looked_up.get_state() == computed.get_state()
         assert looked_up.full_model_info() == Scorer.full_model_info(computed)
     assert looked_up.improvements
-
-
-@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_tabular_env_agrees_with_a_live_one(small_problem, small_table, table_path: str, action: str):
-    live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None)
-    tabular = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
-    assert tabular.observation_space == live.observation_space
-    assert tabular.action_space == live.action_space
-    assert tabular.get_wrapper_attr("feature_names") == live.feature_names
-    np.testing.assert_allclose(tabular.reset(seed=1)[0], live.reset(seed=1)[0], rtol=1e-4, atol=1e-6)
-    for env in (tabular, live):
-        env.action_space.seed(3)
-    for _ in range(2):
-        one, other = (env.step(env.action_space.sample()) for env in (live, tabular))
-        np.testing.assert_allclose(other[0], one[0], rtol=1e-4, atol=1e-6)
-        assert other[1] == pytest.approx(one[1], abs=1e-6)
-        assert other[2:4] == one[2:4]
-        if one[2]:
-            np.testing.assert_allclose(tabular.reset()[0], live.reset()[0], rtol=1e-4, atol=1e-6)
 
 
 def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyPatch):

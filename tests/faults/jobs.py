@@ -230,8 +230,8 @@ def _suite(folder: Path) -> Job:
 
 def _export(folder: Path) -> Job:
     import numpy as np
-    from das_gym.adapt.base_model import cut_subnet
     from das_gym.adapt.export.folder import export
+    from das_gym.adapt.finetune import cut_subnet
     from das_gym.adapt.subnets import load_subnet, save
 
     from das_gym.problem.config import ProblemConfig

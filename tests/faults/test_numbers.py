@@ -17,7 +17,8 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import search
 from torch import nn
 
 from das_gym.engine.broken import format_examples, format_mask

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 import torch
 from das_gym.adapt.choosing import read_front
-from das_gym.adapt.compare.trials import read_trials
+from das_gym.adapt.compare.record import read_trials
 from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw
-from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
+from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyNetwork
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,7 +85,7 @@ def record(path: Path) -> None:
 
 
 def policy(path: Path) -> None:
-    UnitNetworks([UnitNetwork(PolicyConfig(("depth",), width=4, heads=1, blocks=1))]).save(path)
+    PolicyEnsemble([PolicyNetwork(PolicyConfig(width=4))]).save(path)
 
 
 def trainer(path: Path) -> Trainer:
@@ -150,7 +150,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "grouped table": ("a.npz", lambda path: make_grouped_table().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
-    "policy": ("a.safetensors", policy, UnitNetworks.load),
+    "policy": ("a.safetensors", policy, PolicyEnsemble.load),
     "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
     "old checkpoint": (
         "a.ckpt",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import shlex
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ import pytest
 import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
+from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
 from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
-from das_gym.agents.searching.record import SearchResult
-from das_gym.agents.searching.validate import validate
 
 from das_gym import locks, plugins
 from das_gym.config import settings_dict
@@ -80,26 +78,10 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {
-        "macs_full": 100,
-        "evaluations": 0,
-        "preferences": None,
-        "skip_probabilities": None,
-        "versions": {},
-        "plugins": [],
-    }
+    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}}
+    known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
-    return {
-        "format": 1,
-        **about,
-        **answer,
-        "n_skipped": 2,
-        "layer_names": names,
-        **rest,
-        "best_seen": answer,
-        "env_kwargs": env_kwargs,
-        **changes,
-    }
+    return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}
 
 
 def finished_run(**changes: Any) -> None:
@@ -116,22 +98,6 @@ def finished_run(**changes: Any) -> None:
     write_json(folder / "adapt.json", {"format": "das_gym adapt 1", "problem": problem, "model_settings": {}, **changes})
     supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
     dataclasses.replace(supernet, mask=tuple(MASK)).save(folder / "adapter.safetensors")
-
-
-def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path):
-    """The replay: the proof that a run is trusted is copied next to a record of another author."""
-    assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
-    for name in ("config.json", ".signature"):
-        if Path("shared/1", name).exists():
-            shutil.copy(Path("shared/1", name), Path("runs/1", name))
-    settings = {"checkpoint": "runs/1/model", "trust_remote_code": True}
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="DAS-VLM-Answering-v0", env_kwargs=settings))
-    with pytest.raises(ValueError, match="`trust_remote_code=True`"):
-        validate(SearchResult.load("runs/1"))
-    write_json(Path("runs/1/search.json"), record_of_search(env_id="evilmod:X-v0"))
-    with pytest.raises(ValueError, match="`plugins=evilmod`"):
-        validate(SearchResult.load("runs/1"))
-    assert not canary.exists()
 
 
 @pytest.mark.parametrize(("program", "command"), RESUMABLE)
@@ -224,28 +190,23 @@ WITHOUT_FRONT = ("report",)
 """Commands that take a folder with a front for the run of `agents pareto` that it is."""
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    finished_run(plugins=["evilmod"])
+CODE = [(reader, "`plugins=evilmod`") for reader in READERS]
+CODE += [(reader, "`trust_remote_code=True`") for reader in READERS if reader not in WITHOUT_FRONT]
+
+
+@pytest.mark.parametrize(("reader", "setting"), CODE)
+def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str, setting: str):
+    if "plugins" in setting:
+        finished_run(plugins=["evilmod"])
+    else:
+        model = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
+        finished_run(env_id="DAS-VLM-Answering-v0", settings=model)
     if reader in WITHOUT_FRONT:
         Path("runs/1/front.json").unlink()
     assert call(*READERS[reader]) == 1
     told = capsys.readouterr().err
     assert not canary.exists()
-    assert "`plugins=evilmod`" in told
-    words = READERS[reader]
-    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "plugins=evilmod"])
-    assert f"confirm: {again}" in told
-
-
-@pytest.mark.parametrize("reader", [name for name in READERS if name not in WITHOUT_FRONT])
-def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
-    settings = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
-    finished_run(env_id="DAS-VLM-Answering-v0", settings=settings)
-    assert call(*READERS[reader]) == 1
-    told = capsys.readouterr().err
-    assert not canary.exists()
-    assert "`trust_remote_code=True`" in told
+    assert setting in told
     command = told.partition("confirm: ")[2].splitlines()[0]
     call(*shlex.split(command)[2:])
     assert canary.exists()
@@ -255,14 +216,6 @@ def test_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("env_id", ["evilmod:X-v0", "evilmod:DAS-METER-VQA-Tabular-v0"])
-def test_environment_of_a_record_imports_nothing(canary: Path, env_id: str):
-    finished_run(env_id=env_id)
-    Path("runs/1/front.json").unlink()
-    assert call(*READERS["report"]) == 1
     assert not canary.exists()
 
 
@@ -291,17 +244,17 @@ class Harm:
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
     """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
-    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "n_envs": 2, "save_every": 1}
-    settings["hyperparameters"] = {"n_steps": 4}
-    trained = train_sb3("ppo", "runs/2", **settings)
+    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
+    settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
+    trained = train_sb3(SearchConfig(**settings), "runs/2")
     trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
     trained.model.save("runs/2/agent.zip")
     return settings
 
 
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
-    assert train_sb3("ppo", "runs/2", resume=True, **hostile_agent).result.masks_asked == 24
-    train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+    assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
+    search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()
 
 
@@ -324,5 +277,5 @@ def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_age
         for name, content in {**contents, part: buffer.getvalue()}.items():
             archive.writestr(name, content)
     with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+        search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()

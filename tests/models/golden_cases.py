@@ -74,6 +74,11 @@ class Recorded:
         tensor = tensors(self.name)[f"{self.part}in/{key}"]
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
+    def batch(self) -> dict[str, Tensor]:
+        """The texts with their images."""
+        names = {"image": "image", "input_ids": "text_ids", "attention_mask": "text_masks"}
+        return {ours: self.given(theirs) for ours, theirs in names.items()}
+
     def expected(self, key: str) -> Tensor:
         return tensors(self.name)[f"{self.part}{'f64/' if self.dtype == torch.float64 else ''}{key}"]
 
@@ -150,8 +155,7 @@ def vqa_gradients(name: str, mask: list[int]) -> tuple[METER | ViLT, dict[str, T
     vlp, case = fresh(name), Recorded(name, torch.float32)
     vlp.freeze()
     head = {key: t.clone().requires_grad_() for key, t in loaded(name).heads["vqa_classifier"].items()}
-    batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
-    features = vlp(batch, [i in mask for i in range(12)])
+    features = vlp(case.batch(), [i in mask for i in range(12)])
     hidden = F.linear(features, head["0.weight"], head["0.bias"])
     hidden = F.gelu(F.layer_norm(hidden, hidden.shape[-1:], head["1.weight"], head["1.bias"]))
     logits = F.linear(hidden, head["3.weight"], head["3.bias"])

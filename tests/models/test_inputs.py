@@ -30,7 +30,7 @@ def processor(mini_folder: Path) -> Processor:
     return Processor(load_tokenizer(mini_folder), vilt_transform, image_size=32, patch_size=16, max_text_length=8)
 
 
-def test_shared_image_is_opened_once(processor: Processor):
+def test_shared_image_is_opened_once(processor):
     one, other = Counted("a"), Counted("bb", (64, 96))
     batch = processor([Pair("red", one), Pair("blue", other), Pair("a blue circle", one)])
     assert (one.opened, other.opened) == (1, 1)
@@ -40,7 +40,7 @@ def test_shared_image_is_opened_once(processor: Processor):
     assert torch.equal(batch["image"][1], processor([Pair("blue", other)])["image"][0])
 
 
-def test_augmented_images_are_those_of_seed_step_and_key(processor: Processor):
+def test_augmented_images_are_those_of_seed_step_and_key(processor):
     pairs = [Pair("red", Counted("a")), Pair("blue", Counted("bb")), Pair("red", Counted("a"))]
     first, again, later = (processor(pairs, augment)["image"] for augment in ((0, 1), (0, 1), (0, 2)))
     assert torch.equal(first, again)
@@ -48,7 +48,7 @@ def test_augmented_images_are_those_of_seed_step_and_key(processor: Processor):
     assert not torch.equal(first, later)
 
 
-def test_user_text_has_no_special_tokens(processor: Processor):
+def test_user_text_has_no_special_tokens(processor):
     """Else a question could end its text, or hide a word of it, by what it says."""
     tokenizer = processor.tokenizer
     tokens = processor.texts([tokenizer.eos_token, "red"])
@@ -60,7 +60,7 @@ def test_user_text_has_no_special_tokens(processor: Processor):
     assert (written[0], written[-1]) == (plain[0], plain[-1])
 
 
-def test_batch_keys_distinguish_settings(processor: Processor):
+def test_batch_keys_distinguish_settings(processor):
     """A transform need be no function with a name: torchvision's are objects with a repr."""
 
     class Scaled:

@@ -12,14 +12,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.base_model import cut_subnet
 from das_gym.adapt.das import new_model
 from das_gym.adapt.das_experiment import JointSearchSettings
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.finetune import FinetuneConfig, finetune
+from das_gym.adapt.finetune import cut_subnet, finetune
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.training import TrainingConfig
 
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import Site, check_model
@@ -104,7 +104,7 @@ def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
     tuned, path = cut_subnet(config, mask), tmp_path / "subnet.safetensors"
-    finetune(tuned, splits, FinetuneConfig(steps=2, batch_size=4), "fine-tuning")
+    finetune(tuned, splits, TrainingConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
     again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
     assert again.backbone.vlp.pruned_mask.tolist() == mask.tolist()
@@ -148,7 +148,7 @@ def test_pipeline_leaves_sizes_to_the_model(own, settings):
 
 
 @pytest.mark.parametrize(("method", "widths"), [("lora", (4, 4)), ("adapter", (8,))])
-def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method: str, widths: tuple[int, ...]):
+def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method, widths):
     """As transformers' BERTs have them: queries in `self`, what comes out in `output`."""
     vlp = own.load(own.checkpoint)
     batch = {"input_ids": torch.arange(8)[None] + 5, "attention_mask": torch.ones(1, 8), "image": torch.ones(1, 3, 32, 32)}

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="rights, limits and signal
 
 @ON_POSIX
 @pytest.mark.parametrize(("mask", "rights"), [(0o077, 0o600), (0o022, 0o644), (0o027, 0o640)])
-def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights: int):
+def test_weights_are_for_whom_other_files_are(tmp_path, mask, rights):
     before = os.umask(mask)
     try:
         write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)}, {})
@@ -31,7 +30,7 @@ def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights:
 
 @ON_POSIX
 @pytest.mark.slow
-def test_killed_writer_leaves_no_files(tmp_path: Path):
+def test_killed_writer_leaves_no_files(tmp_path):
     killed = "import os, pathlib, safetensors.torch\n"  # during the write of the temporary file that safetensors writes
     killed += "safetensors.torch.save_file = lambda _, path, metadata: (\n"
     killed += "    pathlib.Path(path).with_name('.tmpAbCdEf').write_bytes(b'half'), os.kill(os.getpid(), 9))\n"
@@ -45,7 +44,7 @@ def test_killed_writer_leaves_no_files(tmp_path: Path):
 
 @ON_POSIX
 @pytest.mark.slow
-def test_full_disk_raises_oserror(tmp_path: Path):
+def test_full_disk_raises_oserror(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.ones(3)}, {})
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -56,7 +55,7 @@ def test_full_disk_raises_oserror(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
-def test_numbers_of_any_width_are_looked_at(tmp_path: Path, dtype: torch.dtype):
+def test_numbers_of_any_width_are_looked_at(tmp_path, dtype):
     check_finite([("a", torch.ones(3).to(dtype))], tmp_path)
     with pytest.raises(ValueError, match="a has 1 NaN or infinite values of 2"):
         check_finite([("a", torch.tensor([1.0, torch.nan]).to(dtype))], tmp_path)

@@ -29,17 +29,16 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
         ((47, 20), (23, 10), (6, 0, 16, 10)),  # 23.5 -> 23; an offset of 6.5 rounds to 6, the even number
         ((20, 50), (10, 25), (0, 8, 10, 18)),  # 7.5 -> 8
         ((5, 8), (10, 16), (0, 3, 10, 13)),  # smaller images grow
-        ((33, 33), (10, 10), (0, 0, 10, 10)),
     ],
 )
-def test_resize_and_centre_crop(size: tuple[int, int], resized: tuple[int, int], box: tuple[int, int, int, int]):
+def test_resize_and_centre_crop(size, resized, box):
     image = noise(*size)
     expected = np.asarray(image.resize(resized, Image.Resampling.BICUBIC).crop(box))
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), normalised(expected), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(1000, 4), (3, 700), (1601, 100), (96, 12), (7 * STRIP + 1, 7)])
-def test_middle_of_a_strip_equals_that_of_the_full_strip(size: tuple[int, int]):
+@pytest.mark.parametrize("size", [(1000, 4), (3, 700), (7 * STRIP + 1, 7)])
+def test_middle_of_a_strip_equals_that_of_the_full_strip(size):
     image, side = noise(*size).point(lambda value: 96 + value // 4), 24  # so that nothing overshoots and is cut
     long = side * max(size) // min(size)
     whole = image.resize((long, side) if size[0] > size[1] else (side, long), Image.Resampling.BICUBIC)
@@ -50,7 +49,7 @@ def test_middle_of_a_strip_equals_that_of_the_full_strip(size: tuple[int, int]):
     np.testing.assert_allclose(meter_transform(image, side).numpy(), expected, rtol=0, atol=1.01 * levels)
 
 
-def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch):
+def test_strip_takes_no_memory_for_cropped_parts(monkeypatch):
     shapes: list[tuple[int, int]] = []
     resize = Image.Image.resize
     monkeypatch.setattr(
@@ -60,44 +59,31 @@ def test_strip_takes_no_memory_for_cropped_parts(monkeypatch: pytest.MonkeyPatch
     assert shapes == [(384, 384)]
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_size_below_one_is_rejected(size: int):
-    with pytest.raises(ValueError, match=rf"got {size} pixels"):
-        meter_transform(noise(8, 8), size)
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         # Worked out by hand for size 384: the longer side is at most int(384 * 1333 / 800) = 639
-        ((384, 384), (384, 384)),
         ((640, 480), (512, 384)),
         ((480, 640), (384, 512)),
-        ((500, 375), (512, 384)),
         ((427, 640), (384, 576)),  # 575.55 is rounded to 576 before it is rounded down to patches
         ((384, 640), (352, 608)),  # the bound makes it 383 x 639
         ((3000, 100), (608, 32)),  # 639 x 21: one patch at least
         ((10, 10), (384, 384)),
     ],
 )
-def test_vilts_sides(given: tuple[int, int], expected: tuple[int, int]):
+def test_vilts_sides(given, expected):
     assert vilt_shape(given, 384) == expected
     width, height = expected
     assert vilt_transform(noise(*given), 384).shape == (3, height, width)
 
 
-def test_vilts_pixels_by_hand():
-    image = noise(64, 64)
-    pixels = vilt_transform(image, 64, patch=16)
-    expected = (np.asarray(image, dtype=np.float64).transpose(2, 0, 1) / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(pixels.numpy(), expected, rtol=0, atol=1e-6)
+@pytest.mark.parametrize(("sides", "size", "resized"), [((64, 64), 64, (64, 64)), ((100, 130), 96, (96, 112))])
+def test_vilts_pixels_by_hand(sides, size, resized):
+    """The whole image is resampled, bicubically."""
+    pixels = vilt_transform(noise(*sides), size, patch=16)
+    image = np.asarray(noise(*sides).resize(resized, Image.Resampling.BICUBIC), dtype=np.float64)
+    np.testing.assert_allclose(pixels.numpy(), (image / 127.5 - 1).transpose(2, 0, 1), rtol=0, atol=1e-5)
     assert (pixels.dtype, pixels.is_contiguous()) == (torch.float32, True)
-
-
-def test_vilt_resamples_the_whole_image_bicubically():
-    image = noise(100, 130)
-    resized = np.asarray(image.resize((96, 112), Image.Resampling.BICUBIC), dtype=np.float32)
-    np.testing.assert_allclose(vilt_transform(image, 96, 16).numpy(), (resized / 127.5 - 1).transpose(2, 0, 1), atol=1e-5)
 
 
 def test_vilt_pixels_never_look_like_padding():
@@ -106,7 +92,8 @@ def test_vilt_pixels_never_look_like_padding():
     assert (vilt_transform(image, 32, 16).sum(0) != 0).all()
 
 
+@pytest.mark.parametrize("transform", [meter_transform, vilt_transform])
 @pytest.mark.parametrize(("size", "patch"), [(0, 1), (16, 32), (32, 0)])
-def test_vilt_rejects_sizes_below_a_patch(size: int, patch: int):
-    with pytest.raises(ValueError, match=rf"got {size} pixels"):
-        vilt_transform(noise(8, 8), size, patch)
+def test_sizes_below_a_patch_are_rejected(transform, size, patch):
+    with pytest.raises(ValueError, match="`size`"):
+        transform(noise(8, 8), size, patch)

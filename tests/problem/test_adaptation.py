@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from das_gym.models.base import fingerprint
 from das_gym.models.tensor_files import read_safetensors, write_tensors
@@ -29,8 +28,10 @@ def test_load_reads_what_save_wrote(saved: Adaptation, tmp_path: Path):
     assert all(torch.equal(copy.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
 
-def test_fingerprint_covers_frozen_parameters_only():
+def test_fingerprint_covers_frozen_parameters_and_is_checked(saved: Adaptation):
     vlp = load_backbone(ProblemConfig()).vlp
+    with pytest.raises(ValueError, match="was trained on a model with fingerprint"):
+        saved.apply(vlp, torch.nn.Linear(1, 1), base="0" * 16)
     before = fingerprint(vlp)
     with torch.no_grad():
         vlp.text_pooler.weight += 1
@@ -40,19 +41,9 @@ def test_fingerprint_covers_frozen_parameters_only():
     assert fingerprint(vlp) != before
 
 
-def test_apply_rejects_other_models(saved: Adaptation):
-    vlp = load_backbone(ProblemConfig()).vlp
-    with pytest.raises(ValueError, match="was trained on a model with fingerprint"):
-        saved.apply(vlp, torch.nn.Linear(1, 1), base="0" * 16)
-
-
-def test_load_rejects_missing_truncated_and_other_files(random_supernet: Path, mini_folder: Path, tmp_path: Path):
+def test_load_rejects_missing_and_other_files(mini_folder: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         Adaptation.load(tmp_path / "none.safetensors")
-    short = tmp_path / "short.safetensors"
-    short.write_bytes(random_supernet.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"short\.safetensors is damaged"):
-        Adaptation.load(short)
     with pytest.raises(ValueError, match="is not an adaptation file"):
         Adaptation.load(mini_folder / "model.safetensors")
 
@@ -76,10 +67,7 @@ def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path
     ("change", "match"),
     [
         ({"mask": [2, -1]}, "only 0 .keep. and 1 .skip."),
-        ({"mask": [0.5]}, "mask"),
         ({"answers": 3}, "answers=3"),
-        ({"task": None}, "task=None"),
-        ({"info": []}, "info"),
         ({"odd": 1}, "unknown setting 'odd'"),
     ],
 )
@@ -91,26 +79,17 @@ def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change
         Adaptation.load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("described", ["[1]", "3", "{", "[" * 100_000])
-def test_load_rejects_other_metadata(tmp_path: Path, described: str):
-    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", metadata={"das_gym": described})
-    with pytest.raises(ValueError, match=r"a\.safetensors"):
-        Adaptation.load(tmp_path / "a.safetensors")
-
-
 @pytest.mark.parametrize(
     ("value", "dtype", "says"),
     [
         (float("nan"), torch.float32, "NaN or infinite values"),
         (1e300, torch.float64, "NaN or infinite values"),  # in a model of 32 bits
-        (complex("nan"), torch.complex64, "torch.complex64"),
-        (1.0, torch.float8_e4m3fn, "torch.float8_e4m3fn"),
         (1, torch.int64, "torch.int64"),
     ],
 )
 def test_load_rejects_other_numbers(saved: Adaptation, tmp_path: Path, value, dtype: torch.dtype, says: str):
     name = next(iter(saved.tensors))
-    odd = torch.full(saved.tensors[name].shape, value, dtype=torch.float32 if dtype.itemsize == 1 else dtype).to(dtype)
+    odd = torch.full(saved.tensors[name].shape, value, dtype=dtype)
     dataclasses.replace(saved, tensors={**saved.tensors, name: odd}).save(tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match=says):
         Adaptation.load(tmp_path / "odd.safetensors")

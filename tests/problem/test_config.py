@@ -6,12 +6,12 @@ import pytest
 
 from das_gym.data.bad_examples import POLICIES
 from das_gym.engine import precision
-from das_gym.models.transformers import model
+from das_gym.models.transformers import units
 from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig
 
 
 def test_listed_choices_are_those_that_are_read():
-    assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (precision.PRECISIONS, model.UNITS, POLICIES)
+    assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (precision.PRECISIONS, units.UNITS, POLICIES)
 
 
 def test_hub_id_as_model_is_rejected_with_the_download_command():

@@ -90,6 +90,11 @@ def test_peak_is_what_is_kept_and_the_largest_that_is_held():
     assert Estimate(parts, before=1000).seconds == 6.0
 
 
+def test_what_may_not_run_is_told_apart():
+    estimate = Estimate((Part("a", 5.0), Part("b", 2.0, held=2**30, is_certain=False)), before=2**30)
+    assert str(estimate) == "estimate: 5 s (a 5 s), b up to 2 s more, peak memory 2.00 GiB"
+
+
 @pytest.mark.parametrize(("seconds", "words"), [(45.2, "45 s"), (125, "2 min 5 s"), (12000, "3 h 20 min")])
 def test_in_words(seconds: float, words: str):
     assert in_words(seconds) == words

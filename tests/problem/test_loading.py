@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -15,6 +17,7 @@ from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
+    keep_backbone,
     load_backbone,
     load_problem,
     load_splits,
@@ -35,20 +38,12 @@ def test_load_backbone_freezes_the_model():
 
 
 @pytest.mark.slow
-def test_load_problem_is_cached(tiny_kwargs: dict[str, str]):
-    config = ProblemConfig(**tiny_kwargs)
-    assert load_problem(config) is load_problem(ProblemConfig(**tiny_kwargs))
-    assert build_problem(config) is not load_problem(config)
-
-
-@pytest.mark.slow
-def test_load_problem_notices_changed_files(tiny_kwargs: dict[str, str], tmp_path: Path):
-    import os
-
+def test_load_problem_is_cached_until_files_change(small_kwargs: dict[str, str], tmp_path: Path):
     path = tmp_path / "supernet.safetensors"
-    shutil.copy(tiny_kwargs["supernet"], path)
-    config = ProblemConfig(**{**tiny_kwargs, "supernet": str(path)})
+    shutil.copy(small_kwargs["supernet"], path)
+    config = ProblemConfig(**{**small_kwargs, "supernet": str(path)})
     first = load_problem(config)
+    assert load_problem(dataclasses.replace(config)) is first
     os.utime(path, (1, 1))
     assert load_problem(config) is not first
 
@@ -163,3 +158,12 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
     if task == "vqa":
         with pytest.warns(UserWarning, match=r"vqa_classifier: 3.weight has shape \(3, 128\), expected \(2, 128\)"):
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))
+
+
+def test_load_backbone_copies_a_kept_model_and_shares_its_frozen_weights(tiny_kwargs: dict[str, str]):
+    config = ProblemConfig(**tiny_kwargs)
+    kept = keep_backbone(config).vlp
+    again = load_backbone(config).vlp
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, kept.get_parameter(name))
+        assert (parameter is kept.get_parameter(name)) == (not parameter.requires_grad)

@@ -7,13 +7,10 @@ import pytest
 
 import das_gym.problem.rewards as rewards_module
 from das_gym.engine.scores import Scores
-from das_gym.models.meter.network import METERConfig
-from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
-from tests.problem.full_models import full_costs
 
 MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)
@@ -26,48 +23,6 @@ def measured(losses, metrics=None, divergences=None) -> Scores:
         np.full(len(losses), 0.5) if metrics is None else np.asarray(metrics, dtype=float),
         np.zeros(len(losses)) if divergences is None else np.asarray(divergences, dtype=float),
     )
-
-
-@pytest.mark.parametrize("config", [METERConfig(), ViLTConfig()], ids=["METER", "ViLT"])
-def test_macs_of_many_masks_are_those_of_each(config):
-    costs = full_costs(config, answers=3129)
-    masks = every_mask(12)[::41]
-    macs = costs.macs_cost
-    assert macs.amounts(masks).tolist() == [costs.macs(mask) for mask in masks]
-    np.testing.assert_allclose(macs.saved(masks), [costs.macs_saved(mask) for mask in masks], rtol=0, atol=1e-15)
-    assert macs.full == costs.macs_full
-
-
-def test_paper_saving_is_a_budget():
-    macs = full_costs(METERConfig(image_size=384), answers=3129).macs_cost
-    masks = every_mask(12)
-    feasible = Budget(12, saved=0.12, cost=macs).violations(masks) == 0
-    assert 0 < feasible.sum() < 4096
-    np.testing.assert_array_equal(feasible, macs.saved(masks) >= 0.12)
-
-
-@pytest.mark.parametrize(
-    ("budget", "worst"),
-    [(Budget(4, 0), 1.0), (Budget(4, 3), 0.75), (Budget(4, None), 0.0), (Budget(4, None, 0.2, MACS), 0.25)],
-)
-def test_violations(budget: Budget, worst: float):
-    violations = budget.violations(MASKS)
-    assert violations.min() == 0
-    assert violations.max() == pytest.approx(worst)
-
-
-def test_exact_saving_meets_the_budget():
-    tenths = MaskCost(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
-    masks = np.tri(10, dtype=bool)  # save 0.1, 0.2, ..., 1.0
-    for count in range(1, 11):
-        assert Budget(10, saved=count / 10, cost=tenths).violations(masks[count - 1 : count]).tolist() == [0]
-
-
-def test_remaining_budget():
-    masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    assert Budget(4, 2).left(masks).tolist() == [0.5, 0.25, 0, 0]
-    assert Budget(4).left(masks).tolist() == [1, 0.75, 0.5, 0]
-    np.testing.assert_allclose(Budget(4, None, 0.2, MACS).left(masks), [0.24, 0.19, 0, 0], atol=1e-12)
 
 
 def test_rewards_agree_with_their_formulas():

@@ -86,13 +86,6 @@ def test_macs_share_is_of_the_full_model(measured: StatisticInputs):
     assert 0 < macs[5] < macs[4]  # the last stage computes its pooled token alone
 
 
-def test_leave_one_out_by_hand(measured: StatisticInputs):
-    masks = np.zeros((2, 12), bool)
-    masks[1, 7] = True
-    full, without = measured.evaluator.losses(masks, measured.examples)
-    assert STATISTICS["leave_one_out"].compute(measured)[7] == pytest.approx(without - full)
-
-
 def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
     examples = sorted(tiny_problem.splits.reward[:12], key=lambda e: len(e.question))
     together = measure_activity(tiny_problem.evaluator, examples)

@@ -98,14 +98,6 @@ def test_transformers_model_is_an_environment(prompts: dict[str, str]):
     assert info["macs_saved"] > 0.1
 
 
-@pytest.mark.slow
-def test_sublayers_are_units(prompts: dict[str, str]):
-    problem = build_problem(ProblemConfig("VLM", "answering", **prompts, units="sublayers"))
-    assert problem.layer_names[:2] == ("decoder.0.attention", "decoder.0.mlp")
-    masks = np.eye(8, dtype=bool)[:2]
-    assert len(set(problem.evaluator.losses(masks, problem.splits.reward).tolist())) == 2
-
-
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

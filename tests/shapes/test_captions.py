@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from das_gym.models.inputs import load_tokenizer
-from das_gym.shapes import captions
-from das_gym.shapes.captions import draw_split, shapes_captions_root, write_shapes_captions
+from das_gym.shapes.captions import draw_split, write_shapes_captions
 from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.writing import NewImages
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
@@ -75,30 +73,3 @@ def test_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
         assert tokenizer.unk_token_id not in ids
         assert len(ids) == len(words) + 4  # every word is one token; comma, full stop, <s> and </s>
         assert len(ids) <= 16
-
-
-def test_same_arguments_write_the_same_data(folder: Path, tmp_path: Path):
-    again = write_shapes_captions(tmp_path / "again", seed=3, scenes=FEW)
-    for path in sorted(folder.rglob("*.*")):
-        assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
-    other = write_shapes_captions(tmp_path / "other", seed=4, scenes=FEW)
-    assert read(other)[0]["sentences"] != read(folder)[0]["sentences"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [({"seed": -1}, "seed"), ({"scenes": {"train": 4, "val": 4, "test": 3}}, "test"), ({"scenes": {"train": 4}}, "val")],
-)
-def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict, name: str):
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        write_shapes_captions(tmp_path / "x", **arguments)
-    assert not (tmp_path / "x").exists()
-
-
-def test_root_is_written_once_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(write_shapes_captions, "__defaults__", (0, {"train": 4, "val": 4, "test": 4}))
-    with ThreadPoolExecutor(3) as pool:
-        roots = list(pool.map(shapes_captions_root, [tmp_path] * 3))
-    assert set(roots) == {tmp_path / f"shapes-captions-{captions.VERSION}"}
-    stamp = (roots[0] / "dataset_shapes.json").stat().st_mtime_ns
-    assert (shapes_captions_root(tmp_path) / "dataset_shapes.json").stat().st_mtime_ns == stamp

@@ -11,7 +11,7 @@ from das_gym.engine.scores import Scores
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective
-from das_gym.tables.groups import GroupScores
+from das_gym.tables.parts import GroupScores
 from das_gym.tables.table import SubnetTable, TableMeta
 
 LOSSES = np.array([0.5, 0.4, 0.9, 0.7, 0.6, 0.6, 1.0, np.inf])

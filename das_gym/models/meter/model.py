@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,6 @@ from das_gym.models.attention import fold_single_queries
 from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
-from das_gym.models.macs import structure
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.network import SPARE_POSITIONS, FusionLayer, METERConfig, METERNetwork
 
@@ -42,7 +41,7 @@ class QuickGELU(nn.Module):
         return x
 
 
-class METER(METERNetwork, Pretrained, VLP):
+class METER(METERNetwork, Pretrained, VLP):  # type: ignore[misc]
     """METER with parallel adapters in its fusion layers and a skip adapter for each.
 
     Layers 0-5 are the text fusion layers, 6-11 the image fusion layers. A batch holds
@@ -66,20 +65,12 @@ class METER(METERNetwork, Pretrained, VLP):
             for stage in range(config.fusion_layers)
         )
 
-        def make_layer(index: int) -> SkippableLayer:
-            del index
-            return SkippableLayer(FusionLayer(config), skip_adapter(config.hidden_size, config.skip_bottleneck))
-
-        self.build_network(config, make_layer)
+        skip = partial(skip_adapter, config.hidden_size, config.skip_bottleneck)
+        self.build_network(config, lambda index: SkippableLayer(FusionLayer(config), skip()))
         for layer in self.image_encoder.encoder.layers:
             layer.mlp.activation_fn = QuickGELU()
         fold_single_queries(self)
         self._init_own_weights()
-
-    @property
-    def size(self) -> str:  # type: ignore[override]
-        """`base` by the width of the fusion layers, else `mini`."""
-        return "base" if self.config.hidden_size == METERConfig.hidden_size else "mini"
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
@@ -128,28 +119,19 @@ class METER(METERNetwork, Pretrained, VLP):
         text, image = self.embed_streams(hidden["text"], hidden["image"], image_types)
         return encoded.with_hidden({"text": text, "image": image})
 
-    def alike(self, index: int) -> Hashable:
-        """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
-        return self.layers[index].stream, structure(self.skippable(index))
-
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
-        """Return new hidden vectors of the layer's stream; see `VLP.run_layer`.
-
-        Computes what `FusionLayer.forward` does, but caches what depends on one stream only, so that masks share it.
-        """
+        """Return new hidden vectors of the layer's stream; masks share what depends on one stream; see `VLP.run_layer`."""
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"
         x, y = state.hidden[stream], state.hidden[other]
         module: Any = self.skippable(index).chosen(skipped)
+
+        def share(part: str, read: Tensor, compute: Callable[[], Any]) -> Any:
+            return memo((index, part, id(read)), compute)
+
         if skipped:
-            return memo((index, "skip", id(x)), lambda: module(x[:, :1] if pooled_only else x))
-        hidden = memo((index, "self", id(x)), lambda: module.attend_self(x, state.attend[stream], pooled_only))
-        if pooled_only:
-            mixed = module.cross_attention.pooled(hidden, y, state.attend[other])
-        else:
-            keys_values = memo((index, "cross", id(y)), lambda: module.cross_attention.keys_values(y))
-            mixed = module.cross_attention(hidden, keys_values, state.attend[other])
-        return module.feed_forward(module.attend_cross(hidden, mixed))
+            return share("skip", x, lambda: module(x[:, :1] if pooled_only else x))
+        return module(x, y, state.attend[stream], state.attend[other], pooled_only, share)
 
     def pool(self, state: State) -> Tensor:
         """Return (batch, 2 * hidden_size) features: text, then image."""

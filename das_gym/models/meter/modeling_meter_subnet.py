@@ -50,38 +50,15 @@ class MeterSubnet(METERNetwork, Subnet):
         self.build_head(2 * sizes.hidden_size)
         self.post_init()  # type: ignore[operator]
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Compute logits of pairs of a text and its image, or images.
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (batch, tokens, hidden_size) of texts; see `METERNetwork.encode_text`."""
+        return self.encode_text(input_ids, attention_mask)
 
-        Args:
-            input_ids: (batch, tokens) int64.
-            attention_mask: As `input_ids`, 1 = a real token; None = all are.
-            pixel_values: (batch, 3, size, size) float, or (batch, num_images, 3, size, size) if there are several.
-            labels: (batch, num_labels) float for binary cross-entropy, (batch,) int64 for cross-entropy; None = no loss.
-            return_dict: Whether to return a `SequenceClassifierOutput`, or a tuple.
-            **kwargs: What else a tokenizer returns; ignored.
-        """
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing: each text needs its image. AutoImageProcessor makes them")
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text = self.encode_text(input_ids, attention_mask)
-        attend = attention_mask[:, None, None].bool()
-        images = self.split_images(pixel_values)
-        features = [self.fuse(text, attend, image, 1 + number) for number, image in enumerate(images)]
-        return self.classify(features, labels, return_dict)
-
-    def fuse(self, text: Tensor, attend: Tensor, pixel_values: Tensor, image_type: int) -> Tensor:
+    def fuse(self, text: Tensor, attend: Tensor, pixels: Tensor, pixel_mask: Tensor | None, image_type: int) -> Tensor:
         """Return (batch, 2 * hidden_size) features of encoded texts with one image each."""
-        text, image = self.embed_streams(text, self.encode_image(pixel_values), image_type)
-        last = len(self.text_layers) - 1
+        del pixel_mask  # METER's images have no padding
+        text, image = self.embed_streams(text, self.encode_image(pixels), image_type)
+        last, attend = len(self.text_layers) - 1, attend[:, None, None]
         for stage, (text_slot, image_slot) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
             text, image = (  # both layers of a stage read the state before it
                 self.run_slot(text_slot, stage == last, text, image, attend, None),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,15 +94,26 @@ class FusionLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, y: Tensor, attend_x: Tensor | None, attend_y: Tensor | None, pooled_only: bool = False
+        self,
+        x: Tensor,
+        y: Tensor,
+        attend_x: Tensor | None,
+        attend_y: Tensor | None,
+        pooled_only: bool = False,
+        share: Callable[[str, Tensor, Callable[[], Any]], Any] = lambda part, read, compute: compute(),
     ) -> Tensor:
-        """Return new hidden vectors of the stream `x` next to the stream `y`; of its first token alone if `pooled_only`."""
-        hidden = self.attend_self(x, attend_x, pooled_only)
+        """Return new hidden vectors of the stream `x` next to the stream `y`; of its first token alone if `pooled_only`.
+
+        `share` may give what it has computed before of a part that reads one stream alone.
+        """
+        hidden = share("self", x, lambda: self.attend_self(x, attend_x, pooled_only))
         if pooled_only:
             mixed = self.cross_attention.pooled(hidden, y, attend_y)
         else:
-            mixed = self.cross_attention(hidden, self.cross_attention.keys_values(y), attend_y)
-        return self.feed_forward(self.attend_cross(hidden, mixed))
+            mixed = self.cross_attention(hidden, share("cross", y, lambda: self.cross_attention.keys_values(y)), attend_y)
+        hidden = self.cross_norm(add_to(self.dropout(mixed), hidden, self.cross_adapter(hidden)))
+        update = self.dropout(self.feed_out(gelu(self.feed_in(hidden))))
+        return add_to(self.feed_norm(add_to(update, hidden)), self.feed_adapter(hidden))
 
     def attend_self(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
         """Run the first sub-layer, which reads this stream alone."""
@@ -110,15 +122,6 @@ class FusionLayer(nn.Module):
         else:
             mixed = self.self_attention(x, self.self_attention.keys_values(x), attend)
         return self.self_norm(add_to(self.dropout(mixed), x, self.self_adapter(x)))
-
-    def attend_cross(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Run the second sub-layer, after its attention has `mixed` the other stream."""
-        return self.cross_norm(add_to(self.dropout(mixed), x, self.cross_adapter(x)))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the third sub-layer."""
-        update = self.dropout(self.feed_out(gelu(self.feed_in(x))))
-        return add_to(self.feed_norm(add_to(update, x)), self.feed_adapter(x))
 
 
 class METERNetwork(nn.Module):

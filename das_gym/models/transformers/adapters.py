@@ -15,8 +15,8 @@ from torch import nn
 
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import Site
-from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, change_hidden
-from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input, in_output_form
+from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, put_before, run_adapter
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
 """Names of the norm before a layer's attention."""
@@ -26,9 +26,7 @@ MLP_OUT = ("down_proj", "fc2", "dense_4h_to_h", "w2", "c_proj")
 QUERY_VALUE = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "wqkv")
 """Names of the linear layers of attention and MLP."""
 
-ATTENTION_ADAPTER, MLP_ADAPTER = "attention_adapter", "mlp_adapter"
-
-TUNABLE = (ATTENTION_ADAPTER, MLP_ADAPTER, "skip_adapter.adapter")
+TUNABLE = ("das_adapter", "skip_adapter.adapter")
 """Parts of the names of the parameters that train."""
 
 BOTTLENECK, SKIP_BOTTLENECK = 64, 256
@@ -49,42 +47,8 @@ def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator 
     return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 
-def empty_layer(layer: nn.Module) -> None:
-    """Delete the weights of a layer, which then passes its input on.
-
-    The object stays, since transformers has hooks on it that record its outputs (`vision_feature_layer`).
-    """
-    for parts in (layer._modules, layer._parameters, layer._buffers):
-        parts.clear()
-    layer.forward = functools.partial(_pass_on, layer)
-
-
-def _pass_on(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return in_output_form(layer, first_input(args, kwargs))
-
-
-class _AdapterHook:
-    """A hook that finds its adapter by name when it is called, so that a copy of the layer runs its own adapter."""
-
-    def __init__(self, layer: nn.Module, name: str) -> None:
-        self.layer = layer
-        self.name = name
-
-    def __call__(self, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *output: Any) -> Any:
-        del part
-        adapter = getattr(self.layer, self.name)
-        if not output:  # before the part: it reads its input plus the output of the adapter
-            return change_hidden(args, kwargs, lambda x: x + adapter(x))
-        added = adapter(first_input(args, kwargs))
-        return (output[0][0] + added, *output[0][1:]) if isinstance(output[0], tuple) else output[0] + added
-
-
 def sites_of(layer: nn.Module) -> tuple[Site, ...]:
-    """Return attention and MLP of a decoder layer as places for methods of fine-tuning.
-
-    Raises:
-        ValueError: A part has no known name.
-    """
+    """Return attention and MLP of a decoder layer as places for methods of fine-tuning; they need known names."""
     found = []
     for kind, names, out_names in (("attention", ATTENTION_NAMES, ATTENTION_OUT), ("mlp", MLP_NAMES, MLP_OUT)):
         part: Any = child(layer, names)
@@ -92,13 +56,19 @@ def sites_of(layer: nn.Module) -> tuple[Site, ...]:
         projections = () if part is None or kind == "mlp" else tuple(n for n in QUERY_VALUE if child(part, (n,)))
         if out is None or not hasattr(getattr(part, out), "out_features") or (kind == "attention" and not projections):
             raise ValueError(f"A {type(layer).__name__} has no {kind} whose linear layers have known names.")
-
-        def beside(adapter: nn.Module, part: Any = part, name: str = f"{kind}_beside") -> None:
-            setattr(layer, name, adapter)
-            part.register_forward_hook(_AdapterHook(layer, name), with_kwargs=True)
-
-        found.append(Site(kind, part, out, projections, beside))
+        found.append(Site(kind, part, out, projections, functools.partial(_put_beside, part)))
     return tuple(found)
+
+
+def _put_beside(part: Any, adapter: nn.Module) -> None:
+    part.adapter_beside = adapter
+    part.register_forward_hook(_run_beside, with_kwargs=True)
+
+
+def _run_beside(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Add the output of the adapter, found by its name, so that a copy of the part runs its own."""
+    added = part.adapter_beside(first_input(args, kwargs))
+    return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
 
 
 def missing_parts(layer: nn.Module) -> str | None:
@@ -110,25 +80,23 @@ def missing_parts(layer: nn.Module) -> str | None:
 
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Insert adapters before attention and MLP of a layer."""
-    for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        setattr(layer, name, input_adapter(hidden_size, bottleneck, generator))
-        child(layer, names).register_forward_pre_hook(_AdapterHook(layer, name), with_kwargs=True)  # type: ignore[union-attr]
+    for names in (ATTENTION_NAMES, MLP_NAMES):
+        adapter = input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device)
+        put_before(child(layer, names), adapter)
 
 
 def strip_adapters(layer: nn.Module) -> None:
     """Undo `insert_adapters`."""
-    for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        if hasattr(layer, name):
-            delattr(layer, name)
-            part: Any = child(layer, names)
-            for key in [key for key, hook in part._forward_pre_hooks.items() if isinstance(hook, _AdapterHook)]:
-                del part._forward_pre_hooks[key]
-                part._forward_pre_hooks_with_kwargs.pop(key, None)
+    for part in layer.children():
+        if hasattr(part, "das_adapter"):
+            del part.das_adapter
+            for key in [key for key, hook in part._forward_pre_hooks.items() if hook is run_adapter]:
+                del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
 
 
 def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
     """Make the module that replaces a skipped layer; the norm is a frozen copy of the layer's."""
     norm: Any = child(layer, INPUT_NORMS)
-    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator))
+    unit = SkippedLayer(norm, input_adapter(hidden_size, bottleneck, generator).to(next(layer.parameters()).device))
     unit.norm.requires_grad_(False)
     return unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
-from das_gym.models.transformers.model import JOINT, VLM, ModelCapabilities
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import JOINT
+from das_gym.models.transformers.units import ModelCapabilities
 from das_gym.wording import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -54,12 +56,7 @@ class NoiseImage:
 
 
 class Comparison:
-    """A model of transformers on three questions, two of them about the same image of noise.
-
-    Args:
-        model: The model, in eval mode.
-        processor: Its own, as das_gym uses it.
-    """
+    """A model of transformers on three questions, two of them about the same image of noise."""
 
     def __init__(self, model: Any, processor: PromptProcessor) -> None:
         self.model = model
@@ -74,22 +71,28 @@ class Comparison:
 
         An answer's token that sees a later one, or an image's part that depends on the question, may change less than that.
         """
-        before = self.tolerance, self.is_float32
-        if not self.is_float32 and any(_has_16_bits(module) for module in self.model.modules()):
-            encodings = self.encodings(self.prompts(1))
+        if not any(_has_16_bits(module) for module in self.model.modules()):
+            yield
+            return
+        encodings, tolerance = self.encodings(self.prompts(1)), self.tolerance
+        with ExitStack() as stack:
+            stack.enter_context(computing_in_float32(self.model))
             try:
-                with computing_in_float32(self.model):
-                    logits = VLM(self.model).run(encodings, with_head=True).logits
-                self.is_float32 = logits.dtype == torch.float32
+                self.is_float32 = VLM(self.model).run(encodings, with_head=True).logits.dtype == torch.float32
             except Exception:  # whatever torch raises where dtypes are mixed
                 self.is_float32 = False
-        if self.is_float32:
-            self.tolerance = TOLERANCES[torch.float32]
-        try:
-            with computing_in_float32(self.model) if self.is_float32 and not before[1] else nullcontext():
+            if self.is_float32:
+                self.tolerance = TOLERANCES[torch.float32]
+            else:
+                stack.close()
+            try:
                 yield
-        finally:
-            self.tolerance, self.is_float32 = before
+            finally:
+                self.tolerance, self.is_float32 = tolerance, False
+
+    def unsupported(self, reason: str) -> ValueError:
+        """Return the error for a model whose layers cannot be skipped."""
+        return ValueError(f"{self.name} is not supported: {reason}")
 
     @contextmanager
     def rejecting(self, problem: str) -> Iterator[None]:
@@ -97,8 +100,7 @@ class Comparison:
         try:
             yield
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise ValueError(f"{self.name} is not supported: {problem} ({reason})") from error
+            raise self.unsupported(f"{problem} ({type(error).__name__}: {first_line(error)})") from error
 
     def prompts(self, count: int) -> list[Prompt]:
         """Return questions about images of noise, two about the first."""
@@ -139,10 +141,9 @@ class Comparison:
     def driven_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return the hidden states from which the head computes `driven_logits`."""
         state = self.begin(vlm) if state is None else state
+        mask = [unit.stream == JOINT and place in removed for place, unit in zip(vlm.places, vlm.layers, strict=True)]
         with self.rejecting("its layers do not run one by one"):
-            units = zip(vlm.places, vlm.layers, strict=True)
-            features: Tensor = vlm.forward_encoded(state, [u.stream == JOINT and p in removed for p, u in units])
-        return features
+            return vlm.forward_encoded(state, mask)
 
     def with_capabilities(self, capabilities: ModelCapabilities) -> VLM:
         """Return the model, run layer by layer with these capabilities."""
@@ -158,15 +159,14 @@ class Comparison:
         ones, others = tree_leaves(one), tree_leaves(other)
         if len(ones) != len(others):
             return False
-        for mine, its in zip(ones, others, strict=True):
-            if not isinstance(mine, Tensor):
-                continue
-            if not isinstance(its, Tensor) or mine.shape != its.shape:
-                return False
-            mine, its = mine.double(), its.double()
-            if its.numel() and not float((mine - its).abs().max()) <= self.tolerance * (float(its.abs().max()) + 1e-6):
-                return False
-        return True
+        pairs = [(mine, its) for mine, its in zip(ones, others, strict=True) if isinstance(mine, Tensor)]
+        return all(isinstance(its, Tensor) and self._close(mine, its) for mine, its in pairs)
+
+    def _close(self, mine: Tensor, its: Tensor) -> bool:
+        if mine.shape != its.shape or not its.numel():
+            return mine.shape == its.shape
+        mine, its = mine.double(), its.double()
+        return float((mine - its).abs().max()) <= self.tolerance * (float(its.abs().max()) + 1e-6)
 
 
 def _has_16_bits(module: nn.Module) -> bool:
@@ -179,31 +179,25 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
 
     Only the weights of the module that runs are converted, which saves memory. A `share_copy` of the model does the same.
     """
+
+    def widen(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        kept = dict(module._parameters)
+        module.__dict__.setdefault("_das_halves", []).append(kept)
+        module._parameters.update({name: widen(parameter) for name, parameter in kept.items()})
+        return tree_map(widen, (args, dict(kwargs)))
+
+    def after(module: Any, *_: Any) -> None:
+        module._parameters.update(module._das_halves.pop())
+
     handles = []
-    for module in model.modules():
-        if _has_16_bits(module):
-            handles.append(module.register_forward_pre_hook(_widen, with_kwargs=True))
-            handles.append(module.register_forward_hook(_restore, always_call=True))
+    for module in filter(_has_16_bits, model.modules()):
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _to_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
-
-
-def _widen(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    kept = dict(module._parameters)
-    module.__dict__.setdefault("_das_halves", []).append(kept)
-    for name, parameter in kept.items():
-        module._parameters[name] = _to_float32(parameter)
-    return tree_map(_to_float32, (args, dict(kwargs)))
-
-
-def _restore(module: Any, args: Any, output: Any) -> None:
-    del args, output
-    for name, parameter in module._das_halves.pop().items():
-        module._parameters[name] = parameter

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Block(NamedTuple):
         tokens: Tokens of a row after its prefix.
         first: The first of those that anything is read at.
         read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
+        firsts: (rows,) int64: the first of these of each row, counted from the beginning of its prompt.
+        lengths: (rows,) int64: tokens of each prompt, without padding.
         prefix_calls: The arguments of each layer for the prefixes.
         calls: The arguments of each layer for the rows.
         last_calls: The arguments of the last layer for the tokens before `first`, and for the others; None = use `calls`.
@@ -52,6 +54,8 @@ class Block(NamedTuple):
     tokens: int
     first: int
     read: tuple[Tensor, Tensor]
+    firsts: Tensor
+    lengths: Tensor
     prefix_calls: tuple[Call, ...]
     calls: tuple[Call, ...]
     last_calls: tuple[Call, Call] | None
@@ -77,6 +81,12 @@ class Block(NamedTuple):
 def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
     """Join prefixes and rows into (1, flat, size): the inverse of `Block.split`."""
     return torch.cat((prefixes.flatten(0, 1), rows.flatten(0, 1)))[None]
+
+
+def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Tensor, Tensor], Any]) -> Tensor:
+    """Call `run` on the prefixes and rows of every block, and join the results."""
+    parts = hidden.split([block.flat for block in blocks], dim=1)
+    return torch.cat([flatten(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
 
 
 def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +119,9 @@ def run_at_answers(
     known = LayerCache()
     if attends and asking.made:
         if block.prefix:
-            shared = keys_and_values(layer, prefixes, block.prefix_calls[-1])
-            known = LayerCache(shared.keys, shared.values, block.each)
+            known = LayerCache(*keys_and_values(layer, prefixes, block.prefix_calls[-1]), block.each)
         if block.first:
-            own = keys_and_values(layer, rows[:, : block.first], before)
-            known = LayerCache(*known.update(own.keys, own.values))  # type: ignore[arg-type]
+            known = LayerCache(*known.update(*keys_and_values(layer, rows[:, : block.first], before)))
     hidden = run_layer(layer, rows[:, block.first :], asking, known if known.is_initialized else None)
     return prefixes[:, :0], hidden
 
@@ -138,21 +146,8 @@ def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor
         prefixes, rows = block.split(part)
         rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)
         padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
-        row, token = block.read
-        lengths = torch.zeros(block.rows, dtype=torch.long, device=hidden.device)
-        lengths = lengths.scatter_reduce(0, row, token + 2 + block.prefix, "amax")
-        real.append(torch.arange(longest, device=hidden.device) < lengths[:, None])
+        real.append(torch.arange(longest, device=hidden.device) < block.lengths[:, None])
     return torch.cat(padded), torch.cat(real)
-
-
-def first_answer_tokens(blocks: Sequence[Block]) -> Tensor:
-    """Return (rows,) int64: the position in `padded_rows` from which the first answer token of each row is predicted."""
-    firsts = []
-    for block in blocks:
-        row, token = block.read
-        largest = torch.full((block.rows,), 2**62, dtype=torch.long, device=row.device)
-        firsts.append(largest.scatter_reduce(0, row, token + block.prefix, "amin"))
-    return torch.cat(firsts)
 
 
 class Plan(NamedTuple):
@@ -166,27 +161,19 @@ class Plan(NamedTuple):
 def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
     """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
 
-    Args:
-        prompts: At least one.
-        encodings: Theirs.
-        image_tokens: Ids of the tokens that stand for images; None = prompts on the same images share nothing.
+    `image_tokens` are ids of the tokens that stand for images; None = prompts on the same images share nothing.
     """
     by_images: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_images[prompt.image_key].append(row)
-    alike: defaultdict[tuple, list[list[int]]] = defaultdict(list)
+    alike: defaultdict[tuple, list[int]] = defaultdict(list)
     for rows in by_images.values():
         prefix = 0 if image_tokens is None else common_prefix([encodings[row] for row in rows], image_tokens)
         for group in [rows] if prefix else [[row] for row in rows]:
-            one = encodings[group[0]]
-            longest = max(len(encodings[row].ids) for row in group)
-            pixels = tuple((name, tuple(value.shape[1:])) for name, value in one.pixels.items())
-            form = tuple(one.types), tuple(one.sizes), pixels
-            alike[prefix, len(group), padded_length(longest - prefix), form].append(group)
-    plans = []
-    for (prefix, each, *_), groups in alike.items():
-        plans.append(Plan([row for group in groups for row in group], each, prefix))
-    return plans
+            one, longest = encodings[group[0]], max(len(encodings[row].ids) for row in group)
+            form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
+            alike[prefix, len(group), padded_length(longest - prefix), form] += group
+    return [Plan(rows, each, prefix) for (prefix, each, *_), rows in alike.items()]
 
 
 def common_prefix(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
@@ -222,16 +209,10 @@ def make_block(
     record_part: Callable[[list[int], int, int], Recording],
     at_answers: bool,
 ) -> tuple[Block, Tensor]:
-    """Record how the model calls its layers for the prompts of a plan.
+    """Record how the model calls its layers for a plan; return that, and the flat hidden states before the first layer.
 
-    Args:
-        plan: Which prompts.
-        encodings: Theirs, in the order of `plan.rows`.
-        record_part: Records the model's forward on the tokens from one place to another of some prompts.
-        at_answers: Whether to record what `run_at_answers` needs.
-
-    Returns:
-        The block, and its flat hidden states before the first layer.
+    `record_part` records the model's forward on the tokens from one place to another of some prompts. With `at_answers`, it
+    also records what `run_at_answers` needs.
     """
     rows, start, end = plan.rows, plan.prefix, max(len(encoding.ids) for encoding in encodings)
     first = first_answer(encodings)
@@ -244,8 +225,9 @@ def make_block(
     if at_answers:
         before = record_part(rows, start, first).calls[-1] if first > start else own.calls[-1]
         last_calls = before, record_part(rows, first, end).calls[-1]
+    device = own.embedded.device
     read = [(n, at - start) for n, e in enumerate(encodings) for at in range(e.answer - 1, len(e.ids) - 1)]
-    row, token = torch.tensor(read, device=own.embedded.device).T.unbind()
+    row, token = torch.tensor(read, device=device).T.unbind()
     block = Block(
         groups=len(rows) // plan.each,
         each=plan.each,
@@ -253,6 +235,8 @@ def make_block(
         tokens=end - start,
         first=first - start,
         read=(row, token),
+        firsts=torch.tensor([e.answer - 1 for e in encodings], device=device),
+        lengths=torch.tensor([len(e.ids) for e in encodings], device=device),
         prefix_calls=shared.calls if start else (),
         calls=own.calls,
         last_calls=last_calls,

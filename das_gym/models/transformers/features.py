@@ -43,18 +43,13 @@ def compute_in_float32(module: nn.Module) -> None:
     def cast(value: Any, dtype: torch.dtype) -> Any:
         return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, value)
 
-    def widen(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        del part
+    def widen(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
         dtypes.append(tensors[0].dtype if tensors else torch.float32)
         return cast((args, dict(kwargs)), torch.float32)
 
-    def narrow(part: nn.Module, args: Any, output: Any) -> Any:
-        del part, args
-        return cast(output, dtypes.pop())
-
     module.register_forward_pre_hook(widen, with_kwargs=True)
-    module.register_forward_hook(narrow)
+    module.register_forward_hook(lambda _, __, output: cast(output, dtypes.pop()))
 
 
 def _owner(model: Any) -> Any:
@@ -63,12 +58,7 @@ def _owner(model: Any) -> Any:
 
 
 def image_features(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Compute the features of some images, by the name under which the model returns them.
-
-    Args:
-        model: The model of transformers.
-        given: Pixels and sizes, by name.
-    """
+    """Compute the features of images, given as pixels and sizes by name, by the name under which the model returns them."""
     function = _owner(model).get_image_features
     known = inspect.signature(function).parameters
     output = function(**{name: value for name, value in given.items() if name in known or "pixel" in name})
@@ -84,11 +74,9 @@ def _as_lists(value: Any) -> Any:
 
 @contextmanager
 def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Make the model use these image features within the block, instead of running its vision tower.
+    """Make the model use image features within the block, instead of running its vision tower.
 
-    Args:
-        model: The model of transformers.
-        given: What `image_features` returned for each row with images, in the order of the batch.
+    They are what `image_features` returned for each row with images, in the order of the batch.
     """
     owner = _owner(model)
     before = owner.__dict__.get("get_image_features")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, make_batch
 from das_gym.models.transformers.model import VLM
 from das_gym.progress import progress
 
@@ -28,18 +29,10 @@ PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.
 def generate_answers(
     subnet: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, max_new_tokens: int
 ) -> list[str]:
-    """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`.
-
-    Raises:
-        ValueError: Training added modules that an exported folder cannot contain.
-    """
+    """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`."""
     from das_gym.models.transformers.inserted_adapters import export_form
 
-    answers = generate_tokens(export_form(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
-    cut = sum(len(tokens) == max_new_tokens for tokens in answers)
-    if cut:
-        warnings.warn(f"{cut} of {len(answers)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2)
-    return [processor.decode(tokens) for tokens in answers]
+    return generate(export_form(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
 
 
 def generate(
@@ -50,19 +43,7 @@ def generate(
     batch_size: int = 8,
     max_new_tokens: int | None = None,
 ) -> list[str]:
-    """Generate the answers of `generate_tokens`, as text."""
-    return list(map(processor.decode, generate_tokens(vlm, processor, prompts, title, batch_size, max_new_tokens)))
-
-
-def generate_tokens(
-    vlm: VLM,
-    processor: PromptProcessor,
-    prompts: Sequence[Any],
-    title: str,
-    batch_size: int = 8,
-    max_new_tokens: int | None = None,
-) -> list[list[int]]:
-    """Generate the tokens of the model's answer to each prompt, greedily, up to the end.
+    """Generate the model's answer to each prompt, greedily; warn if `max_new_tokens` cuts answers off.
 
     Args:
         vlm: The model, nothing in it skipped: its layers are removed or all there.
@@ -72,9 +53,7 @@ def generate_tokens(
         batch_size: Prompts at a time, if the model can be padded at the left.
         max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
     """
-    encodings = [processor.encode(prompt) for prompt in prompts]
-    longest = max(len(e.ids) - e.answer for e in encodings) + SPARE_TOKENS
-    settings = greedy_settings(vlm, processor, max_new_tokens or longest)
+    settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(processor, prompts))
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
@@ -87,7 +66,17 @@ def generate_tokens(
                 answers = generate_batch(vlm, processor, [here[row] for row in rows], settings)
                 found |= {start + row: tokens for row, tokens in zip(rows, answers, strict=True)}
                 bar.update(len(rows))
-    return [found[number] for number in range(len(prompts))]
+    cut_off = sum(len(tokens) == max_new_tokens for tokens in found.values())
+    if cut_off:
+        warnings.warn(
+            f"{cut_off} of {len(found)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2
+        )
+    return [processor.decode(found[number]) for number in range(len(prompts))]
+
+
+def longest_answer(processor: PromptProcessor, prompts: Sequence[Any]) -> int:
+    """Return the most tokens that answers may have: those of the longest reference, and `SPARE_TOKENS`."""
+    return max(len(e.ids) - e.answer for e in map(processor.encode, prompts)) + SPARE_TOKENS
 
 
 def generate_batch(
@@ -101,14 +90,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """Generate answers to prompts of one form in one batch: their tokens up to the end.
 
-    Args:
-        vlm: The model, nothing in it skipped: its layers are removed or all there.
-        processor: Its own.
-        encodings: With their pixels.
-        settings: As `greedy_settings` gives them.
-        ends: Tokens that end an answer; None = the processor's.
-        extra: Padding before the longest prompt.
-        more: For transformers' `generate`.
+    `settings` are those of `greedy_settings`, `ends` the tokens that end an answer (None = the processor's), `extra` is
+    padding before the longest prompt, and `more` is for transformers' `generate`.
     """
     batch = left_padded(encodings, pad_token(vlm, processor), vlm, extra)
     with greedy_decoding(vlm.model, settings), torch.no_grad():
@@ -131,37 +114,20 @@ def input_form(encoding: Encoding) -> tuple[Any, ...]:
 def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
     """Yield indices of prompts for one batch: of one form, of similar length, at most `size`."""
     forms = [input_form(encoding) for encoding in encodings]
-    group: list[int] = []
-    for row in sorted(range(len(encodings)), key=lambda row: (str(forms[row]), len(encodings[row].ids), row)):
-        if group and (len(group) == size or forms[row] != forms[group[0]]):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+    order = sorted(range(len(encodings)), key=lambda row: (str(forms[row]), len(encodings[row].ids), row))
+    for _, alike in itertools.groupby(order, key=forms.__getitem__):
+        rows = list(alike)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
-    """Make a left-padded batch of questions for transformers' `generate`. All have the same tensor shapes.
-
-    Args:
-        encodings: With their pixels.
-        pad: Id of padding.
-        vlm: The model that reads it.
-        extra: Padding before the longest.
-    """
-    longest = max(e.answer for e in encodings) + extra
-    starts = torch.tensor([longest - e.answer for e in encodings])
-    batch = {"attention_mask": (torch.arange(longest) >= starts[:, None]).long()}
-    batch["input_ids"] = torch.stack([F.pad(e.ids[: e.answer], (longest - e.answer, 0), value=pad) for e in encodings])
-    for name in encodings[0].types:
-        values = [e.types[name][: e.answer] for e in encodings]
-        batch[name] = torch.stack([torch.cat((v.new_zeros(longest - len(v), *v.shape[1:]), v)) for v in values])
-    for name in encodings[0].pixels:
-        batch[name] = torch.cat([e.pixels[name] for e in encodings])
-    for name in encodings[0].sizes:
-        batch[name] = torch.cat([e.sizes[name] for e in encodings])
-    return vlm.to_device(batch)
+    """Make a left-padded batch of questions with pixels for transformers' `generate`; `extra` pads the longest, too."""
+    asked = [e._replace(ids=e.ids[: e.answer], types={n: v[: e.answer] for n, v in e.types.items()}) for e in encodings]
+    batch = make_batch(asked, pad, padding_side="left")
+    for name in ("input_ids", "attention_mask", *encodings[0].types):
+        before = (0, 0) * (batch[name].dim() - 2) + (extra, 0)
+        batch[name] = F.pad(batch[name], before, value=pad if name == "input_ids" else 0)
+    return vlm.to_device(batch | {name: torch.cat([e.pixels[name] for e in encodings]) for name in encodings[0].pixels})
 
 
 def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
@@ -184,14 +150,7 @@ def greedy_decoding(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
-    """Return settings of `GenerationConfig`.
-
-    Args:
-        vlm: The model.
-        processor: Its own.
-        max_new_tokens: Most tokens of an answer.
-        least: Fewest, or None.
-    """
+    """Return settings of `GenerationConfig` for answers of `least` to `max_new_tokens` tokens."""
     suppressed = image_tokens_of(vlm.model)
     return {
         "do_sample": False,
@@ -208,10 +167,7 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, l
 def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
     """Return whether left-padded prompts in a batch get the same next-token logits as each prompt alone.
 
-    Args:
-        vlm: The model.
-        encodings: A few, with their pixels; those of one form should have different images.
-        pad: Id of padding.
+    The encodings are a few with their pixels; those of one form should have different images. `pad` is the id of padding.
     """
     tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
 

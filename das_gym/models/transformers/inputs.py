@@ -133,11 +133,7 @@ class PromptProcessor:
         return encoding if pixels else encoding.without_pixels()
 
     def count_words(self, prompt: Prompt) -> int:
-        """Return how many tokens the text of a prompt has with its answer; its images are not opened.
-
-        Raises:
-            ValueError: As `encode`, but for the length.
-        """
+        """Return how many tokens the text of a prompt has with its answer; its images are not opened."""
         self._check_images(prompt)
         asked = self._write(self._messages(prompt)) if self._has_template else None
         text = _lines(prompt) if asked is None else asked
@@ -159,12 +155,10 @@ class PromptProcessor:
         ids = question.pop("input_ids")[0]
         question.pop("attention_mask", None)
         answer = torch.tensor(self._answer_ids(prompt, asked), dtype=torch.long)
-        if len(ids) + len(answer) > self.max_length:
-            raise PromptError(
-                f"{_shortened(prompt)} has {len(ids) + len(answer)} tokens with its answer, expected at most "
-                f"{self.max_length}. Remove it from the data, shorten it, or use smaller images.",
-                prompt,
-            )
+        tokens = len(ids) + len(answer)
+        if tokens > self.max_length:
+            advice = "Remove it from the data, shorten it, or use smaller images."
+            raise _unreadable(prompt, f"has {tokens} tokens with its answer, expected at most {self.max_length}. {advice}")
         types, sizes, pixels = {}, {}, {}
         for name, value in question.items():
             if name.startswith("pixel") or name.endswith("pixel_values"):  # DeepSeek-VL's high_res_pixel_values
@@ -179,10 +173,9 @@ class PromptProcessor:
     def _check_images(self, prompt: Prompt) -> None:
         marks = sum(text.count(IMAGE_MARK) for text in (prompt.question, *(asked for asked, _ in prompt.rounds)))
         if marks > len(prompt.images):
-            images = len(prompt.images)
-            raise PromptError(f"{_shortened(prompt)} has {marks} marks {IMAGE_MARK}, expected at most {images}.", prompt)
+            raise _unreadable(prompt, f"has {marks} marks {IMAGE_MARK}, expected at most {len(prompt.images)}.")
         if prompt.images and not self.sees:
-            raise PromptError(f"{_shortened(prompt)} has an image, but the model reads only text.", prompt)
+            raise _unreadable(prompt, "has an image, but the model reads only text.")
 
     @property
     def _has_template(self) -> bool:
@@ -203,16 +196,13 @@ class PromptProcessor:
         if not self.sees:
             return dict(self.processor(text, return_tensors="pt"))
         text = token * (len(images) - text.count(IMAGE_MARK)) + text.replace(IMAGE_MARK, token)
-        if not images:
-            try:
-                return dict(self.processor(text=[text], return_tensors="pt"))
-            except ValueError as error:
-                kind = type(self.processor).__name__
-                raise PromptError(f"{_shortened(prompt)} has no image, but a {kind} requires one.", prompt) from error
+        given = {"images": [images]} if images else {}
         try:
-            return dict(self.processor(text=[text], images=[images], return_tensors="pt"))
-        except (TypeError, ValueError):  # some processors take the images of all texts in one list
-            return dict(self.processor(text=[text], images=images, return_tensors="pt"))
+            return dict(self.processor(text=[text], **given, return_tensors="pt"))
+        except (TypeError, ValueError) as error:
+            if not images:
+                raise _unreadable(prompt, f"has no image, but a {type(self.processor).__name__} requires one.") from error
+        return dict(self.processor(text=[text], images=images, return_tensors="pt"))  # of all texts in one list
 
     def _messages(self, prompt: Prompt, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the conversation up to the question, as chat templates read it."""
@@ -254,23 +244,20 @@ class PromptProcessor:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         if not (prompt.answer or "").strip() or not ids or end == 0:
-            raise PromptError(f"{_shortened(prompt)} has an answer without tokens: got {prompt.answer!r}.", prompt)
+            raise _unreadable(prompt, f"has an answer without tokens: got {prompt.answer!r}.")
         return [*ids, self.ends[0]] if end is None else ids[: end + 1]
 
 
-def make_batch(encodings: Sequence[Encoding], pad: int) -> dict[str, Tensor]:
-    """Make a right-padded batch of prompts: `input_ids`, `attention_mask`, token types, sizes of images.
+def make_batch(encodings: Sequence[Encoding], pad: int, padding_side: str = "right") -> dict[str, Tensor]:
+    """Make a padded batch of prompts: `input_ids`, `attention_mask`, token types, sizes of images."""
 
-    Args:
-        encodings: At least one.
-        pad: Id of padding.
-    """
-    lengths = torch.tensor([len(encoding.ids) for encoding in encodings])
-    ids = [encoding.ids for encoding in encodings]
-    batch = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad)}
-    batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    def together(parts: list[Tensor], value: int = 0) -> Tensor:
+        return pad_sequence(parts, batch_first=True, padding_value=value, padding_side=padding_side)
+
+    batch = {"input_ids": together([e.ids for e in encodings], pad)}
+    batch["attention_mask"] = together([torch.ones_like(e.ids) for e in encodings])
     for name in encodings[0].types:
-        batch[name] = pad_sequence([e.types[name] for e in encodings], batch_first=True)
+        batch[name] = together([e.types[name] for e in encodings])
     names = {name: None for encoding in encodings for name in encoding.sizes}
     return batch | {name: torch.cat([e.sizes[name] for e in encodings if name in e.sizes]) for name in names}
 
@@ -322,6 +309,6 @@ def _lines(prompt: Prompt) -> str:
     return "\n".join(re.sub(rf"\n*{re.escape(IMAGE_MARK)}\n*", IMAGE_MARK, line) for line in lines)
 
 
-def _shortened(prompt: Prompt) -> str:
+def _unreadable(prompt: Prompt, reason: str) -> PromptError:
     text = prompt.question if len(prompt.question) <= 60 else f"{prompt.question[:57]}..."
-    return f"The question {text!r}"
+    return PromptError(f"The question {text!r} {reason}", prompt)

@@ -5,6 +5,7 @@ Such a model is saved with the code that inserts its adapters, see `own_code` an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import HALVES
-from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
+from das_gym.models.transformers.adapters import INPUT_NORMS, insert_adapters, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
     decoder_path,
@@ -33,29 +34,15 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model.config, ADAPTED)
 
 
-def kept_layers(full: VLM, smaller: VLM) -> list[int]:
-    """Return the positions in the full model of the layers of a `pruned_copy`, whose parameters both share."""
-    places = {id(next(layer.parameters())): place for place, layer in enumerate(full.stack.layers)}
-    return [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
-
-
 def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
-    """Insert adapters into a pruned model; return the parameters to train, in float32 at least.
+    """Insert adapters into a `pruned_copy` of the full model; return the parameters to train, in float32 at least.
 
     They begin as zero: the model's outputs do not change.
-
-    Args:
-        smaller: As `pruned_copy` made it.
-        full: The model that it was made of.
-        bottleneck: Width of the adapters before attention and MLP, at least 1.
-        skip_bottleneck: Width of those that replace removed layers.
-
-    Raises:
-        ValueError: Layers without a place for adapters.
     """
     if full.untrainable:
         raise ValueError(full.untrainable)
-    kept = kept_layers(full, smaller)
+    places = {id(next(layer.parameters())): place for place, layer in enumerate(full.stack.layers)}
+    kept = [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
     removed = [layer for place, layer in enumerate(full.stack.layers) if place not in kept]
     return _insert(smaller, kept, [child(layer, INPUT_NORMS) for layer in removed], bottleneck, skip_bottleneck)
 
@@ -87,10 +74,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 
 def export_form(subnet: VLM) -> VLM:
-    """Return a fine-tuned subnet in the form in which it is saved: skipped layers removed, adapters inserted.
-
-    Args:
-        subnet: A pruned model. Apart from the adapters, the returned model shares its parameters.
+    """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, other parameters shared.
 
     Raises:
         ValueError: Training added modules that cannot be saved, or the layers cannot be removed.
@@ -112,44 +96,44 @@ def export_form(subnet: VLM) -> VLM:
         )
     smaller = VLM(model, capabilities=pruned_capabilities(subnet))
     if subnet.tunable:
-        units: list[Any] = [subnet.skippable(index).skip_adapter for index in np.flatnonzero(mask).tolist()]
+        skip_adapters: list[Any] = [subnet.skippable(index).skip_adapter for index in np.flatnonzero(mask).tolist()]
         kept = [place for place in range(len(subnet.stack.layers)) if place not in removed]
-        layers = {place: subnet.stack.layers[place] for place in kept}
-        layers = {place: layer for place, layer in layers.items() if hasattr(layer, ATTENTION_ADAPTER)}
-        first: Any = next((getattr(layer, ATTENTION_ADAPTER) for layer in layers.values()), None)
-        widths = [a.down.out_features for a in (first, units[0].adapter if units else first) if a is not None]
-        _insert(smaller, kept, [unit.norm for unit in units], widths[0], widths[-1])
-        for unit, mine in zip(units, _skipped_layers(smaller), strict=True):
-            _copy(unit.adapter, mine.adapter)
-        for place, layer in layers.items():
-            mine = smaller.stack.layers[kept.index(place)]
-            _copy(getattr(layer, ATTENTION_ADAPTER), _inserted(mine, ATTENTION_NAMES))
-            _copy(getattr(layer, MLP_ADAPTER), _inserted(mine, MLP_NAMES))
+        adapters = [module for module in subnet.stack.layers.modules() if isinstance(module, Adapter)]
+        widths = [adapter.down.out_features for adapter in (*adapters, *(unit.adapter for unit in skip_adapters))]
+        _insert(smaller, kept, [unit.norm for unit in skip_adapters], widths[0], widths[-1])
+        for mine, its in _pairs(subnet, smaller, mask):
+            its.to(mine.down.weight).load_state_dict(mine.state_dict())
     smaller.freeze()
     return smaller
 
 
 def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with adapters, as a supernet. Adapters that the smaller model has get its weights.
-
-    Args:
-        full: The model before anything was removed.
-        smaller: The result of `insert_into_pruned`, trained.
-        mask: (n_layers,) bool, what was removed.
-    """
+    """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
     settings = getattr(smaller.model.config, ADAPTED)
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
-    units, kept = iter(_skipped_layers(smaller)), iter(smaller.stack.layers)
-    for index, (place, skipped) in enumerate(zip(masked.places, mask, strict=True)):
-        if skipped:
-            unit: Any = masked.skippable(index).skip_adapter
-            _copy(next(units).adapter, unit.adapter)
-            continue
-        mine, its = masked.stack.layers[place], next(kept)
-        _copy(_inserted(its, ATTENTION_NAMES), getattr(mine, ATTENTION_ADAPTER))
-        _copy(_inserted(its, MLP_NAMES), getattr(mine, MLP_ADAPTER))
+    for place in masked.capabilities.protected:  # `smaller` has adapters in every layer that it keeps
+        insert_adapters(masked.stack.layers[place], masked.feature_size, settings["bottleneck"], None)
+    for mine, its in _pairs(masked, smaller, mask):
+        mine.to(its.down.weight).load_state_dict(its.state_dict())
     return masked.eval()
+
+
+def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapter, Adapter]]:
+    """Yield each adapter that runs in a supernet under a mask, with that of the smaller model."""
+    removed, kept = iter(_skipped_layers(smaller)), iter(smaller.stack.layers)
+    index_of = {place: index for index, place in enumerate(masked.places)}
+    for place, layer in enumerate(masked.stack.layers):
+        index = index_of.get(place)
+        if index is not None and mask[index]:
+            unit: Any = masked.skippable(index).skip_adapter
+            yield unit.adapter, next(removed).adapter
+            continue
+        its: Any = next(kept)
+        for name, part in layer.named_children():
+            mine: Any = getattr(part, "das_adapter", None)
+            if mine is not None:
+                yield mine, its.get_submodule(name).das_adapter
 
 
 def _skipped_layers(smaller: VLM) -> list[Any]:
@@ -158,11 +142,3 @@ def _skipped_layers(smaller: VLM) -> list[Any]:
     for layer in smaller.stack.layers:
         units += [*getattr(layer, "removed_before", ()), *getattr(layer, "removed_after", ())]
     return units
-
-
-def _inserted(layer: nn.Module, names: tuple[str, ...]) -> Any:
-    return child(layer, names).das_adapter  # type: ignore[union-attr]
-
-
-def _copy(source: Any, target: nn.Module) -> None:
-    target.to(source.down.weight).load_state_dict(source.state_dict())

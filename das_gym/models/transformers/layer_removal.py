@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,38 +19,34 @@ from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
 
-# Settings of a decoder's configuration that depend on positions of layers. Any other list as long as the decoder is taken
-# to have one entry a layer, unless its name ends as in NOT_BY_LAYER.
-INDEX_LISTS = (
-    "attn_layer_indices",
-    "cross_attention_layers",
-    "full_attn_idxs",
-    "mlp_only_layers",
-    "moe_layers",
-    "no_rope_layer_indices",
-    "rope_scaling_layers",
-)
-"""They list layers by position."""
-
-COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
-"""They count the first layers, which are of another kind."""
-
-LASTS = ("moe_layer_end_index",)
-"""They are the position of the last layer of a kind."""
-
-SOURCES = ("kv_source_layers",)
-"""They give, layer by layer, the layer that keys and values come from."""
-
-NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
-
-# The same for vision towers.
 LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
 """Names of the number of layers."""
 
-READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
-"""They number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
+POSITION_LISTS = (
+    *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "moe_layers"),
+    *("no_rope_layer_indices", "rope_scaling_layers"),
+)
+"""Settings of a decoder that list layers by position."""
 
-TOWER_INDEX_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+SOURCES = ("kv_source_layers",)
+"""Settings that give, layer by layer, the layer that keys and values come from."""
+
+COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
+"""Settings that count the first layers, which are of another kind."""
+
+LASTS = ("moe_layer_end_index",)
+"""Settings that are the position of the last layer of a kind."""
+
+DECODER_SETTINGS = (*POSITION_LISTS, *SOURCES, *COUNTS, *LASTS)
+
+NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
+"""Ends of the names of lists that are not by layer; any other list as long as the decoder is."""
+
+READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
+"""Settings that number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
+
+TOWER_SETTINGS = (*READS, "fullatt_block_indexes", "deepstack_visual_indexes")
+"""Settings of a vision tower that depend on positions of layers; all but READS are lists of layers."""
 
 UNCHECKED = ("store_full_length_kv", "first_kv_shared_layer_idx")
 """Attributes about sharing keys and values with later layers, which models that are supported do not do."""
@@ -98,10 +94,6 @@ def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list
 def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
     """Return a model without the skipped layers; it shares every parameter that is left with the full one.
 
-    Args:
-        vlm: The full model, frozen and without adapters; it stays as it is.
-        mask: (n_layers,) bool, True = removed.
-
     Raises:
         ValueError: What is left would not load again as it is, or has no attention that counts cached tokens.
     """
@@ -122,11 +114,7 @@ def pruned_capabilities(vlm: VLM) -> Any:
 
 
 def check_reloads(model: Any) -> None:
-    """Reject a model that its configuration does not describe.
-
-    Raises:
-        ValueError: It would not load again as it is.
-    """
+    """Reject a model that its configuration does not describe, so that it would not load again as it is."""
     difference = reload_difference(model)
     if difference is not None:
         raise ValueError(
@@ -135,29 +123,21 @@ def check_reloads(model: Any) -> None:
 
 
 def check_shared(model: Any, vision: bool = False) -> None:
-    """Reject layers that share a parameter with each other, or with anything outside them.
-
-    Args:
-        model: A model of transformers, with or without content.
-        vision: Whether vision layers may be removed, too.
-
-    Raises:
-        ValueError: Names the first such parameter.
-    """
+    """Reject layers (of the vision tower, too, with `vision`) that share a parameter with anything else in the model."""
     for kind, stack in (("decoder", find_decoder(model)), *([("vision", find_vision_tower(model))] if vision else [])):
-        owners: dict[int, int] = {}
-        for number, layer in enumerate(stack.layers):
-            for name, parameter in layer.named_parameters():
-                first = owners.setdefault(id(parameter), number)
-                if first != number:
-                    raise ValueError(
-                        f"{kind} layers {first} and {number} share {name}: without one of them the model gets no smaller."
-                    )
-        inside = {id(module) for layer in stack.layers for module in layer.modules()}
+        layer_of = {id(module): number for number, layer in enumerate(stack.layers) for module in layer.modules()}
+        owners: dict[int, tuple[str, int | None]] = {}
         for path, module in model.named_modules():
             for name, parameter in module._parameters.items():
-                if id(parameter) in owners and id(module) not in inside:
-                    raise ValueError(f"{path}.{name} is tied to a {kind} layer, which cannot be removed without it.")
+                if parameter is None:
+                    continue
+                mine = f"{path}.{name}", layer_of.get(id(module))
+                first = owners.setdefault(id(parameter), mine)
+                if first[1] != mine[1]:
+                    raise ValueError(
+                        f"{first[0]} and {mine[0]} are one parameter: without a {kind} layer that shares weights the model "
+                        "gets no smaller."
+                    )
 
 
 def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
@@ -166,11 +146,10 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
     `A` is a layer of which the attention is left, `M` one of which the MLP is left.
     """
     stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
-    words = []
+    signs, words = {"layer": "□", "mlp": "A", "attention": "M"}, []
     for stream, stack in stacks:
-        signs = dict.fromkeys(vlm.removed_layers(mask, stream), "□")
-        signs |= {place: "M" if kind == "attention" else "A" for place, kind in vlm.removed_parts(mask, stream).items()}
-        words.append("".join(signs.get(place, "■") for place in range(len(stack.layers))))
+        kinds = vlm.skipped_kinds(mask, stream)
+        words.append("".join(signs.get(kinds.get(place, ""), "■") for place in range(len(stack.layers))))
     return " ".join(words)
 
 
@@ -180,13 +159,7 @@ def decoder_path(vlm: VLM) -> str:
 
 
 def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
-    """Return the full model with the parameters of the smaller one wherever that has them, to be masked.
-
-    Args:
-        full: The model before anything was removed.
-        smaller: Its `pruned_copy`, trained or not.
-        mask: (n_layers,) bool, what was removed.
-    """
+    """Return the full model, to be masked, with the parameters of its `pruned_copy` under that mask, trained or not."""
     model = share_copy(full.model)
     places = {decoder_path(full): full.removed_layers(mask)}
     if full.tower is not None:
@@ -210,28 +183,24 @@ def share_copy(model: Any) -> Any:
 
 
 def delete_layers(model: Any, removed: Collection[int], removed_vision: Collection[int] = ()) -> Any:
-    """Delete layers by position, from the model and its configuration; the model is changed and returned.
-
-    Args:
-        model: A model of transformers.
-        removed: Positions of decoder layers.
-        removed_vision: Positions of vision layers.
-
-    Raises:
-        ValueError: Nothing would be left.
-    """
-    decoder = find_decoder(model)
-    count, kept = _delete_modules(decoder, removed, "decoder")
-    for config in _configs_of(model, decoder.owner):
-        _shorten_config(config, kept, count)
-    for module in decoder.owner.modules():
-        for name in INDEX_LISTS:
-            if isinstance(listed := getattr(module, name, None), list):
-                setattr(module, name, [kept.index(place) for place in listed if place in kept])
+    """Delete layers by position, from the model and its configuration; the model is changed and returned."""
+    stack = find_decoder(model)
+    count, kept = _delete_modules(stack, removed, "decoder")
+    modules = list(stack.owner.modules())
+    for config in _configs_of(modules, model.config.get_text_config(decoder=True)):
+        if getattr(config, "num_hidden_layers", None) == count:
+            _renumber(config, DECODER_SETTINGS, kept, count)
+            _keep_entries(config, kept, count, lambda name, _: not name.endswith(NOT_BY_LAYER))
+            config.num_hidden_layers = len(kept)
+            own = vars(config).get("_heterogeneity_spec")  # settings of single layers
+            if own is not None:
+                settings = own.per_layer_overrides.items()
+                config.per_layer_config = {kept.index(place): dict(value) for place, value in settings if place in kept}
+    for module in modules:
+        _renumber(module, DECODER_SETTINGS, kept, count)
         _drop_layer_types(module)
-    for name, value in list(vars(decoder.owner).items()):  # such as Molmo 2's kinds of rotary embeddings
-        if isinstance(value, list) and len(value) == count and all(isinstance(kind, str) for kind in value):
-            setattr(decoder.owner, name, [value[place] for place in kept])
+    # such as Molmo 2's kinds of rotary embeddings
+    _keep_entries(stack.owner, kept, count, lambda _, value: all(isinstance(kind, str) for kind in value))
     if removed_vision:
         delete_vision_layers(model, removed_vision)
     return model
@@ -240,18 +209,14 @@ def delete_layers(model: Any, removed: Collection[int], removed_vision: Collecti
 def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
     """Delete vision layers, as `delete_layers` does decoder layers."""
     count, kept = _delete_modules(find_vision_tower(model), removed, "vision")
-    modules = model.get_encoder(modality="image").modules()
-    configs = {id(c): c for module in modules if (c := getattr(module, "config", None)) is not None}
-    for config in configs.values():
+    configs = _configs_of(model.get_encoder(modality="image").modules())
+    for config in configs:
         counted = next((name for name in LAYER_COUNTS if getattr(config, name, None) == count), None)
-        for name, value in list(vars(config).items()) if counted else ():
-            # only lists that speak of layers: sizes of images may be as long
-            if "layer" in name and name not in READS and isinstance(value, list | tuple) and len(value) == count:
-                setattr(config, name, type(value)(value[place] for place in kept))
-        if counted:
+        if counted:  # only lists that speak of layers: sizes of images may be as long
+            _keep_entries(config, kept, count, lambda name, _: "layer" in name and name not in TOWER_SETTINGS)
             setattr(config, counted, len(kept))
-    for part in {id(part): part for part in (*model.modules(), *configs.values(), model.config)}.values():
-        _renumber_reads(part, kept, count)
+    for part in {id(part): part for part in (*model.modules(), *configs, model.config)}.values():
+        _renumber(part, TOWER_SETTINGS, kept, count)
 
 
 def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[int, list[int]]:
@@ -272,36 +237,43 @@ def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[
     return count, kept
 
 
-def _configs_of(model: Any, owner: nn.Module) -> Iterator[Any]:
-    """Yield the configurations that describe the decoder, each once."""
-    configs = [model.config.get_text_config(decoder=True)]
-    configs += [getattr(module, "config", None) for module in owner.modules()]
-    yield from {id(config): config for config in configs if hasattr(config, "num_hidden_layers")}.values()
+def _configs_of(modules: Iterable[nn.Module], *more: Any) -> list[Any]:
+    """Return the configurations of modules, each once."""
+    configs = [*more, *(getattr(module, "config", None) for module in modules)]
+    return list({id(config): config for config in configs if config is not None}.values())
 
 
-def _shorten_config(config: Any, kept: Sequence[int], count: int) -> None:
-    """Change every setting of a decoder's configuration that depends on its layers."""
-    if config.num_hidden_layers != count:
-        return
-    for name, value in list(vars(config).items()):
-        if name in SOURCES and isinstance(value, list):
-            value = [kept.index(value[place]) for place in kept if value[place] in kept]
-        elif name in INDEX_LISTS and isinstance(value, list):
-            value = [kept.index(place) for place in value if place in kept]
-        elif isinstance(value, list | tuple) and len(value) == count and not name.endswith(NOT_BY_LAYER):
-            value = type(value)(value[place] for place in kept)
-        elif name in COUNTS and isinstance(value, int):
-            value = sum(place < value for place in kept)
-        elif name in LASTS and isinstance(value, int) and value >= 0:
-            value = sum(place <= value for place in kept) - 1
-        else:
-            continue
-        setattr(config, name, value)
-    config.num_hidden_layers = len(kept)
-    own = vars(config).get("_heterogeneity_spec")  # settings of single layers
-    if own is not None:
-        settings = own.per_layer_overrides.items()
-        config.per_layer_config = {kept.index(place): dict(value) for place, value in settings if place in kept}
+def _renumber(part: Any, names: Collection[str], kept: Sequence[int], count: int) -> None:
+    """Change those settings of a configuration or module that depend on positions of layers."""
+
+    def read_after(state: int) -> int:
+        after = sum(layer < (state + count + 1 if state < 0 else state) for layer in kept)
+        return after - len(kept) - 1 if state < 0 else after
+
+    for name in vars(part).keys() & set(names):
+        value = getattr(part, name)
+        if isinstance(value, list | tuple):
+            if name in SOURCES:
+                value = [kept.index(value[place]) for place in kept if value[place] in kept]
+            elif name in READS:
+                value = type(value)(map(read_after, value))
+            else:
+                value = type(value)(kept.index(place) for place in value if place in kept)
+        elif isinstance(value, int):
+            if name in READS:
+                value = read_after(value)
+            elif name in COUNTS:
+                value = sum(place < value for place in kept)
+            elif name in LASTS and value >= 0:
+                value = sum(place <= value for place in kept) - 1
+        setattr(part, name, value)
+
+
+def _keep_entries(part: Any, kept: Sequence[int], count: int, by_layer: Callable[[str, Any], bool]) -> None:
+    """Shorten lists with one entry a layer."""
+    for name, value in list(vars(part).items()):
+        if isinstance(value, list | tuple) and len(value) == count and by_layer(name, value):
+            setattr(part, name, type(value)(value[place] for place in kept))
 
 
 def _drop_layer_types(module: Any) -> None:
@@ -314,22 +286,6 @@ def _drop_layer_types(module: Any) -> None:
     listed = getattr(module, "layer_types", None)
     if isinstance(listed, list) and len(set(listed)) == len(listed):  # such as those of Gemma 4's rotary embeddings
         module.layer_types = [kind for kind in listed if kind in kinds]
-
-
-def _renumber_reads(part: Any, kept: Sequence[int], count: int) -> None:
-    """Change which hidden states of the tower are read, and which layers are special, in a module or configuration."""
-
-    def renumber(state: int) -> int:
-        after = sum(layer < (state + count + 1 if state < 0 else state) for layer in kept)
-        return after - len(kept) - 1 if state < 0 else after
-
-    for name, value in list(vars(part).items()):
-        if name in READS and isinstance(value, list | tuple):
-            setattr(part, name, type(value)(renumber(state) for state in value))
-        elif name in READS and isinstance(value, int):
-            setattr(part, name, renumber(value))
-        elif name in TOWER_INDEX_LISTS and isinstance(value, list | tuple):
-            setattr(part, name, type(value)(kept.index(place) for place in value if place in kept))
 
 
 def reload_difference(model: Any) -> str | None:
@@ -347,17 +303,10 @@ def reload_difference(model: Any) -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
-    for name in sorted(mine.keys() ^ its.keys()):
-        return f"the module {name} is {'missing' if name in mine else 'new'}"
-    for name, module in mine.items():
-        other = its[name]
-        if type(module) is not type(other):
+    for name in sorted(mine.keys() | its.keys()):
+        module, other = mine.get(name), its.get(name)
+        if module is None or type(module) is not type(other):
             return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
-        shapes, others = (
-            {key: tuple(value.shape) for key, value in part.named_parameters(recurse=False)} for part in (module, other)
-        )
-        if shapes != others:
-            return f"the parameters of {name} have shapes {others} instead of {shapes}"
         known = _plain_settings(other)
         for key, value in _plain_settings(module).items():
             if key not in UNCHECKED and key in known and not _equal(known[key], value):
@@ -365,9 +314,9 @@ def reload_difference(model: Any) -> str | None:
     return None
 
 
-def _plain_settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that are plain values or lists of them, without training mode and hooks."""
-    found = {}
+def _plain_settings(module: Any) -> dict[str, Any]:
+    """Return shapes of parameters, and attributes that are plain values, or lists of them, that training does not change."""
+    found: dict[str, Any] = {"parameters": {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}}
     for name, value in vars(module).items():
         is_plain = isinstance(value, int | float | str | tuple)
         is_plain = is_plain or (isinstance(value, list) and all(isinstance(part, int | str) for part in value))

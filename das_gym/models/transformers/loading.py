@@ -17,10 +17,11 @@ from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
-from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
+from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, weight_files
 from das_gym.wording import first_line
 
@@ -71,9 +72,7 @@ def load_vlm(
         ValueError: The model is not supported, or the folder is damaged, with the reason.
     """
     if dropout:
-        raise ValueError(
-            f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers are adapted without dropout."
-        )
+        raise ValueError(f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers have none.")
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
@@ -82,22 +81,23 @@ def load_vlm(
         config = _read_config(folder, trust_remote_code)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
         options: dict[str, Any] = {"dtype": _read_dtype(dtype), "trust_remote_code": trust_remote_code}
-        if device_map is not None:
-            options["device_map"] = device_map
-        else:
+        if device_map is None:
             _check_memory(folder, options["dtype"])
+        else:
+            options["device_map"] = device_map
         model = _load(folder, config, options)
-        vlm = VLM(model, units)
-        vlm = VLM(model, units, probe_capabilities(model, vlm.processor_of(processor)))
+        wrapped = VLM(model, units).processor_of(processor)
+        capabilities = probe_capabilities(model, wrapped)
         if vision:
-            vlm = VLM(model, units, with_tower(vlm.capabilities, model, vlm.processor_of(processor)))
-        vlm.source_processor = processor
+            capabilities = with_tower(capabilities, model, wrapped)
+        vlm = VLM(model, units, capabilities)
+        vlm.source_processor, wrapped = processor, vlm.processor_of(processor)
         if units != UNITS[0]:
-            check_sublayers(vlm, vlm.processor_of(processor))
+            check_sublayers(vlm, wrapped)
         elif not vlm.untrainable:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
-            if projector and vlm.processor_of(processor).sees:
-                vlm.open_projector(find_tower_reads(vlm.capabilities, model, vlm.processor_of(processor)))
+            if projector and wrapped.sees:
+                vlm.open_projector(find_tower_reads(capabilities, model, wrapped))
         return vlm
 
 
@@ -171,13 +171,13 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         )
     if hasattr(config, SUBLAYERS):
         raise ValueError(
-            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so that it cannot be searched again. "
+            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so it cannot be searched again. "
             "Pass the folder that it was made from."
         )
     if hasattr(config, ADAPTED):
         raise ValueError(
-            f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`) between its layers, which cannot be "
-            "skipped. Pass the folder that it was made from; to generate answers, pass the run."
+            f"{folder} has adapters of DAS (`recover=adapters`, or an export of `das`), which cannot be searched again. "
+            "Pass the folder that it was made from; to generate answers, pass the run."
         )
     return config
 
@@ -193,8 +193,21 @@ def _check_memory(folder: Path, dtype: Any) -> None:
     if needed > free:
         raise ValueError(
             f"The weights in {folder} need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free. Use a smaller "
-            "`dtype`, such as bfloat16, or `device_map=auto`, which spreads them over devices and disk."
+            "`dtype`, such as bfloat16, or `device_map=auto`, which spreads them over GPUs."
         )
+
+
+def _check_spread(model: Any) -> None:
+    """Reject a model that `device_map` left in part on CPU or disk, and make it ordinary otherwise."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "`device_map` leaves weights on CPU or disk, from where layers would be read for each mask. Use more GPUs, "
+            "or a smaller `dtype`."
+        )
+    for name in ("to", "cuda"):  # accelerate's, which warn; a copy of the model would move the original
+        vars(model).pop(name, None)
+    if len(set(vars(model).get("hf_device_map", {}).values())) < 2:
+        vars(model).pop("hf_device_map", None)
 
 
 def _read_dtype(name: str) -> Any:
@@ -232,5 +245,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             f"The weights in {folder} do not fit its config.json: {len(wrong)} are missing or have other shapes, the first "
             f"{wrong[0]}. Download the folder again."
         )
+    if "device_map" in options:
+        _check_spread(model)
     check_finite(model.named_parameters(), folder)
     return prepare_experts(model.eval().requires_grad_(False))

@@ -1,10 +1,14 @@
-"""Any vision-language model of transformers, with skippable decoder layers and, if wanted, vision layers."""
+"""Any vision-language model of transformers, with skippable decoder layers and, if wanted, vision layers.
+
+The model's own forward runs once a batch and is recorded (`VLM.gather`). Its layers are then run one by one along the tree
+of masks (`VLM.run_layer`), with the arguments of the record; norm and head follow at the answers alone (`VLM.pool`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,106 +17,47 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import check_names
-from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, Site, SkippableLayer, State, no_mark, no_memo
+from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
-from das_gym.models.macs import MacCounter, counted, structure
+from das_gym.models.macs import MacCounter, counted
 from das_gym.models.transformers import driver
-from das_gym.models.transformers.adapters import (
-    TUNABLE,
-    default_widths,
-    empty_layer,
-    insert_adapters,
-    make_skip_unit,
-    missing_parts,
-    sites_of,
-    strip_adapters,
-)
-from das_gym.models.transformers.driver import Block, flatten, make_block, plan_blocks
-from das_gym.models.transformers.features import compute_in_float32, find_projectors, image_features, use_features
+from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
+from das_gym.models.transformers.features import image_features, use_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
 from das_gym.models.transformers.recording import Recording, cache_name, filled_cache, record, run_layer
 from das_gym.models.transformers.stack import (
-    ATTENTION_NAMES,
     IMAGE,
     JOINT,
-    MLP_NAMES,
-    Stack,
+    PART_NAMES,
     child,
-    find_decoder,
     first_input,
     first_output,
     replace_forwards,
-    skip_forward,
     zero_forward,
 )
-from das_gym.models.transformers.tower import ImageSlice, TowerCapabilities, VisionTower, padded_images
-
-UNITS = ("layers", "sublayers")
-"""What may be skipped: whole layers, or the attention and the MLP of each."""
-
-LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
-"""Kinds of units."""
-
-
-@dataclass(frozen=True)
-class ModelCapabilities:
-    """How the layers of a model can be run one by one. The defaults fit a plain causal decoder.
-
-    Attributes:
-        additive_layers: Before which decoder layers the model adds something to the hidden states.
-        protected: Positions of layers that are never skipped, with the reason.
-        caches_images: Whether image features can be kept and given to the model again.
-        shares_prefix: Whether prompts on the same images can share what they begin with (`driver.run_shared`).
-        supports_kv_only_last_layer: Whether the last layer can compute keys and values alone (`driver.run_at_answers`).
-        answer_type: The token type of answers; None = that of the token before them.
-        logit_scale: What products with the output embeddings are multiplied by.
-        softcap: Logits are `softcap * tanh(logits / softcap)`, unless it is None.
-        tower: How vision layers can be skipped; None = they are no units.
-    """
-
-    additive_layers: tuple[int, ...] = ()
-    protected: Mapping[int, str] = field(default_factory=dict)
-    caches_images: bool = True
-    shares_prefix: bool = True
-    supports_kv_only_last_layer: bool = True
-    answer_type: int | None = None
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    tower: TowerCapabilities | None = None
+from das_gym.models.transformers.tower import ImageSlice, padded_images
+from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, ModelCapabilities, UnitModel
 
 
 @dataclass
 class DecoderInputs:
-    """Inputs of the decoder other than the outputs of vision layers, kept until the vision layers have run.
+    """Inputs of the decoder besides the outputs of vision layers, kept until these have run.
 
     Attributes:
         processor: The model's `PromptProcessor`.
         prompts: The prompts.
-        keys: Those of their images, each once, in the order of the slices.
+        given: Pixels and sizes of their images, by key of the images.
         slices: Where those lie in the image stream.
-        given: Their pixels and sizes.
     """
 
     processor: PromptProcessor
     prompts: Sequence[Prompt]
-    keys: tuple[Any, ...]
-    slices: list[ImageSlice]
-    given: list[Mapping[str, Tensor]]
-
-    def slices_of_prompts(self) -> list[ImageSlice | None]:
-        """Return where the features of each prompt's images are; None for a prompt without images."""
-        known = dict(zip(self.keys, self.slices, strict=True))
-        return [known.get(prompt.image_key) if prompt.images else None for prompt in self.prompts]
+    given: Mapping[Any, Mapping[str, Tensor]]
+    slices: Mapping[Any, ImageSlice]
 
 
 class LanguageHead(nn.Module):
-    """Map final hidden states to logits over the vocabulary.
-
-    Args:
-        projection: The model's output embeddings.
-        softcap, scale: As in `ModelCapabilities`.
-    """
+    """Map final hidden states to logits: the model's output embeddings, with softcap and scale of `ModelCapabilities`."""
 
     def __init__(self, projection: nn.Module, softcap: float | None = None, scale: float = 1.0) -> None:
         super().__init__()
@@ -122,7 +67,7 @@ class LanguageHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., hidden_size) to (..., vocabulary)."""
-        logits: Tensor = self.projection(features)
+        logits: Tensor = self.projection(features).to(features.device)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -134,7 +79,7 @@ def batch_experts(model: Any) -> None:
         model.set_experts_implementation("batched_mm")
 
 
-class VLM(VLP):
+class VLM(UnitModel):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
     Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
@@ -154,161 +99,11 @@ class VLM(VLP):
         ['decoder.0', 'decoder.1']
     """
 
-    tunable: tuple[str, ...] = ()  # until there are adapters
-    promptless = "all positions of a batch lie flat in one stream"
-
-    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = ModelCapabilities()) -> None:
-        super().__init__()
-        check_names([units], UNITS, "units")
-        self.model = model.eval()
-        self.stack = find_decoder(model)
-        self.capabilities = capabilities
-        self.unit_kind = units
-        self.tower = None if capabilities.tower is None else VisionTower(model, capabilities.tower)
-        decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT)
-        vision_units = []
-        if self.tower is not None:
-            vision_units = find_units(self.tower.stack, units, self.tower.capabilities.protected, "vision", IMAGE)
-        self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first
-        self.front = len(vision_units)
-        layers = [replace(unit, stage=n) for n, (unit, _) in enumerate(decoder_units, start=self.front)]
-        layers += [replace(unit, stage=n) for n, (unit, _) in enumerate(vision_units)]
-        self.layers = tuple(layers)
-        self.places = tuple(place for _, place in (*decoder_units, *vision_units))
-        self.modules_of = nn.ModuleList(SkippableLayer(self.module_of(n), nn.Identity()) for n in range(len(self.layers)))
-        if units != "layers":
-            self.untrainable = "Sublayers have no adapters. Leave out `units`."
-        elif self.tower is not None:
-            self.untrainable = "Vision layers have no adapters. Leave out `vision`."
-        else:
-            reasons = [missing_parts(self.stack.layers[place]) for place in self.places]
-            self.untrainable = next((reason for reason in reasons if reason), "")
-        self.feature_size = int(self.text_config.hidden_size)
-        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector after it trains
+    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = PLAIN) -> None:
+        super().__init__(model, units, capabilities)
         self.source_processor: Any = None
         self._image_macs: dict[Any, int] = {}
         self._enter_macs: dict[Any, int] = {}
-
-    # ---- adapters and removal ----
-
-    def insert_adapters(
-        self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
-    ) -> None:
-        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
-
-        Args:
-            bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
-            skip_bottleneck: Width of skip adapters, with the same default.
-            generator: Draws their weights.
-
-        Raises:
-            ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
-        """
-        defaults = default_widths(self.feature_size)
-        widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
-        for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
-            if width < 1:
-                raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
-        if self.untrainable:
-            raise ValueError(self.untrainable)
-        for index, place in enumerate(self.places):
-            layer = self.stack.layers[place]
-            self.skippable(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
-            insert_adapters(layer, self.feature_size, widths[0], generator)
-        self.tunable = TUNABLE
-
-    def sites(self, index: int) -> tuple[Site, ...]:
-        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
-        if self.unit_kind != "layers":
-            raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
-        return sites_of(self.stack.layers[self.places[index]])
-
-    def open_projector(self, reads: tuple[int, ...]) -> None:
-        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
-
-        The tower's outputs are cached, one per image; the projector runs each time.
-
-        Args:
-            reads: Positions of the vision layers that the model reads, as in `TowerCapabilities`.
-
-        Raises:
-            ValueError: There is no projector under a known name.
-        """
-        found = find_projectors(self.model)
-        if not found:
-            name = type(self.model).__name__
-            raise ValueError(f"{name} has no projector under a known name. Freeze it with `projector_learning_rate=0`.")
-        for module in found.values():
-            compute_in_float32(module)
-        self.trained_tower = VisionTower(self.model, TowerCapabilities(reads))
-        self.projector = tuple(f"model.{name}." for name in found)
-        self.tunable = (*self.tunable, *self.projector)
-
-    def remove_adapters(self) -> None:
-        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
-        super().remove_adapters()
-        self.trained_tower, self.projector, self.tunable = None, (), ()
-        for layer in self.stack.layers:
-            strip_adapters(layer)
-
-    def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
-
-        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
-        """
-        if self.unit_kind != "layers":
-            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
-        super().prune(mask)
-        for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            empty_layer(self.stack_of(index).layers[self.places[index]])
-
-    def _skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, list[str]]:
-        """Return the kinds of skipped units by position of their layer."""
-        found: dict[int, list[str]] = {}
-        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
-            if skipped and unit.stream == stream:
-                found.setdefault(place, []).append(unit.kind)
-        return found
-
-    def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
-        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
-        whole = ([LAYER], [ATTENTION, MLP])
-        return [place for place, kinds in self._skipped_kinds(mask, stream).items() if kinds in whole]
-
-    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
-        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
-        skipped = self._skipped_kinds(mask, stream)
-        return {place: kinds[0] for place, kinds in skipped.items() if kinds in ([ATTENTION], [MLP])}
-
-    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
-        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
-
-        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
-
-        Example:
-            >>> from das_gym.models.transformers import load_vlm
-            >>> from das_gym.registration import ASSETS
-            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
-            np.int64(1)
-        """
-        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
-        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
-
-    def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
-        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
-        found: dict[nn.Module, Callable[..., Any]] = {}
-        for index in np.flatnonzero(self.check_mask(mask)).tolist():
-            module = self.module_of(index)
-            is_layer = self.layers[index].kind == LAYER
-            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
-        return found
-
-    # ---- what it consists of ----
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of its decoder."""
-        return self.model.config.get_text_config(decoder=True)
 
     @property
     def device(self) -> torch.device:
@@ -316,42 +111,18 @@ class VLM(VLP):
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether `device_map` placed the model, so that accelerate moves what its layers read."""
+        return hasattr(self.model, "hf_device_map")
+
     def to(self, *args: Any, **kwargs: Any) -> VLM:
-        """Move the model as in torch; a model that `device_map` spread over devices stays where it is."""
-        return self if getattr(self.model, "hf_device_map", None) else super().to(*args, **kwargs)
+        """Move the model as in torch, unless `device_map` placed it."""
+        return self if self.is_spread else super().to(*args, **kwargs)
 
     def own_head(self) -> LanguageHead:
         """Return the model's own head: its output embeddings, with softcap and scale of the logits."""
         return LanguageHead(self.model.get_output_embeddings(), self.capabilities.softcap, self.capabilities.logit_scale)
-
-    def stack_of(self, index: int) -> Stack:
-        """Return the list of layers that a unit belongs to."""
-        return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
-
-    def skippable(self, index: int) -> SkippableLayer:
-        """Return the wrapper that runs or skips unit `index`."""
-        unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
-        return unit
-
-    def module_of(self, index: int) -> nn.Module:
-        """Return the module of the model that unit `index` stands for: a layer, its attention or its MLP."""
-        layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
-        if kind == LAYER:
-            return layer
-        return child(layer, ATTENTION_NAMES if kind == ATTENTION else MLP_NAMES)  # type: ignore[return-value]
-
-    def _end(self, index: int) -> int:
-        """Return the position of the next unit's layer; after the last unit, the number of layers."""
-        follows = index + 1 < len(self.places) and self.layers[index + 1].stream == self.layers[index].stream
-        return self.places[index + 1] if follows else len(self.stack_of(index).layers)
-
-    def alike(self, index: int) -> Hashable:
-        """Return a key that is equal for identically built decoder layers, with the same layers up to the next unit."""
-        if self.layers[index].stream == IMAGE:
-            return index
-        end = self._end(index)
-        layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
-        return self.layers[index].kind, layers, structure(self.skippable(index)), end == len(self.stack.layers)
 
     def count_without_content(self) -> None:
         """Prepare counting on the meta device: experts as products whose shapes do not depend on the routing."""
@@ -392,10 +163,6 @@ class VLM(VLP):
                 features = self._encode_images(encoding)
             yield key, features, self._image_macs[shapes]
 
-    def encode_images(self, processor: PromptProcessor, prompt: Prompt) -> dict[str, Any]:
-        """Return what `encode_items` yields for one prompt."""
-        return self._encode_images(processor.encode(prompt, pixels=True))
-
     def _encode_images(self, encoding: Encoding) -> dict[str, Any]:
         given = self.to_device(encoding.pixels | encoding.sizes)
         if self.trained_tower is not None:
@@ -408,29 +175,27 @@ class VLM(VLP):
         return {n: t.to(self.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
-        """Return the state before the first unit.
-
-        Args:
-            processor: Its `PromptProcessor`.
-            pairs: `Prompt`s, at least one.
-            kept: Gives what `encode_items` computes, by key of the images, from memory where it can.
-        """
+        """Return the state before the first unit; `kept` gives what `encode_items` computes, by key of the images."""
         wanted = {p.image_key: p for p in pairs if p.images} if self.capabilities.caches_images else {}
         features = kept("image", wanted)
         if self.tower is not None:
-            given = [features[key] for key in wanted]
+            given = {key: features[key] for key in wanted}
             hidden, batches, slices = self.tower.begin(given)
-            later = DecoderInputs(processor, pairs, tuple(wanted), slices, given)
+            later = DecoderInputs(processor, pairs, given, slices)
             return State({IMAGE: hidden}, {IMAGE: None}, {"images": batches, "decoder_inputs": later})
         if self.trained_tower is not None:
             features = {key: self.trained_tower.features_again(outputs) for key, outputs in features.items()}
         return self._begin_decoder(processor, pairs, features)
 
-    def gather_uncached(self, processor: PromptProcessor, prompts: Sequence[Prompt]) -> State:
-        """Return what `gather` returns, with all images encoded again."""
+    def gather_uncached(
+        self, processor: PromptProcessor, prompts: Sequence[Prompt], encodings: Mapping[Any, Encoding] | None = None
+    ) -> State:
+        """Return what `gather` returns, with all images encoded again, from `encodings` with pixels if these are given."""
+        read = encodings or {}
 
-        def encode(_: str, items: Mapping[Any, Prompt]) -> dict[Any, Any]:
-            return {key: self.encode_images(processor, prompt) for key, prompt in items.items()}
+        def encode(_: str, wanted: Mapping[Any, Prompt]) -> dict[Any, Any]:
+            given = {key: read.get(key) or processor.encode(prompt, pixels=True) for key, prompt in wanted.items()}
+            return {key: self._encode_images(encoding) for key, encoding in given.items()}
 
         return self.gather(processor, prompts, encode)
 
@@ -465,13 +230,10 @@ class VLM(VLP):
         with_head: bool = False,
         span: tuple[int, int] | None = None,
     ) -> Any:
-        """Run the model's own forward on a batch of prompts.
+        """Run the model's own forward on prompts padded at the right, with image features where these are kept.
 
-        Args:
-            encodings: Those of the prompts, padded at the right.
-            features: Their image features, where those are kept.
-            with_head: Whether to compute logits; otherwise `last_hidden_state` is returned.
-            span: (start, end) of the tokens that run; those before `start` count as cached.
+        `span` are (start, end) of the tokens that run; those before `start` count as cached. Without `with_head`, the output
+        has `last_hidden_state` and no logits.
         """
         batch: dict[str, Any] = make_batch(encodings, self.text_config.pad_token_id or 0)
         if span is not None:
@@ -543,14 +305,13 @@ class VLM(VLP):
         tower, later = self.tower, state.extras["decoder_inputs"]
 
         def begin() -> State:
-            found = tower.features(state.hidden[IMAGE], state.extras["images"], later.slices, later.given)
-            before = self._begin_decoder(later.processor, later.prompts, dict(zip(later.keys, found, strict=True)))
+            features = tower.features(state.hidden[IMAGE], state.extras["images"], later.slices, later.given)
+            before = self._begin_decoder(later.processor, later.prompts, features)
             return before.with_hidden({JOINT: self._run_fixed(before, before.hidden[JOINT], 0, self.places[0], False)})
 
-        shapes = [batch.shape for batch in state.extras["images"]]
         encodings = [later.processor.encode(prompt) for prompt in later.prompts]
         lengths = [(p.image_key, len(e.ids), e.answer) for p, e in zip(later.prompts, encodings, strict=True)]
-        key = (*shapes, *lengths)
+        key = (*(batch.shape for batch in state.extras["images"]), *lengths)
         if key not in self._enter_macs:  # counting uses other attention kernels, so that its output is not used
             self._enter_macs[key] = counted(begin)[1]
         return begin(), self._enter_macs[key]
@@ -558,52 +319,42 @@ class VLM(VLP):
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
         del memo
-        if self.layers[index].stream == IMAGE:
-            return self._run_vision_layer(index, state, skipped)
         place, kind, chosen = self.places[index], self.layers[index].kind, self.skippable(index).chosen(skipped)
-        is_last = pooled_only and place == len(self.stack.layers) - 1
+        layer: nn.Module = chosen
+        alone: Any = nullcontext()
+        if kind != LAYER and not skipped:  # the other half of the layer returns zeros, so that its input passes it
+            layer = self.stack_of(index).layers[place]
+            other: Any = child(layer, PART_NAMES[MLP if kind == ATTENTION else ATTENTION])
+            alone = replace_forwards({other: zero_forward(other)})
+        with alone:
+            if self.layers[index].stream == IMAGE:
+                run_tower = None if skipped else partial(run_layer, layer)
+                images, is_half_done = state.extras["images"], kind == MLP
+                hidden = self.tower.step(state.hidden[IMAGE], images, place, run_tower, is_half_done)  # type: ignore[union-attr]
+                return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
+            is_last = pooled_only and place == len(self.stack.layers) - 1
 
-        def run(block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            if skipped:
-                return (prefixes[:, :0], chosen(rows[:, block.first :])) if is_last else (chosen(prefixes), chosen(rows))
-            if is_last:
-                return driver.run_at_answers(layer, place, block, prefixes, rows, attends=kind != MLP)
-            return driver.run_everywhere(layer, place, block, prefixes, rows)
+            def run(block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                if skipped:
+                    return (prefixes[:, :0], chosen(rows[:, block.first :])) if is_last else (chosen(prefixes), chosen(rows))
+                if is_last:
+                    return driver.run_at_answers(layer, place, block, prefixes, rows, attends=kind != MLP)
+                return driver.run_everywhere(layer, place, block, prefixes, rows)
 
-        layer = chosen if kind == LAYER or skipped else self.stack.layers[place]
-        with nullcontext() if skipped else self._without_other_half(layer, kind):
-            hidden = self._run_blocks(state, state.hidden[JOINT], run)
+            hidden = run_blocks(state.extras["blocks"], state.hidden[JOINT], run)
         return self._run_fixed(state, hidden, place + 1, self._end(index), pooled_only)
 
     def _run_fixed(self, state: State, hidden: Tensor, start: int, end: int, pooled_only: bool) -> Tensor:
         """Run the layers between two units, which no mask skips; add what the model adds before each and before `end`."""
+        blocks = state.extras["blocks"]
         for place in range(start, end + 1):
-            if any(place in block.added for block in state.extras["blocks"]):
-                hidden = hidden + torch.cat([block.added[place] for block in state.extras["blocks"]], dim=1)
+            if any(place in block.added for block in blocks):
+                hidden = hidden + torch.cat([block.added[place] for block in blocks], dim=1)
             if place < end:
                 is_last = pooled_only and place == len(self.stack.layers) - 1
                 run = driver.run_at_answers if is_last else driver.run_everywhere
-                hidden = self._run_blocks(state, hidden, partial(run, self.stack.layers[place], place))
+                hidden = run_blocks(blocks, hidden, partial(run, self.stack.layers[place], place))
         return hidden
-
-    @staticmethod
-    def _run_blocks(state: State, hidden: Tensor, run: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """Call `run` on the prefixes and rows of every block, and join the results."""
-        blocks: tuple[Block, ...] = state.extras["blocks"]
-        parts = hidden.split([block.flat for block in blocks], dim=1)
-        found = [flatten(*run(block, *block.split(part))) for block, part in zip(blocks, parts, strict=True)]
-        return torch.cat(found, dim=1)
-
-    def _run_vision_layer(self, index: int, state: State, skipped: bool) -> Tensor:
-        """Return new hidden states of the stream `image`; see `das_gym.models.transformers.tower`."""
-        tower: Any = self.tower
-        place, kind, hidden = self.places[index], self.layers[index].kind, state.hidden[IMAGE]
-        chosen = self.skippable(index).chosen(skipped)
-        layer = chosen if kind == LAYER or skipped else tower.stack.layers[place]
-        with nullcontext() if skipped else self._without_other_half(layer, kind):
-            run = None if skipped else partial(run_layer, layer)
-            hidden = tower.step(hidden, state.extras["images"], place, run, is_half_done=kind == MLP)
-        return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
 
     def _run_fixed_vision(self, state: State, hidden: Tensor, start: int, end: int) -> Tensor:
         """Run the vision layers between two units, up to the last one that the model reads."""
@@ -613,19 +364,10 @@ class VLM(VLP):
             hidden = tower.step(hidden, state.extras["images"], place, run)
         return hidden
 
-    @staticmethod
-    def _without_other_half(layer: nn.Module, kind: str) -> Any:
-        """Make the half of a layer that is not the unit return zeros, so that only its residual connection remains."""
-        if kind == LAYER:
-            return nullcontext()
-        other: Any = child(layer, MLP_NAMES if kind == ATTENTION else ATTENTION_NAMES)
-        return replace_forwards({other: zero_forward(other)})
-
     def pool(self, state: State) -> Tensor:
         """Return (tokens of all answers, feature_size): the final hidden states that predict the answers, in order."""
-        features: Tensor = self.stack.norm(
-            driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
-        )
+        read = driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
+        features: Tensor = self.stack.norm(read).to(self.device)
         return features
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -633,7 +375,8 @@ class VLM(VLP):
         if stream == JOINT:
             rows, real = driver.padded_rows(state.extras["blocks"], hidden)
         else:
-            slices = state.extras["decoder_inputs"].slices_of_prompts()
+            later = state.extras["decoder_inputs"]
+            slices = [later.slices.get(prompt.image_key) for prompt in later.prompts]
             rows, real = padded_images(hidden, state.extras["images"], slices)
         return rows, real[:, None, None]
 
@@ -641,23 +384,18 @@ class VLM(VLP):
         """Return the token from which the first answer token is predicted, or the first token of images."""
         if stream == IMAGE:
             return torch.zeros(len(state.extras["decoder_inputs"].prompts), dtype=torch.long, device=self.device)
-        return driver.first_answer_tokens(state.extras["blocks"])
+        return torch.cat([block.firsts for block in state.extras["blocks"]])
 
     # ---- plain forwards, for latency ----
 
     def make_forward(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
-        """Like `VLP.make_forward`: vision tower, decoder, and everything between.
-
-        Raises:
-            ValueError: `augment` is given; images of prompts are not augmented.
-        """
+        """Like `VLP.make_forward`: vision tower, decoder, and everything between."""
         if augment is not None:
             raise ValueError("Images of prompts cannot be augmented. Leave out `augment`.")
         encodings = {p.image_key: processor.encode(p, pixels=True) for p in pairs if p.images}
 
         def forward(mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
-            kept = lambda _, items: {key: self._encode_images(encodings[key]) for key in items}  # noqa: E731
-            return self.forward_encoded(self.gather(processor, pairs, kept), mask)
+            return self.forward_encoded(self.gather_uncached(processor, pairs, encodings), mask)
 
         return forward
 
@@ -685,25 +423,3 @@ class VLM(VLP):
                 return self.run(encodings).last_hidden_state[:, -1]
 
         return timed
-
-
-def find_units(stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str) -> list[tuple[Layer, int]]:
-    """Return the units of a list of layers, and the position of each one's layer.
-
-    Raises:
-        ValueError: Sublayers are wanted, and a layer has no attention or MLP under a known name.
-    """
-    found = []
-    for place, layer in enumerate(stack.layers):
-        if place in protected:
-            continue
-        if units == "layers":
-            found.append((Layer(f"{name}.{place}", stream, 0, LAYER), place))
-            continue
-        if child(layer, ATTENTION_NAMES) is None or child(layer, MLP_NAMES) is None:
-            raise ValueError(
-                f"{name} layer {place}, a {type(layer).__name__}, has no attention and MLP that can be skipped separately. "
-                "Leave out `units`."
-            )
-        found += [(Layer(f"{name}.{place}.{kind}", stream, 0, kind), place) for kind in (ATTENTION, MLP)]
-    return found

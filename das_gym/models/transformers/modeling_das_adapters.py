@@ -34,7 +34,8 @@ class SkippedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
-        return hidden + self.adapter(self.norm(hidden))
+        moved = hidden.to(self.adapter.down.weight.device)  # a `device_map` may have put the layer before on another device
+        return (moved + self.adapter(self.norm(moved))).to(hidden.device)
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
@@ -58,32 +59,39 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     *before, after = das["removed_before"]
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
-            part = getattr(layer, name)
-            part.das_adapter = adapter(das["bottleneck"]).to(next(layers.parameters()))
-            part.register_forward_pre_hook(_run_adapter, with_kwargs=True)
+            put_before(getattr(layer, name), adapter(das["bottleneck"]).to(next(layer.parameters())))
         if count:
             layer.removed_before = skipped(layer, count)
-            layer.register_forward_pre_hook(_run_before, with_kwargs=True)
+            layer.register_forward_pre_hook(_run_removed_before, with_kwargs=True)
     if after:
         layers[-1].removed_after = skipped(layers[-1], after)
-        layers[-1].register_forward_hook(_run_after)
+        layers[-1].register_forward_hook(_run_removed_after)
     return model
 
 
-def change_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Any) -> tuple[Any, Any]:
-    """Return the arguments of a layer or a part of one, its hidden states changed."""
+def put_before(part: Any, adapter: nn.Module) -> None:
+    """Make an attention or MLP read `x + A(x)` instead of `x`."""
+    part.das_adapter = adapter
+    part.register_forward_pre_hook(run_adapter, with_kwargs=True)
+
+
+# Hooks. They find an adapter by its name, so that a copy of a layer runs its own.
+
+
+def run_adapter(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Add the adapter's output to the input of an attention or MLP."""
+    return _change_hidden(args, kwargs, lambda x: x + part.das_adapter(x))
+
+
+def _run_removed_before(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    return _change_hidden(args, kwargs, layer.removed_before)
+
+
+def _run_removed_after(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+    return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)
+
+
+def _change_hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Any) -> tuple[Any, Any]:
     if args:
         return (change(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-
-def _run_adapter(part: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    return change_hidden(args, kwargs, lambda x: x + part.das_adapter(x))
-
-
-def _run_before(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    return change_hidden(args, kwargs, layer.removed_before)
-
-
-def _run_after(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
-    return (layer.removed_after(output[0]), *output[1:]) if isinstance(output, tuple) else layer.removed_after(output)

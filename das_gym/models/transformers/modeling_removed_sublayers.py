@@ -64,17 +64,11 @@ def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
 
 
 def renumber_cache_slots(config: Any, attentions: list[tuple[Any, bool]]) -> None:
-    """Give kept attentions the first cache slots of their kind, in order.
+    """Give kept attentions the first cache slots of their kind, in order; one of the first layer's kind has to be kept.
 
     transformers takes the number of cached tokens from the first slot of a kind (full or sliding attention). If that slot's
     attention were removed, the slot would stay empty, and positions and masks of left-padded batches would be wrong.
-
-    Args:
-        config: The decoder's.
-        attentions: The attention of each layer, and whether it is kept.
-
-    Raises:
-        ValueError: None of the first layer's kind is kept.
+    `attentions` are those of each layer, and whether they are kept.
     """
     kinds = cache_kinds(config, [attention for attention, _ in attentions])
     free = {kind: [slot for slot, other in enumerate(kinds) if other == kind] for kind in kinds}

@@ -26,31 +26,19 @@ class OwnCode(NamedTuple):
         modules: The modules that are copied; the class is added to the first.
         change: The function of that module that makes a model of transformers the saved one.
         ending: Of the name of the class.
-        what: For the class's docstring.
     """
 
     key: str
     modules: tuple[str, ...]
     change: str
     ending: str
-    what: str
 
 
+INSERTED = ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters")
+REMOVED = ("das_gym.models.transformers.modeling_removed_sublayers",)
 KINDS = (
-    OwnCode(
-        ADAPTED,
-        ("das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters"),
-        "add_adapters",
-        "WithAdapters",
-        "with the adapters that its configuration lists",
-    ),
-    OwnCode(
-        SUBLAYERS,
-        ("das_gym.models.transformers.modeling_removed_sublayers",),
-        "remove_sublayers",
-        "WithoutSublayers",
-        "without the attentions and MLPs that its configuration skips",
-    ),
+    OwnCode(ADAPTED, INSERTED, "add_adapters", "WithAdapters"),
+    OwnCode(SUBLAYERS, REMOVED, "remove_sublayers", "WithoutSublayers"),
 )
 
 CLASS = '''
@@ -59,7 +47,7 @@ from transformers import {base}  # noqa: E402
 
 
 class {name}({base}):
-    """A {base} of transformers {what}."""
+    """A {base} of transformers, changed as `{key}` of its configuration says."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -84,13 +72,7 @@ def own_code(model: Any) -> OwnCode | None:
 
 
 def write_code(folder: Path, model: Any, code: OwnCode) -> None:
-    """Put the code that loads a saved model into its folder, and its name into the configuration.
-
-    Args:
-        folder: As `save_pretrained` left it.
-        model: What was saved.
-        code: As `own_code` returns it.
-    """
+    """Put the code that loads a saved model, see `own_code`, into its folder, and its name into the configuration."""
     base = type(model).__name__
     name, file = f"{base}{code.ending}", folder / f"{code.modules[0].rpartition('.')[2]}.py"
     copy_code(folder, *code.modules)

@@ -12,16 +12,12 @@ from torch import Tensor
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
-from das_gym.models.transformers.model import VLM, LanguageHead, ModelCapabilities
+from das_gym.models.transformers.model import VLM, LanguageHead
 from das_gym.models.transformers.recording import record
-from das_gym.models.transformers.rejecting import (
-    check_mac_counting,
-    check_removal,
-    reject_unsupported,
-    size_in_bytes,
-)
+from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported
 from das_gym.models.transformers.stack import find_decoder, note_layer_parts
 from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
+from das_gym.models.transformers.units import ModelCapabilities
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of logits in configurations."""
@@ -43,7 +39,7 @@ def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilit
     """
     reject_unsupported(model)
     compare = Comparison(model, processor)
-    is_small = size_in_bytes(model) <= RELOADED_BYTES
+    is_small = sum(p.numel() * p.element_size() for p in model.parameters()) <= RELOADED_BYTES
     with compare.in_float32():
         capabilities = _probe_decoder(compare)
         if is_small:
@@ -62,7 +58,7 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
         note_layer_parts(plain.stack, lambda: plain.run(one))
     forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
     if len(forms) > 1:
-        raise ValueError(f"{compare.name} is not supported: images of the same size get tensors of different shapes.")
+        raise compare.unsupported("images of the same size get tensors of different shapes.")
     with compare.rejecting("its layers cannot be recorded"):
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
@@ -102,7 +98,7 @@ def _answer_type(compare: Comparison) -> int | None:
         encodings = [processor.encode(p, pixels=True) for p in (prompt, longer)]
         if compare.same(*(compare.own_logits(compare.model, [encoding], 1) for encoding in encodings)):
             return candidate
-    raise ValueError(f"{compare.name} is not supported: the first token of an answer attends to later ones.")
+    raise compare.unsupported("the first token of an answer attends to later ones.")
 
 
 def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCapabilities:
@@ -113,7 +109,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
     """
     projection = compare.model.get_output_embeddings()
     if projection is None:
-        raise ValueError(f"{compare.name} is not supported: it has no output embeddings.")
+        raise compare.unsupported("it has no output embeddings.")
     own = compare.own_logits(compare.model, compare.encodings(compare.prompts(3)))
     own = own if compare.is_float32 else own.to(projection.weight.dtype)
     for caches_images in (False, True) if compare.processor.sees else (False,):
@@ -124,14 +120,14 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
             if not caches_images:
                 raise
             break
-        plain = projection(features)
+        plain = LanguageHead(projection)(features)
         for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
             scale = _logit_scale(plain.double(), own.double(), softcap, vlm.text_config)
             if compare.same(LanguageHead(projection, softcap, scale)(features), own):
                 return replace(vlm.capabilities, logit_scale=scale, softcap=softcap)
-    raise ValueError(
-        f"{compare.name} is not supported: run one by one, its layers do not reproduce its own forward, so it computes "
-        "something between or after its layers that cannot be replayed."
+    raise compare.unsupported(
+        "run one by one, its layers do not reproduce its own forward, so it computes something between or after its layers "
+        "that cannot be replayed."
     )
 
 

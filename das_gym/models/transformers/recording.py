@@ -6,8 +6,10 @@ masks, positions and rotary embeddings, and nothing about a model type has to be
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,13 +56,7 @@ class Recording(NamedTuple):
 def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] | None = None) -> Recording:
     """Run a forward of the model with its layers replaced by stubs, and record the arguments of each layer.
 
-    Args:
-        stack: The layers.
-        run: Calls the model.
-        additive_layers: Positions of layers before which the model adds something to the hidden states. None detects them.
-
-    Raises:
-        ValueError: The model does not call its layers.
+    `additive_layers` are those before which the model adds something to the hidden states; None detects them.
     """
     layers = list(stack.layers)
     inputs: dict[int, Tensor] = {}
@@ -91,13 +87,14 @@ def _finite_mask(value: Any) -> Any:
 
 
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
-    """Return the layer's output; `cache` replaces transformers' own."""
+    """Return the layer's output, on the device of its input; `cache` replaces transformers' own."""
     if not call.made:
         return hidden
-    kwargs = dict(call.kwargs)
+    # Gemma 4's layers write their keys and values into a dictionary for later layers, of which supported models have none
+    kwargs = {name: copy.copy(value) if isinstance(value, UserDict) else value for name, value in call.kwargs.items()}
     if cache is not None:
         kwargs[cache_name(type(layer).forward)] = cache
-    return first_output(layer(hidden, *call.args, **kwargs))
+    return first_output(layer(hidden, *call.args, **kwargs)).to(hidden.device)  # `device_map` may put layers on others
 
 
 @functools.cache
@@ -138,9 +135,8 @@ class LayerCache:
         self.each = each
         self.is_initialized = keys is not None
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return keys and values of all positions. The first call keeps its own."""
-        del args, kwargs
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
@@ -153,9 +149,8 @@ class LayerCache:
         earlier = earlier[:, None].expand(-1, self.each, -1, -1, -1)
         return torch.cat((earlier, own.unflatten(0, (-1, self.each))), dim=3).flatten(0, 1)
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *_: Any) -> int:
         """Return how many positions come before."""
-        del args
         return 0 if self.keys is None else self.keys.shape[2]
 
 
@@ -164,20 +159,16 @@ class _StopForwardError(Exception):
 
 
 class _StoppingCache(LayerCache):
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        super().update(keys, values, *args, **kwargs)
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
         raise _StopForwardError
 
 
-def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> LayerCache:
-    """Compute the keys and values of some positions, and nothing else of the layer.
-
-    Raises:
-        ValueError: The layer does not use a cache.
-    """
-    cache = _StoppingCache()
+def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Compute the keys and values of some positions, and nothing else of the layer."""
+    cache: Any = _StoppingCache()
     try:
         run_layer(layer, hidden, call, cache)
     except _StopForwardError:
-        return LayerCache(cache.keys, cache.values)
+        return cache.keys, cache.values
     raise ValueError(f"{type(layer).__name__} does not use a cache of keys and values.")

@@ -13,7 +13,8 @@ from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
-from das_gym.models.transformers.model import VLM, ModelCapabilities, batch_experts
+from das_gym.models.transformers.model import VLM, batch_experts
+from das_gym.models.transformers.units import UNITS, ModelCapabilities
 from das_gym.processes import is_main_process
 
 QUERY_TRANSFORMER = (
@@ -29,6 +30,8 @@ REJECTED = {
     "gemma3n_text": SHARED_KEYS,
 }
 """Types of models that are known not to work, and why."""
+
+TIED = "some layers read what others computed, or depend on their positions in a way that is not known"
 
 
 def reject_unsupported(model: Any) -> None:
@@ -51,11 +54,6 @@ def prepare_experts(model: Any) -> Any:
     return model
 
 
-def size_in_bytes(model: Any) -> int:
-    """Return the memory of its parameters."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
 def separating_sets(places: Sequence[int]) -> list[list[int]]:
     """Return sets of positions such that for any two positions, some set contains one and not the other."""
     bits = range((len(places) - 1).bit_length())
@@ -63,44 +61,29 @@ def separating_sets(places: Sequence[int]) -> list[list[int]]:
 
 
 def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: bool) -> None:
-    """Compare removed layers with skipped ones.
+    """Compare removed layers with skipped ones; with `reload`, also the model saved without a layer and loaded again.
 
     One layer is removed first. Then several are, so that of any two layers one goes and the other stays: a layer that reads
     anything of another one is found, also what an earlier mask left behind.
-
-    Args:
-        compare: The model.
-        capabilities: How it is driven.
-        reload: Whether to save the model without a layer, and load it again.
     """
     vlm = compare.with_capabilities(capabilities)
     if len(vlm.places) < 2:
-        raise ValueError(
-            f"{compare.name} is not supported: it has only {len(vlm.places)} decoder layers that could be skipped."
-        )
+        raise compare.unsupported(f"it has only {len(vlm.places)} decoder layers that could be skipped.")
     removed = [vlm.places[len(vlm.places) // 2]]
-    skipped = compare.driven_logits(vlm, removed)
+    skipped, encodings = compare.driven_logits(vlm, removed), compare.encodings(compare.prompts(3))
     smaller = delete_layers(share_copy(compare.model), removed)
     difference = reload_difference(smaller)
     if difference is not None:
-        raise ValueError(
-            f"{compare.name} is not supported: without layer {removed[0]} it would not load again as it was: {difference}"
-        )
-    encodings = compare.encodings(compare.prompts(3))
-    tied = "some layers read what others computed, or depend on their positions in a way that is not known"
+        raise compare.unsupported(f"without layer {removed[0]} it would not load again as it was: {difference}")
     if not compare.same(skipped, compare.own_logits(smaller, encodings)):
-        raise ValueError(
-            f"{compare.name} is not supported: without layer {removed[0]} it differs from skipping that: {tied}"
-        )
+        raise compare.unsupported(f"without layer {removed[0]} it differs from skipping that: {TIED}")
     state = compare.begin(vlm, 1)
     for several in separating_sets(vlm.places):
-        compare.driven_features(vlm, (), state)
+        compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read
         with compare.rejecting(f"without its layers {several} its own forward fails"):
             without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings[:1])
         if not compare.same(compare.driven_logits(vlm, several, state), without):
-            raise ValueError(
-                f"{compare.name} is not supported: without layers {several} it differs from skipping them: {tied}"
-            )
+            raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
     if reload and is_main_process():  # of several processes, the others save nothing
         with tempfile.TemporaryDirectory() as folder, quiet_loading():
             smaller.save_pretrained(folder)
@@ -108,9 +91,7 @@ def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: 
             again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True)
         again = prepare_experts(again.to(smaller.device).eval())
         if not compare.same(skipped, compare.own_logits(again, encodings)):
-            raise ValueError(
-                f"{compare.name} is not supported: saved without layer {removed[0]}, it loads as another model."
-            )
+            raise compare.unsupported(f"saved without layer {removed[0]}, it loads as another model.")
 
 
 @torch.no_grad()
@@ -129,17 +110,11 @@ def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> 
 
 @torch.no_grad()
 def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
-    """Reject a model whose layers are not their attention followed by their MLP.
-
-    Raises:
-        ValueError: They are more, or compute both side by side.
-    """
+    """Reject a model whose layers are more than their attention followed by their MLP, or compute both side by side."""
     compare = Comparison(vlm.model, processor)
     with compare.in_float32():
-        layers, halves = (
-            compare.driven_logits(VLM(vlm.model, units, vlm.capabilities)) for units in ("layers", "sublayers")
-        )
-    if not compare.same(halves, layers):
+        whole, halves = (compare.driven_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
+    if not compare.same(halves, whole):
         raise ValueError(
             f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
             "separately. Leave out `units`."

@@ -70,11 +70,7 @@ def find_decoder(model: nn.Module) -> Stack:
 
 
 def find_vision_tower(model: Any) -> Stack:
-    """Find the layers of a model's vision tower.
-
-    Raises:
-        ValueError: The model has no vision tower, or one with several lists of layers.
-    """
+    """Find the layers of a model's vision tower; several lists of layers, or none, are a ValueError."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     tower, decoder = model.get_encoder(modality="image"), find_decoder(model).owner
@@ -117,9 +113,8 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
         yield
     finally:
         for module, own in before.items():
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
+            del module.forward
+            if own is not None:
                 module.forward = own
 
 
@@ -192,10 +187,5 @@ def zero_forward(module: nn.Module) -> Callable[..., Any]:
 
 
 def skip_forward(layer: nn.Module, instead: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> Callable[..., Any]:
-    """Return a forward that skips a layer.
-
-    Args:
-        layer: The layer.
-        instead: What is computed instead, such as by a skip adapter.
-    """
+    """Return a forward that skips a layer, or computes something `instead`, such as a skip adapter."""
     return lambda *args, **kwargs: in_output_form(layer, instead(first_input(args, kwargs)))

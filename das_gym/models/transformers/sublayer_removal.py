@@ -20,14 +20,9 @@ def lacks_sublayers(model: Any) -> bool:
 
 
 def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
-    """Remove attentions and MLPs from a model and note them in its configuration; the model is changed and returned.
+    """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
 
-    Args:
-        model: A model of transformers on which `stack.note_layer_parts` has noted what its layers consist of.
-        removed: `attention` or `mlp`, by position of a decoder layer.
-
-    Raises:
-        ValueError: No attention would be left that counts the tokens in the cache.
+    `stack.note_layer_parts` has to have noted what its layers consist of.
     """
     stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
     parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}

@@ -7,7 +7,7 @@ states in it, in order: (1, (1 + kept) * tokens, hidden_size).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.recording import Call, Recording, record
 from das_gym.models.transformers.stack import find_vision_tower, first_output, replace_forwards, skip_forward
-
-OUTPUT = "output of layer "
 
 
 @dataclass(frozen=True)
@@ -85,58 +83,48 @@ class ImageSlice(NamedTuple):
 
 
 class VisionTower:
-    """The vision tower of a model, layer by layer.
-
-    Args:
-        model: The model of transformers.
-        capabilities: How its layers can be skipped.
-    """
+    """The vision tower of a model, layer by layer."""
 
     def __init__(self, model: Any, capabilities: TowerCapabilities) -> None:
         self.model = model
         self.capabilities = capabilities
         self.stack = find_vision_tower(model)
 
-    def begin(self, given: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, tuple[ImageBatch, ...], list[ImageSlice]]:
-        """Record how the tower runs on the images of some prompts.
-
-        Args:
-            given: Pixels and sizes of each prompt's images.
+    def begin(
+        self, given: Mapping[Any, Mapping[str, Tensor]]
+    ) -> tuple[Tensor, tuple[ImageBatch, ...], dict[Any, ImageSlice]]:
+        """Record how the tower runs on images, given as pixels and sizes by key.
 
         Returns:
-            What its first layer reads, the batches of images, and where each prompt's images lie.
+            What its first layer reads, the batches of images, and where each key's images lie.
         """
         hidden: list[Tensor] = []
         batches: list[ImageBatch] = []
-        slices: list[ImageSlice] = []
+        slices: dict[Any, ImageSlice] = {}
         by_shape: dict[tuple[int, ...], int] = {}
-        for one in given:
+        for key, one in given.items():
             recording = self.record(one)
-            embedded = recording.embedded
-            calls = tuple(Call(*tree_map(IntegerTensor.of, (call.args, call.kwargs))) for call in recording.calls)
-            leaves = tree_leaves([(call.args, call.kwargs) for call in recording.calls])
+            embedded, arguments = recording.embedded, [(call.args, call.kwargs) for call in recording.calls]
+            calls = tuple(Call(*tree_map(IntegerTensor.of, each)) for each in arguments)
             # images that no argument depends on run together with others of their shape
-            joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in leaves)
+            joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments))
             number = by_shape.setdefault(tuple(embedded.shape[1:]), len(batches)) if joins else len(batches)
             if number == len(batches):
-                hidden.append(embedded[:0] if joins else embedded)
+                hidden.append(embedded)
                 batches.append(ImageBatch(tuple(embedded.shape), calls))
-            if joins:
+                start = 0
+            else:
                 start = len(hidden[number])
                 hidden[number] = torch.cat((hidden[number], embedded))
-                batches[number] = batches[number]._replace(shape=tuple(hidden[number].shape))
-            slices.append(ImageSlice(number, slice(start, start + len(embedded)) if joins else None))
+                batches[number] = ImageBatch(tuple(hidden[number].shape), calls)
+            slices[key] = ImageSlice(number, slice(start, start + len(embedded)) if joins else None)
         if not hidden:
             parameter = next(self.stack.layers.parameters())
-            return parameter.new_empty(1, 0, parameter.shape[-1]), (), []
+            return parameter.new_empty(1, 0, parameter.shape[-1]), (), {}
         return torch.cat([part.reshape(1, -1, part.shape[-1]) for part in hidden], dim=1), tuple(batches), slices
 
     def record(self, given: Mapping[str, Tensor]) -> Recording:
-        """Record how the tower calls its layers for the images of a prompt.
-
-        Raises:
-            ValueError: The model adds something between them.
-        """
+        """Record how the tower calls its layers for the images of a prompt."""
         recording = record(self.stack, partial(image_features, self.model, given))
         if recording.added:
             raise ValueError(f"{type(self.model).__name__} changes hidden states between its vision layers.")
@@ -152,12 +140,8 @@ class VisionTower:
     ) -> Tensor:
         """Return the stream after a layer.
 
-        Args:
-            hidden: The stream before it.
-            batches: The images in it.
-            place: Position of the layer.
-            run: Gives the layer's output for a batch; None = the layer is skipped.
-            is_half_done: True for an MLP, whose input comes from the same layer's attention and not from the layer before.
+        `run` gives the layer's output for a batch; None = the layer is skipped. `is_half_done` is True for an MLP, whose
+        input comes from the same layer's attention and not from the layer before.
         """
         sizes = [batch.tokens for batch in batches]
         earlier, current = hidden.split([hidden.shape[1] - sum(sizes), sum(sizes)], dim=1)
@@ -173,46 +157,42 @@ class VisionTower:
         self,
         hidden: Tensor,
         batches: Sequence[ImageBatch],
-        slices: Sequence[ImageSlice],
-        given: Sequence[Mapping[str, Tensor]],
-    ) -> Iterator[dict[str, Any]]:
-        """Compute the image features of each prompt from the outputs of the tower's layers.
+        slices: Mapping[Any, ImageSlice],
+        given: Mapping[Any, Mapping[str, Tensor]],
+    ) -> dict[Any, dict[str, Any]]:
+        """Compute the features of the images of each key from the stream after the last layer that is read.
 
-        Args:
-            hidden: The stream after the last layer that is read; without content (on `meta`), zeros are taken.
-            batches: As `begin` returned them.
-            slices: As `begin` returned them.
-            given: Pixels and sizes of each prompt's images.
+        Without content (on `meta`), zeros are taken. The other arguments are those of `begin`, and what it returned.
         """
         if hidden.is_meta:
             hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=next(self.stack.layers.parameters()).device)
-        sizes = [batch.tokens for batch in batches]
+        sizes, found = [batch.tokens for batch in batches], {}
         outputs = [part.split(sizes, dim=1) for part in hidden.split(sum(sizes), dim=1)] if batches else []
-        for one, (number, rows) in zip(given, slices, strict=True):
+        for key, (number, rows) in slices.items():
             own = [part[number].view(batches[number].shape) for part in outputs]
             own = own if rows is None else [part[rows] for part in own]
-            yield self.features_of_outputs(one, dict(zip(self.capabilities.reads, own, strict=True)))
+            found[key] = self.features_of_outputs(given[key], dict(zip(self.capabilities.reads, own, strict=True)))
+        return found
 
-    def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the tower, and return pixels, sizes, and the outputs of the layers that are read (for `features_again`)."""
-        outputs: dict[str, Tensor] = {}
+    def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Run the tower, and keep pixels, sizes, and the outputs of the layers that are read, for `features_again`."""
+        outputs: dict[int, Tensor] = {}
 
-        def keep(place: int, module: nn.Module, args: Any, output: Any) -> None:
-            del module, args
-            outputs[f"{OUTPUT}{place}"] = first_output(output)
+        def keep(place: int, _: nn.Module, __: Any, output: Any) -> None:
+            outputs[place] = first_output(output)
 
-        hooks = [self.stack.layers[p].register_forward_hook(partial(keep, p)) for p in self.capabilities.reads]
+        reads = self.capabilities.reads
+        hooks = [self.stack.layers[place].register_forward_hook(partial(keep, place)) for place in reads]
         try:
             image_features(self.model, given)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {**given, **outputs}
+        return {"given": dict(given), "outputs": [outputs[place] for place in reads]}
 
-    def features_again(self, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+    def features_again(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Compute image features from what `read_outputs` returned."""
-        given = {name: value for name, value in kept.items() if not name.startswith(OUTPUT)}
-        return self.features_of_outputs(given, {place: kept[f"{OUTPUT}{place}"] for place in self.capabilities.reads})
+        return self.features_of_outputs(kept["given"], dict(zip(self.capabilities.reads, kept["outputs"], strict=True)))
 
     def features_of_outputs(self, given: Mapping[str, Tensor], outputs: Mapping[int, Tensor]) -> dict[str, Any]:
         """Compute image features as if layers gave these outputs, by position; the others pass their input on."""
@@ -230,10 +210,7 @@ def padded_images(
 ) -> tuple[Tensor, Tensor]:
     """Return (prompts, tokens, size) of the images of each prompt, and (prompts, tokens) bool: which tokens are no padding.
 
-    Args:
-        hidden: The stream.
-        batches: The images in it.
-        slices: Where the images of each prompt lie; None = it has none.
+    The slices are those of each prompt's images; None = it has none.
     """
     sizes = [batch.tokens for batch in batches]
     parts = hidden[:, hidden.shape[1] - sum(sizes) :].split(sizes, dim=1)

@@ -38,22 +38,27 @@ _TRANSFORMERS_FIELDS = {
 _OUR_BLOCK = r"blocks.\1.layer."
 
 
-def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config fields from the shapes of an official ViLT checkpoint."""
-    del config
-    patch = shapes["transformer.patch_embed.proj.weight"][-1]
-    grid = grid_side(shapes["transformer.pos_embed"][-2])
-    words = shapes["text_embeddings.word_embeddings.weight"]
+def _sizes(shapes: Shapes, texts: str, positions: str, patches: str, blocks: str) -> dict[str, Any]:
+    """Return config fields from the shapes of tensors with these names."""
+    patch, grid = shapes[patches][-1], grid_side(shapes[positions][-2])
+    vocab_size, hidden_size = shapes[f"{texts}.word_embeddings.weight"]
     return {
         "image_size": patch * grid,
         "patch_size": patch,
         "position_grid": grid,
-        "hidden_size": words[1],
-        "num_layers": count(shapes, "transformer.blocks"),
-        "vocab_size": words[0],
-        "max_positions": shapes["text_embeddings.position_embeddings.weight"][0],
-        **bottlenecks(shapes, "transformer.blocks.0.adapter0.down_proj.weight", "adapter_list.0.0.down_proj.weight"),
+        "hidden_size": hidden_size,
+        "num_layers": count(shapes, blocks),
+        "vocab_size": vocab_size,
+        "max_positions": shapes[f"{texts}.position_embeddings.weight"][0],
     }
+
+
+def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config fields from the shapes of an official ViLT checkpoint."""
+    del config
+    names = "text_embeddings", "transformer.pos_embed", "transformer.patch_embed.proj.weight", "transformer.blocks"
+    adapters = "transformer.blocks.0.adapter0.down_proj.weight", "adapter_list.0.0.down_proj.weight"
+    return {**_sizes(shapes, *names), **bottlenecks(shapes, *adapters)}
 
 
 def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,20 +66,10 @@ def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, A
     kind, act = config.get("model_type", "vilt"), config.get("hidden_act", "gelu")
     if kind != "vilt" or act != "gelu":
         raise ValueError(f"it holds a {kind} model with {act}; of transformers' models only ViLT with gelu is read")
-    patch = shapes["embeddings.patch_embeddings.projection.weight"][-1]
-    grid = grid_side(shapes["embeddings.position_embeddings"][-2])
-    words = shapes["embeddings.text_embeddings.word_embeddings.weight"]
-    return {
-        "image_size": patch * grid,
-        "patch_size": patch,
-        "position_grid": grid,
-        "hidden_size": words[1],
-        "num_layers": count(shapes, "encoder.layer"),
-        "vocab_size": words[0],
-        "max_positions": shapes["embeddings.text_embeddings.position_embeddings.weight"][0],
-        **{ours: config[theirs] for ours, theirs in _TRANSFORMERS_FIELDS.items() if theirs in config},
-        **({"bottleneck": 0, "skip_bottleneck": 0} if METADATA_KEY in config else {}),
-    }
+    patches = "embeddings.patch_embeddings.projection.weight"
+    found = _sizes(shapes, "embeddings.text_embeddings", "embeddings.position_embeddings", patches, "encoder.layer")
+    found |= {ours: config[theirs] for ours, theirs in _TRANSFORMERS_FIELDS.items() if theirs in config}
+    return found | ({"bottleneck": 0, "skip_bottleneck": 0} if METADATA_KEY in config else {})
 
 
 _QKV = {part: f"attention.{part}" for part in ("query", "key", "value")}

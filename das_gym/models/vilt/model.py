@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,6 @@ from das_gym.models.attention import fold_single_queries
 from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
-from das_gym.models.macs import structure
 from das_gym.models.vilt.inputs import vilt_transform
 from das_gym.models.vilt.network import ViLTBlock, ViLTConfig, ViLTNetwork
 
@@ -23,7 +22,7 @@ MAX_TEXT_LENGTH = 40
 """Default length of texts in tokens. Source: ViLT's released scripts."""
 
 
-class ViLT(ViLTNetwork, Pretrained, VLP):
+class ViLT(ViLTNetwork, Pretrained, VLP):  # type: ignore[misc]
     """ViLT with parallel adapters in its blocks and a skip adapter for each.
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples
@@ -46,11 +45,8 @@ class ViLT(ViLTNetwork, Pretrained, VLP):
         self.head_size = 2 * config.hidden_size
         self.layers = tuple(Layer(f"block.{i}", "joint", i, "block") for i in range(config.num_layers))
 
-        def make_layer(index: int) -> SkippableLayer:
-            del index
-            return SkippableLayer(ViLTBlock(config), skip_adapter(config.hidden_size, config.skip_bottleneck))
-
-        self.build_network(config, make_layer)
+        skip = partial(skip_adapter, config.hidden_size, config.skip_bottleneck)
+        self.build_network(config, lambda index: SkippableLayer(ViLTBlock(config), skip()))
         fold_single_queries(self)
         self._init_weights()
 
@@ -63,11 +59,6 @@ class ViLT(ViLTNetwork, Pretrained, VLP):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.image_positions, std=0.02)
-
-    @property
-    def size(self) -> str:  # type: ignore[override]
-        """`base` or `mini`, by the width of the blocks."""
-        return "base" if self.config.hidden_size == ViLTConfig.hidden_size else "mini"
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return what makes BERT's tokens, whose padding has id 0, and ViLT's pixels; see `VLP.inputs`."""
@@ -110,10 +101,6 @@ class ViLT(ViLTNetwork, Pretrained, VLP):
                 batch, tokens = hidden[stream].shape[:2]
                 masks[number] = torch.ones(batch, 1, 1, tokens, dtype=torch.bool, device=joint.device)
         return State({"joint": joint}, {"joint": torch.cat(masks, dim=-1)})  # type: ignore[arg-type]
-
-    def alike(self, index: int) -> Hashable:
-        """Return what blocks that are built the same have in common; see `VLP.alike`."""
-        return structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return new hidden vectors of the joint stream; see `VLP.run_layer`."""

@@ -14,8 +14,6 @@ Source: ViLT (arXiv 2102.03334) under DAS (arXiv 2309.01479).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -46,35 +44,10 @@ class ViltSubnet(ViLTNetwork, Subnet):
         self.build_head(sizes.hidden_size)
         self.post_init()  # type: ignore[operator]
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Compute logits of pairs of a text and its image, or images.
-
-        Args:
-            input_ids: (batch, tokens) int64.
-            attention_mask: As `input_ids`, 1 = a real token; None = all are.
-            pixel_values: (batch, 3, height, width) float, in patches, smaller images padded at their right and bottom;
-                (batch, num_images, 3, height, width) if an example has several.
-            pixel_mask: As `pixel_values` without channels, 0 = padding; None = where all channels are 0.
-            labels: (batch, num_labels) float for binary cross-entropy, (batch,) int64 for cross-entropy; None = no loss.
-            return_dict: Whether to return a `SequenceClassifierOutput`, or a tuple.
-            **kwargs: What else a tokenizer returns; ignored.
-        """
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing: each text needs its image. AutoProcessor makes them")
-        attend = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
-        text = self.embed_text(input_ids)
-        images = zip(self.split_images(pixel_values), self.split_images(pixel_mask), strict=True)
-        features = [self.fuse(text, attend, *image, 1 + number) for number, image in enumerate(images)]
-        return self.classify(features, labels, return_dict)
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (batch, tokens, hidden_size) of texts; see `ViLTNetwork.embed_text`."""
+        del attention_mask
+        return self.embed_text(input_ids)
 
     def fuse(self, text: Tensor, attend: Tensor, pixels: Tensor, pixel_mask: Tensor | None, image_type: int) -> Tensor:
         """Return (batch, hidden_size) features of embedded texts with one image each."""

@@ -84,13 +84,8 @@ def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) ->
     another take its place, chosen by the hash of the data set's own names for them, so that they never change: a tenth
     of train for a missing val; half of val for a missing train or test; of a single file, a tenth each.
 
-    Args:
-        parts: Conversations of `train`, `val` and `test`, or one part of any name.
-        source: Names the data in errors.
-        bad: Receives conversations about an image that another part has.
-
-    Raises:
-        ValueError: There are too few images to divide; or, with the policy `raise`, two parts share images.
+    `parts` are `train`, `val` and `test`, or one of any name; `bad` receives conversations about an image that another part
+    has.
     """
     train, val, test = _disjoint([parts.get(name, ()) for name in ("train", "val", "test")], bad)
     reward: Conversations = val

@@ -17,12 +17,7 @@ DEPTH, MAX_FOLDERS = 2, 256
 
 
 class ImageFinder:
-    """Finds the images of entries; lists each folder once.
-
-    Args:
-        folder: The folder of the file that names them.
-        root: The data root.
-    """
+    """Finds the images that the entries of a file in `folder` name; lists each folder once."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         self._root = root
@@ -32,15 +27,7 @@ class ImageFinder:
         self._latest: Path | None = None
 
     def find(self, name: str, where: str) -> ImageFile:
-        """Return the image that an entry names so; where it does not exist, the path at which it is expected.
-
-        Args:
-            name: Relative to some folder, or absolute.
-            where: Names file and entry, for errors.
-
-        Raises:
-            ValueError: No file can have this name.
-        """
+        """Return the image that an entry names so; where it does not exist, the path at which it is expected."""
         if name not in self._found:
             check_text(name, f"{where}: `image`")
             if "://" in name or any(letter < " " for letter in name):

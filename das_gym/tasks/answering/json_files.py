@@ -117,13 +117,10 @@ def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
-    """Return the files of each data set by part; all of one kind.
+    """Return the files, all of one kind, of each data set by part.
 
     Where every part occurs at most once, all files are one data set. Otherwise a data set is the files whose names have
     the same other words, or a file without a part.
-
-    Raises:
-        ValueError: Two files are the same part of the same data set.
     """
     parts = Counter(file.part for file in files)
     one = max(parts.values(), default=0) <= 1 and (ALL not in parts or len(parts) == 1)
@@ -145,7 +142,6 @@ def check_companions(found: Mapping[str, DataFile], others: Iterable[DataFile]) 
         if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
             known = next(iter(found.values())).path.name
             raise ValueError(
-                f"{other.path} is named like the {other.part} part of {known} but has another "
-                f"structure: got {other.content}, "
-                "expected a list of entries. Correct it or move it away"
+                f"{other.path} is named like the {other.part} part of {known} but has another structure: "
+                f"got {other.content}, expected a list of entries. Correct it or move it away"
             )

@@ -40,13 +40,7 @@ Rounds = tuple[tuple[str, str], ...]
 
 
 def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read the files of one data set.
-
-    Args:
-        files: Files of `train`, `val` and `test`, or one of any name; see `conversations.divide`.
-        root: The folder in which images are looked for.
-        on_bad_example: `raise`, or `skip` to skip bad entries; then every image is decoded once.
-    """
+    """Read the files of `train`, `val` and `test`, or one of any name; see `conversations.divide`."""
     bad = BadExamples(on_bad_example)
     same_names = len({path.name for path in files.values()}) < len(files)  # train/data.json and test/data.json
     parts = {}
@@ -57,13 +51,7 @@ def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
 
 
 def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> list[AnswerExample]:
-    """Read a file for evaluation as LLaVA has them, without answers: `question_id`, `text` and optionally `image` per line.
-
-    Args:
-        path: The file.
-        root: The folder in which images are looked for.
-        on_bad_example: As for `load_llava`.
-    """
+    """Read a file for evaluation as LLaVA has them, without answers: `question_id`, `text`, optionally `image` per line."""
     bad, finder, seen = BadExamples(on_bad_example), ImageFinder(path.parent, root), dict[str, str]()
 
     def example(entry: Any, where: str) -> AnswerExample:

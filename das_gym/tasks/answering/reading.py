@@ -69,19 +69,12 @@ class DataSet:
 def load_answers(
     data_root: str | Path | None, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the examples of a data set in any of `FORMATS`.
+    """Read the examples of a data set in any of `FORMATS`; errors are those of `Task.load_splits`.
 
     Args:
         data_root: A folder; where it holds several data sets, a file of one of them. None is the bundled Shapes-VQA.
         on_bad_example: See `Task.load_splits`.
         columns: The names of the columns of image, question and answer, separated by commas; see `load_tables`.
-
-    Returns:
-        The three splits, no image in two of them.
-
-    Raises:
-        FileNotFoundError: The folder or an image does not exist.
-        ValueError: No data set or several are recognized, or one is damaged; the message names file and entry.
     """
     bundled = DataSet("the bundled data", (), lambda policy: load_prompted_vqa(shapes_root(), policy))
     found = bundled if data_root is None else _find(_existing(data_root))
@@ -100,9 +93,6 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
         part: `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, whose files are enough; or `questions`: a
             file of LLaVA's for evaluation, see `das_gym.tasks.answering.llava_json.load_questions`.
         on_bad_example: See `Task.load_splits`.
-
-    Raises:
-        FileNotFoundError, ValueError: As `load_answers`; or the data have no such part.
     """
     if data_root is None:
         return load_prompted_part(shapes_root(), part, on_bad_example)
@@ -179,13 +169,7 @@ def _find_file(path: Path) -> DataSet:
 
 
 def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[DataSet]:
-    """Yield the data sets whose files are in a folder.
-
-    Args:
-        folder: The folder.
-        root: The data root, in which images are looked for.
-        named: A file that the user named: faults of other data sets of the folder do not matter.
-    """
+    """Yield the data sets whose files are in a folder; only faults of the one with a `named` file matter."""
     scienceqa = (folder / PROBLEMS, folder / PID_SPLITS)
     if all(path.is_file() for path in scienceqa):
         yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder, root))

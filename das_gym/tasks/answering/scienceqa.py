@@ -26,13 +26,7 @@ _FIELDS: Fields = {"question": str, "choices": list, "answer": int}
 
 
 def load_scienceqa(folder: Path, root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read ScienceQA.
-
-    Args:
-        folder: The folder of both files.
-        root: The folder in which images are also looked for.
-        on_bad_example: `raise`, or `skip` to skip bad problems; then every image is decoded once.
-    """
+    """Read the files in a folder; images are also looked for in `root`."""
     bad, finder, seen = BadExamples(on_bad_example), ImageFinder(folder, root), dict[str, str]()
     problems, pids = read_json(folder / PROBLEMS), read_json(folder / PID_SPLITS)
     if not isinstance(problems, dict):

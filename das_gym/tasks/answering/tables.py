@@ -78,16 +78,10 @@ def _saved_files(folder: Path) -> list[Path]:
 def load_tables(
     shards: Shards, root: Path, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the tables of one data set.
+    """Read the files of each split of a data set; the splits are those of `conversations.divide`.
 
-    Args:
-        shards: The files of each split; the splits are those of `conversations.divide`.
-        root: The folder in which images are looked for that are named by paths.
-        on_bad_example: `raise`, or `skip` to skip bad rows.
-        columns: The names of the columns of image, question and answer, separated by commas. None finds them by `COLUMNS`.
-
-    Raises:
-        ValueError: A file is damaged, a column is missing, or two splits are the same part.
+    Images that are named by paths are looked for in `root`. `columns` are the names of the columns of image, question and
+    answer, separated by commas; None finds them by `COLUMNS`.
     """
     bad = BadExamples(on_bad_example)
     parts: dict[str, list[Conversation]] = {}
@@ -106,16 +100,7 @@ def load_tables(
 
 
 def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tuple[str, str, str]:
-    """Return the names of the columns of image, question and answer.
-
-    Args:
-        names: The columns of a table.
-        columns: As for `load_tables`.
-        source: The table, for errors.
-
-    Raises:
-        ValueError: Lists the columns that exist.
-    """
+    """Return the names of the columns of image, question and answer among those of a table; see `load_tables`."""
     given = None if columns is None else [name.strip() for name in columns.split(",")]
     if given is not None and len(given) != len(COLUMNS):
         raise ValueError(f"wrong `columns`: got {columns!r}, expected three names, IMAGE,QUESTION,ANSWER")

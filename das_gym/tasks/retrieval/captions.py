@@ -79,15 +79,9 @@ def _draws(key: str, count: int) -> Iterator[int]:
 
 
 def retrieval_examples(images: Sequence[CaptionedImage], source: str, skipped: str = "") -> tuple[RetrievalExample, ...]:
-    """Return an example for each caption of a split, in order.
+    """Return an example for each caption of a split, in order; errors name `source` and end with `BadExamples.last_skipped`.
 
-    Args:
-        images: The split.
-        source: Names the split and its file in errors.
-        skipped: A sentence to append to them, see `BadExamples.last_skipped`.
-
-    Raises:
-        ValueError: An image leaves fewer than 15 distinct captions of other images to be its false texts.
+    Every image has to leave 15 distinct captions of other images to be its false texts.
     """
     pool = tuple(dict.fromkeys(caption for image in images for caption in image.captions))
     others = len(pool) - max((len(set(image.captions)) for image in images), default=0)

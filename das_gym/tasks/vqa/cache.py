@@ -28,10 +28,7 @@ _ARRAYS = [field.name for field in dataclasses.fields(VQAColumns) if field.name 
 def cached_columns(files: Sequence[Path], bad: BadExamples, read: Callable[[], VQAColumns]) -> VQAColumns:
     """Return columns from the cache folder, else read them from the files and cache them until the files change.
 
-    Args:
-        files: The files.
-        bad: Receives every bad entry, also those that were skipped when the cache was made.
-        read: Reads the files.
+    `bad` receives every bad entry, also those that were skipped when the cache was made.
     """
     stats = [file.stat() for file in files]
     if sum(stat.st_size for stat in stats) < CACHED_BYTES:

@@ -81,19 +81,9 @@ def load_vqav2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[V
 
 
 def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None) -> VQATable:
-    """Read the questions of one split, with their annotations and the paths of their images.
+    """Read the questions of one split, in the order of their file, with their annotations and the paths of their images.
 
-    Args:
-        data_root: The folder described at the top of this module.
-        split: `train2014` or `val2014`; or `test2015` or `test-dev2015`, whose examples have no answers.
-        bad: Receives bad entries; None raises at the first.
-
-    Returns:
-        The examples, in the order of the questions file.
-
-    Raises:
-        FileNotFoundError: The folder, a file or an image does not exist.
-        ValueError: A file is damaged or has another format, or questions and annotations do not match.
+    The split is `train2014` or `val2014`; or `test2015` or `test-dev2015`, whose examples have no answers.
     """
     if split not in (*SPLITS, *UNANSWERED):
         raise ValueError(f"unknown `split`: got {split!r}, expected {', '.join((*SPLITS, *UNANSWERED))}")
@@ -167,16 +157,8 @@ def splits_vocabulary(splits: Splits[VQAExample], min_count: int | None = None) 
 def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
     """Return the answers that a model chooses from: those of at least `min_count` questions, in first-seen order.
 
-    Args:
-        *parts: The examples whose `answer` counts, one part after the other.
-        min_count: Questions that an answer needs, 1 or more. None takes the largest threshold up to VQAv2's nine that
-            leaves at least 90 % of the questions answerable and at least two answers.
-
-    Returns:
-        The answers, each once, at least two; the index is the class.
-
-    Raises:
-        ValueError: Fewer than two answers remain, or `min_count` is less than 1.
+    There are at least two; the index is the class. Without `min_count` it is the largest threshold up to VQAv2's nine that
+    leaves at least 90 % of the questions answerable and at least two answers.
     """
     counts: Counter[str] = Counter()
     for part in parts:

@@ -31,12 +31,9 @@ Entries = dict[int, dict[str, Any]]
 
 
 def read_columns(questions_path: Path, annotations_path: Path | None, bad: BadExamples) -> VQAColumns:
-    """Read questions with their annotations, in the order of the questions file.
+    """Read questions with their annotations, if these are public, in the order of the questions file.
 
-    Args:
-        questions_path: The questions.
-        annotations_path: The annotations; None for a part whose answers are not public.
-        bad: Receives bad entries, repeated ones, and entries without a counterpart in the other file.
+    `bad` receives bad entries, repeated ones, and entries without a counterpart in the other file.
     """
     reported: set[int] = set()
     questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad, reported)

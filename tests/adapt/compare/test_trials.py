@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.compare import trials as module
-from das_gym.adapt.compare.trials import ComparisonContext, Trial, run_all
-from das_gym.adapt.compare.variants import MethodVariant, method_variants
+from das_gym.adapt.compare.record import MethodVariant, Trial, method_variants
+from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
@@ -37,12 +37,12 @@ class FakeContext(SimpleNamespace):
     metric_name = "accuracy"
     diverges_above = math.inf
 
-    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[Any, Trial]:
+    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[Any, str, Trial]:
         if rate > self.diverges_above:
             raise FloatingPointError("the loss is nan")
         self.trained.append((variant.key, rate, seed))
         reward = -abs(rate - 2e-3) if seed == 0 else 1e3 * rate
-        return SimpleNamespace(model=(variant.key, rate, seed)), Trial(variant.key, rate, seed, reward, 1.0, 1, 1, 1.0, (0,))
+        return (variant.key, rate, seed), "trained", Trial(variant.key, rate, seed, reward, 1.0, 1, 1, 1.0, (0,))
 
     def measure(self, model: Any, trial: Trial, with_latency: bool) -> Trial:
         assert model == (trial.variant, trial.rate, trial.seed)
@@ -55,7 +55,7 @@ def test_run_all_chooses_rates_with_the_first_seed_and_resumes():
     context: Any = FakeContext(trained=[], measured=[])
     kept: list[tuple[str, bool]] = []
     done = run_all(
-        context, variants, RATES, (0, 1), [], lambda all, last, model: kept.append((last.variant, model is not None))
+        context, variants, RATES, (0, 1), [], lambda all, last, trained: kept.append((last.variant, trained is not None))
     )
     keys = ("lora", "das_1", "random_1")
     grids = [(key, rate, 0) for key in keys[:2] for rate in RATES]
@@ -103,15 +103,15 @@ def test_context_trains_with_the_rate_and_seed_of_the_trial(small_kwargs: dict[s
     monkeypatch.setattr(module, "measure_latency", lambda calls: {"own": np.array([2.0]), "plain": np.array([3.0])})
     context = context_of(small_kwargs, tmp_path, seed=7)
     (variant,) = method_variants(["lora"], {}, {})
-    trained, result = context.train(variant, 3e-3, 5)
+    trained, _, result = context.train(variant, 3e-3, 5)
     (config,) = seen
     assert (config.learning_rate, config.head_learning_rate, config.seed) == (3e-3, 3e-3, 5)
-    again, other = context.train(variant, 3e-3, 5)[1], context.train(variant, 3e-3, 6)[1]
+    again, other = context.train(variant, 3e-3, 5)[-1], context.train(variant, 3e-3, 6)[-1]
     assert (again.reward, again.reward_loss) == (result.reward, result.reward_loss)
     assert other.reward_loss != result.reward_loss
-    assert not any("lora" in name for name, _ in trained.model.backbone.vlp.named_parameters())
-    assert context.macs_full == context.measure(trained.model, result).macs  # LoRA is merged, the baseline has no adapters
-    assert context.measure(trained.model, result).speedup == (1.5, 1.5, 1.5)
+    assert not any("lora" in name for name, _ in trained.backbone.vlp.named_parameters())
+    assert context.macs_full == context.measure(trained, result).macs  # LoRA is merged, the baseline has no adapters
+    assert context.measure(trained, result).speedup == (1.5, 1.5, 1.5)
     assert not list(tmp_path.glob("*.pt"))
 
 

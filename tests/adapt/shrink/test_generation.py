@@ -29,6 +29,7 @@ def prompts_of() -> list[Prompt]:
     return [Prompt(q, (NoiseImage(n, *sizes[n % 2]),), a) for n, (q, a) in enumerate(ASKED)]
 
 
+@pytest.mark.filterwarnings("ignore:.*answers are cut off")
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
     problem = problem_of(name)

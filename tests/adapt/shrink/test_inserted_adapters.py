@@ -25,8 +25,8 @@ from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.test_recovery import divergence
 
-MASKS = {"llava": (0, 1, 0, 1), "smolvlm": (1, 1, 0, 0), "qwen2_vl": (0, 0, 1, 1), "gemma3": (0, 1, 1, 0)}
-"""Removed layers between kept ones, and at either end, of models of different kinds."""
+MASKS = {"llava": (0, 1, 0, 1), "smolvlm": (1, 1, 0, 0), "qwen2_vl": (0, 0, 1, 1), "qwen3_vl": (1, 0)}
+"""Removed layers between kept ones, and at either end, of models of different kinds; two of Qwen3-VL's are protected."""
 
 MASK = np.array(MASKS["llava"], dtype=bool)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.adapt.shrink.conftest import MASK
+from tests.fake_device import DEVICE, OTHER_DEVICE, two_devices
 from tests.models.transformers import tiny
 
 SHORT = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "save_every": 5}
@@ -251,3 +253,19 @@ def test_peak_rate_falls_with_the_root_of_the_width():
     assert RecoveryConfig().peak_rate(4096) == pytest.approx(1.4e-4, rel=0.01)
     assert RecoveryConfig(recover="full").peak_rate(320) == pytest.approx(5e-5)
     assert RecoveryConfig(recover="full", learning_rate=0.1).peak_rate(320) == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full", "adapters"])
+def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: str):
+    """Layers stay where `device_map` put them, and what is inserted lies beside them."""
+    plain = problem_of("llava")
+    settings = {"recover": method, "steps": 2, "hidden": "mse"}
+    expected = state_of(recover(plain, **settings))
+    with two_devices():
+        problem = load_problem(replace(plain.backbone.config, device_map="auto"))
+        student = recover(problem, **settings)
+        for layer, device in zip(student.stack.layers, (DEVICE, OTHER_DEVICE), strict=True):
+            assert {str(p.device) for p in layer.parameters()} == {device}
+        found = {name: value.cpu() for name, value in state_of(student).items()}
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, ModelResult, Quality, answer_scores, latencies, loss_of
+from das_gym.adapt.shrink.measuring import Measured, ModelResult, Quality, answer_scores, latencies, loss_of, time_tokens
 from das_gym.adapt.shrink.report import conclusion, results_table, table_of
 
+from das_gym.models.transformers.generation import greedy_settings
 from das_gym.problem.latency import Speedup, Spread
 from das_gym.tasks.answering.examples import AnswerExample
 
 
 def measured(*losses: float) -> Measured:
     names = ("full", "shrunk", "recovered")[: len(losses)]
-    time, faster = Spread(1.0, 1.0, 1.0), (Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1))
+    duration, faster = Spread(1.0, 1.0, 1.0), (Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1))
     rows = {}
     for name, loss in zip(names, losses, strict=True):
         parameters, cached, speedups = (100, 64, (None, None)) if name == "full" else (80, 48, faster)
-        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, cached, time, time, *speedups)
+        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, cached, duration, duration, *speedups)
     return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
 
 
@@ -78,16 +80,27 @@ def test_loss_of_names_examples_that_are_not_finite(monkeypatch: pytest.MonkeyPa
 
 
 def test_latencies_of_further_tokens_exclude_the_first(monkeypatch: pytest.MonkeyPatch):
-    asked: list[Any] = []
-    times = {"full 1": 30.0, f"full {1 + measuring.DECODED_TOKENS}": 30.0 + 5 * measuring.DECODED_TOKENS}
-    monkeypatch.setattr(measuring, "measure_latency", lambda calls, blocks, runs: {n: np.array([times[n]]) for n in calls})
-    monkeypatch.setattr(measuring, "left_padded", lambda *_: {})
-    monkeypatch.setattr(measuring, "pad_token", lambda *_: 0)
+    asked: list[tuple[int, int]] = []
+    times = [0.03, *[0.005] * measuring.DECODED_TOKENS]
+    monkeypatch.setattr(measuring, "time_tokens", lambda *_: np.array(times))
     monkeypatch.setattr(measuring, "greedy_settings", lambda vlm, processor, most, least: asked.append((most, least)))
     processor = SimpleNamespace(encode=lambda prompt, pixels: None)
-    found = latencies({"full": None}, processor, None, 1)  # type: ignore[dict-item]
-    assert [each.tolist() for each in found["full"]] == [[30.0], [5.0]]
-    assert asked == [(1, 1), (1 + measuring.DECODED_TOKENS, 1 + measuring.DECODED_TOKENS)]
+    found = latencies({"full": None, "shrunk": None}, processor, None, 2)  # type: ignore[dict-item]
+    assert [each.tolist() for each in found["shrunk"]] == [[30.0, 30.0], [5.0, 5.0]]
+    assert set(asked) == {(1 + measuring.DECODED_TOKENS, 1 + measuring.DECODED_TOKENS)}
+    assert len(asked) == 2 * 3  # the first of each does not count
+
+
+def test_time_tokens_times_each_of_a_batch(problem_of):
+    problem = problem_of("llava")
+    prompts = problem.task.pairs(problem.task.open_ended(problem.splits.test[:2]))
+    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts]
+    settings = greedy_settings(problem.vlp, problem.task.processor, 5, least=5)
+    started = time.perf_counter()
+    seconds = time_tokens(problem.vlp, problem.task.processor, encodings, settings)
+    assert seconds.shape == (5,)
+    assert (seconds > 0).all()
+    assert seconds.sum() <= time.perf_counter() - started
 
 
 def test_answer_scores_are_the_tasks(problem_of):

@@ -5,18 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from das_gym.agents import Agent
+from das_gym.agents import Agent, SearchConfig, search
 from das_gym.agents.compare.comparison import compare_agents, run_agent
 from das_gym.agents.compare.oracle import TableOracle, make_oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.sb3.train import train_sb3
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
-
-
-@pytest.fixture
-def oracle(made_up_table):
-    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
 
 
 def test_run_agent_curves_are_of_the_current_answer(oracle):
@@ -85,19 +79,20 @@ def test_run_agent_answers_after_complete_turns(oracle, monkeypatch):
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, "sb3_contrib:CrossQ"])
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
-def test_run_agent_with_sb3_equals_train_sb3(name, budget, made_up_table):
+def test_run_agent_with_sb3_equals_a_search(name, budget, made_up_table):
     env_kwargs = {"table": str(made_up_table), "reward": "metric", "macs_price": 0.5}
     oracle = TableOracle(TABULAR, budget, env_kwargs)
     result = run_agent(oracle, name, (3,), 11, 4, {})
     assert result.evaluations.tolist() == [11 + 9]  # it observes leave_one_out of 8 layers
-    trained = train_sb3(name, n_envs=4, env_id=TABULAR, env_kwargs=env_kwargs, seed=3, evaluations=11, **budget)
-    assert result.answers.tolist() == [np.array(trained.result.mask, dtype=bool).tolist()]
+    settings = {"env_id": TABULAR, "env_kwargs": env_kwargs, "seed": 3, "evaluations": 11, "masks_per_turn": 4}
+    searched = search(SearchConfig(agent=name, **settings, **budget))
+    assert result.answers.tolist() == [np.array(searched.mask, dtype=bool).tolist()]
     best, expected = -np.inf, []
-    for turn in trained.result.history:
+    for turn in searched.history:
         expected += [best] * (len(turn.masks) - 1)
         best = max(best, *turn.rewards)
         expected.append(best)
-    expected[-1] = trained.result.reward
+    expected[-1] = searched.reward
     np.testing.assert_allclose(result.curves, [expected], rtol=1e-6)
 
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from das_gym.agents.pareto.record import FrontResult, ScoredMasks
 from das_gym.agents.pareto.searcher import FrontSearch, log_goodness
 from landscapes import rewards
 
@@ -69,3 +70,13 @@ def test_log_goodness_takes_any_loss():
     assert (np.diff(values)[:2] < 0).all()
     assert values[2] == values[3]
     assert (log_goodness(np.array([np.nan, np.inf])) == 0).all()
+
+
+def test_front_keeps_a_layer_where_skipped_layers_are_removed():
+    masks = np.array([[0, 0], [1, 0], [1, 1]], dtype=bool)
+    searched = ScoredMasks(masks, np.array([0.0, 0.4, 0.8]), np.array([0.1, 0.2, 0.9]), np.ones(3))
+    parts = {"settings": {}, "env_id": "e", "env_kwargs": {}, "cost": "MACs", "layer_names": ("a", "b")}
+    parts["searched"] = searched
+    assert len(FrontResult(**parts).record()["points"]) == 3
+    points = FrontResult(**parts, keeps_a_layer=True).record()["points"]
+    assert [point["mask"] for point in points] == [[0, 0], [1, 0]]

@@ -8,7 +8,8 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents import SearchConfig, search
+from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
 from das_gym.agents.sb3.policy import load_sb3, policy_mask
 from das_gym.agents.sb3.recorder import Recorder
 from das_gym.agents.sb3.train import train_sb3
@@ -17,7 +18,6 @@ from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
-from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 
@@ -31,8 +31,9 @@ def env_kwargs(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def train(algorithm, env_kwargs: dict, folder: Path | None = None, **settings):
-    settings = {"env_id": ID, "env_kwargs": env_kwargs, "evaluations": 22, "n_envs": 4, **settings}
-    return train_sb3(algorithm, folder, **settings)
+    settings = {"env_id": ID, "env_kwargs": env_kwargs, "evaluations": 22, "masks_per_turn": 4, **settings}
+    more = {name: settings.pop(name) for name in ("on_turn", "resume") if name in settings}
+    return train_sb3(SearchConfig(agent=algorithm, **settings), folder, **more)
 
 
 def scored(result: SearchResult) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +64,8 @@ def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, b
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
 def test_algorithm_defaults_find_the_best_mask(name: str):
-    assert train_sb3(name, env_id=ID, skip_num=4).policy["reward"] >= gymnasium.spec(ID).reward_threshold
+    config = SearchConfig(ID, agent=name, skip_num=4, **SB3_DEFAULTS)
+    assert train_sb3(config).policy["reward"] >= gymnasium.spec(ID).reward_threshold
 
 
 @pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
@@ -86,7 +88,7 @@ def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
 
 def test_train_starts_from_a_saved_agent(env_kwargs: dict, tmp_path: Path):
     first = train("ppo", env_kwargs, tmp_path)
-    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), hyperparameters={"learning_rate": 0.0})
+    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), agent_kwargs={"learning_rate": 0.0})
     for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
         np.testing.assert_array_equal(old.detach(), new.detach())
     with pytest.raises(FileNotFoundError, match=r"no agent at "):
@@ -113,8 +115,8 @@ def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
     assert len(masks) == result.evaluations == 22
     with pytest.raises(ValueError, match="another `seed`"):
         train(name, env_kwargs, tmp_path, save_every=1, resume=True, seed=5)
-    with pytest.raises(ValueError, match="another `n_envs`"):
-        train(name, env_kwargs, tmp_path, save_every=1, resume=True, n_envs=2)
+    with pytest.raises(ValueError, match="another `masks_per_turn`"):
+        train(name, env_kwargs, tmp_path, save_every=1, resume=True, masks_per_turn=2)
 
 
 class Patient(PPO):
@@ -126,18 +128,19 @@ class Patient(PPO):
 
 
 def test_train_with_your_own_class(env_kwargs: dict):
-    trained = train(Patient, env_kwargs, hyperparameters={"patience": 2, "n_epochs": 1})
+    name = f"{__name__}:Patient"
+    trained = train(name, env_kwargs, agent_kwargs={"patience": 2, "n_epochs": 1})
     assert isinstance(trained.model, Patient)
     assert (trained.model.patience, trained.model.n_epochs, trained.model.n_steps) == (2, 1, 8)
     assert trained.result.agent.endswith("test_train:Patient")
     with pytest.raises(ValueError, match=r"unknown setting of .*Patient, 'patienc'; did you mean 'patience'"):
-        train(Patient, env_kwargs, hyperparameters={"patienc": 2})
+        train(name, env_kwargs, agent_kwargs={"patienc": 2})
 
 
 @pytest.mark.slow
 def test_train_with_an_unlisted_class(env_kwargs: dict):
-    assert train("sb3_contrib:CrossQ", env_kwargs, hyperparameters={"learning_starts": 8}).action == "scores"
-    trained = train(RecurrentPPO, env_kwargs, action="sequence", hyperparameters={"n_steps": 8})
+    assert train("sb3_contrib:CrossQ", env_kwargs, agent_kwargs={"learning_starts": 8}).action == "scores"
+    trained = train("sb3_contrib:RecurrentPPO", env_kwargs, action="sequence", agent_kwargs={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
 
@@ -147,9 +150,9 @@ def test_train_with_an_unlisted_class(env_kwargs: dict):
     [
         ("pppo", {}, "did you mean 'ppo'"),
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
-        ("ppo", {"hyperparameters": {"seed": 1}}, "'seed'"),
-        (RecurrentPPO, {"hyperparameters": {"policy": "MlpPolicy"}}, "MlpLstmPolicy"),
-        ("ppo", {"hyperparameters": {"clip_range": "wide"}}, "PPO cannot be made with"),
+        ("ppo", {"agent_kwargs": {"seed": 1}}, "'seed'"),
+        ("sb3_contrib:RecurrentPPO", {"agent_kwargs": {"policy": "MlpPolicy"}}, "MlpLstmPolicy"),
+        ("ppo", {"agent_kwargs": {"clip_range": "wide"}}, "PPO cannot be made with"),
         ("ppo", {"action": "score"}, "did you mean 'scores'"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved"),
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
@@ -179,9 +182,9 @@ def test_recorder_names_a_nan_reward(env_kwargs: dict):
 @pytest.mark.parametrize(("action", "batches"), [("scores", "cycle"), ("sequence", "resample")])
 def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path: Path, batches: str, action: str):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
-    settings = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": env_kwargs, "action": action, "skip_num": 3, "evaluations": 12}
-    settings |= {"save_every": 1, "n_envs": 2, "hyperparameters": {"n_steps": 2, "n_epochs": 1}}
-    turns = []
+    settings = {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "action": action, "skip_num": 3, "evaluations": 12}
+    settings |= {"save_every": 1, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 2, "n_epochs": 1}}
+    config, turns = SearchConfig(env_kwargs=env_kwargs, **settings), []
 
     def stop(turn, layer_names):
         turns.append(turn)
@@ -189,8 +192,8 @@ def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_sb3("ppo", tmp_path, on_turn=stop, **settings)
-    result = train_sb3("ppo", tmp_path, resume=True, **settings).result
+        search(config, tmp_path, on_turn=stop)
+    result = search(config, tmp_path, resume=True)
     assert list(result.history[:2]) == turns[:2]
     assert (result.masks_asked, result.evaluations) == (12, 12 + 7)  # its policy reads leave_one_out of 6 layers
     assert [check for check in validate(result) if not check.agrees] == []

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace
-from das_gym.agents.searching.agent_setup import make_search_agent, takes
-from das_gym.agents.searching.blocks import blocks_file, blocks_of, stored_blocks
+from das_gym.agents.searching.agent_setup import blocks_file, blocks_of, make_search_agent, stored_blocks, takes
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main

@@ -61,7 +61,7 @@ def test_search_records_a_good_mask(agent, tmp_path):
     assert record["env_kwargs"] == {"skip_num": 4}
     assert record["evaluations"] == (42 if agent == "greedy" else 150)
     assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
-    rows = [turn.row(i) for turn in result.history for i in range(len(turn.masks))]
+    rows = [row for turn in result.history for row in turn.rows]
     assert record["best_seen"]["reward"] == max(row["reward"] for row in rows if sum(row["mask"]) == 4)
     assert (record["skip_probabilities"] is None) == (agent not in ("bandit", "cross_entropy"))
     assert (record["preferences"] is None) == (agent != "bandit")

@@ -74,7 +74,7 @@ def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp
     assert result.free_budget
     assert not differing(validate(result))
     turn = result.history[0]  # of the first round: one layer is skipped
-    false = {**turn.row(0), "skipped_layers": [result.layer_names[turn.masks[0].index(1)]]}
+    false = {**turn.rows[0], "skipped_layers": [result.layer_names[turn.masks[0].index(1)]]}
     answer = {name: value for name, value in false.items() if name != "skipped_layers"}
     wrong = dataclasses.replace(result, **answer, skipped_layers=false["skipped_layers"], n_skipped=1)
     assert "answer: keeps its budget" in differing(validate(wrong))

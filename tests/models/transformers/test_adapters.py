@@ -36,11 +36,11 @@ def model(adapted: VLM, folder_of: Callable[[str], Path]) -> Driven:
 @pytest.mark.parametrize(
     ("hidden_size", "widths"), [(4096, (64, 256)), (768, (64, 256)), (576, (64, 216)), (80, (10, 30)), (2, (1, 1))]
 )
-def test_default_widths_follow_the_hidden_size(hidden_size: int, widths: tuple[int, int]):
+def test_default_widths_follow_the_hidden_size(hidden_size, widths):
     assert default_widths(hidden_size) == widths
 
 
-def test_kept_layer_by_hand(adapted: VLM):
+def test_kept_layer_by_hand(adapted):
     """h + attention(x + A0(x)), then h + MLP(y + A1(y)), x and y normed."""
     layer: Any = adapted.stack.layers[0]
     rotary = adapted.stack.owner.rotary_emb(HIDDEN, torch.arange(6)[None])
@@ -48,13 +48,13 @@ def test_kept_layer_by_hand(adapted: VLM):
     for name in ("self_attn", "mlp"):
         getattr(layer, name)._forward_pre_hooks.clear()
     by_hand = lambda a, x: x + a.up(torch.relu(a.down(x.float()))).double()  # noqa: E731
-    x = by_hand(layer.attention_adapter, layer.input_layernorm(HIDDEN))
+    x = by_hand(layer.self_attn.das_adapter, layer.input_layernorm(HIDDEN))
     hidden = HIDDEN + layer.self_attn(x, position_embeddings=rotary, attention_mask=None)[0]
-    hidden = hidden + layer.mlp(by_hand(layer.mlp_adapter, layer.post_attention_layernorm(hidden)))
+    hidden = hidden + layer.mlp(by_hand(layer.mlp.das_adapter, layer.post_attention_layernorm(hidden)))
     torch.testing.assert_close(found, hidden)
 
 
-def test_skipped_layer_by_hand(adapted: VLM):
+def test_skipped_layer_by_hand(adapted):
     unit: Any = adapted.skippable(2).skip_adapter
     x = adapted.stack.layers[2].input_layernorm(HIDDEN).float()
     expected = HIDDEN + unit.adapter.up(torch.relu(unit.adapter.down(x))).double()
@@ -62,7 +62,7 @@ def test_skipped_layer_by_hand(adapted: VLM):
     assert not torch.equal(expected, HIDDEN)
 
 
-def test_adapters_train_and_nothing_else(adapted: VLM):
+def test_adapters_train_and_nothing_else(adapted):
     check_model(adapted)
     trains = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trains == set(adapted.tunable_state())
@@ -70,7 +70,7 @@ def test_adapters_train_and_nothing_else(adapted: VLM):
     assert all("adapter" in name and "norm" not in name for name in trains)
 
 
-def test_macs_of_adapters(model: Driven):
+def test_macs_of_adapters(model):
     with_them, bare = MacCounter(model.vlm), MacCounter(model.vlm, adapters=False)
     state, _ = model.vlm.sample(model.processor, model.prompts()[:1], with_them)
     tokens = state.hidden["joint"].shape[1]
@@ -80,14 +80,14 @@ def test_macs_of_adapters(model: Driven):
     assert skipped == tokens * 2 * 5 * tiny.WIDTH
 
 
-def test_shared_prefixes_pass_through_the_same_adapters(model: Driven):
+def test_shared_prefixes_pass_through_the_same_adapters(model):
     assert model.vlm.capabilities.shares_prefix
     for mask in ([0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1]):
         alone = [model.logits([prompt], mask) for prompt in model.prompts()]
         torch.testing.assert_close(model.logits(model.prompts(), mask), torch.cat(alone))
 
 
-def test_prune_keeps_skip_adapters(model: Driven):
+def test_prune_keeps_skip_adapters(model):
     vlm, mask = model.vlm, np.array([False, True, False, True])
     wanted = model.logits(model.prompts(), mask)
     before = sum(p.numel() for p in vlm.parameters())
@@ -102,6 +102,6 @@ def test_prune_keeps_skip_adapters(model: Driven):
 
 
 @pytest.mark.parametrize("settings", [{"bottleneck": 0}, {"skip_bottleneck": -1}, {"dropout": 0.1}])
-def test_load_vlm_rejects_settings_of_adapters(folder_of: Callable[[str], Path], settings: dict[str, float]):
+def test_load_vlm_rejects_settings_of_adapters(folder_of, settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         load_vlm(folder_of("llava"), **settings)

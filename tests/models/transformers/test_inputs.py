@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import PromptProcessor
-from tests.models.transformers.conftest import Driven
 
 
 @pytest.mark.parametrize(
@@ -25,14 +23,12 @@ from tests.models.transformers.conftest import Driven
         ("llama", Prompt("what", (NoiseImage(0),), "red"), "image"),
     ],
 )
-def test_encode_rejects_prompts_that_a_model_cannot_read(
-    driven: Callable[..., Driven], name: str, prompt: Prompt, text: str
-):
+def test_encode_rejects_prompts_that_a_model_cannot_read(driven, name, prompt, text):
     with pytest.raises(ValueError, match=text):
         driven(name).processor.encode(prompt)
 
 
-def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
+def test_prompt_cache_holds_no_pixels(driven):
     """DeepSeek-VL's larger one has images in two sizes, and its forward needs both."""
     own = driven("llava").processor.processor
 
@@ -55,9 +51,7 @@ def test_prompt_cache_holds_no_pixels(driven: Callable[..., Driven]):
 
 
 @pytest.mark.parametrize("templated", [True, False])
-def test_encode_leaves_out_line_breaks_next_to_an_image(
-    driven: Callable[..., Driven], monkeypatch: pytest.MonkeyPatch, templated: bool
-):
+def test_encode_leaves_out_line_breaks_next_to_an_image(driven, monkeypatch, templated):
     """LLaVA's conversations have `<image>` on a line of its own."""
     own = driven("llava").processor
     if not templated:

@@ -35,7 +35,7 @@ def test_prune_renumbers_a_vision_tower_that_counts_its_layers():
 
 
 @pytest.mark.parametrize(("mask", "text"), [([0, 1], "`mask`"), ([1, 1, 1, 1], "all 4 decoder"), ([0, 2, 0, 0], "`mask`")])
-def test_prune_rejects_masks(mask: list[int], text: str):
+def test_prune_rejects_masks(mask, text):
     with pytest.raises(ValueError, match=text):
         prune(tiny.make("llava")[0], mask)
 
@@ -47,19 +47,19 @@ def test_prune_rejects_a_model_that_would_not_reload():
 
 
 @pytest.mark.parametrize(("name", "vision"), [("llava", False), ("smolvlm", True)])
-def test_check_shared_rejects_layers_that_share_weights(name: str, vision: bool):
+def test_check_shared_rejects_layers_that_share_weights(name, vision):
     model, _ = tiny.make(name)
     layers = model.get_encoder(modality="image").encoder.layers if vision else model.get_decoder().layers
     part = "fc1" if vision else "up_proj"
     getattr(layers[2].mlp, part).weight = getattr(layers[1].mlp, part).weight
     if vision:  # which do not matter while they stay
         check_shared(model)
-    with pytest.raises(ValueError, match=rf"layers 1 and 2 share mlp\.{part}\.weight"):
+    with pytest.raises(ValueError, match=rf"layers\.1\.mlp\.{part}\.weight and .*layers\.2\.mlp\.{part}\.weight"):
         check_shared(model, vision)
 
 
 def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
     model, _ = tiny.make("llava")
     model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
-    with pytest.raises(ValueError, match=r"norm\.weight is tied to a decoder layer"):
+    with pytest.raises(ValueError, match=r"norm\.weight"):
         check_shared(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +43,7 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, name: str = "") -> N
 
 
 @pytest.mark.parametrize(("name", "units"), CASES)
-def test_masks_give_logits_of_plain_forwards(driven: Callable[..., Driven], name: str, units: str):
+def test_masks_give_logits_of_plain_forwards(driven, name, units):
     model = driven(name, units)
     found = [model.logits(model.prompts(), mask) for mask in masks_of(model)]
     for mask, logits in zip(masks_of(model), found, strict=True):
@@ -55,7 +53,7 @@ def test_masks_give_logits_of_plain_forwards(driven: Callable[..., Driven], name
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
 @pytest.mark.parametrize("short_cut", ["shares_prefix", "supports_kv_only_last_layer"])
-def test_short_cuts_give_logits_of_the_plain_way(driven: Callable[..., Driven], name: str, short_cut: str):
+def test_short_cuts_give_logits_of_the_plain_way(driven, name, short_cut):
     able = driven(name).vlm.capabilities
     assert getattr(able, short_cut)
     plain = replace(able, shares_prefix=False, supports_kv_only_last_layer=False)
@@ -67,7 +65,7 @@ def test_short_cuts_give_logits_of_the_plain_way(driven: Callable[..., Driven], 
 
 @pytest.mark.parametrize(("name", "units"), [CASES[0], CASES[-1]])
 @torch.no_grad()
-def test_served_runs_its_own_forward_with_marks_around_units(driven: Callable[..., Driven], name: str, units: str):
+def test_served_runs_its_own_forward_with_marks_around_units(driven, name, units):
     model = driven(name, units)
     asked = replace(model.prompts()[0], answer=None)
     forward, count = model.vlm.make_timed_forward(model.processor, [asked]), len(model.vlm.layers)
@@ -79,9 +77,7 @@ def test_served_runs_its_own_forward_with_marks_around_units(driven: Callable[..
 
 
 @every_type
-def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], name: str, tmp_path: Path
-):
+def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(driven, folder_of, name, tmp_path):
     """The saved folder also generates the same text with and without a cache."""
     model = driven(name)
     removed = [model.vlm.places[0], model.vlm.places[-1]]
@@ -103,7 +99,7 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
 
 
 @every_type
-def test_macs_count_what_runs(driven: Callable[..., Driven], name: str):
+def test_macs_count_what_runs(driven, name):
     """A layer costs its matrix products at every position, fewer at the end of the decoder, none if it is skipped."""
     model = driven(name)
     vlm, counter = model.vlm, MacCounter(model.vlm)
@@ -122,40 +118,33 @@ def test_macs_count_what_runs(driven: Callable[..., Driven], name: str):
     assert (skipped > 0) == (tiny.LAYERS - 1 in vlm.capabilities.protected)  # which runs behind the last unit
 
 
-def test_macs_of_llama_by_hand(driven: Callable[..., Driven]):
-    """Matrix products of one layer: its weights at every token, and attention's two products over all pairs of tokens."""
-    model = driven("llama")
-    counter = MacCounter(model.vlm)
-    state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
-    tokens = len(model.processor.encode(model.prompts()[0]).ids)
-    weights = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
-    assert sum(counter.layer(0, state, False, False).values()) == tokens * weights + 2 * tokens * tokens * 32
-
-
-def test_macs_of_the_last_layer_by_hand(driven: Callable[..., Driven]):
-    """Queries, keys and values of all tokens; everything else only where answers are read."""
+def test_macs_of_llama_by_hand(driven):
+    """Weights at every token, and attention's two products over all pairs of tokens. In the last layer, queries, keys and
+    values are of all tokens, and everything else only where answers are read."""
     model = driven("llama")
     counter, encoding = MacCounter(model.vlm), model.processor.encode(model.prompts()[0])
     state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
     tokens, asking = len(encoding.ids), len(encoding.ids) - encoding.answer + 1
-    found = sum(counter.layer(tiny.LAYERS - 1, state, False, True).values())
-    assert found == tokens * (32 * 32 + 32 * 16 * 2) + asking * (32 * 32 + 3 * 32 * 48 + 2 * tokens * 32)
+    projections, mlp, square = 32 * 32 + 32 * 16 * 2, 3 * 32 * 48, 32 * 32
+    layer, last = (sum(counter.layer(n, state, False, n > 0).values()) for n in (0, tiny.LAYERS - 1))
+    assert layer == tokens * (projections + square + mlp) + 2 * tokens * tokens * 32
+    assert last == tokens * projections + asking * (square + mlp + 2 * tokens * 32)
 
 
-def test_questions_on_one_image_share_its_tokens(driven: Callable[..., Driven]):
+def test_questions_on_one_image_share_its_tokens(driven):
     model = driven("llava")
     (block,) = model.vlm.gather_uncached(model.processor, model.prompts()).extras["blocks"]
     assert (block.groups, block.rows) == (2, 6)
     assert block.prefix >= 17  # patches and class token
 
 
-def test_bidirectional_prefixes_are_not_shared(driven: Callable[..., Driven]):
+def test_bidirectional_prefixes_are_not_shared(driven):
     able = driven("paligemma").vlm.capabilities
     assert (able.shares_prefix, able.answer_type) == (False, 1)  # as its suffix in training: answers are causal
 
 
 @pytest.mark.parametrize("name", ["mllama", "lfm2_vl", "glm4_moe", "gpt2", "qwen2_vl"])
-def test_long_common_beginnings_give_plain_logits(driven: Callable[..., Driven], name: str):
+def test_long_common_beginnings_give_plain_logits(driven, name):
     model = driven(name)
     begin = "is the square red or green or blue, and how many circles are there, "
     ends = ("now", "is it true", "what colour")
@@ -165,7 +154,7 @@ def test_long_common_beginnings_give_plain_logits(driven: Callable[..., Driven],
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
-def test_images_behind_common_text_give_plain_logits(driven: Callable[..., Driven], name: str):
+def test_images_behind_common_text_give_plain_logits(driven, name):
     """The beginning that such prompts share ends before the image, so that it cannot be run by itself."""
     model = driven(name)
     images = model.prompts()[0].images
@@ -174,7 +163,7 @@ def test_images_behind_common_text_give_plain_logits(driven: Callable[..., Drive
     assert_close(model.logits(prompts, mask), model.plain(prompts, mask))
 
 
-def test_several_images_and_earlier_rounds_give_plain_logits(driven: Callable[..., Driven]):
+def test_several_images_and_earlier_rounds_give_plain_logits(driven):
     model = driven("smolvlm")
     two, rounds = (NoiseImage(1), NoiseImage(2)), (("what is in <image>", "a square"),)
     prompts = [Prompt("is it also in <image>", two, "no", rounds), Prompt("and here", two, "true")]
@@ -183,14 +172,14 @@ def test_several_images_and_earlier_rounds_give_plain_logits(driven: Callable[..
     assert text.index("what is in") < text.index("a square") < text.index("is it also in")
 
 
-def test_deepstack_is_replayed_and_its_layers_are_protected(driven: Callable[..., Driven]):
+def test_deepstack_is_replayed_and_its_layers_are_protected(driven):
     model = driven("qwen3_vl")
     assert model.vlm.capabilities.additive_layers == (1, 2)
     assert [layer.name for layer in model.vlm.layers] == ["decoder.2", "decoder.3"]
 
 
 @pytest.mark.slow
-def test_unused_softcap_is_not_applied(tmp_path: Path):
+def test_unused_softcap_is_not_applied(tmp_path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting is in both configurations."""
     model, processor = tiny.llava_of(t.Gemma2Config(**tiny.text()))
     model.save_pretrained(tmp_path)
@@ -212,7 +201,7 @@ def test_model_without_base_gives_its_heads_input():
     torch.testing.assert_close(vlm.own_head()(hidden), logits)
 
 
-def test_layers_without_adapter_slots_can_only_be_searched(driven: Callable[..., Driven]):
+def test_layers_without_adapter_slots_can_only_be_searched(driven):
     vlm = driven("lfm2_vl").vlm
     assert vlm.tunable == ()
     with pytest.raises(ValueError, match="Lfm2DecoderLayer has no attention"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,14 +24,14 @@ def gemma4(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 32])
-def test_separating_sets_separate_any_two_layers(count: int):
+def test_separating_sets_separate_any_two_layers(count):
     sets = separating_sets(range(count))
     assert all(0 < len(removed) < count for removed in sets)
     pairs = itertools.permutations(range(count), 2)
     assert all(any(a in removed and b not in removed for removed in sets) for a, b in pairs)
 
 
-def test_layer_that_reads_another_layer_is_rejected(driven: Callable[..., Driven]):
+def test_layer_that_reads_another_layer_is_rejected(driven):
     """The last reads what the first left behind; without the middle one alone, nothing shows."""
     model, processor = tiny.make("llama")[0], driven("llama").processor
     left: dict[str, Any] = {}
@@ -51,7 +49,7 @@ def test_layer_that_reads_another_layer_is_rejected(driven: Callable[..., Driven
         probe_capabilities(model, processor)
 
 
-def test_layers_that_share_keys_and_values_are_rejected(driven: Callable[..., Driven]):
+def test_layers_that_share_keys_and_values_are_rejected(driven):
     model = tiny.make("llama")[0]
     model.config.kv_source_layers = [0, 0, 2, 3]
     with pytest.raises(ValueError, match="`kv_source_layers`"):
@@ -60,7 +58,7 @@ def test_layers_that_share_keys_and_values_are_rejected(driven: Callable[..., Dr
         probe_capabilities(gemma4(num_kv_shared_layers=2, hidden_size_per_layer_input=0), driven("llama").processor)
 
 
-def test_smaller_model_that_would_not_reload_is_rejected(driven: Callable[..., Driven]):
+def test_smaller_model_that_would_not_reload_is_rejected(driven):
     """Gemma 4's embeddings by layer are one matrix for all of them; DiffLlama's layers compute with their position."""
     torch.manual_seed(0)
     shared = gemma4(num_kv_shared_layers=0, hidden_size_per_layer_input=4, vocab_size_per_layer_input=512)
@@ -82,14 +80,14 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide():
 
 
 @pytest.mark.slow
-def test_float64_model_that_rounds_to_float32_is_supported(tmp_path: Path):
+def test_float64_model_that_rounds_to_float32_is_supported(tmp_path):
     model = Driven.load(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
     found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow
-def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_path: Path):
+def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_path):
     """Molmo 2's; each of its layers keeps its own kind of rotary embeddings."""
     model = Driven.load(tiny.save_made(tiny.molmo2, tmp_path / "full", torch.float64))
     assert model.vlm.capabilities.caches_images
@@ -103,5 +101,5 @@ def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_
 
 
 @pytest.mark.slow
-def test_softcap_under_another_name_is_found(tmp_path: Path):
+def test_softcap_under_another_name_is_found(tmp_path):
     assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0

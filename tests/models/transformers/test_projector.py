@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ def opened(model: Driven) -> Driven:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_projector_equals_its_own_forward(driven: Callable[..., Driven], name: str):
+def test_projector_equals_its_own_forward(driven, name):
     model = opened(driven(name))
     vlm, prompts, mask = model.vlm, model.prompts(), np.eye(len(model.vlm.layers), dtype=bool)[1]
     before = driven(name).logits(prompts, mask)
@@ -43,7 +42,7 @@ def test_projector_equals_its_own_forward(driven: Callable[..., Driven], name: s
     assert evaluator.spent.images == 2  # the tower ran once per image
 
 
-def test_in_16_bits_it_computes_in_32(driven: Callable[..., Driven]):
+def test_in_16_bits_it_computes_in_32(driven):
     linear = torch.nn.Linear(3, 3).bfloat16()
     x = torch.randn(2, 3).bfloat16()
     plain = linear(x)

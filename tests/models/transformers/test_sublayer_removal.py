@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,7 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 @every_type
-def test_saved_folder_gives_logits_and_text_of_the_masked_model(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], tmp_path: Path, name: str
-):
+def test_saved_folder_gives_logits_and_text_of_the_masked_model(driven, folder_of, tmp_path, name):
     model = driven(name, "sublayers")
     vlm, processor, prompts = model.vlm, model.processor, model.prompts()
     mask = mask_of(vlm, APART)
@@ -84,9 +81,7 @@ def test_saved_folder_gives_logits_and_text_of_the_masked_model(
             assert padded == wanted, way
 
 
-def test_loaded_model_decodes_with_a_bare_cache(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], tmp_path: Path
-):
+def test_loaded_model_decodes_with_a_bare_cache(driven, folder_of, tmp_path):
     """A loop of one's own: the prompt, then one token at a time, left-padded."""
     model = driven("llava", "sublayers")
     loaded, _ = load(saved(model, mask_of(model.vlm, APART), folder_of("llava"), tmp_path / "out"))
@@ -107,9 +102,7 @@ def test_loaded_model_decodes_with_a_bare_cache(
 
 
 @pytest.mark.parametrize("units", [APART, TOGETHER])
-def test_saved_folder_says_what_is_gone_and_holds_none_of_it(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], tmp_path: Path, units: tuple[str, ...]
-):
+def test_saved_folder_says_what_is_gone_and_holds_none_of_it(driven, folder_of, tmp_path, units):
     model = driven("smolvlm", "sublayers")
     folder = saved(model, mask_of(model.vlm, units), folder_of("smolvlm"), tmp_path / "out")
     config = read_json(folder / "config.json")
@@ -127,7 +120,7 @@ def test_saved_folder_says_what_is_gone_and_holds_none_of_it(
                 assert has_weights == (skips.get(place) != kind)
 
 
-def test_norms_of_removed_parts_are_found_by_what_reads_them(driven: Callable[..., Driven]):
+def test_norms_of_removed_parts_are_found_by_what_reads_them(driven):
     """In Gemma 3, the norm before the MLP has the name of the one behind the attention in other types, and more norms."""
     vlm = driven("gemma3", "sublayers").vlm
     layers = pruned_copy(vlm, mask_of(vlm, ("0.attention", "1.mlp"))).stack.layers
@@ -140,9 +133,7 @@ def test_norms_of_removed_parts_are_found_by_what_reads_them(driven: Callable[..
 
 
 @pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.AutoModel, t.LlavaForConditionalGeneration])
-def test_saved_folder_does_not_load_without_its_code(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], tmp_path: Path, auto: Any
-):
+def test_saved_folder_does_not_load_without_its_code(driven, folder_of, tmp_path, auto):
     """transformers' own class would fill the missing weights with noise."""
     model = driven("llava", "sublayers")
     folder = saved(model, mask_of(model.vlm, APART), folder_of("llava"), tmp_path / "out")
@@ -159,7 +150,7 @@ def test_saved_folder_does_not_load_without_its_code(
         assert torch.equal(again.state_dict()[name], value)
 
 
-def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven: Callable[..., Driven]):
+def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven):
     """Gemma 3's layers 0 and 2 have a sliding window, and caches of their own."""
     vlm = driven("gemma3", "sublayers").vlm
     assert counting_attentions(vlm.model) == [0, 2]
@@ -168,14 +159,14 @@ def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven: Callabl
 
 
 @pytest.mark.slow
-def test_pruned_copy_rejects_a_type_that_reads_settings_of_all_layers_of_a_kind(driven: Callable[..., Driven]):
+def test_pruned_copy_rejects_a_type_that_reads_settings_of_all_layers_of_a_kind(driven):
     """Gemma 4 reads `per_layer_config["full_attention"]`, which has to be the same for all these layers."""
     vlm = driven("gemma4_text", "sublayers").vlm
     with pytest.raises(ValueError, match="not homogeneous"):
         pruned_copy(vlm, mask_of(vlm, ("1.mlp",)))
 
 
-def test_full_with_parameters_of_takes_those_of_kept_parts(driven: Callable[..., Driven]):
+def test_full_with_parameters_of_takes_those_of_kept_parts(driven):
     model = driven("llava", "sublayers")
     mask = mask_of(model.vlm, TOGETHER)
     smaller = pruned_copy(model.vlm, mask)
@@ -190,14 +181,14 @@ def test_full_with_parameters_of_takes_those_of_kept_parts(driven: Callable[...,
     assert not torch.allclose(merged.logits(prompts, mask), model.logits(prompts, mask))
 
 
-def test_draw_mask_tells_what_is_left_of_layers(driven: Callable[..., Driven]):
+def test_draw_mask_tells_what_is_left_of_layers(driven):
     vlm = driven("llava", "sublayers").vlm
     assert draw_mask(vlm, mask_of(vlm, TOGETHER)) == "M□■A"
     assert vlm.layer_mask(mask_of(vlm, TOGETHER)).tolist() == [False, True, False, False]
 
 
 @pytest.mark.slow
-def test_layer_mask_is_one_that_prune_takes(driven: Callable[..., Driven]):
+def test_layer_mask_is_one_that_prune_takes(driven):
     """Qwen3-VL adds image features behind its first layers, which are no units."""
     vlm = driven("qwen3_vl").vlm
     assert len(vlm.layers) < len(vlm.stack.layers)
@@ -207,9 +198,7 @@ def test_layer_mask_is_one_that_prune_takes(driven: Callable[..., Driven]):
     assert vlm.layer_mask(mask)[vlm.places[0]]
 
 
-def test_load_vlm_rejects_a_folder_without_sublayers(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], tmp_path: Path
-):
+def test_load_vlm_rejects_a_folder_without_sublayers(driven, folder_of, tmp_path):
     model = driven("llava", "sublayers")
     folder = saved(model, mask_of(model.vlm, APART), folder_of("llava"), tmp_path / "out")
     for trusted in (True, False):

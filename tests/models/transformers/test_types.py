@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,9 +57,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
 
 
 @pytest.mark.slow
-def test_models_page_lists_what_each_type_can_do(
-    folder_of: Callable[[str], Path], driven: Callable[..., Driven], tmp_path: Path
-):
+def test_models_page_lists_what_each_type_can_do(folder_of, driven, tmp_path):
     rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
     for name in tiny.WORKING_APART:
         assert len(driven(name, "sublayers").vlm.layers) == 2 * len(driven(name).vlm.layers)

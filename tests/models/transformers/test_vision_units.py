@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +39,7 @@ def masks_of(model: Driven, count: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "units"), tiny.cases(SEEN, "layers") + tiny.cases(["smolvlm"], "sublayers"))
-def test_engine_gives_losses_of_plain_forwards(driven: Callable[..., Driven], name: str, units: str):
+def test_engine_gives_losses_of_plain_forwards(driven, name, units):
     model = driven(name, units, vision=True)
     examples, masks = examples_of(model), masks_of(model)
     evaluator = evaluator_of(model)
@@ -51,13 +49,13 @@ def test_engine_gives_losses_of_plain_forwards(driven: Callable[..., Driven], na
     assert np.abs(np.diff(losses[:3])).min() > 1e-6  # each matters
 
 
-def test_vision_units_come_last_and_run_first(driven: Callable[..., Driven]):
+def test_vision_units_come_last_and_run_first(driven):
     vlm = driven("smolvlm", vision=True).vlm
     assert [layer.name for layer in vlm.layers] == [f"decoder.{n}" for n in range(4)] + [f"vision.{n}" for n in range(3)]
     assert vlm.stages == ((4,), (5,), (6,), (0,), (1,), (2,), (3,))
 
 
-def test_layers_that_cannot_be_removed_are_protected(driven: Callable[..., Driven]):
+def test_layers_that_cannot_be_removed_are_protected(driven):
     """LLaVA reads the last layer but one, Qwen3-VL merges the first two into its decoder's layers."""
     assert driven("llava", vision=True).vlm.capabilities.tower.protected == {2: UNREAD}
     assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.protected == {0: TIED, 1: TIED}
@@ -65,9 +63,7 @@ def test_layers_that_cannot_be_removed_are_protected(driven: Callable[..., Drive
 
 
 @every_tower
-def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
-    driven: Callable[..., Driven], folder_of: Callable[[str], Path], name: str, tmp_path: Path
-):
+def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(driven, folder_of, name, tmp_path):
     model = driven(name, vision=True)
     mask = np.zeros(len(model.vlm.layers), dtype=bool)
     mask[[0, model.vlm.decoder_units, len(mask) - 1]] = True
@@ -80,7 +76,7 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
 
 
 @pytest.mark.parametrize("layers", [2, -2, [1, -2], [1, 3]])
-def test_vision_feature_layer_is_renumbered(driven: Callable[..., Driven], layers: int | list[int], tmp_path: Path):
+def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
     torch.manual_seed(0)
     vision = t.CLIPVisionConfig(**tiny.tower(num_hidden_layers=4))
@@ -98,7 +94,7 @@ def test_vision_feature_layer_is_renumbered(driven: Callable[..., Driven], layer
     torch.testing.assert_close(known.with_model(again).plain(known.prompts()), wanted, atol=1e-10, rtol=1e-10)
 
 
-def test_tower_runs_once_a_vision_mask_and_is_kept(driven: Callable[..., Driven]):
+def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
     model = driven("llava", vision=True)
     examples, count = examples_of(model), len(model.vlm.layers)
     masks = np.zeros((4, count), dtype=bool)
@@ -118,7 +114,7 @@ def test_tower_runs_once_a_vision_mask_and_is_kept(driven: Callable[..., Driven]
 
 
 @every_tower
-def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
+def test_costs_and_statistics(driven, name):
     model = driven(name, vision=True)
     vlm, examples = model.vlm, examples_of(model)
     costs = count_costs(vlm, vlm.sample(model.processor, model.prompts(), MacCounter(vlm)), model.head)
@@ -133,7 +129,7 @@ def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
     assert (activity.residual_norm > 1e-3).all()
 
 
-def test_prompts_with_and_without_images_share_a_batch(driven: Callable[..., Driven]):
+def test_prompts_with_and_without_images_share_a_batch(driven):
     model = driven("smolvlm", vision=True)
     prompts = model.prompts()
     prompts[1] = replace(prompts[1], images=())
@@ -142,18 +138,14 @@ def test_prompts_with_and_without_images_share_a_batch(driven: Callable[..., Dri
 
 
 @pytest.mark.parametrize("name", ["llama", "mllama"])
-def test_models_without_vision_units_are_rejected(folder_of: Callable[[str], Path], name: str):
+def test_models_without_vision_units_are_rejected(driven, folder_of, name):
     with pytest.raises(ValueError, match="`vision`"):
         load_vlm(folder_of(name), vision=True)
+    with pytest.raises(ValueError, match="`vision`"):  # and vision units have no adapters
+        driven("llava", vision=True).vlm.insert_adapters(2, 2)
 
 
-def test_vision_units_have_no_adapters(driven: Callable[..., Driven]):
-    vlm = driven("llava", vision=True).vlm
-    with pytest.raises(ValueError, match="`vision`"):
-        vlm.insert_adapters(2, 2)
-
-
-def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven: Callable[..., Driven]):
+def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven):
     model = driven("llava", vision=True)
     examples = examples_of(model)
     blind = [AnswerExample(f"blind {e.key}", (), e.question, e.answer) for e in examples]

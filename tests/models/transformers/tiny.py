@@ -19,26 +19,9 @@ SIDE = 32
 
 WORDS = "how many circles are there what colour is the square red green blue is it true user assistant answer 0 1 2"
 SPECIAL = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<image>",
-    "<video>",
-    "<end_of_utterance>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<|image|>",
-    "<|python_tag|>",
-    "<start_of_image>",
-    "<end_of_image>",
-    "<image_soft_token>",
+    *("<pad>", "<s>", "</s>", "<image>", "<video>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"),
+    *("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<|image|>", "<|python_tag|>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
 ]
 
 TEMPLATE = """{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}\
@@ -51,25 +34,17 @@ def tokenizer(**names: str) -> t.PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator([WORDS], trainer)
-    return t.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens=names,
-    )
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return t.PreTrainedTokenizerFast(tokenizer_object=inner, **marks, extra_special_tokens=names)
 
 
-def vocabulary() -> int:
-    """Tokens that the models have room for: more than the tokenizer has."""
-    return 512
+VOCABULARY = 512
+"""Tokens that the models have room for: more than the tokenizer has."""
+
+SQUARE = {"height": SIDE, "width": SIDE}
 
 
 def _id(token: str) -> int:
@@ -78,33 +53,15 @@ def _id(token: str) -> int:
 
 def text(**more: Any) -> dict[str, Any]:
     """Settings that decoders have in common."""
-    return dict(
-        vocab_size=vocabulary(),
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **more,
-    )
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
+    return sizes | heads | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | more
 
 
 def tower(**more: Any) -> dict[str, Any]:
     """Settings that vision towers have in common."""
-    settings = {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": TOWER_LAYERS,
-        "num_attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": 8,
-    }
-    return settings | more
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": TOWER_LAYERS, "num_attention_heads": 2}
+    return sizes | {"image_size": SIDE, "patch_size": 8} | more
 
 
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -121,60 +78,41 @@ def _with_template(processor: Any, mark: str) -> Any:
 
 def _clip_images(**more: Any) -> Any:
     size = {"shortest_edge": SIDE}
-    return t.CLIPImageProcessor(size=size, crop_size={"height": SIDE, "width": SIDE}, **more)
+    return t.CLIPImageProcessor(size=size, crop_size=SQUARE, **more)
+
+
+LLAVA = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 
 
 def llava_of(decoder: Any = None) -> tuple[Any, Any]:
     """LLaVA on a decoder of a configuration; None is Llama's."""
-    config = t.LlavaConfig(
-        vision_config=t.CLIPVisionConfig(**tower()),
-        text_config=decoder or t.LlamaConfig(**text()),
-        image_token_index=_id("<image>"),
-    )
-    processor = t.LlavaProcessor(
-        _clip_images(),
-        tokenizer(image_token="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+    parts = {"vision_config": t.CLIPVisionConfig(**tower()), "text_config": decoder or t.LlamaConfig(**text())}
+    config = t.LlavaConfig(**parts, image_token_index=_id("<image>"))
+    processor = t.LlavaProcessor(_clip_images(), tokenizer(image_token="<image>"), **LLAVA)
     return t.LlavaForConditionalGeneration(config), _with_template(processor, "<image>")
 
 
 def _llava_next() -> tuple[Any, Any]:
-    grid = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
-    config = t.LlavaNextConfig(
-        vision_config=t.CLIPVisionConfig(**tower()),
-        text_config=t.LlamaConfig(**text()),
-        image_token_index=_id("<image>"),
-        image_grid_pinpoints=grid,
-    )
-    images = t.LlavaNextImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grid
-    )
-    processor = t.LlavaNextProcessor(
-        images,
-        tokenizer(image_token="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+    parts = {"vision_config": t.CLIPVisionConfig(**tower()), "text_config": t.LlamaConfig(**text())}
+    config = t.LlavaNextConfig(**parts, image_token_index=_id("<image>"), image_grid_pinpoints=GRID)
+    images = t.LlavaNextImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=GRID)
+    processor = t.LlavaNextProcessor(images, tokenizer(image_token="<image>"), **LLAVA)
     return t.LlavaNextForConditionalGeneration(config), _with_template(processor, "<image>")
 
 
 def _llava_onevision() -> tuple[Any, Any]:
-    grid = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
     config = t.LlavaOnevisionConfig(
         vision_config=t.SiglipVisionConfig(**tower(vision_use_head=False)),
         text_config=t.Qwen2Config(**_without(text(), "head_dim")),
         image_token_id=_id("<image>"),
         video_token_id=_id("<video>"),
-        image_grid_pinpoints=grid,
+        image_grid_pinpoints=GRID,
     )
     processor = t.LlavaOnevisionProcessor(
-        t.LlavaOnevisionImageProcessor(size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grid),
+        t.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=GRID),
         tokenizer(image_token="<image>", video_token="<video>"),
-        t.LlavaOnevisionVideoProcessor(size={"height": SIDE, "width": SIDE}),
+        t.LlavaOnevisionVideoProcessor(size=SQUARE),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
     )
@@ -193,29 +131,22 @@ IDEFICS_MARKS = {
 }
 
 
+LONGEST = {"longest_edge": SIDE}
+
+
 def _smolvlm() -> tuple[Any, Any]:
-    config = t.SmolVLMConfig(
-        vision_config=t.SmolVLMVisionConfig(**tower()),
-        text_config=t.LlamaConfig(**text()),
-        image_token_id=_id("<image>"),
-        scale_factor=2,
-    )
-    images = t.SmolVLMImageProcessor(
-        size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
-    )
-    videos = t.SmolVLMVideoProcessor(size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE})
+    parts = {"vision_config": t.SmolVLMVisionConfig(**tower()), "text_config": t.LlamaConfig(**text())}
+    config = t.SmolVLMConfig(**parts, image_token_id=_id("<image>"), scale_factor=2)
+    images = t.SmolVLMImageProcessor(size=LONGEST, max_image_size=LONGEST, do_image_splitting=False)
+    videos = t.SmolVLMVideoProcessor(size=LONGEST, max_image_size=LONGEST)
     processor = t.SmolVLMProcessor(images, tokenizer(**IDEFICS_MARKS), videos, image_seq_len=4)
     return t.SmolVLMForConditionalGeneration(config), _with_template(processor, "<image>")
 
 
 def _idefics3() -> tuple[Any, Any]:
-    config = t.Idefics3Config(
-        vision_config=t.Idefics3VisionConfig(**tower()).to_dict(),
-        text_config=t.LlamaConfig(**text()),
-        image_token_id=_id("<image>"),
-        scale_factor=2,
-    )
-    images = t.Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
+    parts = {"vision_config": t.Idefics3VisionConfig(**tower()).to_dict(), "text_config": t.LlamaConfig(**text())}
+    config = t.Idefics3Config(**parts, image_token_id=_id("<image>"), scale_factor=2)
+    images = t.Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size=LONGEST)
     processor = t.Idefics3Processor(images, tokenizer(**IDEFICS_MARKS), image_seq_len=4)
     return t.Idefics3ForConditionalGeneration(config), _with_template(processor, "<image>")
 
@@ -224,81 +155,39 @@ QWEN_MARKS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _qwen_ids() -> dict[str, int]:
-    names = {
-        "image": "<|image_pad|>",
-        "video": "<|video_pad|>",
-        "vision_start": "<|vision_start|>",
-        "vision_end": "<|vision_end|>",
-    }
-    return {f"{name}_token_id": _id(token) for name, token in names.items()}
+QWEN_IDS = {
+    "image_token_id": _id("<|image_pad|>"),
+    "video_token_id": _id("<|video_pad|>"),
+    "vision_start_token_id": _id("<|vision_start|>"),
+    "vision_end_token_id": _id("<|vision_end|>"),
+}
+QWEN_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+QWEN_IMAGES = {"size": QWEN_SIZE, "patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+QWEN_TOWER = {"depth": TOWER_LAYERS, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2}
 
 
-def _qwen_images(patch_size: int = 8) -> dict[str, Any]:
-    return {
-        "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
-        "patch_size": patch_size,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-    }
+def _qwen(version: str, vision: dict[str, Any], decoder: dict[str, Any], videos: str) -> tuple[Any, Any]:
+    config = getattr(t, f"{version}Config")(vision_config=QWEN_TOWER | vision, text_config=decoder, **QWEN_IDS)
+    processors = t.Qwen2VLImageProcessor(**QWEN_IMAGES), tokenizer(**QWEN_MARKS), getattr(t, videos)(**QWEN_IMAGES)
+    processor = getattr(t, f"{version}Processor")(*processors)
+    return getattr(t, f"{version}ForConditionalGeneration")(config), _with_template(processor, QWEN_IMAGE)
 
 
 def _qwen2_vl() -> tuple[Any, Any]:
-    vision = {
-        "depth": TOWER_LAYERS,
-        "embed_dim": 24,
-        "hidden_size": WIDTH,
-        "num_heads": 2,
-        "patch_size": 8,
-        "spatial_merge_size": 2,
-        "mlp_ratio": 2,
-    }
-    config = t.Qwen2VLConfig(
-        vision_config=vision, text_config=_without(text(rope_parameters=MROPE), "head_dim"), **_qwen_ids()
-    )
-    processor = t.Qwen2VLProcessor(
-        t.Qwen2VLImageProcessor(**_qwen_images()), tokenizer(**QWEN_MARKS), t.Qwen2VLVideoProcessor(**_qwen_images())
-    )
-    return t.Qwen2VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+    vision = {"embed_dim": 24, "hidden_size": WIDTH, "mlp_ratio": 2}
+    return _qwen("Qwen2VL", vision, _without(text(rope_parameters=MROPE), "head_dim"), "Qwen2VLVideoProcessor")
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
-    vision = {
-        "depth": TOWER_LAYERS,
-        "hidden_size": 24,
-        "out_hidden_size": WIDTH,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 8,
-        "spatial_merge_size": 2,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
-    config = t.Qwen2_5_VLConfig(
-        vision_config=vision, text_config=_without(text(rope_parameters=MROPE), "head_dim"), **_qwen_ids()
-    )
-    processor = t.Qwen2_5_VLProcessor(
-        t.Qwen2VLImageProcessor(**_qwen_images()), tokenizer(**QWEN_MARKS), t.Qwen2VLVideoProcessor(**_qwen_images())
-    )
-    return t.Qwen2_5_VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+    vision = {"hidden_size": 24, "out_hidden_size": WIDTH, "intermediate_size": 32}
+    vision |= {"window_size": 32, "fullatt_block_indexes": [1]}
+    return _qwen("Qwen2_5_VL", vision, _without(text(rope_parameters=MROPE), "head_dim"), "Qwen2VLVideoProcessor")
 
 
 def _qwen3_vl() -> tuple[Any, Any]:
-    vision = {
-        "depth": TOWER_LAYERS,
-        "hidden_size": 24,
-        "out_hidden_size": WIDTH,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 8,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    config = t.Qwen3VLConfig(vision_config=vision, text_config=text(rope_parameters=MROPE), **_qwen_ids())
-    images, videos = t.Qwen2VLImageProcessor(**_qwen_images()), t.Qwen3VLVideoProcessor(**_qwen_images())
-    processor = t.Qwen3VLProcessor(images, tokenizer(**QWEN_MARKS), videos)
-    return t.Qwen3VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+    vision = {"hidden_size": 24, "out_hidden_size": WIDTH, "intermediate_size": 32}
+    vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return _qwen("Qwen3VL", vision, text(rope_parameters=MROPE), "Qwen3VLVideoProcessor")
 
 
 def _paligemma() -> tuple[Any, Any]:
@@ -309,7 +198,7 @@ def _paligemma() -> tuple[Any, Any]:
         projection_dim=WIDTH,
         hidden_size=WIDTH,
     )
-    images = t.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = t.SiglipImageProcessor(size=SQUARE)
     images.image_seq_length = 16
     return t.PaliGemmaForConditionalGeneration(config), t.PaliGemmaProcessor(images, tokenizer(image_token="<image>"))
 
@@ -324,84 +213,52 @@ def _gemma3() -> tuple[Any, Any]:
         image_token_index=_id("<image_soft_token>"),
     )
     marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    images = t.Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = t.Gemma3ImageProcessor(size=SQUARE)
     processor = t.Gemma3Processor(images, tokenizer(**marks), image_seq_length=4)
     return t.Gemma3ForConditionalGeneration(config), _with_template(processor, "<start_of_image>")
 
 
 def _internvl() -> tuple[Any, Any]:
-    vision = tower(image_size=[SIDE, SIDE], patch_size=[8, 8])
     config = t.InternVLConfig(
-        vision_config=t.InternVLVisionConfig(**vision),
+        vision_config=t.InternVLVisionConfig(**tower(image_size=[SIDE, SIDE], patch_size=[8, 8])),
         text_config=t.Qwen2Config(**_without(text(), "head_dim")),
         image_token_id=_id("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
-    marks = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    }
-    processor = t.InternVLProcessor(
-        t.GotOcr2ImageProcessor(size={"height": SIDE, "width": SIDE}),
-        tokenizer(**marks),
-        t.InternVLVideoProcessor(size={"height": SIDE, "width": SIDE}),
-        image_seq_length=4,
-    )
+    marks = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    words = tokenizer(**marks, context_image_token="<IMG_CONTEXT>", video_token="<video>")
+    images, videos = t.GotOcr2ImageProcessor(size=SQUARE), t.InternVLVideoProcessor(size=SQUARE)
+    processor = t.InternVLProcessor(images, words, videos, image_seq_length=4)
     return t.InternVLForConditionalGeneration(config), _with_template(processor, "<IMG_CONTEXT>\n")
 
 
 def _mllama() -> tuple[Any, Any]:
-    vision = {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_global_layers": 1,
-        "attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": 8,
-        "vision_output_dim": 48,
-        "max_num_tiles": 2,
-        "intermediate_layers_indices": [0],
-        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
-    }
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_global_layers": 1}
+    vision |= {"attention_heads": 2, "image_size": SIDE, "patch_size": 8, "vision_output_dim": 48, "max_num_tiles": 2}
+    vision |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     config = t.MllamaConfig(
         vision_config=vision,
         text_config=_without(text(cross_attention_layers=[1], rope_parameters=rope), "head_dim"),
         image_token_index=_id("<|image|>"),
     )
-    images = t.MllamaImageProcessor(size={"height": SIDE, "width": SIDE}, max_image_tiles=2)
+    images = t.MllamaImageProcessor(size=SQUARE, max_image_tiles=2)
     processor = t.MllamaProcessor(images, tokenizer(image_token="<|image|>"))
     return t.MllamaForConditionalGeneration(config), _with_template(processor, "<|image|>")
 
 
 def _blip_2() -> tuple[Any, Any]:
-    former = {
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "encoder_hidden_size": 24,
-    }
-    decoder = t.OPTConfig(
-        vocab_size=vocabulary(),
-        hidden_size=WIDTH,
-        ffn_dim=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        word_embed_proj_dim=WIDTH,
-        max_position_embeddings=256,
-    )
+    former = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    decoder = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "ffn_dim": 48, "num_hidden_layers": LAYERS}
+    decoder |= {"num_attention_heads": 4, "word_embed_proj_dim": WIDTH, "max_position_embeddings": 256}
     config = t.Blip2Config(
         vision_config=t.Blip2VisionConfig(**tower()),
-        qformer_config=t.Blip2QFormerConfig(**former),
-        text_config=decoder,
+        qformer_config=t.Blip2QFormerConfig(**former, encoder_hidden_size=24),
+        text_config=t.OPTConfig(**decoder),
         num_query_tokens=4,
         image_token_index=_id("<image>"),
     )
-    images = t.BlipImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = t.BlipImageProcessor(size=SQUARE)
     return t.Blip2ForConditionalGeneration(config), t.Blip2Processor(images, tokenizer(), num_query_tokens=4)
 
 
@@ -415,15 +272,8 @@ def _lfm2_vl() -> tuple[Any, Any]:
         projector_hidden_size=40,
         downsample_factor=2,
     )
-    images = t.Lfm2VlImageProcessor(
-        tile_size=SIDE,
-        encoder_patch_size=8,
-        downsample_factor=2,
-        min_image_tokens=2,
-        max_image_tokens=16,
-        max_num_patches=64,
-        do_image_splitting=False,
-    )
+    sizes = {"tile_size": SIDE, "encoder_patch_size": 8, "downsample_factor": 2, "max_num_patches": 64}
+    images = t.Lfm2VlImageProcessor(**sizes, min_image_tokens=2, max_image_tokens=16, do_image_splitting=False)
     marks = {"image_token": "<image>", "image_start_token": "<img>", "image_end_token": "</img>"}
     processor = t.Lfm2VlProcessor(images, tokenizer(**marks, image_thumbnail_token="<global-img>"))
     return t.Lfm2VlForConditionalGeneration(config), _with_template(processor, "<image>")
@@ -444,7 +294,7 @@ def _gemma4_text() -> tuple[Any, Any]:
 
 def _gpt2() -> tuple[Any, Any]:
     """Layers in a list `h`, whose names of parts are of an older time."""
-    sizes = {"vocab_size": vocabulary(), "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 512}
+    sizes = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 512}
     return t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)), tokenizer()
 
 
@@ -492,7 +342,7 @@ def molmo2() -> tuple[Any, Any]:
         frame_start_token_id=ids["<frame_start>"],
         frame_end_token_id=ids["<frame_end>"],
     )
-    sizes = {"size": {"height": SIDE, "width": SIDE}, "patch_size": 8, "pooling_size": [2, 2]}
+    sizes = {"size": SQUARE, "patch_size": 8, "pooling_size": [2, 2]}
     images = t.Molmo2ImageProcessor(**sizes, max_crops=2, overlap_margins=[1, 1])
     processor = t.Molmo2Processor(images, t.Molmo2VideoProcessor(**sizes), words)
     return t.Molmo2ForConditionalGeneration(config), _with_template(processor, "<|image|>")

@@ -43,8 +43,6 @@ def sizes(root: Path) -> list[int]:
         ({"train": 30, "val": 6}, [30, 3, 3]),
         ({"val": 6, "test": 4}, [3, 3, 4]),
         ({"conversations": 30}, [24, 3, 3]),
-        ({"test": 30}, [24, 3, 3]),
-        ({"all": 3}, [1, 1, 1]),
         ({"slake_train_en": 10, "slake_test_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
         ({"trainval": 10, "test-dev": 4}, [9, 1, 4]),
     ],
@@ -58,15 +56,12 @@ def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str
 @pytest.mark.parametrize(
     ("name", "part", "rest"),
     [
-        ("train.json", "train", ()),
         ("aid_train20.json", "train", ("aid", "20")),
         ("SlakeTestEN.jsonl", "test", ("slake", "en")),
         ("testval_llava_en.json", "test", ("llava", "en")),
-        ("validate.json", "val", ()),
         ("my-dev.v2.json", "val", ("my", "v", "2")),
         ("llava_v1_5_mix665k.json", "all", ("llava", "v", "1", "5", "mix", "665", "k")),
         ("contest.json", "all", ("contest",)),
-        ("constraint.json", "all", ("constraint",)),
     ],
 )
 def test_part_of_a_file_name(name: str, part: str, rest: tuple[str, ...]):
@@ -144,14 +139,9 @@ def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
     assert_disjoint(splits)
 
 
-def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
-    root = tmp_path / "vqa"
-    shutil.copytree(shapes_folder, root)
-    return root, root / "v2_mscoco_train2014_annotations.json"
-
-
 def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
-    root, path = vqa_entries(shapes_folder, tmp_path)
+    root = shutil.copytree(shapes_folder, tmp_path / "vqa")
+    path = root / "v2_mscoco_train2014_annotations.json"
     whole = json.loads(path.read_text())
     first, second = whole["annotations"][:2]
     first["multiple_choice_answer"], first["answers"] = "a", [{"answer": "A"}, {"answer": "the"}]
@@ -192,23 +182,15 @@ def test_arrow_tables(tmp_path: Path):
 
 
 def slake(root: Path, **changes: object) -> Path:
-    """Slake's ownles: four questions about each image, one of them Chinese."""
+    """Slake's own files: four questions about each image, one of them Chinese."""
+
+    def asked(n: int, m: int) -> dict[str, object]:
+        known = {"img_id": n, "img_name": f"xmlab{n}/source.jpg", "question": f"Question {m}?", "answer": "Liver"}
+        kinds = {"q_lang": "zh" if m == 3 else "en", "answer_type": "OPEN" if m else "CLOSED", "qid": n * 10 + m}
+        return {**known, **kinds, **changes}
+
     for name, images in (("train", range(12)), ("validate", range(12, 15)), ("test", range(15, 18))):
-        asked = [
-            {
-                "img_id": n,
-                "img_name": f"xmlab{n}/source.jpg",
-                "question": f"Question {m}?",
-                "answer": "Liver",
-                "q_lang": "zh" if m == 3 else "en",
-                "answer_type": "OPEN" if m else "CLOSED",
-                "qid": n * 10 + m,
-                **changes,
-            }
-            for n in images
-            for m in range(4)
-        ]
-        write(root / f"{name}.json", asked)
+        write(root / f"{name}.json", [asked(n, m) for n in images for m in range(4)])
         draw(*(root / "imgs" / f"xmlab{n}" / "source.jpg" for n in images))
     return root
 
@@ -228,10 +210,8 @@ def test_slake(tmp_path: Path):
     ("changes", "text"),
     [
         ({"answer": " "}, r"train\.json: \[0\] \(qid 0\): `answer` is empty"),
-        ({"question": ""}, r"train\.json: \[0\] \(qid 0\): `question` is empty"),
         ({"answer": None}, r"train\.json: \[0\]: wrong type of `answer`"),
         ({"q_lang": "zh"}, r"train\.json holds no usable example"),
-        ({"img_name": "missing.jpg"}, r"imgs/missing\.jpg does not exist \(1 images"),
     ],
 )
 def test_bad_slake_entry_is_named(tmp_path: Path, changes: dict[str, object], text: str):
@@ -284,7 +264,6 @@ def test_scienceqa(tmp_path: Path, folder: str):
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"question": " "}, r"problems\.json: 13: `question` is empty"),
         ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
         ({"image": 3}, r"problems\.json: 13: wrong `image`"),
     ],
@@ -339,26 +318,23 @@ def test_class_folders(tmp_path: Path, above: str):
 
 
 @pytest.mark.parametrize(
-    ("files", "text"),
+    ("name", "content", "text"),
     [
-        ({}, "holds no data in a known format: got nothing, expected LLaVA's conversations"),
-        ({"notes.txt": "hello"}, "holds no data in a known format: got notes.txt"),
-        ({"train.json": '{"data": [{"conversations": []}]}'}, "got train.json with one object with data"),
-        ({"train.json": '{\n "data": [\n'}, "got train.json with no JSON entries"),
-        ({"train.json": "[]"}, "got train.json with no JSON entries"),
-        ({"train.json": ""}, "got train.json with no JSON entries"),
-        ({"train.json": '[{"image": "a.png", "caption": "b"}]'}, "got train.json with entries with image, caption"),
-        ({"test_qs.jsonl": '{"question_id": 1, "text": "b"}\n' * 2}, "got test_qs.jsonl with questions without answers"),
+        ("train.json", '{"data": [{"conversations": []}]}', "one object with data"),
+        ("train.json", "", "no JSON entries"),
+        ("train.json", '[{"image": "a.png", "caption": "b"}]', "entries with image, caption"),
+        ("test_qs.jsonl", '{"question_id": 1, "text": "b"}\n' * 2, "questions without answers"),
     ],
 )
-def test_unknown_data_are_described(tmp_path: Path, files: dict[str, str], text: str):
-    root = tmp_path / "data"
-    root.mkdir()
-    for name, content in files.items():
-        (root / name).write_text(content)
-    with pytest.raises(ValueError, match=text) as raised:
-        load_answers(root)
+def test_unknown_data_are_described(tmp_path: Path, name: str, content: str, text: str):
+    with pytest.raises(ValueError, match="holds no data in a known format: got nothing, expected LLaVA's conversations"):
+        load_answers(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"got {name} with {text}") as raised:
+        load_answers(tmp_path)
     assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=rf"{name} is not in a known format: got {text}"):
+        load_answers(tmp_path / name)
 
 
 def test_duplicate_files_of_a_part_are_rejected(tmp_path: Path):
@@ -376,24 +352,6 @@ def test_mixed_formats_in_a_folder_are_rejected(tmp_path: Path):
     assert sizes(root / "validate.json") == [36, 9, 9]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "text"),
-    [
-        ("x.txt", "hello", r"x\.txt is not in a known format: got no \.json"),
-        ("x.json", '{"a": 1}', r"x\.json is not in a known format: got one object with a"),
-        (
-            "x.jsonl",
-            '{"question_id": 1, "text": ""}\n' * 2,
-            r"x\.jsonl is not in a known format: got questions without answers",
-        ),
-    ],
-)
-def test_named_file_of_another_format_is_described(tmp_path: Path, name: str, content: str, text: str):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=text):
-        load_answers(tmp_path / name)
-
-
 def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
     """test-dev has no public answers: its questions are asked like all others, and known by their own numbers."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
@@ -402,9 +360,6 @@ def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
     [example] = AnsweringTask.load_part(tmp_path, "test-dev2015")
     assert (example.question, example.answer, example.question_id) == (f"How many?\n{SHORT_ANSWER}", "", 50)
     assert not AnsweringTask.is_labelled([example])
-    bundled = AnsweringTask.load_part(None, "val2014")
-    assert AnsweringTask.is_labelled(bundled)
-    assert {e.key for e in load_answers(None).test} < {e.key for e in bundled}
 
 
 def test_questions_alone_are_read_from_llavas_files(tmp_path: Path):

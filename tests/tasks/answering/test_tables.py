@@ -22,12 +22,6 @@ from tests.tasks.answering.making import assert_disjoint, draw, llava_folder, pa
 Row = dict[str, Any]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "parquet"
-
-
 def row(number: int, answer: Any = "grey", **more: Any) -> Row:
     return {"image": {"bytes": jpeg(number), "path": None}, "question": f"Which {number}?", "answer": answer, **more}
 
@@ -79,12 +73,6 @@ def test_load_answers_parquet_shards_by_split(tmp_path: Path):
     ]
 
 
-def test_load_answers_folders_named_like_splits(tmp_path: Path):
-    for split, numbers in {"train": range(9), "validation": range(9, 12), "test": range(12, 15)}.items():
-        write_parquet(tmp_path / "default" / split / "0000.parquet", [row(number) for number in numbers])
-    assert [len(part) for part in parts_of(load_answers(tmp_path)).values()] == [9, 3, 3]
-
-
 def test_load_answers_saved_to_disk_equals_parquet(tmp_path: Path):
     rows = [row(number) for number in range(30)]
     write_saved(tmp_path / "saved", rows, shards=2)
@@ -125,8 +113,9 @@ def test_load_answers_keeps_rows_with_equal_images_in_one_split(tmp_path: Path):
     ],
 )
 def test_load_answers_forms_of_answers(tmp_path: Path, answer: Any, reference: str, answers: tuple[str, ...]):
-    example = read_one(tmp_path, {"answer": answer})
+    example = read_one(tmp_path, {"answer": answer, "options": [reference, "x"], "answer_type": "CLOSED"})
     assert (example.answer, example.answers) == (reference, answers)
+    assert (example.options, example.kind) == ((reference, "x"), "CLOSED")
 
 
 def test_load_answers_images_named_by_paths(tmp_path: Path):
@@ -151,23 +140,13 @@ def test_load_answers_several_images_and_marks(tmp_path: Path):
 
 def test_load_answers_names_of_classes(tmp_path: Path):
     features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    table = pa.table(
-        {
-            "image": [row(number)["image"] for number in range(12)],
-            "question": ["What is it?"] * 12,
-            "label": [number % 2 for number in range(12)],
-        }
-    )
+    images, labels = [row(number)["image"] for number in range(12)], [number % 2 for number in range(12)]
+    table = pa.table({"image": images, "question": ["What is it?"] * 12, "label": labels})
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     parquet.write_table(table, tmp_path / "all.parquet")
     example = load_answers(tmp_path).train[0]
     assert example.options == ("cat", "dog")
     assert example.answer in example.options
-
-
-def test_load_answers_optional_columns(tmp_path: Path):
-    example = read_one(tmp_path, {"answer": "B", "options": ["A", "B"], "answer_type": "CLOSED"})
-    assert (example.options, example.kind) == (("A", "B"), "CLOSED")
 
 
 def test_load_answers_columns_setting(tmp_path: Path):
@@ -195,6 +174,12 @@ def test_load_answers_bad_rows(tmp_path: Path, bad: Row):
     if "image" not in bad:
         with pytest.raises(ValueError, match="row 12"):
             load_answers(tmp_path)
+
+
+def test_load_answers_folders_named_like_splits(tmp_path: Path):
+    for split, numbers in {"train": range(9), "validation": range(9, 12), "test": range(12, 15)}.items():
+        write_parquet(tmp_path / "default" / split / "0000.parquet", [row(number) for number in numbers])
+    assert [len(part) for part in parts_of(load_answers(tmp_path)).values()] == [9, 3, 3]
 
 
 def test_load_answers_splits_of_unknown_names(tmp_path: Path):
@@ -225,7 +210,7 @@ def test_load_answers_other_state_json_is_no_table(tmp_path: Path):
     assert len(load_answers(root).train) > 0
 
 
-def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path, own_cache: Path):
+def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path):
     path = write_parquet(tmp_path / "data" / "all.parquet", [row(number) for number in range(9)])
     image = load_answers(tmp_path / "data").train[0].images[0]
     write_parquet(path, [row(number + 100) for number in range(9)])
@@ -233,7 +218,7 @@ def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path, own_c
     with pytest.raises(ValueError, match="changed"):
         image.open()
     assert load_answers(tmp_path / "data").train[0].images[0].open().getpixel((3, 3))[0] >= 100
-    assert len(list(own_cache.glob("*.arrow"))) == 1
+    assert len(list((tmp_path / "cache" / "parquet").glob("*.arrow"))) == 1
 
 
 def test_score_answer_accepts_any_of_a_few_answers():

@@ -114,17 +114,12 @@ def test_file_selects_one_of_several_data_sets(root: Path):
 
 BAD: list[tuple[Callable[[list[Any]], Any], str, int]] = [
     (lambda es: es[1].pop("filename"), r"images\[1\].*`filename`", 5),
-    (lambda es: es.__setitem__(1, 7), r"images\[1\] is not an object", 5),
-    (lambda es: es[1].update(imgid="1"), r"images\[1\].*`imgid`", 5),
     (lambda es: es[1].update(split="dev"), r"images\[1\] \(1\.jpg\).*`split`", 5),
     (lambda es: es[1].update(imgid=0), r"images\[1\] \(1\.jpg\) repeats `imgid` 0 of .*images\[0\]", 5),
     (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats `image` .*0\.jpg", 5),
     (lambda es: es[1].update(sentences=[]), r"images\[1\] \(1\.jpg\) has no captions", 5),
-    (lambda es: es[1].update(filename=""), r"images\[1\]: `filename` is empty", 5),
     (lambda es: es[1].update(filepath="a\0b"), r"images\[1\].*`filepath`", 5),
-    (lambda es: es[1]["sentences"].__setitem__(2, "a"), r"sentences\[2\] is not an object", 1),
     (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\]: `raw` is empty", 1),
-    (lambda es: es[1]["sentences"][2].update(raw="a \ud83d b"), r"`raw` is not valid Unicode", 1),
     (lambda es: es[1]["sentences"][2].update(hard_negatives=[" "]), r"sentences\[2\]: `hard_negatives` is empty", 1),
     (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\].*`hard_negatives`", 1),
     (lambda es: es[1]["sentences"][2].update(hard_negatives=["Caption 4 of image 1."]), r"is a caption of the image", 1),
@@ -138,7 +133,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], A
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         load_flickr30k(root)
     splits = load_flickr30k(root, "skip")
-    unknown = ("is not an object" in message and fewer == 5) or "no captions" in message  # how many captions there were
+    unknown = "no captions" in message  # how many captions there were
     assert (len(splits.train), splits.left_out_count) == (30 - fewer, 1 if unknown else fewer)
     assert len(splits.left_out) == 1
 
@@ -151,17 +146,12 @@ def test_too_small_split_names_skipped_entries(root: Path):
         load_flickr30k(root, "skip")
 
 
-@pytest.mark.parametrize(("split", "ours"), [("val", "reward"), ("test", "test")])
-def test_empty_split_is_named(root: Path, split: str, ours: str):
-    change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == split])
-    with pytest.raises(ValueError, match=rf"the {ours} split\) holds no usable example"):
+def test_empty_split_or_damaged_file_is_named(root: Path):
+    path = change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == "val"])
+    with pytest.raises(ValueError, match=r"the reward split\) holds no usable example"):
         load_flickr30k(root)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"images": 3}', b"[" * 100_000])
-def test_damaged_file_is_named(root: Path, content: bytes):
-    (root / "dataset_flickr30k.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json (is|has)"):
+    path.write_bytes(b'{"images": 3}')
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json has"):
         load_flickr30k(root)
     with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
         load_flickr30k(root / "nowhere")

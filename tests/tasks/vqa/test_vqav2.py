@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa import cache
@@ -59,9 +58,8 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     """A data set with twelve images in val2014, a question each, and annotations in another order."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "birds"
     folder.mkdir()
     train = [
@@ -142,35 +140,19 @@ def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
         load_vqav2(root)
 
 
-@pytest.mark.parametrize("name", KEYS)
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"PK\x03\x04\xff\xfe\x00", b"[" * 100_000, b"[]", b"{}", b"3", b'{"questions": {}}']
-)
-def test_damaged_file_is_named(root: Path, name: str, content: bytes):
-    (root / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (is|has) "):
-        load_vqav2(root)
+BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
+    *((TRAIN_QUESTIONS, {name: None}, f"`{name}`") for name in ("question_id", "image_id", "question")),
+    *((TRAIN_ANNOTATIONS, {name: None}, f"`{name}`") for name in ("question_id", "answer_type", "answers")),
+    (TRAIN_QUESTIONS, {"image_id": -7}, "`image_id`"),
+    (TRAIN_QUESTIONS, {"question": "half \ud83d"}, "`question` is not valid Unicode"),
+    (TRAIN_QUESTIONS, {"question_id": 7000}, "repeats `question_id` 7000"),
+    (TRAIN_ANNOTATIONS, {"multiple_choice_answer": ""}, "`multiple_choice_answer` is empty"),
+    (TRAIN_ANNOTATIONS, {"answers": []}, "no answers"),
+    (TRAIN_ANNOTATIONS, {"answers": [{"answer": "a"}, {"answer_id": 2}]}, r"`answers\[1\]`"),
+]
 
 
-def bad_entries() -> list[tuple[str, dict[str, Any], str]]:
-    fields = {
-        TRAIN_QUESTIONS: ("question_id", "image_id", "question"),
-        TRAIN_ANNOTATIONS: ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer", "answers"),
-    }
-    missing = [(file, {name: None}, f"`{name}`") for file, names in fields.items() for name in names]
-    return [
-        *missing,
-        (TRAIN_QUESTIONS, {"image_id": -7}, "`image_id`"),
-        (TRAIN_QUESTIONS, {"question": " \n"}, "`question` is empty"),
-        (TRAIN_QUESTIONS, {"question": "half \ud83d"}, "`question` is not valid Unicode"),
-        (TRAIN_QUESTIONS, {"question_id": 7000}, "repeats `question_id` 7000"),
-        (TRAIN_ANNOTATIONS, {"multiple_choice_answer": ""}, "`multiple_choice_answer` is empty"),
-        (TRAIN_ANNOTATIONS, {"answers": []}, "no answers"),
-        (TRAIN_ANNOTATIONS, {"answers": [{"answer": "a"}, {"answer_id": 2}]}, r"`answers\[1\]`"),
-    ]
-
-
-@pytest.mark.parametrize(("name", "changes", "message"), bad_entries())
+@pytest.mark.parametrize(("name", "changes", "message"), BAD_ENTRIES)
 def test_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str, Any], message: str):
     edit(root / name, lambda whole: whole[KEYS[name]][1].update(changes))
     with pytest.raises(ValueError, match=rf"{name}: {KEYS[name]}\[1\].*{message}"):
@@ -190,12 +172,11 @@ def test_missing_images_are_counted(root: Path):
         load_vqav2(root)
 
 
-@pytest.mark.parametrize(("in_reward", "empty"), [(True, "test"), (False, "reward")])
-def test_val2014_must_have_images_on_both_sides(root: Path, in_reward: bool, empty: str):
+def test_val2014_must_have_images_on_both_sides(root: Path):
     for number in range(100, 112):
-        if in_reward_split(number) != in_reward:
+        if not in_reward_split(number):
             (root / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"none belongs to the {empty} split.*examples were skipped.*val2014_questions"):
+    with pytest.raises(ValueError, match=r"none belongs to the test split.*examples were skipped.*val2014_questions"):
         load_vqav2(root, "skip")
 
 
@@ -246,11 +227,9 @@ def examples_with(answers: list[str]) -> list[VQAExample]:
     ("counts", "kept"),
     [
         ({"a": 50, "b": 45, "c": 9, "d": 8}, "abc"),  # nine is VQAv2's threshold: 104 of 112 questions stay
-        ({"a": 40, "b": 8, "c": 8}, "abc"),  # nine would keep 71 %, eight keeps all
         ({"a": 10, "b": 5, "c": 1, "d": 1}, "abcd"),  # 2 keeps 15 of 17 = 88 %
         ({"a": 10, "b": 8, "c": 1, "d": 1}, "ab"),  # 2 to 8 keep 18 of 20 = 90 %
         ({"a": 100, "b": 2, "c": 1}, "ab"),  # nine would keep 97 %, but one answer
-        ({"a": 1, "b": 1}, "ab"),
     ],
 )
 def test_answer_vocabulary_keeps_90_percent_answerable(counts: dict[str, int], kept: str):

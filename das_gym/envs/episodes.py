@@ -1,0 +1,142 @@
+"""Episodes side by side: single environments consist of one, vector environments of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from das_gym.envs.actions import Moves, find_action_mode
+from das_gym.envs.rendering import RENDER_MODES, LastStep, View, check_render_mode, render
+from das_gym.envs.scoring import Scorer
+
+Info = dict[str, np.ndarray]
+"""`info` of m episodes, each value with m rows."""
+
+
+class Episodes:
+    """m episodes side by side on one problem, whose masks a scorer scores on the same examples in one call.
+
+    Attributes:
+        mode: Turns actions into masks.
+        observation_space: Of one episode.
+    """
+
+    observation_space: spaces.Space[Any]
+
+    def __init__(self, scorer: Scorer, action: str, rows: int = 1) -> None:
+        self.scorer = scorer
+        self.mode = find_action_mode(action)(scorer.layer_names, scorer.budget, scorer.macs, rows)
+        low, high = scorer.bounds()
+        bounds = (np.concatenate((low, self.mode.low)), np.concatenate((high, self.mode.high)))
+        self.observation_space = spaces.Box(*bounds, dtype=np.float32)
+
+    def copies(self, rows: int) -> Episodes:
+        """Return `rows` new episodes of the same kind."""
+        return Episodes(self.scorer, self.mode.name, rows)
+
+    def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
+        """Start all episodes as `reset` of an environment does; a seed also restarts the reward examples."""
+        if seeded:
+            self.scorer.restart()
+        self.mode.begin()
+
+    def begin(self, which: np.ndarray, rng: np.random.Generator) -> None:
+        """Start new episodes in (m,) bool rows."""
+        self.mode.begin(which)
+
+    def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
+        """Take an action in each episode, see `ActionMode.step`."""
+        return self.mode.step(actions, batch)
+
+    def score(self, moves: Moves, rng: np.random.Generator) -> tuple[np.ndarray, Info]:
+        """Return (m,) float64 rewards of a step, and its `info`."""
+        outcome = self.scorer.score(moves.masks, rng, moves.ended)
+        return outcome.rewards, outcome.info | moves.info
+
+    def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:
+        """Score a step of a single episode, for which tables have a faster way: return plain numbers."""
+        reward, info = self.scorer.score_one(moves.masks, rng, bool(moves.ended[0]))
+        return reward, info | first_row(moves.info)
+
+    def observe(self) -> Any:
+        """Return the layer statistics and the state of the action space, (m, size) float32."""
+        statistics, features = self.scorer.observation(), self.mode.features()
+        observations = np.empty((self.mode.rows, len(statistics) + features.shape[1]), dtype=np.float32)
+        observations[:, : len(statistics)] = statistics
+        observations[:, len(statistics) :] = features
+        return observations
+
+    def observe_one(self) -> Any:
+        """Return the observation of a single episode."""
+        statistics = self.scorer.observation()
+        return np.concatenate((statistics, self.mode.features()[0])) if self.mode.feature_names else statistics
+
+    def reset_info(self) -> Info:
+        """Return the `info` of a reset: that of the full model."""
+        info = {key: np.repeat(np.array([value]), self.mode.rows) for key, value in self.scorer.full_model_info().items()}
+        return info | self.mode.info()
+
+    def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
+        """Return a step as `render` shows it."""
+        return LastStep(mask, reward, info, ended)
+
+    def view(self, last: LastStep | None, row: int) -> View:
+        """Return what `render` shows of an episode besides its last step."""
+        scorer = self.scorer
+        return View(scorer.architecture(), scorer.budget.describe(), scorer.improvements, scorer.evaluations)
+
+
+class MaskEnv(gymnasium.Env[Any, Any]):
+    """An environment of one episode at a time. A subclass makes the episodes."""
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
+
+    def __init__(self, episodes: Episodes, render_mode: str | None) -> None:
+        check_render_mode(render_mode)
+        self.episodes, self.mode, self.render_mode = episodes, episodes.mode, render_mode
+        self.observation_space, self.action_space = episodes.observation_space, self.mode.space
+        self._last: LastStep | None = None
+
+    @property
+    def last_mask(self) -> np.ndarray | None:
+        """(n_layers,) bool: the mask after the last step; None right after a reset."""
+        return None if self._last is None else self._last.mask.copy()
+
+    def action_masks(self) -> np.ndarray:
+        """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
+        return self.mode.action_masks()[0]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Return the first observation and `info`."""
+        super().reset(seed=seed)
+        self.episodes.reset(self.np_random, seed is not None, options)
+        self._last = None
+        return self._observation(), first_row(self.episodes.reset_info())
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take an action; a complete mask is scored."""
+        moves = self.episodes.step(action)
+        ended = bool(moves.ended[0])
+        reward, info = self.episodes.score_one(moves, self.np_random)
+        self._last = self.episodes.last_step(moves.masks[0], reward, info, ended)
+        return self._observation(), reward, ended, False, info
+
+    def view(self) -> View:
+        """Return what `render` shows besides the last step."""
+        return self.episodes.view(self._last, 0)
+
+    def render(self) -> Any:
+        """Return the architecture under the last mask; see `das_gym.envs.rendering.render`."""
+        return None if self.render_mode is None else render(self.render_mode, self.view(), self._last)
+
+    def _observation(self) -> Any:
+        return self.episodes.observe_one()
+
+
+def first_row(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the first row of each array: a plain number where it is one."""
+    return {key: values[0].item() if values.ndim == 1 else values[0] for key, values in arrays.items()}

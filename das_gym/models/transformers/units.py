@@ -1,0 +1,272 @@
+"""The units of a model of transformers: which of its layers they are, their adapters, and what a mask removes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from das_gym.config import check_names
+from das_gym.models.base import VLP, Layer, Site, SkippableLayer
+from das_gym.models.macs import structure
+from das_gym.models.transformers.adapters import (
+    TUNABLE,
+    default_widths,
+    insert_adapters,
+    make_skip_unit,
+    missing_parts,
+    sites_of,
+    strip_adapters,
+)
+from das_gym.models.transformers.features import compute_in_float32, find_projectors
+from das_gym.models.transformers.stack import (
+    IMAGE,
+    JOINT,
+    PART_NAMES,
+    Stack,
+    child,
+    find_decoder,
+    skip_forward,
+    zero_forward,
+)
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+
+UNITS = ("layers", "sublayers")
+"""What may be skipped: whole layers, or the attention and the MLP of each."""
+
+LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
+"""Kinds of units."""
+
+
+@dataclass(frozen=True)
+class ModelCapabilities:
+    """How the layers of a model can be run one by one.
+
+    Attributes:
+        additive_layers: Before which decoder layers the model adds something to the hidden states.
+        protected: Positions of layers that are never skipped, with the reason.
+        caches_images: Whether image features can be kept and given to the model again.
+        shares_prefix: Whether prompts on the same images can share what they begin with (`driver.run_shared`).
+        supports_kv_only_last_layer: Whether the last layer can compute keys and values alone (`driver.run_at_answers`).
+        answer_type: The token type of answers; None = that of the token before them.
+        logit_scale: What products with the output embeddings are multiplied by.
+        softcap: Logits are `softcap * tanh(logits / softcap)`, unless it is None.
+        tower: How vision layers can be skipped; None = they are no units.
+    """
+
+    additive_layers: tuple[int, ...] = ()
+    protected: Mapping[int, str] = field(default_factory=dict)
+    caches_images: bool = True
+    shares_prefix: bool = True
+    supports_kv_only_last_layer: bool = True
+    answer_type: int | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    tower: TowerCapabilities | None = None
+
+
+PLAIN = ModelCapabilities()
+"""The capabilities of a plain causal decoder."""
+
+
+class UnitModel(VLP):
+    """A model of transformers as a list of units, without the way in which they run; see `VLM` for its arguments."""
+
+    tunable: tuple[str, ...] = ()  # until there are adapters
+    promptless = "all positions of a batch lie flat in one stream"
+
+    def __init__(self, model: Any, units: str = "layers", capabilities: ModelCapabilities = PLAIN) -> None:
+        super().__init__()
+        check_names([units], UNITS, "units")
+        self.model = model.eval()
+        self.stack = find_decoder(model)
+        self.capabilities = capabilities
+        self.unit_kind = units
+        self.tower = None if capabilities.tower is None else VisionTower(model, capabilities.tower)
+        vision_units = []
+        if self.tower is not None:
+            vision_units = find_units(self.tower.stack, units, self.tower.capabilities.protected, "vision", IMAGE, 0)
+        self.front = len(vision_units)
+        decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT, self.front)
+        self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first
+        self.layers = tuple(unit for unit, _ in (*decoder_units, *vision_units))
+        self.places = tuple(place for _, place in (*decoder_units, *vision_units))
+        self.modules_of = nn.ModuleList(SkippableLayer(self.module_of(n), nn.Identity()) for n in range(len(self.layers)))
+        if units != "layers":
+            self.untrainable = "Sublayers have no adapters. Leave out `units`."
+        elif self.tower is not None:
+            self.untrainable = "Vision layers have no adapters. Leave out `vision`."
+        else:
+            reasons = [missing_parts(self.stack.layers[place]) for place in self.places]
+            self.untrainable = next((reason for reason in reasons if reason), "")
+        self.feature_size = int(self.text_config.hidden_size)
+        self.trained_tower: VisionTower | None = None  # whose outputs are kept, since the projector after it trains
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of its decoder."""
+        return self.model.config.get_text_config(decoder=True)
+
+    def stack_of(self, index: int) -> Stack:
+        """Return the list of layers that a unit belongs to."""
+        return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
+
+    def skippable(self, index: int) -> SkippableLayer:
+        """Return the wrapper that runs or skips unit `index`."""
+        unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
+        return unit
+
+    def module_of(self, index: int) -> nn.Module:
+        """Return the module of the model that unit `index` stands for: a layer, its attention or its MLP."""
+        layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
+        if kind == LAYER:
+            return layer
+        return child(layer, PART_NAMES[kind])  # type: ignore[return-value]
+
+    def _end(self, index: int) -> int:
+        """Return the position of the next unit's layer; after the last unit, the number of layers."""
+        follows = index + 1 < len(self.places) and self.layers[index + 1].stream == self.layers[index].stream
+        return self.places[index + 1] if follows else len(self.stack_of(index).layers)
+
+    def alike(self, index: int) -> Hashable:
+        """Return a key that is equal for identically built decoder layers, with the same layers up to the next unit."""
+        if self.layers[index].stream == IMAGE:
+            return index
+        end = self._end(index)
+        layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
+        return self.layers[index].kind, layers, structure(self.skippable(index)), end == len(self.stack.layers)
+
+    def insert_adapters(
+        self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
+    ) -> None:
+        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
+
+        Args:
+            bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
+            skip_bottleneck: Width of skip adapters, with the same default.
+            generator: Draws their weights.
+
+        Raises:
+            ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
+        """
+        defaults = default_widths(self.feature_size)
+        widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
+        for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
+            if width < 1:
+                raise ValueError(f"Invalid `{name}`: got {width}, expected at least 1.")
+        if self.untrainable:
+            raise ValueError(self.untrainable)
+        for index, place in enumerate(self.places):
+            layer = self.stack.layers[place]
+            self.skippable(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
+            insert_adapters(layer, self.feature_size, widths[0], generator)
+        self.tunable = TUNABLE
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Return attention and MLP of a decoder layer; see `VLP.sites`."""
+        if self.unit_kind != "layers":
+            raise ValueError("Sublayers cannot be fine-tuned. Leave out `units`.")
+        return sites_of(self.stack.layers[self.places[index]])
+
+    def open_projector(self, reads: tuple[int, ...]) -> None:
+        """Train the projector between vision tower and decoder with the adapters, in float32 at least.
+
+        The tower's outputs (of the layers in `reads`, as in `TowerCapabilities`) are cached; the projector runs each time.
+        """
+        found = find_projectors(self.model)
+        if not found:
+            name = type(self.model).__name__
+            raise ValueError(f"{name} has no projector under a known name. Freeze it with `projector_learning_rate=0`.")
+        for module in found.values():
+            compute_in_float32(module)
+        self.trained_tower = VisionTower(self.model, TowerCapabilities(reads))
+        self.projector = tuple(f"model.{name}." for name in found)
+        self.tunable = (*self.tunable, *self.projector)
+
+    def remove_adapters(self) -> None:
+        """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
+        super().remove_adapters()
+        self.trained_tower, self.projector, self.tunable = None, (), ()
+        for layer in self.stack.layers:
+            strip_adapters(layer)
+
+    def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
+        """Delete the weights of skipped layers. Their positions in the list stay, where a skip adapter may run.
+
+        To remove the positions, too, see `das_gym.models.transformers.layer_removal` and `inserted_adapters.export_form`.
+        """
+        if self.unit_kind != "layers":
+            raise ValueError("Sublayers are removed by `adapt shrink` alone. Search with `units=layers`.")
+        super().prune(mask)
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            layer: Any = self.module_of(index)
+            for parts in (layer._modules, layer._parameters, layer._buffers):
+                parts.clear()  # the object stays: transformers has hooks on it that record its outputs
+            layer.forward = skip_forward(layer)
+
+    def skipped_kinds(self, mask: Sequence[bool] | np.ndarray, stream: str) -> dict[int, str]:
+        """Return what a mask skips of each layer that it changes, `layer`, `attention` or `mlp`, by position."""
+        found: dict[int, str] = {}
+        for place, unit, skipped in zip(self.places, self.layers, self.check_mask(mask), strict=True):
+            if skipped and unit.stream == stream:
+                found[place] = LAYER if place in found else unit.kind  # attention and MLP are the whole layer
+        return found
+
+    def removed_layers(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
+        """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
+        return [place for place, kind in self.skipped_kinds(mask, stream).items() if kind == LAYER]
+
+    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
+        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
+        return {place: kind for place, kind in self.skipped_kinds(mask, stream).items() if kind != LAYER}
+
+    def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
+        """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.
+
+        The mask of an environment has no entries for layers that are never skipped (`ModelCapabilities.protected`).
+
+        Example:
+            >>> from das_gym.models.transformers import load_vlm
+            >>> from das_gym.registration import ASSETS
+            >>> load_vlm(ASSETS / "llava_mini").layer_mask([True] + [False] * 23).sum()
+            np.int64(1)
+        """
+        stack = self.stack if stream == JOINT or self.tower is None else self.tower.stack
+        return np.isin(np.arange(len(stack.layers)), self.removed_layers(mask, stream))
+
+    def skip_forwards(self, mask: Sequence[bool] | np.ndarray | None) -> dict[nn.Module, Callable[..., Any]]:
+        """Return forwards that skip units in the model's own forward, for `stack.replace_forwards`."""
+        found: dict[nn.Module, Callable[..., Any]] = {}
+        for index in np.flatnonzero(self.check_mask(mask)).tolist():
+            module = self.module_of(index)
+            is_layer = self.layers[index].kind == LAYER
+            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
+        return found
+
+
+def find_units(
+    stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str, stage: int
+) -> list[tuple[Layer, int]]:
+    """Return the units of a list of layers, the first in `stage`, and the position of each one's layer.
+
+    Raises:
+        ValueError: Sublayers are wanted, and a layer has no attention or MLP under a known name.
+    """
+    found: list[tuple[Layer, int]] = []
+    for place, layer in enumerate(stack.layers):
+        kinds = [LAYER] if units == "layers" else [ATTENTION, MLP]
+        if place in protected:
+            continue
+        if units != "layers" and any(child(layer, names) is None for names in PART_NAMES.values()):
+            raise ValueError(
+                f"{name} layer {place}, a {type(layer).__name__}, has no attention and MLP that can be skipped separately. "
+                "Leave out `units`."
+            )
+        for kind in kinds:
+            full_name = f"{name}.{place}" if kind == LAYER else f"{name}.{place}.{kind}"
+            found.append((Layer(full_name, stream, stage + len(found), kind), place))
+    return found
