@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -135,7 +135,7 @@ class _Training:
         from das_gym.envs.sb3_vec_env import SB3VecEnv
 
         config, folder, checkpoint = self.config, self.folder, None
-        self.base: Any = env.unwrapped
+        self.base = cast(Any, env.unwrapped)
         self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
         if resume and folder is not None:
             checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
