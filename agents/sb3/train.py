@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -135,8 +135,8 @@ class _Training:
         from das_gym.envs.sb3_vec_env import SB3VecEnv
 
         config, folder, checkpoint = self.config, self.folder, None
-        self.base = cast(Any, env.unwrapped)
-        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        base: Any = env.unwrapped
+        self.base, self.layer_names = base, tuple(base.layer_names)
         if resume and folder is not None:
             checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
         self.recorder = Recorder(env, config.evaluations, checkpoint, folder)
