@@ -96,8 +96,15 @@ class Method(ABC):
         """Return a text for the model card: which parameters recovery trains, given the hidden size."""
         return f"{self.title} in the remaining layers"
 
-    def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Finish the training: merge what can be merged into the weights."""
+    def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
+        """Return the weights of a trained model that `finish` changes; by default none."""
+        return []
+
+    def finish(self, vlp: VLP, in_place: bool = False) -> None:  # noqa: B027 - most have nothing to do
+        """Finish the training: merge what can be merged into the weights.
+
+        With `in_place`, weights that other models share are changed, too; otherwise those of `vlp` are copied.
+        """
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
         """Prepare a frozen model for training by this method, in place.

@@ -78,8 +78,9 @@ def source_of(problem: ProblemConfig) -> Path:
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
-    room, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
-    room = room * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    size, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
+    room = size * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    room += size if settings.recover == "lora" else 0  # for `Recovery.merged`
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")

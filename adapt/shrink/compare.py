@@ -91,20 +91,23 @@ class MaskEvaluator:
         before, after, seconds = self.quality(smaller, method), None, None
         if self.recovery.recover != "none":
             started = time.perf_counter()
-            after = self.quality(self._recovered(mask, method), f"{method}, recovered")
+            recovery = self._trained(mask, method)
+            with recovery.merged():
+                after = self.quality(recovery.student, f"{method}, recovered")
             seconds = time.perf_counter() - started
         cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
         saved = float(self.problem.costs.macs_saved(mask)), 1 - cached[0] / max(cached[1], 1)
         measured = dict(zip(names, (*saved, draw_mask(self.full, mask), before, after, seconds), strict=True))
         return replace(found, **measured)
 
-    def _recovered(self, mask: np.ndarray, method: str) -> VLM:
+    def _trained(self, mask: np.ndarray, method: str) -> Recovery:
         task, examples = self.problem.task, self.problem.splits.train
         self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
         checkpoint = None if self.folder is None else self._checkpoint(method)
         student = pruned_copy(self.full, mask)
-        Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher).run()
-        return student
+        recovery = Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher)
+        recovery.train()
+        return recovery
 
     def remember(self, result: MethodResult) -> None:
         """Store a result that is in the record, and remove its checkpoint."""

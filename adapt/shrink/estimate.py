@@ -1,7 +1,4 @@
-"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`.
-
-A recovered model has its own weights in the end, so that its layers are in memory twice until both models are measured.
-"""
+"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`."""
 
 from __future__ import annotations
 
@@ -22,13 +19,11 @@ from das_gym.adapt.shrink.recovery import (
     checkpointed_layers,
     insert_trained,
     recovery_loss,
-    trainable_parts,
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
 
-from das_gym.models.base import bytes_of
 from das_gym.models.transformers.generation import PROBES, batches_of, greedy_settings, longest_answer
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -54,8 +49,7 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     mask = random_mask(settings, problem) if choice is None else choice.mask
     student = pruned_copy(full, mask)
     teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
-    weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
-    parts = [teacher, recovery, Part("measuring", answers.measuring(2), kept=weights), verification]
+    parts = [teacher, recovery, Part("measuring", answers.measuring(2)), verification]
     if settings.control is False:
         return parts
     share = config.steps / total_steps(config.steps, settings.refine)

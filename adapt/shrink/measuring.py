@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -89,6 +90,10 @@ class Quality:
     high: float
 
 
+Scored = tuple[Quality, Sequence[str], np.ndarray]
+"""What `score_model` returns."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """The results of all models on the same examples.
@@ -140,6 +145,7 @@ def measure(
     batch_size: int,
     latency_blocks: int,
     metric: str | None = None,
+    known: Mapping[str, Scored] = MappingProxyType({}),
 ) -> Measured:
     """Score and measure each model.
 
@@ -153,6 +159,7 @@ def measure(
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
         metric: The score, see `answer_scores`.
+        known: What `score_model` returned for some of the models.
     """
     processor: Any = task.processor
     prompt = task.pairs(task.open_ended(examples[:1]))[0]
@@ -161,7 +168,8 @@ def measure(
     times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        quality, texts[name], scores[name] = score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        scored = known.get(name) or score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        quality, texts[name], scores[name] = scored
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -184,7 +192,7 @@ def measure(
 
 def score_model(
     vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
-) -> tuple[Quality, Sequence[str], np.ndarray]:
+) -> Scored:
     """Return loss and mean score of a model, its answers, and the score of each."""
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
     loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
