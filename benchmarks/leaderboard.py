@@ -1,6 +1,6 @@
 """Compare all agents on tables of real models and on planted problems, and write LEADERBOARD.md.
 
-python -m benchmarks.leaderboard                        about 20 minutes of one core
+python -m benchmarks.leaderboard                        LEADERBOARD.md as it is in the repository
 python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches: a stopped command continues when run again
 python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
 """

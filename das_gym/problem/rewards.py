@@ -110,7 +110,7 @@ def register_reward(reward: Reward) -> None:
     add_bounded(REWARDS, reward, Reward)
 
 
-def add_bounded(registry: dict[str, Any], entry: Any, kind: type) -> None:
+def add_bounded(registry: dict[str, Any], entry: Any, kind: type[Any]) -> None:
     """Add a user's reward or statistic to a registry; raise for another object, or bounds that are not finite and rising."""
     what = kind.__name__.lower()
     if not isinstance(entry, kind):

@@ -103,7 +103,7 @@ def trained_until(path: Path) -> None:
 
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
-LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
+LINE |= {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
 TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
