@@ -33,8 +33,8 @@ from das_gym.adapt.compare.record import (
 )
 from das_gym.adapt.compare.table import Line, comparison_table, plot_scores, skipped_layers, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
-from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.methods.base import METHODS, make_method
+from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
 from das_gym.agents.search_experiment import SearchSettings

@@ -7,11 +7,10 @@ masks on the same examples, and the chooser learns from exp(-loss). Source: DAS 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
-from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
@@ -29,9 +28,12 @@ from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, shuffled
+from das_gym.problem.loading import AdaptedModel, accepts_setting, load_backbone, shuffled
 from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,6 @@ class JointTurn:
 
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """Load the frozen model, with new adapters and a new head."""
-    backbone = new_backbone(config, settings)
-    torch.manual_seed(seed)
-    return with_new_head(backbone, config.task, splits)
-
-
-def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
-    """Return the frozen model with new adapters."""
     options: dict[str, Any] = {}
     if config.checkpoint:
         widths = {"bottleneck": settings.bottleneck, "skip_bottleneck": settings.skip_bottleneck}
@@ -73,7 +68,8 @@ def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
     backbone = load_backbone(config, **options)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
-    return backbone
+    torch.manual_seed(seed)
+    return with_new_head(backbone, config.task, splits)
 
 
 class Training:
@@ -91,17 +87,8 @@ class Training:
         self.hardware = hardware
         self.settings = settings
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
-        self.step_loss = StepLoss(
-            model.backbone,
-            model.head,
-            model.task,
-            examples,
-            min(settings.batch_size, len(examples)),
-            seed,
-            settings.augment,
-            hardware=hardware,
-            itm_weight=settings.itm_weight,
-        )
+        size, itm_weight = min(settings.batch_size, len(examples)), settings.itm_weight
+        self.step_loss = StepLoss(model, examples, size, seed, settings.augment, hardware=hardware, itm_weight=itm_weight)
         self.evaluator = Evaluator(model.backbone.vlp, model.head, model.task)
 
     @property
@@ -116,8 +103,15 @@ class Training:
         With `reward_dropout` it is the training loss, with other dropout for each mask; else the task's loss.
         """
         if not self.settings.reward_dropout:
-            with self._eval_mode():
+            modules = (self.model.backbone.vlp, self.model.head)
+            modes = [module.training for module in modules]
+            try:
+                for module in modules:
+                    module.eval()
                 return self.evaluator.losses(masks, examples)
+            finally:
+                for module, mode in zip(modules, modes, strict=True):
+                    module.train(mode)
         step_loss, targets = self.step_loss, self.step_loss.targets(examples)
         return np.array([float(step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
@@ -153,18 +147,6 @@ class Training:
             save_every=save_every,
             stateful=stateful,
         )
-
-    @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        modules = (self.model.backbone.vlp, self.model.head)
-        before = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in zip(modules, before, strict=True):
-                module.train(mode)
 
 
 class Turns:

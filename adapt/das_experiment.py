@@ -14,26 +14,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
-from das_gym.adapt.finishing import finish_run, limit_test
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, finish_run, limit_test
 from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit
+from torch import Tensor
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, choice, nested
+from das_gym.data.splits import Splits
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
@@ -127,29 +127,24 @@ def read_joint_search(path: Path) -> JointSearchResult:
         return build(JointSearchResult, read_json(path))
 
 
-class _Models:
-    """The untrained model and its data, loaded once; `copy` returns copies to train, from the same random state."""
-
-    def __init__(self, problem: ProblemConfig, pipeline: DASSettings, seed: int) -> None:
-        self.splits = load_splits(problem)
-        self.base = new_model(problem, self.splits, pipeline, seed)
-        self._random_state = torch.get_rng_state()
-
-    def copy(self) -> AdaptedModel:
-        """Return a copy of the model."""
-        torch.set_rng_state(self._random_state)
-        return copy_model(self.base)
-
-
 @lru_cache(maxsize=1)
-def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> _Models:
-    return _Models(problem, pipeline, seed)
+def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> tuple[AdaptedModel, Splits[Any], Tensor]:
+    """Return the untrained model, its data, and the random state from which its copies are trained."""
+    splits = load_splits(problem)
+    return new_model(problem, splits, pipeline, seed), splits, torch.get_rng_state()
+
+
+def _load_copy(settings: JointSearchSettings) -> tuple[AdaptedModel, Splits[Any]]:
+    """Return a copy of the untrained model, which is loaded once, and its data; restore the random state."""
+    base, splits, random_state = _load(settings.problem_config, settings.pipeline, settings.seed)
+    torch.set_rng_state(random_state)
+    return copy_model(base), splits
 
 
 def prepare(settings: JointSearchSettings) -> JointSearchSettings:
     """Load the model. Reject a `skip_num` above its number of layers, and a loss that it has no head for."""
     pipeline = settings.pipeline
-    base = _load(settings.problem_config, pipeline, settings.seed).base
+    base, _, _ = _load(settings.problem_config, pipeline, settings.seed)
     n_layers = len(base.backbone.vlp.layers)
     if pipeline.skip_num > n_layers:
         raise ValueError(
@@ -164,19 +159,18 @@ def prepare(settings: JointSearchSettings) -> JointSearchSettings:
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     folder, problem, pipeline = required_folder(run), settings.problem_config, settings.pipeline
-    loaded = _load(problem, pipeline, settings.seed)
-    splits = loaded.splits
-    mask = _search(settings, loaded, folder, run.log_scalar)
+    mask = _search(settings, folder, run.log_scalar)
     nothing = np.zeros_like(mask)
-    models = {}
-    for name, chosen in {SUBNET: mask, **({FULL_MODEL: nothing} if settings.references else {})}.items():
-        models[name] = _finetune(settings, name, chosen, loaded, folder, run.log_scalar)
+    models = {SUBNET: _finetune(settings, SUBNET, mask, folder, run.log_scalar)}
+    if settings.references:
+        models[FULL_MODEL] = _finetune(settings, FULL_MODEL, nothing, folder, run.log_scalar)
     if not is_main_process():
         return 0.0
-    full = models.get(FULL_MODEL)
-    splits = limit_test(splits, models[SUBNET].task, settings.test_examples)
-    if full is None:
-        full = loaded.copy()
+    full, splits = _load_copy(settings)
+    splits = limit_test(splits, full.task, settings.test_examples)
+    if settings.references:
+        full = models[FULL_MODEL]
+    else:
         full.backbone.vlp.prune(nothing)
         full.backbone.vlp.freeze()
     models[BASELINE] = baseline_of(full)
@@ -192,19 +186,17 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     return rows[SUBNET].metric
 
 
-def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: Log) -> np.ndarray:
+def _search(settings: JointSearchSettings, folder: Path, log: Log) -> np.ndarray:
     """Return the found mask; from this run's file, if it was found before the run was stopped."""
     pipeline = settings.pipeline
     if not run_on_main_process((folder / FOUND).is_file):
-        model = loaded.copy()
-        if line := _describe_widths(settings, model.backbone.vlp):
-            print(line)
+        model, splits = _load_copy(settings)
         names = tuple(layer.name for layer in model.backbone.vlp.layers)
         space = MaskSpace(Budget(len(names), pipeline.skip_num))
-        training = Training(model, loaded.splits, pipeline, settings.seed, settings.train)
+        training = Training(model, splits, pipeline, settings.seed, settings.train)
         mask, turns = joint_search(
             training,
-            loaded.splits,
+            splits,
             Bandit(space, settings.seed, learning_rate=pipeline.update_rate),
             folder / "search.pt",
             add_prefix("search", log),
@@ -221,31 +213,17 @@ def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: L
     return np.array(known.mask, dtype=bool)
 
 
-def _finetune(
-    settings: JointSearchSettings, name: str, mask: np.ndarray, loaded: _Models, folder: Path, log: Log
-) -> AdaptedModel:
+def _finetune(settings: JointSearchSettings, name: str, mask: np.ndarray, folder: Path, log: Log) -> AdaptedModel:
     """Return a model without the layers of a mask, trained as the settings say; a stopped training continues."""
-    model, pipeline = loaded.copy(), settings.pipeline
+    (model, splits), pipeline = _load_copy(settings), settings.pipeline
     if pipeline.finetune_from == "search":
         Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
     model.backbone.vlp.prune(mask)
-    training = Training(model, loaded.splits, pipeline, settings.seed, settings.train)
+    training = Training(model, splits, pipeline, settings.seed, settings.train)
     checkpoint = folder / f"{LOGGED[name]}.pt"
     finetune_subnet(training, checkpoint, add_prefix(LOGGED[name], log), settings.save_every, name)
     model.backbone.vlp.freeze()
     return model
-
-
-def _describe_widths(settings: JointSearchSettings, vlp: VLP) -> str:
-    """Return a line about adapter widths that differ from the recipe's default; empty if they do not."""
-    recipe = das_settings(settings.model, settings.task, settings.recipe)
-    others = []
-    for name in ADAPTER_FIELDS:
-        wanted = getattr(recipe, name)
-        if getattr(settings.pipeline, name) is None and wanted is not None:
-            width = getattr(cast(Any, vlp).config, name)
-            others += [f"{name}={width}, the recipe has {wanted}"] if width != wanted else []
-    return f"adapters as wide as the checkpoint has them: {'; '.join(others)}" if others else ""
 
 
 def _print_turn(names: Sequence[str], turn: JointTurn) -> None:

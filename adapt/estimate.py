@@ -19,11 +19,10 @@ import torch
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut
 from das_gym.adapt.memory import activation_bytes
-from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import find_reference
 from das_gym.adapt.refining import lengths
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.estimate import search_parts
 from das_gym.agents.search_experiment import SearchSettings
 from das_gym.agents.searching.environment import find_scorer, make_env
@@ -75,7 +74,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
     problem, rng = settings.problem_config, torch.get_rng_state()
-    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=(), patience=None), None)
+    step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, activation_bytes(step_loss)
     at_a_time = step_loss.micro_batch_size or size
 

@@ -102,10 +102,8 @@ def predict(
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
     texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
-    classified: list[dict[str, Any]] = []
-    for chunk, logits in answered(subnet, to_classify, title, pairs) if to_classify else ():
-        classified += task.predictions(chunk, logits)
-    classes = iter(classified)
+    batches = answered(subnet, to_classify, title, pairs) if to_classify else ()
+    classes = iter([row for chunk, logits in batches for row in task.predictions(chunk, logits)])
     return [
         next(classes) if prompt is None else task.format_generated(example, next(texts))
         for example, prompt in zip(examples, prompts, strict=True)

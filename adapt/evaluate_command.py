@@ -93,11 +93,7 @@ class EvaluateSettings(PluginSettings):
         recorded = recorded_data(folder) if self.data_root is None else {}
         data_root = recorded.get("data_root", self.data_root)
         if data_root is not None and not at_home(data_root).exists():
-            if self.data_root is None:
-                raise FileNotFoundError(
-                    f"the data of that run do not exist: got data_root={data_root}. Give their new folder as data_root=DIR"
-                )
-            raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
+            raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
         if is_transformers_model(place):
             subnet = load_transformers_model(place, self.device, self.trust_remote_code)
         else:

@@ -110,5 +110,5 @@ def finetune(
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, verbose, splits.reward)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, verbose)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -63,6 +66,25 @@ def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], b
     elif needed > free:
         line += "; that does not fit: use a smaller micro_batch_size, or gradient_checkpointing=True"
     return line
+
+
+@contextmanager
+def restored_afterwards(parameters: Sequence[Tensor], folder: Path | None = None) -> Iterator[None]:
+    """Write parameters to files, and read them again after the block, which changes their values.
+
+    Args:
+        parameters: What the block changes.
+        folder: Where to put the files; None takes the system's folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        paths = [Path(place) / f"{number}.pt" for number in range(len(parameters))]
+        for parameter, path in zip(parameters, paths, strict=True):
+            torch.save(parameter.detach().to("cpu", copy=True), path)
+        try:
+            yield
+        finally:
+            for parameter, path in zip(parameters, paths, strict=True):
+                parameter.data.copy_(torch.load(path, weights_only=True))
 
 
 def format_bytes(count: int) -> str:

@@ -187,10 +187,6 @@ OURS_OF_VLM: dict[str, tuple[Any, str]] = {
 """Further differences from the paper's defaults, for models of transformers only."""
 
 DIFFERENCES = (
-    ("update_rate", "METER's code declares 0.1 and never uses it; the update has 1"),
-    ("skip_num", "ViLT's script skips 1 layer, its code's default is 4"),
-    ("image_size", "METER's VQA script has 384 px, its config 576"),
-    ("learning_rate", "ViLT's VQA has 1e-4 with RandAugment, 5e-4 without"),
     (
         "itm_weight",
         "the configs say 0.5; METER's code takes it for a switch and adds the whole loss (das.itm_weight=1), ViLT's code "
@@ -202,7 +198,7 @@ DIFFERENCES = (
     ("found layers", "the code prints them to be pasted into the fine-tuning command, whose default skips layers 0-3"),
     ("distinct masks", "the code loops forever if fewer distinct masks exist than a turn needs; here a turn takes fewer"),
 )
-"""Where the paper, its scripts and its code differ, and what is done here."""
+"""Where the paper, its scripts and its code differ besides what the sources of the settings say, and what is done here."""
 
 RECIPES = ("das_gym", "paper")
 

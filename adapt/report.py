@@ -1,4 +1,4 @@
-"""Evaluate and measure fine-tuned models, and report them next to the baseline: table, conclusion, answers."""
+"""The end of a run that fine-tuned: evaluate and measure its models, save the subnet, report table, conclusion, answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
+from das_gym.adapt.subnets import SUBNET_FILE, save
 
+from das_gym.config import settings_dict
 from das_gym.data.splits import Splits
+from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.table import WIDTH, Table
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import without_adapters
+from das_gym.plugins import imported_plugins
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, example_costs
+from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
 
@@ -256,3 +261,47 @@ def describe_speedup(faster: Speedup) -> str:
     if faster.is_measurable:
         return f"runs {numbers} times as fast as the baseline"
     return f"is not measurably faster than the baseline ({numbers} times as fast)"
+
+
+def recorded_command(settings: Any) -> dict[str, Any]:
+    """Return the settings of a command as its record keeps them: with every module that was imported."""
+    return {**settings_dict(settings), "plugins": list(imported_plugins())}
+
+
+def limit_test(splits: Splits[Any], task: Task, count: int | None) -> Splits[Any]:
+    """Return the splits with some of the test examples only; None keeps all."""
+    return splits if count is None else dataclasses.replace(splits, test=shuffled(task, splits.test, count))
+
+
+def finish_run(
+    run: Any,
+    folder: Path,
+    settings: Any,
+    models: Mapping[str, AdaptedModel],
+    problem: ProblemConfig,
+    splits: Splits[Any],
+    info: Mapping[str, Any],
+    record_name: str,
+    untrained: Collection[str] = (),
+    from_package: Collection[str] = (),
+    artifacts: Sequence[str] = (),
+    **content: Any,
+) -> dict[str, ModelResult]:
+    """Evaluate the models, save the subnet with the record, and print the table; return what was measured."""
+    rows, subnet = compare(models, splits, settings.rank_images, untrained, from_package), models[SUBNET]
+    write_answers(folder, rows, subnet.task, splits.test)
+    record = {
+        "settings": recorded_command(settings),
+        "models": [row.record() for row in rows.values()],
+        "left_out": splits.left_out_count,
+        "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
+        **content,
+    }
+    path = save(subnet, folder, info, record, record_name)  # the record last: a run with a record is complete
+    for checkpoint in folder.glob("*.pt"):
+        checkpoint.unlink()
+    for name in (SUBNET_FILE, *artifacts, record_name):
+        run.add_artifact(folder / name)
+    print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
+    return rows

@@ -23,7 +23,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import ReportSettings, report, rerun_command
 from das_gym.drawing.report import Heat, Progress, RunReport
 from das_gym.files import read_json
-from das_gym.problem.config import ProblemConfig, grouped_settings
+from das_gym.problem.config import grouped_settings
 from das_gym.registration import ENVIRONMENTS
 
 SHRUNK_RECORD = "shrink.json"
@@ -68,7 +68,7 @@ def _adapted(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.adapt_experiment import AdaptSettings
 
     mask = json.dumps(record["models"][0]["mask"], separators=(",", ":"))
-    changes = {**grouped_settings(_problem(record["problem"])), "mask": mask, "search_run": None, "search": None}
+    changes = {**grouped_settings(record["problem"]), "mask": mask, "search_run": None, "search": None}
     command = rerun_command(folder, "adapt", settings_dict(AdaptSettings()), **changes)
     return _finetuned(folder, record, "fine-tuned", command)
 
@@ -77,7 +77,7 @@ def _joint(folder: Path, record: dict[str, Any]) -> RunReport:
     from das_gym.adapt.das_experiment import JointSearchSettings
 
     defaults = settings_dict(JointSearchSettings())
-    command = rerun_command(folder, "adapt das", defaults, **grouped_settings(_problem(record["problem"])))
+    command = rerun_command(folder, "adapt das", defaults, **grouped_settings(record["problem"]))
     result = _finetuned(folder, record, "searched while adapters trained, then fine-tuned", command)
     turns = record["search"]["turns"]
     rewards = [reward for turn in turns for reward in turn["rewards"]]
@@ -146,7 +146,7 @@ def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
     best = max(lines, key=lambda line: line.score)
     shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
     mask = next(list(trial["mask"]) for trial in record["trials"] if trial["variant"] == shown.key)
-    changes = {**grouped_settings(_problem(record["problem"])), "searches": None}
+    changes = {**grouped_settings(record["problem"]), "searches": None}
     metric = record["metric"].replace("_", " ")
     return RunReport(
         name=f"run {folder.name}",
@@ -168,8 +168,3 @@ def _problem_name(problem: Mapping[str, Any]) -> str:
     """Return the environment's id, or model and task if it is not registered here."""
     pair = (problem["model"], problem["task"])
     return next((entry.id for entry in ENVIRONMENTS.values() if (entry.model, entry.task) == pair), " on ".join(pair))
-
-
-def _problem(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model and data of a record as settings."""
-    return {name: value for name, value in problem.items() if name in ProblemConfig.__dataclass_fields__}

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
 from das_gym.adapt.memory import choose_micro_batch_size
-from das_gym.adapt.plateau import Plateau
+from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
-from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
+from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import world_size
 from das_gym.tasks.base import Task
 
-HELD_OUT_PAIRS = 64
-"""Pairs of text and image at a time when the held-out loss is measured."""
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
@@ -43,9 +42,7 @@ class StepLoss:
     every step where dropout (a model that is not `frozen`) or augmentation makes them random, or where they train.
 
     Args:
-        backbone: The frozen model.
-        head: Its head.
-        task: Makes batches and losses.
+        model: The frozen model, its head, and the task that makes batches and losses.
         examples: Training examples.
         batch_size: Examples per step.
         seed: Seed of the order of examples, and of augmentation.
@@ -57,9 +54,7 @@ class StepLoss:
 
     def __init__(
         self,
-        backbone: Backbone,
-        head: nn.Module,
-        task: Task,
+        model: AdaptedModel,
         examples: Sequence[Any],
         batch_size: int,
         seed: int,
@@ -68,6 +63,7 @@ class StepLoss:
         hardware: Hardware = ONE_DEVICE,
         itm_weight: float = 0.0,
     ) -> None:
+        backbone, head, task = model.backbone, model.head, model.task
         check_training(backbone, task, hardware, itm_weight)
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
@@ -150,17 +146,36 @@ class StepLoss:
         losses = self.task.losses(logits, targets)
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
 
-    @torch.no_grad()
-    def held_out_loss(self, examples: Sequence[Any]) -> float:
-        """Return the mean loss of examples without augmentation, in nats; nothing is skipped but what is pruned."""
-        size = self.task.examples_for_pairs(HELD_OUT_PAIRS)
-        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
-        losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
-        return float(torch.cat(losses).mean())
-
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
+
+
+def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
+    """Return the settings with learning rates and batch size filled in, and a line that describes them."""
+    backbone, task = model.backbone, model.task
+    name = "" if backbone.config is None else backbone.config.model
+    paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
+    defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)
+    if paper is not None:
+        defaults["learning_rate"] = paper.learning_rate * paper.fusion_multiplier
+        defaults["head_learning_rate"] = paper.learning_rate * paper.head_multiplier
+        defaults["batch_size"] = paper.batch_size
+    missing = {field: value for field, value in defaults.items() if getattr(config, field) is None}
+    config = dataclasses.replace(config, **missing)
+    examples = config.batch_size or task.examples_for_pairs(config.pairs_per_step)
+    line = (
+        f"{config.steps} steps of {examples} examples, learning rate {config.learning_rate:g}, of the head "
+        f"{config.head_learning_rate:g}"
+    )
+    if paper is None:
+        return config, line
+    if missing:
+        line += ": defaults of the paper"
+    size = getattr(task.processor, "image_size", None)
+    if paper.image_size is not None and size != paper.image_size:
+        line += f"; images of {size} px, the paper has image_size={paper.image_size}"
+    return config, line
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
@@ -200,7 +215,6 @@ def set_up(
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
     verbose: bool = False,
-    held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
     """Return the loss of a step and its `Trainer`.
 
@@ -211,31 +225,23 @@ def set_up(
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
         encoder: As for `StepLoss`.
         verbose: Whether to print how much memory the training takes.
-        held_out: Examples on which `config.patience` measures the loss.
     """
     config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
-    step_loss = StepLoss(
-        model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
-    )
+    step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder, config, config.itm_weight)
     groups = (
         Group([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
         Group(list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
     )
-    schedule, plateau = partial(decay, steps=config.steps, warmup=config.warmup), None
-    if config.patience is not None:
-        measured = shuffled(task, held_out, task.reward_examples)
-        plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
     trainer = make_trainer(
         step_loss,
         config,
         verbose,
         optimizer=adamw(groups, WEIGHT_DECAY),
         steps=config.steps,
-        schedule=plateau.factor if plateau else schedule,
+        schedule=partial(decay, steps=config.steps, warmup=config.warmup),
         checkpoint=checkpoint,
         save_every=config.save_every,
-        plateau=plateau,
     )
     return step_loss, trainer

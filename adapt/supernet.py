@@ -6,25 +6,36 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from das_gym.adapt.image_reliance import check_image_reliance
-from das_gym.adapt.recipe import resolve_defaults
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
 from das_gym.data.splits import Splits
-from das_gym.models.inputs import Processor
+from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
+from das_gym.problem.loading import (
+    AdaptedModel,
+    format_blindness,
+    image_agnostic_metrics,
+    load_backbone,
+    load_splits,
+    new_head,
+    shuffled,
+    task_class,
+)
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
+
+NO_SCORES = ("ceiling", "loss", "blank", "ranked_images")
+"""Numbers of an evaluation that are no scores."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True, held_out=splits.reward)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:
@@ -87,12 +98,45 @@ def train_supernet(
 
     trainer.run(step, "supernet", log, step_loss.describe_step)
     if is_main_process():
-        check = check_image_reliance(model, splits)
-        scores = {} if check is None else {"seeing": dict(check.seeing), "blind": dict(check.blind)}
+        scores = image_reliance(model, splits)
         model.adaptation(kind="supernet", **vars(config), **scores).save(out)
-        if check is not None:
-            print(check.summary())
+        if scores:
+            print(describe_reliance(**scores))
     return out
+
+
+def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, dict[str, float]]:
+    """Return a model's scores on the reward split with the images, `seeing`, and with the mean image instead, `blind`.
+
+    The task's own metric comes first. Prompts and images of many sizes, which have no mean, have no scores.
+    """
+    task, processor = model.task, model.task.processor
+    examples = shuffled(task, splits.reward, task.reward_examples)
+    pairs = task.pairs(examples)
+    if not all(isinstance(pair, Pair) for pair in pairs):
+        return {}
+    sources = {pair.image.key: pair.image for pair in pairs}
+    if len({tuple(processor.image(source).shape) for source in sources.values()}) > 1:
+        return {}
+    scores = {}
+    for title, blind in (("seeing", None), ("blind", mean_image(model, examples))):
+        found = evaluate(model, examples, title, blind=blind, rank_images=1)
+        names = [n for n in found.numbers if n.partition("/")[0] not in NO_SCORES and not n.startswith(("tr_r", "ir_r"))]
+        scores[title] = {found.metric_name: found.metric, **{n: found.numbers[n] for n in names}}
+    return scores
+
+
+def describe_reliance(seeing: Mapping[str, float], blind: Mapping[str, float]) -> str:
+    """Return a line with both scores, and a second line if some scores do not depend on the image."""
+    metric = next(iter(seeing))
+    line = (
+        f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing[metric]:.1f} %, "
+        f"{100 * blind[metric]:.1f} % with every image replaced by the mean image"
+    )
+    if not image_agnostic_metrics(seeing, blind):
+        return line
+    blindness = format_blindness(seeing, blind)
+    return f"{line}\nnot clearly better than without images: {blindness}. Raise `train.steps` before a search."
 
 
 def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:

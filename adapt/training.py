@@ -8,11 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
-from das_gym.adapt.plateau import CHECKS, Plateau
 from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from das_gym.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.checkpoint.stateful import Stateful
 
 Log = Callable[[str, float, int], None]
 """Called with name, value and step."""
@@ -86,8 +86,6 @@ class TrainingConfig(Hardware):
         itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
             it out.
         save_every: Steps between checkpoints.
-        patience: Stop early: if the loss on the reward split has not fallen in this many of 40 checks in a row, the learning
-            rate decays and training ends. None trains all steps.
     """
 
     group: ClassVar[str] = "Training"
@@ -103,12 +101,11 @@ class TrainingConfig(Hardware):
     warmup: float = 0.1
     itm_weight: float = 0.0
     save_every: int = 100
-    patience: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
-        check_ranges(self, **ranges, head_learning_rate=POSITIVE, itm_weight=(0.0, math.inf), patience=(1, CHECKS))
+        check_ranges(self, **ranges, head_learning_rate=POSITIVE, itm_weight=(0.0, math.inf))
 
 
 @dataclass(frozen=True)
@@ -151,18 +148,6 @@ def add_prefix(prefix: str, log: Log | None) -> Log | None:
     return None if log is None else lambda name, value, step: log(f"{prefix}.{name}", value, step)
 
 
-class Stateful(Protocol):
-    """An object whose state consists of JSON values."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that changes."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
-
-
 class Trainer:
     """Runs training steps. A step depends only on its index, so that a resumed training gives bit-identical weights.
 
@@ -183,9 +168,8 @@ class Trainer:
         schedule: From a step to the factor of the learning rates.
         checkpoint: File to save to and to resume from; None saves nothing.
         save_every: Steps between checkpoints.
-        stateful: What else changes with the steps, by name: saved and restored with the rest.
+        stateful: What else changes with the steps, by name, with JSON values as state: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
-        plateau: Ends the training before its last step where nothing improves; its `factor` is the schedule.
         prefetcher: Reads images for the steps; it is closed when they end.
     """
 
@@ -199,7 +183,6 @@ class Trainer:
         save_every: int = 500,
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
-        plateau: Plateau | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
         self._trained = {
@@ -213,18 +196,12 @@ class Trainer:
         self.steps = steps
         self.checkpoint = checkpoint
         self.save_every = save_every
-        self.stateful = {**(stateful or {}), **({} if plateau is None else {"plateau": plateau})}
-        self.plateau = plateau
+        self.stateful = dict(stateful or {})
         self.prefetcher = prefetcher
         self.step = 0
         self._overflows = 0
         self._logged: list[tuple[str, float, int]] = []
         self._window: dict[str, list[float]] = {}
-
-    @property
-    def end(self) -> int:
-        """The last step, as currently planned."""
-        return self.steps if self.plateau is None else self.plateau.end
 
     def run(
         self,
@@ -250,17 +227,15 @@ class Trainer:
             log(*entry)
         try:
             with progress(self.steps, title, unit="step", initial=self.step) as bar:
-                while self.step < self.end:
+                while self.step < self.steps:
                     for name, value in self.take_step(step_function, describe_step).items():
                         self._window.setdefault(name, []).append(value)
                     losses = self._window["loss"]
                     bar.set_postfix_str(f"loss {math.fsum(losses) / len(losses):.3f}", refresh=False)
                     bar.update()
-                    if self.plateau is not None:
-                        self.plateau.check(self.step)
-                    if self.step % LOG_EVERY == 0 or self.step == self.end:
+                    if self.step % LOG_EVERY == 0 or self.step == self.steps:
                         self._log_means(title, log)
-                    if self.step % self.save_every == 0 or self.step == self.end:
+                    if self.step % self.save_every == 0 or self.step == self.steps:
                         self._check_parameters()
                     if self.step % self.save_every == 0:
                         self._save()

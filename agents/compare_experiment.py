@@ -97,8 +97,8 @@ class CompareSettings(RunSettings, BudgetSettings):
         table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        kwargs = {"env_kwargs": {**self.env_kwargs, **table}, "agent_kwargs": self.agent_kwargs.get(agent, {})}
-        return SearchConfig(agent=agent, **fields, **kwargs)
+        env_kwargs, agent_kwargs = {**self.env_kwargs, **table}, self.agent_kwargs.get(agent, {})
+        return SearchConfig(agent=agent, env_kwargs=env_kwargs, agent_kwargs=agent_kwargs, **fields)
 
     def oracle(self) -> Oracle:
         """Return the environment that scores masks, with its ground truth."""

@@ -75,7 +75,7 @@ def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config:
         subnet = with_new_head(backbone, problem.task, splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, None, context.encoder, held_out=splits.reward)
+    step_loss, trainer = set_up(subnet, splits.train, config, None, context.encoder)
     trainer.run(step_loss.parts, "fine-tuning")
     return subnet
 

@@ -28,7 +28,7 @@ from das_gym.adapt.training import Group, Trainer, adamw, decay
 from benchmarks.machine import describe_machine
 from benchmarks.models import DAS, EXAMPLES, Subject, load_subject
 from das_gym.files import write_json
-from das_gym.problem.loading import Backbone
+from das_gym.problem.loading import AdaptedModel, Backbone
 
 
 def trained(
@@ -38,8 +38,8 @@ def trained(
     vlp, head = copy.deepcopy(subject.vlp), copy.deepcopy(subject.head).train().requires_grad_(True)
     vlp.prune(mask)
     vlp.freeze()
-    backbone = Backbone(vlp, subject.task.processor, "")
-    step_loss = StepLoss(backbone, head, subject.task, subject.examples, batch_size, seed=0)
+    model = AdaptedModel(Backbone(vlp, subject.task.processor, ""), head, subject.task)
+    step_loss = StepLoss(model, subject.examples, batch_size, seed=0)
     step_loss.caches_encoders = reuse
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     first = len(subject.examples) // batch_size

@@ -1,42 +1,39 @@
 """Measure the first mask of a policy on unseen problems, compared with simple rules.
 
     python -m benchmarks.generalise                              the bundled policy on the bundled suite's `test`
-    python -m benchmarks.generalise --policies a b c             several policies, such as of different seeds
+    python -m benchmarks.generalise --policy FILE                another policy
     python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` initialized with it on 40 of the problems
     python -m benchmarks.generalise --budgets latency            on those of measured latency
 
 Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
-bootstrap over models and then over their problems.
+bootstrap over models.
 
 Masks are scored only for statistics: `leave_one_out` takes as many as there are units, `next_interaction` twice and
-`run_interaction` three times as many. `greedy with neighbours` is the rule that the policy starts from: it reads what the
-policy reads, and skips, one after another, what costs least given what is already skipped. `least with its neighbours` is
-the mask of all that costs least in the same sense, which `policy_bayes` uses as its prior.
+`run_interaction` three times as many. `greedy with neighbours` reads what the policy reads, and skips, one after another,
+what costs least given what is already skipped. `least with its neighbours` is the mask with the least such cost, from which
+the training of a policy starts.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.choosing import suite_masks
+from das_gym.agents.policy.choosing import greedy_masks, suite_masks
 from das_gym.agents.policy.hinted import NeighbourCosts
-from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks
-from torch import nn
+from das_gym.agents.policy.network import READS, PolicyEnsemble
 
 from benchmarks.machine import describe_machine
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
-from das_gym.intervals import RESAMPLES
+from das_gym.intervals import bootstrap_interval
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import masks_needed
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
@@ -45,186 +42,93 @@ RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "a
 """Rules of the field, which skip where a statistic is lowest."""
 
 GREEDY_RULE = "greedy with neighbours"
-"""The rule that an untrained policy is."""
-
 LEAST = "least with its neighbours"
-"""The mask of all that costs least by that rule."""
-
-RANKER_STEPS = 400
 
 
 def regrets(suite: Suite, masks: np.ndarray) -> np.ndarray:
-    """(P,) regret of a mask for every problem, as a share of what there is to gain."""
+    """Return the (P,) regret of a mask for every problem, as a share of what there is to gain."""
     which = np.arange(len(suite.problems))
     raw = suite.raw[suite.rows(which, masks)]
     return (suite.optima - raw) / (suite.optima - suite.random_means)
 
 
-def by_scores(suite: Suite, scores: np.ndarray) -> np.ndarray:
-    """(P, MAX_UNITS) masks of the units with the highest of (P, MAX_UNITS) scores, as agents give them.
-
-    Under a budget by cost they keep again what it does not need.
-    """
-    found = np.zeros((len(suite.problems), MAX_UNITS), bool)
-    for row, problem in enumerate(suite.problems):
-        n = problem.table.n_layers
-        found[row, :n] = MaskSpace(problem.budget).top(scores[row, :n])
-    return found
+def rule_masks(problem: SuiteProblem) -> dict[str, np.ndarray]:
+    """Return the masks of all rules, as agents give them: under a budget by cost they keep again what it does not need."""
+    table, space = problem.table, MaskSpace(problem.budget)
+    found = {name: space.top(-table.statistic(name).astype(float)) for name in RULES}
+    costs = NeighbourCosts({name: table.statistic(name) for name in READS})
+    found[GREEDY_RULE] = space.top(greedy_masks(costs, problem.budget)[0].astype(float))
+    return {**found, LEAST: space.masks[costs(space.masks).argmin()]}
 
 
-def by_policy(suite: Suite, network: UnitNetwork | UnitNetworks) -> np.ndarray:
-    """(P, MAX_UNITS) masks of a policy, as agents give them."""
-    return by_scores(suite, suite_masks(network, suite, np.arange(len(suite.problems))).astype(float))
+def measure(split: str, suite: str | None, policy: Path, budgets: Sequence[str]) -> tuple[Suite, dict[str, np.ndarray]]:
+    """Return the problems, and (P,) regrets by method."""
+    test = load_suite(suite, split, budgets=budgets)
+    masks = {name: np.zeros((len(test.problems), MAX_UNITS), bool) for name in (*RULES, GREEDY_RULE, LEAST)}
+    for row, problem in enumerate(test.problems):
+        for name, mask in rule_masks(problem).items():
+            masks[name][row, : len(mask)] = mask
+    masks["policy"] = suite_masks(PolicyEnsemble.load(policy), test)
+    return test, {name: regrets(test, of_rule) for name, of_rule in masks.items()}
 
 
-def by_rule(suite: Suite, name: str) -> np.ndarray:
-    """(P, MAX_UNITS) masks of the units where a statistic is lowest."""
-    return by_scores(suite, -suite.observed[:, :, suite.statistics.index(name)])
+def ratio_interval(values: np.ndarray, others: np.ndarray, models: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the ratio of two means over problems, resampling models."""
+    sums = np.array([(values[models == name].sum(), others[models == name].sum()) for name in np.unique(models)])
+
+    def ratio(rows: np.ndarray) -> np.ndarray:
+        above, below = sums[rows].sum(axis=1).T
+        return above / below  # type: ignore[no-any-return]
+
+    return bootstrap_interval(ratio, len(sums))
 
 
-def least(suite: Suite) -> np.ndarray:
-    """(P, MAX_UNITS) allowed masks with the least cost, estimated from neighbours."""
-    found = np.zeros((len(suite.problems), MAX_UNITS), bool)
-    for row, problem in enumerate(suite.problems):
-        masks = problem.table.masks[problem.budget.is_kept_by(problem.table.masks)]
-        costs = NeighbourCosts({name: problem.table.statistic(name) for name in NEIGHBOURS})
-        found[row, : problem.table.n_layers] = masks[costs(masks).argmin()]
-    return found
-
-
-def unit_effects(problem: SuiteProblem) -> np.ndarray:
-    """(n,) what skipping each unit does to the scaled reward, by a linear fit over the masks that keep the budget."""
-    kept = problem.budget.is_kept_by(problem.table.masks)
-    masks, values = problem.table.masks[kept], problem.scaled(problem.rewards[kept])
-    columns = np.concatenate((masks, np.ones((len(masks), 1))), axis=1)
-    effects: np.ndarray = np.linalg.lstsq(columns, values, rcond=None)[0][:-1]
-    return effects - effects.mean()
-
-
-def features(suite: Suite, names: Sequence[str]) -> np.ndarray:
-    """(P, MAX_UNITS, n) what a ranker reads of each unit alone: statistics as the policy reads them, and the goals."""
-    there = torch.from_numpy(suite.units).float()[..., None]
-    columns = [suite.statistics.index(name) for name in names]
-    parts = UnitNetwork.encode(torch.from_numpy(suite.observed[:, :, columns]), there, there.sum(dim=1, keepdim=True))
-    goals = np.repeat(suite.goals[:, None], MAX_UNITS, axis=1)
-    return np.concatenate((*(part.numpy() for part in parts), goals), axis=2)
-
-
-def ranker(train: Suite, test: Suite, names: Sequence[str]) -> np.ndarray:
-    """(P, MAX_UNITS) masks of a small network that was taught each unit's effect on the training problems, unit by unit."""
-    torch.manual_seed(0)
-    read = torch.from_numpy(features(train, names)[train.units]).float()
-    wanted = torch.from_numpy(np.concatenate([unit_effects(problem) for problem in train.problems])).float()
-    network = nn.Sequential(nn.Linear(read.shape[1], 32), nn.ReLU(), nn.Linear(32, 1))
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-2)
-    for _ in range(RANKER_STEPS):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(network(read).squeeze(1), wanted).backward()
-        optimizer.step()
-    with torch.no_grad():
-        scores = network(torch.from_numpy(features(test, names)).float()).squeeze(2).numpy()
-    return by_scores(test, scores)
-
-
-def fixed(train: Suite, test: Suite) -> np.ndarray:
-    """(P, MAX_UNITS) masks of the best fixed order: units are ranked by position (stream, depth) alone."""
-    places = [train.statistics.index(name) for name in ("stream", "depth")]
-    effects = np.concatenate([unit_effects(problem) for problem in train.problems])
-    known = train.observed[train.units][:, places]
-    scores = np.zeros(test.units.shape)
-    for problem, unit in np.argwhere(test.units):
-        stream, depth = test.observed[problem, unit, places]
-        near = (known[:, 0] == stream) & (np.abs(known[:, 1] - depth) <= max(0.08, np.abs(known[:, 1] - depth).min() + 1e-6))
-        scores[problem, unit] = effects[near].mean()
-    return by_scores(test, scores)
-
-
-def interval(values: np.ndarray, models: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean, resampling models and then the problems of each."""
-    rng, names = np.random.default_rng(0), np.unique(models)
-    groups = [values[models == name] for name in names]
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-        means.append(np.concatenate([g[rng.integers(len(g), size=len(g))] for g in drawn]).mean())
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def measure(
-    split: str, suite: str | None, policies: Sequence[Path], budgets: Sequence[str] = DEFAULT_BUDGETS
-) -> tuple[Suite, dict[str, np.ndarray]]:
-    """The problems, and (P,) regrets by method; those of several policies are averaged problem by problem."""
-    networks = [UnitNetworks.load(path) for path in policies]
-    names = tuple(dict.fromkeys((*RULES, *NEIGHBOURS, *(n for network in networks for n in network.config.statistics))))
-    train, test = (load_suite(suite, each, statistics=names, budgets=budgets) for each in ("train", split))
-    found = {"policy": np.mean([regrets(test, by_policy(test, network)) for network in networks], axis=0)}
-    found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
-    found[GREEDY_RULE] = regrets(test, by_policy(test, UnitNetworks.untrained(PolicyConfig(NEIGHBOURS))))
-    found[LEAST] = regrets(test, least(test))
-    found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
-    found["fixed order of places"] = regrets(test, fixed(train, test))
-    return test, found | {"random order": np.ones(len(test.problems))}
-
-
-def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProblem], bool]) -> list[str]:
-    """A Markdown table of mean regrets over some of the problems."""
-    some = np.array([kept(problem) for problem in test.problems])
-    models = np.array([problem.source.name for problem in test.problems])[some]
+def table(found: dict[str, np.ndarray], models: np.ndarray, some: np.ndarray) -> list[str]:
+    """Return a Markdown table of mean regrets over `some` of the problems, (P,) bool."""
     rows = []
-    for name, values in sorted(found.items(), key=lambda item: float(item[1][some].mean())):
-        low, high = interval(values[some], models)
-        share = 100 * float((values[some] < 1e-9).mean())
-        mean, median = float(values[some].mean()), float(np.median(values[some]))
-        rows.append((name, f"{mean:.3f}", f"{low:.3f} to {high:.3f}", f"{median:.3f}", f"{share:.0f} %"))
+    for name, values in sorted(((name, each[some]) for name, each in found.items()), key=lambda item: item[1].mean()):
+        low, high = ratio_interval(values, np.ones(len(values)), models[some])
+        share = f"{100 * (values < 1e-9).mean():.0f} %"
+        rows.append((name, f"{values.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{np.median(values):.3f}", share))
     return markdown_table(("method", "mean regret", "95 % interval", "median", "optimum found"), rows)
+
+
+def verdict(found: dict[str, np.ndarray], models: np.ndarray) -> list[str]:
+    """Return the ratios of the policy's mean regret to those of the other methods."""
+    lines = [f"Ratio of the policy's mean regret to that of other methods, over {len(np.unique(models))} models:"]
+    for name, values in found.items():
+        if name != "policy":
+            low, high = ratio_interval(found["policy"], values, models)
+            lines.append(f"- {name}: {found['policy'].mean() / values.mean():.2f} ({low:.2f} to {high:.2f})")
+    return lines
 
 
 def kind_of(problem: SuiteProblem) -> str:
     """Return the origin of a problem's model and its task: `llava-sublayers-answering`."""
     source = problem.source
     made = re.fullmatch(r"(?:train|valid|test)-\d+-(.+)", source.name)
-    return made[1] if made else f"{source.model.lower()}-{source.task}"
-
-
-def verdict(found: dict[str, np.ndarray]) -> str:
-    """Compare the policy's regret with the best published rule and with the two rules that read the same statistics."""
-    best = min(RULES, key=lambda name: float(found[name].mean()))
-    shares = [f"{100 * float(found['policy'].mean() / found[name].mean()):.0f} %" for name in (best, GREEDY_RULE, LEAST)]
-    own = f"{shares[1]} of that of `{GREEDY_RULE}`, {shares[2]} of that of `{LEAST}`"
-    return f"The policy's regret is {shares[0]} of that of the best rule, {best}, {own}."
-
-
-def members_text(test: Suite, policies: Sequence[Path]) -> str:
-    """Mean regrets of the members of the policies, each deciding alone."""
-    members = [member for path in policies for member in UnitNetworks.load(path).members]
-    alone = [f"{regrets(test, by_policy(test, member)).mean():.3f}" for member in members]
-    return f"Its members alone: {', '.join(alone)}."
+    return made[1] if made else f"bundled {source.model.lower()}-{source.task}"
 
 
 def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
     """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
     used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
-    read = UnitNetworks.load(policy).config.statistics
     for problem in problems:
-        statistics = SuiteOracle(problem, read).statistics
+        statistics = SuiteOracle(problem, READS).statistics
         for name, counts in used.items():
             settings = {"policy": str(policy)} if name == "policy_bayes" else {}
             counts.append([until_best(problem, name, seed, evaluations, settings, statistics) for seed in range(seeds)])
     return {name: np.array(counts) for name, counts in used.items()}
 
 
-def searches_text(
-    problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int, policy: Path
-) -> list[str]:
+def searches_text(problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int) -> list[str]:
     """What came of them, and of `bayes` where it may score as many masks as the policy's statistics take."""
     lines = []
     for name, counts in used.items():
         share = 100 * float((counts <= evaluations).mean())
         means = f"median {np.median(counts):.0f}, mean {counts.mean():.1f}"
         lines.append(f"{name}: {means}, found within {evaluations}: {share:.0f} %")
-    read = UnitNetworks.load(policy).config.statistics
-    needed = np.array([masks_needed(read, problem.table.n_layers) for problem in problems])
+    needed = np.array([masks_needed(READS, problem.table.n_layers) for problem in problems])
     found = 100 * float((used["bayes"] <= np.minimum(needed, evaluations)[:, None]).mean())
     taken = f"The policy's statistics take {needed.min()} to {needed.max()} masks"
     return [*lines, f"{taken}: within as many, bayes alone has found {found:.0f} % of the optima."]
@@ -252,30 +156,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
-    parser.add_argument("--policies", type=Path, nargs="+", help="files of policies; the bundled one by default")
+    parser.add_argument("--policy", type=Path, help="file of a policy; the bundled one by default")
     parser.add_argument("--search", type=int, default=0, help="problems to search with bayes, too")
     parser.add_argument("--seeds", type=int, default=3, help="of those searches")
     parser.add_argument("--evaluations", type=int, default=60, help="of those searches, at most")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    policies = options.policies or [bundled_policy()]
-    test, found = measure(options.split, options.suite, policies, options.budgets)
-    record: dict[str, Any] = {"machine": describe_machine(), "policies": len(policies), "split": options.split}
-    record["regret"] = {
-        name: dict(zip([p.name for p in test.problems], v.tolist(), strict=True)) for name, v in found.items()
-    }
-    print(f"{len(test.problems)} problems of `{options.split}`, {len(policies)} policies\n")
-    print("\n".join([*table(test, found, lambda problem: True), "", verdict(found)]))
-    print(members_text(test, policies))
-    for kind, count in sorted(Counter(map(kind_of, test.problems)).items()):
-        print(f"\n{kind}, {count} problems:\n")
-        print("\n".join(table(test, found, lambda problem: kind_of(problem) == kind)))  # noqa: B023
+    policy = options.policy or bundled_policy()
+    test, found = measure(options.split, options.suite, policy, options.budgets)
+    names = [problem.name for problem in test.problems]
+    record: dict[str, Any] = {"machine": describe_machine(), "split": options.split}
+    record["regret"] = {method: dict(zip(names, values.tolist(), strict=True)) for method, values in found.items()}
+    models = np.array([problem.source.name for problem in test.problems])
+    print(f"{len(names)} problems of `{options.split}`\n")
+    print("\n".join([*table(found, models, np.ones(len(names), bool)), "", *verdict(found, models)]))
+    kinds = np.array([kind_of(problem) for problem in test.problems])
+    for kind in np.unique(kinds):
+        print("\n".join([f"\n{kind}, {(kinds == kind).sum()} problems:\n", *table(found, models, kinds == kind)]))
     if options.search:
         order = np.random.default_rng(0).permutation(len(test.problems))[: options.search]
         some = [test.problems[place] for place in order]
-        used = searches(some, options.seeds, options.evaluations, policies[0])
+        used = searches(some, options.seeds, options.evaluations, policy)
         print(f"\nEvaluations until the optimum: {len(some)} problems, {options.seeds} seeds\n")
-        print("\n".join(searches_text(some, used, options.evaluations, policies[0])))
+        print("\n".join(searches_text(some, used, options.evaluations)))
         record["searches"] = {name: counts.tolist() for name, counts in used.items()}
     if options.json is not None:
         write_json(options.json, record)

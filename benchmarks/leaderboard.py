@@ -1,6 +1,6 @@
 """Compare all agents on tables of real models and on planted problems, and write LEADERBOARD.md.
 
-python -m benchmarks.leaderboard                        about 20 minutes of one core
+python -m benchmarks.leaderboard                        LEADERBOARD.md as it is in the repository
 python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches: a stopped command continues when run again
 python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
 """
@@ -139,8 +139,8 @@ run the command again.
 ## Up to 12 units
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
-and the problems of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on
-`train` of the suite. *ms*: processor time of a turn.
+and problems of three models of the suite's `test` with at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy`
+was trained on `train` of the suite. *ms*: processor time of a turn.
 
 {short_table(short)}
 

@@ -29,7 +29,8 @@ import torch
 from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.shrink.recovery import insert_trained, trainable_parts
+from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.recovery import insert_trained
 
 from benchmarks.machine import describe_machine, memory_mib, restart_peak
 from benchmarks.pretrain import smolvlm
@@ -259,7 +260,6 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     say(f"({features / gib:.1f} GiB), hidden states of the mask tree ({tree_gib:.1f} GiB)")
     mask = np.arange(layers) >= layers - removed
     student = pruned_copy(vlm, mask)
-    own = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
     run = partial(student.model.get_decoder(), *run.args, **run.keywords)
     with torch.enable_grad():
         trained = insert_trained(student, vlm, make_method("lora", {"rank": 16, "alpha": 32}))
@@ -270,8 +270,9 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
         total = (weights + adapters + batch * activations) / gib
         say(f"recover=lora, {batch} examples a step{words}: {total:.1f} GiB: weights, LoRA with AdamW", end=" ")
         say(f"({adapters / gib:.1f} GiB), activations ({activations / gib:.2f} GiB an example)")
-    say(f"after LoRA is merged: {(weights + own) / gib:.1f} GiB: weights, and those of the recovered model's", end=" ")
-    say(f"{layers - removed} layers ({own / gib:.1f} GiB)")
+    cache = GENERATE_BATCH_SIZE * tokens * layers * 2 * vlm.feature_size * 2
+    say(f"measuring: {(weights + cache) / gib:.1f} GiB: weights, keys and values of {GENERATE_BATCH_SIZE} prompts", end=" ")
+    say(f"({cache / gib:.1f} GiB)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

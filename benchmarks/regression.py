@@ -295,14 +295,14 @@ def policy(place: Workplace) -> Values:
     """The bundled policy."""
     del place
     from das_gym.agents.policy.agent import bundled_policy
-    from das_gym.agents.policy.network import UnitNetworks
+    from das_gym.agents.policy.choosing import suite_masks
+    from das_gym.agents.policy.network import PolicyEnsemble
 
-    from benchmarks.generalise import by_policy, regrets
+    from benchmarks.generalise import regrets
     from das_gym.tables.suite import load_suite
 
-    network = UnitNetworks.load(bundled_policy())
-    suite = load_suite(split="test", statistics=network.config.statistics)
-    masks = by_policy(suite, network)
+    suite = load_suite(split="test")
+    masks = suite_masks(PolicyEnsemble.load(bundled_policy()), suite)
     found = {f"problem {number}": bits(mask) for number, mask in enumerate(masks[::20])}
     return {**found, "all problems": hashed(masks.astype(bool)), "mean regret": float(regrets(suite, masks).mean())}
 

@@ -78,8 +78,7 @@ _LOGGER = logging.getLogger("das_gym.experiment")
 class RecordedCommand(Generic[Settings]):
     """A command whose runs are kept in the folder `runs_dir`.
 
-    Where its settings have `resume`, `resume=3` takes every setting from run 3 and writes into its folder. The command finds
-    there what it needs to continue.
+    Where its settings have `resume`, `resume=3` takes every setting from run 3 and continues in its folder.
 
     Attributes:
         name: Program and command, as in "agents table". The run records it.

@@ -263,7 +263,7 @@ def register_task(entry: TaskEntry) -> None:
     _add(entry, TASKS, sys._getframe(1).f_globals)
 
 
-def _check_entry(entry: Any, kind: type, table: Mapping[str, Any], *fields: str) -> None:
+def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields: str) -> None:
     """Raise for another kind of entry, or a field that cannot be part of an id or differs at most in case from another's."""
     if not isinstance(entry, kind):
         raise TypeError(f"expected a das_gym.{kind.__name__}, got a {type(entry).__name__}")

@@ -59,12 +59,9 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
 
 
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Raise for settings, by dotted name, that were not confirmed; nothing for an empty mapping.
+    """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started".
 
-    Args:
-        what: What has the settings, as in "run 3 was started".
-        settings: By dotted name.
-        command: The command that confirms them; empty is the running command with them.
+    Without a `command` that confirms them, it is the running command with them.
     """
     if not settings:
         return

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from das_gym.agents.policy.network import UnitNetworks
+from das_gym.agents.policy.network import PolicyEnsemble
 
 from benchmarks.checksums import bundled_files
 from das_gym import bundled
@@ -33,7 +33,7 @@ READ = {
     "smolvlm_mini/chat_template.jinja": lambda path: load_vlm(path.parent),
     "llava_mini/processor_config.json": lambda path: load_processor(path.parent),
     "suite/suite.json": read_json,
-    "suite/policy.safetensors": UnitNetworks.load,
+    "suite/policy.safetensors": PolicyEnsemble.load,
 }
 
 

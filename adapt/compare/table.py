@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from das_gym.adapt.compare.record import MethodVariant, Trial
-from das_gym.adapt.report import describe_speedup, format_speedup
+from das_gym.adapt.report import format_speedup
 
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
-from das_gym.problem.latency import Speedup
-
-LEVEL_POINTS = 1.0
-"""Points that DAS may lose against adapters without skipping and still be called level."""
 
 
 @dataclass(frozen=True)
@@ -108,29 +104,17 @@ def skipped_layers(lines: Sequence[Line]) -> list[str]:
 def verdict(lines: Sequence[Line]) -> list[str]:
     """Return sentences on DAS against adapters without skipping, and against random masks."""
     by_key = {line.key: line for line in lines}
-    adapter = by_key.get("adapter")
     sentences = []
     for line in lines:
         if not line.key.startswith("das_"):
             continue
-        if adapter is not None:
-            lost = 100 * (adapter.score - line.score)
-            limit = "at most" if round(lost, 1) <= LEVEL_POINTS else "more than"
-            change = f"loses {lost:.1f} points ({limit} {LEVEL_POINTS:g})" if lost >= 0 else f"gains {-lost:.1f} points"
-            macs = f"saves {100 * line.saved:.1f} %" if line.saved >= 0 else f"adds {-100 * line.saved:.1f} %"
-            fast = f" and {describe_speedup(Speedup(*line.speedup))}" if line.speedup else ""
-            sentences.append(
-                f"{line.title}: {change} against adapters without skipping; it {macs} of the baseline's MACs{fast}."
-            )
-        rival = by_key.get(f"random_{line.skip_num}")
-        if rival is not None:
+        rivals = {"adapter": "adapters without skipping", f"random_{line.skip_num}": "random masks of as many layers"}
+        for rival, words in ((by_key[key], words) for key, words in rivals.items() if key in by_key):
             ahead, spread = 100 * (line.score - rival.score), 100 * np.nanmax([line.spread, rival.spread, 0.0])
             order = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'}" if ahead else "level with"
             within = f"{'more than' if abs(ahead) > spread else 'within'} the spread of {spread:.1f}"
             known = len(rival.scores) > 1 or len(line.scores) > 1
-            sentences.append(
-                f"{line.title}: {order} random masks of as many layers, {within if known else 'of one seed each'}."
-            )
+            sentences.append(f"{line.title}: {order} {words}, {within if known else 'of one seed each'}.")
     return sentences
 
 

@@ -17,8 +17,8 @@ from das_gym.adapt.shrink.verifying import (
     TOLERANCES,
     Probes,
     VerificationError,
+    compare_logits,
     has_remote_code,
-    relative_difference,
     replay_logits,
     run_in_subprocess,
 )
@@ -59,14 +59,9 @@ def export_answering(
         processor = Path(config.tokenizer) if config.tokenizer else source
         save(smaller.model, part, source, processor, dtype, has_remote_code(vlm), wanted_dtype != "auto")
         found = run_in_subprocess(part, given)
-        pairs = list(zip(found["logits"], wanted, strict=True))
-        difference = max(relative_difference(*pair) for pair in pairs)
-        tolerance = max(TOLERANCES.get(each, 0.1) for each in (dtype, dtypes[1]))
-        if difference > tolerance:
-            raise VerificationError(
-                f"the logits of the folder differ from the fine-tuned model's: relative difference {difference:.2g}, "
-                f"allowed {tolerance:g}. This type of model cannot be exported."
-            )
+        coarser = max((dtype, dtypes[1]), key=lambda each: TOLERANCES.get(each, 0.1))
+        what = "the folder differ from the fine-tuned model's"
+        compare_logits(found["logits"], wanted, coarser, what, "This type of model cannot be exported.")
         first, *others = found["generated"].values()
         if dtype == torch.float32 and any(rows != first[: len(rows)] for rows in others):
             raise VerificationError(f"the folder generates different text with and without a cache: {found['generated']}")
@@ -74,7 +69,7 @@ def export_answering(
             out,
             f"transformers.{auto_class(vlm.model.config).__name__}",
             sum(p.numel() for p in smaller.model.parameters()),
-            max(float((one.float() - other.float()).abs().max()) for one, other in pairs),
+            max(float((a.float() - b.float()).abs().max()) for a, b in zip(found["logits"], wanted, strict=True)),
             dtype=describe_dtype(*dtypes, "dtype"),
         )
         write_text(part / "README.md", _card(source, exported, adapted, vlm, record))

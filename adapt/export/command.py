@@ -8,13 +8,13 @@ python -m adapt export with run=5 method=das_4 out=smaller
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.compare.record import RECORD as COMPARED
-from das_gym.adapt.compare.record import kept_trials
+from das_gym.adapt.compare.record import Trial, kept_trials
 from das_gym.adapt.export.folder import ExportedFolder, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
@@ -62,8 +62,11 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     if settings.onnx:
         require_onnx()
     place, folder = find_subnet(settings.run, settings.runs_dir, settings.method)
-    if settings.onnx:
-        _check_onnx(_record(folder, COMPARED).get("problem"))
+    found = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
+    content = None if found is None else read_json(found)
+    record: dict[str, Any] = content if isinstance(content, dict) else {}
+    problem = record.get("problem")
+    _check_onnx(settings, problem.get("model") if isinstance(problem, dict) else None)
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.remaining:
         raise ValueError(
@@ -74,35 +77,26 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
-    record = _compared(folder, place) if place != folder else _record(folder)
+    if place != folder:
+        record = _compared(record, kept_trials(folder)[place])
     if config is None or MODELS[config.model].reads == "pairs":
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
-    if settings.onnx:  # of a model that a plugin has registered by now
-        _check_onnx({"model": config.model})
+    _check_onnx(settings, config.model)  # of a model that a plugin has registered by now
     from das_gym.adapt.export.answering import export_answering
 
     return export_answering(subnet, out, record, settings.dtype)
 
 
-def _check_onnx(problem: Any) -> None:
-    """Raise ValueError if `onnx` is set for a generative model, before the model is loaded."""
-    model = problem.get("model") if isinstance(problem, dict) else None
-    if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
+def _check_onnx(settings: ExportSettings, model: Any) -> None:
+    """Reject `onnx` for a generative model."""
+    if settings.onnx and isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
         raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
-def _record(folder: Path, *more: str) -> dict[str, Any]:
-    """Return the record in a run's folder, from the first of these file names that exists."""
-    found = record_in(folder, (RECORD, JOINT_RECORD, *more))
-    record = None if found is None else read_json(found)
-    return record if isinstance(record, dict) else {}
-
-
-def _compared(folder: Path, place: Path) -> dict[str, Any]:
+def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
     """Return the entry of a kept model in the record of a comparison, in the format of other runs' records."""
-    record, trial = read_json(folder / COMPARED), kept_trials(folder)[place]
     line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
     model = {
         "name": line["title"],

@@ -16,14 +16,14 @@ from das_gym.adapt.export.card import model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
-from das_gym.adapt.shrink.saving import check_out
+from das_gym.adapt.shrink.saving import check_out, new_folder
 
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import ExportedModel, export_head
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.remote_code import copy_code
-from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_folder, write_safetensors
+from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
 from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
@@ -80,20 +80,18 @@ def export(
         raise ValueError(f"export supports {known}: got {type(vlp).__name__}. Use `das_gym.adapt.load_subnet` on the run.")
     head = export_head(subnet.head, vlp.feature_size)
     model = family.export(vlp, head)
-    found: list[ExportedFolder] = []
-
-    def fill(folder: Path) -> None:
-        _write_files(folder, subnet, model, head.num_labels, head.num_images)
-        difference = _compare(subnet, model, head.num_images, folder)
-        onnx_difference = write_onnx(subnet, head.num_images, folder / ONNX_FILE) if onnx else None
-        count = sum(tensor.numel() for tensor in model.tensors.values())
+    with new_folder(place) as part:
+        _write_files(part, subnet, model, head.num_labels, head.num_images)
         file = model.model.partition(":")[0].rpartition(".")[2]
-        loads_with = f"{file}.py" if model.code else model.model.replace(":", ".")
-        found.append(ExportedFolder(place, loads_with, count, difference, onnx_difference))
-        write_text(folder / "README.md", model_card(subnet, model, found[0], record or {}, head.num_images))
-
-    write_folder(place, fill)
-    return found[0]
+        exported = ExportedFolder(
+            place,
+            f"{file}.py" if model.code else model.model.replace(":", "."),
+            sum(tensor.numel() for tensor in model.tensors.values()),
+            _compare(subnet, model, head.num_images, part),
+            write_onnx(subnet, head.num_images, part / ONNX_FILE) if onnx else None,
+        )
+        write_text(part / "README.md", model_card(subnet, model, exported, record or {}, head.num_images))
+    return exported
 
 
 def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_labels: int, num_images: int) -> None:

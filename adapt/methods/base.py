@@ -23,9 +23,9 @@ from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
 
 METHODS: dict[str, str | type[Method]] = {
-    "full": "das_gym.adapt.methods.full:Full",
-    "head": "das_gym.adapt.methods.head:Head",
-    "bitfit": "das_gym.adapt.methods.bitfit:BitFit",
+    "full": "das_gym.adapt.methods.weights:Full",
+    "head": "das_gym.adapt.methods.weights:Head",
+    "bitfit": "das_gym.adapt.methods.weights:BitFit",
     "lora": "das_gym.adapt.methods.lora:LoRA",
     "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
@@ -96,8 +96,15 @@ class Method(ABC):
         """Return a text for the model card: which parameters recovery trains, given the hidden size."""
         return f"{self.title} in the remaining layers"
 
-    def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Finish the training: merge what can be merged into the weights."""
+    def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
+        """Return the weights of a trained model that `finish` changes; by default none."""
+        return []
+
+    def finish(self, vlp: VLP, in_place: bool = False) -> None:  # noqa: B027 - most have nothing to do
+        """Finish the training: merge what can be merged into the weights.
+
+        With `in_place`, weights that other models share are changed, too; otherwise those of `vlp` are copied.
+        """
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
         """Prepare a frozen model for training by this method, in place.

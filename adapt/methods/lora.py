@@ -53,9 +53,16 @@ class LoRA(Method):
         """Return a text about what recovery trains; see `Method.describe_recovery`."""
         return f"LoRA (rank {self.rank}, alpha {self.alpha:g}, merged) in the remaining layers and the projector"
 
-    def finish(self, vlp: VLP) -> None:
-        """Merge the update into the weights."""
-        merge_lora(vlp)
+    def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
+        """Return the weights of the layers that have an update."""
+        from peft.tuners.lora import LoraLayer
+
+        layers: list[Any] = [module for module in vlp.modules() if isinstance(module, LoraLayer)]
+        return [layer.get_base_layer().weight for layer in layers]
+
+    def finish(self, vlp: VLP, in_place: bool = False) -> None:
+        """Merge the update into the weights; see `Method.finish`."""
+        merge_lora(vlp, in_place)
 
 
 def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
@@ -97,14 +104,15 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
     return trained
 
 
-def merge_lora(model: Any) -> None:
-    """Add LoRA's updates to weights of the model's own, and remove all else of it."""
+def merge_lora(model: Any, in_place: bool = False) -> None:
+    """Add LoRA's updates to weights of the model's own, or to those that other models share; remove all else of it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             base: Any = module.get_base_layer()
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # other models may share it
+            if not in_place:
+                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
             try:
                 module.merge(safe_merge=True)
             except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from das_gym.adapt.shrink.measuring import Measured
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink.report import conclusion, table_of
-from das_gym.adapt.shrink.verifying import Verification
+from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
@@ -36,9 +36,9 @@ def model_card(
     measured: Measured,
     verified: Verification,
     command: str,
-    has_remote_code: bool,
 ) -> str:
     """Return the text of the card."""
+    trusted = TRUST if has_remote_code(full) else ""
     name = display_name(source)
     removed = [("decoder layers", full.removed_layers(mask), len(full.stack.layers))]
     for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
@@ -52,7 +52,7 @@ def model_card(
     auto = auto_class(full.model.config).__name__
     table = table_of(measured)
     adds_code = bool(full.removed_parts(mask)) or (recovery.method is not None and recovery.method.adds_code)
-    code = TRUST if has_remote_code or adds_code else ""
+    code = TRUST if adds_code else trusted
     trained_in_memory = "recovered model in memory, run layer by layer"
     compared = "full model with these layers skipped" if recovery.method is None else trained_in_memory
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
@@ -64,7 +64,7 @@ def model_card(
         conclusion(measured),
         table.markdown(),
         f"Scored on {data} with greedy decoding. Other abilities of the model were not measured.",
-        loading_example(auto, code, TRUST if has_remote_code else ""),
+        loading_example(auto, code, trusted),
         *([ADDED_CODE] if adds_code else []),
         f"Checked when it was saved: loaded by transformers alone, its logits equal those of the {compared} "
         f"(relative difference {verified.logits_difference:.1e} or less), and so does the text that it "

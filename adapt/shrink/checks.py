@@ -78,8 +78,9 @@ def source_of(problem: ProblemConfig) -> Path:
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
-    room, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
-    room = room * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    size, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
+    room = size * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
+    room += size if settings.recover == "lora" else 0  # for `Recovery.merged`
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
@@ -162,37 +163,28 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
 
 def fallback_if_not_removable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
     """Return the choice, or the best other mask of its search that can be removed and keeps the budget."""
-    try:
-        check_removable(problem, choice.mask)
-    except ValueError as error:
-        allowed = (mask for mask in choice.others if mask.any() and budget.is_kept_by(mask[None])[0])
-        others = itertools.islice(allowed, FALLBACK_MASKS)
-        fallback = next((mask for mask in others if is_removable(problem, mask)), None)
-        if fallback is None:
-            raise
-        remark = f"The search's best mask cannot be removed ({error}). The best one that can is used instead."
-        return replace(choice, mask=fallback, remark=f"{choice.remark}\n{remark}".strip())
-    return choice
+    reason = why_not_removable(problem, choice.mask)
+    if not reason:
+        return choice
+    allowed = (mask for mask in choice.others if mask.any() and budget.is_kept_by(mask[None])[0])
+    others = itertools.islice(allowed, FALLBACK_MASKS)
+    fallback = next((mask for mask in others if not why_not_removable(problem, mask)), None)
+    if fallback is None:
+        raise ValueError(reason)
+    remark = f"The search's best mask cannot be removed ({reason}). The best one that can is used instead."
+    return replace(choice, mask=fallback, remark=f"{choice.remark}\n{remark}".strip())
 
 
-def is_removable(problem: Problem, mask: np.ndarray) -> bool:
-    """Return whether `check_removable` accepts a mask."""
-    try:
-        check_removable(problem, mask)
-    except ValueError:
-        return False
-    return True
+_REASONS: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
+"""Results of `why_not_removable` by model and mask."""
 
 
-_KNOWN: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
-"""The reason why a mask was rejected, empty for accepted masks, by model and mask."""
-
-
-def check_removable(problem: Problem, mask: np.ndarray) -> None:
-    """Reject a mask if the model cannot generate correctly without its layers. The result is cached."""
+def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
+    """Return why a model cannot generate correctly without the layers of a mask; empty if it can."""
     vlm = as_vlm(problem)
-    known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
+    known, key = _REASONS.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
+        known[key] = ""
         try:
             smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)
             check_generation(smaller, probes)
@@ -200,10 +192,7 @@ def check_removable(problem: Problem, mask: np.ndarray) -> None:
                 check_logits(smaller, mask, probes)
         except ValueError as error:
             known[key] = str(error)
-            raise
-        known[key] = ""
-    if known[key]:
-        raise ValueError(known[key])
+    return known[key]
 
 
 def requested_budget(settings: ShrinkSettings, problem: Problem) -> Budget:

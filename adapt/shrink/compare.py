@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ OURS = "bayes"
 TIE = 1e-4
 """Losses that differ by less are equal, nats."""
 
+NOT_MEASURED = Quality(np.inf, 0.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True)
-class FoundMask:
-    """The mask that a method found, and the cost of the search.
+class MethodResult:
+    """One method of the comparison.
 
     Attributes:
         method: The agent.
@@ -33,6 +35,12 @@ class FoundMask:
         evaluations: Number of masks scored, in units of all reward examples.
         seconds: Of the search, including the layer statistics that every environment measures first.
         reward_loss: The mask's loss on the reward split, nats.
+        macs_saved: Share of the full model's MACs. This and all below are 0 or None until the mask is measured.
+        kv_saved: Share of the full model's bytes of keys and values per token.
+        drawn: The removed layers as text.
+        before: Quality after removal alone.
+        after: Quality after recovery. None without recovery.
+        recovery_seconds: Of recovery.
     """
 
     method: str
@@ -41,29 +49,12 @@ class FoundMask:
     evaluations: int
     seconds: float
     reward_loss: float | None
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """One method of the comparison.
-
-    Attributes:
-        found: The mask that it found.
-        macs_saved: Share of the full model's MACs.
-        kv_saved: Share of the full model's bytes of keys and values per token.
-        drawn: The removed layers as text.
-        before: After removal alone.
-        after: After recovery. None without recovery.
-        recovery_seconds: Of recovery.
-    """
-
-    found: FoundMask
-    macs_saved: float
-    kv_saved: float
-    drawn: str
-    before: Quality
-    after: Quality | None
-    recovery_seconds: float | None
+    macs_saved: float = 0.0
+    kv_saved: float = 0.0
+    drawn: str = ""
+    before: Quality = NOT_MEASURED
+    after: Quality | None = None
+    recovery_seconds: float | None = None
 
 
 class MaskEvaluator:
@@ -87,37 +78,42 @@ class MaskEvaluator:
 
     def quality(self, vlm: VLM, title: str) -> Quality:
         """Return loss and score of a model."""
-        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric).quality
+        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric)[0]
 
-    def evaluate(self, found: FoundMask) -> MethodResult:
-        """Return the result of a method."""
+    def evaluate(self, found: MethodResult) -> MethodResult:
+        """Return the result of a method, given what its search found."""
+        names = ("macs_saved", "kv_saved", "drawn", "before", "after", "recovery_seconds")
         if (known := self._known.get(found.mask)) is not None:
-            return replace(known, found=found)
+            measured: dict[str, Any] = {name: getattr(known, name) for name in names}
+            return replace(found, **measured)
         mask, method = np.array(found.mask, dtype=bool), found.method
         smaller = pruned_copy(self.full, mask)
         before, after, seconds = self.quality(smaller, method), None, None
         if self.recovery.recover != "none":
             started = time.perf_counter()
-            after = self.quality(self._recovered(mask, method), f"{method}, recovered")
+            recovery = self._trained(mask, method)
+            with recovery.merged():
+                after = self.quality(recovery.student, f"{method}, recovered")
             seconds = time.perf_counter() - started
-        saved = float(self.problem.costs.macs_saved(mask))
         cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
-        kept = cached[0] / max(cached[1], 1)
-        return MethodResult(found, saved, 1 - kept, draw_mask(self.full, mask), before, after, seconds)
+        saved = float(self.problem.costs.macs_saved(mask)), 1 - cached[0] / max(cached[1], 1)
+        measured = dict(zip(names, (*saved, draw_mask(self.full, mask), before, after, seconds), strict=True))
+        return replace(found, **measured)
 
-    def _recovered(self, mask: np.ndarray, method: str) -> VLM:
+    def _trained(self, mask: np.ndarray, method: str) -> Recovery:
         task, examples = self.problem.task, self.problem.splits.train
         self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
         checkpoint = None if self.folder is None else self._checkpoint(method)
         student = pruned_copy(self.full, mask)
-        Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher).run()
-        return student
+        recovery = Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher)
+        recovery.train()
+        return recovery
 
     def remember(self, result: MethodResult) -> None:
         """Store a result that is in the record, and remove its checkpoint."""
-        self._known[result.found.mask] = result
+        self._known[result.mask] = result
         if self.folder is not None:
-            self._checkpoint(result.found.method).unlink(missing_ok=True)
+            self._checkpoint(result.method).unlink(missing_ok=True)
 
     def _checkpoint(self, method: str) -> Path:
         assert self.folder is not None
@@ -126,34 +122,24 @@ class MaskEvaluator:
 
 def verdict(results: Sequence[MethodResult]) -> str:
     """Return how `OURS` compares with the other methods before recovery, by loss on the reward and test splits."""
-    ours = next((result for result in results if result.found.method == OURS), None)
+    ours = next((result for result in results if result.method == OURS), None)
     if ours is None:
         return f"{OURS} is not among the methods."
-    splits: dict[str, Callable[[MethodResult], float | None]] = {
-        "the reward split, which methods see": lambda result: result.found.reward_loss,
-        "the test split": lambda result: result.before.loss,
-    }
+    seen: dict[str, float | None] = {result.method: result.reward_loss for result in results}
+    tested: dict[str, float | None] = {result.method: result.before.loss for result in results}
     sentences = []
-    for split, read in splits.items():
-        own = read(ours)
+    for split, losses in {"the reward split, which methods see": seen, "the test split": tested}.items():
+        own = losses.pop(OURS)
         if own is None:
             sentences.append(f"Before recovery, {OURS} has no finite loss on {split}.")
             continue
-        better, level = [], []
-        for result in results:
-            loss = read(result)
-            if result is ours or loss is None:
-                continue
-            if loss < own - TIE:
-                better.append(f"{result.found.method} by {own - loss:.4f}")
-            elif abs(loss - own) <= TIE:
-                level.append(result.found.method)
+        ahead = {method: own - loss for method, loss in losses.items() if loss is not None}
+        better = [f"{method} by {by:.4f}" for method, by in ahead.items() if by > TIE]
+        level = [method for method, by in ahead.items() if abs(by) <= TIE]
         if better:
             outcome = f"{', '.join(better)} nats better than {OURS}"
-        elif level:
-            outcome = f"no method is better than {OURS}, {', '.join(level)} equal"
         else:
-            outcome = f"{OURS} is the best"
+            outcome = f"no method is better than {OURS}, {', '.join(level)} equal" if level else f"{OURS} is the best"
         sentences.append(f"Before recovery, by loss on {split}: {outcome}.")
     return " ".join(sentences)
 
@@ -171,10 +157,9 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
 
     rows = [["full model", "-", "-", "-", "-", "-", *quality(full), *(["-", "-"] if recovers else []), ""]]
     for result in sorted(results, key=lambda result: result.before.loss):
-        found = result.found
-        seen = "-" if found.reward_loss is None else f"{found.reward_loss:.4f}"
+        seen = "-" if result.reward_loss is None else f"{result.reward_loss:.4f}"
         saved = [f"{100 * share:.1f} %" for share in (result.macs_saved, result.kv_saved)]
-        row = [found.method, str(found.evaluations), f"{found.seconds:.1f}", *saved, seen, *quality(result.before)]
+        row = [result.method, str(result.evaluations), f"{result.seconds:.1f}", *saved, seen, *quality(result.before)]
         rows.append([*row, *(quality(result.after) if recovers else []), result.drawn])
     notes = [verdict(results), *(f"{method} has no result: {reason}" for method, reason in left_out.items())]
     return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))

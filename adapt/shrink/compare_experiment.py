@@ -22,17 +22,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import choice_from_search, search_values
-from das_gym.adapt.finishing import recorded_command
+from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import FoundMask, MaskEvaluator, MethodResult, comparison_table, verdict
+from das_gym.adapt.shrink.compare import MaskEvaluator, MethodResult, comparison_table, verdict
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.search_experiment import run_search
-from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build
@@ -78,7 +77,6 @@ class CompareSettings(AnsweringSettings):
         methods: Agents that choose the layers to delete; with `/sublayers` at the end, attentions and MLPs.
         evaluations: Masks that an agent may score, at least 1.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.METHOD.NAME=VALUE`.
-        searches: Ids of searches that ran before, by method, as in `searches.bayes=17`.
     """
 
     group: ClassVar[str] = "Comparison"
@@ -86,7 +84,6 @@ class CompareSettings(AnsweringSettings):
     methods: tuple[str, ...] = METHODS
     evaluations: int = 120
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    searches: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,7 +92,7 @@ class CompareSettings(AnsweringSettings):
             raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
         if self.skip_num is not None and len({method.endswith(APART) for method in self.methods}) > 1:
             raise ValueError(f"`skip_num` counts layers and sublayers alike: got {self.skip_num}. Use `macs_saved` instead.")
-        for name in (*self.agent_kwargs, *self.searches):
+        for name in self.agent_kwargs:
             if name not in self.methods:
                 raise ValueError(f"{name!r} is not among `methods`: {', '.join(self.methods)}.")
 
@@ -124,20 +121,13 @@ def prepare(settings: CompareSettings) -> CompareSettings:
             check_agent_kwargs(agent, settings.agent_kwargs.get(method, {}))
     for each in settings.by_units.values():
         check(each.shrink_settings)
-    for method, run in settings.searches.items():
-        check_search(settings, method, run)
     return settings
 
 
 def compare(settings: CompareSettings, run: Run) -> float:
     """Search, evaluate, print and save; the test loss of the best method before recovery is the result."""
     folder = required_folder(run)
-    search_all(settings, folder)
-    searches = {**read_searches(folder), **{method: StartedSearch(run) for method, run in settings.searches.items()}}
-    for method in settings.methods:
-        if method not in searches:
-            raise ValueError(f"`searches` lacks {method}. Give the run of every method, or leave it out.")
-    settings = dataclasses.replace(settings, searches={method: searches[method].run for method in settings.methods})
+    searches = search_all(settings, folder)
     evaluators: dict[str, MaskEvaluator] = {}
     for units, each in settings.by_units.items():
         problem = load_problem(each.problem_config)
@@ -147,9 +137,9 @@ def compare(settings: CompareSettings, run: Run) -> float:
     full, results = read_results(folder)
     full = full or evaluators[units].quality(evaluators[units].full, "full model")
     for result in results:
-        evaluators[settings.of_method(result.found.method).units or "layers"].remember(result)
+        evaluators[settings.of_method(result.method).units or "layers"].remember(result)
     left_out: dict[str, str] = {}
-    todo = [method for method in settings.methods if method not in {result.found.method for result in results}]
+    todo = [method for method in settings.methods if method not in {result.method for result in results}]
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in todo:
             own = settings.of_method(method)
@@ -169,7 +159,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(left_out.values())}")
     write_results(folder, settings, full, results, left_out)
     for result in results:
-        run.log_scalar(f"{result.found.method}.loss", result.before.loss)
+        run.log_scalar(f"{result.method}.loss", result.before.loss)
     table = comparison_table(title_of(settings, len(test)), full, results, left_out)
     write_text(folder / TABLE, f"# {table.title}\n\n{table.markdown()}\n")
     for name in (RECORD, TABLE):
@@ -179,20 +169,19 @@ def compare(settings: CompareSettings, run: Run) -> float:
     return min(result.before.loss for result in results)
 
 
-def search_all(settings: CompareSettings, folder: Path) -> None:
-    """Run the search of every method that lacks one; resume those that were stopped.
+def search_all(settings: CompareSettings, folder: Path) -> dict[str, StartedSearch]:
+    """Run the search of every method that lacks one, resume those that were stopped, and return all of them.
 
     The encoder outputs are computed first, and scores of masks are forgotten before each search, so that no method profits
     from another one's work.
     """
-    started = read_searches(folder)
-    finished = {*settings.searches}
+    started, finished = read_searches(folder), set[str]()
     for method, each in started.items():
         if read_json(find_run(settings.runs_dir, each.run) / "run.json").get("status") == "COMPLETED":
             finished.add(method)
     todo = [method for method in settings.methods if method not in finished]
     if not todo:
-        return
+        return started
     for of_units in settings.by_units.values():
         problem = load_problem(of_units.problem_config)
         nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
@@ -215,6 +204,7 @@ def search_all(settings: CompareSettings, folder: Path) -> None:
                 given["resume"] = stopped.run
             run_search(given, on_started=partial(keep, method, seconds))
             bar.update()
+    return started
 
 
 def read_searches(folder: Path) -> dict[str, StartedSearch]:
@@ -236,22 +226,14 @@ def seconds_of(folder: Path) -> float:
         return (datetime.fromisoformat(ended) - datetime.fromisoformat(log["start_time"])).total_seconds()
 
 
-def check_search(settings: CompareSettings, method: str, run: int) -> None:
-    """Check that a run is a finished search by a method."""
-    choice_from_search(settings.runs_dir, run, changed_settings(settings.of_method(method).problem_config))
-    agent = read_json(find_run(settings.runs_dir, run) / SEARCH_RECORD)["agent"]
-    if agent != method.removesuffix(APART):
-        raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
-
-
-def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> FoundMask:
+def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> MethodResult:
     """Return the recorded result of one mask of a search."""
     place = find_run(settings.runs_dir, search.run)
     record = SearchResult.load(place)
     bits = tuple(int(bit) for bit in mask)
     rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
     loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    return FoundMask(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
+    return MethodResult(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:

@@ -1,7 +1,4 @@
-"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`.
-
-A recovered model has its own weights in the end, so that its layers are in memory twice until both models are measured.
-"""
+"""The parts of `shrink`, for its estimate: see `das_gym.adapt.estimate` and `das_gym.problem.estimate`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.estimate import checkpointed_bytes, total_steps
 from das_gym.adapt.memory import training_bytes
-from das_gym.adapt.shrink.checks import budget_of, is_removable
+from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens
 from das_gym.adapt.shrink.recovery import (
@@ -22,13 +19,11 @@ from das_gym.adapt.shrink.recovery import (
     checkpointed_layers,
     insert_trained,
     recovery_loss,
-    trainable_parts,
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
 
-from das_gym.models.base import bytes_of
 from das_gym.models.transformers.generation import PROBES, batches_of, greedy_settings, longest_answer
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -54,8 +49,7 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     mask = random_mask(settings, problem) if choice is None else choice.mask
     student = pruned_copy(full, mask)
     teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
-    weights = bytes_of([p for part in trainable_parts(student).values() for p in part.parameters()])
-    parts = [teacher, recovery, Part("measuring", answers.measuring(2), kept=weights), verification]
+    parts = [teacher, recovery, Part("measuring", answers.measuring(2)), verification]
     if settings.control is False:
         return parts
     share = config.steps / total_steps(config.steps, settings.refine)
@@ -68,7 +62,9 @@ def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
     """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
     space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))
-    return next((mask for mask in draws if is_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool))
+    return next(
+        (mask for mask in draws if not why_not_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool)
+    )
 
 
 @dataclass(frozen=True)

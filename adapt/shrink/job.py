@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
-from das_gym.adapt.finishing import recorded_command
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
+from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import model_card
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of, why_not_removable
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -22,6 +22,7 @@ from das_gym.adapt.shrink.measuring import (
     RECOVERED,
     SHRUNK,
     Measured,
+    Scored,
     loss_of,
     measure,
     score_model,
@@ -81,20 +82,22 @@ class ShrinkJob:
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)
         recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
-        recovery.run(log)
+        recovery.train(log)
         trained = recovery.trained, len(splits.train)
-        round_parameters(final.model, dtype)  # so that what is measured is what is saved
-        models = {FULL: self.full, SHRUNK: shrunk}
-        if self.recovery.recover != "none":
-            models[RECOVERED] = final
-
+        models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
+        scored: dict[str, Scored] = {}
         probes = Probes.of(self.full, task, self.test)
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
-            save(final.model, part, source, processor, dtype, has_remote_code(self.full), self.settings.save_dtype != "auto")
-            verified = verify(part, final, mask, probes, dtype)
-            measured = self._measure(models, mask)
+            own_code, names_dtype = has_remote_code(self.full), self.settings.save_dtype != "auto"
+            with recovery.merged():
+                round_parameters(final.model, dtype)  # so that what is measured is what is saved
+                save(final.model, part, source, processor, dtype, own_code, names_dtype)
+                verified = verify(part, final, mask, probes, dtype)
+                if self.recovery.recover != "none":
+                    models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
+            measured = self._measure(models, mask, scored)
             del shrunk, final, recovery  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher)
@@ -112,7 +115,6 @@ class ShrinkJob:
                 measured=measured,
                 verified=verified,
                 command=self._command(mask),
-                has_remote_code=has_remote_code(self.full),
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
@@ -124,7 +126,7 @@ class ShrinkJob:
 
     def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
         """Return the mask to remove; if several masks are tried, the one with the lowest loss after short recoveries."""
-        others = (mask for mask in self.choice.others if is_removable(self.problem, mask))
+        others = (mask for mask in self.choice.others if not why_not_removable(self.problem, mask))
         masks = candidates(self.choice.mask, others, self.settings.refine)
         if len(masks) < 2:
             return self.choice.mask, []
@@ -133,13 +135,18 @@ class ShrinkJob:
 
         def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
             student, short = pruned_copy(self.full, mask), replace(self.recovery, steps=steps)
-            Recovery(student, self.full, task, splits.train, short, checkpoint, teacher).run(title=title)
-            return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
+            recovery = Recovery(student, self.full, task, splits.train, short, checkpoint, teacher)
+            recovery.train(title=title)
+            with recovery.merged():
+                return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
 
         rounds = halve(masks, self.recovery.steps, self.folder, train)
         return selected_mask(rounds, masks), rounds
 
-    def _measure(self, models: dict[str, VLM], mask: np.ndarray) -> Measured:
+    def _score(self, vlm: VLM, title: str) -> Scored:
+        return score_model(vlm, self.problem.task, self.test, GENERATE_BATCH_SIZE, title, self.settings.metric)
+
+    def _measure(self, models: dict[str, VLM], mask: np.ndarray, scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
@@ -147,7 +154,7 @@ class ShrinkJob:
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric)
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric, scored)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
@@ -159,15 +166,16 @@ class ShrinkJob:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
         parts = control, self.full, task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT
-        Recovery(*parts, teacher).run(title="training the control")
-        round_parameters(control.model, self.dtype)
-        batch_size, metric = GENERATE_BATCH_SIZE, self.settings.metric
-        scored = score_model(control, task, self.test, batch_size, "control", metric)
+        recovery = Recovery(*parts, teacher)
+        recovery.train(title="training the control")
+        with recovery.merged():
+            round_parameters(control.model, self.dtype)
+            quality, texts, scores = self._score(control, "control")
         return replace(
             measured,
-            texts={FULL: measured.texts[FULL], CONTROL: scored.texts, **measured.texts},
-            scores={**measured.scores, CONTROL: scored.scores},
-            control=scored.quality,
+            texts={FULL: measured.texts[FULL], CONTROL: texts, **measured.texts},
+            scores={**measured.scores, CONTROL: scores},
+            control=quality,
         )
 
     def _full_model_peak(self, probes: Probes) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -89,19 +90,8 @@ class Quality:
     high: float
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The answers of a model to the test examples.
-
-    Attributes:
-        quality: Loss and mean score.
-        texts: The answers.
-        scores: (n_examples,) their scores.
-    """
-
-    quality: Quality
-    texts: Sequence[str]
-    scores: np.ndarray
+Scored = tuple[Quality, Sequence[str], np.ndarray]
+"""What `score_model` returns."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +145,7 @@ def measure(
     batch_size: int,
     latency_blocks: int,
     metric: str | None = None,
+    known: Mapping[str, Scored] = MappingProxyType({}),
 ) -> Measured:
     """Score and measure each model.
 
@@ -168,6 +159,7 @@ def measure(
         batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
         metric: The score, see `answer_scores`.
+        known: What `score_model` returned for some of the models.
     """
     processor: Any = task.processor
     prompt = task.pairs(task.open_ended(examples[:1]))[0]
@@ -176,15 +168,15 @@ def measure(
     times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        scored = score_model(vlm, task, examples, batch_size, f"{name} model", metric)
-        texts[name], scores[name] = scored.texts, scored.scores
+        scored = known.get(name) or score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        quality, texts[name], scores[name] = scored
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
         rows[name] = ModelResult(
             name,
-            **asdict(scored.quality),
+            **asdict(quality),
             parameters=parameters,
             bytes=parameters * dtypes[name != FULL].itemsize,
             macs=own_costs.macs(own_mask),
@@ -201,12 +193,12 @@ def measure(
 def score_model(
     vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
 ) -> Scored:
-    """Return loss, answers and scores of a model; `title` names it in progress bars, the other arguments as in `measure`."""
+    """Return loss and mean score of a model, its answers, and the score of each."""
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
     loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
     texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", batch_size)
     scores = answer_scores(task, examples, texts, metric)
-    return Scored(Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores)
+    return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
 
 
 def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from das_gym.adapt.memory import restored_afterwards
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
@@ -230,17 +231,34 @@ class Recovery:
     checkpoint: Path | None = None
     teacher: Teacher | None = None
     trained: int = field(default=0, init=False)
+    _inserted: Sequence[nn.Parameter] = field(default=(), init=False, repr=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge LoRA and the like into the weights."""
+        """Train as `train`, and merge LoRA and the like into weights of the student's own."""
+        self.train(log, title)
+        self._finish(in_place=False)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Merge LoRA and the like into the weights within the block, after `train`.
+
+        The full model shares these weights, so that it must not be used in the block, and there is no second copy in
+        memory: they are written to files, and read again after the block, when the student has lost its LoRA.
+        """
+        weights = [] if self.config.method is None else self.config.method.merged_weights(self.student)
+        with restored_afterwards(weights, self.checkpoint and self.checkpoint.parent):
+            self._finish(in_place=bool(weights))
+            yield
+
+    def train(self, log: Log | None = None, title: str = "recovering") -> None:
+        """Train the student."""
         config, method, dtype = self.config, self.config.method, self.student.model.dtype
         if method is None:
             return
         if not len(self.examples):
             raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
         torch.manual_seed(config.seed)
-        widened = method.trains_weights and dtype in HALVES
-        if widened:  # an update of 1e-4 of a weight is lost in 16 bits
+        if method.trains_weights and dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
         parameters = insert_trained(self.student, self.full_model, method)
         self.trained = sum(p.numel() for p in parameters)
@@ -263,10 +281,20 @@ class Recovery:
                 return recovery_loss(self.student, teacher, self.task, batch, config)
 
         trainer.run(step, f"{title} ({config.recover})", log)
-        method.finish(self.student)
-        for parameter in parameters:  # inserted ones train in 32 bits, too
+        self._inserted = parameters
+
+    def _finish(self, in_place: bool) -> None:
+        """Merge what was trained, and return to the full model's dtype."""
+        method, dtype = self.config.method, self.full_model.model.dtype
+        if method is None:
+            return
+        if in_place:
+            method.finish(self.student, in_place=True)
+        else:
+            method.finish(self.student)
+        for parameter in self._inserted:  # inserted ones train in 32 bits, too
             parameter.data = parameter.data.to(dtype)
-        if widened:
+        if self.student.model.dtype != dtype:
             self._reload(self.student.model.to(dtype))
         self.student.freeze()
 

@@ -87,7 +87,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        raise ValueError(f"cannot write `out` {out} ({error.strerror}). Make room, then resume the run.") from error
+        raise ValueError(f"cannot write `out` {out} ({error.strerror}). Make room, then run or resume it.") from error
 
 
 def round_parameters(model: Any, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from das_gym.config import check_names, choice, nested, settings_dict
 from das_gym.drawing.command import rerun_command
 from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
-from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
+from das_gym.problem.config import ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
 from das_gym.runs import EstimatedSettings
 from das_gym.tasks.metrics import METRICS
@@ -132,6 +132,5 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
     """Return the command that repeats a run with its mask."""
     found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search", "refine"))
-    own = grouped_settings({name: value for name, value in problem.items() if name in ProblemConfig.__dataclass_fields__})
-    words = json.dumps(list(mask), separators=(",", ":"))
-    return rerun_command(folder, "adapt shrink", settings_dict(ShrinkSettings()), **own, **found_by, mask=words)
+    changes = {**grouped_settings(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
+    return rerun_command(folder, "adapt shrink", settings_dict(ShrinkSettings()), **changes)

@@ -188,14 +188,20 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 
     Whole layers are compared when a model is loaded. Of attentions and MLPs, it depends on the mask.
     """
-    for encoding, wanted in zip(probes.encodings, replay_logits(probes.vlm, probes, mask), strict=True):
-        found = smaller.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1].cpu()
-        difference = relative_difference(found, wanted)
-        if difference > TOLERANCES.get(smaller.model.dtype, 0.1):
-            raise VerificationError(
-                f"{type(smaller.model).__name__} computes something else when these attentions and MLPs are removed than "
-                f"with zeros in their place (relative difference {difference:.2g}). Use `units=layers`."
-            )
+    found = [smaller.run([e], with_head=True).logits[0, e.answer - 1 : -1].cpu() for e in probes.encodings]
+    what = f"a {type(smaller.model).__name__} without these attentions and MLPs differ from those with zeros in their place"
+    compare_logits(found, replay_logits(probes.vlm, probes, mask), smaller.model.dtype, what, "Use `units=layers`.")
+
+
+def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
+    """Return the largest difference of logits relative to the largest logit; raise if it is above that of rounding."""
+    tolerance = TOLERANCES.get(dtype, 0.1)
+    difference = max(relative_difference(*pair) for pair in zip(found, wanted, strict=True))
+    if difference > tolerance:
+        raise VerificationError(
+            f"the logits of {what}: relative difference {difference:.2g}, allowed {tolerance:g}. {advice}"
+        )
+    return difference
 
 
 def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,14 +243,10 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
         raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     masked = merge(probes.vlm, smaller, mask)
-    tolerance = TOLERANCES.get(probes.vlm.model.dtype, 0.1)
-    wanted = replay_logits(masked, probes, mask)
-    difference = max(relative_difference(*pair) for pair in zip(found["logits"], wanted, strict=True))
-    if difference > tolerance:
-        raise VerificationError(
-            f"the logits of {folder} differ from the masked model's: relative difference {difference:.2g}, allowed "
-            f"{tolerance:g}. This type of model cannot be shrunk."
-        )
+    computed, wanted = probes.vlm.model.dtype, replay_logits(masked, probes, mask)
+    what = f"{folder} differ from the masked model's"
+    difference = compare_logits(found["logits"], wanted, computed, what, "This type of model cannot be shrunk.")
+    tolerance = TOLERANCES.get(computed, 0.1)
     encodings = {CACHED: probes.encodings, UNCACHED: probes.encodings[:1], PADDED: _same_form(probes.encodings)}
     for way, rows in found["generated"].items():
         for encoding, tokens in zip(encodings[way], rows, strict=True):

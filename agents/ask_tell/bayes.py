@@ -7,6 +7,8 @@
 3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
    variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
    (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
+   That one may be too sure of a mistake. So the other one chooses where the first expects hardly any improvement, and in
+   every third turn if masks are too many to list.
 4. The agent asks for the mask within the budget whose score is expected to exceed the best posterior mean by most. For the
    next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.
 5. Where the masks are too many to list, candidates are random ones and those on climbs of the posterior mean.
@@ -54,6 +56,12 @@ OFTEN = 120
 """Up to this many observations, an ask steps along each setting of the first process, and `STEPS` times in the second."""
 
 STEPS = 4
+
+LITTLE = 0.05
+"""Where masks are listed, a process that expects no larger improvement of the score leaves the turn to the other one."""
+
+OTHER = 3
+"""Where masks are too many to list, the less likely process chooses every so many turns."""
 
 _POOL_DRAWS = 100
 _CLIMBS = 3
@@ -108,11 +116,14 @@ class Bayes(Agent):
         if len(self.rewards) < self.drawn:
             return self._first_masks(n)
         masks, scores = self._observations()
-        process = self._fit(masks, scores)
-        candidates = self._candidates(process)
-        if len(candidates) <= n:
-            return candidates
-        best, posterior = float(process.mean(self.scored_masks()).max()), process.posterior(candidates)
+        for process in self._fit(masks, scores):
+            candidates = self._candidates(process)
+            if len(candidates) <= n:
+                return candidates
+            best, posterior = float(process.mean(self.scored_masks()).max()), process.posterior(candidates)
+            gain = expected_improvement(posterior.mean, posterior.variance, best)
+            if gain.max() > LITTLE:
+                break
         chosen: list[int] = []
         for _ in range(n):
             gain = expected_improvement(posterior.mean, posterior.variance, best)
@@ -139,6 +150,10 @@ class Bayes(Agent):
         self.indices = read_indices(state["indices"], self.grid)
         self.learner.load_state_dict(state["learned"])
 
+    @property
+    def _is_listed(self) -> bool:
+        return (self.space.size or LISTED + 1) <= LISTED
+
     def _first_masks(self, n: int) -> Masks:
         """Return random masks of the layers that were skipped least so far."""
         skipped = self.scored_masks().sum(axis=0, dtype=float)
@@ -164,17 +179,19 @@ class Bayes(Agent):
         assumed = np.array([self.nothing, self.everything])[unscored]
         return np.concatenate((masks, ends[unscored])), np.concatenate((scores, assumed))
 
-    def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Improve the settings of both processes, and return the likelier process; the first one if rewards are noisy."""
-        axes, steps = list(range(len(self.grid))), STEPS
+    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
+        """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
+        turn, axes, steps = len(masks) // 3, list(range(len(self.grid))), STEPS
         if len(masks) > OFTEN:
-            turn = len(masks) // 3
-            axes, steps = ([], 1) if turn % 2 else ([turn // 2 % len(self.grid)], 0)
+            axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(self.grid)], 0)
         process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid, axes)
         if self.noisy:
-            return process
+            return [process]
         other = self.learner.fit(masks, scores, steps)
-        return process if process.log_likelihood > other.log_likelihood else other
+        likelier, less_likely = (process, other) if process.log_likelihood > other.log_likelihood else (other, process)
+        if self._is_listed:
+            return [likelier, less_likely]
+        return [likelier if turn % OTHER else less_likely]
 
     def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
         return MaskProcess(masks, scores, indices)
@@ -182,7 +199,7 @@ class Bayes(Agent):
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
         means: Floats | None = None
-        if (self.space.size or LISTED + 1) <= LISTED:
+        if self._is_listed:
             masks, most = self.space.masks, CANDIDATES
         else:
             (masks, means), most = self._pool(process), POOL_CANDIDATES

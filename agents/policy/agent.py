@@ -7,12 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.gaussian_process import MaskProcess
 from das_gym.agents.ask_tell.heuristics import Heuristic
-from das_gym.agents.policy.choosing import choose
+from das_gym.agents.policy.choosing import greedy_masks
 from das_gym.agents.policy.hinted import HINT_START, HINTED_GRID, Hint, HintedProcess, NeighbourCosts
-from das_gym.agents.policy.network import UnitNetworks
+from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput
 
 from das_gym.files import absolute
 from das_gym.problem.budget import Floats, Masks
@@ -31,12 +32,12 @@ def bundled_policy() -> Path:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, stamp: int) -> UnitNetworks:
+def _load(path: Path, stamp: int) -> PolicyEnsemble:
     del stamp  # part of the cache's key: a policy that was trained again is loaded again
-    return UnitNetworks.load(path)
+    return PolicyEnsemble.load(path)
 
 
-def load_policy(policy: str | None = None) -> UnitNetworks:
+def load_policy(policy: str | None = None) -> PolicyEnsemble:
     """Load a policy, from a process-wide cache.
 
     Args:
@@ -55,7 +56,8 @@ def load_policy(policy: str | None = None) -> UnitNetworks:
 class PolicyReader:
     """A policy with the statistics of one model.
 
-    The policy was trained on problems of up to `MAX_UNITS` units. For more, the untrained rule is used.
+    The policy was trained on problems of up to `MAX_UNITS` units. For more, it is replaced by the rule that skips, one after
+    another, the unit with the least estimated cost.
 
     Args:
         space: The masks to choose from.
@@ -63,38 +65,37 @@ class PolicyReader:
         policy: The policy's file; None is the bundled one.
 
     Attributes:
-        names: The statistics that the policy reads.
+        costs: Costs of masks, estimated from the statistics.
 
     Raises:
         ValueError: a statistic that the policy reads is not observed, or not finite.
     """
 
     def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
-        self.space, self.network = space, load_policy(policy)
-        if space.n_layers > MAX_UNITS:
-            self.network = UnitNetworks.untrained(self.network.config)
-        self.names = self.network.config.statistics
-        known = {} if statistics is None else statistics
-        try:
-            self.values = np.stack([known[name] for name in self.names], axis=1)
+        self.space, network = space, load_policy(policy)
+        try:  # a search measures a statistic when it is looked up
+            known = {name: ({} if statistics is None else statistics)[name] for name in READS}
         except (KeyError, ValueError) as error:
-            raise ValueError(f"the policy needs `statistics={self.names}` of the environment ({error})") from error
-        infinite = ~np.isfinite(self.values).all(axis=0)
-        if infinite.any():
-            wrong = ", ".join(np.array(self.names)[infinite])
+            raise ValueError(f"the policy needs `statistics={READS}` of the environment ({error})") from error
+        infinite = [name for name in READS if not np.isfinite(known[name]).all()]
+        if infinite:
+            wrong = ", ".join(infinite)
             raise ValueError(f"the policy reads {wrong}, which is not finite for every layer. Clip it, as das_gym's are")
+        self.costs = NeighbourCosts(known)
+        self._scores: Floats | None = None
+        if space.n_layers <= MAX_UNITS:
+            with torch.no_grad():
+                self._scores = network(PolicyInput.of([known], space.masks))[0].double().numpy()
 
     def masks(self, rng: np.random.Generator | None = None, count: int = 1) -> Masks:
-        """Return (count, n_layers): the policy's mask, or with a generator masks drawn by its scores."""
-        found = choose(self.network, self.values, self.space.budget, rng, count)
-        if self.space.skip_num is not None:
-            return found
-        return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
-
-    def hint(self) -> Hint | None:
-        """Return a predictor of masks' rewards from statistics; None if the policy does not read the necessary ones."""
-        known = dict(zip(self.names, self.values.T, strict=True))
-        return Hint(NeighbourCosts(known), self.space) if NeighbourCosts.needs <= known.keys() else None
+        """Return (m, n_layers), m <= count: the policy's best masks, or with a generator masks drawn from the policy."""
+        if self._scores is None:
+            found = greedy_masks(self.costs, self.space.budget, rng, count)
+            if self.space.skip_num is not None:
+                return found
+            return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
+        noise = 0.0 if rng is None else rng.gumbel(size=len(self._scores))
+        return self.space.masks[np.argsort(-(self._scores + noise), kind="stable")[:count]]
 
 
 class Policy(Heuristic):
@@ -115,9 +116,8 @@ class Policy(Heuristic):
         policy: str | None = None,
     ) -> None:
         super().__init__(space, seed)
-        reader = PolicyReader(space, statistics, policy)
-        self.statistics_read = reader.names
-        self._mask = reader.masks()[0]
+        self.statistics_read = READS
+        self._mask = PolicyReader(space, statistics, policy).masks()[0]
 
     def best(self) -> Masks:
         """Return the mask."""
@@ -128,8 +128,7 @@ class PolicyBayes(Bayes):
     """`bayes` that starts with the policy's masks, and whose process knows what the policy's statistics predict.
 
     The costs of single units and of runs of adjacent units in a stream predict the cost of every mask. How far the first
-    process of `Bayes` trusts that is learned like its other variances, see `HintedProcess`; the second does not read it. A
-    policy that does not read `leave_one_out`, `stream` and `depth` gives no such hint.
+    process of `Bayes` trusts that is learned like its other variances, see `HintedProcess`; the second does not read it.
 
     Args:
         space: The masks to choose from.
@@ -151,10 +150,9 @@ class PolicyBayes(Bayes):
     ) -> None:
         super().__init__(space, seed, noisy)
         self._reader = PolicyReader(space, statistics, policy)
-        self.statistics_read = self._reader.names
-        self._hint = self._reader.hint()
-        if self._hint is not None:
-            self.grid, self.indices = HINTED_GRID, [*self.start, HINT_START]
+        self.statistics_read = READS
+        self._hint = Hint(self._reader.costs, space)
+        self.grid, self.indices = HINTED_GRID, [*self.start, HINT_START]
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before: first the policy's own, then masks drawn from it."""
@@ -175,6 +173,4 @@ class PolicyBayes(Bayes):
         return np.concatenate((np.array(first, dtype=bool).reshape(-1, self.n_layers), others))
 
     def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
-        if self._hint is None:
-            return super()._process(masks, scores, indices)
         return HintedProcess(masks, scores, indices, self._hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import LISTED, normal_scores
@@ -29,26 +28,17 @@ class NeighbourCosts:
     """Costs of masks from runs of up to three units: each unit alone, and what it adds to its next ones in the stream.
 
     Args:
-        statistics: Statistic name to (n,) values: those of `needs`. `next_interaction` and `run_interaction`
-            default to 0.
-
-    Raises:
-        KeyError: a necessary statistic is missing.
-
-    Attributes:
-        needs: Names of the necessary statistics.
+        statistics: Statistic name to (n,) values of `leave_one_out`, `next_interaction`, `run_interaction`, `stream` and
+            `depth`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset(("leave_one_out", "stream", "depth"))
-
     def __init__(self, statistics: Mapping[str, Floats]) -> None:
-        alone, stream, depth = (np.asarray(statistics[name], float) for name in ("leave_one_out", "stream", "depth"))
-        nothing = np.zeros(len(alone))
-        together = [np.asarray(statistics.get(name, nothing), float) for name in ("next_interaction", "run_interaction")]
-        self._effects = [alone, *together]
+        stream, depth = statistics["stream"], statistics["depth"]
+        names = ("leave_one_out", "next_interaction", "run_interaction")
+        self._effects = [np.asarray(statistics[name], float) for name in names]
         order = np.lexsort((depth, stream))
         follows = stream[order[1:]] == stream[order[:-1]]
-        self._next = np.full(len(alone) + 1, len(alone))
+        self._next = np.full(len(order) + 1, len(order))
         self._next[order[:-1][follows]] = order[1:][follows]
 
     def __call__(self, masks: Masks) -> Floats:

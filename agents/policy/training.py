@@ -1,27 +1,39 @@
-"""Train a policy on the problems of a suite, by MaskablePPO.
+"""Train a policy on the problems of a suite, whose tables hold the reward of every mask.
 
 python -m agents policy with out=policy.safetensors                the bundled suite's `train`
-python -m agents policy with out=FILE members=5                    five, trained apart, that decide together
-python -m agents policy with out=FILE steps=200_000 seed=3 suite=FOLDER
+python -m agents policy with out=FILE steps=2000 seed=3 suite=FOLDER
 python -m agents policy with out=FILE problems=50                  fewer problems, to see what that costs
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
-from das_gym.agents.policy.choosing import suite_masks
-from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
+import torch
+from das_gym.agents.policy.choosing import suite_inputs, suite_masks
+from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
+from torch import Tensor
 
-import das_gym  # noqa: F401  (registers the environments)
 from das_gym.config import choice
 from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
+
+TEMPERATURE = 0.1
+"""Of the softmax of scaled rewards that a policy learns, where 0 is the random mean and 1 the optimum."""
+
+BATCH = 16
+"""Tables with a budget in a gradient step; each has several groups of examples."""
+
+TRUST = 0.75
+"""What learned corrections are multiplied by at the end: models of other kinds differ from those of `train`."""
+
+WARMUP = 20
+LOG_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,11 @@ class PolicySettings(PluginSettings):
     Attributes:
         out: File to write, such as policy.safetensors.
         suite: Folder of a suite. None uses the bundled one.
-        steps: Total number of environment steps.
-        members: Number of policies to train, with seeds from `seed` on. The policies in a file decide together.
+        steps: Gradient steps of each member.
+        members: Number of networks to train, with seeds from `seed` on. They decide together.
         seed: Random seed.
-        n_envs: Number of parallel environments.
-        n_steps: Steps of each environment between two updates.
-        batch_size: Environment steps in a gradient step.
-        n_epochs: Passes over the collected steps at each update.
-        learning_rate: Initial learning rate. It falls linearly to 0.
-        ent_coef: Weight of the entropy bonus.
+        learning_rate: Highest learning rate. It falls to 0 on a cosine.
         width: Hidden width of the network.
-        blocks: Number of blocks of the network.
-        statistics: Layer statistics that the policy observes, see `python -m agents list`.
         problems: Number of training problems, drawn by `seed`. None uses all.
         relatives: Problems to add for each model: the same model without one to three of its layers.
         budgets: Kinds of budgets of the problems: a number of layers, a share of MACs, a share of latency.
@@ -50,20 +55,13 @@ class PolicySettings(PluginSettings):
 
     out: str
     suite: str | None = None
-    steps: int = 400_000
-    members: int = 1
+    steps: int = 400
+    members: int = 8
     seed: int = 0
-    n_envs: int = 64
-    n_steps: int = 32
-    batch_size: int = 256
-    n_epochs: int = 4
-    learning_rate: float = 1e-3
-    ent_coef: float = 0.01
-    width: int = 32
-    blocks: int = 2
-    statistics: tuple[str, ...] = NEIGHBOURS
+    learning_rate: float = 1e-2
+    width: int = 24
     problems: int | None = None
-    relatives: int = 0
+    relatives: int = 6
     budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
     def __post_init__(self) -> None:
@@ -71,80 +69,97 @@ class PolicySettings(PluginSettings):
             raise ValueError(f"`members` is out of range: got {self.members}, expected at least 1")
 
 
-def mean_scaled(network: UnitNetwork, suite: Suite) -> float:
+@dataclass(frozen=True)
+class Example:
+    """Problems that share a table and a budget.
+
+    Attributes:
+        given: What the policy reads.
+        wanted: (problems, masks) the softmax of the scaled rewards.
+    """
+
+    given: PolicyInput
+    wanted: Tensor
+
+
+def load_examples(suite: Suite) -> list[Example]:
+    """Return the training examples of a suite."""
+    found = []
+    for numbers, given in suite_inputs(suite):
+        problems = [suite.problems[number] for number in numbers]
+        kept = problems[0].budget.is_kept_by(problems[0].table.masks)
+        gains = [(p.rewards[kept] - p.random_mean) / (p.optimum - p.random_mean) for p in problems]
+        found.append(Example(given, torch.tensor(np.array(gains) / TEMPERATURE).softmax(dim=1).float()))
+    return found
+
+
+def mean_scaled(policy: PolicyEnsemble | PolicyNetwork, suite: Suite) -> float:
     """Return the mean reward of the policy's masks on the problems, scaled: 0 = random, 1 = the optimum."""
-    which = np.arange(len(suite.problems))
-    return float(suite.scaled[suite.rows(which, suite_masks(network, suite, which))].mean())
+    return float(suite.scaled[suite.rows(np.arange(len(suite.problems)), suite_masks(policy, suite))].mean())
 
 
-def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
-    """Train a policy; the one that does best on `valid` is kept.
+def train_member(
+    examples: list[Example], settings: PolicySettings, seed: int, report: Callable[[int, PolicyNetwork], None]
+) -> PolicyNetwork:
+    """Train one network by the cross-entropy with the softmax of the rewards of all masks.
+
+    Args:
+        examples: All examples.
+        settings: How.
+        seed: Of the weights and of the order of examples.
+        report: Called now and then, with the step and the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = PolicyNetwork(PolicyConfig(settings.width))
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate)
+
+    def schedule(step: int) -> float:
+        return min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / settings.steps)) / 2
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    rng, queue = np.random.default_rng(seed), list[int]()
+    for step in range(settings.steps):
+        if step % LOG_EVERY == 0:
+            report(step, network)
+        while len(queue) < BATCH:
+            queue += rng.permutation(len(examples)).tolist()
+        batch = [examples[queue.pop()] for _ in range(BATCH)]
+        loss = -torch.stack([(one.wanted * network(one.given)).sum() for one in batch]).sum()
+        optimizer.zero_grad()
+        (loss / sum(len(one.wanted) for one in batch)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        for parameter in (*network.unit.parameters(), *network.pair[-1].parameters()):
+            parameter.mul_(TRUST)
+    return network
+
+
+def train_policy(settings: PolicySettings, log: Callable[[str], object] = print) -> PolicyEnsemble:
+    """Train the members one after another.
 
     Args:
         settings: How.
-        log: Told now and then how it does on `train` and `valid`.
+        log: Called with lines on the mean scaled reward on `valid`, which chooses nothing.
     """
-    from das_gym.agents.policy.sb3 import SuitePolicy
-    from sb3_contrib import MaskablePPO
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    from das_gym.envs.sb3_vec_env import SB3VecEnv
-
-    env = gymnasium.make_vec(
-        "DAS-Suite-v0",
-        num_envs=settings.n_envs,
-        action="sequence",
-        suite=settings.suite,
-        statistics=settings.statistics,
-        problems=settings.problems,
-        relatives=settings.relatives,
-        problems_seed=settings.seed,
-        budgets=settings.budgets,
+    suite = load_suite(
+        settings.suite, "train", "exp_neg_loss", None, settings.relatives, settings.seed, settings.budgets, settings.problems
     )
-    suite: Suite = env.unwrapped.suite  # type: ignore[attr-defined]
-    valid = load_suite(settings.suite, "valid", statistics=settings.statistics, budgets=settings.budgets)
-    sizes = {"statistics": suite.statistics, "width": settings.width, "blocks": settings.blocks}
-    model = MaskablePPO(
-        SuitePolicy,
-        SB3VecEnv(env),
-        policy_kwargs=sizes,
-        n_steps=settings.n_steps,
-        batch_size=settings.batch_size,
-        n_epochs=settings.n_epochs,
-        learning_rate=lambda left: settings.learning_rate * left,
-        ent_coef=settings.ent_coef,
-        gamma=1.0,
-        gae_lambda=0.98,
-        seed=settings.seed,
-        device="cpu",
-    )
-    best: dict[str, Any] = {"score": -np.inf}
-    started = time.perf_counter()
+    valid = load_suite(settings.suite, "valid", budgets=settings.budgets)
+    examples, started = load_examples(suite), time.perf_counter()
 
-    class KeepBest(BaseCallback):
-        """Keeps the weights with the best result on `valid`."""
+    def report(step: int, network: PolicyEnsemble | PolicyNetwork) -> None:
+        log(f"{step:>5} steps, {time.perf_counter() - started:.0f} s: valid {mean_scaled(network, valid):.3f}")
 
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            if (self.num_timesteps // (settings.n_envs * settings.n_steps)) % 5 == 0:
-                network = self.model.policy.network
-                score, known = mean_scaled(network, valid), mean_scaled(network, suite)
-                if score > best["score"]:
-                    best.update(score=score, state={k: v.clone() for k, v in network.state_dict().items()})
-                passed = f"{self.num_timesteps:>9,} steps, {time.perf_counter() - started:.0f} s"
-                log(f"{passed}: train {known:.3f}, valid {score:.3f}")
-
-    model.learn(settings.steps, callback=KeepBest())
-    network = model.policy.network
-    if mean_scaled(network, valid) < best["score"]:
-        network.load_state_dict(best["state"])
-    return network.eval()
+    members = [train_member(examples, settings, settings.seed + place, report) for place in range(settings.members)]
+    policy = PolicyEnsemble(members).eval()
+    report(settings.steps, policy)
+    return policy
 
 
 def main(settings: PolicySettings) -> None:
-    """Train the policies and write them to one file."""
-    seeds = range(settings.seed, settings.seed + settings.members)
-    UnitNetworks(train_policy(replace(settings, seed=seed)) for seed in seeds).save(settings.out)
+    """Train a policy and write it to a file."""
+    train_policy(settings).save(settings.out)
     print(f"policy: {Path(settings.out).absolute()}")

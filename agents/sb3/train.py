@@ -135,8 +135,8 @@ class _Training:
         from das_gym.envs.sb3_vec_env import SB3VecEnv
 
         config, folder, checkpoint = self.config, self.folder, None
-        self.base: Any = env.unwrapped
-        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        base: Any = env.unwrapped
+        self.base, self.layer_names = base, tuple(base.layer_names)
         if resume and folder is not None:
             checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
         self.recorder = Recorder(env, config.evaluations, checkpoint, folder)

@@ -81,7 +81,7 @@ class Turn:
     @classmethod
     def of(cls, masks: np.ndarray, rewards: np.ndarray, scores: Mapping[str, np.ndarray], **rest: Any) -> Turn:
         """Return a turn from (m, n_layers) masks, their (m,) rewards and `SCORES`."""
-        columns = {name: plain_numbers(scores[name]) for name in SCORES}
+        columns: dict[str, Any] = {name: plain_numbers(scores[name]) for name in SCORES}
         return cls(masks.astype(int).tolist(), plain_numbers(rewards), **columns, **rest)
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ PARTS = (
     ("valid", ((METER, "vqa"), (VILT, "vqa"), (SMOLVLM, "answering"))),
     ("train", ((SMOLVLM, "answering"), (SMOLVLM_HALVES, "answering")) * 3),
     ("test", ((LLAVA, "answering"), (LLAVA_HALVES, "answering"), (LLAVA, "answering"))),
+    ("test", ((METER, "nlvr2"), (VILT, "retrieval"), (LLAVA, "answering"), (METER, "retrieval"))),
 )
 """Split, and kind and task of each model: none of `test` is in `train`, and neither are the tasks `nlvr2` and `retrieval`,
 nor models of LLaVA.

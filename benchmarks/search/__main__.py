@@ -10,13 +10,15 @@ FOLDER keeps the searches: a stopped command continues where it was. Use another
   tables-24              the two bundled tables of 24 units, 4 skipped, 120 evaluations
   tables-12              the seven bundled tables of 12 units, 4 skipped, 120 evaluations
   greedy-12              the same with 3 to 7 skipped, and as many evaluations as greedy removal uses
+  llava-6, llava-8       LLaVA-mini with 6 and 8 of 24 layers skipped, scored by the engine; evaluations as in greedy-12
   nk-24, pairs-36, ...   planted losses of a family and a number of layers, a third skipped; each seed is a problem
 
 Regret is a share of the possible gain: 0 = the best known mask, 1 = the mean of random masks. Masks outside the budget count
 as evaluations. Searches of a problem are distinct unless their answers are worth the same after each evaluation.
 
-Train and test: the constants of `bayes` were chosen on `TRAIN_SEEDS`, and nothing was chosen on `TEST_SEEDS`. Planted
-families are the same in both, their problems are not. Tables are the same landscapes in both, only the searches differ.
+Train and test: the constants of `bayes` were chosen on `TRAIN_SEEDS` (planted losses of 24 and 36 layers) and on tables of
+the suite's `train`, and nothing was chosen on `TEST_SEEDS`. Planted families are the same in both, their problems are not.
+The bundled tables are the same landscapes in both, only the searches differ.
 """
 
 from __future__ import annotations

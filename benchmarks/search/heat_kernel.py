@@ -95,7 +95,7 @@ class HeatKernel(Bayes):
     def _observations(self) -> tuple[Masks, Floats]:
         return self.scored_masks(), normal_scores(list(self.rewards.values()))
 
-    def _fit(self, masks: Masks, scores: Floats) -> Process:
+    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
         """Take steps by resilient propagation, as `AgreementLearner` does."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
@@ -108,7 +108,7 @@ class HeatKernel(Bayes):
             logs = np.append(np.clip(logs[:-1], *_RANGE), np.clip(logs[-1], *_NOISE_RANGE))
             self.learned = {"logs": logs, "steps": steps, "slopes": slopes}
             process = HeatProcess(masks, scores, logs)
-        return process
+        return [process]
 
     def _candidates(self, process: Process) -> Masks:
         """Return the candidates of `Bayes` within the trust region; all of them where none is."""

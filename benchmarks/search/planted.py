@@ -16,7 +16,7 @@ Loss = Callable[[Masks], Floats]
 EVALUATIONS = {24: 120, 36: 180, 72: 240}
 """Number of layers to the evaluations of a search."""
 
-CLIMBS = 60
+CLIMBS = 300
 RANDOM_MASKS = 500
 SWAPS = 64
 """Swaps that a climb scores at once."""

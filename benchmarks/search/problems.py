@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
+import numpy as np
+from das_gym.agents.compare.oracle import LiveOracle, Oracle, SuiteOracle, TableOracle
 
 from benchmarks.search.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.search.planted import FAMILIES, PlantedOracle
@@ -16,6 +17,9 @@ from das_gym.tables.suite import load_suite
 BUDGETS = ({"skip_num": 4}, {"macs_saved": 0.12})
 MIN_MASKS = 200
 """Fewest masks within the budget of a problem: at most a tenth of them is scored in the evaluations that are compared."""
+
+SEARCHED = ("bundled-", "test-00", "test-03", "test-06")
+"""Tables of the bundled suite's `test` that are searched: the others give similar problems."""
 
 EVALUATIONS, LONG_EVALUATIONS = 40, 120
 VLM = "DAS-VLM-Answering-Tabular-v0"
@@ -27,11 +31,13 @@ LONG_TABLES = {
 
 GREEDY_COUNTS = (3, 4, 5, 6, 7)
 
-TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(3), "planted": range(30)}
+TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
 TEST_SEEDS = {"tables-24": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
 TEST_SEEDS["planted"] = range(1000, 1030)
+LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 705), 50
+LIVE_COUNTS = {"llava-6": 6, "llava-8": 8}
 PLANTED_SUITES = tuple(f"{family}-{n}" for n in PLANTED_EVALUATIONS for family in FAMILIES)
-SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES)
+SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES, *LIVE_COUNTS)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,28 @@ class SearchProblem:
     evaluations: int
 
 
+class LlavaOracle(LiveOracle):
+    """LLaVA-mini with more layers skipped than in its table, scored by the engine on the table's 96 examples.
+
+    Args:
+        skip_num: How many of the 24 layers are skipped.
+    """
+
+    def __init__(self, skip_num: int) -> None:
+        settings = {"checkpoint": "llava_mini", "reward_examples": 96, "statistics": ("depth",)}
+        super().__init__("DAS-VLM-Answering-v0", {"skip_num": skip_num}, settings)
+        rng = np.random.default_rng(skip_num)
+        masks = np.array([self.space.sample(rng) for _ in range(LIVE_RANDOM_MASKS)])
+        self.random_reward = float(self.rewards(masks).mean())
+
+
 def find_tables() -> dict[str, Path]:
     """Return the bundled table of each tabular environment that has one."""
     return {entry.tabular_id: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
 def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchProblem]:
-    """Return the problems of up to 12 units: of the bundled tables, and of the suite's `test`; those with many masks."""
+    """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks."""
     found = []
     for env_id, path in find_tables().items():
         for budget in BUDGETS:
@@ -65,8 +86,9 @@ def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchPr
             found.append(SearchProblem(path.parent.name, oracle, range(seeds), EVALUATIONS))
     suite = load_suite(suite_folder, "test")
     for problem in suite.problems:
-        if problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
-            source = problem.source  # the bundled models' own tables are in the suite, too
+        source = problem.source  # the bundled models' own tables are in the suite, too
+        searched = suite_folder is not None or source.file.startswith(SEARCHED)
+        if searched and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
             model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
             found.append(SearchProblem(model, SuiteOracle(problem, suite.statistics), range(seeds), EVALUATIONS))
     return found
@@ -99,6 +121,9 @@ def suite_problems(suite: str, count: int | None = None, train: bool = False) ->
                 evaluations = greedy_evaluations(12, k) if suite == "greedy-12" else LONG_EVALUATIONS
                 found.append(SearchProblem(path.parent.name, oracle, seeds, evaluations))
         return found
+    if suite in LIVE_COUNTS:
+        oracle, evaluations = LlavaOracle(k := LIVE_COUNTS[suite]), greedy_evaluations(24, k)
+        return [SearchProblem("llava_mini", oracle, [seed], evaluations) for seed in LIVE_SEEDS[:count]]
     family, n = suite.split("-")
     return [planted_problem(family, int(n), seed) for seed in seeds]
 

@@ -71,12 +71,12 @@ class LinearRegression(Bayes):
         rewards = np.array(list(self.rewards.values()))
         return self.scored_masks(), (rewards - rewards.mean()) / max(float(rewards.std()), 1e-12)
 
-    def _fit(self, masks: Masks, scores: Floats) -> Process:
+    def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
         # Regression written as a process: (1 + d / n) has a constant and each layer's sign, (d / n)^2 each pair's product.
         n = masks.shape[1]
         polynomial = np.array([1.0, 1.0 / n, self.pairs / n**2, 0.0])
         processes = [PolynomialProcess(masks, scores, noise, polynomial) for noise in NOISES]
-        return max(processes, key=lambda process: process.log_likelihood)
+        return [max(processes, key=lambda process: process.log_likelihood)]
 
 
 class QuadraticRegression(LinearRegression):

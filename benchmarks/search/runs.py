@@ -23,13 +23,20 @@ ARRAYS = ("answers", "curves", "evaluations", "milliseconds")
 
 
 def compare(title: str, problems: Sequence[SearchProblem], agents: Sequence[str], folder: Path | None) -> Scores:
-    """Run each agent on each problem; `folder` keeps the searches."""
+    """Run each agent on each problem; `folder` keeps the searches.
+
+    Where the best mask is unknown, the best one of all searches counts as such. The problems then share one oracle.
+    """
     results: dict[str, list[AgentResult]] = {agent: [] for agent in agents}
     with progress(len(problems) * len(agents), title, unit="agent") as bar:
         for problem in problems:
             for agent in agents:
-                results[agent] += judge(problem.oracle, [run_cached(folder, problem, agent)])
+                results[agent].append(run_cached(folder, problem, agent))
                 bar.update()
+    if problems[0].oracle.best_reward is None:
+        problems[0].oracle.best_reward = max(float(each.curves.max()) for found in results.values() for each in found)
+    for agent, found in results.items():
+        results[agent] = [judge(problem.oracle, [each])[0] for problem, each in zip(problems, found, strict=True)]
     return Scores(problems, results)
 
 

@@ -49,7 +49,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
         "macs": {"full": meta.macs_full, "unskipped": int(table.macs[0]), "savings": table.layer_macs.savings.tolist()},
         "keys": None if meta.max_skipped is None else ";".join(map(_key, table.masks)),
         "most": table.n_layers if meta.max_skipped is None else meta.max_skipped,
-        "splits": {split: _scores(table, split) for split in SPLITS},
+        "splits": {s: {"loss": _floats(each.losses), "metric": _floats(each.metrics)} for s, each in table.scores.items()},
         "groups": groups,
         "replays": [{**asdict(replay), "masks": [_key(mask) for mask in replay.masks]} for replay in replays],
     }
@@ -74,12 +74,6 @@ def _groups(table: SubnetTable) -> list[dict[str, Any]]:
         metrics = {split: _floats(part.scores[split].metrics) for split in SPLITS}
         found.append({"name": name, "examples": counts, "metric": metrics})
     return found
-
-
-def _scores(table: SubnetTable, split: str) -> dict[str, str]:
-    """Return losses and metrics of all masks, each as base64 of float32."""
-    found = table.scores[split]
-    return {"loss": _floats(found.losses), "metric": _floats(found.metrics)}
 
 
 def _floats(values: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What the engine remembers from one call to the next: scores of masks, and the full model's hidden vectors."""
+"""Caches from one call to the next: scores of masks, and the full model's hidden vectors."""
 
 from __future__ import annotations
 

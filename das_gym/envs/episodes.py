@@ -60,7 +60,7 @@ class Episodes:
     def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:
         """Score a step of a single episode, for which tables have a faster way: return plain numbers."""
         reward, info = self.scorer.score_one(moves.masks, rng, bool(moves.ended[0]))
-        return reward, info | first_row(moves.info)
+        return reward, info | first_row(moves.info) if moves.info else info
 
     def observe(self) -> Any:
         """Return the layer statistics and the state of the action space, (m, size) float32."""
@@ -79,6 +79,10 @@ class Episodes:
         """Return the `info` of a reset: that of the full model."""
         info = {key: np.repeat(np.array([value]), self.mode.rows) for key, value in self.scorer.full_model_info().items()}
         return info | self.mode.info()
+
+    def reset_info_one(self) -> dict[str, Any]:
+        """Return the `info` of a reset of a single episode, as plain numbers."""
+        return self.scorer.full_model_info() | first_row(self.mode.info())
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""
@@ -104,7 +108,7 @@ class MaskEnv(gymnasium.Env[Any, Any]):
     @property
     def last_mask(self) -> np.ndarray | None:
         """(n_layers,) bool: the mask after the last step; None right after a reset."""
-        return None if self._last is None else self._last.mask.copy()
+        return None if self._last is None else self.episodes.last_step(*self._last).mask.copy()
 
     def action_masks(self) -> np.ndarray:
         """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
@@ -115,15 +119,15 @@ class MaskEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         self.episodes.reset(self.np_random, seed is not None, options)
         self._last = None
-        return self._observation(), first_row(self.episodes.reset_info())
+        return self.episodes.observe_one(), self.episodes.reset_info_one()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action; a complete mask is scored."""
         moves = self.episodes.step(action)
         ended = bool(moves.ended[0])
         reward, info = self.episodes.score_one(moves, self.np_random)
-        self._last = self.episodes.last_step(moves.masks[0], reward, info, ended)
-        return self._observation(), reward, ended, False, info
+        self._last = LastStep(moves.masks[0], reward, info, ended)
+        return self.episodes.observe_one(), reward, ended, False, info
 
     def view(self) -> View:
         """Return what `render` shows besides the last step."""
@@ -131,10 +135,8 @@ class MaskEnv(gymnasium.Env[Any, Any]):
 
     def render(self) -> Any:
         """Return the architecture under the last mask; see `das_gym.envs.rendering.render`."""
-        return None if self.render_mode is None else render(self.render_mode, self.view(), self._last)
-
-    def _observation(self) -> Any:
-        return self.episodes.observe_one()
+        last = None if self._last is None else self.episodes.last_step(*self._last)
+        return None if self.render_mode is None else render(self.render_mode, self.view(), last)
 
 
 def first_row(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

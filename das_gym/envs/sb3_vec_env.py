@@ -8,8 +8,7 @@ Stable-Baselines3's own `make_vec_env` steps n single environments instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -52,8 +51,7 @@ class SB3VecEnv(VecEnv):
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"`options` differ: got {self._options}, expected the same for all environments")
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        with self._report_dead_processes():
-            observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
+        observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = info_rows(info, self.num_envs)
@@ -65,8 +63,7 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Return observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
-        with self._report_dead_processes():
-            observations, rewards, terminated, truncated, info = self.env.step(self._actions)
+        observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
@@ -78,25 +75,6 @@ class SB3VecEnv(VecEnv):
         for each, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             each["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
-
-    @contextmanager
-    def _report_dead_processes(self) -> Iterator[None]:
-        """Raise an error that names the dead environment processes, which Gymnasium reports as EOFError; stop the others."""
-        try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            if not isinstance(self._base, AsyncVectorEnv):
-                raise
-            codes: dict[int, int] = {}
-            for number, process in enumerate(self._base.processes):
-                process.join(0.5)
-                codes |= {} if process.exitcode is None else {number: process.exitcode}
-            self._base.close_extras(terminate=True)
-            self._base.closed = True
-            raise RuntimeError(
-                f"environment processes died (number: exit code): {codes}. -9 means killed, often for lack of memory. Make "
-                f"the environment again, with fewer than {self.num_envs} copies"
-            ) from error
 
     def close(self) -> None:
         """Close the vector environment."""

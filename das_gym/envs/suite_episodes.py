@@ -160,6 +160,10 @@ class SuiteEpisodes(Episodes):
         masks = {"action_mask": self.mode.action_masks()} if self.mode.name == "sequence" else {}
         return self.problem_info() | masks
 
+    def reset_info_one(self) -> dict[str, Any]:
+        """See `Episodes.reset_info_one`."""
+        return first_row(self.reset_info())
+
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it: without units that the model does not have."""
         n = self.suite.problems[int(info["problem"])].table.n_layers

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.envs.episodes import first_row
-from das_gym.envs.rendering import View
+from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.envs.suite_episodes import joined
 from das_gym.problem.budget import is_whole
@@ -76,8 +76,8 @@ class SuiteSearchEnv(SuiteEnv):
         self._count = 0
         for values in self._history.values():
             values[:] = 0
-        observation, info = super().reset(seed=seed, options=options)
-        return observation, info | self._progress()
+        _, info = super().reset(seed=seed, options=options)
+        return self._observation(), info | self._progress()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Score a mask."""
@@ -92,7 +92,7 @@ class SuiteSearchEnv(SuiteEnv):
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
         told = first_row(info) | {"scaled_reward": scaled} | self._progress()
-        self._last = self.episodes.last_step(moves.masks[0], gain, told, ended=True)
+        self._last = LastStep(moves.masks[0], gain, told, ended=True)
         return self._observation(), gain, ended, False, told
 
     def view(self) -> View:
@@ -105,7 +105,7 @@ class SuiteSearchEnv(SuiteEnv):
         return {"best": float(self._history["best"][0]), "evaluations": self._count}
 
     def _observation(self) -> Any:
-        known = super()._observation()
+        known = self.episodes.observe_one()
         if not isinstance(known, dict):
             return np.concatenate((known, *self._history.values()))
         return known | {name: values.copy() for name, values in self._history.items()}

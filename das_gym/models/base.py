@@ -387,7 +387,7 @@ def check_class(kind: Any) -> None:
 
 
 def check_model(vlp: VLP) -> None:
-    """Check a model for mistakes that would give wrong masks or train nothing."""
+    """Check a model for errors that would give wrong masks or train nothing."""
     wrong = []
     stages = sorted({layer.stage for layer in vlp.layers})
     if not stages or stages != list(range(len(stages))):

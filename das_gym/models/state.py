@@ -1,4 +1,4 @@
-"""What a model consists of for the rest of das_gym: skippable layers, and the state that is passed between their stages."""
+"""Skippable layers of a model, and the state that is passed between their stages."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ Exported folders carry a copy of this file, so it imports torch and transformers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,18 +24,10 @@ class SubnetConfig(PreTrainedConfig):
         head_width: Width inside the head; None = one linear layer.
     """
 
-    def __init__(
-        self,
-        sizes: Mapping[str, Any] | None = None,
-        mask: Sequence[int] = (),
-        num_images: int = 1,
-        head_width: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.sizes = dict(sizes or {})
-        self.mask = list(mask)
-        self.num_images, self.head_width = num_images, head_width
-        super().__init__(**kwargs)
+    sizes: dict[str, Any] | None = None
+    mask: list[int] | tuple[int, ...] = ()
+    num_images: int = 1
+    head_width: int | None = None
 
 
 class Subnet(PreTrainedModel):

@@ -211,9 +211,9 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
-    """Return fields of `ProblemConfig` as the settings of a command: those of `ProblemOptions` within `group`."""
-    names = {field.name for field in fields(ProblemOptions)}
-    own = {name: value for name, value in values.items() if name not in names}
+    """Return the fields of `ProblemConfig` in a mapping as settings of a command: those of `ProblemOptions` in `group`."""
+    names, known = ({field.name for field in fields(each)} for each in (ProblemOptions, ProblemConfig))
+    own = {name: value for name, value in values.items() if name in known - names}
     options = {name: value for name, value in values.items() if name in names}
     return {**own, group: options} if options else own
 

@@ -90,12 +90,9 @@ def _given(setting: str, figures: Any) -> MaskCost:
     try:
         full, unskipped = float(figures["full"]), float(figures["unskipped"])
         savings = np.array(figures["savings"], dtype=float)
+        if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
+            raise ValueError("a number is not finite, or `full` is 0")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(
-            f"`costs.{setting}` is invalid ({error!r}): expected `full`, `unskipped`, and `savings` of each unit"
-        ) from error
-    if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-        raise ValueError(
-            f"`costs.{setting}` is invalid: expected finite numbers, `full` above 0, and `savings`, one per unit"
-        )
+        expected = "finite numbers: `full` above 0, `unskipped`, and `savings` of each unit"
+        raise ValueError(f"`costs.{setting}` is invalid ({error!r}): expected {expected}") from error
     return MaskCost(full, unskipped, savings, setting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,16 +107,18 @@ def register_reward(reward: Reward) -> None:
 
     Complete example: `examples/own_reward.py`.
     """
-    if not isinstance(reward, Reward):
-        raise TypeError(f"`reward` is not a Reward: got {reward!r}, expected Reward(name, low, high, compute)")
-    check_bounds("reward", reward.name, reward.low, reward.high)
-    add_entry(REWARDS, reward.name, reward, "reward")
+    add_bounded(REWARDS, reward, Reward)
 
 
-def check_bounds(what: str, name: str, low: float, high: float) -> None:
-    """Raise a ValueError for bounds that are not finite, or not rising."""
-    if not -np.inf < low < high < np.inf:
-        raise ValueError(f"{what} {name!r} has low={low}, high={high}; expected finite numbers, low below high")
+def add_bounded(registry: dict[str, Any], entry: Any, kind: type[Any]) -> None:
+    """Add a user's reward or statistic to a registry; raise for another object, or bounds that are not finite and rising."""
+    what = kind.__name__.lower()
+    if not isinstance(entry, kind):
+        raise TypeError(f"`{what}` is not a {kind.__name__}: got {entry!r}, expected das_gym.{kind.__name__}(name, ...)")
+    if not -np.inf < entry.low < entry.high < np.inf:
+        got = f"low={entry.low}, high={entry.high}"
+        raise ValueError(f"{what} {entry.name!r} has {got}; expected finite numbers, low below high")
+    add_entry(registry, entry.name, entry, what)
 
 
 def find_reward(name: str) -> Reward:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from das_gym.config import add_entry, check_names
-from das_gym.problem.rewards import check_bounds
+from das_gym.config import check_names
+from das_gym.problem.rewards import add_bounded
 
 if TYPE_CHECKING:
     from das_gym.problem.statistic_inputs import StatisticInputs
@@ -251,20 +251,11 @@ def register_statistic(statistic: Statistic) -> None:
 
     Complete example: `examples/own_statistic.py`.
     """
-    if not isinstance(statistic, Statistic):
-        raise TypeError(
-            f"`statistic` is not a Statistic: got {statistic!r}, expected Statistic(name, formula, low, high, compute)"
-        )
-    check_bounds("statistic", statistic.name, statistic.low, statistic.high)
-    add_entry(STATISTICS, statistic.name, statistic, "statistic")
+    add_bounded(STATISTICS, statistic, Statistic)
 
 
 def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
-    """Return the statistics of those names.
-
-    Raises:
-        ValueError: an unknown name, or none at all; the text names the nearest.
-    """
+    """Return the statistics of those names, one or more."""
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ValueError(f"`statistics` is empty: expected one or more of {', '.join(STATISTICS)}, or None")

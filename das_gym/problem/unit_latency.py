@@ -79,7 +79,10 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
+Clock = Callable[[], float]
+
+
+def latency_of(problem: Problem, batch: int = 1, clock: Clock = time.perf_counter) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
     A forward pass has the first `batch` examples that score masks; `clock` returns seconds, on a CPU.
@@ -148,23 +151,10 @@ def measure_units(
 
 
 class UnitTimer:
-    """Times the units of a model, round by round.
-
-    Args:
-        timed: Runs it.
-        timed_bare: Runs it without adapters; None if it has none.
-        n_layers: Number of units.
-        device: Its device. On a GPU, events are recorded instead of reading `clock`.
-        clock: Returns seconds.
-    """
+    """Times the units of a model, and of it without adapters if it has any, round by round: on a GPU by events."""
 
     def __init__(
-        self,
-        timed: Timed,
-        timed_bare: Timed | None,
-        n_layers: int,
-        device: torch.device,
-        clock: Callable[[], float] = time.perf_counter,
+        self, timed: Timed, timed_bare: Timed | None, n_layers: int, device: torch.device, clock: Clock = time.perf_counter
     ) -> None:
         self.timed, self.timed_bare, self.n_layers = timed, timed_bare, n_layers
         self.cuda, self.clock = device.type == "cuda", clock

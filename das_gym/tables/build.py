@@ -295,7 +295,8 @@ class _Progress:
             places[split] = np.array([groups.index(task.group(e)) if groups else 0 for e in part], int)
             if each:
                 images: dict[str, int] = {}
-                numbers = [images.setdefault(_first_image(task, e), len(images)) for e in part]
+                first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
+                numbers = [images.setdefault(key, len(images)) for key in first]
                 keys = [e.key for e in part]
                 kept[split] = ExampleScores.empty(masks, places[split].astype(np.int16), np.array(numbers, np.int32), keys)
         sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
@@ -357,9 +358,3 @@ class _Progress:
                 read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
                 self.each[split] = read  # type: ignore[index]
         self.done = done
-
-
-def _first_image(task: Task, example: Any) -> str:
-    """Return the key of an example's first image; one without images shares none with others."""
-    images = task.pairs([example])[0].images
-    return next((image.key for image in images), f"no image: {example.key}")

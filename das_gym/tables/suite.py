@@ -387,10 +387,9 @@ def load_suite(
         problems: Number of problems, drawn at random; None = all.
     """
     check_names([split], SUITE_SPLITS, "split")
-    if not is_whole(relatives) or relatives < 0:
-        raise ValueError(f"`relatives` is out of range: got {relatives!r}, expected an integer of at least 0")
-    if not is_whole(seed) or seed < 0:
-        raise ValueError(f"`problems_seed` is out of range: got {seed!r}, expected an integer of at least 0")
+    for name, value in {"relatives": relatives, "problems_seed": seed}.items():
+        if not is_whole(value) or value < 0:
+            raise ValueError(f"`{name}` is out of range: got {value!r}, expected an integer of at least 0")
     given = (budgets,) if isinstance(budgets, str) else tuple(budgets)
     check_names(given, BUDGET_KINDS, "kind of budget")
     if not given:

@@ -301,15 +301,15 @@ class SubnetTable:
 
     def rank(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
         """Return (...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks."""
-        within, goodness = self._competing(by, **budget), self._goodness(by, split)
-        return _ranks(goodness[within], goodness[self._rows_within(masks, within)])
+        rows = self._rows_within(masks, self._competing(by, **budget))
+        return self.rank_of_values(self.values(by, split)[rows], by, split, **budget)
 
     def rank_of_values(
         self, values: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any
     ) -> np.ndarray:
         """Return (...) int64: 1 + how many masks within the budget are better than (...) values, in the unit of `by`."""
-        within, goodness = self._competing(by, **budget), self._goodness(by, split)
-        return _ranks(goodness[within], values if _larger_is_better(by) else -values)
+        ordered = np.sort(self._goodness(by, split)[self._competing(by, **budget)])
+        return 1 + len(ordered) - np.searchsorted(ordered, values if _larger_is_better(by) else -values, side="right")
 
     def regret(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
         """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`."""
@@ -402,9 +402,3 @@ class SubnetTable:
 
 def _larger_is_better(by: str | Objective) -> bool:
     return isinstance(by, Objective) or by in REWARDS
-
-
-def _ranks(competing: np.ndarray, goodness: np.ndarray) -> np.ndarray:
-    """Return int64 ranks, from 1, of each of `goodness` among the (m,) `competing` values."""
-    ordered = np.sort(competing)
-    return 1 + len(ordered) - np.searchsorted(ordered, goodness, side="right")

@@ -140,17 +140,6 @@ def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_
     assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
 
 
-def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
-    problem = ProblemConfig(**small_kwargs)
-    subnet = cut_subnet(problem, np.array(MASK, bool))
-    names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
-    assert not any(name.startswith("text_layers.0.layer.") for name in names)
-    assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
-    assert not any(name.startswith("text_layers.1.skip_adapter.") for name in names)
-    with pytest.raises(ValueError, match="was removed by prune"):
-        subnet.backbone.vlp.skippable(0).chosen(skipped=False)
-
-
 def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path: Path, shapes_folder: Path):
     kwargs = small_world(tmp_path / "plain", shapes_folder, bottleneck=0, skip_bottleneck=0)
     code, printed = run_here("with", *words_of(kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
@@ -207,18 +196,12 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
             "`data_root` does not exist: got /nonexistent",
         ),
         (("with", "search_run=7"), "no run 7"),
-        (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "only 0 (keep) and 1 (skip)"),
-        (("with", "mask=[1,0]"), "expected (12,)"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
         (("with", "test_examples=0"), "`test_examples` is out of range: got 0"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
-        (("shrink", "with", "model=METER"), "`model` must answer in words: got METER"),
         (("with", "none.yaml"), "no settings file"),
-        (("with", "train.steps=0"), "`steps` is out of range"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
-        (("supernet", "with", "train.save_every=0"), "`save_every` is out of range"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
-        (("supernet", "with", "train.stepz=3"), "did you mean 'steps'"),
         (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt import load_subnet
 from das_gym.adapt.das import Training, Turns, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import ex
+from das_gym.adapt.das_experiment import FOUND, SUPERNET_FILE, ex, read_joint_search
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.step_loss import batch_at, set_up
 from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
 from das_gym.experiment import RunError
-from das_gym.files import read_json
+from das_gym.files import read_json, write_json
 from das_gym.models.attention import Attention
+from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import load_problem, load_splits
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.task import matching_losses
 from tests.adapt.choosers import paper_bandit
@@ -227,3 +231,59 @@ def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captio
     assert not any(tensor.requires_grad for tensor in head.values())
     finetuning, _ = set_up(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
     assert finetuning.itm_weight == 0.5
+
+
+TURN = {"step": 3, "masks": [[0, 1, 1], [1, 1, 0]], "losses": [1.0, 2.0], "rewards": [0.4, 0.1], "preferences": None}
+CONTENT: dict[str, Any] = {"mask": [0, 1, 1], "skipped_layers": ["b", "c"], "turns": [TURN]}
+
+
+def test_read_joint_search_returns_the_mask(tmp_path: Path):
+    write_json(tmp_path / FOUND, CONTENT)
+    found = read_joint_search(tmp_path / FOUND)
+    assert (found.mask, found.skipped_layers) == ((0, 1, 1), ("b", "c"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask": None},
+        {"skipped_layers": "b"},
+        {"turns": [{**TURN, "losses": "x"}]},
+    ],
+)
+def test_read_joint_search_names_a_damaged_file(tmp_path: Path, change: dict[str, Any]):
+    write_json(tmp_path / FOUND, {**CONTENT, **change})
+    with pytest.raises(ValueError, match=r"found\.json is damaged"):
+        read_joint_search(tmp_path / FOUND)
+
+
+SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num": 2, "batch_size": 80, "reward_examples": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["search", "new"])
+def test_finetune_from_decides_what_fine_tuning_starts_from(
+    small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
+):
+    given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+    given["problem"] = {"image_size": 96}
+    das = {**SHORT, "finetune_from": start}
+    ex.run(config_updates={**given, "runs_dir": str(tmp_path), "references": False, "das": das}, named_configs=["meter_vqa"])
+    folder = tmp_path / "1"
+    supernet = Adaptation.load(folder / SUPERNET_FILE)
+    subnet = load_subnet(folder).adaptation().tensors
+    kept = [bool(np.array_equal(supernet.tensors[name], tensor)) for name, tensor in subnet.items()]
+    assert all(kept) is (start == "search")
+    assert read_json(folder / "das.json")["pipeline"]["finetune_from"] == start
+    given |= given.pop("problem")
+    problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
+    assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
+    printed = capsys.readouterr().out
+    assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed
+
+
+def test_das_rejects_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
+    given: dict[str, Any] = {**small_kwargs, "supernet": None, "problem": {"image_size": 96}, "das": {"bottleneck": 24}}
+    with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
+        ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
+    assert not list(tmp_path.iterdir())

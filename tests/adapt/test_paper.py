@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from das_gym.adapt.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, sources
+from das_gym.adapt.paper import OURS, PAPER, DASSettings, das_settings, sources
 from das_gym.adapt.paper_command import PaperSettings, main
 
 FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
@@ -43,7 +43,6 @@ def test_paper_settings_have_sources_and_differences_reasons():
         why == "as above" or any(value != getattr(settings, name) for settings in PAPER.values())
         for name, (value, why) in OURS.items()
     )
-    assert {"update_rate", "skip_num", "image_size", "learning_rate"} <= {name for name, _ in DIFFERENCES}
 
 
 @pytest.mark.parametrize(

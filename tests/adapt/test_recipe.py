@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from das_gym.adapt import memory
 from das_gym.adapt.memory import activation_bytes, choose_micro_batch_size
-from das_gym.adapt.recipe import resolve_defaults
-from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.supernet import SupernetConfig
 from das_gym.adapt.training import TrainingConfig
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -382,7 +381,6 @@ def test_shrink_resumes_after_the_model_was_saved(
     [
         ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
         ({"out": "{data_root}"}, "`out` exists"),
-        ({"memory_saved": 0.99}, "`memory_saved` is out of reach"),
         ({"parameters_saved": 0.5, "memory_saved": 0.2}, "more than one budget"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
@@ -390,19 +388,13 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
-        ({"mask": (0, 1, 0, 2)}, "only 0 .keep. and 1 .skip."),
-        ({"mask": (0, 1, 0, 0), "search_run": 3}, "both `mask` and `search_run`=3"),
-        ({"search_run": 3}, "no run 3 in"),
         ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
         ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
         ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
-        ({"recover": "prompts"}, "unknown recover 'prompts'"),
-        ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
-        ({"refine": 8, "mask": (0, 1, 0, 0)}, "`refine` chooses"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
@@ -466,16 +458,6 @@ def test_shrink_rejects_lora_without_linear_layers(shrink: Callable[..., Any], t
     with pytest.raises(RunError, match="recover=full"):
         shrink(data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
-
-
-def test_shrink_rejects_quantised_weights(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):
-    folder = tmp_path / "packed"
-    shutil.copytree(given["checkpoint"], folder)
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    with pytest.raises(RunError, match="gptq"):
-        shrink(checkpoint=str(folder))
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
 def test_shrink_rejects_adapters_for_remote_code(shrink: Callable[..., Any], tmp_path: Path):

@@ -62,7 +62,7 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
     for data_root, error, said in (
-        ("/missing", FileNotFoundError, "the data of that run do not exist: got data_root=/missing"),
+        ("/missing", FileNotFoundError, "`data_root` does not exist: got /missing"),
         (3, ValueError, r"adapt\.json is not a record of a subnet"),
     ):
         write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": data_root}})

@@ -63,23 +63,6 @@ def test_resume_rejects_a_checkpoint_of_another_number_of_processes(checkpoint: 
         make_trainer(checkpoint)[1].resume()
 
 
-def test_resume_names_a_checkpoint_with_a_flipped_bit(checkpoint: Path):
-    rng, content = np.random.default_rng(0), checkpoint.read_bytes()
-    expected, trainer = make_trainer(checkpoint)
-    trainer.resume()
-    for place in rng.integers(0, len(content), 40):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << rng.integers(8)
-        checkpoint.write_bytes(flipped)
-        model, trainer = make_trainer(checkpoint)
-        message = ""
-        try:
-            trainer.resume()
-        except ValueError as error:
-            message = str(error)
-        assert "checkpoint.pt is damaged" in message or torch.equal(model.weight, expected.weight)
-
-
 @pytest.mark.parametrize("name", ["step", "parameters", "optimizer", "rng", "logged", "window"])
 def test_resume_names_a_checkpoint_with_other_content(checkpoint: Path, name: str):
     torch.save({**torch.load(checkpoint, weights_only=True), name: None}, checkpoint)
@@ -127,13 +110,6 @@ def test_trainer_clips_gradients_together():
     norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
     assert np.hypot(*norms) == pytest.approx(1.0, rel=1e-4)
     assert norms[0] / norms[1] == pytest.approx(3**1.5 / 4, rel=1e-4)
-
-
-def test_trainer_leaves_small_gradients_alone():
-    model, trainer = make_trainer(None, steps=1)
-    trainer.run(lambda _: {"loss": 0.1 * model.bias.sum()}, "calm")
-    assert model.bias.grad is not None
-    assert float(model.bias.grad) == pytest.approx(0.1)
 
 
 def test_trainer_logs_means_every_fifty_steps_and_at_the_end():

@@ -1,18 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from das_gym.agents import AGENTS
 from das_gym.agents.compare_experiment import ex
 
 from das_gym.experiment import RunError
 
-ROOT = Path(__file__).parents[2]
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
@@ -56,16 +50,3 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={"seeds": 1, **update})
     assert not (tmp_path / "runs").exists()
-
-
-def command(*words, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "agents", *words], env=environment, capture_output=True, text=True, cwd=cwd)
-
-
-@pytest.mark.slow
-def test_list_names_every_entry(tmp_path):
-    listed = command("list", cwd=tmp_path)
-    assert listed.returncode == 0, listed.stderr
-    for name in (*AGENTS, "DAS-METER-VQA-v0", "vilt_retrieval", "exp_neg_loss", "block_influence_tokens", "maskable_ppo"):
-        assert name in listed.stdout

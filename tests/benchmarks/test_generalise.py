@@ -14,6 +14,5 @@ def test_generalise_reports_all_methods_and_searches(tmp_path, capsys):
     printed, record = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
     assert "bayes: median" in printed
     assert {"policy", GREEDY_RULE, LEAST, "leave_one_out"} < record["regret"].keys()
-    assert set(record["regret"]["random order"].values()) == {1.0}
     assert min(record["regret"]["policy"].values()) >= -1e-6
     assert set(record["searches"]) == {"bayes", "policy_bayes"}

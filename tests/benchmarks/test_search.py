@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from das_gym.agents.compare.results import AgentResult, judge
 
-from benchmarks.search import runs
+from benchmarks.search import problems, runs
 from benchmarks.search.__main__ import main
 from benchmarks.search.optuna_tpe import run_optuna
 from benchmarks.search.planted import FAMILIES, PlantedOracle
@@ -46,14 +46,22 @@ def test_rivals_learn(agent):
     assert scores.final_regrets(agent) < scores.final_regrets("random")
 
 
+@pytest.mark.slow
+def test_live_suite_measures_regret_to_the_best_of_its_searches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(problems, "LIVE_RANDOM_MASKS", 2)
+    monkeypatch.setattr(problems, "greedy_evaluations", lambda n_layers, skip_num: 6)
+    register_rivals()
+    scores = runs.compare("llava-6", suite_problems("llava-6", 1), ["random", "local_search"], None)
+    regrets = [scores.final_regrets(agent)[0] for agent in ("random", "local_search")]
+    assert min(regrets) == 0.0 < max(regrets)
+
+
 def test_run_cached_distinguishes_problems_and_names_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     oracle = PlantedOracle("pairs", 24, 0)
-    problems = [
-        SearchProblem("planted", oracle, seeds, evaluations) for seeds, evaluations in (([0], 6), ([1], 6), ([0], 9))
-    ]
-    results = [runs.run_cached(tmp_path, problem, "evolution") for problem in problems]
+    searches = [SearchProblem("a", oracle, seeds, evaluations) for seeds, evaluations in (([0], 6), ([1], 6), ([0], 9))]
+    results = [runs.run_cached(tmp_path, problem, "evolution") for problem in searches]
     monkeypatch.setattr(runs, "run_agent", None)
-    for problem, result in zip(problems, results, strict=True):
+    for problem, result in zip(searches, results, strict=True):
         again = runs.run_cached(tmp_path, problem, "evolution")
         for name in runs.ARRAYS:
             np.testing.assert_array_equal(getattr(result, name), getattr(again, name))
@@ -62,7 +70,7 @@ def test_run_cached_distinguishes_problems_and_names_damaged_files(tmp_path: Pat
     np.savez(file, **{**arrays, "answers": np.zeros((1, 5), bool)})
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
-            [runs.run_cached(tmp_path, problem, "evolution") for problem in problems]
+            [runs.run_cached(tmp_path, problem, "evolution") for problem in searches]
         file.write_bytes(file.read_bytes()[:200])
 
 

@@ -50,16 +50,6 @@ def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypa
     assert twin.budget.cost.as_dict() == env.budget.cost.as_dict() == found.cost.as_dict()
 
 
-@pytest.mark.parametrize("setting", ["parameters_saved", "memory_saved"])
-def test_table_and_model_agree_on_counted_costs(small_kwargs, table_file, setting: str):
-    settings = {setting: 0.05, "action": "scores"}
-    live, tabular = make(LIVE, **small_kwargs, **settings, reward_examples=4), make(TABULAR, table=table_file, **settings)
-    scores = np.array([0.1, 0.6, 0.3, 0.2, -0.5, 0.0])
-    one, other = live.step(scores)[-1], tabular.step(scores)[-1]
-    assert one[setting] == pytest.approx(other[setting], abs=1e-12)
-    assert one["n_skipped"] == other["n_skipped"] < 6
-
-
 def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, table_file, tmp_path):
     write_json(tmp_path / "figures.json", COSTS)
     env = make(TABULAR, table=table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))

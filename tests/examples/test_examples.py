@@ -28,6 +28,7 @@ QUICK: dict[str, dict] = {
     "random_masks": {"steps": 3, "reward_examples": 10},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"env_id": "DAS-METER-VQA-Tabular-v0"},
+    "sb3_suite": {"total_timesteps": 2048, "split": "valid"},
 }
 
 WHOLE_ALGORITHMS = ("dqn", "masked_ppo")

@@ -20,7 +20,7 @@ from das_gym.adapt.compare.record import read_trials
 from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw
-from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
+from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyNetwork
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,7 +85,7 @@ def record(path: Path) -> None:
 
 
 def policy(path: Path) -> None:
-    UnitNetworks([UnitNetwork(PolicyConfig(("depth",), width=4, heads=1, blocks=1))]).save(path)
+    PolicyEnsemble([PolicyNetwork(PolicyConfig(width=4))]).save(path)
 
 
 def trainer(path: Path) -> Trainer:
@@ -103,7 +103,7 @@ def trained_until(path: Path) -> None:
 
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
-LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
+LINE |= {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
 TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
@@ -150,7 +150,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "grouped table": ("a.npz", lambda path: make_grouped_table().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
-    "policy": ("a.safetensors", policy, UnitNetworks.load),
+    "policy": ("a.safetensors", policy, PolicyEnsemble.load),
     "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
     "old checkpoint": (
         "a.ckpt",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from das_gym.models.base import VLP, Layer, SkippableLayer, check_class, check_model
+from das_gym.models.vilt.modeling_vilt_subnet import ViltSubnetConfig
 from tests.models import golden_cases as golden
 
 
@@ -67,3 +68,8 @@ def test_models_run_on_meta(name):
         real, found = case.vlp.encode(batch), meta.encode(empty)
         assert {stream: h.shape for stream, h in found.hidden.items()} == {s: h.shape for s, h in real.hidden.items()}
         assert meta(empty).shape == case.vlp(batch).shape
+
+
+def test_config_of_an_exported_model_has_defaults():
+    config = ViltSubnetConfig(sizes={"num_layers": 2})
+    assert (config.mask, config.num_images, config.head_width) == ((), 1, None)

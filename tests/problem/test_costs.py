@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.models.encoding import meta_batch
+from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
-from tests.problem.full_models import full_costs
+from das_gym.tasks.classification import build_classifier
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -56,6 +58,15 @@ PER_LAYER = {  # of a text layer and an image layer, or of a block; closed formu
 }
 MASKS = [[False] * 12, [True] * 12, [i in (0, 3, 7, 11) for i in range(12)]]
 TEXT, IMAGE = 7, 48
+
+
+@cache
+def full_costs(config: METERConfig | ViLTConfig, text: int = 40, answers: int = 3129, counting: str = "paper") -> Costs:
+    """Return the costs of a model of any size with its VQA head, which has no content; counted once."""
+    with without_content():
+        vlp = (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
+        head = build_classifier(vlp.feature_size, answers, vlp.head_size or vlp.feature_size)
+    return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)
 
 
 def text_image_mask(text: int, image: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from das_gym.shapes.pair_language import STATEMENT_FAMILIES, ScenePair, Statemen
 from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN
 from das_gym.shapes.scenes import Scene, SceneObject
 
-PER_FAMILY = 200
+PER_FAMILY = 100
 
 EXISTENCE = re.compile(r"there is 1 (\w+) (\w+)\.")
 SHAPE_IS = re.compile(r"1 (\w+) is (\w+)\.")
@@ -120,7 +120,7 @@ def test_either_side_is_the_same_in_true_and_false_pairs(family: str):
 @pytest.mark.slow
 def test_bundled_tokenizer_knows_all_words(mini_folder: Path):
     texts, tokenizer = sorted({text for text, _, _ in statements()}), load_tokenizer(mini_folder)
-    assert len(texts) > 300
+    assert len(texts) > 200
     ids = tokenizer(texts)["input_ids"]
     assert not any(tokenizer.unk_token_id in each for each in ids)
     assert max(map(len, ids)) <= 16  # the longest text in pre-training

@@ -41,7 +41,7 @@ class QuickGELU(nn.Module):
         return x
 
 
-class METER(METERNetwork, Pretrained, VLP):  # type: ignore[misc]
+class METER(METERNetwork, Pretrained, VLP):  # type: ignore[override]
     """METER with parallel adapters in its fusion layers and a skip adapter for each.
 
     Layers 0-5 are the text fusion layers, 6-11 the image fusion layers. A batch holds

@@ -45,7 +45,7 @@ class MeterSubnet(METERNetwork, Subnet):
 
     def __init__(self, config: MeterSubnetConfig) -> None:
         super().__init__(config)
-        sizes = METERConfig(**config.sizes)
+        sizes = METERConfig(**(config.sizes or {}))
         self.build_network(sizes, lambda index: self.make_slot(index, FusionLayer, skip_adapter, sizes))
         self.build_head(2 * sizes.hidden_size)
         self.post_init()  # type: ignore[operator]

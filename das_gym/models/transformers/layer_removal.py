@@ -40,7 +40,7 @@ LASTS = ("moe_layer_end_index",)
 DECODER_SETTINGS = (*POSITION_LISTS, *SOURCES, *COUNTS, *LASTS)
 
 NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
-"""Ends of the names of lists that are not by layer; any other list as long as the decoder is taken to be."""
+"""Ends of the names of lists that are not by layer; any other list as long as the decoder is."""
 
 READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
 """Settings that number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""

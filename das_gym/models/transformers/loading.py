@@ -171,8 +171,8 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         )
     if hasattr(config, SUBLAYERS):
         raise ValueError(
-            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so it cannot be searched again. "
-            "Pass the folder that it was made from."
+            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so it cannot be searched or evaluated "
+            "again: its README.md has its scores. To search, pass the folder that it was made from."
         )
     if hasattr(config, ADAPTED):
         raise ValueError(

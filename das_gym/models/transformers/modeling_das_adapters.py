@@ -34,7 +34,8 @@ class SkippedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
-        moved = hidden.to(self.adapter.down.weight.device)  # a `device_map` may have put the layer before on another device
+        # a `device_map` may have put the layer before on another device
+        moved = hidden.to(next(self.adapter.parameters()).device)
         return (moved + self.adapter(self.norm(moved))).to(hidden.device)
 
 

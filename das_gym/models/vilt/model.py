@@ -22,7 +22,7 @@ MAX_TEXT_LENGTH = 40
 """Default length of texts in tokens. Source: ViLT's released scripts."""
 
 
-class ViLT(ViLTNetwork, Pretrained, VLP):  # type: ignore[misc]
+class ViLT(ViLTNetwork, Pretrained, VLP):  # type: ignore[override]
     """ViLT with parallel adapters in its blocks and a skip adapter for each.
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples

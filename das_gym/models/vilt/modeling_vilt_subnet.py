@@ -39,7 +39,7 @@ class ViltSubnet(ViLTNetwork, Subnet):
 
     def __init__(self, config: ViltSubnetConfig) -> None:
         super().__init__(config)
-        sizes = ViLTConfig(**config.sizes)
+        sizes = ViLTConfig(**(config.sizes or {}))
         self.build_network(sizes, lambda index: self.make_slot(index, ViLTBlock, skip_adapter, sizes))
         self.build_head(sizes.hidden_size)
         self.post_init()  # type: ignore[operator]

@@ -57,11 +57,10 @@ class AnsweringTask(Task):
         return [Prompt(e.question, e.images, answer, e.rounds) for e in examples for answer in e.options or (e.answer,)]
 
     def targets(self, examples: Sequence[AnswerExample]) -> dict[str, Tensor]:
-        """Return the tokens of the answers.
+        """Return the tokens of the answers, int64.
 
-        Returns:
-            `labels` (tokens,) int64; `prompt` (tokens,) int64, the prompt of each; `example` (prompts,) int64, the example
-            of each; `reference` (examples,) int64, the prompt with the right answer.
+        `labels` (tokens,); `prompt` (tokens,), the prompt of each; `example` (prompts,), the example of each; `reference`
+        (examples,), the prompt with the right answer.
         """
         encodings: list[Any] = [self.processor.encode(prompt) for prompt in self.pairs(examples)]  # type: ignore[attr-defined]
         tokens = [encoding.ids[encoding.answer :] for encoding in encodings]

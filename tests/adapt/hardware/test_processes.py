@@ -186,11 +186,3 @@ def test_hardware_rejects_an_unknown_tracker():
 def test_fp16_needs_a_gpu():
     with pytest.raises(ValueError, match="`mixed_precision=fp16` needs a GPU"):
         make_accelerator(Hardware(mixed_precision="fp16"), torch.device("cpu"))
-
-
-@pytest.mark.slow
-def test_trackers_write_for_tensorboard(problem: dict[str, str], tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    config = SupernetConfig(steps=1, batch_size=2, trackers=("tensorboard",))
-    train_supernet(config, ProblemConfig(**problem), tmp_path / "s.safetensors", tmp_path / "c.pt")
-    assert list(tmp_path.rglob("events.out.tfevents*"))

@@ -206,7 +206,6 @@ OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "mixed_precision": ("no", "bf16"),
     "gradient_checkpointing": (False, True),
     "encoder_cache_gib": (2.0, 0.0),
-    "patience": (None, 1),
 }
 
 
@@ -216,7 +215,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
     def ready() -> tuple[AdaptedModel, StepLoss, Trainer]:
         model = world.model()
         method.apply(model)
-        return model, *set_up(model, world.splits.train, config, checkpoint, held_out=world.splits.reward[:4])
+        return model, *set_up(model, world.splits.train, config, checkpoint)
 
     if checkpoint is not None:
         _, loss, trainer = ready()
@@ -250,14 +249,6 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         assert float(apart.mean()) < far, row
 
 
-def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World]):
-    model, kept = changed(worlds["METER"], "lora", rank=2)
-    inserted = [name for name in kept.tensors if "lora_" in name]
-    assert len(inserted) == 2 * 6 * 2 * 2
-    again = restore_adaptation(load_backbone(worlds["METER"].problem), kept, "vqa", "kept")
-    assert torch.equal(logits_of(again, worlds["METER"].splits), logits_of(model, worlds["METER"].splits))
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -271,7 +262,6 @@ def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World]):
         ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
         ({"task": "nlvr2"}, "kept was trained for task 'nlvr2', not 'vqa'"),
-        ({"tensors": {}}, "parameters of the adaptation and of the model differ"),
     ],
 )
 def test_restore_adaptation_checks_before_it_allocates(worlds, change: dict[str, Any], told: str):
@@ -345,8 +335,6 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
         ("lorra", {}, "unknown method 'lorra'; did you mean 'lora'?"),
         ("lora", {"rnk": 3}, "unknown setting of method 'lora', 'rnk'; did you mean 'rank'?"),
         ("lora", {"rank": 0}, "`rank` is out of range"),
-        ("adapter", {"bottleneck": 0}, "`bottleneck` is out of range"),
-        ("prompt", {"tokens": -1}, "`tokens` is out of range"),
         ("parallel", {"scale": 0.0}, "`scale` is out of range"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,25 @@ def test_peak_rate_falls_with_the_root_of_the_width():
     assert RecoveryConfig().peak_rate(4096) == pytest.approx(1.4e-4, rel=0.01)
     assert RecoveryConfig(recover="full").peak_rate(320) == pytest.approx(5e-5)
     assert RecoveryConfig(recover="full", learning_rate=0.1).peak_rate(320) == 0.1
+
+
+@pytest.mark.parametrize("method", ["lora", "adapters"])
+def test_merged_changes_shared_weights_within_its_block_alone(problem_of: Callable[[str], Problem], method: str):
+    """Without a second copy of them the student computes the same bits, and the full model gets its own back."""
+    problem = problem_of("llava")
+    expected, before = recover(problem, recover=method), state_of(problem.vlp)
+    config = RecoveryConfig(**SHORT, recover=method)
+    recovery = Recovery(pruned_copy(problem.vlp, MASK), problem.vlp, problem.task, problem.splits.train, config)
+    recovery.train()
+    with suppress(KeyboardInterrupt), recovery.merged():
+        full = {id(p) for p in problem.vlp.parameters()}
+        linear = [p for name, p in recovery.student.stack.layers.named_parameters() if "proj" in name]
+        assert all(id(p) in full for p in linear)
+        changed = [name for name, p in problem.vlp.named_parameters() if not torch.equal(p, before[name])]
+        assert len(changed) == (0 if method == "adapters" else len(linear) + 2)  # and those of the projector
+        assert torch.equal(states_of(recovery.student, problem), states_of(expected, problem))
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, before[name]) for name, p in problem.vlp.named_parameters())
 
 
 @pytest.mark.slow

@@ -99,3 +99,14 @@ def test_bayes_drops_the_assumption_that_skipping_hurts():
     best = helps(space.masks).max()
     found = [helps(search(Bayes(space, seed), 33, value=helps).best()[None])[0] == pytest.approx(best) for seed in range(8)]
     assert sum(found) >= 4
+
+
+@pytest.mark.parametrize("count", [123, 126])
+def test_bayes_learns_from_many_noisy_rewards_at_each_ask(count):
+    space, rng = MaskSpace(Budget(24, 8)), np.random.default_rng(0)
+    agent = Bayes(space, 0, noisy=True)
+    masks = space.distinct(count, lambda: space.sample(rng), rng)
+    agent.tell(masks, rng.normal(size=count))
+    before = list(agent.indices)
+    agent.ask(3)
+    assert agent.indices != before

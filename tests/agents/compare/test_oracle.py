@@ -6,7 +6,6 @@ import pytest
 from das_gym.agents import compare_agents, make_agent, make_oracle
 from das_gym.agents.compare.oracle import LiveOracle, ground_truth_of
 from das_gym.agents.search_experiment import run_search
-from das_gym.agents.searching.agent_setup import blocks_of
 from synthetic import ENV_ID
 
 from das_gym.tables.suite import load_suite
@@ -53,15 +52,6 @@ def test_suite_oracle_has_the_statistics_that_the_policy_reads(agent: str):
     oracle = make_oracle("DAS-Suite-v0")
     made = make_agent(agent, oracle.space, 0, statistics=dict(oracle.statistics))
     assert np.isfinite(oracle.rewards(made.ask(3))).all()
-
-
-def test_oracle_of_the_llava_table_has_24_layers():
-    oracle = make_oracle("DAS-LLaVA-Answering-Tabular-v0", {"skip_num": 4})
-    assert oracle.space.n_layers == 24
-    assert oracle.best_reward == pytest.approx(0.8897, abs=1e-4)
-    blocks = blocks_of("DAS-LLaVA-Answering-Tabular-v0", {})
-    assert blocks is not None
-    assert "llava" in str(gymnasium.spec("DAS-LLaVA-Answering-Tabular-v0").kwargs["table"])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.policy.hinted import HINT_START, HINTS, Hint, HintedProcess, NeighbourCosts
-from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetworks
+from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyNetwork
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import every_mask
@@ -60,7 +60,7 @@ def test_hinted_process_matches_the_textbook(place: tuple[int, ...]):
 
 def test_policy_bayes_with_an_exact_hint_finds_the_optimum_at_once(tmp_path):
     """The process believes a hint that proves right, and forgets one that does not."""
-    UnitNetworks.untrained(PolicyConfig(NEIGHBOURS)).save(tmp_path / "policy.safetensors")
+    PolicyEnsemble([PolicyNetwork(PolicyConfig())]).save(tmp_path / "policy.safetensors")
     settings = {"policy": str(tmp_path / "policy.safetensors")}
 
     def needed(agent: str, loss, **settings: str) -> float:
@@ -76,13 +76,3 @@ def test_policy_bayes_with_an_exact_hint_finds_the_optimum_at_once(tmp_path):
     assert needed("policy_bayes", CHAINS.loss, **settings) <= 5
     other = Chains(1).loss
     assert needed("policy_bayes", other, **settings) <= needed("bayes", other) + 10
-
-
-def test_policy_without_losses_gives_no_hint(tmp_path):
-    UnitNetworks.untrained(PolicyConfig(("stream", "depth"))).save(tmp_path / "policy.safetensors")
-    settings = {"policy": str(tmp_path / "policy.safetensors")}
-    agent = make_agent("policy_bayes", SPACE, 0, settings, {"stream": STREAM, "depth": np.zeros(N)})
-    for _ in range(5):
-        masks = agent.ask(2)
-        agent.tell(masks, masks @ np.arange(N) / 100)
-    assert len(agent.state_dict()["indices"]) == 3

@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
 }
 
-every_type = pytest.mark.parametrize("name", tiny.cases(n for n in tiny.WORKING_APART if n != "gemma4_text"))
+every_type = pytest.mark.parametrize("name", tiny.cases(tiny.WORKING_APART))
 
 
 def mask_of(vlm: VLM, units: tuple[str, ...]) -> np.ndarray:
@@ -159,11 +159,11 @@ def test_pruned_copy_needs_an_attention_of_the_first_layers_kind(driven):
 
 
 @pytest.mark.slow
-def test_pruned_copy_rejects_a_type_that_reads_settings_of_all_layers_of_a_kind(driven):
-    """Gemma 4 reads `per_layer_config["full_attention"]`, which has to be the same for all these layers."""
-    vlm = driven("gemma4_text", "sublayers").vlm
-    with pytest.raises(ValueError, match="not homogeneous"):
-        pruned_copy(vlm, mask_of(vlm, ("1.mlp",)))
+@pytest.mark.parametrize("name", tiny.WHOLE_ONLY)
+def test_load_vlm_rejects_sublayers_of_layers_with_more_parts(folder_of, name: str):
+    """LFM 2 has layers of convolutions, and Gemma 4 multiplies the output of each layer."""
+    with pytest.raises(ValueError, match="`units`"):
+        load_vlm(folder_of(name), units="sublayers")
 
 
 def test_full_with_parameters_of_takes_those_of_kept_parts(driven):

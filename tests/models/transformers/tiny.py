@@ -393,8 +393,8 @@ TEXT_ALONE = ("llama", "glm4_moe", "gemma4_text", "gpt2")
 
 WORKING = tuple(name for name in MAKERS if name != "blip_2")
 
-WHOLE_ONLY = ("lfm2_vl",)
-"""Those whose layers are not attention and MLP."""
+WHOLE_ONLY = ("lfm2_vl", "gemma4_text")
+"""Those whose layers are not attention and MLP alone."""
 
 WORKING_APART = tuple(name for name in WORKING if name not in WHOLE_ONLY)
 
@@ -420,6 +420,9 @@ def made(maker: Callable[[], tuple[Any, Any]], dtype: torch.dtype = torch.float3
                 parameter.fill_(0.7)
             if path.endswith("mm_input_projection_weight"):  # zeros, until it is trained
                 parameter.normal_()
+        for path, buffer in model.named_buffers():
+            if path.endswith("layer_scalar"):  # Gemma 4's factor of a layer's output, 1 until it is trained
+                buffer.fill_(0.7)
     return model.eval(), processor
 
 
