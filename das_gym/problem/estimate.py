@@ -235,18 +235,15 @@ def count_runs(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> tuple[np.n
 def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     """Time the full model on some of the examples, unit by unit, with an evaluator that shares only the model."""
     vlp, task, device, width = problem.vlp, problem.task, problem.vlp.device, len(problem.vlp.layers)
-    evaluator = Evaluator(vlp, problem.head, task, batch_size=1, precision=problem.evaluator.precision)
+    most = min(problem.evaluator.batch_size, len(examples))
+    evaluator = Evaluator(vlp, problem.head, task, most, precision=problem.evaluator.precision)
 
     def score(skipped: bool, some: Sequence[Any]) -> None:
         evaluator.forget()
         evaluator.losses(np.full((1, width), skipped), some)
 
-    score(False, examples[:1])  # the first call of a library takes longer
-    alone = seconds_of(lambda: score(False, examples[:1]), device)
-    size = max(1, min(problem.evaluator.batch_size, len(examples), int(TIMED_SECONDS / ROUNDS / alone)))
-    batch, rounds = examples[:size], range(ROUNDS if size * alone < TIMED_SECONDS else 1)
-    evaluator.batch_size = size
-    score(False, batch)  # counts MACs and fills the cache of encoder outputs
+    seconds, size = time_examples(lambda count: score(False, examples[:count]), most, device)
+    batch, rounds = examples[:size], range(ROUNDS if size * seconds < TIMED_SECONDS else 1)
     walks = [watch_units(evaluator, batch) for _ in rounds]
     order = [unit for unit, _ in walks[0][1:-1]]
     steps = np.min([np.diff([moment for _, moment in walk]) for walk in walks], axis=0)
