@@ -141,7 +141,8 @@ run the command again.
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
 and problems of five models of the suite's `test` (bundled METER and ViLT among them) with
-at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on `train` of the suite. *ms*: processor time of a turn.
+at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on `train` of the suite. *ms*:
+processor time of a turn.
 
 {short_table(short)}
 
