@@ -257,14 +257,21 @@ def test_peak_rate_falls_with_the_root_of_the_width():
 
 
 @pytest.mark.parametrize("method", ["lora", "adapters"])
-def test_merged_changes_shared_weights_within_its_block_alone(problem_of: Callable[[str], Problem], method: str):
-    """Without a second copy of them the student computes the same bits, and the full model gets its own back."""
+def test_merged_changes_shared_weights_within_its_block_alone(
+    problem_of: Callable[[str], Problem], tmp_path: Path, method: str
+):
+    """Without a second copy of them the student computes the same bits, and the full model gets its own back.
+
+    A process that is killed in the block leaves no file but the checkpoint.
+    """
     problem = problem_of("llava")
     expected, before = recover(problem, recover=method), state_of(problem.vlp)
     config = RecoveryConfig(**SHORT, recover=method)
-    recovery = Recovery(pruned_copy(problem.vlp, MASK), problem.vlp, problem.task, problem.splits.train, config)
+    checkpoint = tmp_path / "recovery.pt"
+    recovery = Recovery(pruned_copy(problem.vlp, MASK), problem.vlp, problem.task, problem.splits.train, config, checkpoint)
     recovery.train()
     with suppress(KeyboardInterrupt), recovery.merged():
+        assert list(tmp_path.iterdir()) == [checkpoint]
         full = {id(p) for p in problem.vlp.parameters()}
         linear = [p for name, p in recovery.student.stack.layers.named_parameters() if "proj" in name]
         assert all(id(p) in full for p in linear)
