@@ -292,10 +292,10 @@ class Recovery:
             method.finish(self.student, in_place=True)
         else:
             method.finish(self.student)
+        if self.student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
+            self._reload(self.student.model.to(dtype))
         for parameter in self._inserted:  # inserted ones train in 32 bits, too
             parameter.data = parameter.data.to(dtype)
-        if self.student.model.dtype != dtype:
-            self._reload(self.student.model.to(dtype))
         self.student.freeze()
 
     def _reload(self, model: Any) -> None:
