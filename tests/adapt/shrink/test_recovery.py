@@ -285,7 +285,7 @@ def test_merged_changes_shared_weights_within_its_block_alone(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "adapters"])
 def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: str):
-    """Layers stay where `device_map` put them, and what is inserted lies beside them."""
+    """Layers stay on the devices that `device_map` chose, and new parameters are on the device of their layer."""
     plain = problem_of("llava")
     settings = {"recover": method, "steps": 2, "hidden": "mse"}
     expected = state_of(recover(plain, **settings))
