@@ -192,10 +192,21 @@ def test_recovery_resumes_to_the_same_bits(problem_of: Callable[[str], Problem],
     assert all(torch.equal(value, resumed[key]) for key, value in uninterrupted.items())
 
 
+class FirstParameter(Method):
+    """Trains the parameter that names a model's dtype."""
+
+    title = "first parameter"
+    trains_weights = True
+
+    def insert(self, vlp: Any) -> list[torch.nn.Parameter]:
+        return [next(vlp.model.parameters())]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full", "adapters"])
-def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, method: str):
+@pytest.mark.parametrize("method", ["lora", "full", "adapters", "first"])
+def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
+    monkeypatch.setitem(METHODS, "first", FirstParameter)
     source = tiny.save("llava", tmp_path / "llava", torch.bfloat16)
     given = {"checkpoint": str(source), "data_root": str(data), "device": "cpu"}
     problem = load_problem(ProblemConfig(model="VLM", task="answering", **given))
