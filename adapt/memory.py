@@ -78,7 +78,7 @@ def restored_afterwards(parameters: Sequence[Tensor], folder: Path | None = None
     """
     with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that it does not outlive a killed process
         for parameter in parameters:
-            file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
+            file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
         file.flush()  # a full disk is an error before the block
         try:
             yield
