@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from das_gym.models.macs import without_content
+from das_gym.models.macs import share_copy, without_content
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
 from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower, path_of
 from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
@@ -174,12 +173,6 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     for path, layers in places.items():
         model.set_submodule(path, layers)
     return type(full)(model, full.unit_kind, capabilities=full.capabilities)
-
-
-def share_copy(model: Any) -> Any:
-    """Return a copy that shares every parameter and buffer with the model, and nothing else."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def delete_layers(model: Any, removed: Collection[int], removed_vision: Collection[int] = ()) -> Any:
