@@ -298,7 +298,9 @@ def reload_difference(model: Any) -> str | None:
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
         module, other = mine.get(name), its.get(name)
-        if module is None or type(module) is not type(other):
+        if module is None or other is None:
+            return f"the module {name} is {'missing' if other is None else 'new'}"
+        if type(module) is not type(other):
             return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
         known = _plain_settings(other)
         for key, value in _plain_settings(module).items():
