@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
 from das_gym.adapt.finetune import cut
 from das_gym.adapt.memory import activation_bytes
 from das_gym.adapt.references import find_reference
@@ -95,7 +95,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     training = batches * encode + steps * size * seconds
     kept = min(step_loss.encoder.max_bytes, int(batches * cached))
     test = min(len(splits.test), settings.test_examples or len(splits.test))
-    batch = min(test, task.examples_for_pairs(128))
+    batch = min(test, task.examples_for_pairs(BATCH_PAIRS))
     evaluated = test * time_examples(lambda n: evaluate(subject, splits.test[:n], "", rank_images=1), batch, device)[0]
     gallery = task.gallery(splits.test[:test], settings.rank_images)
     if gallery is not None:  # encoder outputs are kept; a forward takes about a third of a step

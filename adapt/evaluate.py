@@ -17,6 +17,9 @@ from das_gym.progress import progress
 from das_gym.registration import MODELS, find_class
 from das_gym.tasks.base import Gallery
 
+BATCH_PAIRS = 128
+"""Largest number of pairs of text and image in a batch."""
+
 NEW_TOKENS = 128
 """Default limit of generated tokens."""
 
@@ -60,7 +63,6 @@ def evaluate(
     subnet: AdaptedModel,
     examples: Sequence[Any],
     title: str,
-    pairs: int = 128,
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
@@ -70,14 +72,13 @@ def evaluate(
         subnet: A pruned model with its head.
         examples: At least one.
         title: Of the progress bar.
-        pairs: Largest number of pairs of text and image in a batch.
         blind: (3, height, width) image that replaces every image, or None.
         rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
-    for chunk, logits in answered(subnet, examples, title, pairs, blind):
+    for chunk, logits in answered(subnet, examples, title, blind):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
         _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
@@ -94,7 +95,7 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, max_new_tokens: int = NEW_TOKENS
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, max_new_tokens: int = NEW_TOKENS
 ) -> list[dict[str, Any]]:
     """Return the answers of a subnet to examples, which need no labels; see `Task.predictions`, and `evaluate`."""
     task = subnet.task
@@ -102,7 +103,7 @@ def predict(
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
     texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
-    batches = answered(subnet, to_classify, title, pairs) if to_classify else ()
+    batches = answered(subnet, to_classify, title) if to_classify else ()
     classes = iter([row for chunk, logits in batches for row in task.predictions(chunk, logits)])
     return [
         next(classes) if prompt is None else task.format_generated(example, next(texts))
@@ -123,17 +124,17 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
 
 
 def answered(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int, blind: Tensor | None = None
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, blind: Tensor | None = None
 ) -> Iterator[tuple[Sequence[Any], Tensor]]:
     """Yield batches of examples with their logits; arguments as for `evaluate`."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
-    step = task.examples_for_pairs(pairs)
+    step = task.examples_for_pairs(BATCH_PAIRS)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
-            pairs_of = task.pairs(chunk)
-            pooled = vlp.make_forward(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
+            pairs = task.pairs(chunk)
+            pooled = vlp.make_forward(task.processor, pairs)() if blind is None else _blind(subnet, pairs, blind)
             logits = subnet.head(task.group_features(pooled))
             largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
             _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())

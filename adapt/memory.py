@@ -70,21 +70,23 @@ def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], b
 
 @contextmanager
 def restored_afterwards(parameters: Sequence[Tensor], folder: Path | None = None) -> Iterator[None]:
-    """Write parameters to files, and read them again after the block, which changes their values.
+    """Write parameters to a file, and read them again after the block, which changes their values.
 
     Args:
         parameters: What the block changes.
-        folder: Where to put the files; None takes the system's folder for temporary files.
+        folder: On which disk to put the file; None takes the system's folder for temporary files.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        paths = [Path(place) / f"{number}.pt" for number in range(len(parameters))]
-        for parameter, path in zip(parameters, paths, strict=True):
-            torch.save(parameter.detach().to("cpu", copy=True), path)
+    with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that it does not outlive a killed process
+        for parameter in parameters:
+            file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        file.flush()  # a full disk is an error before the block
         try:
             yield
         finally:
-            for parameter, path in zip(parameters, paths, strict=True):
-                parameter.data.copy_(torch.load(path, weights_only=True))
+            file.seek(0)
+            for parameter in parameters:
+                content = bytearray(file.read(parameter.nbytes))
+                parameter.data.copy_(torch.frombuffer(content, dtype=parameter.dtype).view(parameter.shape))
 
 
 def format_bytes(count: int) -> str:

@@ -66,7 +66,7 @@ class DASSettings:
     update_rate: float = _from(1.0, "code; for METER it also declares 0.1, which nothing uses")
     reward_examples: int = _from(32, "code: one batch of its validation loader")
     reward_shuffled: bool = _from(
-        False, "code: the loader is made anew each turn and never shuffles, so the batch is the same"
+        False, "code: each turn creates the loader again, which never shuffles, so the batch is the same"
     )
     reward_split: str = _from("reward", "code: NLVR2 scores on train, the others on validation data")
     train_on_reward: bool = _from(True, "code: METER's VQA and Flickr30k train on train + val and score on val")

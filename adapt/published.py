@@ -100,12 +100,19 @@ def count(row: PublishedRow) -> tuple[float, float]:
 
     MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.
     """
+    model, more = _full_model(row.model), 0
     with without_content():
-        model, plain = (METER() if row.model == "METER" else ViLT(ViLTConfig(max_positions=40)) for _ in range(2))
-        trained = make_method(row.method or "").insert(model)
-    plain.remove_adapters()
-    more = _macs(model) - _macs(plain) if parallel_adapters(model) else 0
-    return sum(p.numel() for p in trained) / 1e6, more / 1e9
+        updated = sum(p.numel() for p in make_method(row.method or "").insert(model))
+    if parallel_adapters(model):
+        plain = _full_model(row.model)
+        plain.remove_adapters()
+        more = _macs(model) - _macs(plain)
+    return updated / 1e6, more / 1e9
+
+
+def _full_model(model: str) -> VLP:
+    with without_content():
+        return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=40))
 
 
 def _macs(vlp: VLP) -> int:

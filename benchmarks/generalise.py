@@ -111,7 +111,7 @@ def kind_of(problem: SuiteProblem) -> str:
 
 
 def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
-    """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
+    """Return (problems, seeds) `until_best` of `bayes` and of `policy_bayes`."""
     used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
     for problem in problems:
         statistics = SuiteOracle(problem, READS).statistics
@@ -122,7 +122,7 @@ def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, pol
 
 
 def searches_text(problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int) -> list[str]:
-    """What came of them, and of `bayes` where it may score as many masks as the policy's statistics take."""
+    """Return the lines about searches, and how often `bayes` succeeds with the masks that the policy's statistics take."""
     lines = []
     for name, counts in used.items():
         share = 100 * float((counts <= evaluations).mean())
@@ -137,7 +137,7 @@ def searches_text(problems: Sequence[SuiteProblem], used: dict[str, np.ndarray],
 def until_best(
     problem: SuiteProblem, name: str, seed: int, evaluations: int, settings: dict[str, Any], statistics: dict[str, Any]
 ) -> int:
-    """Evaluations, one mask at a time, until the optimum is found."""
+    """Return the evaluations, one mask at a time, until the optimum is found; `evaluations` + 1 if it is not."""
     agent = make_agent(name, MaskSpace(problem.budget), seed, settings, statistics)
     for used in range(1, evaluations + 1):
         masks = agent.ask(1)

@@ -10,7 +10,7 @@ without a better neighbour. Medians are over the problems of a split.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,11 +79,16 @@ def landscape(masks: np.ndarray, values: np.ndarray, budget: Budget) -> Landscap
     return Landscape(len(rows), additivity(masks[rows], values[rows]), correlation, optima)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each split."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.landscape", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suite", nargs="?", metavar="FOLDER", help="folder of a suite; the bundled one by default")
+    folder = parser.parse_args(arguments).suite
     print(f"{'split':<8}{'models':>7}{'problems':>9}{'median R2':>11}{f'R2 < {RUGGED}':>10}{'autocorr.':>11}{'optima':>8}")
     for split in SUITE_SPLITS:
-        problems = load_suite(*arguments, split=split).problems
+        problems = load_suite(folder, split).problems
         found = [landscape(p.table.masks, p.rewards, p.budget) for p in problems]
         fits = np.array([each.additivity for each in found])
         correlation, optima = np.nanmedian([e.autocorrelation for e in found]), np.median([e.optima for e in found])
@@ -95,4 +100,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

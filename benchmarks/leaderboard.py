@@ -1,6 +1,7 @@
 """Compare all agents on tables of real models and on planted problems, and write LEADERBOARD.md.
 
-python -m benchmarks.leaderboard                        LEADERBOARD.md as it is in the repository
+python -m benchmarks.leaderboard                        10 planted problems of each kind
+python -m benchmarks.leaderboard with planted=3         LEADERBOARD.md as it is in the repository
 python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches: a stopped command continues when run again
 python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
 """
@@ -98,7 +99,7 @@ def main(words: Sequence[str] = ()) -> None:
 
 
 def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
-    """Return the ask/tell agents that read no layer statistics: planted problems have none."""
+    """Return the ask/tell agents that read no layer statistics, since planted problems have no statistics."""
     found = []
     for name in agents:
         try:

@@ -41,7 +41,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tenso
 
 
 class ReferenceLike:
-    """METER's forward in the way of its own code.
+    """METER's forward, written like METER's own code.
 
     Args:
         vlp: Model in eval mode, whose weights are used.

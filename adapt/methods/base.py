@@ -1,6 +1,6 @@
 """The interface and the registry of training methods, for fine-tuning and for recovery after layers were deleted.
 
-A method is one file with a subclass of `Method`, and one entry of `METHODS`.
+A method is a subclass of `Method` and an entry of `METHODS`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy
+from das_gym.models.transformers.loading import read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
@@ -81,15 +82,18 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     source = source_of(problem)
     size, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
     room = size * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
-    room += size if settings.recover == "lora" else 0  # for `Recovery.merged`
+    dtype = read_dtype(problem.dtype or "auto")
+    computed = loaded_dtype(source) if dtype == "auto" else dtype
+    if settings.recover == "lora":  # for `Recovery.merged`
+        room += size * computed.itemsize // given.itemsize
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
-    if problem.dtype in (None, "auto"):
-        check_dtype(loaded_dtype(source), pick_device(problem.device), source)
+    if dtype == "auto":
+        check_dtype(computed, pick_device(problem.device), source)
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:

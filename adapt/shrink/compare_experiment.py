@@ -113,7 +113,7 @@ class CompareSettings(AnsweringSettings):
 
 
 def prepare(settings: CompareSettings) -> CompareSettings:
-    """Check agents, model and given searches before a run; the model is loaded."""
+    """Check agents, model and data before a run; the model is loaded."""
     for method in settings.methods:
         agent = method.removesuffix(APART)
         check_agent_name(agent)

@@ -243,7 +243,7 @@ class Recovery:
         """Merge LoRA and the like into the weights within the block, after `train`.
 
         The full model shares these weights, so that it must not be used in the block, and there is no second copy in
-        memory: they are written to files, and read again after the block, when the student has lost its LoRA.
+        memory: they are written to a file, and read again after the block, when the student has lost its LoRA.
         """
         weights = [] if self.config.method is None else self.config.method.merged_weights(self.student)
         with restored_afterwards(weights, self.checkpoint and self.checkpoint.parent):
@@ -292,10 +292,10 @@ class Recovery:
             method.finish(self.student, in_place=True)
         else:
             method.finish(self.student)
+        if self.student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
+            self._reload(self.student.model.to(dtype))
         for parameter in self._inserted:  # inserted ones train in 32 bits, too
             parameter.data = parameter.data.to(dtype)
-        if self.student.model.dtype != dtype:
-            self._reload(self.student.model.to(dtype))
         self.student.freeze()
 
     def _reload(self, model: Any) -> None:

@@ -61,9 +61,7 @@ class AgentResult:
 
     def needed(self) -> Floats:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
-        missed = ~self.found
-        last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
-        return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
+        return evaluations_needed(self.found)
 
     def mean_regret(self) -> float:
         """Return the mean over seeds and evaluations, from each seed's first answer on; inf where a seed never had one."""
@@ -89,6 +87,13 @@ class AgentResult:
             "rewards": _plain(self.curves[:, -1]),
             "test_metrics": _plain(self.test_metrics),
         }
+
+
+def evaluations_needed(found: npt.NDArray[np.bool_]) -> Floats:
+    """Return (seeds,) the evaluations from which on (seeds, evaluations) `found` stays True; inf where it ends False."""
+    missed = ~found
+    last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
+    return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
 
 def _plain(values: npt.NDArray[Any], kind: type[float] = float) -> list[float | None]:

@@ -45,7 +45,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PolicyInput:
-    """What a policy reads of one or more problems that share their units and their masks.
+    """The input of a policy: one or more problems that share their units and their masks.
 
     Attributes:
         units: (problems, n, ENCODINGS * len(READS)) encoded statistics.

@@ -50,7 +50,7 @@ class PolicySettings(PluginSettings):
         width: Hidden width of the network.
         problems: Number of training problems, drawn by `seed`. None uses all.
         relatives: Problems to add for each model: the same model without one to three of its layers.
-        budgets: Kinds of budgets of the problems: a number of layers, a share of MACs, a share of latency.
+        budgets: Kinds of budgets of the problems: a number of layers, or a share of MACs, latency, parameters or memory.
     """
 
     out: str
@@ -65,8 +65,9 @@ class PolicySettings(PluginSettings):
     budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"`members` is out of range: got {self.members}, expected at least 1")
+        for name in ("members", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True)

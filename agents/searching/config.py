@@ -32,7 +32,8 @@ class SearchConfig(BudgetSettings):
         env_id: Id of the environment to search; `DAS-METER-VQA-Tabular-v0` and the like read a table.
         agent: Search algorithm, or "module:class" of a custom one. `bayes` is ours, `bandit` is the paper's.
         evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
-            reads are scored in addition.
+            reads are scored in addition. `python -m agents with ppo`, or another name of an algorithm of Stable-Baselines3,
+            also sets 1,000 evaluations and 4 masks per turn; `agent=ppo` does not.
         seed: Random seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored together on the same examples, at least 1. The paper uses 3. For an algorithm
             of Stable-Baselines3, its number of parallel environments.
@@ -84,7 +85,7 @@ class SearchConfig(BudgetSettings):
             self._check_agent(has_budget)
 
     def _check_agent(self, has_budget: bool) -> None:
-        """Check the settings of an ask/tell agent. Those of an algorithm are checked by `check_search`."""
+        """Check the settings of an ask/tell agent. `check_search` checks those of an algorithm of Stable-Baselines3."""
         if not has_budget:
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         for name in ("action", "start_from"):

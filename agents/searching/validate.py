@@ -89,7 +89,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
             masks = np.array([claim["mask"]])
             rewards, scores = score_masks(env, masks)
             (found,) = Turn.of(masks, rewards, scores).rows
-            keeps = bool(scores.get("feasible", [True])[0])  # other packages' environments may not tell
+            keeps = bool(scores.get("feasible", [True])[0])  # environments of other packages may not report it
             keeps = keeps and keeps_budget(result.env_kwargs, claim["mask"], found["macs_saved"])
             checks += _compare_scores(what, claim, found, tolerance)
             checks.append(Check(f"{what}: keeps its budget", True, keeps, keeps))

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.results import AgentResult
+from das_gym.agents.compare.results import AgentResult, evaluations_needed
 
 from benchmarks.search.problems import SearchProblem
 from das_gym.intervals import mean_bootstrap_interval
@@ -74,12 +74,8 @@ class Scores:
 
     def needed(self, agent: str) -> Floats:
         """Return (searches,) the evaluations from which on the answer is the best mask; inf where it is not at the end."""
-        found = []
-        for problem, each in self._pairs(agent):
-            missed = regret_curves(problem.oracle, each) > ROUNDING
-            last_miss = missed.shape[1] - missed[:, ::-1].argmax(axis=1)
-            found.append(np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0)))
-        return np.concatenate(found)
+        found = [regret_curves(problem.oracle, each) <= ROUNDING for problem, each in self._pairs(agent)]
+        return np.concatenate([evaluations_needed(each) for each in found])
 
     def found(self, agent: str) -> float:
         """Return the share of searches that end at the best mask, over all problems."""

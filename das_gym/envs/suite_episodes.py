@@ -83,7 +83,9 @@ class SuiteEpisodes(Episodes):
 
     def begin(self, which: np.ndarray, rng: np.random.Generator) -> None:
         """Start episodes in (m,) bool rows on drawn problems."""
-        self.place(which, rng.integers(len(self.suite.problems), size=int(which.sum())))
+        count = int(np.count_nonzero(which))
+        # a scalar is drawn several times faster than an array of one, and is the same number
+        self.place(which, rng.integers(len(self.suite.problems), size=None if count == 1 else count))
 
     def place(self, which: np.ndarray, problems: Any) -> None:
         """Start episodes in (m,) bool rows on those problems, one number each."""

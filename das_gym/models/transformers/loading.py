@@ -80,7 +80,7 @@ def load_vlm(
         check_folder(folder, trust_remote_code)
         config = _read_config(folder, trust_remote_code)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
-        options: dict[str, Any] = {"dtype": _read_dtype(dtype), "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"dtype": read_dtype(dtype), "trust_remote_code": trust_remote_code}
         if device_map is None:
             _check_memory(folder, options["dtype"])
         else:
@@ -210,7 +210,8 @@ def _check_spread(model: Any) -> None:
         vars(model).pop("hf_device_map", None)
 
 
-def _read_dtype(name: str) -> Any:
+def read_dtype(name: str) -> Any:
+    """Return the dtype of a name; `auto` stays a name."""
     dtype = name if name == "auto" else getattr(torch, name, None)
     if name != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"Invalid `dtype`: got {name!r}, expected auto, float32, bfloat16 or float16.")

@@ -192,10 +192,21 @@ def test_recovery_resumes_to_the_same_bits(problem_of: Callable[[str], Problem],
     assert all(torch.equal(value, resumed[key]) for key, value in uninterrupted.items())
 
 
+class FirstParameter(Method):
+    """Trains the parameter that names a model's dtype."""
+
+    title = "first parameter"
+    trains_weights = True
+
+    def insert(self, vlp: Any) -> list[torch.nn.Parameter]:
+        return [next(vlp.model.parameters())]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full", "adapters"])
-def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, method: str):
+@pytest.mark.parametrize("method", ["lora", "full", "adapters", "first"])
+def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch):
     """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
+    monkeypatch.setitem(METHODS, "first", FirstParameter)
     source = tiny.save("llava", tmp_path / "llava", torch.bfloat16)
     given = {"checkpoint": str(source), "data_root": str(data), "device": "cpu"}
     problem = load_problem(ProblemConfig(model="VLM", task="answering", **given))
@@ -257,14 +268,21 @@ def test_peak_rate_falls_with_the_root_of_the_width():
 
 
 @pytest.mark.parametrize("method", ["lora", "adapters"])
-def test_merged_changes_shared_weights_within_its_block_alone(problem_of: Callable[[str], Problem], method: str):
-    """Without a second copy of them the student computes the same bits, and the full model gets its own back."""
+def test_merged_changes_shared_weights_within_its_block_alone(
+    problem_of: Callable[[str], Problem], tmp_path: Path, method: str
+):
+    """Without a second copy of them the student computes the same bits, and the full model gets its own back.
+
+    A process that is killed in the block leaves no file but the checkpoint.
+    """
     problem = problem_of("llava")
     expected, before = recover(problem, recover=method), state_of(problem.vlp)
     config = RecoveryConfig(**SHORT, recover=method)
-    recovery = Recovery(pruned_copy(problem.vlp, MASK), problem.vlp, problem.task, problem.splits.train, config)
+    checkpoint = tmp_path / "recovery.pt"
+    recovery = Recovery(pruned_copy(problem.vlp, MASK), problem.vlp, problem.task, problem.splits.train, config, checkpoint)
     recovery.train()
     with suppress(KeyboardInterrupt), recovery.merged():
+        assert list(tmp_path.iterdir()) == [checkpoint]
         full = {id(p) for p in problem.vlp.parameters()}
         linear = [p for name, p in recovery.student.stack.layers.named_parameters() if "proj" in name]
         assert all(id(p) in full for p in linear)
@@ -278,7 +296,7 @@ def test_merged_changes_shared_weights_within_its_block_alone(problem_of: Callab
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "adapters"])
 def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: str):
-    """Layers stay where `device_map` put them, and what is inserted lies beside them."""
+    """Layers stay on the devices that `device_map` chose, and new parameters are on the device of their layer."""
     plain = problem_of("llava")
     settings = {"recover": method, "steps": 2, "hidden": "mse"}
     expected = state_of(recover(plain, **settings))

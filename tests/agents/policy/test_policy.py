@@ -148,6 +148,12 @@ def test_examples_want_the_masks_with_the_highest_rewards(suite: Suite):
     torch.testing.assert_close(wanted.sum(dim=1), torch.ones(len(wanted)))
 
 
+@pytest.mark.parametrize("name", ["members", "steps"])
+def test_policy_settings_reject_nothing_to_train(name: str):
+    with pytest.raises(ValueError, match=f"`{name}` is out of range"):
+        PolicySettings("p", **{name: 0})
+
+
 @pytest.mark.slow
 def test_train_policy_improves(made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     suite = load_suite(made_up_suite, "train")
