@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +20,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.table import WIDTH, Table
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
-from das_gym.models.macs import without_adapters
+from das_gym.models.macs import share_copy, without_adapters
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
@@ -145,9 +144,7 @@ def compare(
 
 def baseline_of(full: AdaptedModel) -> AdaptedModel:
     """Return the full model without its adapters, which shares all other parameters with it."""
-    vlp = full.backbone.vlp
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())}
-    backbone = dataclasses.replace(full.backbone, vlp=without_adapters(copy.deepcopy(vlp, shared)))
+    backbone = dataclasses.replace(full.backbone, vlp=without_adapters(share_copy(full.backbone.vlp)))
     return dataclasses.replace(full, backbone=backbone)
 
 

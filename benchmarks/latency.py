@@ -13,7 +13,6 @@ two image layers skipped, adapters everywhere. Its share of saved time is compar
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.models import DAS, Subject, load_subject
 from das_gym.files import write_json
 from das_gym.models.base import VLP
-from das_gym.models.macs import MacCounter
+from das_gym.models.macs import MacCounter, share_copy
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.problem.latency import Spread
@@ -60,7 +59,7 @@ def costs_of(subject: Subject) -> Costs:
 
 def pruned(vlp: VLP, mask: np.ndarray) -> VLP:
     """Return a subnet that shares the weights, without the layers that the mask removes."""
-    twin = copy.deepcopy(vlp, {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())})
+    twin = share_copy(vlp)
     twin.prune(mask)
     return twin
 

@@ -308,6 +308,8 @@ def register_all() -> None:
             for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
                 _register(id, f"{env}Env", f"{env}VectorEnv", {"model": entry.model, "task": entry.task})
     for id, (live_id, checkpoint) in CHECKPOINT_TABLES.items():
+        if id in registry:  # a model that replaces a bundled one need not have its checkpoints
+            continue
         entry = ENVIRONMENTS[live_id]
         table = str(MODELS[entry.model].named[checkpoint] / f"{entry.task}_table.npz")
         settings = {"model": entry.model, "task": entry.task, "table": table}

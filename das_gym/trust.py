@@ -42,7 +42,10 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
-    """Return settings, by dotted name, that run code, upload or write elsewhere; of `plugins`, the unknown modules."""
+    """Return settings, by dotted name, that run code, upload or write outside the run folder.
+
+    Of `plugins`, these are the unknown modules.
+    """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name in DEVICES:
@@ -61,7 +64,7 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
     """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started".
 
-    Without a `command` that confirms them, it is the running command with them.
+    The message suggests `command`, or else the running command with these settings.
     """
     if not settings:
         return

@@ -67,6 +67,12 @@ def test_model_registers_an_environment_per_task(small_kwargs):
     assert rewards[0] == rewards[1] > 0
 
 
+def test_model_replaces_a_bundled_one_without_its_checkpoints():
+    entry = dataclasses.replace(registration.MODELS["VLM"], assets=None, others=())
+    register_model(entry)
+    assert registration.MODELS["VLM"] is entry
+
+
 class Unfinished(Task):
     metric_name = "hits"
 

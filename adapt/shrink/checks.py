@@ -22,7 +22,8 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy, share_copy
+from das_gym.models.macs import share_copy
+from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy
 from das_gym.models.transformers.loading import read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, JOINT

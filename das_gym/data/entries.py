@@ -104,7 +104,7 @@ def check_new(seen: dict[Any, str], value: Any, name: str, where: str) -> None:
 
 
 def data_folder(data_root: str | Path, holds: str) -> Path:
-    """Return the folder of a data set, absolute; raise FileNotFoundError, which says what it holds, where it is missing."""
+    """Return the folder of a data set, absolute; raise FileNotFoundError, with what it should hold, if it is missing."""
     root = absolute(data_root)
     if not root.is_dir():
         raise FileNotFoundError(f"`data_root` is not a folder: got {str(data_root)!r}, expected a folder with {holds}")

@@ -1,7 +1,7 @@
 """Score many masks of one frozen model on the same examples, exactly and for the price of a few.
 
 Encoder outputs are computed once and cached (`encoder_cache`), masks share what they have in common (`tree`), scores are
-cached until an adapter or the head changes (`memory`), and everything that runs is counted (`spending`).
+cached until an adapter or the head changes (`memory`), and everything that runs is counted (`scores`).
 """
 
 from __future__ import annotations

@@ -172,8 +172,10 @@ class VLP(nn.Module, ABC):
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
         """Layer indices of each stage."""
-        count = 1 + max(layer.stage for layer in self.layers)
-        return tuple(tuple(i for i, layer in enumerate(self.layers) if layer.stage == stage) for stage in range(count))
+        stages: list[list[int]] = [[] for _ in range(1 + max(layer.stage for layer in self.layers))]
+        for index, layer in enumerate(self.layers):
+            stages[layer.stage].append(index)
+        return tuple(map(tuple, stages))
 
     def enter(self, state: State, stage: int) -> tuple[State, int]:
         """Return the state as the layers of `stage` read it, and the MACs of making it.
@@ -206,12 +208,13 @@ class VLP(nn.Module, ABC):
 
     def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray) -> State:
         """Return the state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
-        last = stage == len(self.stages) - 1
+        stages = self.stages
+        last = stage == len(stages) - 1
         state, _ = self.enter(state, stage)
         hidden = dict(state.hidden)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
-        for index in self.stages[stage]:
+        for index in stages[stage]:
             hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)
         return state.with_hidden(hidden)
 

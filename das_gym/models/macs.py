@@ -31,6 +31,12 @@ Module = TypeVar("Module", bound=nn.Module)
 Result = TypeVar("Result")
 
 
+def share_copy(module: Module) -> Module:
+    """Return a copy that shares every parameter and buffer with the module, and nothing else."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
 def meta_twin(module: Module) -> Module:
     """Return a copy on the meta device: parameters and buffers with shapes, without values."""
     memo: dict[int, Any] = {

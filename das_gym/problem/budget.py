@@ -143,7 +143,7 @@ class Budget:
 
 
 def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None:
-    """Raise a ValueError for more than one budget, or one outside its range; None and `skip_num="auto"` are not given."""
+    """Raise a ValueError for more than one budget, or one out of range; None and `skip_num="auto"` mean none."""
     given = {name: value for name, value in budget.items() if value is not None and (name, value) != ("skip_num", "auto")}
     if len(given) > 1:
         both = " and ".join(f"{name}={value}" for name, value in given.items())

@@ -277,7 +277,7 @@ def watch_units(evaluator: Evaluator, batch: Sequence[Any]) -> list[tuple[int, f
 
 
 def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float, int, State]:
-    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state that is made of them."""
+    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state made from them."""
     EncoderCache(vlp, processor)(pairs)  # the first batch of a size takes longer
     encoder = EncoderCache(vlp, processor)
     first = seconds_of(lambda: encoder(pairs), vlp.device)

@@ -28,7 +28,10 @@ def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -
 
 
 def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
-    """Return the hypervolume's reference point: the share of the first mask, the full model, and the cheapest one's loss."""
+    """Return the hypervolume's reference point: the full model's share saved, and the loss of the mask that saves most.
+
+    The first mask is the full model.
+    """
     last = float(losses[int(np.argmax(saved))])
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has a non-finite loss, so the hypervolume has no reference point")

@@ -265,7 +265,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
-    """Return the supernet's file and content; None where the model is searched as it is, with a head of its own.
+    """Return the supernet's file and content; None if the model is searched without training, with the checkpoint's head.
 
     It is quick, so that errors come before data are read.
     """

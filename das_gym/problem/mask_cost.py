@@ -91,7 +91,7 @@ def _given(setting: str, figures: Any) -> MaskCost:
         full, unskipped = float(figures["full"]), float(figures["unskipped"])
         savings = np.array(figures["savings"], dtype=float)
         if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-            raise ValueError("a number is not finite, or `full` is 0")
+            raise ValueError("`savings` is no list, a number is not finite, or `full` is not above 0")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         expected = "finite numbers: `full` above 0, `unskipped`, and `savings` of each unit"
         raise ValueError(f"`costs.{setting}` is invalid ({error!r}): expected {expected}") from error

@@ -9,7 +9,6 @@ compares that with the measured latency of whole subnets.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import json
@@ -29,7 +28,7 @@ from das_gym.config import build
 from das_gym.data.cache import cache_folder
 from das_gym.files import read_json, write_json
 from das_gym.models.base import VLP, no_mark
-from das_gym.models.macs import without_adapters
+from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.progress import progress
@@ -128,8 +127,7 @@ def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence
 
 def without_adapters_sharing(vlp: VLP) -> VLP | None:
     """Return the model without parallel adapters, on the same weights; None if it has none."""
-    own = {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())}
-    twin = without_adapters(copy.deepcopy(vlp, own))
+    twin = without_adapters(share_copy(vlp))
     return twin if sum(1 for _ in twin.parameters()) < sum(1 for _ in vlp.parameters()) else None
 
 

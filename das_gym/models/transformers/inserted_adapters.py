@@ -14,6 +14,7 @@ from torch import nn
 
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import HALVES
+from das_gym.models.macs import share_copy
 from das_gym.models.transformers.adapters import INPUT_NORMS, insert_adapters, strip_adapters
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
@@ -21,7 +22,6 @@ from das_gym.models.transformers.layer_removal import (
     delete_layers,
     pruned_capabilities,
     reload_difference,
-    share_copy,
 )
 from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from das_gym.models.macs import without_content
+from das_gym.models.macs import share_copy, without_content
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
 from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower, path_of
 from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
@@ -176,12 +175,6 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     return type(full)(model, full.unit_kind, capabilities=full.capabilities)
 
 
-def share_copy(model: Any) -> Any:
-    """Return a copy that shares every parameter and buffer with the model, and nothing else."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 def delete_layers(model: Any, removed: Collection[int], removed_vision: Collection[int] = ()) -> Any:
     """Delete layers by position, from the model and its configuration; the model is changed and returned."""
     stack = find_decoder(model)
@@ -305,7 +298,9 @@ def reload_difference(model: Any) -> str | None:
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
         module, other = mine.get(name), its.get(name)
-        if module is None or type(module) is not type(other):
+        if module is None or other is None:
+            return f"the module {name} is {'missing' if other is None else 'new'}"
+        if type(module) is not type(other):
             return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
         known = _plain_settings(other)
         for key, value in _plain_settings(module).items():

@@ -367,7 +367,7 @@ class VLM(UnitModel):
     def pool(self, state: State) -> Tensor:
         """Return (tokens of all answers, feature_size): the final hidden states that predict the answers, in order."""
         read = driver.answer_states(state.extras["blocks"], state.hidden[JOINT])[state.extras["order"]]
-        features: Tensor = self.stack.norm(read).to(self.device)
+        features: Tensor = self.stack.norm(read).to(read.device)  # `device_map` may put the norm on another
         return features
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

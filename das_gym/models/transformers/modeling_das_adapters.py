@@ -27,7 +27,7 @@ class SkippedLayer(nn.Module):
         adapter: A.
     """
 
-    def __init__(self, norm: nn.Module, adapter: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.norm = copy.deepcopy(norm)
         self.adapter = adapter
@@ -35,7 +35,7 @@ class SkippedLayer(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
         # a `device_map` may have put the layer before on another device
-        moved = hidden.to(next(self.adapter.parameters()).device)
+        moved = hidden.to(self.adapter.down.weight.device)
         return (moved + self.adapter(self.norm(moved))).to(hidden.device)
 
 

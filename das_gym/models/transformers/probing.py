@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.models.macs import share_copy
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
-from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
+from das_gym.models.transformers.layer_removal import delete_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead
 from das_gym.models.transformers.recording import record
 from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from das_gym.models.macs import MacCounter
+from das_gym.models.macs import MacCounter, share_copy
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.inputs import PromptProcessor
-from das_gym.models.transformers.layer_removal import delete_layers, reload_difference, share_copy
+from das_gym.models.transformers.layer_removal import delete_layers, reload_difference
 from das_gym.models.transformers.model import VLM, batch_experts
 from das_gym.models.transformers.units import UNITS, ModelCapabilities
 from das_gym.processes import is_main_process

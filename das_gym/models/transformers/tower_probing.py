@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from das_gym.models.macs import share_copy
 from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.features import image_features
-from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference, share_copy
+from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference
 from das_gym.models.transformers.recording import run_layer
 from das_gym.models.transformers.rejecting import separating_sets
 from das_gym.models.transformers.stack import find_vision_tower, note_layer_parts

@@ -220,9 +220,9 @@ class UnitModel(VLP):
         """Return the positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips entirely."""
         return [place for place, kind in self.skipped_kinds(mask, stream).items() if kind == LAYER]
 
-    def removed_parts(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> dict[int, str]:
-        """Return what a mask skips of layers that it does not skip entirely, `attention` or `mlp`, by position."""
-        return {place: kind for place, kind in self.skipped_kinds(mask, stream).items() if kind != LAYER}
+    def removed_parts(self, mask: Sequence[bool] | np.ndarray) -> dict[int, str]:
+        """Return what a mask skips of decoder layers that it does not skip entirely, `attention` or `mlp`, by position."""
+        return {place: kind for place, kind in self.skipped_kinds(mask, JOINT).items() if kind != LAYER}
 
     def layer_mask(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> np.ndarray:
         """Return which layers a mask removes, among all of decoder or vision tower: the mask that `prune` takes.

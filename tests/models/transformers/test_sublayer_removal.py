@@ -13,13 +13,13 @@ from das_gym.adapt.shrink.saving import save
 from safetensors import safe_open
 
 from das_gym.files import read_json
+from das_gym.models.macs import share_copy
 from das_gym.models.transformers.generation import generate_batch, greedy_settings, left_padded, pad_token, pads_left
 from das_gym.models.transformers.layer_removal import (
     draw_mask,
     full_with_parameters_of,
     prune,
     pruned_copy,
-    share_copy,
 )
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
