@@ -29,9 +29,8 @@ from torch import Tensor
 from benchmarks.machine import describe_machine, memory_mib, restart_peak
 from das_gym.engine.evaluator import Evaluator
 from das_gym.files import write_json
-from das_gym.models.inputs import Prompt
+from das_gym.models.inputs import NoiseImage, Prompt
 from das_gym.models.transformers import stack
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM

@@ -16,11 +16,12 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrink.saving import check_out, saved_dtype
+from das_gym.adapt.shrink.saving import check_out, check_room, existing_parent, saved_dtype
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.engine.precision import bfloat16_hardware
+from das_gym.files import at_home
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy
@@ -84,9 +85,13 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     room = size * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
     dtype = read_dtype(problem.dtype or "auto")
     computed = loaded_dtype(source) if dtype == "auto" else dtype
-    if settings.recover == "lora":  # for `Recovery.merged`
-        room += size * computed.itemsize // given.itemsize
-    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
+    run = at_home(settings.runs_dir) / "new"
+    out, merged = settings.out_folder(run), 0
+    if settings.recover == "lora":  # `Recovery.merged` keeps weights in the run's folder
+        merged = size * computed.itemsize // given.itemsize
+    is_one_disk = existing_parent(at_home(out)).stat().st_dev == existing_parent(run).stat().st_dev
+    check_out(out, source, room + merged * is_one_disk)
+    check_room("runs_dir", run, merged)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     if problem.supernet is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,11 @@ class MaskEvaluator:
         batch_size: int,
         folder: Path | None = None,
         metric: str | None = None,
+        other_units: MaskEvaluator | None = None,
     ) -> None:
         self.problem, self.full, self.test = problem, full, test
         self.recovery, self.batch_size, self.folder, self.metric = recovery, batch_size, folder, metric
-        self._teacher: Teacher | None = None
+        self._other_units = other_units  # of the same model: it has the same teacher
         self._known: dict[tuple[int, ...], MethodResult] = {}
         self._prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
 
@@ -102,12 +104,18 @@ class MaskEvaluator:
 
     def _trained(self, mask: np.ndarray, method: str) -> Recovery:
         task, examples = self.problem.task, self.problem.splits.train
-        self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
         checkpoint = None if self.folder is None else self._checkpoint(method)
         student = pruned_copy(self.full, mask)
-        recovery = Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher)
+        recovery = Recovery(student, self.full, task, examples, self.recovery, checkpoint, self.teacher)
         recovery.train()
         return recovery
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The full model's outputs on the training examples, computed when they are first asked for."""
+        if self._other_units is not None:
+            return self._other_units.teacher
+        return make_teacher(self.full, self.problem.task, self.problem.splits.train, self.recovery)
 
     def remember(self, result: MethodResult) -> None:
         """Store a result that is in the record, and remove its checkpoint."""

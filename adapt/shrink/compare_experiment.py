@@ -133,7 +133,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
         problem = load_problem(each.problem_config)
         test = shuffled(problem.task, problem.splits.test, settings.test_examples)
         parts = problem, as_vlm(problem), test, settings.recovery(), GENERATE_BATCH_SIZE, folder, settings.metric
-        evaluators[units] = MaskEvaluator(*parts)
+        evaluators[units] = MaskEvaluator(*parts, other_units=next(iter(evaluators.values()), None))
     full, results = read_results(folder)
     full = full or evaluators[units].quality(evaluators[units].full, "full model")
     for result in results:

@@ -64,16 +64,26 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
     if source is not None and source.resolve() in out.resolve().parents:
         raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    parent = existing_parent(out)
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
-    free, needed = shutil.disk_usage(parent).free, room + SPARE_BYTES
+    check_room("out", out, room)
+    return out
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the innermost folder of a path that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def check_room(setting: str, path: Path, room: int) -> None:
+    """Check that the disk of a new file or folder, which a setting names, has `room` bytes and some to spare."""
+    free, needed = shutil.disk_usage(existing_parent(path)).free, room + SPARE_BYTES
     if free < needed:
         raise ValueError(
-            f"the disk of `out` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make room, or "
-            "give a folder on another disk."
+            f"the disk of `{setting}` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make "
+            "room, or give a folder on another disk."
         )
-    return out
 
 
 @contextmanager

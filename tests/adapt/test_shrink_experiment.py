@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
+from das_gym.adapt.shrink.saving import SPARE_BYTES
 from das_gym.adapt.shrink.settings import PENDING
 from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
@@ -127,7 +129,7 @@ def test_shrink_end_to_end(
 
 @pytest.mark.slow
 def test_shrink_removes_attention_and_mlp_separately(
-    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
     run = shrink(units="sublayers", mask=(1, 0, 0, 1, 1, 1, 0, 0), out=str(out))
@@ -142,6 +144,11 @@ def test_shrink_removes_attention_and_mlp_separately(
     assert 'dtype="auto", trust_remote_code=True)' in card
     assert "equal those of the recovered model in memory" in card
     assert "MA□■ (A: attention alone is left, M: MLP alone)" in capsys.readouterr().out
+    evaluated = EvaluateSettings(str(out), data_root=given["data_root"], trust_remote_code=True)
+    evaluation_main(evaluated)
+    assert f"loss {recovered['loss']:.4f}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        evaluation_main(replace(evaluated, trust_remote_code=False))
 
 
 @pytest.mark.slow
@@ -425,6 +432,19 @@ def test_shrink_needs_room_for_weights_in_the_dtype_of_the_computation(
             shrink(**settings)
     size = (Path(given["checkpoint"]) / "model.safetensors").stat().st_size
     assert rooms == [size, 2 * size, 3 * size]
+
+
+def test_shrink_needs_room_for_merged_weights_on_the_disk_of_runs(
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    size, usage = (Path(given["checkpoint"]) / "model.safetensors").stat().st_size, shutil.disk_usage(tmp_path)
+    out, runs = tmp_path / "large" / "out", tmp_path / "small"
+    out.parent.mkdir()
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=SPARE_BYTES + size - 1 if Path(path) == tmp_path else 2**40)
+    )
+    with pytest.raises(RunError, match="`runs_dir`"):
+        shrink(mask=(0, 1, 0, 0), out=str(out), runs_dir=str(runs))
 
 
 def spoilt(place: Path, name: str, **changes: Any) -> Path:

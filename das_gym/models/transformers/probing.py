@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,16 @@ from torch import Tensor
 
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
-from das_gym.models.transformers.inputs import PromptProcessor
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead
 from das_gym.models.transformers.recording import record
-from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported
+from das_gym.models.transformers.rejecting import (
+    check_mac_counting,
+    check_one_removal,
+    check_removal,
+    reject_unsupported,
+)
 from das_gym.models.transformers.stack import find_decoder, note_layer_parts
 from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
 from das_gym.models.transformers.units import ModelCapabilities
@@ -23,40 +29,38 @@ from das_gym.models.transformers.units import ModelCapabilities
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of logits in configurations."""
 
-RELOADED_BYTES = 2**28
-"""Models of up to this size are saved without a layer and loaded again, and compared in float32."""
-
 
 @torch.no_grad()
-def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilities:
+def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool = False) -> ModelCapabilities:
     """Find out how the layers of a model can be run one by one.
 
     Args:
         model: The model of transformers, in eval mode.
         processor: Its own, as das_gym uses it.
+        only_runs: Whether nothing is removed from it, so that this is not tried.
 
     Raises:
         ValueError: The layers of the model cannot be skipped, with the reason.
     """
     reject_unsupported(model)
-    compare = Comparison(model, processor)
-    is_small = sum(p.numel() * p.element_size() for p in model.parameters()) <= RELOADED_BYTES
-    with compare.in_float32():
-        capabilities = _probe_decoder(compare)
-        if is_small:
-            check_removal(compare, capabilities, reload=True)
-    if not is_small:
-        check_removal(compare, capabilities, reload=False)
-    check_mac_counting(compare, capabilities)
-    return capabilities
-
-
-def _probe_decoder(compare: Comparison) -> ModelCapabilities:
-    """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
-    model, plain = compare.model, VLM(compare.model)
+    compare, plain = Comparison(model, processor), VLM(model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
         note_layer_parts(plain.stack, lambda: plain.run(one))
+    with compare.with_few_layers():
+        with compare.in_float32():
+            capabilities = _probe_decoder(compare, plain, one)
+            if not only_runs:
+                check_removal(compare, capabilities)
+        check_mac_counting(compare, capabilities)
+    if compare.is_large and not only_runs:
+        check_one_removal(compare, capabilities, prompts=1)  # of all layers, in the model's own dtype
+    return capabilities
+
+
+def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
+    """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
+    model = compare.model
     forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
     if len(forms) > 1:
         raise compare.unsupported("images of the same size get tensors of different shapes.")
@@ -75,13 +79,11 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
     )
     plain_way = _with_head(compare, plain_way)
     found = replace(plain_way, protected={**_fixed_ends(model), **plain_way.protected})
+    plain_logits = compare.driven_logits(compare.with_capabilities(plain_way))
     for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
-        plainer = replace(
-            richer, caches_images=plain_way.caches_images, shares_prefix=False, supports_kv_only_last_layer=False
-        )
         try:
-            if compare.same(*(compare.driven_logits(compare.with_capabilities(way)) for way in (richer, plainer))):
+            if compare.same(compare.driven_logits(compare.with_capabilities(richer)), plain_logits):
                 found = richer
         except Exception:  # whatever transformers raises: the model cannot do this
             continue
@@ -166,7 +168,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
         raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
     if not capabilities.caches_images:
         raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
-    with compare.in_float32():
+    with compare.with_few_layers(vision=True), compare.in_float32():
         with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
             tower = probe_tower(compare)
         richer = replace(capabilities, tower=tower)

@@ -60,31 +60,44 @@ def separating_sets(places: Sequence[int]) -> list[list[int]]:
     return [[p for n, p in enumerate(places) if n >> bit & 1 == side] for bit in bits for side in (0, 1)]
 
 
-def check_removal(compare: Comparison, capabilities: ModelCapabilities, reload: bool) -> None:
-    """Compare removed layers with skipped ones; with `reload`, also the model saved without a layer and loaded again.
+def check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None:
+    """Compare removed layers with skipped ones; a small model without a layer is also saved and loaded again.
 
     One layer is removed first. Then several are, so that of any two layers one goes and the other stays: a layer that reads
     anything of another one is found, also what an earlier mask left behind.
     """
+    check_one_removal(compare, capabilities)
+    vlm = compare.with_capabilities(capabilities)
+    encodings, state = compare.encodings(compare.prompts(1)), compare.begin(vlm, 1)
+    compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
+    for several in separating_sets(_running(compare, vlm)):
+        with compare.rejecting(f"without its layers {several} its own forward fails"):
+            without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings)
+        if not compare.same(compare.driven_logits(vlm, several, state), without):
+            raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
+
+
+def _running(compare: Comparison, vlm: VLM) -> list[int]:
+    """Return the positions of layers that can be skipped and are not idle."""
+    return [place for place in vlm.places if vlm.stack.layers[place] not in compare.idle]
+
+
+@torch.no_grad()
+def check_one_removal(compare: Comparison, capabilities: ModelCapabilities, prompts: int = 3) -> None:
+    """Compare the model without one layer with skipping that; a small one is also saved and loaded again."""
     vlm = compare.with_capabilities(capabilities)
     if len(vlm.places) < 2:
         raise compare.unsupported(f"it has only {len(vlm.places)} decoder layers that could be skipped.")
-    removed = [vlm.places[len(vlm.places) // 2]]
-    skipped, encodings = compare.driven_logits(vlm, removed), compare.encodings(compare.prompts(3))
+    places = _running(compare, vlm)
+    removed, encodings = [places[len(places) // 2]], compare.encodings(compare.prompts(prompts))
+    skipped = compare.driven_logits(vlm, removed, compare.begin(vlm, prompts))
     smaller = delete_layers(share_copy(compare.model), removed)
     difference = reload_difference(smaller)
     if difference is not None:
         raise compare.unsupported(f"without layer {removed[0]} it would not load again as it was: {difference}")
     if not compare.same(skipped, compare.own_logits(smaller, encodings)):
         raise compare.unsupported(f"without layer {removed[0]} it differs from skipping that: {TIED}")
-    state = compare.begin(vlm, 1)
-    for several in separating_sets(vlm.places):
-        compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read
-        with compare.rejecting(f"without its layers {several} its own forward fails"):
-            without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings[:1])
-        if not compare.same(compare.driven_logits(vlm, several, state), without):
-            raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
-    if reload and is_main_process():  # of several processes, the others save nothing
+    if not compare.is_large and is_main_process():  # of several processes, the others save nothing
         with tempfile.TemporaryDirectory() as folder, quiet_loading():
             smaller.save_pretrained(folder)
             dtype = next(smaller.parameters()).dtype
@@ -112,7 +125,7 @@ def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> 
 def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
     """Reject a model whose layers are more than their attention followed by their MLP, or compute both side by side."""
     compare = Comparison(vlm.model, processor)
-    with compare.in_float32():
+    with compare.with_few_layers(), compare.in_float32():
         whole, halves = (compare.driven_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
     if not compare.same(halves, whole):
         raise ValueError(

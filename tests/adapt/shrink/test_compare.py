@@ -11,9 +11,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
+from das_gym.adapt.shrink import compare
 from das_gym.adapt.shrink.compare import TIE, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
 from das_gym.adapt.shrink.compare_experiment import StartedSearch, ex, read_searches
-from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.recovery import RecoveryConfig, make_teacher
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.searching.loop import SearchLoop
@@ -107,7 +108,9 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_compare_layers_with_sublayers(given: dict[str, Any], tmp_path: Path):
+def test_compare_layers_with_sublayers(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    teachers = []
+    monkeypatch.setattr(compare, "make_teacher", lambda *parts: teachers.append(make_teacher(*parts)) or teachers[-1])
     settings = {name: value for name, value in given.items() if name != "skip_num"}
     settings |= {"methods": ["random", "random/sublayers"], "macs_saved": 0.1, "runs_dir": str(tmp_path / "runs")}
     ex.run(settings)
@@ -115,6 +118,7 @@ def test_compare_layers_with_sublayers(given: dict[str, Any], tmp_path: Path):
     assert (len(whole["mask"]), len(apart["mask"])) == (4, 8)
     assert min(whole["macs_saved"], apart["macs_saved"]) >= 0.1
     assert apart["after"] is not None
+    assert len(teachers) == 1
     assert apart["kv_saved"] == sum(apart["mask"][::2]) / 4
     with pytest.raises(RunError, match="`skip_num`"):
         ex.run({**settings, "macs_saved": None, "skip_num": 2})

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.inputs import NoiseImage, Prompt
 from das_gym.models.transformers.generation import (
     cut_at_end,
     generate,

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.inputs import NoiseImage, Prompt
 from das_gym.models.transformers.inputs import PromptProcessor
 
 
