@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.engine.broken import BrokenMasks
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
-from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
-from das_gym.engine.scores import Scores, Spending
+from das_gym.engine.precision import resolve_precision, with_bfloat16_layers
+from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
@@ -93,12 +92,6 @@ class Evaluator:
         self._head_macs: dict[torch.Size, int] = {}
         self._runner: VLP | None = None
 
-    def __repr__(self) -> str:
-        hardware = bfloat16_hardware(self.vlp.device) if self.precision == "bfloat16" else None
-        precision = self.precision if hardware is None else f"{self.precision} ({hardware})"
-        model = f"{type(self.vlp).__name__} on {self.task.name}, {self.vlp.device}"
-        return f"<Evaluator: {model}, precision {precision}, {self.batch_size} examples at a time>"
-
     @property
     def spent(self) -> Spending:
         """A copy of the counters since the last `reset_spent`."""
@@ -151,7 +144,18 @@ class Evaluator:
         found = self._memory.find(keys, divergences)
         todo = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in found}
         if todo:
-            found |= self._score_new(signature, todo, examples, progress, divergences)
+            full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
+            if divergences and full_logits is None:
+                full_model = np.zeros(len(self.vlp.layers), dtype=bool)
+                todo.setdefault((signature, full_model.tobytes()), full_model)
+            with self._timed_run(signature):
+                means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
+            fresh = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
+            # Nothing is kept before all has been scored, so that an error or an interrupt leaves the caches as they were.
+            if divergences:
+                self._memory.keep_logits((signature, self.batch_size), logits)
+            self._count_scored(len(todo), len(examples), np.array([score.loss for score in fresh.values()]))
+            found |= fresh
             self._memory.keep(found)
         scores = np.array([found[key] for key in keys], dtype=np.float64).reshape(-1, 3)
         losses, metrics, divergence = scores.T.copy()
@@ -201,27 +205,6 @@ class Evaluator:
         """Clear cached results that depend on adapters or a head that has changed since."""
         if self._memory.refresh():
             self.forget()
-
-    def _score_new(
-        self,
-        signature: int,
-        todo: dict[tuple[int, bytes], np.ndarray],
-        examples: Sequence[Any],
-        progress: Callable[[int], Any] | None,
-        divergences: bool,
-    ) -> dict[tuple[int, bytes], Score]:
-        """Score masks that are not cached, and count them."""
-        full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
-        if divergences and full_logits is None:
-            full_model = np.zeros(len(self.vlp.layers), dtype=bool)
-            todo.setdefault((signature, full_model.tobytes()), full_model)
-        with self._timed_run(signature):
-            means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
-        found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
-        if divergences:
-            self._memory.keep_logits((signature, self.batch_size), logits)
-        self._count_scored(len(todo), len(examples), np.array([score.loss for score in found.values()]))
-        return found
 
     @contextmanager
     def _timed_run(self, signature: int) -> Iterator[None]:
@@ -288,7 +271,7 @@ class Evaluator:
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
         tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner, self.counter)
-        broken = BrokenMasks()
+        broken: dict[int, list[str]] = {}
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             trunk = partial(self._trunk.of, number)
@@ -305,12 +288,14 @@ class Evaluator:
                     scores.append(self.task.divergences(logits.double(), full.double(), targets))
                 arrays = [values.double().cpu().numpy() for values in scores]
                 for values in arrays[:2]:
-                    broken.note(int(rows[0]), chunk, values)
+                    if not np.isfinite(values).all():
+                        keys = [chunk[place].key for place in np.flatnonzero(~np.isfinite(values)).tolist()]
+                        broken.setdefault(int(rows[0]), []).extend(keys)
                 yield rows, slice(start, start + len(chunk)), arrays, full if divergences and is_first else None
                 is_first = False
             if progress is not None:
                 progress(len(chunk))
-        broken.warn(masks)
+        warn_of_broken(masks, broken)
 
     def _begin(self, examples: Sequence[Any]) -> State:
         """Return the state of some examples before stage 0."""

@@ -21,8 +21,8 @@ from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 from torch import nn
 
-from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import Budget
