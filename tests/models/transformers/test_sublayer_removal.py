@@ -16,6 +16,7 @@ from das_gym.files import read_json
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.generation import generate_batch, greedy_settings, left_padded, pad_token, pads_left
 from das_gym.models.transformers.layer_removal import (
+    counting_attentions,
     draw_mask,
     full_with_parameters_of,
     prune,
@@ -26,7 +27,6 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.recording import cache_name
 from das_gym.models.transformers.rejecting import prepare_experts
 from das_gym.models.transformers.stack import replace_forwards
-from das_gym.models.transformers.sublayer_removal import counting_attentions
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
