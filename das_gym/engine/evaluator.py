@@ -227,7 +227,7 @@ class Evaluator:
         full_model = np.zeros((1, masks.shape[1]), dtype=bool)
         each = np.zeros((3, len(masks) + 1, len(examples)))
         for rows, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
-            each[:, rows, where] = np.stack(scores)[:, None]
+            each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
         return each[:, 1:]
 
     def _score(
@@ -247,7 +247,7 @@ class Evaluator:
         with np.errstate(invalid="ignore"):  # inf may meet -inf
             for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
                 for column, values in enumerate(scores):
-                    sums[column, rows] += float(values.sum())
+                    sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None:
                     kept.append(full)
         return sums / len(examples), kept
@@ -313,6 +313,7 @@ class Evaluator:
 
 
 def _signature(examples: Sequence[Any]) -> int:
+    # Within one process, so that Python's own salted hash serves; keys of examples are unique within a task.
     return hash(tuple(e.key for e in examples))
 
 

@@ -75,7 +75,7 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(driven, folder_
     torch.testing.assert_close(found, model.logits(model.prompts(), mask), atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("layers", [2, -2, [1, -2], [1, 3]])
+@pytest.mark.parametrize("layers", [2, [1, -2]])
 def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
     torch.manual_seed(0)
