@@ -60,8 +60,8 @@ def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_
     for rows in by_images.values():
         prefix = 0 if image_tokens is None else common_prefix([encodings[row] for row in rows], image_tokens)
         for group in [rows] if prefix else [[row] for row in rows]:
-            # A block is rectangular: as many rows for each prefix, with lengths that differ by less than TEXT_BLOCK tokens, so
-            # that little is computed for padding. The model's forward concatenates images, which need one form.
+            # A block is rectangular: as many rows for each prefix, with lengths that differ by less than TEXT_BLOCK tokens:
+            # little is computed for padding. The model's forward concatenates images, which need one form.
             one, longest = encodings[group[0]], max(len(encodings[row].ids) for row in group)
             form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
             alike[prefix, len(group), padded_length(longest - prefix), form] += group
