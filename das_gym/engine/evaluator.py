@@ -48,7 +48,6 @@ class Evaluator:
         batch_size: Examples that go through the tree at a time.
         cache_bytes: How much encoder output to keep in memory, in bytes.
         cache_folder: Where to keep it on disk as well, see `EncoderCache`.
-        remember: How many scores of masks to keep.
         trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 if the hardware has it), or
             `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
@@ -74,7 +73,6 @@ class Evaluator:
         batch_size: int = 128,
         cache_bytes: int = 2**31,
         cache_folder: str | Path | None = None,
-        remember: int = 100_000,
         trunk_bytes: int = 0,
         precision: str = "float32",
     ) -> None:
@@ -86,7 +84,7 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self._spent = Spending()
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
-        self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])
         self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}

@@ -35,7 +35,7 @@ class ScoreMemory:
         limit: How many scores to keep.
     """
 
-    def __init__(self, sources: Iterable[Tensor], limit: int) -> None:
+    def __init__(self, sources: Iterable[Tensor], limit: int = 100_000) -> None:
         self.limit = limit
         self._sources = tuple(sources)
         self._scores: dict[Key, Score] = {}

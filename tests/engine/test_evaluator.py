@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das_gym.engine.memory import TrunkMemory
+from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
 from das_gym.engine.scores import Spending
 from das_gym.models.base import VLP
 
@@ -140,17 +140,6 @@ def test_scores_are_cached_until_forget(meter):
     assert evaluator.spent.texts == spent.texts
 
 
-def test_score_cache_is_bounded(meter):
-    evaluator = meter.evaluator(remember=5)
-    first = evaluator.losses(ONE_EACH, meter.examples)
-    np.testing.assert_array_equal(evaluator.losses(ONE_EACH, meter.examples), first)
-    assert 12 < evaluator.spent.masks <= 24
-    evaluator.losses(ONE_EACH[:3], meter.examples)
-    masks = evaluator.spent.masks
-    evaluator.losses(ONE_EACH[:3], meter.examples)
-    assert evaluator.spent.masks == masks
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["skip adapter", "token types", "head"])
 def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
@@ -176,6 +165,17 @@ def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
     np.testing.assert_array_equal(after.divergences, fresh.divergences)
     assert (after.losses != before.losses).any()
     assert evaluator.spent.texts == spent.texts
+
+
+def test_score_memory_stays_within_its_bound():
+    memory = ScoreMemory((), limit=5)
+    scores = {(0, bytes([n])): Score(float(n), 0.0, None) for n in range(12)}
+    for some in (list(scores)[:4], list(scores)[4:6], list(scores)):
+        memory.keep({key: scores[key] for key in some})
+        found = memory.find(scores, divergences=False)
+        assert len(found) <= 5
+        assert found.keys() >= set(some[-5:])
+        assert not memory.find(scores, divergences=True)
 
 
 def test_trunk_memory_stays_within_its_bound():
