@@ -31,12 +31,10 @@ class MaskTree:
     approximated. A memo's key is the layer, the part, and the id of every hidden tensor that the part reads.
 
     Args:
-        vlp: The model.
         masks: (m, n_layers) bool, True = skipped.
-        spent: Counts runs and MACs.
+        spent: Counts runs and MACs, of which `counter` knows those of one run.
         precision: Of the layers; a result of `resolve_precision`.
         runner: Whose layers run: `vlp`, or its `with_bfloat16_layers`.
-        counter: Counts the MACs of one run.
     """
 
     def __init__(

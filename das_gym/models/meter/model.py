@@ -46,10 +46,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     Layers 0-5 are the text fusion layers, 6-11 the image fusion layers. A batch holds
     `image` (batch, 3, image_size, image_size) float, `input_ids` (batch, tokens) int64 and
-    `attention_mask` of the same shape, 1 = a real token.
-
-    Args:
-        config: Sizes; the default is METER-base at 384 px.
+    `attention_mask` of the same shape, 1 = a real token. The default config is METER-base at 384 px.
     """
 
     tunable = ("adapter", "pooler", "token_types", "first_text_token")

@@ -19,13 +19,10 @@ which it only prints a report. It does not look for files of this name, so that 
 
 
 class OwnCode(NamedTuple):
-    """The code of one kind of folders.
+    """The code of one kind of folders: the modules that are copied, and the class that is added to the first of them.
 
-    Attributes:
-        key: What the model's configuration has more, which the code reads.
-        modules: The modules that are copied; the class is added to the first.
-        change: The function of that module that makes a model of transformers the saved one.
-        ending: Of the name of the class.
+    The class calls the module's function `change` with the entry `key` of the model's configuration. Its name is that of
+    transformers' class with an `ending`.
     """
 
     key: str

@@ -30,10 +30,7 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
     Images of different sizes share a batch padded with zeros at their right and bottom: a patch whose top-left
     pixel is zero in sum is not seen, and position embeddings are stretched over the rest of each image. So
     an example's features depend on nothing else in its batch. Patches keep their order and none is dropped,
-    where the reference shuffles them.
-
-    Args:
-        config: Sizes; the default is ViLT-B/32 at 384 px.
+    where the reference shuffles them. The default config is ViLT-B/32 at 384 px.
     """
 
     tunable = ("adapter", "pooler", "token_types")
