@@ -14,8 +14,7 @@ from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import with_tower
-from das_gym.models.transformers.tower_probing import TIED, UNREAD
+from das_gym.models.transformers.tower_probing import TIED, UNREAD, with_tower
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.tasks.answering.examples import AnswerExample
