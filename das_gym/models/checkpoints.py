@@ -210,7 +210,7 @@ def assemble(
     family.derive(named, found_heads, config)
     with without_content():
         vlp: VLP = family.model(config)
-    if mask:
+    if mask:  # before the tensors are filled in, so that removed layers do not count as missing
         vlp.prune(np.asarray(mask, dtype=bool))
     _fill(vlp, named, sources, generator, report)
     check_finite(vlp.state_dict().items(), file.path)
@@ -325,6 +325,7 @@ def _fill(
         )
     report.unknown += [sources.get(name, name) for name in surplus]
     report.missing += [name for name in expected if name not in named]
+    # Adapters and poolers may start untrained, as in the reference. A frozen parameter that is not there would stay random.
     frozen = [name for name in report.missing if not any(part in name for part in vlp.tunable)]
     if frozen:
         some = ", ".join(frozen[:5]) + (", ..." if len(frozen) > 5 else "")
@@ -342,7 +343,8 @@ def _fill(
             )
         state[name] = tensor.float()
     vlp.load_state_dict(state, assign=True)
-    for name, buffer in list(vlp.named_buffers()):  # position and type ids of transformers' embeddings
+    # `load_state_dict` leaves out non-persistent buffers, which are still on `meta`: ids of positions and token types.
+    for name, buffer in list(vlp.named_buffers()):
         owner, _, key = name.rpartition(".")
         ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone()
         values = torch.zeros_like(ids) if key == "token_type_ids" else ids

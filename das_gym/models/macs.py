@@ -86,9 +86,10 @@ def structure(module: nn.Module) -> Hashable:
 
 def counted(function: Callable[[], Result]) -> tuple[Result, int]:
     """Call a function, and return its result and the MACs of its matrix products."""
+    # The math kernel of attention consists of plain products, which are counted alike on every device, `meta` among them.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = function()
-    return result, counter.get_total_flops() // 2
+    return result, counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two operations
 
 
 def head_macs(head: nn.Module, features: Tensor) -> int:
@@ -112,6 +113,7 @@ class MacCounter:
             without_adapters(self.twin)
         self.twin.eval()
         self.twin.count_without_content()
+        # By what ran and at which shapes; results are kept with their counts, since the next part needs their shapes.
         self._found: dict[tuple, Any] = {}
         self._alike: dict[int, Hashable] = {}
         self._constant: tuple[Any, Any, tuple] | None = None

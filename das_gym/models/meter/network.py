@@ -183,6 +183,7 @@ class METERNetwork(nn.Module):
 
     def embed_streams(self, text: Tensor, image: Tensor, image_types: Tensor | int) -> tuple[Tensor, Tensor]:
         """Replace the first text token and add token types; `image_types` are one number, or (batch,) int64."""
+        # Not written in place: encoder outputs are cached and shared, and a compiled graph allows no write to its input.
         place = torch.arange(text.shape[1], device=text.device)[:, None]
         text = torch.where(place == 0, self.first_text_token, text)
         types = self.token_types.weight

@@ -90,7 +90,7 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
     removed_vision = []
     if vision_mask is not None:
         removed_vision = _positions(vision_mask, len(find_vision_tower(model).layers), "vision_mask")
-    check_reloads(delete_layers(share_copy(model), removed, removed_vision))
+    check_reloads(delete_layers(share_copy(model), removed, removed_vision))  # before anything of the model is changed
     return delete_layers(model, removed, removed_vision)
 
 
@@ -324,6 +324,7 @@ def reload_difference(model: Any) -> str | None:
     except Exception as error:  # whatever a configuration raises that checks itself
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"
+    # Shapes alone would miss what a layer takes from its position: a window, a scale, experts or none. Those are attributes.
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
         module, other = mine.get(name), its.get(name)

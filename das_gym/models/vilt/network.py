@@ -147,6 +147,7 @@ class ViLTNetwork(nn.Module):
         if image.ndim != 4 or image.shape[-1] % side or image.shape[-2] % side:
             shape = tuple(image.shape)
             raise ValueError(f"invalid image: got shape {shape}, expected sides in multiples of {side}. Pad with zeros")
+        # A patch counts as seen by its first pixel alone, as in the reference; transforms give no real pixel the sum 0.
         seen = (image[:, :, ::side, ::side].sum(1) if real is None else real[:, ::side, ::side]) != 0
         patches = (self.patch_embedding(image) + self._positions(seen)).flatten(2).mT
         patches, seen = self._seen_first(patches, seen.flatten(1))
@@ -173,6 +174,7 @@ class ViLTNetwork(nn.Module):
         """
         side = math.isqrt(self.image_positions.shape[1] - 1)
         grid = self.image_positions[0, 1:].unflatten(0, (side, side))
+        # Padding lies at the right and bottom, so that the first row and column tell how much of the image is seen.
         height, width = (edge.sum(1).clamp(min=1) for edge in (seen[:, :, 0], seen[:, 0]))
         low, high, part = _stretch(height, seen.shape[1], side, grid.dtype)
         rows = torch.lerp(grid[low], grid[high], part[:, :, None, None])
