@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from das_gym.data.decoding import HINT as IMAGE_HINT
@@ -81,7 +82,7 @@ class BadExamples:
                 made.append(example)
         return made
 
-    def broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
+    def _broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
         """Return the errors of the images that cannot be used, by key.
 
         With `skip`, every image is decoded. With `raise`, only missing files are found, by listing
@@ -97,36 +98,35 @@ class BadExamples:
         self,
         examples: Sequence[Example],
         source: str,
-        images: Callable[[Example], Sequence[ImageSource]],
-        name: Callable[[Example], str],
-        size: Callable[[Example], int] = lambda _: 1,
+        name: Callable[[Any], str] = attrgetter("key"),
+        size: Callable[[Any], int] = lambda _: 1,
     ) -> list[Example]:
         """Return the examples whose images can be used; report the others, and raise where none is left.
 
         Args:
-            examples: What was read.
+            examples: What was read: objects with `image` or `images`.
             source: Names file and part in errors, such as `dev.json`.
-            images: The images of an example.
             name: Names an example in errors.
             size: How many examples it counts as.
         """
-        broken = self.broken_images(image for example in examples for image in images(example))
+        broken = self._broken_images(image for example in examples for image in _images_of(example))
         kept = []
         for example in examples:
-            error = next((broken[image.key] for image in images(example) if image.key in broken), None)
+            error = next((broken[image.key] for image in _images_of(example) if image.key in broken), None)
             if error is None:
                 kept.append(example)
-            else:
-                self.report_broken(f"{source}: {name(example)}", error, len(broken), size(example))
+                continue
+            counted = "" if self.skips else f" ({len(broken)} images are missing)"
+            self.report(type(error)(f"{source}: {name(example)}: {error}{counted}"), size(example))
         self.require(kept, source)
         return kept
-
-    def report_broken(self, name: str, error: Exception, broken: int, examples: int = 1) -> None:
-        """Report an example whose image is one of `broken` images of `broken_images`."""
-        counted = "" if self.skips else f" ({broken} images are missing)"
-        self.report(type(error)(f"{name}: {error}{counted}"), examples)
 
     def require(self, examples: Sized, source: str) -> None:
         """Raise ValueError where nothing is left of a part of the data."""
         if not len(examples):
             raise ValueError(f"{source} holds no usable example, expected one or more{self.last_skipped}")
+
+
+def _images_of(example: Any) -> Sequence[ImageSource]:
+    images: Sequence[ImageSource] = example.images if hasattr(example, "images") else (example.image,)
+    return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -50,9 +51,9 @@ def test_skip_drops_every_example_of_a_broken_image(tmp_path: Path):
     images[1].path.write_bytes(images[1].path.read_bytes()[:-100])
     images[2].path.unlink()
     bad = BadExamples("skip")
-    examples = [(0, 1), (0, 3), (2, 3), (1, 1)]
-    assert bad.drop_broken(examples, "pairs.json", lambda pair: [images[n] for n in pair], str) == [(0, 3)]
-    assert [line.partition(": the image")[0] for line in bad.lines] == [f"pairs.json: {examples[n]}" for n in (0, 2, 3)]
+    pairs = {name: SimpleNamespace(key=name, images=[images[int(n)] for n in name]) for name in ("01", "03", "23", "11")}
+    assert bad.drop_broken(list(pairs.values()), "pairs.json") == [pairs["03"]]
+    assert [line.partition(": the image")[0] for line in bad.lines] == [f"pairs.json: {name}" for name in ("01", "23", "11")]
     assert not any("on_bad_example" in line for line in bad.lines)
     with pytest.raises(ValueError, match=r"x\.json holds no usable example.*3 examples were skipped"):
         bad.require([], "x.json")

@@ -72,9 +72,7 @@ def _example(item: tuple[Conversation, int]) -> AnswerExample:
 
 def drop_broken(conversations: Conversations, source: str, bad: BadExamples) -> list[Conversation]:
     """Return the conversations whose images can be used; see `BadExamples.drop_broken`."""
-    return bad.drop_broken(
-        conversations, source, lambda c: c.images, lambda c: c.where.removeprefix(f"{source}: "), lambda c: len(c.rounds)
-    )
+    return bad.drop_broken(conversations, source, lambda c: c.where.removeprefix(f"{source}: "), lambda c: len(c.rounds))
 
 
 def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) -> Splits[AnswerExample]:

@@ -65,7 +65,7 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
         )
 
     read = bad.parse(read_entries(path, bad), example)
-    return bad.drop_broken(read, str(path), lambda e: e.images, lambda e: f"question_id {e.question_id}")
+    return bad.drop_broken(read, str(path), lambda e: f"question_id {e.question_id}")
 
 
 def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[Conversation]:

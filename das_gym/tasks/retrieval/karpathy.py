@@ -41,9 +41,7 @@ def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Spli
     reader = _Reader(root, BadExamples(on_bad_example))
     bad, entries = reader.bad, read_list(path, "images")
     read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image, _count_captions)
-    images = bad.drop_broken(
-        read, str(path), lambda e: (e.image,), lambda e: f"imgid {e.image_id}", lambda e: len(e.captions)
-    )
+    images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}", lambda e: len(e.captions))
 
     def examples(split: str) -> tuple[RetrievalExample, ...]:
         source = f"{path} (the {split} split)"

@@ -77,7 +77,7 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
         return ImageFile(folder / names.get(stem, f"{stem}.jpg"))
 
     examples = list(read_questions(questions, annotations, split, image_at, bad))
-    return bad.drop_broken(examples, str(questions), lambda e: (e.image,), lambda e: f"question_id {e.question_id}")
+    return bad.drop_broken(examples, str(questions), lambda e: f"question_id {e.question_id}")
 
 
 def _warn_about_spelling(val: Sequence[VQAExample], source: str) -> None:

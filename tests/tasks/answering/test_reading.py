@@ -43,8 +43,7 @@ def sizes(root: Path) -> list[int]:
         ({"train": 30, "val": 6}, [30, 3, 3]),
         ({"val": 6, "test": 4}, [3, 3, 4]),
         ({"conversations": 30}, [24, 3, 3]),
-        ({"slake_train_en": 10, "slake_test_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
-        ({"trainval": 10, "test-dev": 4}, [9, 1, 4]),
+        ({"slake_train_en": 10, "slake_test-dev_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
     ],
 )
 def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str, int], wanted: list[int]):
@@ -57,7 +56,6 @@ def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str
     ("name", "part", "rest"),
     [
         ("aid_train20.json", "train", ("aid", "20")),
-        ("SlakeTestEN.jsonl", "test", ("slake", "en")),
         ("testval_llava_en.json", "test", ("llava", "en")),
         ("my-dev.v2.json", "val", ("my", "v", "2")),
         ("llava_v1_5_mix665k.json", "all", ("llava", "v", "1", "5", "mix", "665", "k")),
@@ -210,7 +208,6 @@ def test_slake(tmp_path: Path):
     ("changes", "text"),
     [
         ({"answer": " "}, r"train\.json: \[0\] \(qid 0\): `answer` is empty"),
-        ({"answer": None}, r"train\.json: \[0\]: wrong type of `answer`"),
         ({"q_lang": "zh"}, r"train\.json holds no usable example"),
     ],
 )
@@ -264,8 +261,6 @@ def test_scienceqa(tmp_path: Path, folder: str):
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
-        ({"image": 3}, r"problems\.json: 13: wrong `image`"),
     ],
 )
 def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):

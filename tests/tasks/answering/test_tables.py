@@ -204,12 +204,6 @@ def test_load_answers_damaged_state(tmp_path: Path, content: str):
         load_answers(folder)
 
 
-def test_load_answers_other_state_json_is_no_table(tmp_path: Path):
-    root = llava_folder(tmp_path / "llava", train=9)
-    (root / "state.json").write_text("{}")
-    assert len(load_answers(root).train) > 0
-
-
 def test_load_answers_parquet_that_changes_is_copied_again(tmp_path: Path):
     path = write_parquet(tmp_path / "data" / "all.parquet", [row(number) for number in range(9)])
     image = load_answers(tmp_path / "data").train[0].images[0]
