@@ -290,7 +290,7 @@ def finish_run(
     record = {
         "settings": recorded_command(settings),
         "models": [row.record() for row in rows.values()],
-        "left_out": splits.left_out_count,
+        "left_out": len(splits.left_out),
         "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
         **content,
     }

@@ -256,14 +256,9 @@ def nearest_names(name: Any, known: Iterable[str]) -> list[str]:
 def check_names(
     given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
 ) -> None:
-    """Raise ValueError for a name that is not known; the message has the nearest known ones.
+    """Raise ValueError for a name that is not known; the message calls it `what` and has the nearest known one.
 
-    Args:
-        given: The names.
-        known: The allowed names.
-        what: What the message calls a name.
-        own: Whether a user's module may register more of them.
-        listing: The command that lists all of them. None takes the one in `LISTINGS`.
+    `own` says that a user's module may register more; `listing` is a command that lists all, as `LISTINGS` has them.
     """
     known = list(known)
     for name in given:

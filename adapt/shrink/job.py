@@ -236,7 +236,7 @@ class ShrinkJob:
             "refined": [asdict(each) for each in rounds],
             "verified": asdict(verified),
             "answers": answers,
-            "left_out": self.problem.splits.left_out_count,
+            "left_out": len(self.problem.splits.left_out),
             "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
             "command": self._command(mask),
             "versions": library_versions(),

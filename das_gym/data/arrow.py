@@ -97,7 +97,7 @@ def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iter
         if not lengths[0] or len(set(lengths)) > 1:
             got = ", ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True))
             error = ValueError(f"{where}: lists of different lengths: got {got}, expected equal numbers of one or more")
-            bad.report(error, max(1, *lengths))
+            bad.report(error)
             continue
         for number, entry in enumerate(zip(*(values[name] for name in lists), strict=True)):
             one = {**values, **dict(zip(lists, entry, strict=True)), "row": row, "number": number}

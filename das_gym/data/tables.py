@@ -79,16 +79,10 @@ def _open_reader(path: Path, **options: Any) -> Any:
 
 
 def open_table(path: Path, read: Iterable[str], kinds: Mapping[str, str] | None = None) -> pyarrow.Table:
-    """Open columns of a table, memory-mapped and validated. The result is kept while the file does not change.
+    """Open the columns `read` of a table, memory-mapped and validated. It is kept while the file does not change.
 
-    Args:
-        path: The table.
-        read: The names of the columns.
-        kinds: Columns that must exist, and their kinds: `bytes`, `integer`, `number`, `text`, or `list of ...` these.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        ValueError: It is truncated, damaged or no table, or a column is missing or of another kind.
+    `kinds` are columns that must exist: `bytes`, `integer`, `number`, `text`, or `list of ...` these. Raise ValueError
+    where they do not, and for a damaged file.
     """
     check_plain([path])
     stat = path.stat()

@@ -34,11 +34,10 @@ def test_bad_examples_raise_with_a_hint_once():
 def test_bad_examples_skip_counts_and_keeps_lines():
     bad = BadExamples("skip")
     entries = [("line 1", "3"), ("line 2", "x"), ("line 3", ""), ("line 4", "4")]
-    assert bad.parse(entries, lambda entry, where: int(entry) if entry else None, size=lambda _: 5) == [3, 4]
-    assert (len(bad.lines), bad.count) == (1, 5)
-    assert "5 examples were skipped" in bad.last_skipped
+    assert bad.parse(entries, lambda entry, where: int(entry) if entry else None) == [3, 4]
+    assert "1 entries were skipped" in bad.last_skipped
     splits = bad.splits([1], [2], [3])
-    assert (splits.left_out, splits.left_out_count) == (tuple(bad.lines), 5)
+    assert splits.left_out == tuple(bad.lines)
 
 
 def test_bad_examples_reject_an_unknown_policy():
@@ -55,7 +54,7 @@ def test_skip_drops_every_example_of_a_broken_image(tmp_path: Path):
     assert bad.drop_broken(list(pairs.values()), "pairs.json") == [pairs["03"]]
     assert [line.partition(": the image")[0] for line in bad.lines] == [f"pairs.json: {name}" for name in ("01", "23", "11")]
     assert not any("on_bad_example" in line for line in bad.lines)
-    with pytest.raises(ValueError, match=r"x\.json holds no usable example.*3 examples were skipped"):
+    with pytest.raises(ValueError, match=r"x\.json holds no usable example.*3 entries were skipped"):
         bad.require([], "x.json")
 
 

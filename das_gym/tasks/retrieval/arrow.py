@@ -47,7 +47,7 @@ def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") ->
 
     def examples_in(*paths: Path) -> tuple[RetrievalExample, ...]:
         read = [image for path in paths for image in images_in(path)]
-        images = bad.drop_broken(read, str(paths[0]), lambda e: str(e.image.key), lambda e: len(e.captions))
+        images = bad.drop_broken(read, str(paths[0]), lambda e: e.image.key)
         return retrieval_examples(images, str(paths[0]), bad.last_skipped)
 
     train, reward, test = (require_table(tables, split) for split in ("train", "val", "test"))

@@ -40,8 +40,8 @@ def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Spli
     path, root = _find_file(absolute(data_root))
     reader = _Reader(root, BadExamples(on_bad_example))
     bad, entries = reader.bad, read_list(path, "images")
-    read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image, _count_captions)
-    images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}", lambda e: len(e.captions))
+    read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image)
+    images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}")
 
     def examples(split: str) -> tuple[RetrievalExample, ...]:
         source = f"{path} (the {split} split)"
@@ -68,22 +68,8 @@ def _find_file(root: Path) -> tuple[Path, Path]:
     return found[0], root
 
 
-def _count_captions(entry: object) -> int:
-    """Return the number of captions, hence of examples, of a bad entry; 1 if it cannot be read."""
-    sentences = entry.get("sentences") if isinstance(entry, dict) else None
-    return max(1, len(sentences)) if isinstance(sentences, list) else 1
-
-
 class _Reader:
-    """Makes captioned images of entries.
-
-    Args:
-        root: The folder in which images are looked for.
-        bad: Receives bad captions.
-
-    Attributes:
-        split_of: Our split of each image id.
-    """
+    """Makes captioned images of entries; files are looked for in `root`, `split_of` has our split of each image id."""
 
     def __init__(self, root: Path, bad: BadExamples) -> None:
         self.root, self.bad = root, bad

@@ -169,7 +169,7 @@ def test_load_answers_bad_rows(tmp_path: Path, bad: Row):
     rows = [row(number) for number in range(12)]
     write_parquet(tmp_path / "all.parquet", [*rows, {**row(13), **bad}])
     splits = load_answers(tmp_path, "skip")
-    assert splits.left_out_count == 1
+    assert len(splits.left_out) == 1
     assert "row 12" in splits.left_out[0]
     if "image" not in bad:
         with pytest.raises(ValueError, match="row 12"):
