@@ -258,7 +258,7 @@ def check_names(
 ) -> None:
     """Raise ValueError for a name that is not known; the message calls it `what` and has the nearest known one.
 
-    `own` says that a user's module may register more; `listing` is a command that lists all, as `LISTINGS` has them.
+    `own`: a user's module may register more. `listing` is a command that lists all; None takes the one in `LISTINGS`.
     """
     known = list(known)
     for name in given:

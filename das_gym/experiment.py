@@ -71,7 +71,7 @@ Usage:
 """What docopt reads; it takes no name with spaces."""
 
 OPTIONS = """
-In the place of `with` or before it:
+Instead of `with` or before it:
   print_config                Print every setting with value and description;
                               * marks those that are not the default
   print_named_configs         Print the named configs and their settings

@@ -1,7 +1,7 @@
 """Arrow tables as the scripts of ViLT and METER write them: finding them, and reading their entries.
 
-A data root holds the tables of one or of several tasks. A single table may be the data root, which is needed where a folder
-holds two data sets of one task.
+A data root holds the tables of one or of several tasks, which are read instead of original files. A single table may be the
+data root, which is needed where a folder holds two data sets of one task.
 """
 
 from __future__ import annotations
@@ -27,27 +27,16 @@ class ArrowFormat:
         task: The task.
         prefixes: How the file names begin; `_<split>.arrow` follows.
         columns: The kind of each column that is read, see `das_gym.data.tables.open_table`.
-        raw: Patterns of the files of the task's own format, relative to the data root.
     """
 
     task: str
     prefixes: tuple[str, ...]
     columns: Mapping[str, str]
-    raw: tuple[str, ...]
 
     def is_in(self, data_root: str | Path) -> bool:
-        """Return whether a data root holds tables of this format, or is one; ValueError: it holds both formats."""
+        """Return whether a data root holds tables of this format, or is one."""
         root = at_home(data_root)
-        if root.suffix == ".arrow":
-            return True
-        tables = [path.name for prefix in self.prefixes for path in sorted(root.glob(f"{prefix}_*.arrow"))]
-        raw = [str(path.relative_to(root)) for pattern in self.raw for path in sorted(root.glob(pattern))]
-        if tables and raw:
-            raise ValueError(
-                f"{root} holds data of {self.task} twice: got arrow tables ({tables[0]}) and original files ({raw[0]}), "
-                f"expected one of them. For the tables pass `data_root={root / tables[0]}`"
-            )
-        return bool(tables)
+        return root.suffix == ".arrow" or any(any(root.glob(f"{prefix}_*.arrow")) for prefix in self.prefixes)
 
     def find(self, data_root: str | Path) -> dict[str, Path]:
         """Return the tables of the data set in a data root by split; the data root may be one of them."""

@@ -62,11 +62,6 @@ class UnitLatencies:
     skipped: tuple[float, ...]
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        times = np.array([self.full, self.base, *self.kept, *self.skipped], dtype=float)
-        if len(self.kept) != len(self.skipped) or not (np.isfinite(times).all() and (times >= 0).all() and self.full > 0):
-            raise ValueError("latencies must be finite and at least 0 ms: one per unit when kept, and one when skipped")
-
     @property
     def cost(self) -> MaskCost:
         """The latency of any mask, in milliseconds."""

@@ -33,14 +33,6 @@ def test_tables_are_found_and_distinguished(tmp_path: Path, task: str):
     assert pairs[-1].image.open().size == (24, 16)
 
 
-def test_tables_next_to_original_files_are_rejected(tmp_path: Path):
-    write_nlvr2(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds data of nlvr2 twice: .*data/train\.json.*`data_root="):
-        TABLES["nlvr2"].is_in(tmp_path)
-
-
 def test_table_selects_one_of_two_data_sets(tmp_path: Path):
     write_captions(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")

@@ -50,7 +50,6 @@ TABLES = ArrowFormat(
         "answers": "list of text",
         "identifier": "text",
     },
-    raw=tuple(f"{folder}/train.json".lstrip("/") for folder in FOLDERS),
 )
 
 _FIELDS: Fields = {"identifier": str, "sentence": str, "label": str}

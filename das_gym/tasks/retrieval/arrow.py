@@ -22,7 +22,6 @@ TABLES = ArrowFormat(
     "retrieval",
     prefixes=("f30k_caption_karpathy", "coco_caption_karpathy"),
     columns={"image": "bytes", "caption": "list of text", "image_id": "text"},
-    raw=("dataset*.json", "karpathy/dataset*.json"),
 )
 
 

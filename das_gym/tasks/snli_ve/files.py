@@ -37,7 +37,6 @@ TABLES = ArrowFormat(
     "snli_ve",
     prefixes=("snli",),
     columns={"image": "bytes", "sentences": "list of list of text", "labels": "list of integer"},
-    raw=("snli_ve_*.jsonl", "data/snli_ve_*.jsonl"),
 )
 
 _FIELDS: Fields = {"pairID": str, "Flickr30K_ID": str, "sentence2": str, "gold_label": str}

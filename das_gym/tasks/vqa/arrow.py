@@ -38,7 +38,6 @@ TABLES = ArrowFormat(
         "answers": "list of list of text",
         "answer_scores": "list of list of number",
     },
-    raw=("*_questions.json",),
 )
 
 N_ANSWERS = 10
