@@ -35,7 +35,7 @@ def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
 def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
     """Return the searched units: from the record, the table's environment, or the layer names alone."""
     if result.units:
-        return Architecture.from_record(result.units)
+        return Architecture(result.units)
     return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
 
 

@@ -44,7 +44,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
             raise ValueError(f"{replay.name} did not search this table: {error}") from error
     meta, groups = table.meta, _groups(table)
     data = {
-        "units": Architecture.of_table(table).record(),
+        "units": asdict(Architecture.of_table(table))["units"],
         "metric": meta.metric_name.replace("_", " "),
         "macs": {"full": meta.macs_full, "unskipped": int(table.macs[0]), "savings": table.layer_macs.savings.tolist()},
         "keys": None if meta.max_skipped is None else ";".join(map(_key, table.masks)),
