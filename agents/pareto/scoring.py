@@ -11,11 +11,10 @@ from das_gym.agents.pareto.record import ScoredMasks
 from das_gym.agents.searching.environment import make_scored, observed_statistics
 
 from das_gym.config import check_names
-from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED
-from das_gym.problem.mask_space import MaskSpace
-from das_gym.registration import entry_of
+from das_gym.registration import MODELS, entry_of
 
 
 class FrontProblem:
@@ -23,8 +22,10 @@ class FrontProblem:
 
     Attributes:
         layer_names: Names in mask order.
+        cost: The cost of masks.
         max_saved: The largest fraction that any mask saves.
         table: The table behind the environment, or None.
+        reads: What the model reads: `pairs` or `prompts`.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], cost: str = "MACs") -> None:
@@ -39,6 +40,9 @@ class FrontProblem:
         self.n_layers = len(self.layer_names)
         self.cost = self.scorer.cost_of(next(setting for setting, word in SAVED.items() if word == cost))
         self.max_saved = float(self.cost.range[1])
+        entry = entry_of(self._env.spec.id)
+        assert entry is not None  # `make_scored` rejects other environments
+        self.reads = MODELS[entry.model].reads
         if self.max_saved <= 0:
             raise ValueError(f"no mask of this model saves {cost}: adapters cost more than layers. Give another `cost`")
         self._rng = np.random.default_rng(0)
@@ -49,35 +53,20 @@ class FrontProblem:
         return observed_statistics(self._env, self._env.reset()[0])
 
     @property
-    def model(self) -> str:
-        """The model, a key of `das_gym.registration.MODELS`."""
-        entry = entry_of(self._env.spec.id)
-        assert entry is not None
-        return entry.model
-
-    @property
     def metric_name(self) -> str:
         """Name of `ScoredMasks.metrics`."""
         return self.scorer.problem.task.metric_name if self.table is None else self.table.meta.metric_name
 
-    def saved(self, masks: Masks) -> Floats:
-        """Return the fraction of the cost that each of (m, n_layers) masks saves; negative if adapters cost more."""
-        return self.cost.saved(masks)
-
-    def within(self, share: float) -> MaskSpace:
-        """Return the masks that save at least `share`, for heuristics that need a budget."""
-        return MaskSpace(Budget(self.n_layers, saved=share, cost=self.cost))
-
     def score(self, masks: Masks) -> ScoredMasks:
         """Score (m, n_layers) masks in one call of the engine."""
         info = self.scorer.score(masks, self._rng).info
-        return ScoredMasks(masks, self.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
+        return ScoredMasks(masks, self.cost.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
 
     def hypervolume_share(self, scored: ScoredMasks) -> float | None:
         """Return the fraction of the true front's hypervolume that the masks cover; None without a table."""
         if self.table is None:
             return None
         masks, losses = self.table.masks, self.table.values("loss", self.scorer.split)
-        saved = self.saved(masks)
+        saved = self.cost.saved(masks)
         reference = reference_point(saved, losses)
         return hypervolume(scored.saved, scored.losses, reference) / hypervolume(saved, losses, reference)
