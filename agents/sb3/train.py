@@ -28,14 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import (
-    ActionSpaceError,
-    choose_action,
-    find_algorithm,
-    make_model,
-    with_action,
-    with_defaults,
-)
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
@@ -115,17 +108,14 @@ class _Training:
         self.config, self.folder = config, folder
         cls, known = find_algorithm(config.agent)
         self.hyperparameters = with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-        actions = choose_action(known, config.action)
-        for self.action in actions:
-            kwargs = with_action(config.mask_kwargs, self.action)
-            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-            try:
-                self._make_model(cls, env, resume)
-                break
-            except BaseException as error:
-                env.close()
-                if not isinstance(error, ActionSpaceError) or self.action == actions[-1]:
-                    raise
+        self.action = choose_action(known, config.action)
+        kwargs = with_action(config.mask_kwargs, self.action)
+        env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+        try:
+            self._make_model(cls, env, resume)
+        except BaseException:
+            env.close()
+            raise
         self._saved_turns = len(self.recorder.turns)
 
     def _make_model(self, cls: type[BaseAlgorithm], env: gymnasium.vector.VectorEnv, resume: bool) -> None:
