@@ -133,7 +133,9 @@ class SearchLoop:
         with fewer_examples(find_scorer(self.base), share):
             rewards, scores = score_masks(self.env, masks)
         self.agent.tell(masks, rewards)
-        self.history.append(Turn.of(masks, rewards, scores, **self._agent_lists(), examples_share=share))
+        probabilities = self.agent.skip_probabilities()
+        probabilities = None if probabilities is None else probabilities.tolist()
+        self.history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
         return True
 
     def result(self) -> SearchResult:
@@ -150,8 +152,7 @@ class SearchLoop:
             self.history,
             agent.statistics_read,
             config.agent_settings(),
-            free_budget=agent.free_budget,
-            **self._agent_lists(),
+            agent.free_budget,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -169,7 +170,3 @@ class SearchLoop:
             if hasattr(self.base, "set_state"):
                 self.base.set_state(checkpoint.env)
         self.history = list(checkpoint.turns)
-
-    def _agent_lists(self) -> dict[str, list[float] | None]:
-        found = {"skip_probabilities": self.agent.skip_probabilities(), "preferences": self.agent.preferences}
-        return {name: None if values is None else values.tolist() for name, values in found.items()}

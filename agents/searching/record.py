@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from das_gym.agents.searching.environment import SCORES, find_scorer
 
 from das_gym.config import build
+from das_gym.drawing.architecture import Unit
 from das_gym.files import read_json, write_json
 from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import keeps_budget
@@ -46,11 +46,6 @@ class ScoredMask:
     macs_saved: float
     skipped_layers: list[str]
 
-    def __post_init__(self) -> None:
-        _check_masks([self.mask], len(self.mask))
-        for name in ("reward", *SCORES):
-            _check_finite(name, [getattr(self, name)])
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -64,7 +59,6 @@ class Turn:
         macs: Their MACs per example.
         macs_saved: The fraction of MACs that they save.
         skip_probabilities: The agent's after the turn; None if it has none.
-        preferences: The agent's after the turn; None if it has none.
         examples_share: Fraction of the reward examples that the masks were scored on.
     """
 
@@ -75,7 +69,6 @@ class Turn:
     macs: list[int]
     macs_saved: list[float]
     skip_probabilities: list[float] | None = None
-    preferences: list[float] | None = None
     examples_share: float = 1.0
 
     @classmethod
@@ -89,10 +82,6 @@ class Turn:
             if len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"a turn has {len(self.masks)} masks, but {len(getattr(self, name))} values of `{name}`")
         _check_masks(self.masks, len(self.masks[0]) if self.masks else 0)
-        for name in ("rewards", *SCORES, "skip_probabilities", "preferences"):
-            _check_finite(name, getattr(self, name) or [])
-        if not 0 < self.examples_share <= 1:
-            raise ValueError(f"`examples_share` is out of range: got {self.examples_share}, expected more than 0, up to 1")
 
     @property
     def cost(self) -> float:
@@ -112,12 +101,6 @@ def _check_masks(masks: Sequence[Sequence[int]], n_layers: int) -> None:
             raise ValueError(
                 f"`mask` is not allowed: got {mask}, expected 0 (keep) or 1 (skip) for each of {n_layers} layers"
             )
-
-
-def _check_finite(name: str, values: Iterable[float | None]) -> None:
-    # The comparison is exact, so that it also rejects whole numbers beyond floats, on which math.isfinite fails.
-    if not all(value is None or abs(value) <= sys.float_info.max for value in values):
-        raise ValueError(f"`{name}` holds a number that is not finite; expected None instead")
 
 
 def plain_numbers(values: np.ndarray) -> list[Any]:
@@ -173,13 +156,11 @@ class SearchResult:
             the examples count as that fraction, and the sum is rounded up.
         best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
             the answer itself if no mask was scored.
-        preferences: The agent's at the end; None if it has none.
-        skip_probabilities: The agent's at the end; None if it has none.
         versions: Versions of Python and the libraries.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         plugins: Modules that register the environment or the agent.
-        units: Layout of the layers, see `das_gym.drawing.architecture.Architecture.record`.
+        units: Layout of the layers.
         statistics: Layer statistic name to (n_layers,) values, for reports.
         history: Every turn; stored in `search_history.json`.
     """
@@ -202,13 +183,11 @@ class SearchResult:
     macs_saved: float
     evaluations: int
     best_seen: dict[str, Any]
-    preferences: list[float] | None
-    skip_probabilities: list[float] | None
     versions: dict[str, str]
     free_budget: bool = False
     statistic_masks: int = 0
     plugins: tuple[str, ...] = ()
-    units: tuple[dict[str, Any], ...] = ()
+    units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
 
@@ -216,8 +195,6 @@ class SearchResult:
         best = build(ScoredMask, self.best_seen, "value of best_seen,")
         masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
-        for name in ("reward", "macs_full", *SCORES):
-            _check_finite(name, [getattr(self, name)])
 
     @property
     def masks_asked(self) -> int:
@@ -234,8 +211,6 @@ class SearchResult:
         turns: Sequence[Turn],
         statistics_read: Iterable[str] | None,
         agent_kwargs: dict[str, Any],
-        preferences: list[float] | None = None,
-        skip_probabilities: list[float] | None = None,
         free_budget: bool = False,
     ) -> SearchResult:
         """Make the record of a finished search with the settings `config` in the environment `base`.
@@ -251,7 +226,7 @@ class SearchResult:
         if hasattr(scorer, "architecture"):
             values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
             statistics = {each.name: values[:, column].tolist() for column, each in enumerate(scorer.statistics)}
-            layout = {"units": tuple(scorer.architecture().record()), "statistics": statistics}
+            layout = {"units": scorer.architecture().units, "statistics": statistics}
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,
@@ -265,8 +240,6 @@ class SearchResult:
             evaluations=masks_of(turns) + statistic_masks,
             statistic_masks=statistic_masks,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
-            preferences=preferences,
-            skip_probabilities=skip_probabilities,
             free_budget=free_budget,
             versions=library_versions(),
             plugins=imported_plugins(),
@@ -275,8 +248,8 @@ class SearchResult:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; return the path of the latter."""
-        record = {name: value for name, value in vars(self).items() if name != "history"}
-        turns = [vars(turn) for turn in self.history]
+        record = asdict(self)
+        turns = record.pop("history")
         write_json(Path(folder) / HISTORY, {"format": FORMAT, "layer_names": self.layer_names, "turns": turns}, indent=None)
         path = Path(folder) / RECORD
         write_json(path, {"format": FORMAT, **record})

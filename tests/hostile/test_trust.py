@@ -78,7 +78,7 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}}
+    rest = {"macs_full": 100, "evaluations": 0, "versions": {}}
     known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
     return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}

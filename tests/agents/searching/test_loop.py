@@ -48,7 +48,7 @@ def stopped_search(folder, turns=2, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["bandit", "bayes", "cross_entropy", "evolution", "greedy", "random"])
+@pytest.mark.parametrize("agent", ["bandit", "bayes", "evolution", "greedy", "random"])
 def test_search_records_a_good_mask(agent, tmp_path):
     result = search(config(agent=agent, evaluations=150), tmp_path)
     every = np.array([[i in chosen for i in range(N_LAYERS)] for chosen in itertools.combinations(range(N_LAYERS), 4)])
@@ -63,8 +63,7 @@ def test_search_records_a_good_mask(agent, tmp_path):
     assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
     rows = [row for turn in result.history for row in turn.rows]
     assert record["best_seen"]["reward"] == max(row["reward"] for row in rows if sum(row["mask"]) == 4)
-    assert (record["skip_probabilities"] is None) == (agent not in ("bandit", "cross_entropy"))
-    assert (record["preferences"] is None) == (agent != "bandit")
+    assert (result.history[-1].skip_probabilities is None) == (agent != "bandit")
     assert SearchResult.load(tmp_path) == result
 
 
@@ -137,7 +136,7 @@ def test_search_measures_latency_once(stop, small_kwargs, tmp_path, monkeypatch)
     assert savings.tolist() == list(range(1, 7))
     masks = np.array([mask for turn in result.history for mask in turn.masks])
     assert (masks @ savings >= 0.5 * 23.0).all()
-    assert all(check.agrees for check in validate(SearchResult.load(tmp_path)))
+    assert validate(SearchResult.load(tmp_path)) == []
 
 
 def test_search_records_infinite_losses_as_none(tmp_path):
@@ -203,7 +202,7 @@ class FirstLayers(Agent):
 def test_search_with_your_own_agent(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_agent", sys.modules[__name__])
     result = search(config(agent="own_agent:FirstLayers", evaluations=3))
-    assert (result.mask, result.evaluations, result.skip_probabilities) == ([1] * 4 + [0] * 8, 3, None)
+    assert (result.mask, result.evaluations) == ([1] * 4 + [0] * 8, 3)
     with pytest.raises(ValueError, match="agent 'own_agent:FirstLayers'"):
         search(config(agent="own_agent:FirstLayers", agent_kwargs={"asked": [[1] * 12]}))
 
@@ -245,6 +244,6 @@ def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent,
     result = search(settings, tmp_path)
     assert (result.statistic_masks, result.evaluations) == (masks, masks + result.masks_asked)
     assert result.masks_asked == (2 if agent == "random" else 1)
-    assert all(check.agrees for check in validate(SearchResult.load(tmp_path)))
+    assert validate(SearchResult.load(tmp_path)) == []
     tabular = search(SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", skip_num=4, agent=agent, evaluations=2, **named))
     assert (tabular.statistic_masks, tabular.evaluations) == (0, result.masks_asked)
