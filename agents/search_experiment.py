@@ -9,7 +9,6 @@
     python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3, 1,000 masks
     python -m agents with meter_vqa_table maskable_ppo masks_per_turn=8     eight environments side by side
     python -m agents with agent=sb3_contrib:CrossQ                  any class of SB3's kind
-    python -m agents with ppo start_from=runs/3                     train further what run 3 kept
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with my_model_vqa plugins=my_module              what my_module.py registers
     python -m agents with resume=3                                  continue run 3, which was stopped

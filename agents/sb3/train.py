@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
-from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
+from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
 from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
@@ -119,7 +119,7 @@ class _Training:
         self._saved_turns = len(self.recorder.turns)
 
     def _make_model(self, cls: type[BaseAlgorithm], env: gymnasium.vector.VectorEnv, resume: bool) -> None:
-        """Make the algorithm on its environments, with the parameters of a checkpoint or of `start_from`."""
+        """Make the algorithm on its environments, with the parameters of a checkpoint."""
         from stable_baselines3.common.vec_env import VecMonitor
 
         from das_gym.envs.sb3_vec_env import SB3VecEnv
@@ -131,10 +131,8 @@ class _Training:
             checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
         self.recorder = Recorder(env, config.evaluations, checkpoint, folder)
         self.model = make_model(cls, self.hyperparameters, VecMonitor(SB3VecEnv(self.recorder)), config.seed)
-        source = config.start_from if checkpoint is None else folder
-        if source is not None:
-            _set_parameters(self.model, agent_file(source))
         if checkpoint is not None and folder is not None:
+            _set_parameters(self.model, folder / AGENT)
             with explain_damage(folder / CHECKPOINT, "start a new search"):
                 self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
             self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)

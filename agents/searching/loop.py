@@ -11,8 +11,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
-from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.sb3.policy import check_algorithm
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.agent_setup import make_search_agent, takes
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
 from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
@@ -91,7 +90,9 @@ def check_search(config: SearchConfig) -> None:
     This loads model and data; the search finds them in the cache of `load_problem`.
     """
     if is_algorithm(config.agent):
-        check_algorithm(config.agent, config.agent_kwargs, config.masks_per_turn, config.action, config.start_from)
+        cls, known = find_algorithm(config.agent)
+        choose_action(known, config.action)
+        with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False)) as env:
         if not is_algorithm(config.agent):
             _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))

@@ -82,7 +82,6 @@ def test_settings_of_the_environment_reach_it():
         ({"env_id": "DAS-Suite-v0"}, "`env_id` has not one problem with one reward"),
         ({"env_id": "DAS-METER-VQA-v0", "skip_num": 13}, "`skip_num` is out of range"),
         ({"env_id": "DAS-METER-VQA-v0", "supernet": "none.safetensors"}, r"`supernet` does not exist"),
-        ({"agent": "ppo", "start_from": "none"}, "no agent at .*none"),
         ({"env_id": "DAS-METER-VQA-v0", "device": "gpu"}, "device='gpu' cannot be used here"),
         ({"skip_num": 13}, "`skip_num` is out of range"),
         (

@@ -212,7 +212,7 @@ def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], r
     assert canary.exists()
 
 
-@pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
+@pytest.mark.parametrize("words", [("runs",), ("compare", "with", "resume=1")])
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
@@ -254,7 +254,6 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
 
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
     assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
-    search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()
 
 
@@ -277,5 +276,5 @@ def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_age
         for name, content in {**contents, part: buffer.getvalue()}.items():
             archive.writestr(name, content)
     with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
+        search(SearchConfig(**hostile_agent), "runs/2", resume=True)
     assert not canary.exists()

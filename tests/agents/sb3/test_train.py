@@ -86,15 +86,6 @@ def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     assert json.loads((tmp_path / "search.json").read_text())["agent"] == "maskable_ppo"
 
 
-def test_train_starts_from_a_saved_agent(env_kwargs: dict, tmp_path: Path):
-    first = train("ppo", env_kwargs, tmp_path)
-    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), agent_kwargs={"learning_rate": 0.0})
-    for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
-        np.testing.assert_array_equal(old.detach(), new.detach())
-    with pytest.raises(FileNotFoundError, match=r"no agent at "):
-        train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
-
-
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
 def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
     seen = []
