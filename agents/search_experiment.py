@@ -180,7 +180,7 @@ class _Log:
         self.evaluations = 0.0
         self.best: float | None = None  # of a mask that may be an answer
 
-    def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:
+    def __call__(self, turn: Turn) -> None:
         reward = (best_row([turn], self.budget) or {"reward": None})["reward"]
         self.best = max((value for value in (self.best, reward) if value is not None), default=None)
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
@@ -189,8 +189,6 @@ class _Log:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.bar.update(turn.cost)
         self.evaluations += turn.cost
-        for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):
-            scalars[f"skip_probability.{name}"] = p
         for name, value in scalars.items():
             if value is not None:
                 self.run.log_scalar(name, value, self.evaluations)

@@ -79,7 +79,7 @@ def train_sb3(
     Args:
         config: What to search. `agent` is an algorithm, `agent_kwargs` are its hyperparameters.
         folder: Run folder. None keeps nothing.
-        on_turn: Called after every step that scored masks, with the turn and the layer names.
+        on_turn: Called after every step that scored masks, with the turn.
         resume: Continue from the checkpoint in `folder`, if there is one; the top of this file lists what it restores.
         writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
 
@@ -144,8 +144,8 @@ class _Training:
 
         if on_turn is not None:
             for turn in self.recorder.turns:
-                on_turn(turn, self.layer_names)
-            self.recorder.on_turn = lambda turn: on_turn(turn, self.layer_names)
+                on_turn(turn)
+            self.recorder.on_turn = on_turn
         logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
         self.model.set_logger(logger)
         # in updates; for an algorithm with a replay buffer, in episodes

@@ -104,7 +104,7 @@ class SearchConfig(BudgetSettings):
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
-OnTurn = Callable[[Turn, tuple[str, ...]], Any]
+OnTurn = Callable[[Turn], Any]
 
 
 def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:

@@ -42,7 +42,7 @@ def search(
     Args:
         config: What to search.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
-        on_turn: Called after every turn with it and the layer names; when resuming first with the turns of the checkpoint.
+        on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
         resume: Continue from the checkpoint in `folder`, if there is one. The result is the same, byte for byte, as that of
             an uninterrupted search; not for an algorithm of Stable-Baselines3, see `das_gym.agents.sb3.train`.
 
@@ -72,12 +72,12 @@ def search(
             loop.restore(run_folder)
         if on_turn is not None:
             for turn in loop.history:
-                on_turn(turn, loop.layer_names)
+                on_turn(turn)
         while loop.take_turn():
             if run_folder is not None and len(loop.history) % config.save_every == 0:
                 loop.checkpoint().save(run_folder, config)
             if on_turn is not None:
-                on_turn(loop.history[-1], loop.layer_names)
+                on_turn(loop.history[-1])
         result = loop.result()
     if folder is not None:
         result.save(folder)

@@ -28,15 +28,7 @@ HISTORY = "search_history.json"
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """A mask with its scores, in plain JSON values.
-
-    Attributes:
-        mask: 0/1 per layer.
-        reward, loss, metric: None where a number is not finite.
-        macs: MACs per example.
-        macs_saved: Fraction of the MACs that it saves.
-        skipped_layers: Names of the skipped layers.
-    """
+    """A mask with its scores, in plain JSON values; None where a number is not finite."""
 
     mask: list[int]
     reward: float | None
@@ -49,15 +41,9 @@ class ScoredMask:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a search, in plain JSON values.
+    """One turn of a search: masks, 0/1 per layer, with their scores as in `ScoredMask`.
 
     Attributes:
-        masks: The m masks of the turn, 0/1 per layer.
-        rewards: Their rewards; None where a number is not finite, here and below.
-        loss: Their losses in nats.
-        metric: Their metrics, 0..1.
-        macs: Their MACs per example.
-        macs_saved: The fraction of MACs that they save.
         skip_probabilities: The agent's after the turn; None if it has none.
         examples_share: Fraction of the reward examples that the masks were scored on.
     """
@@ -138,30 +124,16 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        agent: The agent's name.
-        agent_kwargs: Its hyperparameters.
-        seed: Seed of agent and environment.
-        masks_per_turn: Masks per turn.
-        mask: The agent's answer, 0/1 per layer.
-        layer_names: All layers, in mask order.
-        skipped_layers: The layers that the answer skips.
-        n_skipped: Their number.
-        loss: Loss of the answer in nats; None where a number is not finite, here and below.
-        metric: Metric of the answer, 0..1.
-        reward: Reward of the answer.
-        macs: MACs of the answer per example.
+        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores, as in `ScoredMask`.
         macs_full: MACs of the full model per example.
-        macs_saved: Fraction of MACs that the answer saves.
         evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
             the answer itself if no mask was scored.
-        versions: Versions of Python and the libraries.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         plugins: Modules that register the environment or the agent.
-        units: Layout of the layers.
-        statistics: Layer statistic name to (n_layers,) values, for reports.
+        units, statistics: Layout and statistics of the layers, for reports.
         history: Every turn; stored in `search_history.json`.
     """
 

@@ -71,7 +71,6 @@ def test_stopped_search_resumes_exactly(asked, tmp_path, monkeypatch):
     ("update", "told"),
     [
         ({"evaluations": 5}, "`evaluations` is out of range"),
-        ({"baselines": ["bayes"]}, "baselines holds 'bayes', which searches; give rules such as block_influence"),
         ({"env_kwargs": {"reward_batches": "cycle"}}, "reward_batches"),
         ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym"),
     ],

@@ -53,11 +53,9 @@ def test_run_without_tensorboard_warns(small: dict, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("update", "names", "text"),
     [
-        ({"agent": "maskable_pp"}, [], "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
         ({"agent_kwargs": {"gama": 1}}, ["ppo"], "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        ({"action": "scores"}, ["dqn"], "`action` is not supported by dqn"),
-        ({"action": "scores"}, ["bandit"], "agent 'bandit' has no setting action"),
-        ({"masks_per_turn": 0}, ["ppo"], "masks_per_turn"),
+        ({"action": "scores"}, ["dqn"], "unknown action of dqn, 'scores'"),
+        ({"action": "scores"}, ["bandit"], "agent 'bandit' has no setting `action`"),
     ],
 )
 def test_wrong_setting_is_rejected_before_the_run(small: dict, update: dict, names: list[str], text: str):

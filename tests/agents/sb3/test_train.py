@@ -68,7 +68,7 @@ def test_algorithm_defaults_find_the_best_mask(name: str):
     assert train_sb3(config).policy["reward"] >= gymnasium.spec(ID).reward_threshold
 
 
-@pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
+@pytest.mark.parametrize("name", ["ppo", "dqn", "ars"])
 def test_train_repeats_with_the_same_seed(env_kwargs: dict, name: str):
     one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))
     assert one == two
@@ -90,7 +90,7 @@ def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
 def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
     seen = []
 
-    def stop(turn, layer_names):
+    def stop(turn):
         seen.extend(turn.masks)
         if len(seen) >= 14:
             raise KeyboardInterrupt
@@ -139,12 +139,10 @@ def test_train_with_an_unlisted_class(env_kwargs: dict):
 @pytest.mark.parametrize(
     ("algorithm", "settings", "text"),
     [
-        ("pppo", {}, "did you mean 'ppo'"),
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
         ("ppo", {"agent_kwargs": {"seed": 1}}, "'seed'"),
-        ("sb3_contrib:RecurrentPPO", {"agent_kwargs": {"policy": "MlpPolicy"}}, "MlpLstmPolicy"),
         ("ppo", {"agent_kwargs": {"clip_range": "wide"}}, "PPO cannot be made with"),
-        ("ppo", {"action": "score"}, "did you mean 'scores'"),
+        ("stable_baselines3:DQN", {"action": "mask"}, "action"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved"),
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
     ],
@@ -177,7 +175,7 @@ def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path:
     settings |= {"save_every": 1, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 2, "n_epochs": 1}}
     config, turns = SearchConfig(env_kwargs=env_kwargs, **settings), []
 
-    def stop(turn, layer_names):
+    def stop(turn):
         turns.append(turn)
         if len(turns) == 3:
             raise KeyboardInterrupt
@@ -193,10 +191,7 @@ def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"env": {"evaluations": "x"}},
         {"env": {"evaluations": -1, "position": 0}},
-        {"env": [1]},
-        {"agent": {}},
         {"agent": {"steps": "x"}},
         {"turns": "shortened"},
     ],

@@ -34,7 +34,7 @@ def config(**settings):
 def stop_after(turns):
     seen = []
 
-    def on_turn(turn, layer_names):
+    def on_turn(turn):
         seen.append(turn)
         if len(seen) == turns:
             raise StopError
@@ -99,7 +99,7 @@ def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop,
     stopped_search(tmp_path / "stopped", stop, **settings)
     assert not (tmp_path / "stopped" / "search.json").exists()
     turns = []
-    search(config(**settings), tmp_path / "stopped", on_turn=lambda turn, names: turns.append(turn), resume=True)
+    search(config(**settings), tmp_path / "stopped", on_turn=turns.append, resume=True)
     for name in ("search.json", "search_history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
     assert tuple(turns) == whole.history  # with those of the checkpoint
