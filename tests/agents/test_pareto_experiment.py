@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents.pareto.record import ScoredMasks
-from das_gym.agents.pareto.scoring import FrontProblem
-from das_gym.agents.pareto_experiment import ParetoSettings, ex, search
+from das_gym.agents.pareto_experiment import FrontProblem, ParetoSettings, ex, search
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -43,7 +42,7 @@ def test_run_saves_all_masks_and_the_front(asked, made_up_table, tmp_path, capsy
     assert not (tmp_path / "runs" / "1" / "front_checkpoint.json").exists()
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[: len(front.masks) + 6])) <= 80
-    assert f"{100 * record['hypervolume_share']:.2f} % of the true front's hypervolume" in printed
+    assert f"{100 * record['hypervolume_share']:.2f} % of the true front's hypervolume" in " ".join(printed.split())
     assert "python -m agents" not in printed.partition("Next: ")[2]
 
 
