@@ -207,7 +207,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
-            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines, table),
+            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines),
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
             "verdict": verdict(lines),

@@ -98,9 +98,7 @@ def comparison_table(title: str, lines: Sequence[Line], notes: Sequence[str]) ->
     return Table(COLUMNS, tuple(rows), title, (LEGEND, *notes))
 
 
-def report_of(
-    what: str, metric: str, architecture: Architecture, lines: Sequence[Line], table: Table
-) -> dict[str, Any] | None:
+def report_of(what: str, metric: str, architecture: Architecture, lines: Sequence[Line]) -> dict[str, Any] | None:
     """Return the record of a report on the best row and the layers that DAS skips; None before the first measurement."""
     if not lines:
         return None
@@ -112,7 +110,7 @@ def report_of(
         f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
     }
     mask = [int(unit.name in skipped) for unit in architecture.units]
-    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask, table).record()
+    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask).record()
 
 
 def skipped_layers(lines: Sequence[Line]) -> list[str]:

@@ -36,7 +36,7 @@ def report_of(
             "skips": ", ".join(removed) or "nothing",
             f"{measured.metric.replace('_', ' ')} on test, %": f"{100 * measured.final.score:.2f}",
             "MACs saved, %": percent(measured.final.macs_saved),
-            "folder": str(out.absolute()),
+            "out": str(out.absolute()),
         },
         architecture=architecture,
         mask=list(mask),

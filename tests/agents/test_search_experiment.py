@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
-from tests.commands import start, stop_when
 
 
 @pytest.fixture
@@ -103,22 +101,3 @@ def test_failed_run_resumes_to_the_same_record(small):
     assert {k: (v["steps"], v["values"]) for k, v in one.items()} == {k: (v["steps"], v["values"]) for k, v in two.items()}
     with pytest.raises(RunError, match="run 2 is complete"):
         run_search({"resume": 2})
-
-
-@pytest.mark.slow
-def test_killed_command_resumes(small, tmp_path):
-    run_search({**small, "seed": 1, "evaluations": 60}, ["bandit"])
-    words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
-    killed = start(" ".join(["python -m agents", *words, "env_kwargs.seconds=0.05"]), Path(__file__).parent)
-    folder = tmp_path / "runs" / "2"
-    error = stop_when(killed, (folder / "checkpoint.json").exists, signal.SIGINT)
-    assert killed.returncode == 130, error
-    assert "Resume with: python -m agents with resume=2" in error
-    assert not (folder / "search.json").exists()
-    with pytest.raises(RunError, match="started with seed=1 and cannot be resumed with seed=2"):
-        run_search({"resume": 2, "seed": 2})
-    run_search({"resume": 2})
-    one, two = (json.loads((path / "search.json").read_text()) for path in (tmp_path / "runs" / "1", folder))
-    assert one.pop("env_kwargs") == {"skip_num": 4}
-    assert two.pop("env_kwargs") == {"skip_num": 4, "seconds": 0.05}
-    assert one == two
