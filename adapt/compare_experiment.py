@@ -201,7 +201,6 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             # Saved before the record: a resumed run does not train a recorded trial again.
             trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
-        table = comparison_table(title, lines, verdict(lines))
         record = {
             "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
@@ -215,6 +214,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
+        table = comparison_table(title, lines, verdict(lines))
         parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
         write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
