@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
@@ -34,6 +36,27 @@ def test_run_saves_metrics_and_artifacts(small):
     assert ", ".join(result.skipped_layers) in printed
     assert "record: runs/1/search.json" in printed
     assert "mask/s" not in printed
+
+
+def test_run_with_sb3_saves_the_agent_and_its_metrics(made_up_table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"evaluations": 24, "skip_num": 3, "env_kwargs": {"table": str(made_up_table)}, "masks_per_turn": 2}
+    settings["agent_kwargs"] = {"n_steps": 4, "learning_rate": 1e-3}
+    _, folder, result = run_search(settings, ["meter_vqa_table", "ppo"])
+    assert (result.agent, result.masks_per_turn, result.evaluations, result.n_skipped) == ("ppo", 2, 24, 3)
+    assert result.agent_kwargs["learning_rate"] == 1e-3
+    run = json.loads((folder / "run.json").read_text())
+    assert run["artifacts"] == ["agent.zip", "search.png", "search.json"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"reward", "best_reward", "loss", "macs_saved", "train/loss", "rollout/ep_rew_mean"} <= set(metrics)
+    assert metrics["train/loss"]["steps"] == sorted(metrics["train/loss"]["steps"])
+    assert metrics["train/loss"]["steps"][-1] == 24
+    assert np.isfinite(metrics["train/loss"]["values"]).all()
+    printed = (folder / "cout.txt").read_text()
+    assert "| train/" in printed
+    assert "ppo in action space 'scores', 24 steps; its own answer:" in printed
+    assert list((folder / "tensorboard").glob("events*"))
+    assert load_sb3(folder, trust=True)[1]["algorithm"] == "ppo"
 
 
 @pytest.mark.parametrize("agent", ["greedy", "leave_one_out"])
@@ -70,6 +93,9 @@ def test_settings_of_the_environment_reach_it():
         ({"skp_num": 4}, "unknown setting 'skp_num'; did you mean 'skip_num'"),
         ({"seed": "abc"}, "seed='abc' .str. is not allowed; give a whole number"),
         ({"image_size": 96}, "Did you mean `env_kwargs.image_size`"),
+        ({"agent": "ppo", "agent_kwargs": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
+        ({"agent": "dqn", "action": "scores"}, "unknown action of dqn, 'scores'"),
+        ({"agent": "bandit", "action": "scores"}, "agent 'bandit' has no setting `action`"),
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
         ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` has not one problem with one reward"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -102,18 +101,6 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
     assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6 + 13], [1])
     assert ppo.answers.sum(axis=1).tolist() == [4]
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
-
-
-@pytest.mark.slow
-def test_compare_agents_imports_sb3_lazily(made_up_table):
-    code = f"""if True:
-        import sys
-        from das_gym.agents.compare.oracle import TableOracle
-        from das_gym.agents.compare.comparison import compare_agents
-        oracle = TableOracle({TABULAR!r}, {{"skip_num": 4}}, {{"table": {str(made_up_table)!r}}})
-        compare_agents(oracle, ["random"], range(1), 3)
-        sys.exit("stable_baselines3" in sys.modules)"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_compare_agents_rejects_settings_before_any_search(oracle):

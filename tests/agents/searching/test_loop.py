@@ -3,12 +3,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents import AGENTS, Agent, Heuristic, SearchConfig, SearchResult, search
+from das_gym.agents import AGENTS, Heuristic, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
@@ -180,31 +179,6 @@ def test_search_config_rejects_settings(settings, name):
         SearchConfig(**settings)
     with pytest.raises(TypeError, match="env_kwargs"):
         SearchConfig(env_kwargs={"model": object()})
-
-
-class FirstLayers(Agent):
-    """A custom agent."""
-
-    def __init__(self, space, seed=None, asked=None):
-        super().__init__(space, seed)
-        self.asked = asked
-
-    def ask(self, n):
-        return self.asked or np.arange(self.n_layers)[None] < self.space.skip_num
-
-    def tell(self, masks, rewards):
-        pass
-
-    def best(self):
-        return self.ask(1)[0]
-
-
-def test_search_with_your_own_agent(monkeypatch):
-    monkeypatch.setitem(sys.modules, "own_agent", sys.modules[__name__])
-    result = search(config(agent="own_agent:FirstLayers", evaluations=3))
-    assert (result.mask, result.evaluations) == ([1] * 4 + [0] * 8, 3)
-    with pytest.raises(ValueError, match="agent 'own_agent:FirstLayers'"):
-        search(config(agent="own_agent:FirstLayers", agent_kwargs={"asked": [[1] * 12]}))
 
 
 def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):

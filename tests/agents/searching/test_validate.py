@@ -6,6 +6,7 @@ import json
 import gymnasium
 import pytest
 from das_gym.agents import SearchConfig, SearchResult, search
+from das_gym.agents.searching.record import Turn
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID
 
@@ -74,3 +75,12 @@ def test_validate_reports_a_broken_record(change, text, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises((ValueError, gymnasium.error.Error), match=text):
         validate(SearchResult.load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("masks", "rewards", "text"),
+    [([[1, 0], [0, 1]], [0.5], "values of `rewards`"), ([[1, 0], [0]], [0.5] * 2, "`mask`"), ([[1, 7]], [0.5], "`mask`")],
+)
+def test_turn_rejects_masks_and_scores(masks, rewards, text):
+    with pytest.raises(ValueError, match=text):
+        Turn(masks, rewards, rewards, rewards, [9] * len(masks), [0.1] * len(masks))
