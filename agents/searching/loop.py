@@ -43,8 +43,7 @@ def search(
         config: What to search.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
         on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
-        resume: Continue from the checkpoint in `folder`, if there is one. The result is the same, byte for byte, as that of
-            an uninterrupted search; not for an algorithm of Stable-Baselines3, see `das_gym.agents.sb3.train`.
+        resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
 
     Returns:
         The result, also in `folder`.

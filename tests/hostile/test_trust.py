@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shlex
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
@@ -243,7 +240,7 @@ class Harm:
 
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
-    """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
+    """The settings of a search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
     settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
     settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
     trained = train_sb3(SearchConfig(**settings), "runs/2")
@@ -264,17 +261,3 @@ def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile
     assert not canary.exists()
     load_sb3("runs/2", trust=True)
     assert canary.exists()
-
-
-@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
-def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
-    file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
-    with zipfile.ZipFile(file) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    torch.save({"weight": Harm(canary)}, buffer)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in {**contents, part: buffer.getvalue()}.items():
-            archive.writestr(name, content)
-    with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        search(SearchConfig(**hostile_agent), "runs/2", resume=True)
-    assert not canary.exists()
