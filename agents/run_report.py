@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.searching.environment import is_tabular, make_scored
-from das_gym.agents.searching.picture import architecture_of, progress_of
+from das_gym.agents.searching.picture import architecture_of, progress_of, search_facts
 from das_gym.agents.searching.record import RECORD, SearchResult
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import settings_dict
 from das_gym.drawing.report import CostChart, Heat, RunReport
 from das_gym.drawing.table import Table
-from das_gym.problem.budget import BUDGET_SETTINGS
-from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.runs import CONFIG, read_config
 from das_gym.tables.table import SPLITS
 from das_gym.trust import trusted_settings
@@ -67,27 +64,6 @@ def search_report(folder: Path) -> RunReport:
         commands=[rerun_command(folder, "agents", defaults)],
         versions=result.versions,
     )
-
-
-def search_facts(result: SearchResult) -> dict[str, str]:
-    """Return what a search found, by name: for its report, its figure and the printed summary."""
-    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
-    facts = {
-        "agent": result.agent,
-        "environment": result.env_id,
-        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
-        "skips": ", ".join(result.skipped_layers) or "nothing",
-        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
-        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
-        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
-        "masks scored": f"{result.evaluations:,}",
-    }
-    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
-        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
-    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
-    if truth is not None:
-        facts |= {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
-    return facts
 
 
 def _table(result: SearchResult, env: Any) -> Table:

@@ -30,12 +30,11 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.estimate import search_parts
-from das_gym.agents.run_report import search_facts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
 from das_gym.agents.searching.config import SearchConfig, with_costs
 from das_gym.agents.searching.environment import find_scorer, make_env
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.picture import draw_search
+from das_gym.agents.searching.picture import draw_search, search_facts
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import format_command
@@ -134,9 +133,9 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
     finally:
         log.bar.close()
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
-    print("\n".join([f"{config.agent}, seed {config.seed}:", *(f"  {fact}" for fact in facts[1:])]))
+    print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
     if folder is not None:
-        draw_search(folder / FIGURE, result, facts[2:7])
+        draw_search(folder / FIGURE, result)
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
