@@ -2,26 +2,25 @@
 
 python -m agents policy with out=policy.safetensors                the bundled suite's `train`
 python -m agents policy with out=FILE steps=2000 seed=3 suite=FOLDER
-python -m agents policy with out=FILE problems=50                  fewer problems, to see what that costs
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from das_gym.agents.policy.choosing import suite_inputs, suite_masks
-from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import READS, PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
 from torch import Tensor
 
 from das_gym.config import choice
+from das_gym.problem.budget import Masks
 from das_gym.runs import PluginSettings
-from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
 TEMPERATURE = 0.1
 """Of the softmax of scaled rewards that a policy learns, where 0 is the random mean and 1 the optimum."""
@@ -31,6 +30,9 @@ BATCH = 16
 
 TRUST = 0.75
 """What learned corrections are multiplied by at the end: models of other kinds differ from those of `train`."""
+
+LEARNING_RATE = 1e-2
+"""The highest one; it falls to 0 on a cosine."""
 
 WARMUP = 20
 LOG_EVERY = 100
@@ -46,9 +48,7 @@ class PolicySettings(PluginSettings):
         steps: Gradient steps of each member.
         members: Number of networks to train, with seeds from `seed` on. They decide together.
         seed: Random seed.
-        learning_rate: Highest learning rate. It falls to 0 on a cosine.
         width: Hidden width of the network.
-        problems: Number of training problems, drawn by `seed`. None uses all.
         relatives: Problems to add for each model: the same model without one to three of its layers.
         budgets: Kinds of budgets of the problems: a number of layers, or a share of MACs, latency, parameters or memory.
     """
@@ -58,9 +58,7 @@ class PolicySettings(PluginSettings):
     steps: int = 400
     members: int = 8
     seed: int = 0
-    learning_rate: float = 1e-2
     width: int = 24
-    problems: int | None = None
     relatives: int = 6
     budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
@@ -81,6 +79,28 @@ class Example:
 
     given: PolicyInput
     wanted: Tensor
+
+
+def suite_inputs(suite: Suite) -> Iterator[tuple[np.ndarray, PolicyInput]]:
+    """Yield the problems' numbers and the policy's input, for each table and budget of a suite."""
+    groups: dict[int, list[int]] = {}
+    for number, problem in enumerate(suite.problems):
+        groups.setdefault(id(problem.budget), []).append(number)
+    for numbers in groups.values():
+        problems = [suite.problems[number] for number in numbers]
+        masks = problems[0].table.masks
+        statistics = [{name: problem.table.statistic(name) for name in READS} for problem in problems]
+        yield np.array(numbers), PolicyInput.of(statistics, masks[problems[0].budget.is_kept_by(masks)])
+
+
+@torch.no_grad()
+def suite_masks(policy: PolicyEnsemble | PolicyNetwork, suite: Suite) -> Masks:
+    """Return the policy's masks on the problems of a suite, (P, MAX_UNITS) bool."""
+    found = np.zeros((len(suite.problems), MAX_UNITS), bool)
+    for numbers, given in suite_inputs(suite):
+        masks = given.skipped[policy(given).argmax(dim=1)].bool().numpy()
+        found[numbers, : masks.shape[1]] = masks
+    return found
 
 
 def load_examples(suite: Suite) -> list[Example]:
@@ -113,7 +133,7 @@ def train_member(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PolicyNetwork(PolicyConfig(settings.width))
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
 
     def schedule(step: int) -> float:
         return min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / settings.steps)) / 2
@@ -123,7 +143,7 @@ def train_member(
     for step in range(settings.steps):
         if step % LOG_EVERY == 0:
             report(step, network)
-        while len(queue) < BATCH:
+        while len(queue) < BATCH:  # each example once before any comes again
             queue += rng.permutation(len(examples)).tolist()
         batch = [examples[queue.pop()] for _ in range(BATCH)]
         loss = -torch.stack([(one.wanted * network(one.given)).sum() for one in batch]).sum()
@@ -145,9 +165,7 @@ def train_policy(settings: PolicySettings, log: Callable[[str], object] = print)
         settings: How.
         log: Called with lines on the mean scaled reward on `valid`, which chooses nothing.
     """
-    suite = load_suite(
-        settings.suite, "train", "exp_neg_loss", None, settings.relatives, settings.seed, settings.budgets, settings.problems
-    )
+    suite = load_suite(settings.suite, "train", relatives=settings.relatives, seed=settings.seed, budgets=settings.budgets)
     valid = load_suite(settings.suite, "valid", budgets=settings.budgets)
     examples, started = load_examples(suite), time.perf_counter()
 

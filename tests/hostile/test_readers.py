@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gym.data.arrow import ArrowImage, read_rows
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import load_image
 from das_gym.data.entries import read_entries
+from das_gym.data.tables import CellImage, open_table, plain_rows
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
@@ -71,8 +71,9 @@ def arrow(path: Path) -> None:
 
 
 def read_arrow(path: Path) -> None:
-    list(read_rows(path, {"questions": "list of text", "image_id": "integer", "image": "bytes"}))
-    ArrowImage(path, 0).open()
+    kinds = {"questions": "list of text", "image_id": "integer", "image": "bytes"}
+    list(plain_rows(open_table(path, ["questions", "image_id"], kinds)))
+    CellImage(path, 0).open()
 
 
 def record(path: Path) -> None:
@@ -80,7 +81,7 @@ def record(path: Path) -> None:
     rest = {"env_id": "X-v0", "env_kwargs": {}, "agent": "bandit", "agent_kwargs": {}, "n_skipped": 1, "macs_full": 10}
     rest |= {"seed": 0, "masks_per_turn": 1, "evaluations": 0, "layer_names": ["a", "b"], "versions": {}}
     seen = {"mask": [1, 0], **scores, "skipped_layers": ["a"]}
-    plain = {"format": 1, **rest, **seen, "best_seen": seen, "preferences": None, "skip_probabilities": [0.1, 0.2]}
+    plain = {"format": 1, **rest, **seen, "best_seen": seen}
     path.write_text(json.dumps(plain))
 
 
@@ -138,7 +139,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "settings": (
         "config.json",
         lambda path: path.write_text('{"seed": 1, "plugins": []}'),
-        lambda path: read_config(path.parent),
+        read_config,
     ),
     "record": ("search.json", record, SearchResult.load),
     **{

@@ -1,19 +1,33 @@
-"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other."""
+"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other.
+
+Where only the attention or the MLP of a layer goes, the saved folder carries code that leaves it out.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from das_gym.models.macs import share_copy, without_content
-from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
-from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower, path_of
-from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
+from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, cache_kinds, remove_sublayers
+from das_gym.models.transformers.stack import (
+    ATTENTION_NAMES,
+    IMAGE,
+    JOINT,
+    PART_NAMES,
+    Stack,
+    child,
+    child_name,
+    find_decoder,
+    find_vision_tower,
+    path_of,
+)
 
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
@@ -21,31 +35,51 @@ if TYPE_CHECKING:
 LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
 """Names of the number of layers."""
 
-POSITION_LISTS = (
-    *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "moe_layers"),
-    *("no_rope_layer_indices", "rope_scaling_layers"),
-)
-"""Settings of a decoder that list layers by position."""
 
-SOURCES = ("kv_source_layers",)
-"""Settings that give, layer by layer, the layer that keys and values come from."""
+def _positions_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber a list of layers."""
+    return type(value)(kept.index(place) for place in value if place in kept)
 
-COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
-"""Settings that count the first layers, which are of another kind."""
 
-LASTS = ("moe_layer_end_index",)
-"""Settings that are the position of the last layer of a kind."""
+def _sources_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber a list that has, layer by layer, the layer that keys and values come from."""
+    return [kept.index(value[place]) for place in kept if value[place] in kept]
 
-DECODER_SETTINGS = (*POSITION_LISTS, *SOURCES, *COUNTS, *LASTS)
+
+def _first_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Count those of the first `value` layers that stay."""
+    return sum(place < value for place in kept)
+
+
+def _last_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber the last layer of a kind; -1 = there is none."""
+    return sum(place <= value for place in kept) - 1 if value >= 0 else value
+
+
+def _states_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
+    if isinstance(value, list | tuple):
+        return type(value)(_states_left(state, kept, count) for state in value)
+    after = sum(layer < (value + count + 1 if value < 0 else value) for layer in kept)
+    return after - len(kept) - 1 if value < 0 else after
+
+
+DECODER_SETTINGS = {
+    **dict.fromkeys(("attn_layer_indices", "cross_attention_layers", "full_attn_idxs"), _positions_left),
+    **dict.fromkeys(("mlp_only_layers", "moe_layers", "no_rope_layer_indices", "rope_scaling_layers"), _positions_left),
+    "kv_source_layers": _sources_left,
+    **dict.fromkeys(("first_k_dense_replace", "max_window_layers"), _first_left),
+    **dict.fromkeys(("moe_layer_start_index", "num_dense_layers"), _first_left),
+    "moe_layer_end_index": _last_left,
+}
+TOWER_SETTINGS = {
+    **dict.fromkeys(("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices"), _states_left),
+    **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _positions_left),
+}
+"""Settings of configurations and modules that depend on positions of layers, and how each changes with them."""
 
 NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
 """Ends of the names of lists that are not by layer; any other list as long as the decoder is."""
-
-READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
-"""Settings that number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
-
-TOWER_SETTINGS = (*READS, "fullatt_block_indexes", "deepstack_visual_indexes")
-"""Settings of a vision tower that depend on positions of layers; all but READS are lists of layers."""
 
 UNCHECKED = ("store_full_length_kv", "first_kv_shared_layer_idx")
 """Attributes about sharing keys and values with later layers, which models that are supported do not do."""
@@ -76,7 +110,7 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
     removed_vision = []
     if vision_mask is not None:
         removed_vision = _positions(vision_mask, len(find_vision_tower(model).layers), "vision_mask")
-    check_reloads(delete_layers(share_copy(model), removed, removed_vision))
+    check_reloads(delete_layers(share_copy(model), removed, removed_vision))  # before anything of the model is changed
     return delete_layers(model, removed, removed_vision)
 
 
@@ -119,24 +153,6 @@ def check_reloads(model: Any) -> None:
         raise ValueError(
             f"{type(model).__name__} without these layers would not load again as it was: {difference}. Use another mask."
         )
-
-
-def check_shared(model: Any, vision: bool = False) -> None:
-    """Reject layers (of the vision tower, too, with `vision`) that share a parameter with anything else in the model."""
-    for kind, stack in (("decoder", find_decoder(model)), *([("vision", find_vision_tower(model))] if vision else [])):
-        layer_of = {id(module): number for number, layer in enumerate(stack.layers) for module in layer.modules()}
-        owners: dict[int, tuple[str, int | None]] = {}
-        for path, module in model.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                mine = f"{path}.{name}", layer_of.get(id(module))
-                first = owners.setdefault(id(parameter), mine)
-                if first[1] != mine[1]:
-                    raise ValueError(
-                        f"{first[0]} and {mine[0]} are one parameter: without a {kind} layer that shares weights the model "
-                        "gets no smaller."
-                    )
 
 
 def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
@@ -212,6 +228,39 @@ def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
         _renumber(part, TOWER_SETTINGS, kept, count)
 
 
+def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
+    """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
+
+    Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`.
+    `stack.note_layer_parts` has to have noted what its layers consist of.
+    """
+    stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
+    parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
+    parts |= {kind: {} for kind in PART_NAMES}
+    for place, layer in enumerate(stack.layers):
+        for kind, names in PART_NAMES.items():
+            if kind == "attention" or removed.get(place) == kind:  # the cache slots of all attentions are renumbered
+                part: Any = child(layer, names)
+                own_norms: Any = layer._das_norms
+                norms = own_norms[kind] if removed.get(place) == kind else []
+                name = child_name(layer, names)
+                parts[kind][str(place)] = {"name": name, "outputs": part._das_outputs, "norms": norms}
+    spec = vars(config).get("_heterogeneity_spec")  # settings of single layers that the model has by itself
+    settings = {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
+    for place, kind in removed.items():
+        settings.setdefault(place, {})["skip"] = [kind]
+    config.per_layer_config = settings
+    setattr(model.config, SUBLAYERS, parts)
+    return remove_sublayers(model, parts)
+
+
+def counting_attentions(model: Any) -> list[int]:
+    """Return the positions of the decoder layers one of whose attentions has to stay: those of the first layer's kind."""
+    attentions = [child(layer, ATTENTION_NAMES) for layer in find_decoder(model).layers]
+    kinds = cache_kinds(model.config.get_text_config(decoder=True), attentions)
+    return [place for place, kind in enumerate(kinds) if kind == kinds[0]]
+
+
 def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[int, list[int]]:
     """Shorten a list of layers; return how many there were, and the positions of those that stay."""
     count = len(stack.layers)
@@ -236,30 +285,12 @@ def _configs_of(modules: Iterable[nn.Module], *more: Any) -> list[Any]:
     return list({id(config): config for config in configs if config is not None}.values())
 
 
-def _renumber(part: Any, names: Collection[str], kept: Sequence[int], count: int) -> None:
+def _renumber(part: Any, settings: Mapping[str, Callable[..., Any]], kept: Sequence[int], count: int) -> None:
     """Change those settings of a configuration or module that depend on positions of layers."""
-
-    def read_after(state: int) -> int:
-        after = sum(layer < (state + count + 1 if state < 0 else state) for layer in kept)
-        return after - len(kept) - 1 if state < 0 else after
-
-    for name in vars(part).keys() & set(names):
+    for name in vars(part).keys() & settings.keys():
         value = getattr(part, name)
-        if isinstance(value, list | tuple):
-            if name in SOURCES:
-                value = [kept.index(value[place]) for place in kept if value[place] in kept]
-            elif name in READS:
-                value = type(value)(map(read_after, value))
-            else:
-                value = type(value)(kept.index(place) for place in value if place in kept)
-        elif isinstance(value, int):
-            if name in READS:
-                value = read_after(value)
-            elif name in COUNTS:
-                value = sum(place < value for place in kept)
-            elif name in LASTS and value >= 0:
-                value = sum(place <= value for place in kept) - 1
-        setattr(part, name, value)
+        if isinstance(value, int | list | tuple):  # None: the type's default, which is made from other settings
+            setattr(part, name, settings[name](value, kept, count))
 
 
 def _keep_entries(part: Any, kept: Sequence[int], count: int, by_layer: Callable[[str, Any], bool]) -> None:
@@ -290,11 +321,12 @@ def reload_difference(model: Any) -> str | None:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
         with without_content():
             twin = type(model)(config)
-            if lacks_sublayers(model):
+            if hasattr(model.config, SUBLAYERS):
                 remove_sublayers(twin, getattr(config, SUBLAYERS))
     except Exception as error:  # whatever a configuration raises that checks itself
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"
+    # Shapes alone would miss what a layer takes from its position: a window, a scale, experts or none. Those are attributes.
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
         module, other = mine.get(name), its.get(name)
@@ -304,8 +336,11 @@ def reload_difference(model: Any) -> str | None:
             return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
         known = _plain_settings(other)
         for key, value in _plain_settings(module).items():
-            if key not in UNCHECKED and key in known and not _equal(known[key], value):
-                return f"{name}.{key} is {known[key]} instead of {value}"
+            other_value = known.get(key, value)
+            both = isinstance(value, float) and isinstance(other_value, float)
+            same = math.isclose(value, other_value, rel_tol=1e-6) if both else value == other_value  # up to another dtype
+            if key not in UNCHECKED and not same:
+                return f"{name}.{key} is {other_value} instead of {value}"
     return None
 
 
@@ -318,8 +353,3 @@ def _plain_settings(module: Any) -> dict[str, Any]:
         if is_plain and not name.startswith("_") and name != "training" and "drop" not in name:
             found[name] = value
     return found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare plain values, up to rounding in another dtype."""
-    return math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other

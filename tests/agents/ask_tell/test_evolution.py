@@ -1,12 +1,8 @@
-"""Evolution, EvoPress and the cross-entropy method."""
-
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
-from das_gym.agents import CrossEntropy, Evolution, EvoPress, MaskSpace
+from das_gym.agents import Evolution, EvoPress, MaskSpace
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
@@ -55,23 +51,7 @@ def test_evolution_with_stages_ends_when_few_masks_exist():
     assert agent.best().sum() == 1
 
 
-def test_evolution_with_stages_continues_exactly():
-    def play(agent, turns):
-        asked = []
-        for _ in range(turns):
-            asked.append(agent.ask(3))
-            agent.tell(asked[-1], rewards(asked[-1]))
-        return [masks.tolist() for masks in asked]
-
-    for turns in range(8):
-        agent, fresh = (Evolution(SPACE, seed, stages=(0.2, 1)) for seed in (0, 1))
-        play(agent, turns)
-        fresh.load_state_dict(json.loads(json.dumps(agent.state_dict())))
-        assert play(agent, 8) == play(fresh, 8)
-        assert (agent.best() == fresh.best()).all()
-
-
-@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}, (0, 1), ("all", 1)])
+@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), "all", (0, 1)])
 def test_evolution_rejects_stages(stages):
     with pytest.raises(ValueError, match="stages"):
         Evolution(SPACE, 0, stages=stages)
@@ -80,9 +60,6 @@ def test_evolution_rejects_stages(stages):
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        (CrossEntropy, {"population": 0}),
-        (CrossEntropy, {"elite": True}),
-        (CrossEntropy, {"smoothing": 1.1}),
         (Evolution, {"offspring": "many"}),
         (Evolution, {"max_swaps": 0}),
         (EvoPress, {"survivors": 0}),
@@ -115,30 +92,12 @@ def test_evopress_scores_many_masks_on_few_examples_and_two_on_all():
     assert spent == [(1 / 16, 64), (1.0, 2), (1 / 16, 32), (1.0, 2)]
 
 
-def test_cross_entropy_moves_towards_the_best_masks():
-    agent = CrossEntropy(SPACE, 0, population=10, elite=2, smoothing=0.5)
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
-    masks = agent.ask(10)
-    agent.tell(masks[:9], np.arange(9.0))
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
-    agent.tell(masks[9:], np.array([-1.0]))
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 6 + masks[[7, 8]].mean(axis=0) / 2)
-
-
-def test_cross_entropy_rules_no_layer_out():
-    agent = CrossEntropy(SPACE, 0, population=1, elite=1, smoothing=1.0)
-    agent.tell(agent.ask(1), np.array([1.0]))
-    assert sorted(set(agent.skip_probabilities())) == [0.01, 0.99]
-
-
-def test_populations_find_good_masks():
-    values = np.sort(rewards(SPACE.masks))
-    for make in (Evolution, CrossEntropy):
-        found = []
-        for seed in range(5):
-            agent = make(SPACE, seed)
-            for _ in range(30):
-                masks = agent.ask(3)
-                agent.tell(masks, rewards(masks))
-            found.append(rewards(agent.best()[None])[0])
-        assert np.median(found) >= values[-3]
+def test_evolution_finds_good_masks():
+    values, found = np.sort(rewards(SPACE.masks)), []
+    for seed in range(5):
+        agent = Evolution(SPACE, seed)
+        for _ in range(30):
+            masks = agent.ask(3)
+            agent.tell(masks, rewards(masks))
+        found.append(rewards(agent.best()[None])[0])
+    assert np.median(found) >= values[-3]
