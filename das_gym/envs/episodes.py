@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -83,6 +83,13 @@ class Episodes:
     def reset_info_one(self) -> dict[str, Any]:
         """Return the `info` of a reset of a single episode, as plain numbers."""
         return self.scorer.full_model_info() | first_row(self.mode.info())
+
+    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
+        scorer = self.scorer
+        scorer.reported |= {name: scorer.cost_of(name) for name in costs if name != "macs_saved"}
+        objective = scorer.objective
+        return [(objective.low - 1.0, objective.high), *(scorer.cost_of(name).range for name in costs)]
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""

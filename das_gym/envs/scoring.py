@@ -69,12 +69,15 @@ class Scorer(ABC):
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
         improvements: The search so far: pairs of an evaluation at which the best reward rose, and that reward.
+        reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
         self.objective = objective
         self.statistics = check_statistics(statistics)
+        limited = objective.budget.cost
+        self.reported = {} if limited is None else {limited.setting: limited}
         self.restart()
 
     @abstractmethod
@@ -225,6 +228,4 @@ class Scorer(ABC):
             "feasible": feasible,
             "evaluations": evaluations.astype(np.int64),
         }
-        if self.budget.cost is not None:
-            info[self.budget.cost.setting] = self.budget.cost.saved(masks)
-        return info
+        return info | {setting: cost.saved(masks) for setting, cost in self.reported.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.episodes import Episodes, first_row
 from das_gym.envs.rendering import LastStep, View
 from das_gym.problem.budget import Masks
+from das_gym.problem.cost_kinds import SAVED
 from das_gym.tables.suite import MAX_UNITS, Suite
 
 
@@ -151,6 +152,15 @@ class SuiteEpisodes(Episodes):
         """See `Episodes.score_one`."""
         rewards, info = self.score(moves, rng)
         return float(rewards[0]), first_row(info)
+
+    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """See `Episodes.report`."""
+        saved = {name: self.suite.saved_of(name) for name in costs}
+        for name, shares in saved.items():
+            if np.isnan(shares).any():
+                raise ValueError(f"`{name}` is not supported: a table of this suite does not hold the {SAVED[name]}")
+        self.costs += [name for name in saved if name not in ("macs_saved", *self.costs)]
+        return [(shares.min(), shares.max()) for shares in (self.suite.scaled, *saved.values())]
 
     def problem_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of the problems, each (m,)."""

@@ -151,8 +151,7 @@ class TableScorer(Scorer):
     @cached_property
     def _exact(self) -> bool:
         """Whether costs do not depend on the other masks of a call: sums of integers do not, sums of times may."""
-        cost = self.budget.cost
-        return cost is None or bool((cost.savings == np.round(cost.savings)).all())
+        return all((cost.savings == np.round(cost.savings)).all() for cost in self.reported.values())
 
     @cached_property
     def _known(self) -> Outcome:
