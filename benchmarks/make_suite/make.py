@@ -72,30 +72,24 @@ class SuiteSettings(PluginSettings):
 
 
 def make_suite(settings: SuiteSettings) -> Path:
-    """Make what is missing, or measure latencies again; return the folder of tables.
-
-    Raises:
-        ValueError: another process uses the folder `out`.
-    """
+    """Make what is missing, or measure latencies again; return the folder of tables."""
     out = absolute(settings.out)
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    work, tables = out / "work", out / "tables"
+    work.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     try:
-        return _make(settings, out / "tables", out / "work") if settings.retime is None else _retime(settings, out / "work")
+        if settings.retime is not None:
+            return _retime(settings, work)
+        tables.mkdir(exist_ok=True)
+        models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
+        listed = [_make_one(spec, work, tables) for spec in models]
+        if settings.bundled and not settings.only:
+            listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
+        if not settings.only:
+            write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
+        return tables
     finally:
         lock.release()
-
-
-def _make(settings: SuiteSettings, tables: Path, work: Path) -> Path:
-    """Make what is missing."""
-    tables.mkdir(exist_ok=True)
-    models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
-    listed = [_make_one(spec, work, tables) for spec in models]
-    if settings.bundled and not settings.only:
-        listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
-    if not settings.only:
-        write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
-    return tables
 
 
 def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
