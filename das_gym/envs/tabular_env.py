@@ -220,12 +220,6 @@ class TabularEnv(ScoredEnv):
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).
 
-    ## References
-    DAS: arXiv 2309.01479.
-
-    ## Version History
-    v0: first.
-
     Args:
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with
             `statistics=None`, those of the defaults that the table holds.

@@ -39,19 +39,3 @@ def test_errors_are_those_of_the_clock():
     masks[-1] = [True, False]
     das = latency.compared(timer, taken, masks, MaskCost(100, 100, np.array([10, 40])), das=True)["das"]
     assert (das["macs_saved"], das["measured_saved"]["median"], das["of_the_macs"]) == pytest.approx((0.1, 0.5, 5.0))
-
-
-def test_rounds_have_separate_orders_and_assign_times():
-    now, order = [0.0], []
-
-    def taking(milliseconds):
-        def call():
-            order.append(milliseconds)
-            now[0] += milliseconds / 1000
-
-        return call
-
-    calls = [taking(each) for each in (1, 2, 3, 4)]
-    for number in range(2):
-        assert latency.in_turns(calls, lambda: now[0], np.random.default_rng(number)) == pytest.approx([1, 2, 3, 4])
-    assert order[:4] != order[4:]

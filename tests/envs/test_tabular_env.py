@@ -107,9 +107,7 @@ def test_wrong_arguments_are_rejected(argument: dict):
     "change",
     [
         {"evaluations": "x"},
-        {"position": 0.5},
         {"improvements": [[1, "x"]]},
-        {"episode": {"masks": [[0]], "over": [False]}},
         {"episode": {"masks": [[2] * 6], "over": [False]}},
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
