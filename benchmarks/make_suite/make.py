@@ -93,7 +93,7 @@ def make_suite(settings: SuiteSettings) -> Path:
 
 
 def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
-    """The model's table, made or found."""
+    """Make the table of a model, unless it is there."""
     path = tables / f"{spec.name}.npz"
     if not path.is_file():
         started, used = time.perf_counter(), time.process_time()
@@ -111,7 +111,7 @@ def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
 
 
 def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """The table with the latency of its units: processor time of one thread, which other load barely affects.
+    """Return a table with the latency of its units: processor time of one thread, which other load barely affects.
 
     It does not depend on weights, so that an untrained model of the same shape serves.
     """
@@ -150,7 +150,7 @@ def _retime(settings: SuiteSettings, work: Path) -> Path:
 
 
 def _data(spec: SuiteModel, work: Path) -> Path:
-    """A small data set of the task, drawn from the model's seed."""
+    """Write a small data set of the task, drawn from the model's seed."""
     folder = work / f"{spec.name}-data"
     if not folder.is_dir():
         seed = spec.seed % 100_000
@@ -164,7 +164,7 @@ def _data(spec: SuiteModel, work: Path) -> Path:
 
 
 def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
-    """The table of a bundled model, with the statistics that tables made from now on have."""
+    """Make the table of a bundled model, with the statistics that tables made from now on have."""
     model, task = entry.model, entry.task
     path = tables / f"bundled-{model.lower()}-{task}.npz"
     if entry.table is not None and not path.is_file():
