@@ -18,6 +18,7 @@ from das_gym.envs.episodes import Episodes, first_row
 from das_gym.envs.rendering import LastStep, View
 from das_gym.problem.budget import Masks
 from das_gym.problem.cost_kinds import SAVED
+from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite
 
 
@@ -48,9 +49,11 @@ class SuiteEpisodes(Episodes):
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
-        low, high = (np.tile(bound, MAX_UNITS) for bound in suite.bounds)
+        observed = [STATISTICS[name] for name in suite.statistics]
+        low = np.tile(np.array([min(each.low, 0.0) for each in observed], np.float32), MAX_UNITS)  # 0 where no unit is
+        high = np.tile(np.array([max(each.high, 0.0) for each in observed], np.float32), MAX_UNITS)
         parts = {
-            "statistics": spaces.Box(np.minimum(low, 0.0), np.maximum(high, 0.0), dtype=np.float32),  # 0 where no unit is
+            "statistics": spaces.Box(low, high, dtype=np.float32),
             "units": spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32),
             "savings": spaces.Box(-1.0, 1.0, (MAX_UNITS,), np.float32),
             "budget": spaces.Box(0.0, 1.0, (2,), np.float32),
