@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.envs.actions import Moves, find_action_mode
-from das_gym.envs.rendering import RENDER_MODES, LastStep, View, check_render_mode, render
+from das_gym.envs.rendering import RENDER_MODES, LastStep, View, render
 from das_gym.envs.scoring import Scorer
 
 Info = dict[str, np.ndarray]
@@ -107,7 +107,8 @@ class MaskEnv(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(self, episodes: Episodes, render_mode: str | None) -> None:
-        check_render_mode(render_mode)
+        if render_mode not in (None, *RENDER_MODES):
+            raise ValueError(f"`render_mode` is unknown: got {render_mode!r}, expected 'ansi', 'rgb_array' or None")
         self.episodes, self.mode, self.render_mode = episodes, episodes.mode, render_mode
         self.observation_space, self.action_space = episodes.observation_space, self.mode.space
         self._last: LastStep | None = None

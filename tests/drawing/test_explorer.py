@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,17 @@ import pytest
 
 from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.engine.scores import Scores
+from das_gym.problem.mask_space import every_mask
 from das_gym.tables.table import SubnetTable, TableMeta
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 
-def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
-    """Made-up scores of every mask, or of those of few skipped layers."""
+@pytest.fixture(scope="module")
+def table() -> SubnetTable:
+    """Made-up scores of every mask of six layers."""
     meta = TableMeta(
         env_id="DAS-METER-VQA-v0",
-        layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(n_layers // 2)),
+        layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(3)),
         metric_name="accuracy",
         macs_full=1000,
         reward_examples=8,
@@ -26,28 +27,16 @@ def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
         statistics=("depth",),
         hashes={},
         versions={},
-        max_skipped=most,
     )
-    bits = np.array(list(itertools.product((0, 1), repeat=n_layers)))[:, ::-1]
-    if most is not None:
-        bits = bits[bits.sum(axis=1) <= most][np.argsort(bits[bits.sum(axis=1) <= most].sum(axis=1), kind="stable")]
     rng = np.random.default_rng(0)
-    count = len(bits)
-    scores = {s: Scores(*(rng.uniform(0.1, 3, count).astype(np.float32) for _ in range(3))) for s in ("reward", "test")}
-    for each in scores.values():
-        each.metrics[:] = np.exp(-each.losses)
-    macs = 1050 - bits @ np.array([50, 50, 20, 100, 100, 20] if n_layers == 6 else [40] * n_layers)
-    depth = np.tile(np.linspace(0, 1, n_layers // 2, dtype=np.float32), 2)[:, None]
-    table = SubnetTable(meta, scores, macs.astype(np.int64), depth)
-    order = [int(np.flatnonzero((bits == mask).all(axis=1))[0]) for mask in table.masks]
-    return replace(table, macs=table.macs[order])
-
-
-@pytest.fixture(scope="module")
-def table() -> SubnetTable:
-    made = a_table()
-    made.scores["reward"].losses[-1] = np.inf  # all skipped
-    return made
+    scores = {}
+    for split in ("reward", "test"):
+        losses, divergences = rng.uniform(0.1, 3, (2, 64)).astype(np.float32)
+        scores[split] = Scores(losses, np.exp(-losses), divergences)
+    macs = 1050 - every_mask(6) @ np.array([50, 50, 20, 100, 100, 20])
+    depth = np.tile(np.linspace(0, 1, 3, dtype=np.float32), 2)[:, None]
+    scores["reward"].losses[-1] = np.inf  # all skipped
+    return SubnetTable(meta, scores, macs.astype(np.int64), depth)
 
 
 def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
