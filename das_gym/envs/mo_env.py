@@ -115,8 +115,9 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
     `DAS-Suite-Search-MO-v0` each step's first entry is the mask's own scaled reward instead of its improvement.
 
     ## Information
-    As the environment's, and `hypervolume`: the volume between `reference` and all rewards since `reset` last had a seed. In
-    a suite, only the rewards of the problem of this episode count; in a search of a suite, only those of this episode.
+    As the environment's, with what the mask saves of each objective, and `hypervolume`: the volume between `reference` and
+    all rewards since `reset` last had a seed. In a suite, only the rewards of the problem of this episode count; in a search
+    of a suite, only those of this episode.
 
     Args:
         env: A single-objective environment of das_gym.
