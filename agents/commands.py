@@ -26,7 +26,7 @@ PROGRAM = Program(
             "das_gym.adapt.run_report:main",
             "RUN... [with out=...]",
             "results of runs of any command, side by side, as one HTML file",
-            settings="das_gym.drawing.command:ReportSettings",
+            settings="das_gym.adapt.run_report:ReportSettings",
             positional="runs",
         ),
         "explore": Command(
@@ -39,7 +39,7 @@ PROGRAM = Program(
         "runs": Command(
             "das_gym.agents.past_runs:main",
             "[with ...]",
-            "past runs of every command, by environment, best first",
+            "past runs of every command, the newest first",
             settings="das_gym.agents.past_runs:RunsSettings",
         ),
         "list": Command(

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_from_search, search_values
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
 from das_gym.adapt.shrink.compare import MaskEvaluator, MethodResult, comparison_table, verdict
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE, Quality

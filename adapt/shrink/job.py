@@ -13,7 +13,7 @@ from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import model_card
+from das_gym.adapt.shrink.card import shrunk_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of, why_not_removable
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
@@ -28,7 +28,7 @@ from das_gym.adapt.shrink.measuring import (
     score_model,
 )
 from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
-from das_gym.adapt.shrink.report import print_report
+from das_gym.adapt.shrink.report import report_of, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
@@ -104,7 +104,7 @@ class ShrinkJob:
             peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
             for name, row in measured.rows.items():
                 measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
-            card = model_card(
+            card = shrunk_card(
                 full=self.full,
                 mask=mask.tolist(),
                 source=source,
@@ -120,7 +120,10 @@ class ShrinkJob:
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
         finish_saved(self.folder)
-        print_report(measured, self._data(), draw_mask(self.full, mask))
+        table_of(measured, self._data()).print()
+        drawn = draw_mask(self.full, mask)
+        signs = " (A: attention alone is left, M: MLP alone)" if set(drawn) & {"A", "M"} else ""
+        print(f"layers: {drawn}{signs}")
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
@@ -215,6 +218,8 @@ class ShrinkJob:
             texts = {name: texts[number] for name, texts in measured.texts.items()}
             answers.append({"key": example.key, "question": prompt.question, **texts})
         difference, low, high = measured.difference()
+        architecture = Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost)
+        report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self._data())
         return {
             "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),
@@ -237,7 +242,7 @@ class ShrinkJob:
             "verified": asdict(verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
+            "report": report.record(),
             "command": self._command(mask),
             "versions": library_versions(),
         }

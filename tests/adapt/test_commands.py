@@ -199,7 +199,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("with", "train.stepz=3"), "did you mean 'steps'"),
         (("with", "test_examples=0"), "`test_examples` is out of range: got 0"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
-        (("with", "none.yaml"), "no settings file"),
+        (("with", "none.json"), "none.json"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
         (("supernet", "with", "train.steps=many"), "steps"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from das_gym.drawing.explorer import Replay, write_explorer
+from das_gym.drawing.explorer import write_explorer
 from das_gym.engine.scores import Scores
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.table import SubnetTable, TableMeta
@@ -16,7 +16,7 @@ from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 @pytest.fixture(scope="module")
 def table() -> SubnetTable:
-    """Made-up scores of every mask of six layers."""
+    """Made-up scores of every mask of 6 layers; that of all skipped has an infinite loss."""
     meta = TableMeta(
         env_id="DAS-METER-VQA-v0",
         layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(3)),
@@ -28,15 +28,14 @@ def table() -> SubnetTable:
         hashes={},
         versions={},
     )
-    rng = np.random.default_rng(0)
-    scores = {}
-    for split in ("reward", "test"):
-        losses, divergences = rng.uniform(0.1, 3, (2, 64)).astype(np.float32)
-        scores[split] = Scores(losses, np.exp(-losses), divergences)
-    macs = 1050 - every_mask(6) @ np.array([50, 50, 20, 100, 100, 20])
+    masks, rng = every_mask(6), np.random.default_rng(0)
+    scores = {s: Scores(*(rng.uniform(0.1, 3, 64).astype(np.float32) for _ in range(3))) for s in ("reward", "test")}
+    for each in scores.values():
+        each.metrics[:] = np.exp(-each.losses)
+    scores["reward"].losses[-1] = np.inf
+    macs = 1050 - masks.astype(np.int64) @ np.array([50, 50, 20, 100, 100, 20])
     depth = np.tile(np.linspace(0, 1, 3, dtype=np.float32), 2)[:, None]
-    scores["reward"].losses[-1] = np.inf  # all skipped
-    return SubnetTable(meta, scores, macs.astype(np.int64), depth)
+    return SubnetTable(meta, scores, macs, depth)
 
 
 def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
@@ -47,14 +46,9 @@ def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
     assert "The adapters add" not in text
 
 
-REPLAY = Replay(
-    "run 3", "bandit, seed 0", [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0] * 6], [0.4, None, 0.5], [0.4, 0.4, 0.5]
-)
-
-
 @pytest.fixture(scope="module")
 def page(table: SubnetTable, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table, [REPLAY]))
+    return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table))
 
 
 def read_values(page: Any) -> dict[str, str]:
@@ -150,20 +144,6 @@ def test_sliders_set_the_budget(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
-def test_explorer_replays_a_search(page: Any, table: SubnetTable):
-    reset_page(page)
-    slide(page, "at", 2)
-    np.testing.assert_array_equal(mask_of(page, table), np.array(REPLAY.masks[1], bool))
-    assert page.inner_text("#at-told") == "2 of 3, reward -, best so far 0.4000"
-    page.click("#play")
-    page.wait_for_selector("#play:has-text('Pause')")
-    page.wait_for_selector("#play:has-text('Play')")  # it stops by itself
-    assert page.input_value("#at") == "3"
-    assert read_values(page) == wanted(table, np.zeros(6, bool))
-
-
-@pytest.mark.slow
-@needs_browser
 def test_by_keyboard_alone(page: Any, table: SubnetTable):
     reset_page(page)
     page.evaluate("document.activeElement.blur()")
@@ -181,7 +161,7 @@ def test_by_keyboard_alone(page: Any, table: SubnetTable):
     for _ in range(25):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
         page.keyboard.press("Tab")
-    assert {"nothing", "best", "exactly", "least", "front", "replay", "at", "play", "SUMMARY"} <= reached
+    assert {"nothing", "best", "exactly", "least", "front", "SUMMARY"} <= reached
 
 
 @pytest.mark.slow
@@ -194,9 +174,3 @@ def test_everyone_can_read_it(page: Any, tmp_path: Path):
         check_accessible(page)
     check_fits(page)
     assert page.wrong == []
-
-
-def test_search_of_other_units_is_rejected(table: SubnetTable, tmp_path: Path):
-    with pytest.raises(ValueError, match="run 3 did not search this table"):
-        write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
-    assert not (tmp_path / "page.html").exists()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shlex
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
@@ -63,6 +60,11 @@ def call(program: str, *words: str) -> int:
         return int(end.code or 0)
 
 
+def confirming(printed: str) -> list[str]:
+    """The words that a message asks for."""
+    return shlex.split(printed.partition("To confirm, add to the command: ")[2].splitlines()[0])
+
+
 def stopped_run(program: str, command: str, **settings: Any) -> None:
     """Write `runs/1`, a stopped run of a command with these settings."""
     target, cls = PROGRAMS[program].commands[command].load()
@@ -78,7 +80,7 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}}
+    rest = {"macs_full": 100, "evaluations": 0, "versions": {}}
     known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
     return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}
@@ -108,9 +110,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err
     assert not canary.exists()
     assert "`plugins=evilmod`" in told
-    again = f"python -m {' '.join((program, *words))} with resume=1 plugins=evilmod"
-    assert again in told
-    call(*shlex.split(again)[2:])
+    call(program, *words, "with", "resume=1", *confirming(told))
     assert canary.exists()
 
 
@@ -142,20 +142,17 @@ def test_resume_rejects_recorded_settings(canary: Path, capsys: pytest.CaptureFi
     assert not canary.exists()
     assert [path for path in Path().rglob("*") if path not in before and path.name != ".lock"] == []
     assert f"`{next(iter(settings))}" in told
-    assert "Repeat" in told
-    assert "python -m agents with resume=1 " in told
+    assert confirming(told)
 
 
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
-def test_repeat_command_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
+def test_words_that_confirm_are_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
     stopped_run("agents", "search", out=value)
     assert call("agents", "with", "resume=1") == 1
-    command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
-    assert f"out={value}" in shlex.split(command)
+    assert confirming(capsys.readouterr().err) == [f"out={value}"]
     stopped_run("agents", "search", plugins=[value])
     assert call("agents", "with", "resume=1") == 1
-    command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
-    assert f"plugins={value}" in shlex.split(command)
+    assert confirming(capsys.readouterr().err) == [f"plugins={value}"]
 
 
 def test_report_escapes_its_commands(canary: Path):
@@ -207,12 +204,12 @@ def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], r
     told = capsys.readouterr().err
     assert not canary.exists()
     assert setting in told
-    command = told.partition("confirm: ")[2].splitlines()[0]
-    call(*shlex.split(command)[2:])
+    words = READERS[reader]
+    call(*words, *(() if "with" in words else ("with",)), *confirming(told))
     assert canary.exists()
 
 
-@pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
+@pytest.mark.parametrize("words", [("runs",), ("compare", "with", "resume=1")])
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
@@ -243,7 +240,7 @@ class Harm:
 
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
-    """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
+    """The settings of a search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
     settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
     settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
     trained = train_sb3(SearchConfig(**settings), "runs/2")
@@ -254,7 +251,6 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
 
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
     assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
-    search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()
 
 
@@ -265,17 +261,3 @@ def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile
     assert not canary.exists()
     load_sb3("runs/2", trust=True)
     assert canary.exists()
-
-
-@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
-def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
-    file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
-    with zipfile.ZipFile(file) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    torch.save({"weight": Harm(canary)}, buffer)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in {**contents, part: buffer.getvalue()}.items():
-            archive.writestr(name, content)
-    with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
-    assert not canary.exists()
