@@ -88,10 +88,9 @@ class Episodes:
 
     def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
         """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
-        scorer = self.scorer
-        scorer.reported |= {name: scorer.cost_of(name) for name in costs if name != "macs_saved"}
-        objective = scorer.objective
-        return [(objective.low - 1.0, objective.high), *(scorer.cost_of(name).range for name in costs)]
+        self.scorer.report(costs)
+        objective = self.scorer.objective
+        return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""

@@ -138,6 +138,10 @@ class Scorer(ABC):
         first, self.position = self.position, (self.position + self.batch_size) % self.total
         return (first + np.arange(self.batch_size)) % self.total
 
+    def report(self, costs: Iterable[str]) -> None:
+        """Have `info` hold the savings of these costs, keys of `SAVED`."""
+        self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
+
     def close(self) -> None:  # noqa: B027 - a table has nothing to release
         """Release resources outside of this process."""
 

@@ -142,6 +142,13 @@ class TableScorer(Scorer):
                 self.improvements.append((self.evaluations, reward))
         return reward, {**info, "evaluations": self.evaluations}
 
+    def report(self, costs: Iterable[str]) -> None:
+        """See `Scorer.report`; what was looked up before lacks the savings."""
+        super().report(costs)
+        self._rows_known.clear()
+        for name in ("_known", "_full_model_info", "_exact"):
+            self.__dict__.pop(name, None)
+
     def full_model_info(self) -> dict[str, Any]:
         """See `Scorer.full_model_info`."""
         return {**self._full_model_info, "evaluations": self.evaluations}
