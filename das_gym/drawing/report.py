@@ -28,11 +28,10 @@ MAX_ANSWERS = 12
 
 @dataclass(frozen=True)
 class Progress:
-    """Rewards, the best so far, and its regret after every scored mask; None for what is not finite or not known."""
+    """Reward of every scored mask, and the best so far of those within the budget; None where it is not finite."""
 
     rewards: list[float | None]
     best: list[float | None]
-    regret: list[float | None] | None = None
 
 
 @dataclass(frozen=True)
