@@ -116,6 +116,7 @@ def compare(
         untrained: Names of models that are measured but not evaluated.
         from_package: Names of models whose trained weights came with das_gym.
     """
+    # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
     costs = example_costs(models[SUBNET], splits)  # it counts any mask, although the subnet is pruned
     results = {}
@@ -329,7 +330,7 @@ def finish_run(
         **content,
     }
     path = save(subnet, folder, info, record, record_name)  # the record last: a run with a record is complete
-    for checkpoint in folder.glob("*.pt"):
+    for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`: the run is complete now
         checkpoint.unlink()
     for name in (SUBNET_FILE, *artifacts, record_name):
         run.add_artifact(folder / name)
