@@ -143,7 +143,7 @@ class SearchLoop:
         """Score the agent's answer, and return the record of the search."""
         config, agent = self.config, self.agent
         masks = answer(agent, config.agent)[None]
-        # Scored in addition to the budget, as the next step: a replay scores it on the same examples, also where they change.
+        # Scored in addition to the budget, as the next step: a replay finds the same examples, also where they change.
         (scored,) = Turn.of(masks, *score_masks(self.env, masks)).rows
         best = best_row(self.history, config.mask_kwargs) or scored
         return SearchResult.of(
