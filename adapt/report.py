@@ -189,9 +189,9 @@ def format_speedup(ratio: float, low: float, high: float) -> str:
 LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("{metric} on test, %", lambda m: percent(m["score"])),
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
-    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),  # type: ignore[misc]
+    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
-    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
+    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),  # 0: nothing was trained, "-"
     ("parameters", lambda m: f"{m['parameters']:,}"),
     ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
     ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),
