@@ -241,7 +241,7 @@ class ShrinkJob:
             "refined": [asdict(each) for each in rounds],
             "verified": asdict(verified),
             "answers": answers,
-            "left_out": self.problem.splits.left_out_count,
+            "left_out": len(self.problem.splits.left_out),
             "report": report.record(),
             "command": self._command(mask),
             "versions": library_versions(),
