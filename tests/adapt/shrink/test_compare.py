@@ -16,7 +16,7 @@ from das_gym.adapt.shrink.compare_experiment import StartedSearch, ex, read_sear
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import Trainer
 from das_gym.agents.ask_tell.heuristics import Heuristic
-from das_gym.agents.searching.loop import SearchLoop
+from das_gym.agents.searching import loop
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -180,7 +180,7 @@ def without_times(record: dict[str, Any]) -> list[Any]:
 
 @pytest.mark.slow
 def test_compare_resumes_to_the_same_result(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    calls = Calls(monkeypatch, (SearchLoop, "take_turn"), (MaskEvaluator, "quality"), (Trainer, "take_step"))
+    calls = Calls(monkeypatch, (loop, "take_turn"), (MaskEvaluator, "quality"), (Trainer, "take_step"))
     given = {**given, "train": {"steps": 2, "save_every": 1}}
     calls.run({**given, "runs_dir": str(tmp_path / "whole")})
     turns = calls.made.count("take_turn")
