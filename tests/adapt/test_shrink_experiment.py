@@ -216,7 +216,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     assert [model["score"] for model in record["models"]] == [0.5, 0.5]
     assert record["metric"] == "share of a"
     assert record["problem"]["columns"] == "photo,ask,say"
-    assert "| share of a, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
+    assert "| share of a on test, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
     capsys.readouterr()
     evaluated = {"data_root": str(tmp_path), "columns": "photo,ask,say", **own}
     evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **evaluated))
@@ -277,7 +277,7 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
     for text in (card, " ".join(printed.split())):
         assert "of the full model trained alike (the control)" in text
     assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
-    assert "for the control" in (tmp_path / "runs" / "1" / "report.html").read_text()
+    assert "trained alike (the control)" in (tmp_path / "runs" / "1" / "report.html").read_text()
 
     steps = stop_training(7)  # of the control
     with pytest.raises(KeyboardInterrupt):

@@ -168,7 +168,7 @@ def test_export_writes_config_and_card(tmp_path):
     card = (written.folder / "README.md").read_text()
     for words in (
         "without 2 of its 4",
-        "| text.0 | adapter |",
+        "text.0 adapter, ",
         "accuracy on test, % | 81.2 |",
         "| 10.00 |",
         "trust_remote_code",
@@ -216,7 +216,7 @@ def test_export_leaves_nothing_after_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "TOLERANCE", -1.0)
     with pytest.raises(ValueError, match="logits differ from the subnet's"):
         export(subnet, tmp_path / "deep" / "out")
-    monkeypatch.setattr(writing, "model_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(writing, "subnet_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     monkeypatch.setattr(writing, "TOLERANCE", 1e-5)
     with pytest.raises(ValueError, match=r"cannot write `out` .*No space left"):
         export(subnet, tmp_path / "deep" / "out")
