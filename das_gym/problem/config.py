@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import check_names, choice, nested
 from das_gym.files import absolute
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 from das_gym.trust import REMOTE_CODE
 
@@ -229,9 +229,8 @@ def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> 
 
 
 def supernet_command(config: ProblemConfig) -> str:
-    """Return the command that trains a supernet, with the modules that register its model and task."""
-    modules = [REGISTERED_IN[name] for name in (config.model, config.task) if name in REGISTERED_IN]
-    return format_command("adapt supernet", problem_words(config), plugins=modules)
+    """Return the command that trains a supernet."""
+    return format_command("adapt supernet", problem_words(config))
 
 
 @dataclass(frozen=True)
