@@ -75,6 +75,7 @@ def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[
 
     def conversation(entry: Any, where: str) -> Conversation:
         own_id = _id_of(entry)
+        # Rounds of a conversation add "#2" to its key, so that an id with "#" could be the key of another round.
         unique = own_id and ids[own_id] == 1 and "#" not in own_id
         key = f"{name}/{own_id}" if unique else name + where.removeprefix(str(path))
         return _conversation(entry, key, f"{where} (id {own_id:.60})" if own_id else where, finder)

@@ -66,7 +66,7 @@ def _conversation(split: str, pid: str, problem: Any, where: str, finder: ImageF
     image = problem.get("image")
     if image and not isinstance(image, str):
         raise ValueError(f"{where}: wrong `image`: got {image!r:.60}, expected the name of a file, or null")
-    names = (f"{split}/{pid}/{image}",) if image else ()
+    names = (f"{split}/{pid}/{image}",) if image else ()  # every image is called image.png
     images = tuple(finder.find(name, where) for name in names)
     rounds = ((multiple_choice(question, hint, choices), LETTERS[answer]),)
     kind = str(problem.get("subject") or "").strip()
