@@ -42,9 +42,6 @@ kept for later turns."""
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
 
-IMAGE_MARGIN = 0.02
-"""A supernet whose metric (0..1) is not this much better with the images than without them does not rely on them."""
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -282,13 +279,6 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
         return without_training(load_backbone(config), config.task, splits)
     path, supernet = found
     advice = f"Train a supernet on these data with `{supernet_command(config)}`, then give supernet=<the file it writes>."
-    seeing, blind = (supernet.info.get(name) for name in ("seeing", "blind"))
-    if isinstance(seeing, Mapping) and isinstance(blind, Mapping) and image_agnostic_metrics(seeing, blind):
-        warnings.warn(
-            f"{path} does not rely on images: {format_blindness(seeing, blind)}. Its scores of masks mean little there: "
-            "train it longer.",
-            stacklevel=2,
-        )
     if config.supernet is None and config.data_root is not None:
         warnings.warn(
             f"data_root={config.data_root} is scored by the bundled supernet, trained on das_gym's generated data: "
@@ -302,17 +292,6 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
             f"{config.data_root or 'the bundled data'} have an answer that {path} knows. {advice}"
         )
     return model
-
-
-def image_agnostic_metrics(seeing: Mapping[str, float], blind: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the names of the metrics, 0..1, that are less than 0.02 better with the images than without them."""
-    return tuple(n for n, value in seeing.items() if n in blind and value < blind[n] + IMAGE_MARGIN and value < 1)
-
-
-def format_blindness(seeing: Mapping[str, float], blind: Mapping[str, float]) -> str:
-    """Return those metrics in words: `accuracy 41 % (40 % blind)`."""
-    names = image_agnostic_metrics(seeing, blind)
-    return ", ".join(f"{name} {100 * seeing[name]:.0f} % ({100 * blind[name]:.0f} % blind)" for name in names)
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
