@@ -38,8 +38,6 @@ class ChoosingSettings:
         mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
         search: Settings of the search that runs first, as in `search.evaluations=100`, `search.agent=bandit`.
             `python -m agents --help` lists them.
-        refine: Number of the search's best masks to train briefly; the best of them replaces the search's answer. 1 trusts
-            the search.
     """
 
     group: ClassVar[str] = "Layers"
@@ -48,7 +46,6 @@ class ChoosingSettings:
     point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
-    refine: int = 1
 
     @property
     def needs_search(self) -> bool:
@@ -64,12 +61,6 @@ class ChoosingSettings:
         if self.point is not None and (self.search_run is None or self.point < 0):
             raise ValueError(
                 f"`point` numbers a point of a Pareto front: got {self.point}, expected 0 or more, with search_run=RUN"
-            )
-        if self.refine < 1:
-            raise ValueError(f"`refine` is out of range: got {self.refine}, expected 1 or more")
-        if self.refine > 1 and (self.mask is not None or self.point is not None):
-            raise ValueError(
-                f"`refine` chooses among the masks of a search: got {self.refine}. Leave out `mask` and `point`."
             )
 
 

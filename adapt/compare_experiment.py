@@ -9,7 +9,7 @@ python -m adapt compare with resume=9                              continue run 
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
 searched first, in separate runs: on the bundled table if one exists, else on the supernet. Random masks are trained for
-comparison. compare.json in this run's folder has every training, compare.md the table, compare.png the figure.
+comparison. compare.json in this run's folder has every training; `python -m agents report 9` shows the table.
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 
@@ -31,7 +31,7 @@ from das_gym.adapt.compare.record import (
     method_variants,
     read_trials,
 )
-from das_gym.adapt.compare.table import Line, comparison_table, plot_scores, skipped_layers, verdict
+from das_gym.adapt.compare.table import Line, comparison_table, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
@@ -43,7 +43,7 @@ from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, nested
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import write_json, write_text
+from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.plugins import imported_plugins
 from das_gym.problem.adaptation import Adaptation
@@ -54,8 +54,6 @@ from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
 from das_gym.wording import counted
 
-TABLE = "compare.md"
-FIGURE = "compare.png"
 WIDTH = 126
 
 GRID = (5e-4, 2e-3, 8e-3)
@@ -214,9 +212,6 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
-        table = comparison_table(title, lines, verdict(lines))
-        parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
-        write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
@@ -225,11 +220,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     lines = lines_of(trials)
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
-    plot_scores(folder / FIGURE, lines, context.metric_name, title)
-    for name in (RECORD, TABLE, FIGURE):
-        run.add_artifact(folder / name)
+    run.add_artifact(folder / RECORD)
     comparison_table(title, lines, verdict(lines)).print(WIDTH)
-    print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
+    print(f"record: {folder / RECORD}")
     best = max(best_trials(trials), key=lambda trial: trial.merit)
     words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
     print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.recovery                                       the bundled model and data, 20 % of the MACs
     python -m benchmarks.recovery --checkpoint DIR --data-root DIR --macs-saved 0.2 --json recovery.json
-    python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000 --hidden none cosine
+    python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000
 
 A search with `bayes` finds the mask, unless one is given, and every setting trains the same pruned model. Settings are
 compared by the loss on the reward split. The best is evaluated on the test split: loss (nats), and score of generated
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
+from das_gym.adapt.shrink.recovery import RecoveryConfig, make_teacher, merged, recover
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 
@@ -81,11 +81,10 @@ class Subject:
         prompts = self.task.pairs(self.task.open_ended(self.test))
         return answer_scores(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
 
-    def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
-        """Train a pruned model; return it and the seconds."""
-        student, started = pruned_copy(self.full, self.mask), time.perf_counter()
-        Recovery(student, self.full, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
-        return student, time.perf_counter() - started
+    def tested(self, vlm: VLM) -> dict[str, Any]:
+        """Return score and loss on test examples."""
+        scores = self.score(vlm)
+        return {"score": float(scores.mean()), "interval": mean_interval(scores), "loss": self.loss(vlm, self.test)}
 
 
 def regained(full: float, shrunk: float, recovered: float) -> float | None:
@@ -95,14 +94,14 @@ def regained(full: float, shrunk: float, recovered: float) -> float | None:
 
 def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
     """Return every combination of the settings."""
-    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+    every = itertools.product(options.recover, options.steps, options.learning_rates)
     same = {"batch_size": options.batch_size, "seed": options.seed}
-    return [RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, **same) for r, s, rate, h in every]
+    return [RecoveryConfig(recover=r, steps=s, learning_rate=rate, **same) for r, s, rate in every]
 
 
 def words(config: RecoveryConfig) -> str:
     """Return the varied settings as text."""
-    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
+    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -118,25 +117,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     saved = subject.problem.costs.macs_saved(mask)
     layers = draw_mask(subject.full, mask)
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
-    rows, best = [], (float("inf"), shrunk)
+    test = {name: subject.tested(vlm) for name, vlm in (("full", subject.full), ("shrunk", shrunk))}
+    rows: list[dict[str, Any]] = []
     for settings in every:
-        student, seconds = subject.recovered(settings)
-        loss = subject.loss(student, subject.held_out)
+        student, started = pruned_copy(subject.full, mask), time.perf_counter()
+        trained = recover(
+            student, subject.full, subject.task, subject.problem.splits.train, settings, teacher=subject.teacher
+        )
+        seconds = time.perf_counter() - started
+        with merged(student, subject.full, settings, trained):
+            loss = subject.loss(student, subject.held_out)
+            if loss < min((row["loss"] for row in rows), default=float("inf")):
+                test["recovered"] = subject.tested(student)
         share = regained(held["full"], held["shrunk"], loss)
         rows.append({"settings": words(settings), "loss": loss, "loss_regained": share, "seconds": seconds})
         told = "nothing was lost" if share is None else f"{100 * share:.0f} % regained"
         print(f"  {words(settings)}: held-out loss {loss:.4f}, {told}, {seconds:.0f} s")
-        best = min(best, (loss, student), key=lambda pair: pair[0])
-    models = {"full": subject.full, "shrunk": shrunk, "recovered": best[1]}
-    scores = {name: subject.score(vlm) for name, vlm in models.items()}
-    test = {
-        name: {
-            "score": float(scores[name].mean()),
-            "interval": mean_interval(scores[name]),
-            "loss": subject.loss(vlm, subject.test),
-        }
-        for name, vlm in models.items()
-    }
     return {"mask": mask.astype(int).tolist(), "macs_saved": saved, "held_out": held, "rows": rows, "test": test}
 
 
@@ -168,7 +164,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recover", nargs="+", choices=("lora", "full", "adapters"), default=["lora", "full"])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of each held-out split")
     parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,11 +100,8 @@ class Method(ABC):
         """Return the weights of a trained model that `finish` changes; by default none."""
         return []
 
-    def finish(self, vlp: VLP, in_place: bool = False) -> None:  # noqa: B027 - most have nothing to do
-        """Finish the training: merge what can be merged into the weights.
-
-        With `in_place`, weights that other models share are changed, too; otherwise those of `vlp` are copied.
-        """
+    def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
+        """Finish the training: merge what can be merged into the weights, also into those that other models share."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
         """Prepare a frozen model for training by this method, in place.
@@ -140,6 +137,16 @@ class Method(ABC):
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:
             raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
+
+
+def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Replace parameters of a model, which another model may share, by copies, and return these."""
+    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in parameters}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in copies:
+                module._parameters[name] = copies[id(parameter)]
+    return list(copies.values())
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:

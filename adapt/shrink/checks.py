@@ -59,7 +59,7 @@ def check(settings: ShrinkSettings) -> None:
     train = problem.splits.train
     if settings.recover != "none" and len(train):
         check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
-    if choice is None or settings.refine > 1:
+    if choice is None:
         check_examples(problem.task, problem.splits.reward)
 
 

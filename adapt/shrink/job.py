@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,20 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import model_card
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of, why_not_removable
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
-    GENERATE_BATCH_SIZE,
     RECOVERED,
     SHRUNK,
     Measured,
     Scored,
-    loss_of,
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
@@ -75,15 +71,11 @@ class ShrinkJob:
         """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
-        task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
-        teacher = make_teacher(self.full, task, splits.train, self.recovery)
-        mask, rounds = self._refine(teacher)
-
+        task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.choice.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)
-        recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
-        recovery.train(log)
-        trained = recovery.trained, len(splits.train)
+        teacher = make_teacher(self.full, task, splits.train, self.recovery)
+        trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
         scored: dict[str, Scored] = {}
         probes = Probes.of(self.full, task, self.test)
@@ -91,14 +83,15 @@ class ShrinkJob:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
             own_code, names_dtype = has_remote_code(self.full), self.settings.save_dtype != "auto"
-            with recovery.merged():
+            with merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, dtype)  # so that what is measured is what is saved
                 save(final.model, part, source, processor, dtype, own_code, names_dtype)
                 verified = verify(part, final, mask, probes, dtype)
                 if self.recovery.recover != "none":
                     models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
             measured = self._measure(models, mask, scored)
-            del shrunk, final, recovery  # the control takes their memory
+            size = sum(p.numel() for p in trained)
+            del shrunk, final, trained  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher)
             peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
@@ -108,9 +101,9 @@ class ShrinkJob:
                 full=self.full,
                 mask=mask.tolist(),
                 source=source,
-                origin=self._origin(rounds),
+                origin=self._origin(),
                 recovery=self.recovery,
-                trained=trained,
+                trained=(size, len(splits.train)),
                 data=self._data(),
                 measured=measured,
                 verified=verified,
@@ -118,33 +111,14 @@ class ShrinkJob:
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
-            write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
+            write_json(self.folder / PENDING, self._record(mask, measured, verified))
         finish_saved(self.folder)
         print_report(measured, self._data(), draw_mask(self.full, mask))
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
-    def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
-        """Return the mask to remove; if several masks are tried, the one with the lowest loss after short recoveries."""
-        others = (mask for mask in self.choice.others if not why_not_removable(self.problem, mask))
-        masks = candidates(self.choice.mask, others, self.settings.refine)
-        if len(masks) < 2:
-            return self.choice.mask, []
-        task, splits = self.problem.task, self.problem.splits
-        held_out = task.open_ended(shuffled(task, splits.reward, task.reward_examples))
-
-        def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
-            student, short = pruned_copy(self.full, mask), replace(self.recovery, steps=steps)
-            recovery = Recovery(student, self.full, task, splits.train, short, checkpoint, teacher)
-            recovery.train(title=title)
-            with recovery.merged():
-                return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
-
-        rounds = halve(masks, self.recovery.steps, self.folder, train)
-        return selected_mask(rounds, masks), rounds
-
     def _score(self, vlm: VLM, title: str) -> Scored:
-        return score_model(vlm, self.problem.task, self.test, GENERATE_BATCH_SIZE, title, self.settings.metric)
+        return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
 
     def _measure(self, models: dict[str, VLM], mask: np.ndarray, scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
@@ -154,7 +128,7 @@ class ShrinkJob:
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric, scored)
+        return measure(models, costs, mask, *parts, LATENCY_BLOCKS, self.settings.metric, scored)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
@@ -165,10 +139,9 @@ class ShrinkJob:
         if self.settings.control is None:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
-        parts = control, self.full, task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT
-        recovery = Recovery(*parts, teacher)
-        recovery.train(title="training the control")
-        with recovery.merged():
+        parts = task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
+        trained = recover(control, self.full, *parts, title="training the control")
+        with merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
             quality, texts, scores = self._score(control, "control")
         return replace(
@@ -193,21 +166,18 @@ class ShrinkJob:
         root = self.choice.problem.data_root
         return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
 
-    def _origin(self, rounds: Sequence[Round]) -> str:
+    def _origin(self) -> str:
         settings = self.settings
         if settings.point is not None:
             return f"point {settings.point} of the front of run {settings.search_run}"
         if settings.search_run is None:
             return "a mask that was given"
-        refined = f", the best of {len(rounds[0].masks)} of its masks after short recoveries" if rounds else ""
-        return f"found by search run {settings.search_run}{refined}"
+        return f"found by search run {settings.search_run}"
 
     def _command(self, mask: np.ndarray) -> str:
         return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
 
-    def _record(
-        self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verification
-    ) -> dict[str, Any]:
+    def _record(self, mask: np.ndarray, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
         prompts = task.pairs(task.open_ended(self.test))
         answers = []
@@ -233,7 +203,6 @@ class ShrinkJob:
             "control": measured.control and asdict(measured.control),
             "difference": {"score": difference, "low": low, "high": high, "reference": measured.reference},
             "loss_regained": measured.loss_regained(),
-            "refined": [asdict(each) for each in rounds],
             "verified": asdict(verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,

@@ -142,7 +142,6 @@ def measure(
     task: Task,
     examples: Sequence[Any],
     dtypes: tuple[torch.dtype, torch.dtype],
-    batch_size: int,
     latency_blocks: int,
     metric: str | None = None,
     known: Mapping[str, Scored] = MappingProxyType({}),
@@ -156,7 +155,6 @@ def measure(
         task: A task with answers in words.
         examples: Of the test split, with their options.
         dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
-        batch_size: Prompts at a time.
         latency_blocks: Timed blocks of each model.
         metric: The score, see `answer_scores`.
         known: What `score_model` returned for some of the models.
@@ -168,7 +166,7 @@ def measure(
     times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        scored = known.get(name) or score_model(vlm, task, examples, batch_size, f"{name} model", metric)
+        scored = known.get(name) or score_model(vlm, task, examples, f"{name} model", metric)
         quality, texts[name], scores[name] = scored
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
@@ -190,13 +188,11 @@ def measure(
     return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
 
 
-def score_model(
-    vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
-) -> Scored:
+def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
     """Return loss and mean score of a model, its answers, and the score of each."""
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
-    loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
-    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", batch_size)
+    loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
+    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", GENERATE_BATCH_SIZE)
     scores = answer_scores(task, examples, texts, metric)
     return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
 

@@ -50,8 +50,6 @@ def test_compare_resumes_to_the_same_result(
     assert {tuple(t["mask"]) for t in whole["trials"] if t["variant"] == "das_2"} == {
         tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
     }
-    assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 5
-    assert (tmp_path / "runs/2/compare.png").stat().st_size > 5000
     assert not list((tmp_path / "runs/2").glob("*.pt"))
 
     train, count = ComparisonContext.train, 0
