@@ -172,7 +172,7 @@ def train(
             bundled.append(name)
             continue
         title, checkpoint = f"fine-tuning, {IN_WORDS[name]}", folder / f"{name}.pt"
-        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), name == SUBNET, encoder)
+        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder)
     return bundled
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
+from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, search_first, search_values
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
@@ -235,7 +235,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.nums_to_search:
         run = settings.searches[str(k)]
-        mask = choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
+        mask = choice_from_run(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())

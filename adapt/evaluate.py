@@ -66,14 +66,9 @@ def evaluate(
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
-    """Evaluate examples; a retrieval task also ranks its texts and images.
+    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all).
 
-    Args:
-        subnet: A pruned model with its head.
-        examples: At least one.
-        title: Of the progress bar.
-        blind: (3, height, width) image that replaces every image, or None.
-        rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
+    `blind` is a (3, height, width) image that replaces every image; nothing is ranked with it.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []

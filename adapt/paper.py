@@ -204,13 +204,9 @@ RECIPES = ("das_gym", "paper")
 
 
 def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any) -> DASSettings:
-    """Return the settings of a recipe, with changes.
+    """Return the settings of a recipe, `paper` or `das_gym` (the same with `OURS`), with changes.
 
-    Args:
-        model: One that `PAPER` has; others get `OF_ANY_MODEL`.
-        task: One that `PAPER` has for the model; others get its VQA's.
-        recipe: `paper`, or `das_gym`: the same with `OURS`.
-        **changes: Fields of `DASSettings`.
+    A task that `PAPER` lacks gets the model's VQA's settings, another model `OF_ANY_MODEL`.
     """
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")

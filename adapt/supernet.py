@@ -90,7 +90,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from das_gym.adapt.export.folder import ExportedFolder
-from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
 from das_gym.adapt.shrink.checks import source_of
@@ -23,6 +22,7 @@ from das_gym.adapt.shrink.verifying import (
     run_in_subprocess,
 )
 
+from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inserted_adapters import export_form, has_adapters

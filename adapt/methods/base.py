@@ -29,7 +29,7 @@ METHODS: dict[str, str | type[Method]] = {
     "lora": "das_gym.adapt.methods.lora:LoRA",
     "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
-    "parallel": "das_gym.adapt.methods.parallel:ScaledParallel",
+    "parallel": "das_gym.adapt.methods.adapter:ScaledParallel",
     "das": "das_gym.adapt.methods.das:DAS",
 }
 """Name to class, or to its `module:class`."""
@@ -104,11 +104,7 @@ class Method(ABC):
         """Finish the training: merge what can be merged into the weights, also into those that other models share."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Prepare a frozen model for training by this method, in place.
-
-        Args:
-            model: As it was loaded, with a head and no mask pruned.
-            seed: Seed of what is inserted.
+        """Prepare a frozen model, as it was loaded, for training by this method, in place. `seed` is of what is inserted.
 
         Returns:
             How many parameters of the model this method updates, without head and poolers.
@@ -161,14 +157,10 @@ def check_widths(method: Method, *names: str) -> None:
 
 
 def register_method(name: str, method: str | type[Method]) -> None:
-    """Register a custom method, for `python -m adapt compare` and `recover=` of `python -m adapt shrink`.
-
-    Args:
-        name: Its name.
-        method: Its class, or that class's "module:class".
+    """Register a custom method, a class or its "module:class", for `adapt compare` and `recover=` of `adapt shrink`.
 
     Raises:
-        TypeError: neither.
+        TypeError: `method` is neither.
         ValueError: a name that is not allowed or already registered.
     """
     is_path = isinstance(method, str) and all(method.partition(":"))
@@ -187,11 +179,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """Return the method of a name.
-
-    Args:
-        name: A key of `METHODS`.
-        settings: Its settings that differ from the defaults.
+    """Return a method of `METHODS`, with the settings that differ from its defaults.
 
     Example:
         >>> make_method("lora", {"rank": 8}).rank

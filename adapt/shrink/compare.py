@@ -1,4 +1,4 @@
-"""Measure what methods of choosing layers leave of a model, before and after the same recovery; table and verdict."""
+"""Measure what methods of choosing layers leave of a model, before and after the same recovery; and the table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from das_gym.drawing.table import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
-
-OURS = "bayes"
-TIE = 1e-4
-"""Losses that differ by less are equal, nats."""
 
 NOT_MEASURED = Quality(np.inf, 0.0, 0.0, 0.0)
 
@@ -96,30 +92,6 @@ def measure_mask(
     )
 
 
-def verdict(results: Sequence[MethodResult]) -> str:
-    """Return how `OURS` compares with the other methods before recovery, by loss on the reward and test splits."""
-    ours = next((result for result in results if result.method == OURS), None)
-    if ours is None:
-        return f"{OURS} is not among the methods."
-    seen: dict[str, float | None] = {result.method: result.reward_loss for result in results}
-    tested: dict[str, float | None] = {result.method: result.before.loss for result in results}
-    sentences = []
-    for split, losses in {"the reward split, which methods see": seen, "the test split": tested}.items():
-        own = losses.pop(OURS)
-        if own is None:
-            sentences.append(f"Before recovery, {OURS} has no finite loss on {split}.")
-            continue
-        ahead = {method: own - loss for method, loss in losses.items() if loss is not None}
-        better = [f"{method} by {by:.4f}" for method, by in ahead.items() if by > TIE]
-        level = [method for method, by in ahead.items() if abs(by) <= TIE]
-        if better:
-            outcome = f"{', '.join(better)} nats better than {OURS}"
-        else:
-            outcome = f"no method is better than {OURS}, {', '.join(level)} equal" if level else f"{OURS} is the best"
-        sentences.append(f"Before recovery, by loss on {split}: {outcome}.")
-    return " ".join(sentences)
-
-
 def comparison_table(title: str, full: Quality, results: Sequence[MethodResult], left_out: Mapping[str, str]) -> Table:
     """Return the table: the full model first, then methods by test loss before recovery."""
     recovers = any(result.after is not None for result in results)
@@ -138,5 +110,5 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
         seconds = "-" if result.seconds is None else f"{result.seconds:.1f}"
         row = [result.method, str(result.evaluations), seconds, *saved, seen, *quality(result.before)]
         rows.append([*row, *(quality(result.after) if recovers else []), result.drawn])
-    notes = [verdict(results), *(f"{method} has no result: {reason}" for method, reason in left_out.items())]
+    notes = [f"{method} has no result: {reason}" for method, reason in left_out.items()]
     return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from das_gym.adapt.choosing import choice_from_search, search_values
+from das_gym.adapt.choosing import choice_from_run, search_values
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import MethodResult, comparison_table, measure_mask, verdict
+from das_gym.adapt.shrink.compare import MethodResult, comparison_table, measure_mask
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.recovery import make_teacher
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
@@ -117,7 +117,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
             if method in measured:
                 checkpoint.unlink(missing_ok=True)
                 continue
-            choice = choice_from_search(settings.runs_dir, searches[method].run, changed_settings(settings.problem_config))
+            choice = choice_from_run(settings.runs_dir, searches[method].run, changed_settings(settings.problem_config))
             try:
                 choice = fallback_if_not_removable(choice, problem, budget)
             except ValueError as error:
@@ -211,7 +211,6 @@ def write_results(
         "full": dataclasses.asdict(full),
         "methods": [dataclasses.asdict(result) for result in results],
         "left_out": left_out,
-        "verdict": verdict(results),
         "versions": library_versions(),
     }
     write_json(folder / RECORD, record)

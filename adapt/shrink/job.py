@@ -60,18 +60,21 @@ class ShrinkJob:
         self.problem: Problem = load_problem(choice.problem)
         self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
         self.full: VLM = as_vlm(self.problem)
+        self.mask = self.choice.mask
         self.source = source_of(choice.problem)
         self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
         self.dtype = saved_dtype(*self.dtypes)
         self.out = settings.out_folder(folder)
         self.recovery = settings.recovery()
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
+        root = choice.problem.data_root
+        self.data = f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
 
     def run(self, log: Log) -> Measured:
         """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
-        task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.choice.mask
+        task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
@@ -89,7 +92,7 @@ class ShrinkJob:
                 verified = verify(part, final, mask, probes, dtype)
                 if self.recovery.recover != "none":
                     models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
-            measured = self._measure(models, mask, scored)
+            measured = self._measure(models, scored)
             size = sum(p.numel() for p in trained)
             del shrunk, final, trained  # the control takes their memory
             models.clear()
@@ -97,6 +100,7 @@ class ShrinkJob:
             peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
             for name, row in measured.rows.items():
                 measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
+            record = self._record(measured, verified)
             card = model_card(
                 full=self.full,
                 mask=mask.tolist(),
@@ -104,31 +108,31 @@ class ShrinkJob:
                 origin=self._origin(),
                 recovery=self.recovery,
                 trained=(size, len(splits.train)),
-                data=self._data(),
+                data=self.data,
                 measured=measured,
                 verified=verified,
-                command=self._command(mask),
+                command=record["command"],
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
-            write_json(self.folder / PENDING, self._record(mask, measured, verified))
+            write_json(self.folder / PENDING, record)
         finish_saved(self.folder)
-        print_report(measured, self._data(), draw_mask(self.full, mask))
+        print_report(measured, self.data, draw_mask(self.full, mask))
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
     def _score(self, vlm: VLM, title: str) -> Scored:
         return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
 
-    def _measure(self, models: dict[str, VLM], mask: np.ndarray, scored: dict[str, Scored]) -> Measured:
+    def _measure(self, models: dict[str, VLM], scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
-            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
+            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, self.mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
-        return measure(models, costs, mask, *parts, LATENCY_BLOCKS, self.settings.metric, scored)
+        return measure(models, costs, self.mask, *parts, LATENCY_BLOCKS, self.settings.metric, scored)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
@@ -162,10 +166,6 @@ class ShrinkJob:
         del given["ways"][UNCACHED]  # takes less memory than the others, and more time
         return int(run_in_subprocess(self.source, given)["peak_bytes"])
 
-    def _data(self) -> str:
-        root = self.choice.problem.data_root
-        return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
-
     def _origin(self) -> str:
         settings = self.settings
         if settings.point is not None:
@@ -174,11 +174,9 @@ class ShrinkJob:
             return "a mask that was given"
         return f"found by search run {settings.search_run}"
 
-    def _command(self, mask: np.ndarray) -> str:
-        return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
-
-    def _record(self, mask: np.ndarray, measured: Measured, verified: Verification) -> dict[str, Any]:
+    def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
+        mask, parts = self.mask, self.full.removed_parts(self.mask).items()
         prompts = task.pairs(task.open_ended(self.test))
         answers = []
         for number, (example, prompt) in enumerate(zip(self.test, prompts, strict=True)):
@@ -193,8 +191,8 @@ class ShrinkJob:
             "mask": mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
             "deleted": self.full.removed_layers(mask),
-            "without_attention": [place for place, kind in self.full.removed_parts(mask).items() if kind == ATTENTION],
-            "without_mlp": [place for place, kind in self.full.removed_parts(mask).items() if kind == MLP],
+            "without_attention": [place for place, kind in parts if kind == ATTENTION],
+            "without_mlp": [place for place, kind in parts if kind == MLP],
             "deleted_of_vision": self.full.removed_layers(mask, IMAGE),
             "drawn": draw_mask(self.full, mask),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -207,7 +205,7 @@ class ShrinkJob:
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
             "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
-            "command": self._command(mask),
+            "command": command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist()),
             "versions": library_versions(),
         }
 

@@ -146,18 +146,11 @@ def measure(
     metric: str | None = None,
     known: Mapping[str, Scored] = MappingProxyType({}),
 ) -> Measured:
-    """Score and measure each model.
+    """Score and measure each model, the full one first, on examples of the test split.
 
-    Args:
-        models: By name, the full model first.
-        costs: The costs of the full model under a mask, by `full`; by `recovered` too if that has adapters.
-        mask: (n_layers,) bool, the layers that all but the full model lack.
-        task: A task with answers in words.
-        examples: Of the test split, with their options.
-        dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
-        latency_blocks: Timed blocks of each model.
-        metric: The score, see `answer_scores`.
-        known: What `score_model` returned for some of the models.
+    All models but the full one lack the layers of the mask. `costs` are those of the full model under a mask, by `full`, and
+    by `recovered` too if that has adapters. `dtypes` are those of the full model's weights in its folder and of the saved
+    weights; `known` is what `score_model` returned for some of the models.
     """
     processor: Any = task.processor
     prompt = task.pairs(task.open_ended(examples[:1]))[0]
@@ -267,14 +260,7 @@ class TokenClock:
 
 
 def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any]) -> np.ndarray:
-    """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images.
-
-    Args:
-        vlm: The model, nothing in it skipped.
-        processor: Its own.
-        encodings: Prompts of one form, with their pixels.
-        settings: As `greedy_settings` gives them.
-    """
+    """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images."""
     clock, start = TokenClock(), time.perf_counter()
     generate_batch(vlm, processor, encodings, settings, streamer=clock)
     return np.diff([start, *clock.times[1:]])

@@ -199,21 +199,10 @@ def recover(
     log: Log | None = None,
     title: str = "recovering",
 ) -> list[nn.Parameter]:
-    """Train a pruned copy of the full model in place; the full model stays as it is. Use the student within `merged`.
+    """Train a `pruned_copy` of the full model on the train split, in place, and return the parameters that were trained.
 
-    Args:
-        student: As `pruned_copy` returns it: it shares its weights with the full model.
-        full_model: The full model.
-        task: A task that is answered in words.
-        examples: The train split.
-        config: Settings.
-        checkpoint: File to save to, and to resume from.
-        teacher: See `make_teacher`; None makes one.
-        log: As for `Trainer.run`.
-        title: Of the progress bar.
-
-    Returns:
-        The parameters that were trained, none with `recover=none`.
+    The full model, which shares weights with the student, stays as it is. Use the student within `merged` afterwards. An
+    existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
     method = config.method
     if method is None:

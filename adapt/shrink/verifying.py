@@ -76,13 +76,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Probes:
-    """Prompts on which two models are compared.
-
-    Attributes:
-        vlm: The full model.
-        processor: Its processor.
-        prompts: The prompts with their answers.
-    """
+    """The full model, and prompts with answers on which another one is compared with it."""
 
     vlm: VLM
     processor: Any
@@ -196,7 +190,13 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
     """Return the largest difference of logits relative to the largest logit; raise if it is above that of rounding."""
     tolerance = TOLERANCES.get(dtype, 0.1)
-    difference = max(relative_difference(*pair) for pair in zip(found, wanted, strict=True))
+    difference = 0.0
+    for logits, expected in zip(found, wanted, strict=True):
+        if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
+            difference = float("inf")
+        else:
+            largest = float((logits - expected).abs().max()) / (float(expected.abs().max()) + 1e-6)
+            difference = max(difference, largest)
     if difference > tolerance:
         raise VerificationError(
             f"the logits of {what}: relative difference {difference:.2g}, allowed {tolerance:g}. {advice}"
@@ -226,14 +226,8 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
     Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
-    plain forward in which the skipped layers are replaced by the identity, or by their adapters.
-
-    Args:
-        folder: As `saving.save` wrote it.
-        smaller: The model in memory.
-        mask: (n_layers,) bool, the removed layers.
-        probes: With the full model.
-        dtype: The type that the folder's weights must have.
+    plain forward in which the skipped layers are replaced by the identity, or by their adapters. The folder's weights must
+    have the type `dtype`.
     """
     found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
     if source_dtype(folder) != dtype:
@@ -252,13 +246,6 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
         for encoding, tokens in zip(encodings[way], rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
     return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
-
-
-def relative_difference(given: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value; infinite if shapes differ or NaN occurs."""
-    if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
-        return float("inf")
-    return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)
 
 
 @torch.no_grad()

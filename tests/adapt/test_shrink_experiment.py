@@ -161,14 +161,10 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trusting")
 def test_shrink_without_recovery(
-    shrink: Callable[..., Any],
-    given: dict[str, str],
-    tmp_path: Path,
-    trusting: None,
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    del trusting
     cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # the Hub's cache
     cached.mkdir(parents=True)
     for path in Path(given["checkpoint"]).iterdir():
@@ -189,17 +185,12 @@ def test_shrink_without_recovery(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_metrics", "trusting")
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")  # random weights never end one
 def test_metric_of_a_plugin_scores_parquet_data(
-    shrink: Callable[..., Any],
-    tmp_path: Path,
-    trusting: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Shrink with parquet data and a registered metric, and evaluate the saved folder with them."""
-    del trusting
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
     Path("short_metric.py").write_text(
@@ -241,30 +232,10 @@ def test_shrink_removes_a_folder_that_fails_verification(
 
 
 @pytest.mark.slow
-def test_shrink_resumes_the_training(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, stop_training: Callable[[int], list[int]]
-):
-    del trusting
-    steps = stop_training(3)
-    with pytest.raises(KeyboardInterrupt):
-        shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
-    assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
-    assert not (tmp_path / "out").exists()
-    ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
-    assert steps == [0, 1, 2, 2]
-    assert (tmp_path / "out" / "config.json").is_file()
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("trusting")
 def test_control_is_the_full_model_with_the_same_training_and_resumes(
-    shrink: Callable[..., Any],
-    tmp_path: Path,
-    trusting: None,
-    stop_training: Callable[[int], list[int]],
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], tmp_path: Path, stop_training: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
 ):
-    del trusting
     settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
     record = read_json(run_folder(shrink(**settings)) / "shrink.json")
     names = [model["name"] for model in record["models"]]
@@ -292,18 +263,12 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recover", "score", "loss", "wins"),
-    [("adapters", 0.25, 0.25, True), ("lora", 0.0, -0.25, True), ("lora", 0.0, 0.25, False)],
+    [("adapters", 0.25, 0.25, True), ("lora", 0.0, 0.25, False)],
 )
+@pytest.mark.usefixtures("trusting")
 def test_control_is_trained_by_default_if_the_recovered_model_wins(
-    shrink: Callable[..., Any],
-    trusting: None,
-    monkeypatch: pytest.MonkeyPatch,
-    recover: str,
-    score: float,
-    loss: float,
-    wins: bool,
+    shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, recover: str, score: float, loss: float, wins: bool
 ):
-    del trusting
     original = job.measure
 
     def scored(*arguments: Any) -> Any:
@@ -319,10 +284,10 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before the record", "behind it"])
+@pytest.mark.usefixtures("trusting")
 def test_shrink_resumes_after_the_model_was_saved(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch, after: bool
+    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ):
-    del trusting
     original = Path.replace
 
     def stopping(path: Path, target: Path) -> Path:
@@ -350,11 +315,8 @@ def test_shrink_resumes_after_the_model_was_saved(
     ("settings", "text"),
     [
         ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
-        ({"out": "{data_root}"}, "`out` exists"),
-        ({"parameters_saved": 0.5, "memory_saved": 0.2}, "more than one budget"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
-        ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
@@ -362,8 +324,6 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
-        ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
-        ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
@@ -471,10 +431,3 @@ def test_check_dtype(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
     check_dtype(torch.bfloat16, torch.device("cpu"), source)
     with pytest.raises(ValueError, match=r"are float16, .* dtype=float16"):
         check_dtype(torch.float16, torch.device("cpu"), source)
-
-
-def test_shrink_without_a_bundled_model(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    entry = checks.MODELS["VLM"]
-    monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
-    with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
-        shrink(checkpoint=None)

@@ -76,9 +76,7 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     "change",
     [
         {"problem": 3},
-        {"problem": {"task": "vqa", "model": 3}},
         {"plugins": 3},
-        {"plugins": [3]},
         {"model_settings": 3},
     ],
 )

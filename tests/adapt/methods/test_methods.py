@@ -253,7 +253,6 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
     ("change", "told"),
     [
         ({"method": MethodSettings("lorra")}, "unknown method 'lorra'; did you mean 'lora'"),
-        ({"method": MethodSettings("lora", {"rank": "x"})}, "kept: rank='x' .str. is not allowed"),
         (
             {"method": MethodSettings("lora", {"rank": 2**20})},
             r"has shape .4, 64. in the adaptation, .1048576, 64. in the mo",
@@ -261,7 +260,6 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         ({"method": MethodSettings("prompt", {"tokens": 2**20})}, "parameters of the adaptation and of the model differ"),
         ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
-        ({"task": "nlvr2"}, "kept was trained for task 'nlvr2', not 'vqa'"),
     ],
 )
 def test_restore_adaptation_checks_before_it_allocates(worlds, change: dict[str, Any], told: str):
@@ -334,7 +332,6 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
     [
         ("lorra", {}, "unknown method 'lorra'; did you mean 'lora'?"),
         ("lora", {"rnk": 3}, "unknown setting of method 'lora', 'rnk'; did you mean 'rank'?"),
-        ("lora", {"rank": 0}, "`rank` is out of range"),
         ("parallel", {"scale": 0.0}, "`scale` is out of range"),
     ],
 )

@@ -244,8 +244,6 @@ def test_projector_is_found_for_every_type(name: str):
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"steps": 0}, "steps"),
-        ({"distillation": -1.0}, "distillation"),
         ({"distillation": 0.0, "cross_entropy": 0.0}, "cross_entropy"),
         ({"recover": "lorra"}, "lora"),
     ],

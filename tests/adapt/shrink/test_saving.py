@@ -46,17 +46,10 @@ def test_saved_dtype(source: Path):
     assert saved_dtype(torch.float16, torch.float32, "float32") == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("source", "computed", "wanted", "text"),
-    [
-        (torch.float16, torch.float32, "auto", "float16, as the source is. It was computed in float32; dtype=float32 keeps"),
-        (torch.float32, torch.float32, "auto", "float32, as the source is"),
-        (torch.float32, torch.bfloat16, "auto", "bfloat16, in which it was computed (the source is in float32)"),
-        (torch.float16, torch.float32, "float32", "float32, as dtype=float32 asks"),
-    ],
-)
-def test_describe_dtype_says_what_is_saved_and_why(source: torch.dtype, computed: torch.dtype, wanted: str, text: str):
-    assert describe_dtype(source, computed, wanted, "dtype").startswith(f"saved in {text}")
+def test_describe_dtype_says_how_to_keep_the_precision_of_the_training():
+    assert "dtype=float32 keeps more" in describe_dtype(torch.float16, torch.float32, "auto", "dtype")
+    for given in ((torch.float32, torch.bfloat16, "auto"), (torch.float16, torch.float32, "float32")):
+        assert "keeps" not in describe_dtype(*given, "dtype")
 
 
 def test_save_keeps_dtype_shards_modes_and_other_files(
@@ -150,23 +143,19 @@ def test_round_parameters_replaces_only_what_changes():
     assert pair[1].weight is pair[0].weight
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"), [(OSError(errno.ENOSPC, "No space left"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)]
-)
-def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException, raised: type[BaseException]):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException):
     def fill() -> None:
         with new_folder(tmp_path / "out") as part:
             (part / "model.safetensors").write_bytes(b"half")
             raise error
 
-    with pytest.raises(raised):
+    with pytest.raises(type(error)):
         fill()
     assert not list(tmp_path.iterdir())
 
 
-def test_new_folder_keeps_other_errors_and_existing_folders(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"1\.png"), new_folder(tmp_path / "out"):
-        raise FileNotFoundError("1.png is missing")
+def test_new_folder_keeps_existing_folders(tmp_path: Path):
     with pytest.raises(ValueError, match="`out` exists"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -81,10 +81,6 @@ def another_logit(found: dict[str, Any]) -> None:
     found["logits"][1][0, 7] += 0.1 * found["logits"][1].abs().max()
 
 
-def nan_logit(found: dict[str, Any]) -> None:
-    found["logits"][0][0, 7] = torch.nan
-
-
 def other_tokens(found: dict[str, Any]) -> None:
     found["tokens"][0] = [1, 2]
 
@@ -93,10 +89,8 @@ def other_tokens(found: dict[str, Any]) -> None:
     ("change", "text"),
     [
         (another_logit, r"relative difference 0\.1, allowed 0\.001"),
-        (nan_logit, "relative difference inf"),
         (other_tokens, "tokenizer"),
         (another_token("with a cache"), "with a cache, generates .* token 1 "),
-        (another_token("without a cache"), "without a cache, generates"),
         (another_token("with left padding"), "with left padding, generates"),
     ],
 )
@@ -107,7 +101,7 @@ def test_verify_names_what_differs(problem_of, folder_of, in_this_process, tmp_p
         verify(tmp_path / "out", smaller, MASK, probes, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["llama", "mllama", "qwen3_vl", "glm4_moe"])
+@pytest.mark.parametrize("name", ["mllama", "qwen3_vl", "glm4_moe"])
 def test_verify_other_types_in_float64(name: str, in_this_process, tmp_path: Path):
     in_this_process()
     source = tiny.save(name, tmp_path / "source", torch.float64)
