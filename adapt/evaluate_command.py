@@ -31,7 +31,6 @@ from das_gym.adapt.subnets import (
 from das_gym.adapt.training import check_ranges
 
 from das_gym.config import check_names, choice
-from das_gym.data.image_checks import require_readable
 from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
@@ -102,7 +101,6 @@ class EvaluateSettings(PluginSettings):
         options = reader_options(task, self.columns or recorded.get("columns"))
         examples = task.load_part(data_root, self.split, self.on_bad_example, **options)
         examples = examples[: self.limit]
-        require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
         return subnet, examples, data_root
 
 

@@ -39,7 +39,7 @@ PROGRAM = Program(
         "runs": Command(
             "das_gym.agents.past_runs:main",
             "[with ...]",
-            "past runs of every command, by environment, best first",
+            "past runs of every command, the newest first",
             settings="das_gym.agents.past_runs:RunsSettings",
         ),
         "list": Command(

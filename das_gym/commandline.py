@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.config import build, flatten_settings, merge, nearest_names, nest
+from das_gym.config import build, check_names, flatten_settings, merge, nest
 from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
 from das_gym.plugins import add_working_folder, import_plugins, imported_plugins
 from das_gym.processes import is_main_process
@@ -27,8 +27,6 @@ from das_gym.streams import escape_control_chars, prepare_streams, silence_stdou
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
 SCRIPTS = ("das-agents", "das-adapt")
-_running: list[str] = []
-"""The words of the running command, the program's name first."""
 
 
 class UsageError(ValueError):
@@ -99,7 +97,6 @@ class Program:
         """Run the command that the arguments name; return the exit code. User errors are printed in one paragraph."""
         prepare_streams()
         add_working_folder()  # the path of a console script lacks it
-        _running[:] = [self.name, *arguments]
         try:
             code = self._dispatch([_expand_home(word) for word in arguments])
             sys.stdout.flush()
@@ -117,7 +114,6 @@ class Program:
             return 2 if isinstance(error, UsageError) else 1
         finally:
             finish()
-            _running.clear()
 
     def _dispatch(self, words: list[str]) -> int:
         first = words[0] if words else ""
@@ -179,21 +175,6 @@ def format_command(program: str, *words: str, plugins: Iterable[str] = ()) -> st
     if given and (needed := dict.fromkeys((*imported_plugins(), *plugins))):
         given.append(shlex.quote(f"plugins={','.join(needed)}"))
     return escape_control_chars(" ".join([start, *command, *(["with", *given] if given else [])]))
-
-
-def repeat_command(settings: Mapping[str, Any]) -> str:
-    """Return the running command with more settings, quoted for a shell; empty outside of commands."""
-    if not _running:
-        return ""
-    program, *words = _running
-    given = {name: str(value) for name, value in settings.items()}
-    if "plugins" in given:
-        typed = [word.partition("=")[2] for word in words if word.startswith("plugins=")]
-        words = [word for word in words if not word.startswith("plugins=")]
-        given["plugins"] = ",".join([*typed, given["plugins"]])
-    words += [] if "with" in words else ["with"]
-    words += [f"{name}={value}" for name, value in given.items()]
-    return " ".join([format_command(program), *map(shlex.quote, words)])
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
@@ -276,11 +257,10 @@ def check_words(
     words: Sequence[str], command: str, settings: Iterable[str], commands: Iterable[str] = (), named: Iterable[str] = ()
 ) -> None:
     """Raise UsageError for words of `command` that cannot be parsed: first `with`, an option or one of `commands`."""
-    commands, named = list(commands), list(named)
-    joined = _join_settings(words, set(settings))
-    if joined != list(words):
-        meant = format_command(command, *(word for word in joined if word != "with"))
-        raise UsageError(f"settings are given as name=value after `with`, without spaces. Did you mean `{meant}`?")
+    commands, flags = list(commands), {f"--{name}".replace("_", "-") for name in settings}
+    for word in words:
+        if word == "=" or word.partition("=")[0].replace("_", "-") in flags:
+            raise UsageError(f"settings follow `with` as name=value, without spaces and dashes: got {word}")
     word = words[0] if words else "with"
     if list(words) == ["with"]:
         raise UsageError(f"nothing follows `with`: `{format_command(command, 'name=value')} ...`")
@@ -288,25 +268,7 @@ def check_words(
         return
     if "=" in word or word in named:
         raise UsageError(f"settings follow `with`; did you mean `{format_command(command, *words)}`?")
-    known, start = [*commands, "with"], format_command(command)
-    if near := nearest_names(word, known):
-        raise UsageError(f"unknown sub-command {word!r}; did you mean `{' '.join([start, *near, *words[1:]])}`?")
-    raise UsageError(f"unknown sub-command {word!r}; known: {', '.join(known)}; `{start} --help` says more")
-
-
-def _join_settings(words: Sequence[str], settings: set[str]) -> list[str]:
-    """Return words with `--seed 3`, `--seed=3`, `seed = 3` and `seed =3` as `seed=3`."""
-    joined: list[str] = []
-    waiting_for_value = False
-    for word in words:
-        flag, sign, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if waiting_for_value or (joined and not flag and sign):
-            joined[-1] += word
-            waiting_for_value = word == "="
-        elif flag.startswith("--") and name in settings:
-            joined.append(f"{name}={value}")
-            waiting_for_value = not sign
-        else:
-            joined.append(word)
-    return joined
+    try:
+        check_names([word], [*commands, "with"], "sub-command", listing=f"{format_command(command)} --help")
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -221,6 +221,14 @@ def nest(name: str, value: Any) -> dict[str, Any]:
     return nested
 
 
+def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file with dotted names taken apart, so that what is checked is what a run gets."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = merge(nested, nest(name, nest_settings(value) if isinstance(value, Mapping) else value))
+    return nested
+
+
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return settings by dotted names: `{"search": {"seed": 1}}` becomes `{"search.seed": 1}`."""
     flat: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import pdb
 import sys
 import textwrap
 import traceback
@@ -43,7 +42,7 @@ from das_gym.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.config import build, check_names, flatten_settings, merge, plain, settings_dict
+from das_gym.config import build, check_names, flatten_settings, merge, nest_settings, plain, settings_dict
 from das_gym.files import explain_damage, read_json
 from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.processes import is_main_process, run_on_main_process, world_size
@@ -58,7 +57,6 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.sacred_options import CONFIG_FILES, NOT_SUPPORTED, check_options, nest_settings, read_config_file
 from das_gym.settings_help import WIDTH, help_text, settings_text
 from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
 
@@ -70,6 +68,9 @@ COMMANDS = {
     "print_named_configs": "Print the named configs with the settings that they stand for",
 }
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
+
+NOT_SUPPORTED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e", "--pdb": "-D"}
+"""Options of Sacred that do not apply: runs are numbered by their folder, kept there, and do not look at git."""
 
 _LOGGER = logging.getLogger("das_gym.experiment")
 
@@ -115,7 +116,7 @@ class RecordedCommand(Generic[Settings]):
 
         Args:
             config_updates: Settings.
-            named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
+            named_configs: Named configs, or JSON files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
             on_started: Called with the run's id, once the run can be resumed.
 
@@ -126,16 +127,15 @@ class RecordedCommand(Generic[Settings]):
         try:
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
-                if "runs_dir" in given:
-                    raise ValueError(f"-F {folder} and runs_dir={given['runs_dir']} both name the folder of runs; give one")
                 given["runs_dir"] = folder
+            if unsupported := [f"{flag} ({option})" for option, flag in NOT_SUPPORTED.items() if options.get(option)]:
+                raise ValueError(f"{unsupported[0]} is not supported. Leave it out")
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
             settings = build(self.settings, values)
             if self.prepare is not None:
                 settings = self.prepare(settings)
-            check_options(options)
             return self._record(settings, reopen, named_configs, options, on_started)
         except RunError:
             raise
@@ -215,13 +215,11 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        if Path(name).is_file():
-            settings = nest_settings(read_config_file(name), name)
+        if Path(name).suffix == ".json":
+            settings = nest_settings(read_config(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
-        if Path(name).suffix in CONFIG_FILES:
-            raise FileNotFoundError(f"no settings file {Path(name).absolute()}: check the path")
         known, listing = self.named_configs(), format_command(f"{self.name} print_named_configs")
         check_names([name], known, "named config", own=True, listing=listing)
         return known[name]
@@ -238,7 +236,7 @@ class RecordedCommand(Generic[Settings]):
             )
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = nest_settings(read_config(folder), folder / CONFIG)
+        settings = nest_settings(read_config(folder / CONFIG))
         if "seed" not in {field.name for field in fields(self.settings)}:
             settings.pop("seed", None)  # Sacred gives every run one
         stored = flatten_settings(settings)
@@ -252,21 +250,13 @@ class RecordedCommand(Generic[Settings]):
                 )
         recorded = build(RunSettings, {"plugins": settings.pop("plugins", None) or ()}).plugins
         recorded = (recorded,) if isinstance(recorded, str) else recorded
-        self._check_trust(folder, settings, asked, recorded)
-        plugins = tuple(dict.fromkeys((*given.get("plugins", ()), *import_plugins(recorded))))
-        return {**changes, **settings, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
-
-    def _check_trust(
-        self, folder: Path, settings: Mapping[str, Any], asked: Mapping[str, Any], recorded: Sequence[str]
-    ) -> None:
-        """Raise for recorded settings that run code, upload or write outside the run folder, unless they are repeated."""
+        # Recorded settings that run code, upload or write outside the run folder have to be repeated.
         unknown = unknown_modules({"plugins": recorded})
         sensitive = sensitive_settings(settings, {*sys.modules, *recorded})  # `plugins=` confirms its module's agents too
         missing = {name: value for name, value in sensitive.items() if name not in asked}
-        words = f"resume={folder.name}", runs_dir_words(folder), *setting_words({**asked, **missing})
-        named = {"plugins": ",".join(unknown)} if unknown else {}
-        command = format_command(self.name, *words, plugins=unknown)
-        ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, command)
+        ask_to_repeat(f"run {folder.name} was started", {**({"plugins": ",".join(unknown)} if unknown else {}), **missing})
+        plugins = tuple(dict.fromkeys((*given.get("plugins", ()), *import_plugins(recorded))))
+        return {**changes, **settings, "resume": given["resume"], "runs_dir": str(folder.parent), "plugins": plugins}
 
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
@@ -306,10 +296,8 @@ class RecordedCommand(Generic[Settings]):
                     interrupt.add_note(f"in {world_size()} processes, as it was started")
             raise
         except Exception:
-            if options.get("--debug") or options.get("--pdb"):
+            if options.get("--debug"):
                 traceback.print_exc()
-            if options.get("--pdb"):
-                pdb.post_mortem()
             raise
 
     def help_text(self) -> str:

@@ -106,11 +106,11 @@ def check_links(folder: Path) -> None:
             raise ValueError(f"{path} is not a regular file. Remove it from the run folder.")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run, as plain values."""
-    settings = read_json(folder / CONFIG)
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, such as the `CONFIG` of a run, as plain values."""
+    settings = read_json(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{folder / CONFIG} holds a {type(settings).__name__}, not settings; start a new run")
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
     return settings
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from das_gym.commandline import repeat_command
 from das_gym.plugins import import_plugins
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
@@ -61,11 +61,8 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
     return found
 
 
-def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started".
-
-    The message suggests `command`, or else the running command with these settings.
-    """
+def ask_to_repeat(what: str, settings: Mapping[str, Any]) -> None:
+    """Raise for settings, by dotted name, that were not confirmed; `what` has them, as in "run 3 was started"."""
     if not settings:
         return
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
@@ -73,10 +70,8 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
     effect = " and ".join(
         ["runs code"] * (False in writes) + ["writes outside the run folder or uploads"] * (True in writes)
     )
-    imported = " or import the module first" if "plugins" in settings else ""
-    confirm = command or repeat_command(settings) or f"pass {words}{imported}"
-    pronoun = "it" if len(settings) == 1 else "them"
-    message = f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}"
+    confirm = " ".join(shlex.quote(f"{name}={value}") for name, value in settings.items())
+    message = f"{what} with {words}, which {effect}. To confirm, add to the command: {confirm}"
     raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command
 
 

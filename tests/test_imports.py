@@ -28,7 +28,6 @@ LEAVES = (
     "processes",
     "progress",
     "runs",
-    "sacred_options",
     "settings_help",
     "streams",
     "trust",

@@ -152,7 +152,6 @@ def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path: Path,
     ("words", "text"),
     [
         (["two"], "did you mean `python -m agents trial with two`?"),
-        (["print_confg"], "did you mean `python -m agents trial print_config`?"),
         (["print_config", "number=3"], "cannot read"),
         (["with"], "nothing follows `with`"),
     ],
@@ -191,15 +190,13 @@ def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path,
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
     with pytest.raises(RunError, match=r"images/7\.png"):
         resume(command, tmp_path / "1", plugins="json")
-    assert read_config(tmp_path / "1")["plugins"] == ["json", "string"]
+    assert read_config(tmp_path / "1" / "config.json")["plugins"] == ["json", "string"]
 
 
 def test_resumed_run_requires_sensitive_settings_again(command, stopped: Path):
     edit(stopped, out="/somewhere", trackers=["wandb"])
-    with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.*Repeat them to confirm: .*resume=1"):
+    with pytest.raises(RunError, match=r"`out=/somewhere`, `trackers=\['wandb'\]`.* add to the command: out=/somewhere "):
         resume(command, stopped)
-    with pytest.raises(RunError, match=r"`trackers=.*out=/somewhere"):  # in the command too
-        resume(command, stopped, out="/somewhere")
     with pytest.raises(RunError, match="out=/other"):
         resume(command, stopped, out="/other", trackers=("wandb",))
     assert resume(command, stopped, out="/somewhere", trackers=("wandb",)).result == 1.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -255,21 +254,3 @@ class ArrowImage:
             raise ValueError(f"{self.path} has no row {self.row}. It has changed since it was loaded")
         cell = table[self.column][self.row].as_buffer()
         return decode_image(io.BytesIO(b"" if cell is None else cell), f"{self.column} in row {self.row} of {self.path}")
-
-
-@dataclass(frozen=True, slots=True)
-class ArrowImages:
-    """The images of several tables, counted through.
-
-    Attributes:
-        paths: The tables.
-        starts: The number of each table's first row, then the number of all rows.
-    """
-
-    paths: tuple[Path, ...]
-    starts: tuple[int, ...]
-
-    def __call__(self, number: int) -> ArrowImage:
-        """Return the image in a row."""
-        table = bisect_right(self.starts, number) - 1
-        return ArrowImage(self.paths[table], number - self.starts[table])

@@ -84,7 +84,7 @@ class BadExamples:
     def broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
         """Return the errors of the images that cannot be used, by key.
 
-        With `skip`, every image is decoded, once until it changes. With `raise`, only missing files are found, by listing
+        With `skip`, every image is decoded. With `raise`, only missing files are found, by listing
         folders; damage is reported when an image is opened.
         """
         distinct = {image.key: image for image in images}

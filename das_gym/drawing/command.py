@@ -68,6 +68,6 @@ def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> 
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
     """Return the command that repeats a run, without default settings; `changes` replace the run's, None leaves one out."""
-    known = {**(read_config(folder) if (folder / CONFIG).is_file() else {}), **changes}
+    known = {**(read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return format_command(command, *setting_words(chosen, defaults))

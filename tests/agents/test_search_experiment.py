@@ -58,8 +58,6 @@ def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
     assert (tmp_path / "other" / "1" / "search.json").is_file()
     assert (tmp_path / "other" / "1" / "metrics.json").is_file()
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(RunError, match="-F other and runs_dir=runs both name the folder of runs; give one"):
-        ex.run({**small, "runs_dir": "runs"}, options={"--file_storage": "other"})
 
 
 def test_settings_of_the_environment_reach_it():

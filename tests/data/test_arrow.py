@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.data.arrow import ArrowImage, ArrowImages, open_table, read_items, read_rows
+from das_gym.data.arrow import ArrowImage, open_table, read_items, read_rows
 from das_gym.data.bad_examples import BadExamples
 from das_gym.problem.loading import task_class
 from das_gym.tasks.nlvr2 import arrow as nlvr2
@@ -98,11 +98,6 @@ def test_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
     path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
     with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
         ArrowImage(path, 1).open()
-
-
-def test_images_of_several_tables_are_counted_through():
-    images = ArrowImages((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
-    assert [(images(n).path.name, images(n).row) for n in (0, 2, 3)] == [("a.arrow", 0), ("a.arrow", 2), ("b.arrow", 0)]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

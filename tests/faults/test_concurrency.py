@@ -12,10 +12,9 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 import das_gym
-from das_gym.data.image_checks import fingerprint, read_readable
 from das_gym.envs.sb3_vec_env import SB3VecEnv
 from das_gym.files import read_json
-from tests.faults.sixteen import PROCESSES, list_images
+from tests.faults.sixteen import PROCESSES
 
 pytestmark = pytest.mark.slow  # all of them take seconds
 
@@ -43,9 +42,7 @@ def test_generation_runs_once_after_the_first_process_is_killed(folder: Path):
     assert len((folder / "cache" / "generations.txt").read_text().split()) == 1
 
 
-def test_cache_stays_complete_under_concurrent_writes(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
-    assert set(read_readable().tolist()) == {fingerprint(image) for image in list_images(folder)}
+def test_file_stays_complete_under_concurrent_writes(folder: Path):
     assert len(set(read_json(folder / "all.json")["by"])) == 1
     assert not list(folder.rglob("*.part"))
 

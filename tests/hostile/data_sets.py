@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
+from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.labels import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 from das_gym.tasks.snli_ve.files import load_snli_ve
-from das_gym.tasks.vqa.vqav2_files import read_columns
+from das_gym.tasks.vqa.vqav2_files import read_questions
 from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
@@ -35,7 +36,8 @@ def vqa(path: Path) -> None:
 
 
 def read_vqa(path: Path) -> None:
-    read_columns(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), BadExamples("skip"))
+    bad = BadExamples("skip")
+    list(read_questions(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), "val2014", lambda _: ImageFile(path), bad))
 
 
 def nlvr2(path: Path) -> None:

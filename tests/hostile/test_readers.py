@@ -136,7 +136,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "settings": (
         "config.json",
         lambda path: path.write_text('{"seed": 1, "plugins": []}'),
-        lambda path: read_config(path.parent),
+        read_config,
     ),
     "record": ("search.json", record, SearchResult.load),
     **{

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
-
-import numpy as np
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.splits import LazySequence, Splits
@@ -16,7 +13,7 @@ from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instr
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
 from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY
-from das_gym.tasks.vqa.examples import VQAExample, VQATable
+from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import read_vqav2
 from das_gym.tasks.vqa.vqav2_files import SPLITS
@@ -35,7 +32,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     `a`, are skipped and counted whatever `on_bad_example` is; VQAv2 has some.
     """
     splits = VQATask.load_splits(data_root, on_bad_example)
-    parts = [cast(VQATable, part) for part in (splits.train, splits.reward, splits.test)]
+    parts = (splits.train, splits.reward, splits.test)
     kept = [_answerable(part) for part in parts]
     skipped = sum(map(len, parts)) - sum(map(len, kept))
     lines = [f"{data_root}: {skipped} questions whose every answer is empty when it is normalized"] if skipped else []
@@ -49,29 +46,21 @@ def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "
 
     The answers of the last two are not public.
     """
-    read = read_vqav2(data_root, part, BadExamples(on_bad_example))
+    read: Sequence[VQAExample] = read_vqav2(data_root, part, BadExamples(on_bad_example))
     if part in SPLITS:
         read = _answerable(read)
     return LazySequence(read, partial(_example, by_question=_few_question_types([read])))
 
 
-def _few_question_types(parts: Iterable[VQATable]) -> bool:
+def _few_question_types(parts: Sequence[Sequence[VQAExample]]) -> bool:
     """Return whether questions have types, and few of them."""
-    types: set[str] = set()
-    for part in parts:
-        types |= {part.columns.names[code] for code in np.unique(part.columns.question_types[part.rows])}
+    types = {example.question_type for part in parts for example in part}
     return 0 < len(types - {""}) <= MAX_QUESTION_TYPES
 
 
-def _answerable(part: VQATable) -> VQATable:
+def _answerable(part: Sequence[VQAExample]) -> list[VQAExample]:
     """Return the questions that have an answer of at least one character."""
-    names = part.columns.names
-    if "" not in names:
-        return part
-    doubtful = np.flatnonzero(part.columns.majority[part.rows] == names.index(""))
-    keep = np.ones(len(part), bool)
-    keep[doubtful] = [any(part[int(index)].answers) for index in doubtful]
-    return part.take(keep)
+    return [example for example in part if example.answer or any(example.answers)]
 
 
 def _example(example: VQAExample, by_question: bool) -> AnswerExample:

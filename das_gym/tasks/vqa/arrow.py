@@ -14,20 +14,17 @@ accuracies differ a little from those with the official files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from das_gym.data.arrow import ArrowFormat, ArrowImages, open_table, read_items
+from das_gym.data.arrow import ArrowFormat, ArrowImage, read_items
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_new, check_text
 from das_gym.data.splits import Splits
-from das_gym.tasks.vqa.cache import cached_columns
-from das_gym.tasks.vqa.examples import Question, VQAColumns, VQAExample, VQATable, build_columns
-from das_gym.tasks.vqa.vqav2 import drop_broken, halve
+from das_gym.tasks.vqa.accuracy import normalize_answer
+from das_gym.tasks.vqa.examples import VQAExample, normalized_answers
+from das_gym.tasks.vqa.vqav2 import halve
 
 TABLES = ArrowFormat(
     "vqa",
@@ -61,18 +58,11 @@ def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Spli
     return bad.splits(train, *halve(_read(val_paths, "val2014", bad), str(val_paths[0]), bad))
 
 
-def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> VQATable:
+def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> list[VQAExample]:
     """Read the questions of several tables."""
-    rows = [open_table(path, TABLES.columns, ["image_id"]).num_rows for path in paths]
-    starts = np.cumsum([0, *rows]).tolist()
-    columns = cached_columns(paths, bad, lambda: _read_columns(paths, starts, bad))
-    return drop_broken(VQATable.whole(split, columns, ArrowImages(paths, tuple(starts))), paths[0], bad)
-
-
-def _read_columns(paths: tuple[Path, ...], starts: list[int], bad: BadExamples) -> VQAColumns:
     seen: dict[int, str] = {}
 
-    def question(start: int, item: dict[str, Any], where: str) -> Question:
+    def example(path: Path, item: dict[str, Any], where: str) -> VQAExample:
         for name in ("image_id", "question_id"):
             if item[name] is None or item[name] < 0:
                 raise ValueError(f"{where}: wrong `{name}`: got {item[name]}, expected 0 or more")
@@ -80,16 +70,14 @@ def _read_columns(paths: tuple[Path, ...], starts: list[int], bad: BadExamples) 
         check_new(seen, item["question_id"], "question_id", where)
         ten = _ten_answers(item, where)
         most_frequent = max(ten, key=lambda answer: (answer != OUT_OF_VOCABULARY, ten.count(answer)))
-        ids = item["question_id"], item["image_id"], start + item["row"]
-        return Question(*ids, item["questions"], "", "", most_frequent, ten)
+        ids, image = (item["question_id"], item["image_id"]), ArrowImage(path, item["row"])
+        answers = normalize_answer(most_frequent), normalized_answers(ten)
+        return VQAExample(*ids, image, item["questions"], "", "", *answers, split)
 
-    def questions() -> Iterator[Question]:
-        for path, start in zip(paths, starts, strict=False):
-            yield from bad.parse(read_items(path, TABLES.columns, bad), partial(question, start))
-
-    columns = build_columns(questions())
-    bad.require(columns.question_ids, str(paths[0]))
-    return columns
+    examples = []
+    for path in paths:
+        examples += bad.parse(read_items(path, TABLES.columns, bad), partial(example, path))
+    return bad.drop_broken(examples, str(paths[0]), lambda e: (e.image,), lambda e: f"question_id {e.question_id}")
 
 
 def _ten_answers(item: dict[str, Any], where: str) -> list[str]:

@@ -22,7 +22,7 @@ from das_gym.tasks.classification import build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import TABLES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import load_vqav2, read_vqav2, splits_vocabulary
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2, read_vqav2
 
 
 class VQATask(Task):
@@ -64,8 +64,8 @@ class VQATask(Task):
 
     @classmethod
     def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-        """Return the frequent answers, see `das_gym.tasks.vqa.vqav2.splits_vocabulary`."""
-        return splits_vocabulary(splits, min_count)
+        """Return the frequent answers of train and val together, see `das_gym.tasks.vqa.vqav2.answer_vocabulary`."""
+        return answer_vocabulary(splits.train, splits.reward, splits.test, min_count=min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:
         """Return each question with its image."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import Fields, check_characters, check_fields, check_text, read_list
-from das_gym.tasks.vqa.examples import Question, VQAColumns, build_columns
+from das_gym.data.images import ImageSource
+from das_gym.tasks.vqa.accuracy import normalize_answer
+from das_gym.tasks.vqa.examples import VQAExample, normalized_answers
 
 SPLITS = ("train2014", "val2014")
 """Parts whose answers are public."""
@@ -30,10 +33,13 @@ Entries = dict[int, dict[str, Any]]
 """Entries of one file by question_id; the answers of an annotation are plain strings."""
 
 
-def read_columns(questions_path: Path, annotations_path: Path | None, bad: BadExamples) -> VQAColumns:
-    """Read questions with their annotations, if these are public, in the order of the questions file.
+def read_questions(
+    questions_path: Path, annotations_path: Path | None, split: str, image_at: Callable[[int], ImageSource], bad: BadExamples
+) -> Iterator[VQAExample]:
+    """Yield questions with their annotations, if these are public, in the order of the questions file.
 
-    `bad` receives bad entries, repeated ones, and entries without a counterpart in the other file.
+    `image_at` returns an image by its id. `bad` receives bad entries, repeated ones, and entries without a counterpart in
+    the other file.
     """
     reported: set[int] = set()
     questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad, reported)
@@ -43,35 +49,31 @@ def read_columns(questions_path: Path, annotations_path: Path | None, bad: BadEx
     else:
         annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad, reported)
 
-    def matched() -> Iterator[Question]:
-        for number in dict.fromkeys([*questions, *annotations]):
-            question, annotation = questions.get(number), annotations.get(number)
-            if question is None or annotation is None:
-                path, missing = (annotations_path, "question") if question is None else (questions_path, "annotation")
-                error = ValueError(f"{path}: question_id {number} has no {missing} in the other file")
-            elif question["image_id"] != annotation["image_id"]:
-                error = ValueError(
-                    f"question_id {number} has different images: got image_id {question['image_id']} in {questions_path}, "
-                    f"{annotation['image_id']} in {annotations_path}"
-                )
-            else:
-                yield Question(
-                    question_id=number,
-                    image_id=question["image_id"],
-                    image=question["image_id"],
-                    question=question["question"],
-                    question_type=annotation["question_type"],
-                    answer_type=annotation["answer_type"],
-                    answer=annotation["multiple_choice_answer"],
-                    answers=annotation["answers"],
-                )
-                continue
-            if number not in reported:
-                bad.report(error)
-
-    columns = build_columns(matched())
-    bad.require(columns.question_ids, str(questions_path))
-    return columns
+    for number in dict.fromkeys([*questions, *annotations]):
+        question, annotation = questions.get(number), annotations.get(number)
+        if question is None or annotation is None:
+            path, missing = (annotations_path, "question") if question is None else (questions_path, "annotation")
+            error = ValueError(f"{path}: question_id {number} has no {missing} in the other file")
+        elif question["image_id"] != annotation["image_id"]:
+            error = ValueError(
+                f"question_id {number} has different images: got image_id {question['image_id']} in {questions_path}, "
+                f"{annotation['image_id']} in {annotations_path}"
+            )
+        else:
+            yield VQAExample(
+                question_id=number,
+                image_id=question["image_id"],
+                image=image_at(question["image_id"]),
+                question=question["question"],
+                question_type=sys.intern(annotation["question_type"]),
+                answer_type=sys.intern(annotation["answer_type"]),
+                answer=normalize_answer(annotation["multiple_choice_answer"]),
+                answers=normalized_answers(annotation["answers"]),
+                split=split,
+            )
+            continue
+        if number not in reported:
+            bad.report(error)
 
 
 def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples, reported: set[int]) -> Entries:

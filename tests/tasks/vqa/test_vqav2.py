@@ -16,10 +16,9 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
-from das_gym.tasks.vqa import cache
 from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, in_reward_split, load_vqav2, read_vqav2, splits_vocabulary
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary, in_reward_split, load_vqav2, read_vqav2
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -69,14 +68,6 @@ def root(tmp_path: Path) -> Path:
     ]
     write_split(folder, "train2014", train)
     write_split(folder, "val2014", [entry_pair(100 + n, 0, f"Bird {n}?", ["owl", "crow"] * 5) for n in range(12)])
-    return folder
-
-
-@pytest.fixture
-def kept_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder for small files, too."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(cache, "CACHED_BYTES", 0)
     return folder
 
 
@@ -168,7 +159,7 @@ def test_missing_images_are_counted(root: Path):
     with pytest.raises(FileNotFoundError, match=rf"{VAL_QUESTIONS}: question_id 103000: .*103\.jpg .*\(2 images"):
         load_vqav2(root)
     (root / "val2014").rename(root / "images")
-    with pytest.raises(FileNotFoundError, match=r"val2014 does not exist, .*COCO_val2014_0+100"):
+    with pytest.raises(FileNotFoundError, match=r"val2014 does not exist, .*COCO_val2014_"):
         load_vqav2(root)
 
 
@@ -192,31 +183,12 @@ def damage(root: Path) -> None:
     (folder / "COCO_val2014_000000000107.jpg").write_text("<html>404</html>")
 
 
-def test_bad_entries_are_skipped_with_a_line_each_also_from_the_cache(root: Path, kept_cache: Path):
+def test_bad_entries_are_skipped_with_a_line_each(root: Path):
     damage(root)
-    for _ in range(2):
-        splits = load_vqav2(root, on_bad_example="skip")
-        assert [e.image_id for e in splits.train] == [7, 7, 9]
-        assert sorted(e.image_id for e in [*splits.reward, *splits.test]) == [101, 108, 109, 110, 111]
-        assert len(splits.left_out) == splits.left_out_count == 7
-    assert len(list(kept_cache.glob("vqav2/*.npz"))) == 2
-    with pytest.raises(ValueError, match=r"questions\[0\].*`question`"):
-        load_vqav2(root)
-
-
-def test_large_files_are_read_once_until_they_change(root: Path, kept_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    first = load_vqav2(root)
-    with monkeypatch.context() as patch:
-        patch.setattr("das_gym.tasks.vqa.vqav2.read_columns", None)
-        again = load_vqav2(root)
-    for split in ("train", "reward", "test"):
-        assert list(getattr(again, split)) == list(getattr(first, split))
-    assert list(pickle.loads(pickle.dumps(again.train))) == list(first.train)
-    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][0].update(question="Another question?"))
-    assert read_vqav2(root, "train2014")[0].question == "Another question?"
-    for path in kept_cache.glob("vqav2/*.npz"):
-        path.write_bytes(path.read_bytes()[:100])
-    assert len(load_vqav2(root).train) == 3
+    splits = load_vqav2(root, on_bad_example="skip")
+    assert [e.image_id for e in splits.train] == [7, 7, 9]
+    assert sorted(e.image_id for e in [*splits.reward, *splits.test]) == [101, 108, 109, 110, 111]
+    assert len(splits.left_out) == splits.left_out_count == 7
 
 
 def examples_with(answers: list[str]) -> list[VQAExample]:
@@ -237,12 +209,9 @@ def test_answer_vocabulary_keeps_90_percent_answerable(counts: dict[str, int], k
     assert answer_vocabulary(examples) == tuple(kept)
 
 
-def test_splits_vocabulary_counts_train_and_val_together_in_file_order(root: Path):
-    splits = load_vqav2(root)
-    tables = (splits.train, read_vqav2(root, "val2014"))
-    assert splits_vocabulary(splits, min_count=1) == tuple(dict.fromkeys(e.answer for table in tables for e in table))
+def test_choose_labels_counts_train_and_val_together():
     parts = [examples_with(answers) for answers in (["a"] * 90 + ["b"] * 5, ["c"] * 3 + ["b"] * 2, ["b"] * 2 + ["c"] * 5)]
-    assert splits_vocabulary(Splits(*parts)) == ("a", "b")
+    assert VQATask.choose_labels(Splits(*parts)) == ("a", "b")
 
 
 @pytest.mark.parametrize(("answers", "min_count"), [("aaaaaaaabbbc", 5), ("ab", 0), ("aaa", None), ("", None)])
