@@ -27,10 +27,6 @@ NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.j
 OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
 """Ends of the names of files of das_gym about the source's layers."""
 
-SPARE_BYTES = 2**26
-"""Room on the disk besides the weights: tokenizer, processor, run folder."""
-
-
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
 
@@ -50,8 +46,8 @@ def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, sett
     return f"saved in {name} (the source is in {own}, it was computed in {training}{keep})"
 
 
-def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
-    """Check that a folder can be written outside of the source's, with `room` bytes on the disk, and return it."""
+def check_out(out: str | os.PathLike[str], source: Path | None = None) -> Path:
+    """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
     out = at_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
@@ -60,12 +56,6 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
-    free, needed = shutil.disk_usage(parent).free, room + SPARE_BYTES
-    if free < needed:
-        raise ValueError(
-            f"the disk of `out` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make room, or "
-            "give a folder on another disk."
-        )
     return out
 
 

@@ -75,9 +75,8 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     model = model if given["device_map"] else model.to(device)
     if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
-    processor = transformers.AutoProcessor.from_pretrained(
-        folder, **{**options, "trust_remote_code": given["trust_processor"]}
-    )
+    options["trust_remote_code"] = given["trust_processor"]
+    transformers.AutoProcessor.from_pretrained(folder, **options)  # it has to load as well
     found: dict[str, Any] = {"logits": [], "generated": {}}
     with torch.no_grad():
         for batch, answer_start in given["teacher_forced"]:
@@ -91,8 +90,6 @@ def main(folder: str, input_path: str, output_path: str) -> None:
                 tokens = model.generate(**batch, **generate_options)
                 rows += tokens[:, batch["input_ids"].shape[1] :].tolist()
             found["generated"][way] = rows
-    tokenizer = getattr(processor, "tokenizer", processor)
-    found["tokens"] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given["texts"]]
     found["peak_bytes"] = memory_bytes(device, "VmHWM") - before
     torch.save(found, output_path)
 

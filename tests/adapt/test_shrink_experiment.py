@@ -339,23 +339,6 @@ def test_shrink_rejects_wrong_settings_before_a_search(
     assert not list(tmp_path.iterdir())
 
 
-def test_shrink_needs_room_for_weights_in_the_dtype_of_the_computation(
-    shrink: Callable[..., Any], given: dict[str, str], monkeypatch: pytest.MonkeyPatch
-):
-    rooms = []
-
-    def no_room(out: Path, source: Path, room: int) -> None:
-        rooms.append(room)
-        raise ValueError("too full")
-
-    monkeypatch.setattr(checks, "check_out", no_room)
-    for settings in ({"recover": "full"}, {}, {"dtype": "float64"}):
-        with pytest.raises(RunError, match="too full"):
-            shrink(**settings)
-    size = (Path(given["checkpoint"]) / "model.safetensors").stat().st_size
-    assert rooms == [size, 2 * size, 3 * size]
-
-
 def spoilt(place: Path, name: str, **changes: Any) -> Path:
     """Write data in which the last entry of a split is changed."""
     making.llava_folder(place, train=12, val=12, test=12)

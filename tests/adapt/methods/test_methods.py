@@ -13,7 +13,6 @@ import torch
 from das_gym.adapt import step_loss
 from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
-from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trained_parameters
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
@@ -292,16 +291,6 @@ def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
             assert after.hidden[stream].shape[1] == hidden.shape[1] + 3
             if before.attend[stream] is not None:
                 assert bool(after.attend[stream][..., -3:].all())
-
-
-def test_das_removes_the_layers_of_its_mask(worlds: dict[str, World]):
-    for family, layers in (("METER", 6), ("ViLT", 3), ("VLM", 4)):
-        mask = (1, *(0,) * (layers - 1))
-        model = worlds[family].model()
-        whole = sum(p.numel() for p in model.backbone.vlp.parameters())
-        DAS(mask=mask).apply(model)
-        assert model.backbone.vlp.pruned_mask.tolist() == [bool(bit) for bit in mask]
-        assert sum(p.numel() for p in model.backbone.vlp.parameters()) < whole
 
 
 @pytest.mark.parametrize(("family", "name"), REFUSED)

@@ -137,5 +137,5 @@ def test_saved_folder_runs_no_code_of_its_source(
         write_json(source / name, {**read_json(source / name), "auto_map": brought})
     probes = Probes.of(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
     save(probes.vlm.model, tmp_path / "out", source, source, torch.float32)
-    assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["tokens"]
+    assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["logits"]
     assert not canary.exists()
