@@ -82,7 +82,7 @@ def evaluate(
     losses, metrics = np.array(rows).T
     numbers = task.summary(examples, losses, metrics)
     gallery = None if blind is not None else task.gallery(examples, rank_images)
-    if gallery is not None:
+    if gallery is not None:  # every text with every image, which takes longer than all the rest
         numbers |= ranked(subnet, gallery, title)
     metric = numbers[task.metric_name]
     return Evaluation(metric, task.metric_name, numbers["loss"], numbers, len(rows), predictions, metrics.tolist())

@@ -44,7 +44,7 @@ def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
 @lru_cache(maxsize=1)
 def _new_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
     splits, backbone = load_splits(config), keep_backbone(config)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the head of every copy starts from the same values
     return with_new_head(backbone, config.task, splits), splits
 
 

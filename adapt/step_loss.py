@@ -30,6 +30,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
     """Return the examples of a step: each epoch visits all of them once, in another order."""
+    # of seed and step alone, so that a resumed training and every process draw the same
     epoch, position = divmod(step, len(examples) // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
@@ -92,6 +93,7 @@ class StepLoss:
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
         for number, part in enumerate(self._micro_batches(step)):
+            # parts may differ in size, and the trainer divides the sum over processes by their number
             weight = len(part) * world_size() / self.batch_size
             with self.prefetcher.batch(step, number):
                 result = self._evaluate(part, step, mask)

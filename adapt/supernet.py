@@ -68,7 +68,7 @@ class SupernetConfig(TrainingConfig):
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
     """Return the mask of a step, (n_layers,) bool, with 0..max_skipped layers skipped."""
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng([seed, step])  # of the step alone: a resumed training draws the same masks
     count = rng.integers(min(max_skipped, n_layers) + 1)
     mask = np.zeros(n_layers, dtype=bool)
     mask[rng.choice(n_layers, count, replace=False)] = True

@@ -74,7 +74,7 @@ class ComparisonContext:
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))

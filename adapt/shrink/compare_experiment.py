@@ -161,7 +161,7 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> dic
 
     with progress(len(todo), "searches", unit="method") as bar:
         for method in todo:
-            problem.evaluator.forget()
+            problem.evaluator.forget()  # else a method would find the scores of those before it
             given = search_values(settings, settings.budget, {"agent": method, "evaluations": settings.evaluations})
             if method in started:  # the other settings are given again, as confirmation of an untrusted run's settings
                 run_search({**given, "resume": started[method].run})

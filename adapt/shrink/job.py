@@ -76,7 +76,7 @@ class ShrinkJob:
             print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
-        round_parameters(shrunk.model, dtype)
+        round_parameters(shrunk.model, dtype)  # as a folder would store it
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}

@@ -117,7 +117,7 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
     for rows in batches_of(encodings, len(encodings)):
         hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
         for number, row in enumerate(rows):
-            encoding = encodings[row]
+            encoding = encodings[row]  # the state at a position predicts the token after it
             found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
     return torch.cat([found[row] for row in range(len(encodings))]).to(vlm.device)
 
@@ -262,7 +262,7 @@ def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence
     states, teacher_states = answer_states(student, task, examples), teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary
     divergence = task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean()
     cross_entropy = task.losses(logits, targets).mean()
     loss = config.distillation * divergence + config.cross_entropy * cross_entropy

@@ -101,7 +101,7 @@ def save(
     (`has_remote_code`) must not be copied into it. With `names_dtype` the configuration names `dtype`, and not what the
     source's names.
     """
-    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)  # `to` would change the model that is measured
     code = own_code(model)
     own: dict[str, Any] = {}
     if code is not None:  # transformers renames no weights for code that is not its own

@@ -189,6 +189,7 @@ def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: tor
         if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
             difference = float("inf")
         else:
+            # relative to the largest logit: small ones are sums of large terms, whose rounding they keep
             largest = float((logits - expected).abs().max()) / (float(expected.abs().max()) + 1e-6)
             difference = max(difference, largest)
     if difference > tolerance:
