@@ -43,7 +43,7 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     full, task, config = problem.vlp, problem.task, settings.recovery()
     assert isinstance(full, VLM)
     answers = time_answers(full, task, shuffled(task, problem.splits.test, settings.test_examples))
-    verification = Part("verification", 2 * SUBPROCESS_SECONDS + answers.verification)
+    verification = Part("verification", SUBPROCESS_SECONDS + answers.verification)
     if config.method is None:
         return [Part("measuring", answers.measuring(1)), verification]
     mask = random_mask(settings, problem) if choice is None else choice.mask
@@ -100,9 +100,9 @@ class Answers:
 
     @property
     def verification(self) -> float:
-        """Seconds of the forwards and tokens by which two fresh processes and this one are compared."""
-        forwards = 13 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
-        return forwards * float(self.alone[0]) + 2 * (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
+        """Seconds of the forwards and tokens by which a fresh process and this one are compared."""
+        forwards = 10 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
+        return forwards * float(self.alone[0]) + (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
 
 
 def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
-from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
@@ -27,12 +26,11 @@ from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
-from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -47,9 +45,6 @@ from das_gym.streams import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
-
-MEASURE_PEAK = True
-"""Whether the full model's peak memory is measured too, in a separate process."""
 
 
 class ShrinkJob:
@@ -97,9 +92,6 @@ class ShrinkJob:
             del shrunk, final, trained  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher)
-            peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
-            for name, row in measured.rows.items():
-                measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
             record = self._record(measured, verified)
             card = model_card(
                 full=self.full,
@@ -154,17 +146,6 @@ class ShrinkJob:
             scores={**measured.scores, CONTROL: scores},
             control=quality,
         )
-
-    def _full_model_peak(self, probes: Probes) -> int | None:
-        """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
-        if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
-            return None
-        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
-            print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
-            return None
-        given = probes.subprocess_input()
-        del given["ways"][UNCACHED]  # takes less memory than the others, and more time
-        return int(run_in_subprocess(self.source, given)["peak_bytes"])
 
     def _origin(self) -> str:
         settings = self.settings

@@ -50,7 +50,6 @@ class ModelResult:
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
-        peak_bytes: Peak memory of a process that loads the folder and answers, without the libraries'. None if not measured.
     """
 
     name: str
@@ -67,7 +66,6 @@ class ModelResult:
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
-    peak_bytes: int | None = None
 
     def record(self) -> dict[str, Any]:
         """Return JSON values. Times are [median, quartiles], speed-ups [ratio, 95 % interval]."""

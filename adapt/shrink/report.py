@@ -34,7 +34,6 @@ def results_table(
         ("  times as fast", lambda m: format_speedup(m["prefill_speedup"])),
         ("further tokens, ms", lambda m: milliseconds.format(*m["decode_ms"])),
         ("  times as fast", lambda m: format_speedup(m["decode_speedup"])),
-        ("peak memory, MiB", lambda m: "-" if m["peak_bytes"] is None else f"{m['peak_bytes'] / 2**20:,.0f}"),
     ]
     by_name = {model["name"]: model for model in models}
     note = (

@@ -65,13 +65,11 @@ class Verification:
         prompts: Number of prompts.
         logits_difference: Largest difference of logits relative to the largest logit.
         ways: How text was generated.
-        peak_bytes: Peak memory of the model in the fresh process, without that of the libraries.
     """
 
     prompts: int
     logits_difference: float
     ways: tuple[str, ...]
-    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     for way, rows in found["generated"].items():
         for encoding, tokens in zip(encodings[way], rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
-    return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
+    return Verification(len(wanted), difference, tuple(found["generated"]))
 
 
 @torch.no_grad()

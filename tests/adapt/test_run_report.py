@@ -58,7 +58,6 @@ def shrunk_record() -> dict[str, Any]:
         "macs_saved": 0.2,
         "prefill_ms": [5.0, 4.0, 6.0],
         "decode_ms": [2.0, 1.0, 3.0],
-        "peak_bytes": None,
     }
     full |= {"prefill_speedup": None, "decode_speedup": None}
     return {

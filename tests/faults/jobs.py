@@ -174,8 +174,8 @@ def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink.verifying import Verification
     from das_gym.adapt.shrink_experiment import ex
 
-    checked = Verification(3, 0.0, ("with a cache",), 1000)
-    quick = {"LATENCY_BLOCKS": 1, "MEASURE_PEAK": False, "verify": lambda *_: checked}  # a fresh process writes nothing
+    checked = Verification(3, 0.0, ("with a cache",))
+    quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
     training = {"train": {"steps": 2, "save_every": 1}}
