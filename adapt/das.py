@@ -24,8 +24,8 @@ from das_gym.agents.ask_tell.base import Agent
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, accepts_setting, load_backbone, shuffled

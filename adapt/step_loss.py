@@ -17,8 +17,8 @@ from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
 
-from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.scores import format_examples, format_mask
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone

@@ -12,7 +12,6 @@ _PLACES = {
     "Bayes": "das_gym.agents.ask_tell.bayes",
     "BlockInfluence": "das_gym.agents.ask_tell.heuristics",
     "Budget": "das_gym.problem.budget",
-    "CrossEntropy": "das_gym.agents.ask_tell.cross_entropy",
     "EvoPress": "das_gym.agents.ask_tell.evolution",
     "Evolution": "das_gym.agents.ask_tell.evolution",
     "Exhaustive": "das_gym.agents.ask_tell.baselines",
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.baselines import Exhaustive as Exhaustive
     from das_gym.agents.ask_tell.baselines import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
-    from das_gym.agents.ask_tell.cross_entropy import CrossEntropy as CrossEntropy
     from das_gym.agents.ask_tell.evolution import Evolution as Evolution
     from das_gym.agents.ask_tell.evolution import EvoPress as EvoPress
     from das_gym.agents.ask_tell.greedy import Greedy as Greedy

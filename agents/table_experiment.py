@@ -120,7 +120,9 @@ def make_table(settings: TableSettings, run: Run) -> None:
         table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update, **options)
     problem.evaluator.close()
     table.save(out)
-    write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
+    write_json(
+        folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": dataclasses.asdict(spent)}
+    )
     (folder / CHECKPOINT).unlink()
     run.add_artifact(out)
     run.add_artifact(folder / RECORD)

@@ -2,7 +2,6 @@
 
     python -m benchmarks.generalise                              the bundled policy on the bundled suite's `test`
     python -m benchmarks.generalise --policy FILE                another policy
-    python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` initialized with it on 40 of the problems
     python -m benchmarks.generalise --budgets latency            on those of measured latency
 
 Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
@@ -23,19 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.choosing import greedy_masks, suite_masks
-from das_gym.agents.policy.hinted import NeighbourCosts
+from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
 from das_gym.agents.policy.network import READS, PolicyEnsemble
+from das_gym.agents.policy.training import suite_masks
 
 from benchmarks.machine import describe_machine
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.statistics import masks_needed
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
 
 RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
@@ -57,7 +53,7 @@ def rule_masks(problem: SuiteProblem) -> dict[str, np.ndarray]:
     table, space = problem.table, MaskSpace(problem.budget)
     found = {name: space.top(-table.statistic(name).astype(float)) for name in RULES}
     costs = NeighbourCosts({name: table.statistic(name) for name in READS})
-    found[GREEDY_RULE] = space.top(greedy_masks(costs, problem.budget)[0].astype(float))
+    found[GREEDY_RULE] = space.top(greedy_mask(costs, problem.budget).astype(float))
     return {**found, LEAST: space.masks[costs(space.masks).argmin()]}
 
 
@@ -110,44 +106,6 @@ def kind_of(problem: SuiteProblem) -> str:
     return made[1] if made else f"bundled {source.model.lower()}-{source.task}"
 
 
-def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
-    """Return (problems, seeds) `until_best` of `bayes` and of `policy_bayes`."""
-    used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
-    for problem in problems:
-        statistics = SuiteOracle(problem, READS).statistics
-        for name, counts in used.items():
-            settings = {"policy": str(policy)} if name == "policy_bayes" else {}
-            counts.append([until_best(problem, name, seed, evaluations, settings, statistics) for seed in range(seeds)])
-    return {name: np.array(counts) for name, counts in used.items()}
-
-
-def searches_text(problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int) -> list[str]:
-    """Return the lines about searches, and how often `bayes` succeeds with the masks that the policy's statistics take."""
-    lines = []
-    for name, counts in used.items():
-        share = 100 * float((counts <= evaluations).mean())
-        means = f"median {np.median(counts):.0f}, mean {counts.mean():.1f}"
-        lines.append(f"{name}: {means}, found within {evaluations}: {share:.0f} %")
-    needed = np.array([masks_needed(READS, problem.table.n_layers) for problem in problems])
-    found = 100 * float((used["bayes"] <= np.minimum(needed, evaluations)[:, None]).mean())
-    taken = f"The policy's statistics take {needed.min()} to {needed.max()} masks"
-    return [*lines, f"{taken}: within as many, bayes alone has found {found:.0f} % of the optima."]
-
-
-def until_best(
-    problem: SuiteProblem, name: str, seed: int, evaluations: int, settings: dict[str, Any], statistics: dict[str, Any]
-) -> int:
-    """Return the evaluations, one mask at a time, until the optimum is found; `evaluations` + 1 if it is not."""
-    agent = make_agent(name, MaskSpace(problem.budget), seed, settings, statistics)
-    for used in range(1, evaluations + 1):
-        masks = agent.ask(1)
-        rewards = problem.rewards[problem.table.rows(masks)]
-        if len(masks) == 0 or rewards[0] >= problem.optimum:
-            return used
-        agent.tell(masks, rewards)
-    return evaluations + 1
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
@@ -157,9 +115,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
     parser.add_argument("--policy", type=Path, help="file of a policy; the bundled one by default")
-    parser.add_argument("--search", type=int, default=0, help="problems to search with bayes, too")
-    parser.add_argument("--seeds", type=int, default=3, help="of those searches")
-    parser.add_argument("--evaluations", type=int, default=60, help="of those searches, at most")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     policy = options.policy or bundled_policy()
@@ -173,13 +128,6 @@ def main(arguments: list[str] | None = None) -> None:
     kinds = np.array([kind_of(problem) for problem in test.problems])
     for kind in np.unique(kinds):
         print("\n".join([f"\n{kind}, {(kinds == kind).sum()} problems:\n", *table(found, models, kinds == kind)]))
-    if options.search:
-        order = np.random.default_rng(0).permutation(len(test.problems))[: options.search]
-        some = [test.problems[place] for place in order]
-        used = searches(some, options.seeds, options.evaluations, policy)
-        print(f"\nEvaluations until the optimum: {len(some)} problems, {options.seeds} seeds\n")
-        print("\n".join(searches_text(some, used, options.evaluations)))
-        record["searches"] = {name: counts.tolist() for name, counts in used.items()}
     if options.json is not None:
         write_json(options.json, record)
 

@@ -58,7 +58,6 @@ class LeaderboardSettings(PluginSettings):
         long_seeds: Searches of each agent on each table of 24 units.
         planted: Planted problems of each family for each number of layers.
         agents: Agents to compare, or "module:class" of custom ones.
-        suite: Folder of a suite. None uses the bundled one.
         out: File to write.
         cache: Folder for finished searches, so that a stopped command continues when it is run again. None keeps nothing.
     """
@@ -67,7 +66,6 @@ class LeaderboardSettings(PluginSettings):
     long_seeds: int = 60
     planted: int = 10
     agents: tuple[str, ...] = tuple(sorted((*COMPARED, *RIVALS)))
-    suite: str | None = None
     out: str = "LEADERBOARD.md"
     cache: str | None = None
 
@@ -86,7 +84,7 @@ def main(words: Sequence[str] = ()) -> None:
     if settings is None:
         return
     cache = None if settings.cache is None else at_home(settings.cache)
-    short = compare("up to 12 units", short_problems(settings.seeds, settings.suite), settings.agents, cache)
+    short = compare("up to 12 units", short_problems(settings.seeds), settings.agents, cache)
     long = compare("24 units", long_problems(range(settings.long_seeds)), settings.agents, cache)
     planted = {}
     for n in PLANTED_EVALUATIONS:
@@ -130,7 +128,7 @@ run the command again.
 
 - *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
-  and those behind layer statistics. `policy` and `policy_bayes` need 3 n + 1 masks for n layers before their first answer.
+  and those behind layer statistics. `policy` needs 3 n + 1 masks for n layers before its answer.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
 - Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
   of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %

@@ -23,11 +23,10 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logit
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
-from das_gym.models.transformers.layer_removal import check_reloads, check_shared, pruned_copy
+from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
 from das_gym.models.transformers.loading import read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, JOINT
-from das_gym.models.transformers.sublayer_removal import counting_attentions, remove_parts
 from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, pick_budget
@@ -103,7 +102,6 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
 
 
 def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
-    check_shared(vlm.model, vlm.tower is not None)
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[-1]: MLP}))
     needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm)

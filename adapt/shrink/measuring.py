@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from das_gym.adapt.shrink.recovery import answer_states
 
-from das_gym.engine.broken import format_examples
+from das_gym.engine.scores import format_examples
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.inputs import Encoding

@@ -16,7 +16,7 @@ from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
-from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
+from das_gym.models.transformers.weights import DTYPE_KEYS, weight_files
 
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
@@ -107,7 +107,7 @@ def save(
     if code is not None:  # transformers renames no weights for code that is not its own
         own = {"save_original_format": False, "variant": VARIANT}
     with bars_on_terminals():
-        plain.save_pretrained(folder, max_shard_size=shard_size(source), **own)
+        plain.save_pretrained(folder, **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _set_config_dtype(folder, source, dtype if names_dtype else None)

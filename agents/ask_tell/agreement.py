@@ -36,14 +36,17 @@ class AgreementProcess(Process):
     """
 
     def __init__(self, masks: Masks, values: Floats, logs: Floats) -> None:
+        # Weights add up to 1, so that `pairs`, `heat` and `rate` mean the same for any number of layers.
         weights = np.exp(logs[:-4] - logs[:-4].max())
         self.layer_weights = weights / weights.sum()
         self.pairs, self.heat, self.rate, self.noise_share = np.exp(logs[-4:])
         self._weighted = (2.0 * masks - 1.0) * self.layer_weights
+        # A mask agrees with itself by u = 1: the prior variance of every mask is 2 + pairs + heat.
         super().__init__(masks, values, self.noise_share * (2.0 + self.pairs + self.heat))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
         """See `Process.covariance`."""
+        # An ask takes the covariance of the observed masks several times; their product with the weights is kept.
         weighted = self._weighted if some is self.masks else (2.0 * some - 1.0) * self.layer_weights
         u = weighted @ (2.0 * others - 1.0).T
         return self._polynomial(u) + self.heat * np.exp(self.rate * (u - 1.0))
@@ -58,6 +61,8 @@ class AgreementProcess(Process):
 
     def flip_means(self, mask: Masks) -> Floats:
         """See `Process.flip_means`: a flip adds to the agreement, and multiplies the heat kernel by a factor."""
+        # The heat kernel is a product over layers, so that of a swap is the product of two factors. In the polynomial the
+        # two steps of a swap also multiply each other, through u^2.
         signs = 2.0 * mask - 1.0
         u, steps = self._weighted @ signs, self._weighted * (-2.0 * signs)
         factors = np.where(steps < 0.0, self._factors, 1.0 / self._factors)
@@ -75,11 +80,13 @@ class AgreementProcess(Process):
         """Return the derivative of the log-likelihood with respect to `logs`, (n_layers + 4,)."""
         signs = 2.0 * self.masks - 1.0
         u = self._weighted @ signs.T
+        # `inner` is the derivative by each covariance. `scale` is at its likeliest value, so it adds no term of its own.
         inner = 0.5 * (np.outer(self.weights, self.weights) / self.scale - self.whiten.T @ self.whiten)
         decay = inner * (self.heat * np.exp(self.rate * (u - 1.0)))
         trace = float(np.trace(inner)) * self.noise_share
         by_agreement = inner * (1.0 + 2.0 * self.pairs * u) + self.rate * decay
         by_weight = ((by_agreement @ signs) * signs).sum(axis=0)
+        # The weights are a softmax of their logarithms.
         by_weight = self.layer_weights * (by_weight - self.layer_weights @ by_weight)
         by_pairs = self.pairs * (float((inner * u * u).sum()) + trace)
         by_heat = float(decay.sum()) + self.heat * trace
@@ -108,6 +115,7 @@ class AgreementLearner:
         for _ in range(steps):
             slopes = process.gradient() - (self.logs - self._middle) / self._deviation**2
             self._slopes, self._steps = next_steps(slopes, self._slopes, self._steps)
+            # Where the likelihood is flat, steps would go on until exp() overflows.
             low, high = self._middle - 3.0 * self._deviation, self._middle + 3.0 * self._deviation
             self.logs = np.clip(self.logs + np.sign(self._slopes) * self._steps, low, high)
             process = self.process(masks, values)

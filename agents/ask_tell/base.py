@@ -21,7 +21,6 @@ AGENTS: dict[str, str | type[Agent]] = {
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
     "block_influence": "das_gym.agents.ask_tell.heuristics:BlockInfluence",
-    "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
     "evolution": "das_gym.agents.ask_tell.evolution:Evolution",
     "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
@@ -29,7 +28,6 @@ AGENTS: dict[str, str | type[Agent]] = {
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
     "policy": "das_gym.agents.policy.agent:Policy",
-    "policy_bayes": "das_gym.agents.policy.agent:PolicyBayes",
     "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
 }

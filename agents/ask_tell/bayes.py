@@ -24,10 +24,10 @@ processes, and by one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import AgreementLearner
@@ -45,6 +45,15 @@ from das_gym.agents.ask_tell.gaussian_process import (
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
 from das_gym.tables.ranks import average_ranks
+
+DRAWN = 6
+"""Number of random masks before the processes choose."""
+
+NOTHING, EVERYTHING = 2.5, -8.0
+"""Scores that are assumed for the two ends under a budget by cost, in standard deviations of the known scores."""
+
+DOUBT = 1.0
+"""The assumption is dropped while the process predicts that skipping everything is better by this much."""
 
 LISTED = 5000
 """Up to this many masks within the budget are all candidates."""
@@ -76,15 +85,6 @@ class Bayes(Agent):
         seed: Seed, or the generator to draw from.
         noisy: Whether the reward of a mask depends on when it is scored (`reward_batches` other than "fixed").
 
-    Attributes:
-        drawn: Number of random masks before the processes choose.
-        nothing, everything: Scores that are assumed for skipping nothing and everything under a budget by cost, in standard
-            deviations of the known scores.
-        doubt: The assumption is dropped while the process predicts that skipping everything is better than skipping nothing
-            by this many standard deviations.
-        grid: Variances of effects that the first process may have.
-        start: Where in `grid` learning begins.
-
     Example:
         >>> import numpy as np
         >>> from das_gym.agents import Bayes, Budget, MaskSpace
@@ -96,30 +96,24 @@ class Bayes(Agent):
         array([0, 1, 2, 3, 4, 5])
     """
 
-    drawn: ClassVar[int] = 6
-    nothing: ClassVar[float] = 2.5
-    everything: ClassVar[float] = -8.0
-    doubt: ClassVar[float] = 1.0
-    grid: Sequence[Sequence[float]] = GRID
-    start: Sequence[int] = START
-
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
         if not isinstance(noisy, bool):
             raise ValueError(f"`noisy` is not allowed: got {noisy!r}, expected True or False")
         self.noisy = noisy
-        self.indices = list(self.start)
+        self.indices = list(START)
         self.learner = AgreementLearner(self.n_layers)
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
-        if len(self.rewards) < self.drawn:
+        if len(self.rewards) < DRAWN:
             return self._first_masks(n)
         masks, scores = self._observations()
         for process in self._fit(masks, scores):
             candidates = self._candidates(process)
             if len(candidates) <= n:
                 return candidates
+            # The best posterior mean, not the best score: no mask may ever reach a score that was good by chance.
             best, posterior = float(process.mean(self.scored_masks()).max()), process.posterior(candidates)
             gain = expected_improvement(posterior.mean, posterior.variance, best)
             if gain.max() > LITTLE:
@@ -136,9 +130,9 @@ class Bayes(Agent):
         """Return the best scored mask; with noisy rewards, the one with the highest posterior mean."""
         if not self.noisy or not self.rewards:
             return super().best()
-        masks, observations = self.scored_masks(), self._observations()
-        process = self._process(*observations, self.indices)
-        return masks[process.mean(masks).argmax()].copy()
+        masks = self.scored_masks()
+        means = MaskProcess(*self._observations(), self.indices).mean(masks)
+        return masks[means.argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """Return `Agent.state_dict` with what the processes learned."""
@@ -147,7 +141,7 @@ class Bayes(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
-        self.indices = read_indices(state["indices"], self.grid)
+        self.indices = read_indices(state["indices"])
         self.learner.load_state_dict(state["learned"])
 
     @property
@@ -172,29 +166,28 @@ class Bayes(Agent):
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
-        nothing, everything = self._process(masks, scores, self.indices).mean(ends)
-        if everything > nothing + self.doubt:
+        nothing, everything = MaskProcess(masks, scores, self.indices).mean(ends)
+        if everything > nothing + DOUBT:
             return masks, scores
         unscored = [end.tobytes() not in self.rewards for end in ends]
-        assumed = np.array([self.nothing, self.everything])[unscored]
+        assumed = np.array([NOTHING, EVERYTHING])[unscored]
         return np.concatenate((masks, ends[unscored])), np.concatenate((scores, assumed))
 
     def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
         """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
-        turn, axes, steps = len(masks) // 3, list(range(len(self.grid))), STEPS
+        # Settings start from where the last ask left them, and one more reward changes them little: a step is enough.
+        turn, axes, steps = len(masks) // 3, list(range(len(GRID))), STEPS
         if len(masks) > OFTEN:
-            axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(self.grid)], 0)
-        process, self.indices = climb(partial(self._process, masks, scores), self.indices, self.grid, axes)
+            axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(GRID)], 0)
+        process, self.indices = climb(partial(MaskProcess, masks, scores), self.indices, axes)
         if self.noisy:
             return [process]
         other = self.learner.fit(masks, scores, steps)
+        # Both observed the same scores, so their likelihoods are comparable.
         likelier, less_likely = (process, other) if process.log_likelihood > other.log_likelihood else (other, process)
         if self._is_listed:
             return [likelier, less_likely]
         return [likelier if turn % OTHER else less_likely]
-
-    def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
-        return MaskProcess(masks, scores, indices)
 
     def _candidates(self, process: Process) -> Masks:
         """Return the (m, n_layers) unscored masks with the highest means."""
@@ -232,7 +225,7 @@ class Bayes(Agent):
             best = np.argsort(-means, kind="stable")[:_MOVES_PER_STEP]
             neighbours = flipped(mask, moves[best])
             found.update(zip((each.tobytes() for each in neighbours), means[best], strict=True))
-            if means[best[0]] <= height + 1e-12:
+            if means[best[0]] <= height + 1e-12:  # rounding could make two masks better than each other, forever
                 break
             mask, height = neighbours[0], means[best[0]]
 

@@ -63,6 +63,7 @@ class Posterior:
         process = self.process
         prior = process.covariance(self.masks[index : index + 1], self.masks)[0]
         left = prior * process.scale - self._weights[:, index] @ self._weights
+        # One more row of the whitened covariances, as Cholesky would add it: no factorization for each mask of a turn.
         row = left / math.sqrt(self.variance[index] + process.noise * process.scale)
         self._weights = np.vstack((self._weights, row))
         self.variance = np.maximum(self.variance - row**2, 0.0)
@@ -89,9 +90,11 @@ class Process(ABC):
         # factorization, and the inverse is computed only for the process that predicts.
         joint = np.empty((m + 1, m + 1))
         joint[:m, :m], joint[m, :m], joint[:m, m] = covariance, values, values
+        # Its corner has to exceed values K^-1 values, which is at most |values|^2 / noise, or there is no factor.
         joint[m, m] = 1.0 + 2.0 * float(values @ values) / noise
         factor: Floats = np.linalg.cholesky(joint).astype(np.float64, copy=False)
         self._factor, self._white = factor[:m, :m], factor[m, :m]
+        # Equal values have a scale of 0, whose logarithm is infinite.
         self.scale = max(float(self._white @ self._white) / m, 1e-9)
         self.log_likelihood = -0.5 * m * math.log(self.scale) - float(np.log(np.diag(self._factor)).sum())
 
@@ -117,10 +120,6 @@ class Process(ABC):
         entries mean nothing: no agent makes such moves.
         """
 
-    def prior_variances(self, masks: Masks) -> Floats:
-        """Return the (m,) prior variances of masks, up to `scale`; here all masks have the same."""
-        return np.full(len(masks), self.covariance(masks[:1], masks[:1])[0, 0])
-
     def mean(self, masks: Masks) -> Floats:
         """Return (m,) posterior means."""
         return self.covariance(masks, self.masks) @ self.weights
@@ -128,7 +127,8 @@ class Process(ABC):
     def posterior(self, masks: Masks) -> Posterior:
         """Return means and variances at (m, n_layers) candidates."""
         weights = self.whiten @ self.covariance(self.masks, masks)
-        variance = np.maximum(self.prior_variances(masks) - (weights**2).sum(axis=0), 0.0) * self.scale
+        prior = self.covariance(masks[:1], masks[:1])[0, 0]  # every mask has the same prior variance
+        variance = np.maximum(prior - (weights**2).sum(axis=0), 0.0) * self.scale
         return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
@@ -149,10 +149,6 @@ class PolynomialProcess(Process):
     def covariance(self, some: Masks, others: Masks) -> Floats:
         """See `Process.covariance`."""
         return self._covariance_at((2.0 * some - 1.0) @ (2.0 * others - 1.0).T)
-
-    def prior_variances(self, masks: Masks) -> Floats:
-        """See `Process.prior_variances`."""
-        return self._covariance_at(np.full(len(masks), float(masks.shape[1])))
 
     def _covariance_at(self, d: Floats) -> Floats:
         """Evaluate the polynomial at dot products `d` of any shape, by Horner's rule in place."""
@@ -194,35 +190,31 @@ class MaskProcess(PolynomialProcess):
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
 
 
-def read_indices(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[int]:
-    """Read an index into each axis of a grid from plain values, or raise a TypeError or ValueError."""
+def read_indices(values: Any) -> list[int]:
+    """Read an index into each axis of `GRID` from plain values, or raise a TypeError or ValueError."""
     indices: list[int] = convert("indices", values, list[int])
-    if len(indices) != len(grid) or not all(0 <= index < len(axis) for index, axis in zip(indices, grid, strict=True)):
+    if len(indices) != len(GRID) or not all(0 <= index < len(axis) for index, axis in zip(indices, GRID, strict=True)):
         raise ValueError(f"`indices` is out of range: got {indices}")
     return indices
 
 
 def climb(
-    make: Callable[[Sequence[int]], MaskProcess],
-    indices: Sequence[int],
-    grid: Sequence[Sequence[float]] = GRID,
-    axes: Sequence[int] | None = None,
+    make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], axes: Sequence[int] = range(len(GRID))
 ) -> tuple[MaskProcess, list[int]]:
-    """Increase the marginal likelihood by one step along axes of a grid; return the process and its indices.
+    """Increase the marginal likelihood by one step along axes of `GRID`; return the process and its indices.
 
     Args:
         make: Makes the process for one index per axis.
         indices: Where to begin.
-        grid: The values of each axis.
-        axes: The axes to climb along; None is all.
+        axes: The axes to climb along.
     """
     best_indices = list(indices)
     best = make(best_indices)
-    for axis in range(len(grid)) if axes is None else axes:
+    for axis in axes:
         for step in (-1, 1):
             tried = list(best_indices)
             tried[axis] += step
-            if 0 <= tried[axis] < len(grid[axis]):
+            if 0 <= tried[axis] < len(GRID[axis]):
                 process = make(tried)
                 if process.log_likelihood > best.log_likelihood:
                     best, best_indices = process, tried
@@ -243,7 +235,7 @@ def invert_lower(factor: Floats) -> Floats:
 
 def expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:
     """Return by how much each of (m,) candidates is expected to exceed `best`, at least 0."""
-    deviation = np.sqrt(np.maximum(variance, 1e-18))
+    deviation = np.sqrt(np.maximum(variance, 1e-18))  # a variance of 0 would divide by 0
     u = (mean - best) / deviation
     density = np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi)
     return np.maximum(deviation * (u * _normal_cdf(u) + density), 0.0)

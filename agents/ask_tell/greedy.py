@@ -40,6 +40,7 @@ class Greedy(Agent):
         Returns:
             The current mask; for each layer the latest reward of skipping it in addition; the unscored masks of this round.
         """
+        # Stored rewards are the only state, so a resumed search cannot disagree with them.
         current, scores = np.zeros(self.n_layers, dtype=bool), np.full(self.n_layers, -np.inf)
         nothing = np.zeros((0, self.n_layers), dtype=bool)
         rounds = 0

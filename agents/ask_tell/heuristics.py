@@ -36,8 +36,7 @@ class Uniform(Heuristic):
         masks = np.zeros((self.n_layers + 1, self.n_layers), dtype=bool)
         for count in range(1, self.n_layers + 1):
             masks[count, ((np.arange(count) + 0.5) * self.n_layers / count).astype(int)] = True
-        allowed = np.flatnonzero(self.space.contains(masks))
-        return masks[allowed[0]] if len(allowed) else self.space.top(np.arange(self.n_layers, 0.0, -1.0))
+        return masks[self.space.contains(masks).argmax()]  # skipping everything satisfies any budget by cost
 
 
 class BlockInfluence(Heuristic):
@@ -96,15 +95,10 @@ class Blocks:
     @classmethod
     def from_record(cls, record: Mapping[str, Any], n_layers: int) -> Blocks:
         """Read what `das_gym.problem.blocks.measure_blocks` returns."""
-        expected = f"what das_gym.problem.blocks.measure_blocks returns for {n_layers} layers"
-        if set(record) != set(cls.__dataclass_fields__) or len(record["streams"]) != n_layers:
-            raise ValueError(f"`blocks` does not fit: got {record!r:.60}, expected {expected}")
-        for name in ("angular", "cosine"):
-            rows = record[name]
-            values = [float(value) for row in rows for value in row if value is not None]
-            if len(rows) != n_layers or not all(0 <= value <= 2 for value in values):
-                raise ValueError(f"`blocks.{name}` does not fit, expected {expected}")
-        return cls(**record)
+        blocks = cls(**record)
+        if any(len(rows) != n_layers for rows in (blocks.streams, blocks.angular, blocks.cosine)):
+            raise ValueError(f"`blocks` is of another model: got {len(blocks.streams)} layers, expected {n_layers}")
+        return blocks
 
     @classmethod
     def estimate(cls, statistics: Mapping[str, Floats], n_layers: int) -> Blocks:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.policy.hinted import NeighbourCosts
+from das_gym.agents.policy.neighbour_costs import NeighbourCosts
 from torch import Tensor, nn
 
 from das_gym.config import build
@@ -136,7 +136,7 @@ class PolicyNetwork(nn.Module):
         self.pair = nn.Sequential(hidden, nn.SiLU(), last)
         self.sharpness = nn.Parameter(torch.tensor(3.0).log())
         for layer in (self.unit, last):
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.weight)  # training starts at the rule without corrections, and can only leave it for a gain
             nn.init.zeros_(layer.bias)
 
     def forward(self, given: PolicyInput) -> Tensor:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from das_gym.agents.policy.choosing import suite_inputs, suite_masks
-from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import READS, PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
 from torch import Tensor
 
 from das_gym.config import choice
+from das_gym.problem.budget import Masks
 from das_gym.runs import PluginSettings
-from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
 TEMPERATURE = 0.1
 """Of the softmax of scaled rewards that a policy learns, where 0 is the random mean and 1 the optimum."""
@@ -83,6 +83,28 @@ class Example:
     wanted: Tensor
 
 
+def suite_inputs(suite: Suite) -> Iterator[tuple[np.ndarray, PolicyInput]]:
+    """Yield the problems' numbers and the policy's input, for each table and budget of a suite."""
+    groups: dict[int, list[int]] = {}
+    for number, problem in enumerate(suite.problems):
+        groups.setdefault(id(problem.budget), []).append(number)
+    for numbers in groups.values():
+        problems = [suite.problems[number] for number in numbers]
+        masks = problems[0].table.masks
+        statistics = [{name: problem.table.statistic(name) for name in READS} for problem in problems]
+        yield np.array(numbers), PolicyInput.of(statistics, masks[problems[0].budget.is_kept_by(masks)])
+
+
+@torch.no_grad()
+def suite_masks(policy: PolicyEnsemble | PolicyNetwork, suite: Suite) -> Masks:
+    """Return the policy's masks on the problems of a suite, (P, MAX_UNITS) bool."""
+    found = np.zeros((len(suite.problems), MAX_UNITS), bool)
+    for numbers, given in suite_inputs(suite):
+        masks = given.skipped[policy(given).argmax(dim=1)].bool().numpy()
+        found[numbers, : masks.shape[1]] = masks
+    return found
+
+
 def load_examples(suite: Suite) -> list[Example]:
     """Return the training examples of a suite."""
     found = []
@@ -123,7 +145,7 @@ def train_member(
     for step in range(settings.steps):
         if step % LOG_EVERY == 0:
             report(step, network)
-        while len(queue) < BATCH:
+        while len(queue) < BATCH:  # each example once before any comes again
             queue += rng.permutation(len(examples)).tolist()
         batch = [examples[queue.pop()] for _ in range(BATCH)]
         loss = -torch.stack([(one.wanted * network(one.given)).sum() for one in batch]).sum()

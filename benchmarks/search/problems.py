@@ -77,18 +77,17 @@ def find_tables() -> dict[str, Path]:
     return {entry.tabular_id: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
-def short_problems(seeds: int, suite_folder: str | None = None) -> list[SearchProblem]:
+def short_problems(seeds: int) -> list[SearchProblem]:
     """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks."""
     found = []
     for env_id, path in find_tables().items():
         for budget in BUDGETS:
             oracle = TableOracle(env_id, budget, {"table": str(path)})
             found.append(SearchProblem(path.parent.name, oracle, range(seeds), EVALUATIONS))
-    suite = load_suite(suite_folder, "test")
+    suite = load_suite(None, "test")
     for problem in suite.problems:
         source = problem.source  # the bundled models' own tables are in the suite, too
-        searched = suite_folder is not None or source.file.startswith(SEARCHED)
-        if searched and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
+        if source.file.startswith(SEARCHED) and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
             model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
             found.append(SearchProblem(model, SuiteOracle(problem, suite.statistics), range(seeds), EVALUATIONS))
     return found

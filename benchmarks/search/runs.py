@@ -45,29 +45,19 @@ def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> Agent
 
     A file belongs to a version of das_gym, a problem's budget and rewards, and the seeds. Use another folder after changing
     an agent.
-
-    Raises:
-        ValueError: what `run_agent` raises, or the file is damaged.
     """
     oracle, shape = problem.oracle, (problem.seeds, problem.evaluations, MASKS_PER_TURN, {})
     named = (oracle.env_id, oracle.space.budget.as_dict(), oracle.best_reward, oracle.random_reward)
     key = hashlib.sha256(repr((das_gym.__version__, named, (agent, *shape))).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")
     path = None if folder is None else folder / f"{name}-{key}.npz"
-    if path is None or not path.exists():
-        if agent != OPTUNA:
-            check_agent(oracle, agent, {}, MASKS_PER_TURN)
-        result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
-        if path is not None:
-            with replacing(path) as part, part.open("wb") as file:
-                np.savez(file, allow_pickle=False, **{name: getattr(result, name) for name in ARRAYS})
-        return result
-    try:
+    if path is not None and path.exists():
         arrays = read_arrays(path)
-        seeds = len(problem.seeds)
-        shapes = {"answers": (seeds, oracle.space.n_layers), "curves": (seeds, problem.evaluations)}
-        if any(arrays[name].shape != shapes.get(name, (seeds,)) for name in ARRAYS):
-            raise ValueError("its arrays have other shapes")
         return AgentResult(agent, *(arrays[name] for name in ARRAYS))
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path} is damaged ({error}). Delete it, and it is made again") from error
+    if agent != OPTUNA:
+        check_agent(oracle, agent, {}, MASKS_PER_TURN)
+    result = (run_optuna if agent == OPTUNA else run_agent)(oracle, agent, *shape)
+    if path is not None:
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{name: getattr(result, name) for name in ARRAYS})
+    return result

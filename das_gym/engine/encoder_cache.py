@@ -26,8 +26,7 @@ class EncoderCache:
     """Encoder outputs by text and by image; beyond a bound the least recently used are dropped.
 
     Args:
-        vlp: The frozen model.
-        processor: Makes its batches.
+        vlp, processor: The frozen model, and what makes its batches.
         max_bytes: How much to keep in memory.
         folder: Where to keep them on disk as well, under a name that changes with the model's frozen parameters, the
             transform, the tokenizer and the image's file, so that a stale one is never read. Nothing is ever
@@ -65,7 +64,15 @@ class EncoderCache:
             found |= self._disk.read(stream, {key: item for key, item in wanted.items() if key not in found})
         missing = {key: item for key, item in wanted.items() if key not in found}
         if missing:
-            fresh = self._encode(stream, missing)
+            if stream == "text":
+                self.spent.texts += len(missing)
+            else:
+                self.spent.images += len(missing)
+            fresh = {}
+            with torch.no_grad():
+                for key, part, macs in self.vlp.encode_items(self.processor, stream, missing, self._counter):
+                    fresh[key] = part
+                    self.spent.macs += macs
             if self._disk is not None:
                 self._disk.write(stream, missing, fresh)
             found |= fresh
@@ -76,19 +83,6 @@ class EncoderCache:
     def has(self, stream: str, key: Any) -> bool:
         """Return whether the encoder output of a text or an image is in memory."""
         return (stream, key) in self._kept
-
-    @torch.no_grad()
-    def _encode(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Run `VLP.encode_items`, and count it."""
-        if stream == "text":
-            self.spent.texts += len(items)
-        else:
-            self.spent.images += len(items)
-        result = {}
-        for key, part, macs in self.vlp.encode_items(self.processor, stream, items, self._counter):
-            result[key] = part
-            self.spent.macs += macs
-        return result
 
     def _keep(self, key: tuple[str, Any], part: Any) -> None:
         if key in self._kept:

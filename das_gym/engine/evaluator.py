@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.engine.broken import BrokenMasks
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.memory import Score, ScoreMemory, TrunkMemory
-from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
-from das_gym.engine.scores import Scores, Spending
+from das_gym.engine.precision import resolve_precision, with_bfloat16_layers
+from das_gym.engine.scores import Scores, Spending, warn_of_broken
 from das_gym.engine.tree import MaskTree
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
@@ -49,7 +48,6 @@ class Evaluator:
         batch_size: Examples that go through the tree at a time.
         cache_bytes: How much encoder output to keep in memory, in bytes.
         cache_folder: Where to keep it on disk as well, see `EncoderCache`.
-        remember: How many scores of masks to keep.
         trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 if the hardware has it), or
             `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
@@ -75,7 +73,6 @@ class Evaluator:
         batch_size: int = 128,
         cache_bytes: int = 2**31,
         cache_folder: str | Path | None = None,
-        remember: int = 100_000,
         trunk_bytes: int = 0,
         precision: str = "float32",
     ) -> None:
@@ -87,17 +84,11 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self._spent = Spending()
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
-        self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])
         self.trunk_bytes = trunk_bytes
         self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._runner: VLP | None = None
-
-    def __repr__(self) -> str:
-        hardware = bfloat16_hardware(self.vlp.device) if self.precision == "bfloat16" else None
-        precision = self.precision if hardware is None else f"{self.precision} ({hardware})"
-        model = f"{type(self.vlp).__name__} on {self.task.name}, {self.vlp.device}"
-        return f"<Evaluator: {model}, precision {precision}, {self.batch_size} examples at a time>"
 
     @property
     def spent(self) -> Spending:
@@ -151,7 +142,18 @@ class Evaluator:
         found = self._memory.find(keys, divergences)
         todo = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in found}
         if todo:
-            found |= self._score_new(signature, todo, examples, progress, divergences)
+            full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
+            if divergences and full_logits is None:
+                full_model = np.zeros(len(self.vlp.layers), dtype=bool)
+                todo.setdefault((signature, full_model.tobytes()), full_model)
+            with self._timed_run(signature):
+                means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
+            fresh = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
+            # Nothing is kept before all has been scored, so that an error or an interrupt leaves the caches as they were.
+            if divergences:
+                self._memory.keep_logits((signature, self.batch_size), logits)
+            self._count_scored(len(todo), len(examples), np.array([score.loss for score in fresh.values()]))
+            found |= fresh
             self._memory.keep(found)
         scores = np.array([found[key] for key in keys], dtype=np.float64).reshape(-1, 3)
         losses, metrics, divergence = scores.T.copy()
@@ -202,27 +204,6 @@ class Evaluator:
         if self._memory.refresh():
             self.forget()
 
-    def _score_new(
-        self,
-        signature: int,
-        todo: dict[tuple[int, bytes], np.ndarray],
-        examples: Sequence[Any],
-        progress: Callable[[int], Any] | None,
-        divergences: bool,
-    ) -> dict[tuple[int, bytes], Score]:
-        """Score masks that are not cached, and count them."""
-        full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
-        if divergences and full_logits is None:
-            full_model = np.zeros(len(self.vlp.layers), dtype=bool)
-            todo.setdefault((signature, full_model.tobytes()), full_model)
-        with self._timed_run(signature):
-            means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
-        found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
-        if divergences:
-            self._memory.keep_logits((signature, self.batch_size), logits)
-        self._count_scored(len(todo), len(examples), np.array([score.loss for score in found.values()]))
-        return found
-
     @contextmanager
     def _timed_run(self, signature: int) -> Iterator[None]:
         """Prepare the trunk for the examples with this signature, and measure the time, also of a run that fails."""
@@ -244,7 +225,7 @@ class Evaluator:
         full_model = np.zeros((1, masks.shape[1]), dtype=bool)
         each = np.zeros((3, len(masks) + 1, len(examples)))
         for rows, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
-            each[:, rows, where] = np.stack(scores)[:, None]
+            each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
         return each[:, 1:]
 
     def _score(
@@ -264,7 +245,7 @@ class Evaluator:
         with np.errstate(invalid="ignore"):  # inf may meet -inf
             for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
                 for column, values in enumerate(scores):
-                    sums[column, rows] += float(values.sum())
+                    sums[column, rows] += float(values.sum())  # in float64, batch by batch: other orders round differently
                 if full is not None:
                     kept.append(full)
         return sums / len(examples), kept
@@ -288,7 +269,7 @@ class Evaluator:
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
         tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner, self.counter)
-        broken = BrokenMasks()
+        broken: dict[int, list[str]] = {}
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             trunk = partial(self._trunk.of, number)
@@ -305,12 +286,14 @@ class Evaluator:
                     scores.append(self.task.divergences(logits.double(), full.double(), targets))
                 arrays = [values.double().cpu().numpy() for values in scores]
                 for values in arrays[:2]:
-                    broken.note(int(rows[0]), chunk, values)
+                    if not np.isfinite(values).all():
+                        keys = [chunk[place].key for place in np.flatnonzero(~np.isfinite(values)).tolist()]
+                        broken.setdefault(int(rows[0]), []).extend(keys)
                 yield rows, slice(start, start + len(chunk)), arrays, full if divergences and is_first else None
                 is_first = False
             if progress is not None:
                 progress(len(chunk))
-        broken.warn(masks)
+        warn_of_broken(masks, broken)
 
     def _begin(self, examples: Sequence[Any]) -> State:
         """Return the state of some examples before stage 0."""
@@ -328,6 +311,7 @@ class Evaluator:
 
 
 def _signature(examples: Sequence[Any]) -> int:
+    # Within one process, so that Python's own salted hash serves; keys of examples are unique within a task.
     return hash(tuple(e.key for e in examples))
 
 

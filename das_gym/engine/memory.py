@@ -35,7 +35,7 @@ class ScoreMemory:
         limit: How many scores to keep.
     """
 
-    def __init__(self, sources: Iterable[Tensor], limit: int) -> None:
+    def __init__(self, sources: Iterable[Tensor], limit: int = 100_000) -> None:
         self.limit = limit
         self._sources = tuple(sources)
         self._scores: dict[Key, Score] = {}
@@ -45,6 +45,7 @@ class ScoreMemory:
 
     def refresh(self) -> bool:
         """Clear the cache if a source has changed since the last call, and return whether one has."""
+        # torch raises `_version` with every in-place write; an inference tensor has none, but cannot be trained either.
         writes = sum(0 if source.is_inference() else source._version for source in self._sources)
         before, self._version = self._version, (writes, hash(tuple(source.data_ptr() for source in self._sources)))
         if before == self._version:
@@ -64,7 +65,7 @@ class ScoreMemory:
 
     def keep(self, scores: Mapping[Key, Score]) -> None:
         """Add scores; clear the cache first if there is no room for both."""
-        if len(self._scores) + len(scores) > self.limit:
+        if len(self._scores) + len(scores) > self.limit:  # all at once: searches rarely come back to old masks
             self._scores.clear()
         self._scores.update(list(scores.items())[-self.limit :])
 

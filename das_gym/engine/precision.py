@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,15 +40,10 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
     return next((flag for flag in CPU_FLAGS if flag in flags), None)
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return those of `CPU_FLAGS` that this processor has, from torch (2.9 and later) or else Linux."""
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if get_capabilities is not None:
-        capabilities = get_capabilities()
-        return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(CPU_FLAGS).intersection(flags)
+def cpu_flags() -> frozenset[str]:
+    """Return those of `CPU_FLAGS` that this processor has; torch before 2.9 does not tell, and counts as without."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:

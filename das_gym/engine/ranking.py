@@ -58,10 +58,8 @@ def rank(
         progress: Called with the number of pairs done.
 
     Raises:
-        ValueError: no images, no texts, a model in train mode, a mask of another width, or a score that is not finite.
+        ValueError: a model in train mode, a mask of another width, or a score that is not finite.
     """
-    if not len(images) or not len(texts):
-        raise ValueError(f"got {len(images)} images and {len(texts)} texts, expected at least one of each")
     if vlp.training:
         raise ValueError("the model is in train mode, where dropout changes its scores: call eval() or freeze() first")
     array = vlp.check_mask(mask)
@@ -164,7 +162,7 @@ def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> di
     """Return how often the right match is among the best 1, 5 and 10.
 
     Args:
-        scores: (n_images, n_texts) finite.
+        scores: (n_images, n_texts) finite, as `rank` gives them.
         image_of_text: (n_texts,) the index of each text's image; every image has a text.
 
     Returns:
@@ -173,16 +171,11 @@ def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> di
         ones count as better, so that a constant score earns nothing.
 
     Raises:
-        ValueError: shapes that do not fit, an image without a text, or a score that is not finite.
+        ValueError: an image without a text, which would count as never found.
     """
-    scores, owner = np.asarray(scores), np.asarray(image_of_text)
-    if scores.ndim != 2 or owner.shape != scores.shape[1:] or not scores.size:
-        shapes = f"{scores.shape} and {owner.shape}"
-        raise ValueError(f"invalid shapes of `scores` and `image_of_text`: got {shapes}, expected (i, t) and (t,)")
+    owner = np.asarray(image_of_text)
     if not np.array_equal(np.unique(owner), np.arange(len(scores))):
         raise ValueError(f"`image_of_text` must name each of the {len(scores)} images, 0..{len(scores) - 1}, at least once")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores hold NaN or infinite values, which have no rank")
     true = owner[None] == np.arange(len(scores))[:, None]
     best_own = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
     text_rank = ((scores >= best_own) & ~true).sum(axis=1)

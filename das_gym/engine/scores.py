@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+NAMED_EXAMPLES = 3
+"""How many examples a message names."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,29 @@ class Spending:
     macs: int = 0
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, int | float]:
-        """Return every counter by name, for JSON."""
-        return asdict(self)
+
+def format_mask(mask: np.ndarray) -> str:
+    """Describe a (n_layers,) mask: `the mask that skips layers [1, 4]`."""
+    layers = np.flatnonzero(mask).tolist()
+    return f"the mask that skips layers {layers}" if layers else "the full model"
+
+
+def format_examples(keys: Sequence[str]) -> str:
+    """Describe examples, the first few by their keys: `examples '12', '15', '18' and 4 more`."""
+    named = ", ".join(map(repr, keys[:NAMED_EXAMPLES]))
+    more = f" and {len(keys) - NAMED_EXAMPLES} more" if len(keys) > NAMED_EXAMPLES else ""
+    return f"example{'s' if len(keys) > 1 else ''} {named}{more}"
+
+
+def warn_of_broken(masks: np.ndarray, broken: Mapping[int, Sequence[str]]) -> None:
+    """Warn, once a call of the engine, of masks with a non-finite loss or metric; `broken` has their examples by row."""
+    if not broken:
+        return
+    row, keys = min(broken.items())
+    others = f", and of {len(broken) - 1} other masks" if len(broken) > 1 else ""
+    warnings.warn(
+        f"the loss of {format_mask(masks[row])}{others} is NaN or infinite, on {format_examples(keys)}. It gets the worst "
+        "possible score. Use `precision=float32`, or train the supernet at a lower learning rate",
+        RuntimeWarning,
+        stacklevel=4,
+    )

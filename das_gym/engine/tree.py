@@ -31,12 +31,10 @@ class MaskTree:
     approximated. A memo's key is the layer, the part, and the id of every hidden tensor that the part reads.
 
     Args:
-        vlp: The model.
         masks: (m, n_layers) bool, True = skipped.
-        spent: Counts runs and MACs.
+        spent: Counts runs and MACs, of which `counter` knows those of one run.
         precision: Of the layers; a result of `resolve_precision`.
         runner: Whose layers run: `vlp`, or its `with_bfloat16_layers`.
-        counter: Counts the MACs of one run.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class MaskTree:
         front = self.masks[:, self._front]
         kept = {bits: entered for bits in set(map(_bits, front)) if (entered := known(bits)) is not None}
         rest = rows[[_bits(row) not in kept for row in front]]
-        first = not front[rest].any(axis=1).all()  # the rest has the full model, which is the first leaf
+        first = not front[rest].any(axis=1).all()  # the rest has the full model, which callers expect as the first leaf
         if len(rest) and first:
             yield from self._below(state, 0, rest, {}, trunk)
         for bits, entered in sorted(kept.items(), key=lambda item: item[0]):
@@ -110,11 +108,13 @@ class MaskTree:
             self.spent.macs += self.counter.pool(state)[1]
             yield rows, features
             return
+        # Choices are sorted by their first layer, so the longest stream changes least often: one variant of it is held at a
+        # time, while those of shorter streams are kept and used again.
         layers = sorted(self._stages[stage], key=lambda index: -state.hidden[self.vlp.layers[index].stream].shape[1])
         outputs: dict[tuple[int, bool], Tensor] = {}
         below: dict[tuple, Any] = {}
         bits = self.masks[rows][:, layers]
-        choices = np.unique(bits, axis=0)  # the longest stream changes last, so that one variant of it is held at a time
+        choices = np.unique(bits, axis=0)
         for number, choice in enumerate(choices):
             hidden = dict(state.hidden)
             for index, skipped in zip(layers, choice.tolist(), strict=True):
@@ -137,7 +137,7 @@ class MaskTree:
             if self._watch is not None:
                 self._watch(index, state, output)
             return output
-        ran = {OWN}
+        ran = {OWN}  # parts that an earlier state computed are found in `memory`, and cost nothing here
 
         def memo(key: tuple, compute: Callable[[], Any]) -> Any:
             if key not in memory:
@@ -146,6 +146,7 @@ class MaskTree:
             return memory[key]
 
         last = self.vlp.layers[index].stage == len(self._stages) - 1
+        # Only the layer runs in bfloat16: the state between layers stays in the model's own type, so errors do not add up.
         with autocast(self.precision, self._device):
             hidden = self.runner.run_layer(index, state, skipped, memo, pooled_only=last)
         parts = self.counter.layer(index, state, skipped, pooled_only=last)

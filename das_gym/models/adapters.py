@@ -92,9 +92,7 @@ class NoAdapter(nn.Module):
 class SequentialAdapter(nn.Module):
     """A linear layer followed by an adapter that reads the layer's output and adds to it.
 
-    Args:
-        base_layer: The linear layer, under the name that peft uses for a wrapped layer too.
-        adapter: Maps (..., out_features) to the same shape.
+    The linear layer has the name that peft uses for a wrapped layer, so that `without_adapters` finds both.
     """
 
     def __init__(self, base_layer: nn.Module, adapter: nn.Module) -> None:

@@ -11,13 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections, without residual and LayerNorm.
-
-    Args:
-        hidden_size: Width of queries, keys and values together.
-        num_heads: Attention heads.
-        dropout: Dropout of the attention weights, 0..1; acts in train mode only.
-    """
+    """Multi-head attention with separate projections, without residual and LayerNorm; `dropout` is of its weights."""
 
     fold = False
     """Whether a single query goes through the key matrix instead of all tokens, see `pooled`; exported models do not."""

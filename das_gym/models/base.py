@@ -213,6 +213,7 @@ class VLP(nn.Module, ABC):
         state, _ = self.enter(state, stage)
         hidden = dict(state.hidden)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
+        # The reentrant kind would drop gradients here: the input of a frozen model's first layers needs none itself.
         run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
         for index in stages[stage]:
             hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)
@@ -277,7 +278,7 @@ class VLP(nn.Module, ABC):
                 mark(index, hidden)
                 return hidden
 
-            self.run_layer = run  # type: ignore[method-assign]
+            self.run_layer = run  # type: ignore[method-assign]  # on this object alone, for one forward
             try:
                 return forward(mask)
             finally:
@@ -362,6 +363,7 @@ class VLP(nn.Module, ABC):
     def encoders_train(self) -> bool:
         """Whether something trains on which encoder outputs depend, so that they cannot be cached."""
         parts = (self.prompts, *(self.skippable(index) for index in range(len(self.layers))))
+        # What comes before stage 0 trains if any other parameter does: layers and tunable parameters run after the cache.
         free = {id(p) for part in parts if part is not None for p in part.parameters()}
         free |= {id(p) for p in self.tunable_state().values()}
         return any(p.requires_grad and id(p) not in free for p in self.parameters())

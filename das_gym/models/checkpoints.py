@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,14 +57,12 @@ class LoadReport:
         title: Its format.
         missing: Our parameters (and requested heads) that it lacks; parameters start as the reference starts them.
         unknown: Its tensors that have no place in the model.
-        odd: What is unusual about it: it may have lost layers.
     """
 
     path: Path
     title: str
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
 
     def describe_problems(self, *expected: str) -> str | None:
         """Return the problems found, but missing names with a part in `expected`, on one line; None if there are none."""
@@ -72,7 +70,6 @@ class LoadReport:
         parts = [
             f"it lacks {_shorten(missing)}, which start untrained" if missing else "",
             f"its {_shorten(self.unknown)} are unknown and not used" if self.unknown else "",
-            *self.odd,
         ]
         return "; ".join(part for part in parts if part) or None
 
@@ -134,13 +131,8 @@ def load_checkpoint(
     return assemble(read_tensors(path), image_size=image_size, heads=heads, generator=generator, settings=settings)
 
 
-def load_vlp(path: str | Path, **settings: Any) -> VLP:
-    """Return the model of a checkpoint; see `load_checkpoint`."""
-    return load_checkpoint(path, **settings).vlp
-
-
-class Pretrained:
-    """What METER and ViLT have in common: a config with a `hidden_size`, and the methods of transformers' models."""
+class FamilyModel:
+    """What METER and ViLT have in common besides `VLP`: a config of sizes, and layers built from it alone."""
 
     @property
     def size(self) -> str | None:
@@ -152,19 +144,6 @@ class Pretrained:
         """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
         vlp = cast(VLP, self)
         return vlp.layers[index].stream, structure(vlp.skippable(index))
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
-        """Return the model in a checkpoint of any known format, exported folders among them; see `load_checkpoint`."""
-        vlp = load_vlp(path, **settings)
-        if not isinstance(vlp, cls):
-            kind = type(vlp).__name__
-            raise ValueError(f"{path} is another model: got {kind}, expected {cls.__name__}. Use {kind}.from_pretrained")
-        return vlp
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the model, pruned or not, as a folder that `from_pretrained` reads; see `save_checkpoint`."""
-        save_checkpoint(path, cast(VLP, self))
 
 
 def save_checkpoint(
@@ -178,7 +157,7 @@ def save_checkpoint(
     """Write a model, completely or not at all.
 
     Args:
-        path: A folder, or a file that ends in `.safetensors`. A folder holds config.json and model.safetensors.
+        path: The folder, for config.json and model.safetensors.
         vlp: A model of one of the families, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
@@ -187,7 +166,6 @@ def save_checkpoint(
 
     Raises:
         TypeError: the model is of no family whose checkpoints are written.
-        ValueError: `files` for a single file.
         FileExistsError: the folder exists and is no checkpoint.
     """
     path = at_home(path)
@@ -201,11 +179,6 @@ def save_checkpoint(
     for head, parts in (heads or {}).items():
         tensors.update({f"{HEADS}{head}.{key}": tensor for key, tensor in parts.items()})
     tensors.update({f"{SEARCH}{key}": tensor for key, tensor in (search or {}).items()})
-    if path.suffix == ".safetensors":
-        if files:
-            raise ValueError(f"{path} is a single file and cannot hold {', '.join(files)}. Give a folder instead")
-        write_tensors(path, tensors, config)
-        return
 
     def fill(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -227,7 +200,7 @@ def assemble(
     """Build a model from the tensors of `file`, which is emptied to save memory: the second half of `load_checkpoint`."""
     family, form, mask = _recognise(file)
     config = _infer_config(file, family, form, image_size, settings or {})
-    report = LoadReport(file.path, form.title, odd=_lost_layers(config))
+    report = LoadReport(file.path, form.title)
     named, sources = _rename(file, form, report)
     found_heads: Heads = {}
     for name in [name for name in named if name.startswith(HEADS)]:
@@ -237,7 +210,7 @@ def assemble(
     family.derive(named, found_heads, config)
     with without_content():
         vlp: VLP = family.model(config)
-    if mask:
+    if mask:  # before the tensors are filled in, so that removed layers do not count as missing
         vlp.prune(np.asarray(mask, dtype=bool))
     _fill(vlp, named, sources, generator, report)
     check_finite(vlp.state_dict().items(), file.path)
@@ -312,19 +285,6 @@ def _infer_heads(name: str, width_name: str, width: int, fixed: bool) -> int:
     )
 
 
-def _lost_layers(config: Any) -> list[str]:
-    """Describe layers that a base-size model has and this one lacks: its file may have lost the last ones."""
-    base = type(config)()
-    names = [each.name for each in dataclasses.fields(config) if each.name.endswith("layers")]
-    fewer = [name for name in names if getattr(config, name) < getattr(base, name)]
-    if config.hidden_size != base.hidden_size:
-        return []
-    return [
-        f"{name}={getattr(config, name)}, and models of this size have {getattr(base, name)}: the file may lack layers"
-        for name in fewer
-    ]
-
-
 def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors under our names, taken out of the file, and the file's name for each of ours."""
     named: dict[str, Tensor] = {}
@@ -365,6 +325,7 @@ def _fill(
         )
     report.unknown += [sources.get(name, name) for name in surplus]
     report.missing += [name for name in expected if name not in named]
+    # Adapters and poolers may start untrained, as in the reference. A frozen parameter that is not there would stay random.
     frozen = [name for name in report.missing if not any(part in name for part in vlp.tunable)]
     if frozen:
         some = ", ".join(frozen[:5]) + (", ..." if len(frozen) > 5 else "")
@@ -382,7 +343,8 @@ def _fill(
             )
         state[name] = tensor.float()
     vlp.load_state_dict(state, assign=True)
-    for name, buffer in list(vlp.named_buffers()):  # position and type ids of transformers' embeddings
+    # `load_state_dict` leaves out non-persistent buffers, which are still on `meta`: ids of positions and token types.
+    for name, buffer in list(vlp.named_buffers()):
         owner, _, key = name.rpartition(".")
         ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone()
         values = torch.zeros_like(ids) if key == "token_type_ids" else ids

@@ -20,13 +20,7 @@ BLOCK = 8
 
 
 def input_blocks(processor: Processor, stream: str, items: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield rows and their batch, all of one shape.
-
-    Args:
-        processor: Makes the batches.
-        stream: `text` or `image`.
-        items: Texts, or images.
-    """
+    """Yield rows and their batch, all of one shape; `items` are texts or images, as `stream` says."""
     return _text_blocks(processor.texts(items)) if stream == "text" else _image_blocks(processor, items)
 
 
@@ -78,13 +72,6 @@ def stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return a batch of one text and one image, without content.
-
-    Args:
-        text_tokens: Length of the text, at least 1.
-        image_shape: (3, height, width) of the image, pixels.
-    """
-    if text_tokens < 1:
-        raise ValueError(f"invalid `text_tokens`: got {text_tokens}, expected 1 or more")
+    """Return a batch of one text and one image of shape (3, height, width), without content."""
     ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
     return {"image": torch.empty(1, *image_shape, device="meta"), "input_ids": ids, "attention_mask": ids}

@@ -90,15 +90,9 @@ def export_with_code(
     image_processor: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> ExportedModel:
-    """Return a model that a class of ours loads.
+    """Return a pruned model that a class of ours loads; see `ExportedModel`.
 
-    Args:
-        vlp: The pruned model.
-        head: Its head.
-        model: The class, "module:name".
-        code: Modules that the folder carries besides `SHARED_CODE`; the first has the class.
-        image_processor: Content of preprocessor_config.json.
-        notes: Sentences for the model card.
+    `code` are the modules that the folder carries besides `SHARED_CODE`; the first has the class.
     """
     kinds, name = layer_kinds(vlp), model.partition(":")[2]
     file = code[0].rpartition(".")[2]

@@ -46,6 +46,7 @@ class Format:
 
     def our_names(self, name: str) -> tuple[str, ...] | None:
         """Return our names for a tensor of the file: empty if it is known and unused, None if it is unknown."""
+        # A few dozen patterns for a few hundred names: no index is needed, and the order of the rules decides.
         for pattern, target in self.rules:
             match = re.fullmatch(pattern, name.removeprefix(self.prefix))
             if match:

@@ -217,12 +217,8 @@ def find_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a folder, if it is the model's.
 
-    Args:
-        folder: Where its files are.
-        vocab_size: Tokens of the model.
-        pad: Id of its padding.
-        first: Id of the token at the start of every text; None = any special token.
-        last: Id of the token at its end; None = any special token.
+    The model has `vocab_size` tokens, of which `pad`, `first` and `last` are those for padding and at the start and end of
+    every text; None = any special token.
     """
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > vocab_size:

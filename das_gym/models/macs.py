@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,27 +50,12 @@ def meta_twin(module: Module) -> Module:
     return twin
 
 
-FILLING = frozenset(
-    getattr(Tensor, name)
-    for name in ("clamp_", "copy_", "erfinv_", "fill_", "mul_", "add_", "normal_", "uniform_", "zero_", "__setitem__")
-)
-"""Functions that initialise parameters."""
-
-
-class _SkipFilling(TorchFunctionMode):
-    """Do not call the functions of `FILLING`."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        return args[0] if function in FILLING else function(*args, **(kwargs or {}))
-
-
 @contextmanager
 def without_content() -> Iterator[None]:
-    """Create modules on the meta device: with shapes, but without values, memory or random initialization."""
+    """Create modules on the meta device: with shapes, but without values and memory; no random number is drawn."""
     import torch._dynamo  # models import it, and in torch 2.6 the import computes, which fails on the meta device
 
-    with torch.device("meta"), _SkipFilling():
+    with torch.device("meta"):
         yield
 
 
@@ -102,9 +86,10 @@ def structure(module: nn.Module) -> Hashable:
 
 def counted(function: Callable[[], Result]) -> tuple[Result, int]:
     """Call a function, and return its result and the MACs of its matrix products."""
+    # The math kernel of attention consists of plain products, which are counted alike on every device, `meta` among them.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = function()
-    return result, counter.get_total_flops() // 2
+    return result, counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two operations
 
 
 def head_macs(head: nn.Module, features: Tensor) -> int:
@@ -128,6 +113,7 @@ class MacCounter:
             without_adapters(self.twin)
         self.twin.eval()
         self.twin.count_without_content()
+        # By what ran and at which shapes; results are kept with their counts, since the next part needs their shapes.
         self._found: dict[tuple, Any] = {}
         self._alike: dict[int, Hashable] = {}
         self._constant: tuple[Any, Any, tuple] | None = None

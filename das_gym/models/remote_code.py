@@ -15,11 +15,8 @@ _IMPORT = re.compile(r"from das_gym\.models\.(?:\w+\.)*(\w+) import")
 def copy_code(folder: Path, *modules: str) -> None:
     """Copy modules of `das_gym.models` into a folder, with imports of each other made relative.
 
-    transformers takes such files along when it loads the first of them with `trust_remote_code=True`.
-
-    Args:
-        folder: The saved model.
-        modules: Names of the modules. They import torch, transformers and each other alone.
+    They import torch, transformers and each other alone. transformers takes such files along when it loads the first of them
+    with `trust_remote_code=True`.
     """
     for module in modules:
         file: Any = importlib.import_module(module).__file__

@@ -11,12 +11,7 @@ MAX_LAYERS, MAX_SIDE, MAX_PATCHES, MAX_BOTTLENECK, MAX_WIDTH = 512, 2**13, 2**9,
 
 
 def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
-    """Check the numbers of a config.
-
-    Args:
-        config: A dataclass of numbers: integers, shares of 0..1, or None.
-        head_fields: Names of numbers of attention heads, and of the width that each has to divide.
-    """
+    """Check a config, a dataclass of numbers; `head_fields` are names of numbers of heads, and of the width of each."""
     for each in dataclasses.fields(config):
         name, value, low, high = each.name, getattr(config, each.name), 1, MAX_WIDTH
         if name.endswith("layers"):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.engine.broken import format_examples
 from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.scores import format_examples
 from das_gym.models.base import VLP, State
 from das_gym.problem.costs import Costs
 from das_gym.problem.statistics import MaskLosses

@@ -27,14 +27,14 @@ def test_short_problems_have_many_masks_and_name_their_models():
 
 def test_without_statistics_leaves_agents_out():
     left_out = set(COMPARED) - set(leaderboard.without_statistics(COMPARED, 24))
-    assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
+    assert left_out == {"angular", "block_influence", "interlace", "policy"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short")
-def test_leaderboard_from_one_command(made_up_suite, tmp_path, monkeypatch):
+def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     out = tmp_path / "LEADERBOARD.md"
-    words = ["with", f"suite={made_up_suite}", "seeds=1", "long_seeds=1", "planted=1", f"out={out}"]
+    words = ["with", "seeds=1", "long_seeds=1", "planted=1", f"out={out}"]
     words += ["agents=['random','greedy','policy','local_search']", f"cache={tmp_path / 'kept'}"]
     leaderboard.main(words)
     text = out.read_text()

@@ -7,7 +7,6 @@ import torch
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Pair
-from das_gym.models.macs import meta_twin
 from das_gym.problem.loading import Problem
 
 
@@ -89,19 +88,3 @@ class TestDisk:
         again = new_cache(tiny_problem, folder=tmp_path)
         again(pairs[:1])
         assert (again.spent.texts, again.spent.images) == (0, 0)
-
-
-def test_batches_go_where_the_model_lies(meter, monkeypatch):
-    """The model is on `meta`, which does not mix with the CPU; its fake encoders report the device of batches."""
-    vlp, seen = meta_twin(meter.vlp), []
-    outputs = {"text": "input_ids", "image": "image"}
-    for stream, name in outputs.items():
-
-        def encode(batch, name=name):
-            seen.append({tensor.device.type for tensor in batch.values()})
-            return torch.zeros(len(batch[name]), 1, 32), None
-
-        monkeypatch.setattr(vlp, f"{stream}_stream", encode)
-    EncoderCache(vlp, meter.task.processor)(meter.task.pairs(meter.examples[:2]))
-    assert seen
-    assert all(devices == {"meta"} for devices in seen)

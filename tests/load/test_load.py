@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import das_gym  # noqa: F401  (registers the environments)
-from tests.load.growth import Growth, growth_of
+
+SAMPLES = 20
+WARM = 0.25
+"""This share of the steps fills what is kept on purpose, and is not looked at."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What came to be there while stepping, after the first quarter.
+
+    Attributes:
+        traced: Bytes a step that Python and numpy hold, see `tracemalloc`: the slope of a line through samples.
+        handles, threads: How many more open files, and threads.
+    """
+
+    traced: float
+    handles: int
+    threads: int
+
+
+def growth_of(step: Callable[[int], object], calls: int, steps_a_call: int = 1) -> Growth:
+    """Call `step` with 0, 1, ... and watch.
+
+    Args:
+        step: Steps.
+        calls: How often.
+        steps_a_call: How many steps that counts as.
+    """
+    process, rows = psutil.Process(), []
+    gc.collect()
+    gc.freeze()  # existing objects are not scanned at every sample
+    ends = np.linspace(0, calls, SAMPLES + 1).astype(int)
+    for begin, end in itertools.pairwise(ends):
+        for number in range(begin, end):
+            step(number)
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0]
+        rows.append((end, traced, process.num_fds(), threading.active_count()))
+    gc.unfreeze()
+    table = np.array(rows[round(WARM * SAMPLES) :], dtype=float)
+    slope = np.polyfit(table[:, 0], table[:, 1], 1)[0] / steps_a_call
+    return Growth(float(slope), *(int(table[-1, column] - table[0, column]) for column in (2, 3)))
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -29,7 +28,6 @@ from tests.models.bridge_tower import save_bridge_tower
 from tests.registered import as_before
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
-ID = "DAS-BridgeTower-VQA-v0"
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +85,6 @@ def test_engine_equals_plain_forwards(settings, supernet):
 
 
 @pytest.mark.slow
-def test_custom_model_environment(settings, supernet):
-    env = gymnasium.make(ID, skip_num=4, supernet=str(supernet), reward_examples=8, **settings)
-    observation, info = env.reset(seed=0)
-    assert observation.shape[0] == 12 or observation.size % 12 == 0
-    mask = np.array([1, 0, 0] * 4)
-    reward, told = env.step(mask)[1::3]
-    assert np.isfinite(reward)
-    assert 0 < told["macs_saved"] < 1
-    assert info["loss"] != told["loss"]
-
-
-@pytest.mark.slow
 def test_custom_model_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0
@@ -147,8 +133,7 @@ def test_pipeline_leaves_sizes_to_the_model(own, settings):
         load_backbone(ProblemConfig(model="BridgeTower", image_size=64, **settings))
 
 
-@pytest.mark.parametrize(("method", "widths"), [("lora", (4, 4)), ("adapter", (8,))])
-def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method, widths):
+def test_lora_finds_modules_below_the_owner_of_a_site(own):
     """As transformers' BERTs have them: queries in `self`, what comes out in `output`."""
     vlp = own.load(own.checkpoint)
     batch = {"input_ids": torch.arange(8)[None] + 5, "attention_mask": torch.ones(1, 8), "image": torch.ones(1, 3, 32, 32)}
@@ -159,11 +144,10 @@ def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, meth
 
     vlp.sites = sites
     with torch.no_grad():
-        before, trained = vlp(batch), make_method(method).insert(vlp)
+        before, trained = vlp(batch), make_method("lora").insert(vlp)
         torch.testing.assert_close(vlp(batch), before)  # it begins as nothing
         for parameter in trained:
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
         assert not torch.allclose(vlp(batch), before, atol=1e-3)
     size = vlp.bridge.config.hidden_size
-    bias = 0 if method == "lora" else 8 + size
-    assert sum(p.numel() for p in trained) == 12 * sum(2 * size * width + bias for width in widths)
+    assert sum(p.numel() for p in trained) == 12 * 2 * 2 * size * 4  # layers, queries and values, down and up, rank

@@ -148,12 +148,7 @@ def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> None:
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """Resize position embeddings of a square grid to (1 + side ** 2, width), by bicubic interpolation as in METER.
-
-    Args:
-        positions: (1 + n ** 2, width) float, the class token's first.
-        side: Patches a side of the new grid, at least 1.
-    """
+    """Resize (1 + n ** 2, width) positions, the class token's first, to (1 + side ** 2, width), bicubically as in METER."""
     old = grid_side(len(positions))
     grid = positions[1:].float().T.reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from das_gym.models.adapters import skip_adapter
 from das_gym.models.attention import fold_single_queries
 from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
-from das_gym.models.checkpoints import Pretrained
+from das_gym.models.checkpoints import FamilyModel
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.network import SPARE_POSITIONS, FusionLayer, METERConfig, METERNetwork
@@ -41,15 +41,12 @@ class QuickGELU(nn.Module):
         return x
 
 
-class METER(METERNetwork, Pretrained, VLP):  # type: ignore[override]
+class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
     """METER with parallel adapters in its fusion layers and a skip adapter for each.
 
     Layers 0-5 are the text fusion layers, 6-11 the image fusion layers. A batch holds
     `image` (batch, 3, image_size, image_size) float, `input_ids` (batch, tokens) int64 and
-    `attention_mask` of the same shape, 1 = a real token.
-
-    Args:
-        config: Sizes; the default is METER-base at 384 px.
+    `attention_mask` of the same shape, 1 = a real token. The default config is METER-base at 384 px.
     """
 
     tunable = ("adapter", "pooler", "token_types", "first_text_token")

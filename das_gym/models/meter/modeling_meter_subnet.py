@@ -35,11 +35,7 @@ class MeterSubnetConfig(SubnetConfig):
 
 
 class MeterSubnet(METERNetwork, Subnet):
-    """The model and its head.
-
-    Args:
-        config: Sizes, mask and head.
-    """
+    """The model and its head."""
 
     config_class = MeterSubnetConfig
 
@@ -68,11 +64,7 @@ class MeterSubnet(METERNetwork, Subnet):
 
 
 class MeterSubnetImageProcessor(BaseImageProcessor):
-    """Images to pixels, see `meter_transform`.
-
-    Args:
-        size: Side of the square, pixels.
-    """
+    """Images to pixels of a square with sides of `size`, see `meter_transform`."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 

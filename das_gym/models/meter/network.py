@@ -27,11 +27,8 @@ class METERConfig:
     """Sizes of a METER model. Widths are in units, sizes in pixels, lengths in tokens.
 
     Attributes:
-        image_size: Side of the square image; a multiple of `patch_size`.
-        patch_size: Side of a patch.
-        hidden_size: Width of the fusion layers.
-        num_heads: Attention heads of the fusion layers.
-        fusion_layers: Fusion layers of each stream.
+        image_size, patch_size: Sides of the square image and of a patch; one is a multiple of the other.
+        hidden_size, num_heads, fusion_layers: The fusion layers, as many for each stream.
         vision_width, vision_layers, vision_heads: The CLIP-ViT encoder.
         text_width, text_layers, text_heads: The RoBERTa encoder.
         vocab_size: Tokens of the text encoder.
@@ -128,12 +125,7 @@ class METERNetwork(nn.Module):
     """The parts of METER, without the decision which fusion layers run."""
 
     def build_network(self, config: METERConfig, make_layer: Callable[[int], nn.Module]) -> None:
-        """Create all modules.
-
-        Args:
-            config: Sizes.
-            make_layer: Makes the module of a fusion layer from its index: text layers first, then image layers.
-        """
+        """Create all modules; `make_layer` makes a fusion layer from its index: text layers first, then image layers."""
         from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
         size, count = config.hidden_size, config.fusion_layers
@@ -191,6 +183,7 @@ class METERNetwork(nn.Module):
 
     def embed_streams(self, text: Tensor, image: Tensor, image_types: Tensor | int) -> tuple[Tensor, Tensor]:
         """Replace the first text token and add token types; `image_types` are one number, or (batch,) int64."""
+        # Not written in place: encoder outputs are cached and shared, and a compiled graph allows no write to its input.
         place = torch.arange(text.shape[1], device=text.device)[:, None]
         text = torch.where(place == 0, self.first_text_token, text)
         types = self.token_types.weight

@@ -1,8 +1,14 @@
 """Run the decoder layers of a model one by one under a mask.
 
-A batch of prompts is split into blocks of prompts of like length, and the model's own forward records once a block how it
-calls its layers (`begin`). Layers then run with those arguments in whatever selection a mask asks for. There is one plain
-way, and two exact short cuts, which a model uses if `probing.probe_capabilities` found that they give the same:
+The file reads in the order in which things happen:
+
+1. **Plan** (`plan_blocks`): a batch of prompts is split into blocks that run together.
+2. **Record** (`make_block`): the model's own forward runs once a block, and is recorded instead of computed.
+3. **Replay** (`run_blocks`): layers run with the recorded arguments, in whatever selection a mask asks for.
+4. **Read** (`answer_states`): norm and head need the hidden states at the answers alone.
+
+There is one plain way to run a layer, and two exact short cuts, which a model uses if `probing.probe_capabilities` found
+that they give the same:
 
   `run_plain`          every prompt by itself, each layer at all its positions
   `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
@@ -10,7 +16,8 @@ way, and two exact short cuts, which a model uses if `probing.probe_capabilities
 
 For the short cuts the model's forward is recorded in parts, each with a cache of the tokens before it, as in generation.
 
-Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows.
+Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows. So
+the engine's tree of masks holds one tensor a state, as for any other model.
 """
 
 from __future__ import annotations
@@ -28,6 +35,67 @@ from das_gym.models.transformers.recording import Call, LayerCache, Recording, k
 
 SHORTEST_PREFIX = 8
 """Common tokens for which a separate pass is worth it."""
+
+
+# ---- plan
+
+
+class Plan(NamedTuple):
+    """Which prompts run together: their indices, those of a group side by side, and what each group has in common."""
+
+    rows: list[int]
+    each: int
+    prefix: int
+
+
+def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
+    """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
+
+    `image_tokens` are ids of the tokens that stand for images; None = prompts on the same images share nothing.
+    """
+    by_images: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        by_images[prompt.image_key].append(row)
+    alike: defaultdict[tuple, list[int]] = defaultdict(list)
+    for rows in by_images.values():
+        prefix = 0 if image_tokens is None else common_prefix([encodings[row] for row in rows], image_tokens)
+        for group in [rows] if prefix else [[row] for row in rows]:
+            # A block is rectangular: as many rows for each prefix, with lengths that differ by less than TEXT_BLOCK tokens:
+            # little is computed for padding. The model's forward concatenates images, which need one form.
+            one, longest = encodings[group[0]], max(len(encodings[row].ids) for row in group)
+            form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
+            alike[prefix, len(group), padded_length(longest - prefix), form] += group
+    return [Plan(rows, each, prefix) for (prefix, each, *_), rows in alike.items()]
+
+
+def common_prefix(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
+    """Return how many tokens prompts begin with alike, before any that is read; 0 if they cannot share them.
+
+    All images have to lie in it: the model's forward takes them with the prefix alone.
+    """
+    most = first_answer(encodings)
+    if len(encodings) < 2 or most < SHORTEST_PREFIX:
+        return 0
+    ids = torch.stack([encoding.ids[:most] for encoding in encodings])
+    length = int((ids == ids[0]).all(dim=0).cumprod(0).sum())
+    return length if length >= max(SHORTEST_PREFIX, images_end(encodings, image_tokens)) else 0
+
+
+def first_answer(encodings: Sequence[Encoding]) -> int:
+    """Return the first position of any row that a token of an answer is predicted from."""
+    return min(encoding.answer for encoding in encodings) - 1
+
+
+def images_end(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
+    """Return the position after the last image token of any row."""
+    end, tokens = 0, torch.tensor(list(image_tokens), dtype=torch.long)
+    for encoding in encodings:
+        places = torch.isin(encoding.ids, tokens).nonzero()
+        end = max(end, int(places.max()) + 1 if len(places) else 0)
+    return end
+
+
+# ---- record
 
 
 class Block(NamedTuple):
@@ -83,126 +151,6 @@ def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
     return torch.cat((prefixes.flatten(0, 1), rows.flatten(0, 1)))[None]
 
 
-def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Tensor, Tensor], Any]) -> Tensor:
-    """Call `run` on the prefixes and rows of every block, and join the results."""
-    parts = hidden.split([block.flat for block in blocks], dim=1)
-    return torch.cat([flatten(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
-
-
-def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer as the model does."""
-    return prefixes, run_layer(layer, rows, block.calls[place])
-
-
-def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer on prefixes, and on the rows that follow them."""
-    cache = LayerCache()
-    prefixes = run_layer(layer, prefixes, block.prefix_calls[place], cache)
-    return prefixes, run_layer(layer, rows, block.calls[place], LayerCache(cache.keys, cache.values, block.each))
-
-
-def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Call a layer at all positions."""
-    return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
-
-
-def run_at_answers(
-    layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor, attends: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Call the last layer; outputs are those of the positions from `Block.first` on.
-
-    `attends` is False if the layer's attention is skipped, so that it reads no other positions.
-    """
-    if block.last_calls is None:
-        return prefixes[:, :0], run_everywhere(layer, place, block, prefixes, rows)[1][:, block.first :]
-    before, asking = block.last_calls
-    known = LayerCache()
-    if attends and asking.made:
-        if block.prefix:
-            known = LayerCache(*keys_and_values(layer, prefixes, block.prefix_calls[-1]), block.each)
-        if block.first:
-            known = LayerCache(*known.update(*keys_and_values(layer, rows[:, : block.first], before)))
-    hidden = run_layer(layer, rows[:, block.first :], asking, known if known.is_initialized else None)
-    return prefixes[:, :0], hidden
-
-
-def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
-    """Return (n, hidden_size): the hidden states from which answer tokens are predicted, block by block."""
-    short = [block.rows * (block.tokens - block.first) for block in blocks]
-    is_short = hidden.shape[1] == sum(short)  # given by `run_at_answers`
-    found = []
-    for block, part in zip(blocks, hidden.split(short if is_short else [b.flat for b in blocks], dim=1), strict=True):
-        rows = part.view(block.rows, -1, part.shape[-1]) if is_short else block.split(part)[1][:, block.first :]
-        row, token = block.read
-        found.append(rows[row, token - block.first])
-    return torch.cat(found)
-
-
-def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (rows, tokens, size), each row after its prefix, and the (rows, tokens) bool mask of tokens without padding."""
-    longest = max(block.prefix + block.tokens for block in blocks)
-    padded, real = [], []
-    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
-        prefixes, rows = block.split(part)
-        rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)
-        padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
-        real.append(torch.arange(longest, device=hidden.device) < block.lengths[:, None])
-    return torch.cat(padded), torch.cat(real)
-
-
-class Plan(NamedTuple):
-    """Which prompts run together: their indices, those of a group side by side, and what each group has in common."""
-
-    rows: list[int]
-    each: int
-    prefix: int
-
-
-def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
-    """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
-
-    `image_tokens` are ids of the tokens that stand for images; None = prompts on the same images share nothing.
-    """
-    by_images: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row, prompt in enumerate(prompts):
-        by_images[prompt.image_key].append(row)
-    alike: defaultdict[tuple, list[int]] = defaultdict(list)
-    for rows in by_images.values():
-        prefix = 0 if image_tokens is None else common_prefix([encodings[row] for row in rows], image_tokens)
-        for group in [rows] if prefix else [[row] for row in rows]:
-            one, longest = encodings[group[0]], max(len(encodings[row].ids) for row in group)
-            form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
-            alike[prefix, len(group), padded_length(longest - prefix), form] += group
-    return [Plan(rows, each, prefix) for (prefix, each, *_), rows in alike.items()]
-
-
-def common_prefix(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
-    """Return how many tokens prompts begin with alike, before any that is read; 0 if they cannot share them.
-
-    All images have to lie in it: the model's forward takes them with the prefix alone.
-    """
-    most = first_answer(encodings)
-    if len(encodings) < 2 or most < SHORTEST_PREFIX:
-        return 0
-    ids = torch.stack([encoding.ids[:most] for encoding in encodings])
-    length = int((ids == ids[0]).all(dim=0).cumprod(0).sum())
-    return length if length >= max(SHORTEST_PREFIX, images_end(encodings, image_tokens)) else 0
-
-
-def first_answer(encodings: Sequence[Encoding]) -> int:
-    """Return the first position of any row that a token of an answer is predicted from."""
-    return min(encoding.answer for encoding in encodings) - 1
-
-
-def images_end(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
-    """Return the position after the last image token of any row."""
-    end, tokens = 0, torch.tensor(list(image_tokens), dtype=torch.long)
-    for encoding in encodings:
-        places = torch.isin(encoding.ids, tokens).nonzero()
-        end = max(end, int(places.max()) + 1 if len(places) else 0)
-    return end
-
-
 def make_block(
     plan: Plan,
     encodings: Sequence[Encoding],
@@ -222,7 +170,7 @@ def make_block(
     prefixes = shared.embedded if start else own.embedded[:, :0]
     added = {n: flatten(shared.added[n] if start else value[:, :0], value) for n, value in own.added.items()}
     last_calls = None
-    if at_answers:
+    if at_answers:  # masks and positions depend on which tokens run, so that each part has its own arguments
         before = record_part(rows, start, first).calls[-1] if first > start else own.calls[-1]
         last_calls = before, record_part(rows, first, end).calls[-1]
     device = own.embedded.device
@@ -243,3 +191,80 @@ def make_block(
         added=added,
     )
     return block, flatten(prefixes, own.embedded)
+
+
+# ---- replay
+
+
+def run_blocks(blocks: Sequence[Block], hidden: Tensor, run: Callable[[Block, Tensor, Tensor], Any]) -> Tensor:
+    """Call `run` on the prefixes and rows of every block, and join the results."""
+    parts = hidden.split([block.flat for block in blocks], dim=1)
+    return torch.cat([flatten(*run(b, *b.split(part))) for b, part in zip(blocks, parts, strict=True)], dim=1)
+
+
+def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer as the model does."""
+    return prefixes, run_layer(layer, rows, block.calls[place])
+
+
+def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer on prefixes, and on the rows that follow them."""
+    # The prefix runs under the same mask as its rows, since its hidden states depend on the layers before; so its keys and
+    # values are those that each row would compute for itself, as long as attention is causal.
+    cache = LayerCache()
+    prefixes = run_layer(layer, prefixes, block.prefix_calls[place], cache)
+    return prefixes, run_layer(layer, rows, block.calls[place], LayerCache(cache.keys, cache.values, block.each))
+
+
+def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer at all positions."""
+    return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
+
+
+def run_at_answers(
+    layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor, attends: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Call the last layer; outputs are those of the positions from `Block.first` on.
+
+    `attends` is False if the layer's attention is skipped, so that it reads no other positions.
+    """
+    # No layer follows, so that outputs before the answers are read by nothing: of those tokens only keys and values count.
+    if block.last_calls is None:
+        return prefixes[:, :0], run_everywhere(layer, place, block, prefixes, rows)[1][:, block.first :]
+    before, asking = block.last_calls
+    known = LayerCache()
+    if attends and asking.made:
+        if block.prefix:
+            known = LayerCache(*keys_and_values(layer, prefixes, block.prefix_calls[-1]), block.each)
+        if block.first:
+            known = LayerCache(*known.update(*keys_and_values(layer, rows[:, : block.first], before)))
+    hidden = run_layer(layer, rows[:, block.first :], asking, known if known.is_initialized else None)
+    return prefixes[:, :0], hidden
+
+
+# ---- read
+
+
+def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
+    """Return (n, hidden_size): the hidden states from which answer tokens are predicted, block by block."""
+    short = [block.rows * (block.tokens - block.first) for block in blocks]
+    # `run_at_answers` has dropped the tokens before the answers, if it ran.
+    is_short = hidden.shape[1] == sum(short)
+    found = []
+    for block, part in zip(blocks, hidden.split(short if is_short else [b.flat for b in blocks], dim=1), strict=True):
+        rows = part.view(block.rows, -1, part.shape[-1]) if is_short else block.split(part)[1][:, block.first :]
+        row, token = block.read
+        found.append(rows[row, token - block.first])
+    return torch.cat(found)
+
+
+def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (rows, tokens, size), each row after its prefix, and the (rows, tokens) bool mask of tokens without padding."""
+    longest = max(block.prefix + block.tokens for block in blocks)
+    padded, real = [], []
+    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
+        prefixes, rows = block.split(part)
+        rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)
+        padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
+        real.append(torch.arange(longest, device=hidden.device) < block.lengths[:, None])
+    return torch.cat(padded), torch.cat(real)

@@ -38,7 +38,7 @@ def compute_in_float32(module: nn.Module) -> None:
     if not any(p.dtype in HALVES for p in module.parameters()):
         return
     module.float()
-    dtypes: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []  # of calls under way: a module may be called again within its own call
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
         return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, value)

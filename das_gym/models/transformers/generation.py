@@ -176,6 +176,7 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
         found: Tensor = vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
         return found
 
+    # Some types place padding wrongly: rotary positions that count it, or convolutions that read it.
     with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
         for rows in batches_of(encodings, len(encodings)):
             alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)

@@ -163,7 +163,7 @@ class PromptProcessor:
         for name, value in question.items():
             if name.startswith("pixel") or name.endswith("pixel_values"):  # DeepSeek-VL's high_res_pixel_values
                 pixels[name] = value
-            elif value.shape[:2] == (1, len(ids)):
+            elif value.shape[:2] == (1, len(ids)):  # one value a token: types, or positions of several axes
                 last = value[0, -1:] if self.answer_type is None else torch.full_like(value[0, -1:], self.answer_type)
                 types[name] = torch.cat((value[0], last.repeat(len(answer), *[1] * (value.dim() - 2))))
             else:

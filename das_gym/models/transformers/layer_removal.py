@@ -1,19 +1,33 @@
-"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other."""
+"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other.
+
+Where only the attention or the MLP of a layer goes, the saved folder carries code that leaves it out.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from das_gym.models.macs import share_copy, without_content
-from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, remove_sublayers
-from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower, path_of
-from das_gym.models.transformers.sublayer_removal import lacks_sublayers, remove_parts
+from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS, cache_kinds, remove_sublayers
+from das_gym.models.transformers.stack import (
+    ATTENTION_NAMES,
+    IMAGE,
+    JOINT,
+    PART_NAMES,
+    Stack,
+    child,
+    child_name,
+    find_decoder,
+    find_vision_tower,
+    path_of,
+)
 
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
@@ -76,7 +90,7 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[b
     removed_vision = []
     if vision_mask is not None:
         removed_vision = _positions(vision_mask, len(find_vision_tower(model).layers), "vision_mask")
-    check_reloads(delete_layers(share_copy(model), removed, removed_vision))
+    check_reloads(delete_layers(share_copy(model), removed, removed_vision))  # before anything of the model is changed
     return delete_layers(model, removed, removed_vision)
 
 
@@ -119,24 +133,6 @@ def check_reloads(model: Any) -> None:
         raise ValueError(
             f"{type(model).__name__} without these layers would not load again as it was: {difference}. Use another mask."
         )
-
-
-def check_shared(model: Any, vision: bool = False) -> None:
-    """Reject layers (of the vision tower, too, with `vision`) that share a parameter with anything else in the model."""
-    for kind, stack in (("decoder", find_decoder(model)), *([("vision", find_vision_tower(model))] if vision else [])):
-        layer_of = {id(module): number for number, layer in enumerate(stack.layers) for module in layer.modules()}
-        owners: dict[int, tuple[str, int | None]] = {}
-        for path, module in model.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                mine = f"{path}.{name}", layer_of.get(id(module))
-                first = owners.setdefault(id(parameter), mine)
-                if first[1] != mine[1]:
-                    raise ValueError(
-                        f"{first[0]} and {mine[0]} are one parameter: without a {kind} layer that shares weights the model "
-                        "gets no smaller."
-                    )
 
 
 def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
@@ -210,6 +206,39 @@ def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
             setattr(config, counted, len(kept))
     for part in {id(part): part for part in (*model.modules(), *configs, model.config)}.values():
         _renumber(part, TOWER_SETTINGS, kept, count)
+
+
+def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
+    """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
+
+    Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`.
+    `stack.note_layer_parts` has to have noted what its layers consist of.
+    """
+    stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
+    parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
+    parts |= {kind: {} for kind in PART_NAMES}
+    for place, layer in enumerate(stack.layers):
+        for kind, names in PART_NAMES.items():
+            if kind == "attention" or removed.get(place) == kind:  # the cache slots of all attentions are renumbered
+                part: Any = child(layer, names)
+                own_norms: Any = layer._das_norms
+                norms = own_norms[kind] if removed.get(place) == kind else []
+                name = child_name(layer, names)
+                parts[kind][str(place)] = {"name": name, "outputs": part._das_outputs, "norms": norms}
+    spec = vars(config).get("_heterogeneity_spec")  # settings of single layers that the model has by itself
+    settings = {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
+    for place, kind in removed.items():
+        settings.setdefault(place, {})["skip"] = [kind]
+    config.per_layer_config = settings
+    setattr(model.config, SUBLAYERS, parts)
+    return remove_sublayers(model, parts)
+
+
+def counting_attentions(model: Any) -> list[int]:
+    """Return the positions of the decoder layers one of whose attentions has to stay: those of the first layer's kind."""
+    attentions = [child(layer, ATTENTION_NAMES) for layer in find_decoder(model).layers]
+    kinds = cache_kinds(model.config.get_text_config(decoder=True), attentions)
+    return [place for place, kind in enumerate(kinds) if kind == kinds[0]]
 
 
 def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[int, list[int]]:
@@ -290,11 +319,12 @@ def reload_difference(model: Any) -> str | None:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
         with without_content():
             twin = type(model)(config)
-            if lacks_sublayers(model):
+            if hasattr(model.config, SUBLAYERS):
                 remove_sublayers(twin, getattr(config, SUBLAYERS))
     except Exception as error:  # whatever a configuration raises that checks itself
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"
+    # Shapes alone would miss what a layer takes from its position: a window, a scale, experts or none. Those are attributes.
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
         module, other = mine.get(name), its.get(name)

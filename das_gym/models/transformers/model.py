@@ -204,7 +204,7 @@ class VLM(UnitModel):
         able = self.capabilities
         encodings = [processor.encode(p, pixels=not able.caches_images and bool(p.images)) for p in prompts]
         image_tokens = image_tokens_of(self.model)
-        blocks, hidden, read = [], [], []
+        blocks, hidden, read = [], [], []  # `read`: prompt and token of each answer, in the order of the blocks
 
         def record_part(rows: list[int], start: int, end: int) -> Recording:
             own = [encodings[row] for row in rows]
@@ -220,6 +220,7 @@ class VLM(UnitModel):
             blocks.append(block)
             hidden.append(flat)
             read += [(row, place) for row, e in zip(plan.rows, own, strict=True) for place in range(e.answer, len(e.ids))]
+        # Blocks take prompts out of order; features go back to it, since targets are in the order of the examples.
         order = torch.tensor(sorted(range(len(read)), key=read.__getitem__), device=self.device)
         return State({JOINT: torch.cat(hidden, dim=1)}, {JOINT: None}, {"blocks": tuple(blocks), "order": order})
 

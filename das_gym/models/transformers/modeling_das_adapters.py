@@ -20,12 +20,7 @@ from das_gym.models.adapters import Adapter
 
 
 class SkippedLayer(nn.Module):
-    """Replaces a skipped layer: `h + A(norm(h))`.
-
-    Args:
-        norm: The one before its attention, or one of that shape; copied.
-        adapter: A.
-    """
+    """Replaces a skipped layer: `h + A(norm(h))`, with a copy of the norm before its attention, or one of that shape."""
 
     def __init__(self, norm: nn.Module, adapter: Adapter) -> None:
         super().__init__()

@@ -25,8 +25,7 @@ SUBLAYERS = "sublayer_parts"
 class RemovedPart(nn.Module):
     """Replaces a removed attention or MLP: it returns zeros, so that the residual connection passes its input on.
 
-    Args:
-        outputs: Number of outputs of the part; 0 = a tensor alone.
+    `outputs` is the number of outputs of the part; 0 = a tensor alone.
     """
 
     def __init__(self, outputs: int) -> None:

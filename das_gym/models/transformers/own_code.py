@@ -19,13 +19,10 @@ which it only prints a report. It does not look for files of this name, so that 
 
 
 class OwnCode(NamedTuple):
-    """The code of one kind of folders.
+    """The code of one kind of folders: the modules that are copied, and the class that is added to the first of them.
 
-    Attributes:
-        key: What the model's configuration has more, which the code reads.
-        modules: The modules that are copied; the class is added to the first.
-        change: The function of that module that makes a model of transformers the saved one.
-        ending: Of the name of the class.
+    The class calls the module's function `change` with the entry `key` of the model's configuration. Its name is that of
+    transformers' class with an `ending`.
     """
 
     key: str
@@ -73,7 +70,7 @@ def own_code(model: Any) -> OwnCode | None:
 
 def write_code(folder: Path, model: Any, code: OwnCode) -> None:
     """Put the code that loads a saved model, see `own_code`, into its folder, and its name into the configuration."""
-    base = type(model).__name__
+    base = type(model).__name__  # a class of transformers itself: its own code is not copied
     name, file = f"{base}{code.ending}", folder / f"{code.modules[0].rpartition('.')[2]}.py"
     copy_code(folder, *code.modules)
     text = CLASS.format(base=base, name=name, variant=VARIANT, **code._asdict())

@@ -17,7 +17,6 @@ from das_gym.models.transformers.model import VLM, LanguageHead
 from das_gym.models.transformers.recording import record
 from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported
 from das_gym.models.transformers.stack import find_decoder, note_layer_parts
-from das_gym.models.transformers.tower_probing import probe_tower, tower_reads
 from das_gym.models.transformers.units import ModelCapabilities
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -152,39 +151,3 @@ def _fixed_ends(model: Any) -> dict[int, str]:
     last = len(find_decoder(model).layers) - 1
     why = "without it the model would not reload unchanged"
     return {at: why for at in (0, last) if reload_difference(delete_layers(share_copy(model), [at])) is not None}
-
-
-@torch.no_grad()
-def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
-    """Return the capabilities with those of the vision tower, so that vision layers can be skipped, too.
-
-    Raises:
-        ValueError: They cannot, with the reason.
-    """
-    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
-    if not processor.sees:
-        raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
-    if not capabilities.caches_images:
-        raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
-    with compare.in_float32():
-        with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
-            tower = probe_tower(compare)
-        richer = replace(capabilities, tower=tower)
-        if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
-            raise ValueError(
-                f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
-            )
-    check_mac_counting(compare, richer)
-    return richer
-
-
-@torch.no_grad()
-def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> tuple[int, ...]:
-    """Return the positions of the vision layers that a model reads.
-
-    Raises:
-        ValueError: That cannot be found out, with the reason.
-    """
-    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
-    with compare.rejecting("its vision layers cannot be watched, so its projector cannot train"):
-        return tower_reads(compare, compare.pixels())

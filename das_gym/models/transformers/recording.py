@@ -63,6 +63,8 @@ def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] 
     calls: dict[int, Call] = {}
 
     def stub(position: int, *args: Any, **kwargs: Any) -> Any:
+        # Some models pass hidden states by position, others by name. A stub returns zeros, so that whatever a later layer
+        # reads besides zeros was added by the model between its layers.
         hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPLAYED}
         inputs[position], calls[position] = hidden, Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))

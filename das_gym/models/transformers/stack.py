@@ -106,6 +106,8 @@ def child(layer: nn.Module, names: Sequence[str]) -> nn.Module | None:
 @contextmanager
 def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward functions of modules within the block. Their hooks stay."""
+    # On the object and not its class, so that copies and other layers of the class are as before. A forward may be replaced
+    # already: by accelerate for `device_map`, or by an outer block.
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

@@ -145,6 +145,7 @@ class VisionTower:
         """
         sizes = [batch.tokens for batch in batches]
         earlier, current = hidden.split([hidden.shape[1] - sum(sizes), sum(sizes)], dim=1)
+        # A layer's input is the output of the layer before. If the model reads that, it has to stay in the stream.
         keeps_input = place - 1 in self.capabilities.reads and not is_half_done
         if run is None:
             return torch.cat((hidden, current), dim=1) if keeps_input else hidden

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +13,53 @@ from torch import Tensor
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.features import image_features
+from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference
 from das_gym.models.transformers.recording import run_layer
-from das_gym.models.transformers.rejecting import separating_sets
+from das_gym.models.transformers.rejecting import check_mac_counting, separating_sets
 from das_gym.models.transformers.stack import find_vision_tower, note_layer_parts
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.models.transformers.units import ModelCapabilities
 
 UNREAD = "its output is never read"
 TIED = "without it the model reads other layers, or would not reload unchanged"
 
 
-def probe_tower(compare: Comparison) -> TowerCapabilities:
-    """Find out how the layers of a vision tower can be skipped.
+@torch.no_grad()
+def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
+    """Return the capabilities with those of the vision tower, so that vision layers can be skipped, too.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: They cannot, with the reason.
     """
+    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
+    if not processor.sees:
+        raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
+    if not capabilities.caches_images:
+        raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
+    with compare.in_float32():
+        with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
+            richer = replace(capabilities, tower=_probe_tower(compare))
+        if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
+            raise ValueError(
+                f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
+            )
+    check_mac_counting(compare, richer)
+    return richer
+
+
+@torch.no_grad()
+def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> tuple[int, ...]:
+    """Return the positions of the vision layers that a model reads; ValueError if that cannot be found out."""
+    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
+    with compare.rejecting("its vision layers cannot be watched, so its projector cannot train"):
+        return _tower_reads(compare, compare.pixels())
+
+
+def _probe_tower(compare: Comparison) -> TowerCapabilities:
+    """Find out how the layers of a vision tower can be skipped; ValueError if they cannot."""
     given = compare.pixels()
-    reads, count = tower_reads(compare, given), len(find_vision_tower(compare.model).layers)
+    reads, count = _tower_reads(compare, given), len(find_vision_tower(compare.model).layers)
     last = max(reads)
     found = TowerCapabilities(reads, dict.fromkeys(range(last + 1, count), UNREAD))
     if not compare.same(_replay(compare, found, given, ()), image_features(compare.model, given)):
@@ -43,11 +74,10 @@ def probe_tower(compare: Comparison) -> TowerCapabilities:
     return TowerCapabilities(reads, {**found.protected, **dict.fromkeys(tied, TIED)})
 
 
-def tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the positions of the vision layers whose outputs the model reads directly.
+def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the positions of the vision layers whose outputs the model reads directly; ValueError if there are none.
 
-    Raises:
-        ValueError: There is none.
+    They are those whose output changes the image features while every other layer gives the same tensor.
     """
     stack = find_vision_tower(compare.model)
     note_layer_parts(stack, partial(image_features, compare.model, given))

@@ -90,7 +90,7 @@ class UnitModel(VLP):
         vision_units = []
         if self.tower is not None:
             vision_units = find_units(self.tower.stack, units, self.tower.capabilities.protected, "vision", IMAGE, 0)
-        self.front = len(vision_units)
+        self.front = len(vision_units)  # the decoder's state depends on their bits: the engine keeps one for each of these
         decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT, self.front)
         self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first
         self.layers = tuple(unit for unit, _ in (*decoder_units, *vision_units))

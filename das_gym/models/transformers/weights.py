@@ -13,7 +13,6 @@ from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -55,15 +54,3 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
     found = getattr(torch, str(named), None)
     return found if isinstance(found, torch.dtype) else None
-
-
-def shard_size(folder: Path) -> str:
-    """Return the size of a folder's largest file of weights, as `save_pretrained` takes it; no limit if it has one file."""
-    if not any((folder / name).is_file() for name in INDEX_FILES):
-        return "1000GB"
-    sizes = []
-    for path in weight_files(folder):
-        with path.open("rb") as file:  # of a safetensors file, its header does not count
-            header = 8 + int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else 0
-        sizes.append(path.stat().st_size - header)
-    return f"{-(-max(sizes) // 1000)}KB"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from das_gym.models.adapters import skip_adapter
 from das_gym.models.attention import fold_single_queries
 from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
-from das_gym.models.checkpoints import Pretrained
+from das_gym.models.checkpoints import FamilyModel
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.vilt.inputs import vilt_transform
 from das_gym.models.vilt.network import ViLTBlock, ViLTConfig, ViLTNetwork
@@ -22,7 +22,7 @@ MAX_TEXT_LENGTH = 40
 """Default length of texts in tokens. Source: ViLT's released scripts."""
 
 
-class ViLT(ViLTNetwork, Pretrained, VLP):  # type: ignore[override]
+class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
     """ViLT with parallel adapters in its blocks and a skip adapter for each.
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples
@@ -30,10 +30,7 @@ class ViLT(ViLTNetwork, Pretrained, VLP):  # type: ignore[override]
     Images of different sizes share a batch padded with zeros at their right and bottom: a patch whose top-left
     pixel is zero in sum is not seen, and position embeddings are stretched over the rest of each image. So
     an example's features depend on nothing else in its batch. Patches keep their order and none is dropped,
-    where the reference shuffles them.
-
-    Args:
-        config: Sizes; the default is ViLT-B/32 at 384 px.
+    where the reference shuffles them. The default config is ViLT-B/32 at 384 px.
     """
 
     tunable = ("adapter", "pooler", "token_types")

@@ -29,11 +29,7 @@ class ViltSubnetConfig(SubnetConfig):
 
 
 class ViltSubnet(ViLTNetwork, Subnet):
-    """The model and its head.
-
-    Args:
-        config: Sizes, mask and head.
-    """
+    """The model and its head."""
 
     config_class = ViltSubnetConfig
 

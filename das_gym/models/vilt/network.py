@@ -25,13 +25,9 @@ class ViLTConfig:
 
     Attributes:
         image_size: Shorter side of the images it is used with; a multiple of `patch_size`.
-        patch_size: Side of a patch.
         position_grid: Patches a side of the stored position embeddings; None = those of a square image of `image_size`.
-        hidden_size: Width of the blocks.
-        num_heads: Attention heads of the blocks.
-        num_layers: Blocks.
-        vocab_size: Tokens of the text embeddings.
-        max_positions: Longest text.
+        hidden_size, num_heads, num_layers: The blocks.
+        vocab_size, max_positions: Tokens of the text embeddings, and of the longest text.
         bottleneck: Width of the parallel adapters; 0 leaves them out.
         skip_bottleneck: Width of the skip adapters; 0 passes the input of a skipped layer on.
         norm_eps: Epsilon of the blocks' LayerNorms (1e-6; models saved by transformers say 1e-12).
@@ -102,15 +98,8 @@ def _first(counts: Tensor, places: int) -> Tensor:
 def _stretch(counts: Tensor, places: int, points: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Find where places along a side lie between stored points, the first on the first, and the last on the last.
 
-    Args:
-        counts: (batch,) int64, 1 or more: how many places are used; what the others get has no meaning.
-        places: How many there are.
-        points: How many points are stored.
-        dtype: Of the third result.
-
-    Returns:
-        The points before and after each place, (batch, places) int64, and how far it is from the first to the
-        second, 0..1, of `dtype`.
+    Of each image (batch,) `counts` places are used; what the others get has no meaning. Returns the points before and after
+    each place, (batch, places) int64, and how far it is from the first to the second, 0..1, of `dtype`.
     """
     last = (counts[:, None] - 1).clamp(min=1)
     reached = torch.arange(places, device=counts.device) * (points - 1)
@@ -122,12 +111,7 @@ class ViLTNetwork(nn.Module):
     """The parts of ViLT, without the decision which blocks run."""
 
     def build_network(self, config: ViLTConfig, make_layer: Callable[[int], nn.Module]) -> None:
-        """Create all modules.
-
-        Args:
-            config: Sizes.
-            make_layer: Makes the module of a block from its index.
-        """
+        """Create all modules; `make_layer` makes a block from its index."""
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         self.text_positions = nn.Embedding(config.max_positions, size)
@@ -163,6 +147,7 @@ class ViLTNetwork(nn.Module):
         if image.ndim != 4 or image.shape[-1] % side or image.shape[-2] % side:
             shape = tuple(image.shape)
             raise ValueError(f"invalid image: got shape {shape}, expected sides in multiples of {side}. Pad with zeros")
+        # A patch counts as seen by its first pixel alone, as in the reference; transforms give no real pixel the sum 0.
         seen = (image[:, :, ::side, ::side].sum(1) if real is None else real[:, ::side, ::side]) != 0
         patches = (self.patch_embedding(image) + self._positions(seen)).flatten(2).mT
         patches, seen = self._seen_first(patches, seen.flatten(1))
@@ -189,6 +174,7 @@ class ViLTNetwork(nn.Module):
         """
         side = math.isqrt(self.image_positions.shape[1] - 1)
         grid = self.image_positions[0, 1:].unflatten(0, (side, side))
+        # Padding lies at the right and bottom, so that the first row and column tell how much of the image is seen.
         height, width = (edge.sum(1).clamp(min=1) for edge in (seen[:, :, 0], seen[:, 0]))
         low, high, part = _stretch(height, seen.shape[1], side, grid.dtype)
         rows = torch.lerp(grid[low], grid[high], part[:, :, None, None])

@@ -24,7 +24,7 @@ from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 from PIL import Image
 from torch import Tensor, nn
 
-from das_gym.models.checkpoints import load_vlp
+from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.exporting import export_head
 from das_gym.models.macs import without_adapters
 from das_gym.models.meter.model import METER
@@ -131,7 +131,7 @@ def test_load_subnet_runs_no_code_of_the_folder(model, task, adapters, tmp_path)
     assert len(again.backbone.vlp.layers) == len(MASKS[model]) - plain * sum(MASKS[model])
     torch.testing.assert_close(subnet_logits(again, batch), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(in_double(again, batch), in_double(subnet, batch), atol=1e-10, rtol=0)
-    assert load_vlp(written.folder).config == again.backbone.vlp.config
+    assert load_checkpoint(written.folder).vlp.config == again.backbone.vlp.config
 
 
 def test_load_subnet_rejects_a_damaged_folder(tmp_path):

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents import CrossEntropy, Evolution, EvoPress, MaskSpace
+from das_gym.agents import Evolution, EvoPress, MaskSpace
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
@@ -80,9 +80,6 @@ def test_evolution_rejects_stages(stages):
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        (CrossEntropy, {"population": 0}),
-        (CrossEntropy, {"elite": True}),
-        (CrossEntropy, {"smoothing": 1.1}),
         (Evolution, {"offspring": "many"}),
         (Evolution, {"max_swaps": 0}),
         (EvoPress, {"survivors": 0}),
@@ -115,30 +112,12 @@ def test_evopress_scores_many_masks_on_few_examples_and_two_on_all():
     assert spent == [(1 / 16, 64), (1.0, 2), (1 / 16, 32), (1.0, 2)]
 
 
-def test_cross_entropy_moves_towards_the_best_masks():
-    agent = CrossEntropy(SPACE, 0, population=10, elite=2, smoothing=0.5)
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
-    masks = agent.ask(10)
-    agent.tell(masks[:9], np.arange(9.0))
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
-    agent.tell(masks[9:], np.array([-1.0]))
-    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 6 + masks[[7, 8]].mean(axis=0) / 2)
-
-
-def test_cross_entropy_rules_no_layer_out():
-    agent = CrossEntropy(SPACE, 0, population=1, elite=1, smoothing=1.0)
-    agent.tell(agent.ask(1), np.array([1.0]))
-    assert sorted(set(agent.skip_probabilities())) == [0.01, 0.99]
-
-
-def test_populations_find_good_masks():
-    values = np.sort(rewards(SPACE.masks))
-    for make in (Evolution, CrossEntropy):
-        found = []
-        for seed in range(5):
-            agent = make(SPACE, seed)
-            for _ in range(30):
-                masks = agent.ask(3)
-                agent.tell(masks, rewards(masks))
-            found.append(rewards(agent.best()[None])[0])
-        assert np.median(found) >= values[-3]
+def test_evolution_finds_good_masks():
+    values, found = np.sort(rewards(SPACE.masks)), []
+    for seed in range(5):
+        agent = Evolution(SPACE, seed)
+        for _ in range(30):
+            masks = agent.ask(3)
+            agent.tell(masks, rewards(masks))
+        found.append(rewards(agent.best()[None])[0])
+    assert np.median(found) >= values[-3]

@@ -34,14 +34,13 @@ def test_run_agent_with_a_single_mask(made_up_table):
     assert (result.curves == oracle.best_reward).all()
 
 
-@pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
-def test_run_agent_counts_masks_that_statistics_need(agent, asked):
+def test_run_agent_counts_masks_that_statistics_need():
     oracle = TableOracle(TABULAR, {"skip_num": 4})
-    result = run_agent(oracle, agent, range(1), 46, 3, {})
-    assert result.evaluations.tolist() == [asked + 37]
+    result = run_agent(oracle, "policy", range(1), 46, 3, {})
+    assert result.evaluations.tolist() == [1 + 37]
     assert np.isneginf(result.curves[0, :37]).all()
     assert np.isfinite(result.curves[0, 39:]).all()
-    assert np.isneginf(run_agent(oracle, agent, range(1), 37, 3, {}).curves).all()
+    assert np.isneginf(run_agent(oracle, "policy", range(1), 37, 3, {}).curves).all()
     ranked = run_agent(oracle, "block_influence", range(1), 20, 3, {"statistic": "leave_one_out"})
     assert ranked.evaluations.tolist() == [1 + 13]
     assert np.isneginf(ranked.curves[0]).sum() == 13
@@ -138,7 +137,7 @@ def test_compare_agents_rejects_settings_before_any_search(oracle):
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
 def test_bayes_beats_the_other_searches(budget, made_up_table):
     oracle = TableOracle(TABULAR, budget, {"table": str(made_up_table)})
-    others = ["bandit", "cross_entropy", "evolution", "random"]
+    others = ["bandit", "evolution", "random"]
     ours, *rest = compare_agents(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
     assert ours.found[:, -1].all()
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)

@@ -8,15 +8,40 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.policy.choosing import greedy_masks, suite_masks
-from das_gym.agents.policy.hinted import NeighbourCosts
+from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
 from das_gym.agents.policy.network import READS, PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
-from das_gym.agents.policy.training import PolicySettings, load_examples, mean_scaled, train_policy
+from das_gym.agents.policy.training import PolicySettings, load_examples, mean_scaled, suite_masks, train_policy
 
-from das_gym.problem.budget import Budget
+from das_gym.problem.budget import Budget, Floats
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
-from tests.agents.policy.chains import STREAM, Chains
+
+STREAM = np.array([0, 0, 1, 0, 1, 0, 1, 1])
+DEPTH = np.array([0.5, 0, 0, 0.25, 0.5, 0.75, 0.25, 1])
+CHAINS = ((1, 3, 0, 5), (2, 6, 4, 7))
+
+
+class Chains:
+    """A loss of chains in two streams: each unit alone, with its next one, and with its next two; and its statistics.
+
+    Args:
+        seed: Of its parts.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        runs = [chain[i : i + k] for chain in CHAINS for k in (1, 2, 3) for i in range(len(chain) - k + 1)]
+        self.parts = {run: rng.normal() for run in runs}
+        values = np.zeros((3, len(STREAM)))
+        for run, part in self.parts.items():
+            values[len(run) - 1, run[0]] = part
+        names = ("leave_one_out", "next_interaction", "run_interaction")
+        self.statistics: dict[str, Floats] = {**dict(zip(names, values, strict=True)), "stream": STREAM, "depth": DEPTH}
+
+    def loss(self, mask: np.ndarray) -> float:
+        """Of one mask, minus that of the full model."""
+        return sum(part for run, part in self.parts.items() if mask[list(run)].all())
+
 
 CHAINS = Chains()
 
@@ -47,6 +72,11 @@ def observed(suite: Suite, row: int) -> dict[str, np.ndarray]:
     return {name: table.statistic(name).astype(float) for name in READS}
 
 
+def test_neighbour_costs_are_exact_for_runs_of_three():
+    masks = every_mask(len(STREAM))
+    np.testing.assert_allclose(NeighbourCosts(CHAINS.statistics)(masks), [CHAINS.loss(mask) for mask in masks], atol=1e-12)
+
+
 def test_untrained_policy_takes_the_mask_with_the_least_cost(suite: Suite):
     masks = suite_masks(PolicyNetwork(PolicyConfig()).eval(), suite)
     for row, problem in enumerate(suite.problems):
@@ -73,16 +103,13 @@ def test_ensemble_averages_log_probabilities():
     assert not torch.equal(*apart)
 
 
-def test_greedy_masks_skip_the_unit_that_adds_least():
+def test_greedy_mask_skips_the_unit_that_adds_least():
     costs, budget, n = NeighbourCosts(CHAINS.statistics), Budget(len(STREAM), 4), len(STREAM)
     chosen = np.zeros(n, bool)
     while chosen.sum() < 4:
         more = [chosen | (np.arange(n) == unit) for unit in np.flatnonzero(~chosen)]
         chosen = min(more, key=CHAINS.loss)
-    np.testing.assert_array_equal(greedy_masks(costs, budget), [chosen])
-    drawn = greedy_masks(costs, budget, np.random.default_rng(0), 20)
-    assert budget.is_kept_by(drawn).all()
-    assert len(np.unique(drawn, axis=0)) > 1
+    np.testing.assert_array_equal(greedy_mask(costs, budget), chosen)
 
 
 @pytest.mark.parametrize("config", [{"width": 10**9}, {"width": 16}])
@@ -112,24 +139,17 @@ def test_save_and_load_keep_the_policy(file: str, suite: Suite):
     np.testing.assert_array_equal(suite_masks(PolicyEnsemble.load(file), suite), suite_masks(random_policy(), suite))
 
 
-def test_policy_agents_use_the_policy(file: str, suite: Suite, tmp_path: Path):
+def test_policy_takes_the_mask_of_its_file(file: str, suite: Suite, tmp_path: Path):
     wanted = suite_masks(random_policy(), suite)
     for row in (0, len(suite.problems) - 1):
-        problem = suite.problems[row]
-        space = MaskSpace(problem.budget)
+        space = MaskSpace(suite.problems[row].budget)
         agent = make_agent("policy", space, 0, {"policy": file}, observed(suite, row))
         np.testing.assert_array_equal(agent.best(), wanted[row, : space.n_layers])
-        search = make_agent("policy_bayes", space, 0, {"policy": file}, observed(suite, row))
-        first = search.ask(3)
-        np.testing.assert_array_equal(first[0], agent.best())
-        assert len(np.unique(first, axis=0)) == 3
-        search.tell(first, problem.rewards[problem.table.rows(first)])
-        assert not (search.ask(1)[:, None] == first).all(axis=2).any()
     with pytest.raises(ValueError, match=r"the policy needs `statistics=.*leave_one_out"):
         make_agent("policy", space, 0, {"policy": file}, {"depth": np.zeros(space.n_layers)})
     endless = {**observed(suite, row), "leave_one_out": np.full(space.n_layers, np.inf)}
     with pytest.raises(ValueError, match="the policy reads leave_one_out, which is not finite for every layer"):
-        make_agent("policy_bayes", space, 0, {"policy": file}, endless)
+        make_agent("policy", space, 0, {"policy": file}, endless)
     with pytest.raises(FileNotFoundError, match="python -m agents policy"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
@@ -138,7 +158,7 @@ def test_policy_of_many_units_is_the_greedy_rule(file: str):
     rng, budget = np.random.default_rng(0), Budget(MAX_UNITS + 1, 5)
     statistics = {name: rng.normal(size=MAX_UNITS + 1) for name in READS}
     mask = make_agent("policy", MaskSpace(budget), 0, {"policy": file}, statistics).best()
-    np.testing.assert_array_equal(mask, greedy_masks(NeighbourCosts(statistics), budget)[0])
+    np.testing.assert_array_equal(mask, greedy_mask(NeighbourCosts(statistics), budget))
 
 
 def test_examples_want_the_masks_with_the_highest_rewards(suite: Suite):

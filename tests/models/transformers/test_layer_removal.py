@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers as t
 
-from das_gym.models.transformers.layer_removal import check_shared, delete_layers, prune
+from das_gym.models.transformers.layer_removal import delete_layers, prune
 from tests.models.transformers import tiny
 
 
@@ -44,22 +44,3 @@ def test_prune_rejects_a_model_that_would_not_reload():
     """Gemma 4 makes its last layer one of full attention, whatever its configuration says."""
     with pytest.raises(ValueError, match="would not load again"):
         prune(tiny.make("gemma4_text")[0], [0, 0, 0, 1])
-
-
-@pytest.mark.parametrize(("name", "vision"), [("llava", False), ("smolvlm", True)])
-def test_check_shared_rejects_layers_that_share_weights(name, vision):
-    model, _ = tiny.make(name)
-    layers = model.get_encoder(modality="image").encoder.layers if vision else model.get_decoder().layers
-    part = "fc1" if vision else "up_proj"
-    getattr(layers[2].mlp, part).weight = getattr(layers[1].mlp, part).weight
-    if vision:  # which do not matter while they stay
-        check_shared(model)
-    with pytest.raises(ValueError, match=rf"layers\.1\.mlp\.{part}\.weight and .*layers\.2\.mlp\.{part}\.weight"):
-        check_shared(model, vision)
-
-
-def test_check_shared_rejects_a_layer_that_is_tied_to_something_else():
-    model, _ = tiny.make("llava")
-    model.get_decoder().norm.weight = model.get_decoder().layers[0].input_layernorm.weight
-    with pytest.raises(ValueError, match=r"norm\.weight"):
-        check_shared(model)

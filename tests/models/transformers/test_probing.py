@@ -23,7 +23,7 @@ def gemma4(**settings: Any) -> Any:
     return t.Gemma4ForCausalLM(t.Gemma4TextConfig(**tiny.text(layer_types=kinds, global_head_dim=8, **settings))).eval()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 32])
+@pytest.mark.parametrize("count", [1, 4, 7])
 def test_separating_sets_separate_any_two_layers(count):
     sets = separating_sets(range(count))
     assert all(0 < len(removed) < count for removed in sets)

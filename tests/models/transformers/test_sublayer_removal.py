@@ -14,8 +14,9 @@ from safetensors import safe_open
 
 from das_gym.files import read_json
 from das_gym.models.macs import share_copy
-from das_gym.models.transformers.generation import generate_batch, greedy_settings, left_padded, pad_token, pads_left
+from das_gym.models.transformers.generation import generate_batch, greedy_settings, pad_token, pads_left
 from das_gym.models.transformers.layer_removal import (
+    counting_attentions,
     draw_mask,
     full_with_parameters_of,
     prune,
@@ -23,10 +24,8 @@ from das_gym.models.transformers.layer_removal import (
 )
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.recording import cache_name
 from das_gym.models.transformers.rejecting import prepare_experts
 from das_gym.models.transformers.stack import replace_forwards
-from das_gym.models.transformers.sublayer_removal import counting_attentions
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -81,39 +80,18 @@ def test_saved_folder_gives_logits_and_text_of_the_masked_model(driven, folder_o
             assert padded == wanted, way
 
 
-def test_loaded_model_decodes_with_a_bare_cache(driven, folder_of, tmp_path):
-    """A loop of one's own: the prompt, then one token at a time, left-padded."""
-    model = driven("llava", "sublayers")
-    loaded, _ = load(saved(model, mask_of(model.vlm, APART), folder_of("llava"), tmp_path / "out"))
-    encodings = [model.processor.encode(prompt, pixels=True) for prompt in model.prompts()[::2]]
-    smaller, cache, more = VLM(loaded, capabilities=model.vlm.capabilities), t.DynamicCache(), [[300, 310, 320]] * 3
-    batch = left_padded(encodings, 0, smaller, extra=2)
-    given = {cache_name(type(loaded.base_model).forward): cache, "use_cache": True}
-    with torch.no_grad():
-        found = [loaded(**batch, **given).logits[:, -1]]
-        seen = batch["attention_mask"]
-        for token in torch.tensor(more).T:
-            seen = torch.nn.functional.pad(seen, (0, 1), value=1)
-            found.append(loaded(input_ids=token[:, None], attention_mask=seen, **given).logits[:, -1])
-        ids = torch.cat((batch["input_ids"], torch.tensor(more)), dim=1)
-        wanted = loaded(**{**batch, "input_ids": ids, "attention_mask": seen}, use_cache=False).logits[:, -4:]
-    torch.testing.assert_close(torch.stack(found, dim=1), wanted, atol=1e-10, rtol=0)
-    assert len([layer for layer in cache.layers if layer.get_seq_length()]) == 2  # attentions 1 and 2 are left
-
-
-@pytest.mark.parametrize("units", [APART, TOGETHER])
-def test_saved_folder_says_what_is_gone_and_holds_none_of_it(driven, folder_of, tmp_path, units):
+def test_saved_folder_says_what_is_gone_and_holds_none_of_it(driven, folder_of, tmp_path):
     model = driven("smolvlm", "sublayers")
-    folder = saved(model, mask_of(model.vlm, units), folder_of("smolvlm"), tmp_path / "out")
+    folder = saved(model, mask_of(model.vlm, TOGETHER), folder_of("smolvlm"), tmp_path / "out")
     config = read_json(folder / "config.json")
-    skips = {0: "attention", 1: "mlp", 3: "attention"} if units == APART else {0: "attention", 2: "mlp"}
+    skips = {0: "attention", 2: "mlp"}
     assert config["text_config"]["per_layer_config"] == {str(n): {"skip": [kind]} for n, kind in skips.items()}
-    assert config["text_config"]["num_hidden_layers"] == (4 if units == APART else 3)
+    assert config["text_config"]["num_hidden_layers"] == 3
     (weights,) = folder.glob("*.safetensors")
     with safe_open(weights, "pt") as file:
         names = list(file.keys())
     gone = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
-    for place in range(config["text_config"]["num_hidden_layers"]):
+    for place in range(3):
         for kind, parts in gone.items():
             for part in parts:
                 has_weights = any(f"text_model.layers.{place}.{part}." in name for name in names)
@@ -132,7 +110,7 @@ def test_norms_of_removed_parts_are_found_by_what_reads_them(driven):
     assert norms == [mlp, attention, attention | mlp, attention | mlp]
 
 
-@pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.AutoModel, t.LlavaForConditionalGeneration])
+@pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.LlavaForConditionalGeneration])
 def test_saved_folder_does_not_load_without_its_code(driven, folder_of, tmp_path, auto):
     """transformers' own class would fill the missing weights with noise."""
     model = driven("llava", "sublayers")

@@ -14,8 +14,7 @@ from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import with_tower
-from das_gym.models.transformers.tower_probing import TIED, UNREAD
+from das_gym.models.transformers.tower_probing import TIED, UNREAD, with_tower
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.tasks.answering.examples import AnswerExample
@@ -75,7 +74,7 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(driven, folder_
     torch.testing.assert_close(found, model.logits(model.prompts(), mask), atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("layers", [2, -2, [1, -2], [1, 3]])
+@pytest.mark.parametrize("layers", [2, [1, -2]])
 def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
     torch.manual_seed(0)
