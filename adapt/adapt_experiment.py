@@ -143,7 +143,8 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    rows = finish_run(run, folder, settings, models, choice.problem, splits, info, RECORD, untrained, bundled, artifacts)
+    parts = run, folder, settings, models, choice.problem, splits, info, RECORD, "fine-tuned"
+    rows = finish_run(*parts, untrained, bundled, artifacts)
     for row in rows.values():
         for key, value in row.scalars().items():
             run.log_scalar(f"{row.name}.{key}", value)

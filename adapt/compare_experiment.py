@@ -31,7 +31,7 @@ from das_gym.adapt.compare.record import (
     method_variants,
     read_trials,
 )
-from das_gym.adapt.compare.table import Line, comparison_table, verdict
+from das_gym.adapt.compare.table import Line, comparison_table, report_of, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
@@ -181,7 +181,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     check_test_images(context.task, splits.test)
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
     layers = context.base.backbone.vlp.layers
-    names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
+    names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
     rates = settings.learning_rates or grid_of(context)
     count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
     print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
@@ -199,15 +199,15 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             # Saved before the record: a resumed run does not train a recorded trial again.
             trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
+        table = comparison_table(title, lines, verdict(lines))
         record = {
             "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
-            "units": units,
+            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines, table),
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
-            "verdict": verdict(lines),
             "plugins": imported_plugins(),
             "versions": library_versions(),
         }

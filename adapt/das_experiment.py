@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import build, choice, nested
 from das_gym.data.splits import Splits
+from das_gym.drawing.report import Heat, Progress
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.checkpoints import ADAPTER_FIELDS
@@ -172,13 +174,23 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
         full.backbone.vlp.freeze()
     models[BASELINE] = baseline_of(full)
     info = dataclasses.asdict(pipeline)
-    content = {"format": "das_gym das 1", "pipeline": info, "search": read_json(folder / FOUND)}
-    rows = finish_run(run, folder, settings, models, problem, splits, info, JOINT_RECORD, [BASELINE], **content)
+    found = read_json(folder / FOUND)
+    content = {"format": "das_gym das 1", "pipeline": info, "search": found, "charts": charts_of(found["turns"])}
+    parts = run, folder, settings, models, problem, splits, info, JOINT_RECORD
+    rows = finish_run(*parts, "searched while adapters trained, then fine-tuned", [BASELINE], **content)
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
         print(f"a longer search on the trained adapters: {search}")
     return rows[SUBNET].metric
+
+
+def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the charts of a report: rewards and skip probabilities over the turns."""
+    rewards = [reward for turn in turns for reward in turn["rewards"]]
+    probabilities = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"]]
+    progress = Progress(rewards, list(accumulate(rewards, max))) if rewards else None
+    return {"progress": progress, "heat": Heat.of(probabilities)}
 
 
 def _search(settings: JointSearchSettings, folder: Path, log: Log) -> np.ndarray:

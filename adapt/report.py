@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from das_gym.adapt.subnets import SUBNET_FILE, save
 from das_gym.config import settings_dict
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.table import WIDTH, Table
+from das_gym.drawing.report import RunReport
+from das_gym.drawing.table import Table
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
@@ -35,7 +36,7 @@ BASELINE = "baseline"
 FULL_MODEL = "full_model"
 SUBNET = "subnet"
 IN_WORDS = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET: "subnet"}
-"""The models of a report in the order of the table's columns."""
+"""The models of a run in the order of the table's columns."""
 
 
 @dataclass(frozen=True)
@@ -169,87 +170,115 @@ def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, tes
     write_examples(folder, task, test, ordered)
 
 
-def print_report(rows: Mapping[str, ModelResult], title: str) -> None:
-    """Print the table and the conclusion."""
-    results_table([row.record() for row in rows.values()], title).print()
-    print(textwrap.fill(conclusion(rows), WIDTH))
-
-
-def results_table(models: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Return the table of a run's models, given as `ModelResult.record` does. Records of other commands may lack fields."""
-    places = {name: place for place, name in enumerate(IN_WORDS)}
-    ordered = sorted(models, key=lambda model: places.get(model["name"], 0))
-    flat = [{**model, **(model.get("evaluation") or {})} for model in ordered]
-    numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
-    metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
-    among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
-    percent: Callable[[float], str] = lambda value: f"{100 * value:.1f}"  # noqa: E731
-    lines: list[tuple[str, str, Callable[[Mapping[str, Any]], str]]] = [
-        (f"{metric} on test, %", "metric", lambda m: percent(m["metric"])),
-        *(
-            (f"{name}{among}, %", "numbers", lambda m, name=name: percent(m["numbers"][name]))
-            for name in HEADLINES
-            if name in numbers
-        ),
-        (
-            "trainable parameters",
-            "trainable_parameters",
-            lambda m: f"{m['trainable_parameters']:,}" if m["trainable_parameters"] else "-",
-        ),
-        ("parameters", "parameters", lambda m: f"{m['parameters']:,}"),
-        ("MACs an example, M", "macs", lambda m: f"{m['macs'] / 1e6:,.3f}"),
-        ("MACs saved, %", "macs_saved", lambda m: f"{100 * m['macs_saved']:.2f}"),
-        ("latency, ms", "latency_ms", lambda m: format_milliseconds(m["latency_ms"], *m["latency_quartiles_ms"])),
-        ("times as fast", "speedup", lambda m: format_speedup((m["speedup"], *m["speedup_interval"]))),
-        ("skipped layers", "skipped_layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
-    ]
-    rows = []
-    for name, key, cell in lines:  # a record of `adapt compare` has no parameters and no skipped layers
-        cells = ["-" if model.get(key) is None else cell(model) for model in flat]
-        if any(text != "-" for text in cells):
-            rows.append((name, *cells))
-    note = (
-        "MACs saved and times as fast (ratio of the median latencies) are relative to the baseline. In brackets: quartiles "
-        "of the latency, 95 % interval of times as fast."
-    )
-    shipped = " and ".join(IN_WORDS[model["name"]] for model in flat if model.get("from_package"))
-    if shipped:
-        note += f" {shipped[0].upper()}{shipped[1:]}: trained weights from the package."
-    return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, (note,))
+def percent(share: float) -> str:
+    """Return a share in percent."""
+    return f"{100 * share:.1f}"
 
 
 def format_milliseconds(median: float, low: float, high: float) -> str:
     """Return a median and its quartiles."""
-    return "{:.{d}f} ({:.{d}f}..{:.{d}f})".format(median, low, high, d=2 if median < 100 else 0)
+    return "{} ({}..{})".format(*(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (median, low, high)))
 
 
-def format_speedup(value: Sequence[float] | None) -> str:
-    """Return a ratio and its interval, `-` for None."""
-    return "{:.2f} ({:.2f}..{:.2f})".format(*value) if value else "-"
+def format_speedup(ratio: float, low: float, high: float) -> str:
+    """Return a ratio and its interval."""
+    return f"{ratio:.2f} ({low:.2f}..{high:.2f})"
+
+
+LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("{metric} on test, %", lambda m: percent(m["score"])),
+    ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
+    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),  # type: ignore[misc]
+    ("loss, nats", lambda m: f"{m['loss']:.4f}"),
+    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
+    ("parameters", lambda m: f"{m['parameters']:,}"),
+    ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
+    ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),
+    ("MACs saved, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
+    ("KV cache, bytes a token", lambda m: f"{m['kv_bytes']:,}"),
+    ("latency, ms", lambda m: format_milliseconds(m["latency_ms"], *m["latency_quartiles_ms"])),
+    ("times as fast", lambda m: format_speedup(m["speedup"], *m["speedup_interval"])),
+    ("first token, ms", lambda m: format_milliseconds(*m["prefill_ms"])),
+    ("  times as fast", lambda m: format_speedup(*m["prefill_speedup"])),
+    ("further tokens, ms", lambda m: format_milliseconds(*m["decode_ms"])),
+    ("  times as fast", lambda m: format_speedup(*m["decode_speedup"])),
+    ("skipped layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
+)
+"""The lines of a table of models: heading, and the cell of a model's record. Lines that no record has are left out."""
+
+SHOWN = ("metric_name", "numbers")
+"""What the table shows of an evaluation, besides its metric."""
+
+RELATIVE = (
+    "MACs saved and times as fast (ratio of the median times) are relative to the baseline. In brackets: quartiles of "
+    "times, 95 % interval of times as fast. Models of the same layers are timed once."
+)
+
+
+def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Return the table of models, given as the records of any command hold them."""
+    flat: list[dict[str, Any]] = []
+    for model in models:
+        evaluation = model.get("evaluation") or model
+        flat.append({"score": evaluation.get("metric"), **{name: evaluation.get(name) for name in SHOWN}, **model})
+    numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
+    metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
+    among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
+    rows = []
+    for heading, cell in LINES:
+        cells = [_cell(cell, model) for model in flat]
+        if any(text != "-" for text in cells):
+            rows.append((heading.format(metric=metric, among=among), *cells))
+    return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
+
+
+def _cell(cell: Callable[[Mapping[str, Any]], str], model: Mapping[str, Any]) -> str:
+    try:
+        return cell(model)
+    except (KeyError, TypeError):  # not measured: the field is None, or records of this command do not have it
+        return "-"
+
+
+def report_of(rows: Mapping[str, ModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
+    """Return the report of a run that fine-tuned, with its conclusion below the table."""
+    tested, evaluation = rows[SUBNET], rows[SUBNET].evaluation
+    assert evaluation is not None
+    notes = [RELATIVE]
+    shipped = " and ".join(IN_WORDS[name] for name in IN_WORDS if name in rows and rows[name].from_package)
+    if shipped:
+        notes.append(f"{shipped[0].upper()}{shipped[1:]}: trained weights from the package.")
+    title = f"{evaluation.examples:,} test examples of {problem.task}, {problem.data_root or 'bundled data'}"
+    ordered = [rows[name].record() for name in IN_WORDS if name in rows]
+    return RunReport(
+        title=f"{problem.model} on {problem.task}, {done}",
+        facts={
+            "skips": ", ".join(tested.skipped_layers) or "nothing",
+            f"{evaluation.metric_name.replace('_', ' ')} on test, %": f"{100 * evaluation.metric:.2f}",
+            "MACs saved, %": percent(tested.macs_saved),
+        },
+        architecture=Architecture.of_layers(subnet.backbone.vlp.layers),
+        mask=list(tested.mask),
+        table=results_table(ordered, title, (*notes, conclusion(rows))),
+    )
 
 
 def conclusion(rows: Mapping[str, ModelResult]) -> str:
     """Return a sentence with the skipped layers, MACs saved, speed-up and score."""
     subnet = rows[SUBNET]
-    what = f"Skipping {', '.join(subnet.skipped_layers)}" if subnet.skipped_layers else "Skipping nothing"
-    saved = 100 * subnet.macs_saved
-    macs = (
-        f"saves {saved:.2f} % of the baseline's MACs" if saved >= 0 else f"takes {-saved:.2f} % more MACs than the baseline"
-    )
-    fast = "" if subnet.speedup is None else f" and {describe_speedup(subnet.speedup)}"
-    evaluation = subnet.evaluation
+    evaluation, saved = subnet.evaluation, 100 * subnet.macs_saved
     assert evaluation is not None
-    name = evaluation.metric_name.replace("_", " ")
-    against = ""
+    what = f"Skipping {', '.join(subnet.skipped_layers) or 'nothing'}"
+    what += f" saves {saved:.2f} % of the baseline's MACs"
+    if subnet.speedup is not None:
+        what += f" and {describe_speedup(subnet.speedup)}"
+    what += f"; it scores {100 * evaluation.metric:.1f} % {evaluation.metric_name.replace('_', ' ')} on test"
     reference = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
     if reference is not None and reference.evaluation is not None:
         differences = np.array(evaluation.metrics) - np.array(reference.evaluation.metrics)
         low, high = (100 * value for value in difference_interval(differences))
-        against = (
-            f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
-            f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
-        )
-    return f"{what} {macs}{fast}; it scores {100 * evaluation.metric:.1f} % {name} on test{against}."
+        what += f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
+        what += f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
+    return f"{what}."
 
 
 def describe_speedup(faster: Speedup) -> str:
@@ -279,19 +308,23 @@ def finish_run(
     splits: Splits[Any],
     info: Mapping[str, Any],
     record_name: str,
+    done: str,
     untrained: Collection[str] = (),
     from_package: Collection[str] = (),
     artifacts: Sequence[str] = (),
+    charts: Mapping[str, Any] = MappingProxyType({}),
     **content: Any,
 ) -> dict[str, ModelResult]:
     """Evaluate the models, save the subnet with the record, and print the table; return what was measured."""
     rows, subnet = compare(models, splits, settings.rank_images, untrained, from_package), models[SUBNET]
+    report = dataclasses.replace(report_of(rows, problem, done, subnet), **charts)
+    assert report.table is not None
     write_answers(folder, rows, subnet.task, splits.test)
     record = {
         "settings": recorded_command(settings),
         "models": [row.record() for row in rows.values()],
         "left_out": splits.left_out_count,
-        "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
+        "report": report.record(),
         **content,
     }
     path = save(subnet, folder, info, record, record_name)  # the record last: a run with a record is complete
@@ -299,6 +332,6 @@ def finish_run(
         checkpoint.unlink()
     for name in (SUBNET_FILE, *artifacts, record_name):
         run.add_artifact(folder / name)
-    print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    report.table.print()
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
     return rows

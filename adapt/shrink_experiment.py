@@ -17,13 +17,12 @@ from pathlib import Path
 
 from das_gym.adapt.choosing import SEARCH_ID, command_of, named_configs, search_first, search_values
 from das_gym.adapt.estimate import search_first_parts
-from das_gym.adapt.run_report import run_report
+from das_gym.adapt.run_report import REPORT, run_report
 from das_gym.adapt.shrink.checks import check
 from das_gym.adapt.shrink.estimate import shrink_parts
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 
-from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json

@@ -26,7 +26,7 @@ PROGRAM = Program(
             "das_gym.adapt.run_report:main",
             "RUN... [with out=...]",
             "results of runs of any command, side by side, as one HTML file",
-            settings="das_gym.drawing.command:ReportSettings",
+            settings="das_gym.adapt.run_report:ReportSettings",
             positional="runs",
         ),
         "explore": Command(

@@ -5,7 +5,7 @@
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
-    python -m agents compare with meter_vqa table=mine.npz           a custom table (python -m agents table)
+    python -m agents compare with meter_vqa env_kwargs.table=mine.npz      a custom table (python -m agents table)
     python -m agents compare with meter_vqa live=True seeds=5        on the model; regret to the best mask of any agent
 
 A run is kept in runs/<id>/: compare.json holds the quartiles of every curve, and the answer of every seed with its reward
@@ -25,7 +25,7 @@ from das_gym.agents.compare.comparison import check_agent
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
+from das_gym.agents.compare.results import AgentResult, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
 
@@ -33,7 +33,7 @@ from das_gym.config import choice, settings_dict
 from das_gym.console import Console
 from das_gym.drawing.table import WIDTH, Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.files import absolute, write_json
+from das_gym.files import write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
@@ -58,10 +58,9 @@ class CompareSettings(RunSettings, BudgetSettings):
         evaluations: Masks that a search may score, at least 1.
         seed: Random seed of the first search.
         masks_per_turn: Masks that are scored between two answers, at least 1.
-        table: File of a table. None uses the bundled one.
         live: Whether to score masks with the model instead of a table.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
     """
 
     group: ClassVar[str] = "Comparison"
@@ -72,7 +71,6 @@ class CompareSettings(RunSettings, BudgetSettings):
     evaluations: int = 120
     seed: int = 0
     masks_per_turn: int = 3
-    table: str | None = None
     live: bool = False
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +80,6 @@ class CompareSettings(RunSettings, BudgetSettings):
             raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
-        if self.live and self.table is not None:
-            raise ValueError(f"live=True scores with the model, table={self.table} from a table. Leave out one of them.")
         for agent in self.agents:
             self.search_config(agent)
         for name in self.agent_kwargs.keys() - set(self.agents):
@@ -94,11 +90,10 @@ class CompareSettings(RunSettings, BudgetSettings):
     def search_config(self, agent: str) -> SearchConfig:
         """Return the settings of one search with an agent."""
         entry = ENVIRONMENTS.get(self.env_id)
-        table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
-        env_kwargs, agent_kwargs = {**self.env_kwargs, **table}, self.agent_kwargs.get(agent, {})
-        return SearchConfig(agent=agent, env_kwargs=env_kwargs, agent_kwargs=agent_kwargs, **fields)
+        agent_kwargs = self.agent_kwargs.get(agent, {})
+        return SearchConfig(agent=agent, env_kwargs=self.env_kwargs, agent_kwargs=agent_kwargs, **fields)
 
     def oracle(self) -> Oracle:
         """Return the environment that scores masks, with its ground truth."""
@@ -155,42 +150,35 @@ def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentRes
         "budget": oracle.space.budget.as_dict(),
         "masks": oracle.space.size,
         "best_reward": oracle.best_reward,
-        "tolerance": TOLERANCE,
         "versions": library_versions(),
         "agents": [result.record() for result in results],
     }
 
 
-def checkpoints(evaluations: int) -> list[int]:
-    """Return the numbers of evaluations whose regrets the table shows: a quarter, half and all of them."""
-    return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
-
-
 def print_results(results: Sequence[AgentResult], title: str) -> None:
     """Print a table, the agent with the lowest mean regret first."""
-    regrets = (f"regret at {count}" for count in checkpoints(results[0].regret.shape[1]))
-    rows = [(result.agent, *cells(result)) for result in sorted(results, key=AgentResult.mean_regret)]
+    evaluations = results[0].regret.shape[1]
+    counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
+    rows = [(each.agent, *cells(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
     note = (
         "Medians over seeds; the figure has the quartiles. regret at n: the best mask's reward less the answer's, after n "
-        "evaluations; found: share of seeds that found the best mask; needed: evaluations until then; near: one within "
-        f"{100 * TOLERANCE:g} % of its reward"
+        "evaluations; found: share of seeds that found the best mask; needed: evaluations until then"
     )
-    columns = ("agent", *regrets, "rank", "found", "near", "needed", "used", "test metric")
+    columns = ("agent", *(f"regret at {count}" for count in counts), "rank", "found", "needed", "used", "test metric")
     Table(columns, tuple(rows), title, (note,)).print(max(Console().width, WIDTH), heading_width=9)
 
 
-def cells(result: AgentResult) -> tuple[str, ...]:
-    """Return a row of the table: regrets, rank, found, near, needed, used, test metric; "-" for missing numbers."""
+def cells(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
+    """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
 
     def median(values: Any, digits: int = 0) -> str:
         value = float(quantile(values, 50))
         return f"{value:.{digits}f}" if np.isfinite(value) else "-"
 
     return (
-        *(median(result.regret[:, count - 1], 4) for count in checkpoints(result.regret.shape[1])),
-        "-" if result.ranks is None else median(result.ranks[:, -1]),
+        *(median(result.regret[:, count - 1], 4) for count in counts),
+        "-" if result.ranks is None else median(result.ranks),
         f"{100 * result.found[:, -1].mean():.0f} %",
-        f"{100 * result.near[:, -1].mean():.0f} %",
         median(result.needed()),
         median(result.evaluations),
         f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",

@@ -9,7 +9,6 @@
     python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3, 1,000 masks
     python -m agents with meter_vqa_table maskable_ppo masks_per_turn=8     eight environments side by side
     python -m agents with agent=sb3_contrib:CrossQ                  any class of SB3's kind
-    python -m agents with ppo start_from=runs/3                     train further what run 3 kept
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with my_model_vqa plugins=my_module              what my_module.py registers
     python -m agents with resume=3                                  continue run 3, which was stopped
@@ -30,14 +29,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.oracle import ground_truth_of
-from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.estimate import search_parts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
 from das_gym.agents.searching.config import SearchConfig, with_costs
 from das_gym.agents.searching.environment import find_scorer, make_env
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.picture import draw_search
+from das_gym.agents.searching.picture import draw_search, search_facts
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import format_command
@@ -45,14 +42,12 @@ from das_gym.config import choice, nested
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
 from das_gym.problem.estimate import Part, print_estimate
-from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.problem.rewards import REWARDS
 from das_gym.progress import progress
 from das_gym.registration import named_environments
 from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
-from das_gym.wording import counted
 
-FIGURE, PROBABILITIES = "search.png", "skip_probabilities.png"
+FIGURE = "search.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +132,13 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
             result = search(config, folder, on_turn=log, resume=resumed)
     finally:
         log.bar.close()
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
+    print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
     if folder is not None:
-        if result.skip_probabilities is not None:
-            probabilities = np.array([turn.skip_probabilities for turn in result.history])
-            title = f"{config.agent}, {config.env_id}, seed {config.seed}"
-            mask = np.array(result.mask, bool)
-            plot_skip_probabilities(folder / PROBABILITIES, probabilities, result.layer_names, mask, title)
-            run.add_artifact(folder / PROBABILITIES)
-        draw_search(folder / FIGURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
+        draw_search(folder / FIGURE, result)
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
-    print(summary(result, folder))
+        print(f"record: {folder / RECORD}")
     return result.reward
 
 
@@ -188,7 +179,7 @@ class _Log:
         self.evaluations = 0.0
         self.best: float | None = None  # of a mask that may be an answer
 
-    def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:
+    def __call__(self, turn: Turn) -> None:
         reward = (best_row([turn], self.budget) or {"reward": None})["reward"]
         self.best = max((value for value in (self.best, reward) if value is not None), default=None)
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
@@ -197,8 +188,6 @@ class _Log:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         self.bar.update(turn.cost)
         self.evaluations += turn.cost
-        for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):
-            scalars[f"skip_probability.{name}"] = p
         for name, value in scalars.items():
             if value is not None:
                 self.run.log_scalar(name, value, self.evaluations)
@@ -208,40 +197,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean of the finite values; None if there are none."""
     finite = [value for value in values if value is not None]
     return float(np.mean(finite)) if finite else None
-
-
-def summary(result: SearchResult, folder: Path | None) -> str:
-    """Return a summary of a search in a few lines; on a table, with the rank of the mask found."""
-
-    def number(value: float | None) -> str:
-        return "not finite" if value is None else f"{value:.4f}"
-
-    lines = [
-        f"{result.agent} on {result.env_id}, seed {result.seed}: {counted(result.evaluations, 'mask')} scored",
-        f"  skips {result.n_skipped} of {len(result.layer_names)} layers: {', '.join(result.skipped_layers) or 'none'}",
-        f"  reward {number(result.reward)}, loss {number(result.loss)}, metric {number(result.metric)}",
-        f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (baseline: {result.macs_full:,})",
-    ]
-    lines += [f"  {line}" for line in budget_lines(result.env_kwargs, result.mask)]
-    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
-    if truth is not None:
-        lines.append(
-            f"  against the ground truth: rank {truth.rank:,} of {truth.masks:,} masks, regret {truth.regret:.4f} "
-            f"(the best reward is {truth.best_reward:.4f})"
-        )
-    if folder is not None:
-        lines.append(f"  record: {folder / RECORD}")
-    return "\n".join(lines)
-
-
-def budget_lines(env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> list[str]:
-    """Return the savings of a mask in costs other than MACs that the budget limits."""
-    row = np.array([mask], dtype=bool)
-    return [
-        f"{100 * cost.saved(row)[0]:.1f} % of the {SAVED[setting]} saved, asked for at least {100 * env_kwargs[setting]:g} %"
-        for setting, cost in given_costs(env_kwargs.get("costs")).items()
-        if env_kwargs.get(setting) is not None
-    ]
 
 
 def next_command(folder: Path) -> str:

@@ -34,14 +34,14 @@ from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
-from das_gym.tables.table import SubnetTable
+from das_gym.tables.table import SPLITS, SubnetTable
 from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
 SUMMARY_SKIP_NUM = 4
-"""The number of skipped layers, the paper's k, for which the summary shows the best, median and worst mask."""
+"""The number of skipped layers, the paper's k, for which the summary shows the best mask."""
 
 
 @dataclass(frozen=True)
@@ -140,36 +140,25 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
 
 def summary(table: SubnetTable, spent: Spending) -> str:
     """Return a summary of a table, and of the work that building it took, in a few lines."""
-    meta = table.meta
+    meta, losses = table.meta, table.values("loss")
+    agreement = spearman(losses, table.values("loss", "test"))
+    most = table.n_layers // 2 if table.n_layers <= SUMMARY_SKIP_NUM else SUMMARY_SKIP_NUM
+    count = most if meta.max_skipped is None else min(most, meta.max_skipped)
     lines = [
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
         _line("full model", table, table.masks[0]),
-    ]
-    many = table.n_layers > SUMMARY_SKIP_NUM
-    count = SUMMARY_SKIP_NUM if many else table.n_layers // 2
-    count = count if meta.max_skipped is None else min(count, meta.max_skipped)
-    if count:
-        rows = np.flatnonzero(table.within(skip_num=count))
-        ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
-        for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
-            lines.append(_line(f"{word} of k={count}", table, mask))
-    agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
-    broken = int(np.isinf(table.values("loss")).sum())
-    if broken:
-        lines.append(f"  {counted(broken, 'mask')} with a non-finite loss")
-    lines += [
+        _line(f"best of k={count}", table, table.best(skip_num=count)),
         f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
         f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
     ]
+    broken = int(np.isinf(losses).sum())
+    if broken:
+        lines.append(f"  {counted(broken, 'mask')} with a non-finite loss")
     return "\n".join(lines)
 
 
 def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
-    told = table.describe(mask)
-    metric = table.meta.metric_name
-    skipped = ", ".join(skipped_names(table.meta.layer_names, mask))
-    return (
-        f"  {what:<14s} reward split: loss {told['reward_loss']:.4f}, {metric} {told['reward_metric']:.4f}; "
-        f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "
-        f"{100 * told['macs_saved']:.1f} % of MACs saved{f' ({skipped})' if skipped else ''}"
-    )
+    known, metric = table.describe(mask), table.meta.metric_name
+    splits = [f"{name} split: loss {known[f'{name}_loss']:.4f}, {metric} {known[f'{name}_metric']:.4f}" for name in SPLITS]
+    skipped = ", ".join(skipped_names(table.meta.layer_names, mask)) or "nothing"
+    return f"  {what:<14s} {'; '.join(splits)}; {100 * known['macs_saved']:.1f} % of MACs saved, skips {skipped}"

@@ -75,7 +75,7 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     assert found == {name: metric["values"] for name, metric in logged.items()}
     files = importlib.import_module("gridfs").GridFS(database)
     kept_files = {each["name"]: files.get(each["file_id"]).read() for each in kept["artifacts"]}
-    assert {"search.json", "search.png", "skip_probabilities.png"} <= kept_files.keys()
+    assert {"search.json", "search.png"} <= kept_files.keys()
     assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
 
 

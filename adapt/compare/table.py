@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.report import format_speedup
 
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
 
 
@@ -89,8 +92,25 @@ def comparison_table(title: str, lines: Sequence[Line], notes: Sequence[str]) ->
         spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
         row = (line.title, f"{line.rate:g}", f"{line.updated:,.0f}", f"{line.trained:,.0f}", f"{line.macs / 1e6:,.2f}")
         score = f"{100 * line.score:.1f}{spread} ({len(line.scores)})"
-        rows.append((*row, f"{100 * line.saved:.1f}", format_speedup(line.speedup), score))
+        rows.append((*row, f"{100 * line.saved:.1f}", format_speedup(*line.speedup) if line.speedup else "-", score))
     return Table(COLUMNS, tuple(rows), title, (LEGEND, *notes))
+
+
+def report_of(
+    what: str, metric: str, architecture: Architecture, lines: Sequence[Line], table: Table
+) -> dict[str, Any] | None:
+    """Return the record of a report on the best row and the layers that DAS skips; None before the first measurement."""
+    if not lines:
+        return None
+    best = max(lines, key=lambda line: line.score)
+    shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
+    skipped = shown.layers[0]
+    facts = {
+        "skips": f"{', '.join(skipped) or 'nothing'} ({shown.title})",
+        f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
+    }
+    mask = [int(unit.name in skipped) for unit in architecture.units]
+    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask, table=table).record()
 
 
 def verdict(lines: Sequence[Line]) -> list[str]:

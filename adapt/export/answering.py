@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.export.folder import ExportedFolder
 from das_gym.adapt.report import results_table
-from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
 from das_gym.adapt.shrink.checks import source_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.verifying import (
@@ -87,13 +87,12 @@ def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, recor
         about.append(f"Removed layers: {', '.join(removed)}.")
     if adapted:
         about.append("Adapters of DAS (arXiv 2309.01479) are inserted instead, and next to the remaining layers.")
-    parts = [
+    return model_card(
         front_matter(source, auto, ()),
-        f"# {name}, fine-tuned",
-        " ".join(about),
+        f"{name}, fine-tuned",
+        [" ".join(about)],
         loading_example(auto, TRUST if adapted or remote else "", TRUST if remote else ""),
-        results_table(record["models"]).markdown() if record.get("models") else "The run has no recorded result.",
+        results_table(record["models"]) if record.get("models") else None,
         f"Loaded by transformers alone, its logits differ by at most {exported.difference:.1e} from those of the fine-tuned "
         "model, on a few made-up prompts.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    )

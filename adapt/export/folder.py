@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.export.card import model_card
+from das_gym.adapt.export.card import subnet_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
@@ -85,7 +85,7 @@ def export(
             _compare(subnet, model, head.num_images, part),
             write_onnx(subnet, head.num_images, part / ONNX_FILE) if onnx else None,
         )
-        write_text(part / "README.md", model_card(subnet, model, exported, record or {}, head.num_images))
+        write_text(part / "README.md", subnet_card(subnet, model, exported, record or {}, head.num_images))
     return exported
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_from_run, search_values
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import display_name
 from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
 from das_gym.adapt.shrink.compare import MethodResult, comparison_table, measure_mask
 from das_gym.adapt.shrink.measuring import Quality, score_model

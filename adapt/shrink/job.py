@@ -10,7 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import model_card
+from das_gym.adapt.shrink.card import shrunk_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
@@ -23,7 +23,7 @@ from das_gym.adapt.shrink.measuring import (
     score_model,
 )
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
-from das_gym.adapt.shrink.report import print_report
+from das_gym.adapt.shrink.report import report_of, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
@@ -93,7 +93,7 @@ class ShrinkJob:
             models.clear()
             measured = self._with_control(measured, teacher)
             record = self._record(measured, verified)
-            card = model_card(
+            card = shrunk_card(
                 full=self.full,
                 mask=mask.tolist(),
                 source=source,
@@ -109,7 +109,10 @@ class ShrinkJob:
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, record)
         finish_saved(self.folder)
-        print_report(measured, self.data, draw_mask(self.full, mask))
+        table_of(measured, self.data).print()
+        drawn = draw_mask(self.full, mask)
+        signs = " (A: attention alone is left, M: MLP alone)" if set(drawn) & {"A", "M"} else ""
+        print(f"layers: {drawn}{signs}")
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
@@ -164,6 +167,8 @@ class ShrinkJob:
             texts = {name: texts[number] for name, texts in measured.texts.items()}
             answers.append({"key": example.key, "question": prompt.question, **texts})
         difference, low, high = measured.difference()
+        architecture = Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost)
+        report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),
@@ -185,7 +190,7 @@ class ShrinkJob:
             "verified": asdict(verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
+            "report": report.record(),
             "command": command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist()),
             "versions": library_versions(),
         }

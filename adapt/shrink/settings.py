@@ -12,9 +12,9 @@ from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
+from das_gym.agents.run_report import rerun_command
 
 from das_gym.config import check_names, choice, nested, settings_dict
-from das_gym.drawing.command import rerun_command
 from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemSettings, grouped_settings

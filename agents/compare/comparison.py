@@ -33,7 +33,6 @@ def compare_agents(
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     on_agent: Callable[[str], Any] | None = None,
-    run: Callable[..., AgentResult] | None = None,
 ) -> list[AgentResult]:
     """Compare agents.
 
@@ -45,7 +44,6 @@ def compare_agents(
         masks_per_turn: Masks between two answers.
         agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
         on_agent: Called with the name of each agent when it is done.
-        run: Runs the searches of one agent; None = `run_agent`.
 
     Returns:
         One result per agent, in the order of `agents`.
@@ -65,7 +63,7 @@ def compare_agents(
         check_agent(oracle, agent, settings[agent], masks_per_turn)
     results = []
     for agent in agents:
-        results.append((run or run_agent)(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
+        results.append(run_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
         if on_agent is not None:
             on_agent(agent)
     return judge(oracle, results)

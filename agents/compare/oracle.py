@@ -189,14 +189,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
 
 
 class GroundTruth(NamedTuple):
-    """How a mask ranks among all masks within the budget.
-
-    Attributes:
-        rank: 1 + the number of masks with a higher reward.
-        masks: Number of masks.
-        regret: The best reward minus the mask's, at least 0.
-        best_reward: The best reward.
-    """
+    """How a mask ranks among all `masks` within the budget: 1 = `best_reward`, from which its own differs by `regret`."""
 
     rank: int
     masks: int

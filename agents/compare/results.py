@@ -12,9 +12,6 @@ from das_gym.agents.compare.oracle import Oracle
 
 from das_gym.problem.budget import Floats, Masks
 
-TOLERANCE = 0.001
-"""A mask within this fraction of the best reward counts as near: on some tables the second best mask is."""
-
 QUARTILES = (25, 50, 75)
 
 
@@ -31,7 +28,7 @@ class AgentResult:
         evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.
-        ranks: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None without ground truth.
+        ranks: (seeds,) of the final answers, 1 = the best mask, inf where there is none; None without ground truth.
         test_metrics: (seeds,) metrics of the answers on the test split, NaN where it had none; empty before `judge`.
     """
 
@@ -54,11 +51,6 @@ class AgentResult:
         """(seeds, evaluations): whether the answer earns the best reward exactly."""
         return self.regret == 0
 
-    @property
-    def near(self) -> npt.NDArray[np.bool_]:
-        """(seeds, evaluations): whether the regret is within `TOLERANCE` of the best reward."""
-        return self.regret <= TOLERANCE * abs(self.best_reward)
-
     def needed(self) -> Floats:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
         return evaluations_needed(self.found)
@@ -73,18 +65,16 @@ class AgentResult:
         return float(means.mean())
 
     def record(self) -> dict[str, Any]:
-        """Return plain JSON values: quartiles of the curves, and each seed's end; None where there is no answer."""
-        record: dict[str, Any] = {"agent": self.agent}
-        for name, curve, kind in (("regret", self.regret, float), ("rank", self.ranks, int)):
-            if curve is not None:
-                record[name] = {f"q{percent}": _plain(quantile(curve, percent), kind) for percent in QUARTILES}
-        return record | {
+        """Return plain JSON values: quartiles of the regret, and each seed's end; None where there is no answer."""
+        return {
+            "agent": self.agent,
+            "regret": {f"q{percent}": _plain(quantile(self.regret, percent)) for percent in QUARTILES},
             "found": self.found.mean(axis=0).tolist(),
-            "near": self.near.mean(axis=0).tolist(),
             "needed": _plain(self.needed(), int),
             "evaluations": self.evaluations.tolist(),
             "answers": self.answers.astype(int).tolist(),
             "rewards": _plain(self.curves[:, -1]),
+            "ranks": None if self.ranks is None else _plain(self.ranks, int),
             "test_metrics": _plain(self.test_metrics),
         }
 
@@ -113,8 +103,8 @@ def judge(oracle: Oracle, results: Sequence[AgentResult]) -> list[AgentResult]:
         best = best if np.isfinite(best) else 0.0  # no agent ever had an answer
     judged = []
     for each in results:
-        has_answer, known = np.isfinite(each.curves), oracle.ranks(each.curves)
+        has_answer, known = np.isfinite(each.curves[:, -1]), oracle.ranks(each.curves[:, -1])
         ranks = None if known is None else np.where(has_answer, known, np.inf)
-        tests = np.where(has_answer[:, -1], oracle.test_metrics(each.answers), np.nan)
+        tests = np.where(has_answer, oracle.test_metrics(each.answers), np.nan)
         judged.append(replace(each, best_reward=best, ranks=ranks, test_metrics=tests))
     return judged

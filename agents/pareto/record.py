@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from das_gym.agents.searching.record import plain_numbers
 
 from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import Floats, Masks
@@ -16,9 +17,6 @@ from das_gym.runs import library_versions
 
 FORMAT = 1
 RECORD = "front.json"
-
-NOT_RECORDED = ("searched", "baselines", "layer_names", "keeps_a_layer")
-"""Fields of `FrontResult` that its record holds in another form, or not at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,23 +46,16 @@ class ScoredMasks:
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
 
     def record(self) -> dict[str, Any]:
-        """Return plain JSON values: masks as texts of 0 and 1, None for a loss that is not finite."""
-        return {
-            "masks": ["".join("01"[bit] for bit in mask) for mask in self.masks.astype(int).tolist()],
-            "saved": self.saved.tolist(),
-            "losses": [loss if np.isfinite(loss) else None for loss in self.losses.tolist()],
-            "metrics": self.metrics.tolist(),
-        }
+        """Return plain JSON values, None for a loss that is not finite."""
+        columns = {name: getattr(self, name).tolist() for name in ("saved", "metrics")}
+        return {"masks": self.masks.astype(int).tolist(), "losses": plain_numbers(self.losses), **columns}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ScoredMasks:
         """Read what `record` returned."""
-        masks = np.array([[("0", "1").index(bit) == 1 for bit in mask] for mask in record["masks"]], dtype=bool)
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
-        numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
-        if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
-            raise ValueError(f"got {len(masks)} masks, but not one number for each")
-        return cls(masks, *numbers)
+        columns = (np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"]))
+        return cls(np.array(record["masks"], dtype=bool), *columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +107,10 @@ class FrontResult:
             }
             for number, mask in enumerate(front.masks)
         ]
-        own = {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
+        names = ("settings", "env_id", "env_kwargs", "cost", "hypervolume_share")
         return {
             "format": FORMAT,
-            **own,
+            **{name: getattr(self, name) for name in names},
             "layer_names": list(self.layer_names),
             "evaluations": len(searched.masks),
             "points": points,

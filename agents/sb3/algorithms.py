@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from das_gym.config import check_names
-from das_gym.envs.actions import ACTION_MODES
 from das_gym.registration import find_class
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Algorithm:
     Attributes:
         name: Its name.
         path: "module:class".
-        actions: The action spaces that it supports, its default first.
+        actions: The action spaces that it supports, the default first.
         rollout: Steps between updates, all environments together; None if it has no `n_steps`.
         defaults: Its settings for a thousand masks.
     """
@@ -144,14 +143,12 @@ def supports_action_masks(cls: type[BaseAlgorithm]) -> bool:
     return "action_masks" in inspect.signature(cls.predict).parameters
 
 
-def choose_action(known: Algorithm, action: str | None) -> tuple[str, ...]:
-    """Return the action spaces to try, in this order: the given one, or those that the algorithm supports."""
+def choose_action(known: Algorithm, action: str | None) -> str:
+    """Return the given action space, or the algorithm's default."""
     if action is None:
-        return known.actions
-    check_names([action], ACTION_MODES, "action")
-    if action not in known.actions:
-        raise ValueError(f"`action` is not supported by {known.name}: got {action!r}, expected {', '.join(known.actions)}")
-    return (action,)
+        return known.actions[0]
+    check_names([action], known.actions, f"action of {known.name},")
+    return action
 
 
 def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
@@ -166,13 +163,10 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
     """
     names = _hyperparameters(cls)
     check_names(given, names, f"setting of {known.name},")
-    aliases = list(getattr(cls, "policy_aliases", {}))
-    # observations are vectors of numbers: MlpPolicy, or what the algorithm has instead, such as MlpLstmPolicy
-    mlp = [name for name in aliases if name.startswith("Mlp")]
-    policy = "MlpPolicy" if "MlpPolicy" in aliases or not mlp else mlp[0]
+    # Observations are vectors of numbers: MlpPolicy, or what the algorithm has instead, as RecurrentPPO's MlpLstmPolicy.
+    aliases = [name for name in getattr(cls, "policy_aliases", {}) if name.startswith("Mlp")]
+    policy = "MlpPolicy" if "MlpPolicy" in aliases or not aliases else aliases[0]
     values = {"policy": policy, "device": "cpu", **known.defaults, **given}
-    if aliases:
-        check_names([values["policy"]], aliases, f"policy of {known.name},")
     if known.rollout is not None:
         values.setdefault("n_steps", max(2, known.rollout // n_envs))
         values.setdefault("batch_size", min(64, int(values["n_steps"]) * n_envs))
@@ -193,10 +187,6 @@ def _hyperparameters(cls: type[BaseAlgorithm]) -> list[str]:
     return names
 
 
-class ActionSpaceError(ValueError):
-    """An algorithm does not support an action space."""
-
-
 def make_model(cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int) -> BaseAlgorithm:
     """Make an SB3 model with the settings that `with_defaults` returns.
 
@@ -212,8 +202,5 @@ def make_model(cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEn
         values["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
     try:
         return cls(env=env, seed=seed, **values)
-    except (AssertionError, TypeError, ValueError) as error:
-        # SB3's base class raises only this AssertionError for an unsupported action space
-        about_space = isinstance(error, AssertionError) and "action space" in str(error)
-        kind = ActionSpaceError if about_space else ValueError
-        raise kind(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error
+    except (AssertionError, TypeError, ValueError) as error:  # SB3 asserts that it supports the action space
+        raise ValueError(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, supports_action_masks, with_action, with_defaults
+from das_gym.agents.sb3.algorithms import find_algorithm, supports_action_masks, with_action
 
-from das_gym.files import at_home, explain_damage, read_json
+from das_gym.files import explain_damage, read_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -34,27 +33,7 @@ def load_sb3(
     description = read_json(path)
     with explain_damage(path, "train the agent again"):
         cls, _ = find_algorithm(str(description["class"]))
-    return cls.load(agent_file(folder), device=device), description
-
-
-def agent_file(source: str | os.PathLike[str]) -> Path:
-    """Return the `agent.zip` at a path, or in a folder."""
-    path = at_home(source)
-    path = path / AGENT if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no agent at {path}. Give the {AGENT} of an earlier run, or its folder")
-    return path
-
-
-def check_algorithm(
-    name: str, hyperparameters: Mapping[str, Any], n_envs: int, action: str | None, start_from: str | None
-) -> None:
-    """Raise for settings that an algorithm does not have, and for a trained agent that does not exist."""
-    cls, known = find_algorithm(name)
-    choose_action(known, action)
-    with_defaults(cls, known, hyperparameters, n_envs)
-    if start_from is not None:
-        agent_file(start_from)
+    return cls.load(Path(folder) / AGENT, device=device), description
 
 
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
-from das_gym.agents.searching.environment import SCORES, continue_examples
+from das_gym.agents.searching.environment import SCORES
 from das_gym.agents.searching.record import Turn
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from das_gym.files import explain_damage
+from das_gym.engine.scores import Scores
 
 STEPS_PER_LAYER = 4
 """A search ends after this many steps per layer and mask, even if masks are left to score."""
@@ -33,8 +31,6 @@ class Recorder(VectorWrapper):
     Args:
         env: Environments of das_gym. Their action is a mask, or they have `last_masks`.
         evaluations: How many masks may be scored.
-        checkpoint: Where the search continues. The first reset restores the environments' state, with new episodes.
-        folder: Where the checkpoint was read from, for errors.
 
     Attributes:
         turns: All turns.
@@ -44,20 +40,11 @@ class Recorder(VectorWrapper):
 
     on_turn: Callable[[Turn], Any] | None = None
 
-    def __init__(
-        self,
-        env: VectorEnv[Any, Any, Any],
-        evaluations: int,
-        checkpoint: Checkpoint | None = None,
-        folder: Path | None = None,
-    ) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], evaluations: int) -> None:
         super().__init__(env)
         self.budget = evaluations
-        self.turns = [] if checkpoint is None else list(checkpoint.turns)
-        self.evaluations = sum(len(turn.masks) for turn in self.turns)
-        self.steps = 0
-        self._state = None if checkpoint is None else checkpoint.env
-        self._path = (folder or Path()) / CHECKPOINT
+        self.turns: list[Turn] = []
+        self.evaluations = self.steps = 0
         self._threads = torch.get_num_threads()
         base: Any = env.unwrapped
         self.max_steps = evaluations * STEPS_PER_LAYER * len(base.layer_names)
@@ -66,15 +53,6 @@ class Recorder(VectorWrapper):
     def starved(self) -> bool:
         """Whether the search ended early because nearly none of its masks was within the environment's budget."""
         return self.steps >= self.max_steps and self.evaluations < self.budget
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environments. The first reset of a resumed search restores which examples come next."""
-        observations, info = self.env.reset(seed=seed, options=options)
-        if self._state is not None:
-            with explain_damage(self._path, "start a new search"):
-                continue_examples(self.env.unwrapped, self._state)
-            self._state = None
-        return observations, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments.
@@ -123,3 +101,22 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def answer_from(scorer: Any, turns: Sequence[Turn]) -> None:
+    """Answer the scorer's next calls from recorded turns, as long as they ask for the same masks on the same examples."""
+    if getattr(scorer, "reward_batches", None) is None:  # a table, which is quick, or an environment of another package
+        return
+    left, measure = list(turns), scorer.measure
+
+    def measured(masks: np.ndarray, rng: np.random.Generator) -> Scores:
+        if not left or left[0].masks != masks.astype(int).tolist():
+            left.clear()
+            return measure(masks, rng)
+        turn = left.pop(0)
+        losses = [np.inf if loss is None else loss for loss in turn.loss]
+        return Scores(np.array(losses), np.array(turn.metric, dtype=float))
+
+    # Other batches move on with each call, and records do not hold the divergences that some rewards need.
+    if scorer.reward_batches == "fixed" and not scorer.objective.reward.needs_divergences:
+        scorer.measure = measured

@@ -8,18 +8,15 @@
 `agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the search, as for every
 other agent; and TensorBoard's files, if it is installed.
 
-**Resuming.** A stopped search continues from `agent.zip` and `checkpoint.json`, written every `save_every` turns. They
-restore the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments score on
-next, so that the record of a resumed search replays (`das_gym.agents.searching.validate`). They do not restore the
-algorithm's random generators, unfinished episodes and rollouts, and replay buffers, which SB3 does not save: a resumed
-search ends well, but not where an uninterrupted one does. Without a stop, the same seed gives the same result.
+**Resuming.** SB3 saves neither random generators nor rollouts and replay buffers. So a resumed search starts again with its
+seed: its networks train as before, and the masks in `checkpoint.json`, written every `save_every` turns, need not be scored
+by the model again. The result is that of an uninterrupted search.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,23 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import (
-    ActionSpaceError,
-    choose_action,
-    find_algorithm,
-    make_model,
-    with_action,
-    with_defaults,
-)
-from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
-from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
-from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
+from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, policy_mask
+from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, answer_from, torch_threads
+from das_gym.agents.searching.checkpoint import Checkpoint
 from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
-from das_gym.agents.searching.environment import continue_examples, score_masks
+from das_gym.agents.searching.environment import continue_examples, find_scorer, score_masks
 from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
 
-from das_gym.config import convert
-from das_gym.files import explain_damage, write_bytes, write_json
+from das_gym.files import write_bytes, write_json
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
@@ -86,8 +75,8 @@ def train_sb3(
     Args:
         config: What to search. `agent` is an algorithm, `agent_kwargs` are its hyperparameters.
         folder: Run folder. None keeps nothing.
-        on_turn: Called after every step that scored masks, with the turn and the layer names.
-        resume: Continue from the checkpoint in `folder`, if there is one; the top of this file lists what it restores.
+        on_turn: Called after every step that scored masks, with the turn.
+        resume: Continue from the checkpoint in `folder`, if there is one.
         writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
 
     Raises:
@@ -112,52 +101,36 @@ class _Training:
     """A running search."""
 
     def __init__(self, config: SearchConfig, folder: Path | None, resume: bool) -> None:
-        self.config, self.folder = config, folder
-        cls, known = find_algorithm(config.agent)
-        self.hyperparameters = with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-        actions = choose_action(known, config.action)
-        for self.action in actions:
-            kwargs = with_action(config.mask_kwargs, self.action)
-            env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-            try:
-                self._make_model(cls, env, resume)
-                break
-            except BaseException as error:
-                env.close()
-                if not isinstance(error, ActionSpaceError) or self.action == actions[-1]:
-                    raise
-        self._saved_turns = len(self.recorder.turns)
-
-    def _make_model(self, cls: type[BaseAlgorithm], env: gymnasium.vector.VectorEnv, resume: bool) -> None:
-        """Make the algorithm on its environments, with the parameters of a checkpoint or of `start_from`."""
         from stable_baselines3.common.vec_env import VecMonitor
 
         from das_gym.envs.sb3_vec_env import SB3VecEnv
 
-        config, folder, checkpoint = self.config, self.folder, None
-        base: Any = env.unwrapped
-        self.base, self.layer_names = base, tuple(base.layer_names)
-        if resume and folder is not None:
-            checkpoint = Checkpoint.load(folder, config, len(self.layer_names))
-        self.recorder = Recorder(env, config.evaluations, checkpoint, folder)
-        self.model = make_model(cls, self.hyperparameters, VecMonitor(SB3VecEnv(self.recorder)), config.seed)
-        source = config.start_from if checkpoint is None else folder
-        if source is not None:
-            _set_parameters(self.model, agent_file(source))
-        if checkpoint is not None and folder is not None:
-            with explain_damage(folder / CHECKPOINT, "start a new search"):
-                self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
-            self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)
+        self.config, self.folder = config, folder
+        self._saved_turns = 0
+        cls, algorithm = find_algorithm(config.agent)
+        self.hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
+        self.action = choose_action(algorithm, config.action)
+        kwargs = with_action(config.mask_kwargs, self.action)
+        env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+        try:
+            base: Any = env.unwrapped
+            self.base, self.layer_names = base, tuple(base.layer_names)
+            self.recorder = Recorder(env, config.evaluations)
+            self.model = make_model(cls, self.hyperparameters, VecMonitor(SB3VecEnv(self.recorder)), config.seed)
+            known = Checkpoint.load(folder, config, len(self.layer_names)) if resume and folder is not None else None
+            if known is not None:
+                self._saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
+                answer_from(find_scorer(base), known.turns)
+        except BaseException:
+            env.close()
+            raise
 
     def learn(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
         """Train until the evaluations are spent."""
         from stable_baselines3.common.logger import Logger
         from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-        if on_turn is not None:
-            for turn in self.recorder.turns:
-                on_turn(turn, self.layer_names)
-            self.recorder.on_turn = lambda turn: on_turn(turn, self.layer_names)
+        self.recorder.on_turn = on_turn
         logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
         self.model.set_logger(logger)
         # in updates; for an algorithm with a replay buffer, in episodes
@@ -183,7 +156,9 @@ class _Training:
             config, self.base, answer, best or answer, self.recorder.turns, None, agent_kwargs=self.hyperparameters
         )
         if self.folder is not None:
-            self._save_agent(self.folder)
+            buffer = io.BytesIO()
+            self.model.save(buffer)
+            write_bytes(self.folder / AGENT, buffer.getvalue())
             cls = type(self.model)
             description = {
                 "format": FORMAT,
@@ -206,20 +181,13 @@ class _Training:
             return left
         return left * max(1, self.base.skip_num or len(self.layer_names) // 2)
 
-    def _save_agent(self, folder: Path) -> None:
-        buffer = io.BytesIO()
-        self.model.save(buffer)
-        write_bytes(folder / AGENT, buffer.getvalue())
-
     def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
-        """Write agent and checkpoint every `save_every` turns. SB3 calls this after each step."""
+        """Write a checkpoint every `save_every` turns. SB3 calls this after each step."""
         del locals_, globals_
         turns = self.recorder.turns
         if self.folder is not None and len(turns) - self._saved_turns >= self.config.save_every:
             self._saved_turns = len(turns)
-            self._save_agent(self.folder)
-            state = self.base.get_state() if hasattr(self.base, "get_state") else None
-            Checkpoint({"steps": int(self.model.num_timesteps)}, state, tuple(turns)).save(self.folder, self.config)
+            Checkpoint({}, None, tuple(turns)).save(self.folder, self.config)
         return True
 
     def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
@@ -229,20 +197,6 @@ class _Training:
             if hasattr(env.unwrapped, "set_state"):
                 continue_examples(env.unwrapped, self.base.get_state())
             return Turn.of(masks, *score_masks(env, masks)).rows
-
-
-def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
-    """Read networks and optimizers from an `agent.zip`, but none of its code: SB3 2.7's own method would unpickle it."""
-    import torch
-
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = [name for name in archive.namelist() if name.endswith(".pth") and name != "pytorch_variables.pth"]
-            contents = {name.removesuffix(".pth"): io.BytesIO(archive.read(name)) for name in parts}
-        tensors = {name: torch.load(part, model.device, weights_only=True) for name, part in contents.items()}
-        model.set_parameters(tensors, device=model.device)
-    except Exception as error:  # of zipfile, torch or SB3
-        raise ValueError(f"{file} cannot be read as an agent of this search ({error}). Train it again") from error
 
 
 def _tensorboard(folder: Path | None) -> list[KVWriter]:

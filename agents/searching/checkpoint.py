@@ -22,7 +22,7 @@ class Checkpoint:
     """The state of a search after a turn.
 
     Attributes:
-        agent: `Agent.state_dict()`; of an algorithm of Stable-Baselines3 the number of `steps`, stored next to `agent.zip`.
+        agent: `Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again.
         env: The environment's `get_state()`, which determines the next examples; None if it has none.
         turns: All turns.
     """

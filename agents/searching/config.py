@@ -42,7 +42,6 @@ class SearchConfig(BudgetSettings):
         env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
         save_every: Turns between checkpoints, at least 1.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
-        start_from: Trained agent of Stable-Baselines3 to continue training: an agent.zip, or the folder of its run.
 
     Example:
         >>> from das_gym.agents import SearchConfig, search
@@ -62,7 +61,6 @@ class SearchConfig(BudgetSettings):
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     save_every: int = 1
     action: str | None = choice(None, ACTION_MODES)
-    start_from: str | None = None
 
     def __post_init__(self) -> None:
         check_agent_name(self.agent)
@@ -88,9 +86,8 @@ class SearchConfig(BudgetSettings):
         """Check the settings of an ask/tell agent. `check_search` checks those of an algorithm of Stable-Baselines3."""
         if not has_budget:
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
-        for name in ("action", "start_from"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
+        if self.action is not None:
+            raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
         check_agent_kwargs(self.agent, self.agent_kwargs)
         least = agent_class(self.agent).min_masks
         if self.masks_per_turn < least:
@@ -107,7 +104,7 @@ class SearchConfig(BudgetSettings):
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
-OnTurn = Callable[[Turn, tuple[str, ...]], Any]
+OnTurn = Callable[[Turn], Any]
 
 
 def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:

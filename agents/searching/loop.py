@@ -11,8 +11,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
-from das_gym.agents.sb3.algorithms import is_algorithm
-from das_gym.agents.sb3.policy import check_algorithm
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.agent_setup import make_search_agent, takes
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
 from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
@@ -43,9 +42,8 @@ def search(
     Args:
         config: What to search.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
-        on_turn: Called after every turn with it and the layer names; when resuming first with the turns of the checkpoint.
-        resume: Continue from the checkpoint in `folder`, if there is one. The result is the same, byte for byte, as that of
-            an uninterrupted search; not for an algorithm of Stable-Baselines3, see `das_gym.agents.sb3.train`.
+        on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
+        resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
 
     Returns:
         The result, also in `folder`.
@@ -73,12 +71,12 @@ def search(
             loop.restore(run_folder)
         if on_turn is not None:
             for turn in loop.history:
-                on_turn(turn, loop.layer_names)
+                on_turn(turn)
         while loop.take_turn():
             if run_folder is not None and len(loop.history) % config.save_every == 0:
                 loop.checkpoint().save(run_folder, config)
             if on_turn is not None:
-                on_turn(loop.history[-1], loop.layer_names)
+                on_turn(loop.history[-1])
         result = loop.result()
     if folder is not None:
         result.save(folder)
@@ -91,7 +89,9 @@ def check_search(config: SearchConfig) -> None:
     This loads model and data; the search finds them in the cache of `load_problem`.
     """
     if is_algorithm(config.agent):
-        check_algorithm(config.agent, config.agent_kwargs, config.masks_per_turn, config.action, config.start_from)
+        cls, known = find_algorithm(config.agent)
+        choose_action(known, config.action)
+        with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False)) as env:
         if not is_algorithm(config.agent):
             _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))
@@ -133,7 +133,9 @@ class SearchLoop:
         with fewer_examples(find_scorer(self.base), share):
             rewards, scores = score_masks(self.env, masks)
         self.agent.tell(masks, rewards)
-        self.history.append(Turn.of(masks, rewards, scores, **self._agent_lists(), examples_share=share))
+        probabilities = self.agent.skip_probabilities()
+        probabilities = None if probabilities is None else probabilities.tolist()
+        self.history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
         return True
 
     def result(self) -> SearchResult:
@@ -150,8 +152,7 @@ class SearchLoop:
             self.history,
             agent.statistics_read,
             config.agent_settings(),
-            free_budget=agent.free_budget,
-            **self._agent_lists(),
+            agent.free_budget,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -169,7 +170,3 @@ class SearchLoop:
             if hasattr(self.base, "set_state"):
                 self.base.set_state(checkpoint.env)
         self.history = list(checkpoint.turns)
-
-    def _agent_lists(self) -> dict[str, list[float] | None]:
-        found = {"skip_probabilities": self.agent.skip_probabilities(), "preferences": self.agent.preferences}
-        return {name: None if values is None else values.tolist() for name, values in found.items()}

@@ -1,23 +1,45 @@
-"""Draw a finished search: its units, and the best reward over evaluations."""
+"""What a finished search found: facts in words, its units, and the best reward over evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.searching.record import SearchResult
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import Scene, draw
 from das_gym.drawing.report import Progress
 from das_gym.files import replacing
-from das_gym.problem.budget import keeps_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
+from das_gym.problem.mask_cost import SAVED, given_costs
 
 
-def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
-    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of up to 6 lines of facts."""
+def search_facts(result: SearchResult) -> dict[str, str]:
+    """Return what a search found, by name: for its report, its figure and the printed summary."""
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
+    facts = {
+        "agent": result.agent,
+        "environment": result.env_id,
+        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
+        "skips": ", ".join(result.skipped_layers) or "nothing",
+        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
+        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
+        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
+        "masks scored": f"{result.evaluations:,}",
+    }
+    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
+        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
+    if truth is not None:
+        facts |= {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
+    return facts
+
+
+def draw_search(path: Path, result: SearchResult) -> None:
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
     from PIL import Image
 
     progress = progress_of(result)
@@ -26,6 +48,7 @@ def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
     for at, reward in enumerate(best, start=1):
         if reward is not None and (at == 1 or reward != best[at - 2]):
             rises.append((at, reward))
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:7]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
     scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
     with replacing(path) as part:
@@ -35,7 +58,7 @@ def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
 def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
     """Return the searched units: from the record, the table's environment, or the layer names alone."""
     if result.units:
-        return Architecture.from_record(result.units)
+        return Architecture(result.units)
     return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
 
 

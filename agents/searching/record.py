@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from das_gym.agents.searching.environment import SCORES, find_scorer
 
 from das_gym.config import build
+from das_gym.drawing.architecture import Unit
 from das_gym.files import read_json, write_json
 from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import keeps_budget
@@ -28,15 +28,7 @@ HISTORY = "search_history.json"
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """A mask with its scores, in plain JSON values.
-
-    Attributes:
-        mask: 0/1 per layer.
-        reward, loss, metric: None where a number is not finite.
-        macs: MACs per example.
-        macs_saved: Fraction of the MACs that it saves.
-        skipped_layers: Names of the skipped layers.
-    """
+    """A mask with its scores, in plain JSON values; None where a number is not finite."""
 
     mask: list[int]
     reward: float | None
@@ -46,25 +38,13 @@ class ScoredMask:
     macs_saved: float
     skipped_layers: list[str]
 
-    def __post_init__(self) -> None:
-        _check_masks([self.mask], len(self.mask))
-        for name in ("reward", *SCORES):
-            _check_finite(name, [getattr(self, name)])
-
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a search, in plain JSON values.
+    """One turn of a search: masks, 0/1 per layer, with their scores as in `ScoredMask`.
 
     Attributes:
-        masks: The m masks of the turn, 0/1 per layer.
-        rewards: Their rewards; None where a number is not finite, here and below.
-        loss: Their losses in nats.
-        metric: Their metrics, 0..1.
-        macs: Their MACs per example.
-        macs_saved: The fraction of MACs that they save.
         skip_probabilities: The agent's after the turn; None if it has none.
-        preferences: The agent's after the turn; None if it has none.
         examples_share: Fraction of the reward examples that the masks were scored on.
     """
 
@@ -75,7 +55,6 @@ class Turn:
     macs: list[int]
     macs_saved: list[float]
     skip_probabilities: list[float] | None = None
-    preferences: list[float] | None = None
     examples_share: float = 1.0
 
     @classmethod
@@ -89,10 +68,6 @@ class Turn:
             if len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"a turn has {len(self.masks)} masks, but {len(getattr(self, name))} values of `{name}`")
         _check_masks(self.masks, len(self.masks[0]) if self.masks else 0)
-        for name in ("rewards", *SCORES, "skip_probabilities", "preferences"):
-            _check_finite(name, getattr(self, name) or [])
-        if not 0 < self.examples_share <= 1:
-            raise ValueError(f"`examples_share` is out of range: got {self.examples_share}, expected more than 0, up to 1")
 
     @property
     def cost(self) -> float:
@@ -112,12 +87,6 @@ def _check_masks(masks: Sequence[Sequence[int]], n_layers: int) -> None:
             raise ValueError(
                 f"`mask` is not allowed: got {mask}, expected 0 (keep) or 1 (skip) for each of {n_layers} layers"
             )
-
-
-def _check_finite(name: str, values: Iterable[float | None]) -> None:
-    # The comparison is exact, so that it also rejects whole numbers beyond floats, on which math.isfinite fails.
-    if not all(value is None or abs(value) <= sys.float_info.max for value in values):
-        raise ValueError(f"`{name}` holds a number that is not finite; expected None instead")
 
 
 def plain_numbers(values: np.ndarray) -> list[Any]:
@@ -155,32 +124,16 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        agent: The agent's name.
-        agent_kwargs: Its hyperparameters.
-        seed: Seed of agent and environment.
-        masks_per_turn: Masks per turn.
-        mask: The agent's answer, 0/1 per layer.
-        layer_names: All layers, in mask order.
-        skipped_layers: The layers that the answer skips.
-        n_skipped: Their number.
-        loss: Loss of the answer in nats; None where a number is not finite, here and below.
-        metric: Metric of the answer, 0..1.
-        reward: Reward of the answer.
-        macs: MACs of the answer per example.
+        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores, as in `ScoredMask`.
         macs_full: MACs of the full model per example.
-        macs_saved: Fraction of MACs that the answer saves.
         evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
             the answer itself if no mask was scored.
-        preferences: The agent's at the end; None if it has none.
-        skip_probabilities: The agent's at the end; None if it has none.
-        versions: Versions of Python and the libraries.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         plugins: Modules that register the environment or the agent.
-        units: Layout of the layers, see `das_gym.drawing.architecture.Architecture.record`.
-        statistics: Layer statistic name to (n_layers,) values, for reports.
+        units, statistics: Layout and statistics of the layers, for reports.
         history: Every turn; stored in `search_history.json`.
     """
 
@@ -202,13 +155,11 @@ class SearchResult:
     macs_saved: float
     evaluations: int
     best_seen: dict[str, Any]
-    preferences: list[float] | None
-    skip_probabilities: list[float] | None
     versions: dict[str, str]
     free_budget: bool = False
     statistic_masks: int = 0
     plugins: tuple[str, ...] = ()
-    units: tuple[dict[str, Any], ...] = ()
+    units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
 
@@ -216,8 +167,6 @@ class SearchResult:
         best = build(ScoredMask, self.best_seen, "value of best_seen,")
         masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
-        for name in ("reward", "macs_full", *SCORES):
-            _check_finite(name, [getattr(self, name)])
 
     @property
     def masks_asked(self) -> int:
@@ -234,8 +183,6 @@ class SearchResult:
         turns: Sequence[Turn],
         statistics_read: Iterable[str] | None,
         agent_kwargs: dict[str, Any],
-        preferences: list[float] | None = None,
-        skip_probabilities: list[float] | None = None,
         free_budget: bool = False,
     ) -> SearchResult:
         """Make the record of a finished search with the settings `config` in the environment `base`.
@@ -251,7 +198,7 @@ class SearchResult:
         if hasattr(scorer, "architecture"):
             values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
             statistics = {each.name: values[:, column].tolist() for column, each in enumerate(scorer.statistics)}
-            layout = {"units": tuple(scorer.architecture().record()), "statistics": statistics}
+            layout = {"units": scorer.architecture().units, "statistics": statistics}
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,
@@ -265,8 +212,6 @@ class SearchResult:
             evaluations=masks_of(turns) + statistic_masks,
             statistic_masks=statistic_masks,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
-            preferences=preferences,
-            skip_probabilities=skip_probabilities,
             free_budget=free_budget,
             versions=library_versions(),
             plugins=imported_plugins(),
@@ -275,8 +220,8 @@ class SearchResult:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; return the path of the latter."""
-        record = {name: value for name, value in vars(self).items() if name != "history"}
-        turns = [vars(turn) for turn in self.history]
+        record = asdict(self)
+        turns = record.pop("history")
         write_json(Path(folder) / HISTORY, {"format": FORMAT, "layer_names": self.layer_names, "turns": turns}, indent=None)
         path = Path(folder) / RECORD
         write_json(path, {"format": FORMAT, **record})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-
-from das_gym.config import build
 
 if TYPE_CHECKING:
     from das_gym.models.base import Layer
@@ -62,14 +60,6 @@ class Architecture:
             stages = np.unique(table.statistic("depth"), return_inverse=True)[1].tolist()
         return cls.of(meta.layer_names, stages, table.layer_macs)
 
-    @classmethod
-    def from_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """Rebuild an architecture from what `record` returned."""
-        try:
-            return cls(tuple(build(Unit, unit) for unit in units))
-        except TypeError as error:
-            raise ValueError(f"units are damaged: {error}") from error
-
     @property
     def lanes(self) -> tuple[str, ...]:
         """The lanes in the order of their first units."""
@@ -87,10 +77,6 @@ class Architecture:
             f"stage {number}: " + ", ".join(_word(self.units[i], bool(mask[i])) for i in indices)
             for number, indices in enumerate(self.stages)
         ]
-
-    def record(self) -> list[dict[str, Any]]:
-        """Return the units as JSON values."""
-        return [asdict(unit) for unit in self.units]
 
 
 def _split(name: str) -> tuple[str, str]:

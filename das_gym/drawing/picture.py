@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,15 +55,8 @@ class Scene:
     evaluations: int = 0
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Places of an architecture's units.
-
-    Attributes:
-        boxes: The box of each unit, whose width is its share of the MACs.
-        lanes: Top and name of each lane.
-        bottom: The end of the lowest band.
-    """
+class Layout(NamedTuple):
+    """The box of each unit, top and name of each lane, and the end of the lowest band."""
 
     boxes: tuple[Box, ...]
     lanes: tuple[tuple[float, str], ...]
@@ -77,40 +70,23 @@ def layout(architecture: Architecture) -> Layout:
     shares = [1.0 if unit.share is None else unit.share for unit in units]
     n_bands = max(1, -(-len(stages) // BAND_STAGES))
     each = max(1, -(-len(stages) // n_bands))
-    bands = [stages[start : start + each] for start in range(0, len(stages), each)]
     indent = MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
-
-    def columns(band: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-        """Return the width that the labels of each stage need, and its largest share."""
-        labels = [max(font(SMALL).getlength(units[i].label) for i in stage) + 10 for stage in band]
-        return list(zip(labels, (max(shares[i] for i in stage) for stage in band), strict=True))
-
-    scale = min(_scale(columns(band), WIDTH - indent - MARGIN) for band in bands)
+    column = (WIDTH - indent - MARGIN) / each
+    scale = (column - 6) / max(*shares, 1e-9)
     boxes: list[Box] = [(0, 0, 0, 0)] * len(units)
     lanes, top = [], TOP
-    for band in bands:
+    for start in range(0, len(stages), each):
+        band = stages[start : start + each]
         present = {units[i].lane for stage in band for i in stage}
         names = [lane for lane in architecture.lanes if lane in present]
         lanes += [(top + row * LANE + 2, name) for row, name in enumerate(names)]
-        x: float = indent
-        for stage, (minimum, share) in zip(band, columns(band), strict=True):
-            width = max(minimum, scale * share + 6)
+        for place, stage in enumerate(band):
+            middle = indent + (place + 0.5) * column
             for i in stage:
                 half, y = max(4.0, scale * shares[i]) / 2, top + names.index(units[i].lane) * LANE
-                boxes[i] = (x + width / 2 - half, y, x + width / 2 + half, y + BOX)
-            x += width
+                boxes[i] = (middle - half, y, middle + half, y + BOX)
         top += len(names) * LANE + 16
     return Layout(tuple(boxes), tuple(lanes), top)
-
-
-def _scale(columns: Sequence[tuple[float, float]], room: float) -> float:
-    """Return the pixels of a share of 1 with which the columns, each at least as wide as its labels, fill the room."""
-    low, high = 0.0, room * 1e3
-    for _ in range(60):
-        middle = (low + high) / 2
-        wide = sum(max(minimum, middle * share + 6) for minimum, share in columns)
-        low, high = (low, middle) if wide > room else (middle, high)
-    return low
 
 
 def _clipped(text: str, limit: int = 22) -> str:
@@ -141,10 +117,9 @@ def draw(scene: Scene, height: int | None = None) -> np.ndarray:
     for unit, box, skipped in zip(scene.architecture.units, places.boxes, scene.mask, strict=True):
         _draw_box(canvas, box, unit.label, bool(skipped))
     middle = WIDTH // 2
-    for number, fact in enumerate(scene.facts):  # a line that is too long for the left half is written smaller
-        sizes = range(TEXT, SMALLEST, -1)
-        size = next((size for size in sizes if font(size).getlength(fact) <= middle - MARGIN - 8), SMALLEST)
-        canvas.text((MARGIN, places.bottom + 22 * number), fact, INK, font(size))
+    for number, fact in enumerate(scene.facts):
+        fits = font(TEXT).getlength(fact) <= middle - MARGIN - 8
+        canvas.text((MARGIN, places.bottom + 22 * number), fact, INK, font(TEXT if fits else SMALLEST))
     _draw_curve(canvas, scene, (middle, places.bottom, WIDTH - MARGIN, places.bottom + CHART - 8))
     return np.asarray(image)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
@@ -29,13 +28,7 @@ MAX_ANSWERS = 12
 
 @dataclass(frozen=True)
 class Progress:
-    """A search over its evaluations.
-
-    Attributes:
-        rewards: (n,) rewards in the order of scoring. None for a number that is not finite, here and below.
-        best: (n,) best reward so far of masks within the budget.
-        regret: (n,) difference to the best mask of all. None if that is unknown.
-    """
+    """Rewards, the best so far, and its regret after every scored mask; None for what is not finite or not known."""
 
     rewards: list[float | None]
     best: list[float | None]
@@ -58,31 +51,23 @@ class Heat:
         return cls([turn + 1 for turn in kept], [np.round(values[turn], 4).tolist() for turn in kept])
 
 
+Point = tuple[float, float]
+"""Share of MACs saved, and loss in nats."""
+
+
 @dataclass(frozen=True)
 class CostChart:
-    """Loss against cost. Points are (share of MACs saved, loss in nats).
+    """Loss against cost: masks of the table, the front from the most saved on, scored masks, and the search's answer."""
 
-    Attributes:
-        others: Masks of the table, or some of them.
-        front: The Pareto front, from the most saved on.
-        tried: Masks that the search scored.
-        landed: The search's answer.
-        about: What the points are.
-    """
-
-    others: list[tuple[float, float]]
-    front: list[tuple[float, float]]
-    tried: list[tuple[float, float]]
-    landed: tuple[float, float] | None
+    others: list[Point]
+    front: list[Point]
+    tried: list[Point]
+    landed: Point | None
     about: str
 
     @classmethod
     def of(
-        cls,
-        tried: Sequence[tuple[float, float]],
-        landed: tuple[float, float] | None,
-        table: SubnetTable | None = None,
-        split: str = "reward",
+        cls, tried: Sequence[Point], landed: Point | None, table: SubnetTable | None = None, split: str = "reward"
     ) -> CostChart:
         """Return the chart of a search, over the masks of a table if there is one."""
         if table is None:
@@ -90,18 +75,12 @@ class CostChart:
             rows, some, about = front_rows(saved, losses)[::-1], np.array([], int), "the masks that the search scored"
         else:
             losses, saved = table.values("loss", split), table.macs_saved
-            rows, some, about = (
-                table.index(table.pareto_front("loss", split)),
-                np.flatnonzero(np.isfinite(losses)),
-                "all masks of the table",
-            )
+            rows, some = table.index(table.pareto_front("loss", split)), np.flatnonzero(np.isfinite(losses))
             if len(some) > MAX_DOTS:
                 some = np.random.default_rng(0).choice(some, MAX_DOTS, replace=False)
-            if len(some) < len(losses):
-                about = f"{len(some):,} of the table's {len(losses):,} masks"
-        points = np.stack((saved, losses), axis=1).round(5).tolist()
-        pairs: list[tuple[float, float]] = [(share, loss) for share, loss in points]
-        return cls([pairs[row] for row in some], [pairs[row] for row in rows], list(tried), landed, about)
+            about = f"{len(some):,} of the table's {len(losses):,} masks"
+        points: list[Any] = list(map(tuple, np.stack((saved, losses), axis=1).round(5).tolist()))
+        return cls([points[row] for row in some], [points[row] for row in rows], list(tried), landed, about)
 
 
 @dataclass(frozen=True)
@@ -121,13 +100,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """Questions with the answers of models.
-
-    Attributes:
-        models: Their names, the full model first.
-        rows: Each question with the answer of each model.
-        about: Which questions these are.
-    """
+    """Questions with the answers of models, the full model first, and a line about which questions these are."""
 
     models: list[str]
     rows: list[tuple[Question, list[str]]]
@@ -147,61 +120,53 @@ class Answers:
         """Return the answers of all models, the full model first, to the questions that `rows_to_show` chooses."""
         rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
         about = f"{len(questions):,} of {counted(len(answers), 'question')}"
-        differing = sum(len(set(each)) > 1 for each in answers)
         if len(models) > 1:
+            differing = sum(len(set(each)) > 1 for each in answers)
             about += f"; the models differ on {differing:,}, which come first" if differing else "; the models agree on all"
         return cls(list(models), list(rows), about)
-
-    @property
-    def has_images(self) -> bool:
-        """Whether any question has an image."""
-        return any(question.images for question, _ in self.rows)
-
-    @property
-    def has_references(self) -> bool:
-        """Whether any question has a right answer."""
-        return any(question.reference for question, _ in self.rows)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The content of a report on one run. A part that is None is left out.
+    """The content of a report on one run, which a command keeps in its record. A part that is None is left out.
 
     Attributes:
-        name: Such as "run 3".
         title: What was done.
-        facts: Values by name.
+        facts: Values by name; those of several runs are shown side by side.
         architecture: The model's units.
         mask: 0 or 1 per unit, 1 = skipped.
-        commands: Commands that repeat the run, one a line.
+        table: The models or methods side by side.
         progress: The search.
         heat: Its skip probabilities.
         cost: Loss against cost.
         statistics: By name, one value per unit.
-        table: The models or methods side by side.
         answers: Questions with answers.
+        name: Such as "run 3".
+        commands: Commands that repeat the run, one a line.
         versions: Of Python and the libraries that it ran with.
     """
 
-    name: str
     title: str
     facts: Mapping[str, str]
     architecture: Architecture
     mask: list[int]
-    commands: list[str]
+    table: Table | None = None
     progress: Progress | None = None
     heat: Heat | None = None
     cost: CostChart | None = None
     statistics: Mapping[str, list[float]] | None = None
-    table: Table | None = None
     answers: Answers | None = None
+    name: str = ""
+    commands: list[str] = field(default_factory=list)
     versions: Mapping[str, str] | None = None
 
-    def checked(self) -> RunReport:
-        """Return the report itself."""
+    def __post_init__(self) -> None:
         if len(self.mask) != len(self.architecture.units):
             raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.architecture.units)} units")
-        return build(RunReport, vars(self))
+
+    def record(self) -> dict[str, Any]:
+        """Return the parts that are known as JSON values, from which `das_gym.config.build` makes the report again."""
+        return {name: value for name, value in asdict(self).items() if value}
 
     def with_search(self, search: RunReport) -> RunReport:
         """Return the report with the charts, facts and commands of the search that preceded the run."""
@@ -215,12 +180,10 @@ class RunReport:
 
 def write_report(path: str | os.PathLike[str], reports: Sequence[RunReport]) -> Path:
     """Write the page and return its path."""
-    runs: list[dict[str, Any]] = []
+    names = ("name", "mask", "progress", "heat", "cost", "statistics")
+    runs = []
     for report in reports:
-        charts = {
-            name: value for name, value in asdict(report).items() if name in ("progress", "heat", "cost", "statistics")
-        }
-        mask = [int(bit) for bit in report.mask]
-        runs.append({"name": report.name, "units": report.architecture.record(), "mask": mask, **charts})
+        values = asdict(report)
+        runs.append({"units": values["architecture"]["units"], **{name: values[name] for name in names}})
     title = reports[0].title if len(reports) == 1 else f"{len(reports)} runs: {', '.join(r.name for r in reports)}"
     return write_page(path, "report", {"runs": runs}, title=title, reports=reports)

@@ -31,7 +31,7 @@ def record_of(answer: float | None, best: float | None, macs_saved: float = 0.2,
     }
     answered = {"mask": ANSWER, "reward": answer, **scores, "skipped_layers": ["a", "b"], "n_skipped": 2}
     numbers = {"seed": 0, "masks_per_turn": 1, "macs_full": 100, "evaluations": 0}
-    rest = {"layer_names": list("abcd"), "preferences": None, "skip_probabilities": None, "versions": {}}
+    rest = {"layer_names": list("abcd"), "versions": {}}
     return {"format": 1, **about, **answered, **numbers, **rest, "best_seen": seen}
 
 

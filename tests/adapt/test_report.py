@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, ModelResult, print_report
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, ModelResult, report_of
 
+from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import WIDTH
 from das_gym.intervals import difference_interval
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 
 
@@ -35,44 +38,40 @@ SUB = ModelResult(
 ROWS = {SUBNET: SUB, FULL_MODEL: FULL, BASELINE: BASE}
 
 
-def printed_table(printed: str) -> dict[str, list[str]]:
-    """The cells of each line of the table by its name."""
-    names = (
-        *("accuracy on test, %", "trainable parameters", "parameters", "MACs an example, M", "MACs saved, %"),
-        *("latency, ms", "times as fast"),
-    )
-    lines = [(name, line.strip()) for line in printed.splitlines() for name in names if line.strip().startswith(name)]
-    return {name: re.findall(r"[\d.,-]+(?: \([^)]*\))?", line[len(name) :]) for name, line in lines}
+def report(rows: dict[str, ModelResult]) -> RunReport:
+    layers = [SimpleNamespace(name=name, stage=0) for name in ("text.1", "image.1")]
+    subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=SimpleNamespace(layers=layers)))
+    return report_of(rows, ProblemConfig(), "fine-tuned", subnet)
 
 
-def test_conclusion_can_be_recomputed_from_the_table(capsys: pytest.CaptureFixture[str]):
-    print_report(ROWS, "1,000 test examples")
-    printed = capsys.readouterr().out
-    table, said = printed_table(printed), " ".join(printed[printed.index("Skipping text.1") :].split())
+def test_conclusion_can_be_recomputed_from_the_table():
+    told = report(ROWS)
+    table, said = {row[0]: row[1:] for row in told.table.rows}, told.table.notes[-1]
     macs, latency = ([float(cell.split()[0]) for cell in table[name]] for name in ("MACs an example, M", "latency, ms"))
     assert f"saves {100 * (1 - macs[2] / macs[0]):.2f} % of the baseline's MACs" in said
     assert f"runs {latency[0] / latency[2]:.2f} (1.20 to 1.30) times as fast as the baseline" in said
-    assert table["times as fast"] == ["-", "0.91 (0.88..0.93)", f"{latency[0] / latency[2]:.2f} (1.20..1.30)"]
-    assert table["MACs saved, %"] == ["0.00", *(f"{100 * (1 - own / macs[0]):.2f}" for own in macs[1:])]
+    assert table["times as fast"] == ("-", "0.91 (0.88..0.93)", f"{latency[0] / latency[2]:.2f} (1.20..1.30)")
+    assert table["MACs saved, %"] == ("0.00", *(f"{100 * (1 - own / macs[0]):.2f}" for own in macs[1:]))
     baseline, full, subnet = table["accuracy on test, %"]
     assert baseline == "81.9"
     low, high = (100 * end for end in difference_interval(np.array([0.0] * 994 + [-1.0] * 6)))
     interval = f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
     assert f"it scores {subnet} % accuracy on test against {full} % for the full model with adapters {interval}" in said
+    assert told.facts == {"skips": "text.1", "accuracy on test, %": "96.90", "MACs saved, %": "20.6"}
 
 
 def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.CaptureFixture[str]):
     slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
-    print_report({**ROWS, FULL_MODEL: slow}, "1,000 test examples")
-    printed = capsys.readouterr().out
-    assert all(len(line) <= WIDTH for line in printed.splitlines())
-    table = printed_table(printed)
-    assert table["accuracy on test, %"] == ["81.9", "97.5", "96.9"]
-    assert table["trainable parameters"] == ["60", "90", "80"]
-    assert table["latency, ms"] == ["2.00 (1.90..2.10)", "98765 (98700..98800)", "1.60 (1.50..1.70)"]
-    assert "Full model with adapters: trained weights from the package." in " ".join(printed.split())
-    print_report({**ROWS, FULL_MODEL: dataclasses.replace(FULL, from_package=False)}, "1,000 test examples")
-    assert "trained weights" not in capsys.readouterr().out
+    table = report({**ROWS, FULL_MODEL: slow}).table
+    table.print()
+    assert all(len(line) <= WIDTH for line in capsys.readouterr().out.splitlines())
+    assert table.columns == ("", "baseline", "full model with adapters", "subnet")
+    assert ("trainable parameters", "60", "90", "80") in table.rows
+    assert ("latency, ms", "2 (1.9..2.1)", "98765 (98700..98800)", "1.6 (1.5..1.7)") in table.rows
+    assert "Full model with adapters: trained weights from the package." in table.notes
+    untrained = dataclasses.replace(BASE, evaluation=None, trainable_parameters=0)
+    rows = {row[0]: row[1:] for row in report({**ROWS, BASELINE: untrained}).table.rows}
+    assert rows["accuracy on test, %"][0] == rows["trainable parameters"][0] == "-"
 
 
 def test_measure_latency_takes_turns():

@@ -114,7 +114,7 @@ def test_shrink_end_to_end(
     assert "LoRA (rank 16, merged)" in card
     for text in (
         record["drawn"],
-        "exact match, %",
+        "exact match on test, %",
         "further tokens, ms",
         "interval",
         f"model: {out}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -29,7 +28,6 @@ class SyntheticVectorEnv(VectorEnv):
         skip_num=4,
         macs_saved=None,
         reward_batches="fixed",
-        seconds=0.0,
         broken_from=None,
         no_loss=False,
     ):
@@ -45,7 +43,7 @@ class SyntheticVectorEnv(VectorEnv):
         self.feature_names = tuple(f"{layer}/block_influence_tokens" for layer in self.layer_names)
         self.scorer = SimpleNamespace(cost_of=lambda setting: MaskCost(1000, 1000, np.full(N_LAYERS, 50)))
         self.macs_saved = macs_saved
-        self.reward_batches, self.seconds, self.broken_from, self.no_loss = reward_batches, seconds, broken_from, no_loss
+        self.reward_batches, self.broken_from, self.no_loss = reward_batches, broken_from, no_loss
         self.steps = 0
         rng = np.random.default_rng(5)
         self.single = rng.uniform(0.0, 0.4, N_LAYERS)
@@ -68,7 +66,6 @@ class SyntheticVectorEnv(VectorEnv):
     def step(self, actions):
         if actions.shape != (self.num_envs, N_LAYERS) or actions.dtype != np.int8:
             raise ValueError(f"actions {actions.shape} {actions.dtype}")
-        time.sleep(self.seconds)
         self.steps += 1
         if self.broken_from is not None and self.steps >= self.broken_from:
             raise FileNotFoundError("images/0007.png is missing; put it back and resume")

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,10 +27,6 @@ def runs(made_up_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data_of(page: Path) -> dict[str, Any]:
-    return json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
-
-
 def test_report_matches_record_and_table(runs: Path, made_up_table: Path):
     result, table, told = SearchResult.load(runs / "1"), SubnetTable.load(made_up_table), search_report(runs / "1")
     assert told.mask == result.mask
@@ -41,7 +36,7 @@ def test_report_matches_record_and_table(runs: Path, made_up_table: Path):
     np.testing.assert_allclose(told.progress.best, np.maximum.accumulate(rewards))
     best = np.exp(-table.values("loss")[table.within(skip_num=3)].min())
     np.testing.assert_allclose(told.progress.regret, best - np.maximum.accumulate(rewards), atol=1e-7)
-    assert told.heat.values[-1] == pytest.approx(result.skip_probabilities, abs=1e-4)
+    assert told.heat.values[-1] == pytest.approx(result.history[-1].skip_probabilities, abs=1e-4)
     assert told.cost.landed == (result.macs_saved, result.loss)
     assert len(told.cost.others) == 256
     assert list(told.statistics) == list(table.meta.statistics)
@@ -69,30 +64,18 @@ def test_report_command_reproduces_the_search(runs: Path, made_up_table: Path):
     assert set(words[5:]) == {"env_id=DAS-METER-VQA-Tabular-v0", kwargs, "evaluations=30", "seed=4", "skip_num=3"}
 
 
-def test_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, tmp_path: Path):
+def test_explorer_of_a_table(made_up_table: Path, tmp_path: Path):
     out = tmp_path / "page.html"
-    words = ["explore", str(made_up_table), "with", f"runs_dir={runs}", "runs=[1]", f"out={out}"]
-    assert PROGRAM.run(words) == 0
-    (replay,) = data_of(out)["replays"]
-    assert replay["name"] == "run 1"
-    assert len(replay["masks"]) == 30
-    assert {len(mask.split(",")) for mask in replay["masks"]} == {3}
+    assert PROGRAM.run(["explore", str(made_up_table), "with", f"out={out}"]) == 0
+    data = json.loads(out.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [unit["name"] for unit in data["units"]] == [f"text.{i}" for i in range(8)]
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["meter_vqx"], "unknown table .* 'meter_vqx'; did you mean 'meter_vqa'"),
-        (["none.npz"], "no table at none.npz"),
-        (
-            ["vilt_vqa", "with", "runs=[1]", "runs_dir={runs}"],
-            "run 1 searched 8 units of DAS-METER-VQA-v0, and the table is of 12",
-        ),
-        (["llava_slake"], "unknown table"),
-    ],
+    ("table", "says"),
+    [("meter_vqx", "unknown table .* 'meter_vqx'; did you mean 'meter_vqa'"), ("none.npz", "no table at none.npz")],
 )
-def test_explorer_rejects_unsupported_runs(runs: Path, words: list[str], says: str, tmp_path: Path, monkeypatch, capsys):
+def test_explorer_rejects_unknown_tables(table: str, says: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = [word.replace("{runs}", str(runs)) for word in words]
-    assert PROGRAM.run(["explore", *given]) == 1
+    assert PROGRAM.run(["explore", table]) == 1
     assert re.search(says, capsys.readouterr().err)

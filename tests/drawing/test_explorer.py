@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from das_gym.drawing.explorer import Replay, write_explorer
+from das_gym.drawing.explorer import write_explorer
 from das_gym.engine.scores import Scores
+from das_gym.problem.mask_space import every_mask
 from das_gym.tables.table import SubnetTable, TableMeta
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 
-def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
-    """Made-up scores of every mask, or of those of few skipped layers."""
+@pytest.fixture(scope="module")
+def table() -> SubnetTable:
+    """Made-up scores of every mask of 6 layers; that of all skipped has an infinite loss."""
     meta = TableMeta(
         env_id="DAS-METER-VQA-v0",
-        layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(n_layers // 2)),
+        layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(3)),
         metric_name="accuracy",
         macs_full=1000,
         reward_examples=8,
@@ -26,28 +27,15 @@ def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
         statistics=("depth",),
         hashes={},
         versions={},
-        max_skipped=most,
     )
-    bits = np.array(list(itertools.product((0, 1), repeat=n_layers)))[:, ::-1]
-    if most is not None:
-        bits = bits[bits.sum(axis=1) <= most][np.argsort(bits[bits.sum(axis=1) <= most].sum(axis=1), kind="stable")]
-    rng = np.random.default_rng(0)
-    count = len(bits)
-    scores = {s: Scores(*(rng.uniform(0.1, 3, count).astype(np.float32) for _ in range(3))) for s in ("reward", "test")}
+    masks, rng = every_mask(6), np.random.default_rng(0)
+    scores = {s: Scores(*(rng.uniform(0.1, 3, 64).astype(np.float32) for _ in range(3))) for s in ("reward", "test")}
     for each in scores.values():
         each.metrics[:] = np.exp(-each.losses)
-    macs = 1050 - bits @ np.array([50, 50, 20, 100, 100, 20] if n_layers == 6 else [40] * n_layers)
-    depth = np.tile(np.linspace(0, 1, n_layers // 2, dtype=np.float32), 2)[:, None]
-    table = SubnetTable(meta, scores, macs.astype(np.int64), depth)
-    order = [int(np.flatnonzero((bits == mask).all(axis=1))[0]) for mask in table.masks]
-    return replace(table, macs=table.macs[order])
-
-
-@pytest.fixture(scope="module")
-def table() -> SubnetTable:
-    made = a_table()
-    made.scores["reward"].losses[-1] = np.inf  # all skipped
-    return made
+    scores["reward"].losses[-1] = np.inf
+    macs = 1050 - masks.astype(np.int64) @ np.array([50, 50, 20, 100, 100, 20])
+    depth = np.tile(np.linspace(0, 1, 3, dtype=np.float32), 2)[:, None]
+    return SubnetTable(meta, scores, macs, depth)
 
 
 def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
@@ -58,14 +46,9 @@ def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
     assert "The adapters add" not in text
 
 
-REPLAY = Replay(
-    "run 3", "bandit, seed 0", [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0] * 6], [0.4, None, 0.5], [0.4, 0.4, 0.5]
-)
-
-
 @pytest.fixture(scope="module")
 def page(table: SubnetTable, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table, [REPLAY]))
+    return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table))
 
 
 def read_values(page: Any) -> dict[str, str]:
@@ -161,20 +144,6 @@ def test_sliders_set_the_budget(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
-def test_explorer_replays_a_search(page: Any, table: SubnetTable):
-    reset_page(page)
-    slide(page, "at", 2)
-    np.testing.assert_array_equal(mask_of(page, table), np.array(REPLAY.masks[1], bool))
-    assert page.inner_text("#at-told") == "2 of 3, reward -, best so far 0.4000"
-    page.click("#play")
-    page.wait_for_selector("#play:has-text('Pause')")
-    page.wait_for_selector("#play:has-text('Play')")  # it stops by itself
-    assert page.input_value("#at") == "3"
-    assert read_values(page) == wanted(table, np.zeros(6, bool))
-
-
-@pytest.mark.slow
-@needs_browser
 def test_by_keyboard_alone(page: Any, table: SubnetTable):
     reset_page(page)
     page.evaluate("document.activeElement.blur()")
@@ -192,7 +161,7 @@ def test_by_keyboard_alone(page: Any, table: SubnetTable):
     for _ in range(25):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
         page.keyboard.press("Tab")
-    assert {"nothing", "best", "exactly", "least", "front", "replay", "at", "play", "SUMMARY"} <= reached
+    assert {"nothing", "best", "exactly", "least", "front", "SUMMARY"} <= reached
 
 
 @pytest.mark.slow
@@ -205,9 +174,3 @@ def test_everyone_can_read_it(page: Any, tmp_path: Path):
         check_accessible(page)
     check_fits(page)
     assert page.wrong == []
-
-
-def test_search_of_other_units_is_rejected(table: SubnetTable, tmp_path: Path):
-    with pytest.raises(ValueError, match="run 3 did not search this table"):
-        write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
-    assert not (tmp_path / "page.html").exists()

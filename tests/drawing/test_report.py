@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from das_gym.drawing import command
+from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import (
     Answers,
@@ -17,7 +18,6 @@ from das_gym.drawing.report import (
     write_report,
 )
 from das_gym.drawing.table import Table
-from das_gym.files import write_json
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 NAMES = ["text.0", "text.1", "image.0", "image.1"]
@@ -40,9 +40,8 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
     }
     mask = [int(i == 1) for i in range(n_units)]
     architecture = Architecture.of(names)
-    return RunReport(
-        name, f"{name} of tests", architecture=architecture, mask=mask, commands=["x 'a<b'"], **{**told, **more}
-    )
+    told |= {"name": name, "architecture": architecture, "mask": mask, "commands": ["x 'a<b'"]}
+    return RunReport(f"{name} of tests", **{**told, **more})
 
 
 def test_cost_chart_has_the_front_of_a_search():
@@ -87,22 +86,11 @@ def test_with_search_adds_charts_facts_and_commands():
     assert told.commands == [*search.commands, *own.commands]
 
 
-def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for run in ("3", "4"):
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        write_json(tmp_path / "runs" / run / "run.json", {})
-
-    def report(*runs: str) -> None:
-        settings = command.ReportSettings(runs=runs, runs_dir=str(tmp_path / "runs"))
-        command.report(settings, lambda folder: a_report(f"run {folder.name}"))
-
-    report("3")
-    assert (tmp_path / "runs/3/report.html").is_file()
-    report("3", "4")
-    assert "report_3_4.html (" in capsys.readouterr().out
-    for wrong, says in ((("5",), "no run '5'"), ((), "`runs` is missing"), (("nowhere",), "got nowhere")):
-        with pytest.raises((ValueError, FileNotFoundError), match=says):
-            report(*wrong)
+def test_report_can_be_built_from_its_record():
+    told = a_report()
+    assert build(RunReport, json.loads(json.dumps(told.record()))) == told
+    with pytest.raises(ValueError, match="`mask` has 2 entries for 4 units"):
+        a_report(mask=[0, 1])
 
 
 @pytest.mark.slow

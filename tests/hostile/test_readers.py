@@ -79,7 +79,7 @@ def record(path: Path) -> None:
     rest = {"env_id": "X-v0", "env_kwargs": {}, "agent": "bandit", "agent_kwargs": {}, "n_skipped": 1, "macs_full": 10}
     rest |= {"seed": 0, "masks_per_turn": 1, "evaluations": 0, "layer_names": ["a", "b"], "versions": {}}
     seen = {"mask": [1, 0], **scores, "skipped_layers": ["a"]}
-    plain = {"format": 1, **rest, **seen, "best_seen": seen, "preferences": None, "skip_probabilities": [0.1, 0.2]}
+    plain = {"format": 1, **rest, **seen, "best_seen": seen}
     path.write_text(json.dumps(plain))
 
 

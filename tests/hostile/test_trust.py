@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shlex
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
@@ -83,7 +80,7 @@ def record_of_search(**changes: Any) -> dict[str, Any]:
     names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
     answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
     about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
-    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}}
+    rest = {"macs_full": 100, "evaluations": 0, "versions": {}}
     known = {"format": 1, **about, **answer, **rest, "n_skipped": 2, "layer_names": names, "plugins": []}
     env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
     return {**known, "best_seen": answer, "env_kwargs": env_kwargs, **changes}
@@ -212,7 +209,7 @@ def test_record_runs_no_code(canary: Path, capsys: pytest.CaptureFixture[str], r
     assert canary.exists()
 
 
-@pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
+@pytest.mark.parametrize("words", [("runs",), ("compare", "with", "resume=1")])
 def test_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
     finished_run(plugins=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
     call("agents", *words)
@@ -243,7 +240,7 @@ class Harm:
 
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
-    """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
+    """The settings of a search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
     settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "masks_per_turn": 2}
     settings |= {"agent": "ppo", "agent_kwargs": {"n_steps": 4}, "save_every": 1}
     trained = train_sb3(SearchConfig(**settings), "runs/2")
@@ -254,7 +251,6 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
 
 def test_search_does_not_unpickle_an_agent(canary: Path, hostile_agent: dict[str, Any]):
     assert search(SearchConfig(**hostile_agent), "runs/2", resume=True).masks_asked == 24
-    search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
     assert not canary.exists()
 
 
@@ -265,17 +261,3 @@ def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile
     assert not canary.exists()
     load_sb3("runs/2", trust=True)
     assert canary.exists()
-
-
-@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
-def test_search_does_not_unpickle_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
-    file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
-    with zipfile.ZipFile(file) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    torch.save({"weight": Harm(canary)}, buffer)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in {**contents, part: buffer.getvalue()}.items():
-            archive.writestr(name, content)
-    with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
-        search(SearchConfig(start_from="runs/2", **hostile_agent), "runs/3")
-    assert not canary.exists()

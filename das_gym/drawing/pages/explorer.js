@@ -19,14 +19,10 @@ const groups = data.groups.map(({ name, examples, metric }) =>
 /** The numbers of the skipped units of every row; where no keys are given, row r skips unit i if bit i of r is set. */
 const skipped = data.keys === null
   ? Array.from({ length: rows }, (_, row) => units.flatMap((_, i) => (Math.floor(row / 2 ** i) % 2 ? [i] : [])))
-  : data.keys.split(";").map(unitsOf);
+  : data.keys.split(";").map((key) => (key === "" ? [] : key.split(",").map(Number)));
 const rowOf = new Map(skipped.map((indices, row) => [indices.join(), row]));
 const saved = skipped.map((indices) =>
   (macs.full - macs.unskipped + indices.reduce((sum, i) => sum + macs.savings[i], 0)) / macs.full);
-
-function unitsOf(key) {
-  return key === "" ? [] : key.split(",").map(Number);
-}
 
 const state = { mask: units.map(() => 0), split: "reward", k: null, least: 0 };
 
@@ -57,7 +53,6 @@ function front() {
 }
 
 const drawn = architecture(units, (index) => {
-  stop();
   state.mask[index] = state.mask[index] ? 0 : 1;
   show();
 });
@@ -65,7 +60,6 @@ $("units").append(architectureKey(units), drawn.list);
 
 let budget = competing();
 let frontRows = front();
-let timer = null;
 let redraw = () => {};
 
 /** Some rows for the chart, the same every time. */
@@ -128,15 +122,11 @@ function showGroups(row) {
 const signed = (points) => `${points > 0 ? "+" : ""}${points.toFixed(1)}`;
 
 let saying = null;
-/** Show the text at once, and tell it to those who listen: once things are still, or every two seconds of a search. */
+/** Show the text at once, and tell it to those who listen once things are still. */
 function say(text) {
   $("status").textContent = text;
-  if (timer !== null && saying !== null) return;
   clearTimeout(saying);
-  saying = setTimeout(() => {
-    saying = null;
-    $("said").textContent = $("status").textContent;
-  }, timer === null ? 150 : 2000);
+  saying = setTimeout(() => ($("said").textContent = text), 150);
 }
 
 function choose(indices) {
@@ -154,12 +144,6 @@ function showFront() {
 function tellFront() {
   const row = frontRows[$("front").value];
   $("front-told").textContent = `${percent(saved[row])} saved, loss ${number(scores[state.split].loss[row])}`;
-}
-
-function stop() {
-  if (timer !== null) clearInterval(timer);
-  timer = null;
-  if ($("play")) $("play").textContent = "Play";
 }
 
 $("k").max = most;
@@ -181,12 +165,11 @@ $("least").addEventListener("input", () => {
   show();
 });
 $("front").addEventListener("input", () => {
-  stop();
   tellFront();
   choose(skipped[frontRows[$("front").value]]);
 });
-$("nothing").addEventListener("click", () => (stop(), choose([])));
-$("best").addEventListener("click", () => (stop(), choose(skipped[budget.best])));
+$("nothing").addEventListener("click", () => choose([]));
+$("best").addEventListener("click", () => choose(skipped[budget.best]));
 for (const radio of document.querySelectorAll("[name=split]")) {
   radio.addEventListener("change", () => {
     state.split = document.querySelector("[name=split]:checked").value;
@@ -194,48 +177,6 @@ for (const radio of document.querySelectorAll("[name=split]")) {
     showFront();
     show();
   });
-}
-
-if (data.replays.length) {
-  let redrawSearch = () => {};
-  const replay = () => data.replays[$("replay").value];
-  const step = () => {
-    const { masks, rewards, best } = replay();
-    const at = Number($("at").value);
-    $("at-told").textContent = `${at} of ${masks.length}, reward ${number(rewards[at - 1])}, best so far ${number(best[at - 1])}`;
-    choose(unitsOf(masks[at - 1]));
-    redrawSearch();
-  };
-  $("replay").addEventListener("change", () => {
-    stop();
-    $("at").max = replay().masks.length;
-    $("at").value = 1;
-    step();
-  });
-  $("at").max = replay().masks.length;
-  $("at-told").textContent = `1 of ${replay().masks.length}`;
-  $("at").addEventListener("input", () => (stop(), step()));
-  $("play").addEventListener("click", () => {
-    if (timer !== null) return stop();
-    if ($("at").value === $("at").max) $("at").value = 1;
-    $("play").textContent = "Pause";
-    timer = setInterval(() => {
-      if ($("at").value === $("at").max) return stop();
-      $("at").value = Number($("at").value) + 1;
-      step();
-    }, 300);
-    step();
-  });
-  const steps = (values) => values.flatMap((value, i) => (value === null ? [] : [{ at: i + 1, value }]));
-  redrawSearch = chart($("search"), "The search that is watched: reward of every mask, and the best so far", () => ({
-    height: 200, marginLeft: 56, x: { label: "evaluations", domain: [1, Math.max(2, replay().rewards.length)] },
-    y: { label: "reward", grid: true, nice: true },
-    marks: [
-      Plot.dot(steps(replay().rewards), { x: "at", y: "value", r: 2, fill: "var(--other)" }),
-      Plot.line(steps(replay().best), { x: "at", y: "value", curve: "step-after", stroke: "var(--kept)", strokeWidth: 2 }),
-      Plot.ruleX([Number($("at").value)], { stroke: "var(--accent)", strokeWidth: 2 }),
-    ],
-  }), { legend: [["each mask", "var(--other)", "dot"], ["best so far", "var(--kept)", "line"], ["now", "var(--accent)", "line"]] });
 }
 
 redraw = chart($("chart"), "Loss against MACs saved", () => {

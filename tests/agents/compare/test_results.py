@@ -44,13 +44,13 @@ def test_results_before_the_first_answer(oracle, tmp_path):
     none = result_of(oracle, np.full((2, 4), NONE), "c", 0)
     gap = best - worst
     assert one.regret.tolist() == [[np.inf, np.inf, gap, 0], [np.inf, np.inf, 0, 0]]
-    assert one.ranks.tolist() == [[np.inf, np.inf, 70, 1], [np.inf, np.inf, 1, 1]]
+    assert (one.ranks.tolist(), none.ranks.tolist()) == ([1, 1], [np.inf, np.inf])
     assert one.mean_regret() == pytest.approx(gap / 4)  # (gap + 0) / 2 and 0
     assert other.mean_regret() == pytest.approx(gap / 2)
     assert none.mean_regret() == np.inf
     record = json.loads(json.dumps(one.record(), allow_nan=False))
     assert record["regret"]["q75"] == [None, None, gap, 0]
-    assert record["rank"]["q25"] == [None, None, 1, 1]
+    assert record["ranks"] == [1, 1]
     assert record["needed"] == [4, 3]
     record = json.loads(json.dumps(none.record(), allow_nan=False))
     assert record["test_metrics"] == record["rewards"] == record["needed"] == [None, None]
@@ -58,4 +58,4 @@ def test_results_before_the_first_answer(oracle, tmp_path):
         print_results(results, "three agents")
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells(none) == ("-", "-", "-", "-", "0 %", "0 %", "-", "0", "-")
+    assert cells(none, [1, 2, 4]) == ("-", "-", "-", "-", "0 %", "-", "0", "-")

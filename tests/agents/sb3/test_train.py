@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
 from das_gym.agents.sb3.policy import load_sb3, policy_mask
-from das_gym.agents.sb3.recorder import Recorder
+from das_gym.agents.sb3.recorder import Recorder, answer_from
 from das_gym.agents.sb3.train import train_sb3
 from das_gym.agents.searching.checkpoint import CHECKPOINT
-from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.record import SearchResult, Turn
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
@@ -57,7 +58,7 @@ def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, b
         assert all(saved >= 0.12 for turn in result.history for saved in turn.macs_saved)
     assert result.reward == pytest.approx(max(earned.max(), trained.policy["reward"]))
     assert result.best_seen["reward"] == earned.max()
-    assert all(check.agrees for check in validate(result))
+    assert validate(result) == []
     assert ALGORITHMS[name] == before
 
 
@@ -68,7 +69,7 @@ def test_algorithm_defaults_find_the_best_mask(name: str):
     assert train_sb3(config).policy["reward"] >= gymnasium.spec(ID).reward_threshold
 
 
-@pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
+@pytest.mark.parametrize("name", ["ppo", "dqn", "ars"])
 def test_train_repeats_with_the_same_seed(env_kwargs: dict, name: str):
     one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))
     assert one == two
@@ -86,37 +87,35 @@ def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     assert json.loads((tmp_path / "search.json").read_text())["agent"] == "maskable_ppo"
 
 
-def test_train_starts_from_a_saved_agent(env_kwargs: dict, tmp_path: Path):
-    first = train("ppo", env_kwargs, tmp_path)
-    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), agent_kwargs={"learning_rate": 0.0})
-    for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
-        np.testing.assert_array_equal(old.detach(), new.detach())
-    with pytest.raises(FileNotFoundError, match=r"no agent at "):
-        train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
-
-
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
-def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
+def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path: Path, name: str):
     seen = []
 
-    def stop(turn, layer_names):
-        seen.extend(turn.masks)
-        if len(seen) >= 14:
+    def stop(turn):
+        seen.append(turn)
+        if len(seen) >= 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(name, env_kwargs, tmp_path, save_every=1, on_turn=stop)
-    state = json.loads((tmp_path / CHECKPOINT).read_text())
-    assert 0 < state["agent"]["steps"] <= 14
-    result = train(name, env_kwargs, tmp_path, save_every=1, resume=True).result
-    masks, _ = scored(result)
-    kept = sum(len(turn["masks"]) for turn in state["turns"])
-    assert masks[:kept].astype(int).tolist() == seen[:kept]
-    assert len(masks) == result.evaluations == 22
+    assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 2
+    resumed = train(name, env_kwargs, tmp_path, save_every=1, resume=True)
+    assert resumed.result == train(name, env_kwargs).result
     with pytest.raises(ValueError, match="another `seed`"):
         train(name, env_kwargs, tmp_path, save_every=1, resume=True, seed=5)
-    with pytest.raises(ValueError, match="another `masks_per_turn`"):
-        train(name, env_kwargs, tmp_path, save_every=1, resume=True, masks_per_turn=2)
+
+
+def test_answer_from_answers_recorded_masks_alone():
+    masks, calls = np.eye(3, dtype=bool), []
+    objective = SimpleNamespace(reward=SimpleNamespace(needs_divergences=False))
+    scorer = SimpleNamespace(reward_batches="fixed", objective=objective, measure=lambda masks, rng: calls.append(masks))
+    scores = {"loss": np.array([0.5, np.inf]), "metric": np.ones(2), "macs": np.ones(2), "macs_saved": np.ones(2)}
+    answer_from(scorer, [Turn.of(masks[:2], np.ones(2), scores), Turn.of(masks[1:], np.ones(2), scores)])
+    assert scorer.measure(masks[:2], None).losses.tolist() == [0.5, np.inf]
+    assert calls == []
+    scorer.measure(masks[:1], None)  # it asks for others than before: all that follows is scored
+    scorer.measure(masks[1:], None)
+    assert [len(each) for each in calls] == [1, 2]
 
 
 class Patient(PPO):
@@ -139,7 +138,6 @@ def test_train_with_your_own_class(env_kwargs: dict):
 
 @pytest.mark.slow
 def test_train_with_an_unlisted_class(env_kwargs: dict):
-    assert train("sb3_contrib:CrossQ", env_kwargs, agent_kwargs={"learning_starts": 8}).action == "scores"
     trained = train("sb3_contrib:RecurrentPPO", env_kwargs, action="sequence", agent_kwargs={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
@@ -148,12 +146,10 @@ def test_train_with_an_unlisted_class(env_kwargs: dict):
 @pytest.mark.parametrize(
     ("algorithm", "settings", "text"),
     [
-        ("pppo", {}, "did you mean 'ppo'"),
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
         ("ppo", {"agent_kwargs": {"seed": 1}}, "'seed'"),
-        ("sb3_contrib:RecurrentPPO", {"agent_kwargs": {"policy": "MlpPolicy"}}, "MlpLstmPolicy"),
         ("ppo", {"agent_kwargs": {"clip_range": "wide"}}, "PPO cannot be made with"),
-        ("ppo", {"action": "score"}, "did you mean 'scores'"),
+        ("stable_baselines3:DQN", {"action": "mask"}, "action"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved"),
         ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
     ],
@@ -179,14 +175,16 @@ def test_recorder_names_a_nan_reward(env_kwargs: dict):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("action", "batches"), [("scores", "cycle"), ("sequence", "resample")])
-def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path: Path, batches: str, action: str):
+@pytest.mark.parametrize(("action", "batches"), [("scores", "fixed"), ("scores", "cycle"), ("sequence", "resample")])
+def test_resumed_search_on_a_model_equals_an_uninterrupted_one(
+    small_kwargs: dict, tmp_path: Path, batches: str, action: str
+):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
     settings = {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "action": action, "skip_num": 3, "evaluations": 12}
     settings |= {"save_every": 1, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 2, "n_epochs": 1}}
     config, turns = SearchConfig(env_kwargs=env_kwargs, **settings), []
 
-    def stop(turn, layer_names):
+    def stop(turn):
         turns.append(turn)
         if len(turns) == 3:
             raise KeyboardInterrupt
@@ -194,27 +192,15 @@ def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         search(config, tmp_path, on_turn=stop)
     result = search(config, tmp_path, resume=True)
-    assert list(result.history[:2]) == turns[:2]
+    assert result == search(config)
     assert (result.masks_asked, result.evaluations) == (12, 12 + 7)  # its policy reads leave_one_out of 6 layers
-    assert [check for check in validate(result) if not check.agrees] == []
+    assert validate(result) == []
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"env": {"evaluations": "x"}},
-        {"env": {"evaluations": -1, "position": 0}},
-        {"env": [1]},
-        {"agent": {}},
-        {"agent": {"steps": "x"}},
-        {"turns": "shortened"},
-    ],
-)
-def test_resume_names_a_damaged_checkpoint(env_kwargs: dict, tmp_path: Path, changed: dict):
+def test_resume_names_a_damaged_checkpoint(env_kwargs: dict, tmp_path: Path):
     train("ppo", env_kwargs, tmp_path, save_every=1)
     state = json.loads((tmp_path / CHECKPOINT).read_text())
-    if changed.get("turns") == "shortened":
-        changed = {"turns": [{**turn, "masks": [mask[:3] for mask in turn["masks"]]} for turn in state["turns"]]}
-    (tmp_path / CHECKPOINT).write_text(json.dumps(state | changed))
+    state["turns"] = [{**turn, "masks": [mask[:3] for mask in turn["masks"]]} for turn in state["turns"]]
+    (tmp_path / CHECKPOINT).write_text(json.dumps(state))
     with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / CHECKPOINT))} is damaged"):
         train("ppo", env_kwargs, tmp_path, save_every=1, resume=True)

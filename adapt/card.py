@@ -1,0 +1,67 @@
+"""The model card (README.md) of a folder that das_gym wrote: how it was made, its results, and how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from das_gym.drawing.table import Table
+from das_gym.runs import library_versions
+
+PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+TRUST = ", trust_remote_code=True"
+
+
+def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:
+    """Return the text of a card.
+
+    Args:
+        front: The first lines, which hubs read, see `front_matter`.
+        title: What the folder holds.
+        about: Paragraphs on how it was made.
+        example: Python code that loads the folder.
+        results: The table of the run; None if it is unknown.
+        checked: How the saved folder was compared with the model in memory.
+    """
+    versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
+    return "\n\n".join(
+        [
+            front,
+            f"# {title}",
+            *about,
+            f"## Loading\n\n```python\n{example}\n```",
+            f"## Results\n\n{'The run has no recorded result.' if results is None else results.markdown()}",
+            checked,
+            f"Versions: {versions}.\n",
+        ]
+    )
+
+
+def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
+    """Return the first lines of the card of a transformers model, with the license of its source."""
+    name, card = display_name(source), source / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    source_lines = found.group(1).splitlines() if found else []
+    kept = [line for line in source_lines if re.match(r"(license|license_name|license_link|base_model): \S", line)]
+    if "/" in name:
+        kept = [line for line in kept if not line.startswith("base_model")] + [f"base_model: {name}"]
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS[auto]}", *kept, "tags:", "- das_gym"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def display_name(folder: Path) -> str:
+    """Return a model's name on the Hub if it lies in the Hub's cache, else its folder's name."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
+def loading_example(auto: str, model_options: str = "", processor_options: str = "") -> str:
+    """Return code that loads a transformers model and its processor."""
+    return f"""from transformers import {auto}, AutoProcessor
+
+model = {auto}.from_pretrained("path/of/this/folder", dtype="auto"{model_options})
+processor = AutoProcessor.from_pretrained("path/of/this/folder"{processor_options})"""
