@@ -75,7 +75,7 @@ class ShrinkJob:
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
-        scored: dict[str, Scored] = {}
+        scored = {name: self._score(vlm, f"{name} model") for name, vlm in models.items()}
         probes = Probes.of(self.full, task, self.test)
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
@@ -126,8 +126,9 @@ class ShrinkJob:
             backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, self.mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
-        parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
-        return measure(models, costs, self.mask, *parts, LATENCY_BLOCKS, self.settings.metric, scored)
+        task, dtypes = self.problem.task, (self.dtypes[0], self.dtype)
+        metric = self.settings.metric or task.metric_name
+        return measure(models, costs, self.mask, task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -138,27 +137,26 @@ def measure(
     costs: Mapping[str, Costs],
     mask: np.ndarray,
     task: Task,
-    examples: Sequence[Any],
+    example: Any,
     dtypes: tuple[torch.dtype, torch.dtype],
     latency_blocks: int,
-    metric: str | None = None,
-    known: Mapping[str, Scored] = MappingProxyType({}),
+    scored: Mapping[str, Scored],
+    metric: str,
 ) -> Measured:
-    """Score and measure each model, the full one first, on examples of the test split.
+    """Measure costs and latency of models, the full one first, on a test example, and add their scores.
 
     All models but the full one lack the layers of the mask. `costs` are those of the full model under a mask, by `full`, and
     by `recovered` too if that has adapters. `dtypes` are those of the full model's weights in its folder and of the saved
-    weights; `known` is what `score_model` returned for some of the models.
+    weights; `scored` is what `score_model` returned for each model.
     """
     processor: Any = task.processor
-    prompt = task.pairs(task.open_ended(examples[:1]))[0]
+    prompt = task.pairs(task.open_ended([example]))[0]
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        scored = known.get(name) or score_model(vlm, task, examples, f"{name} model", metric)
-        quality, texts[name], scores[name] = scored
+        quality, texts[name], scores[name] = scored[name]
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -176,7 +174,7 @@ def measure(
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
+    return Measured(rows, texts, scores, metric.replace("_", " "))
 
 
 def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
