@@ -53,9 +53,9 @@ class SupernetConfig(TrainingConfig):
 
     pairs_per_step: ClassVar[int] = 96
     default_learning_rate: ClassVar[float] = 2e-3
+    warmup: ClassVar[float] = 0.05
 
     steps: int = 4000
-    warmup: float = 0.05
     save_every: int = 250
     max_skipped: int = 8
     vocabulary: str | None = None

@@ -82,7 +82,6 @@ class TrainingConfig(Hardware):
             paper's for a model of base size.
         head_learning_rate: Peak learning rate of the task head. None means 1e-3 (2e-3 in `supernet`), or the paper's for a
             model of base size.
-        warmup: Fraction of the steps in which the learning rate rises, 0..1. It then falls linearly to 0.
         itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
             it out.
         save_every: Steps between checkpoints.
@@ -92,13 +91,13 @@ class TrainingConfig(Hardware):
 
     pairs_per_step: ClassVar[int] = 64
     default_learning_rate: ClassVar[float] = 1e-3
+    warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
 
     seed: int = 0
     steps: int = 300
     batch_size: int | None = None
     learning_rate: float | None = None
     head_learning_rate: float | None = None
-    warmup: float = 0.1
     itm_weight: float = 0.0
     save_every: int = 100
 
