@@ -323,7 +323,7 @@ def finish_run(
     record = {
         "settings": recorded_command(settings),
         "models": [row.record() for row in rows.values()],
-        "left_out": splits.left_out_count,
+        "left_out": len(splits.left_out),
         "report": report.record(),
         **content,
     }

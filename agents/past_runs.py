@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, str]:
         }
     except (LookupError, TypeError, ValueError, AttributeError, OSError):
         cells = {"status": "damaged"}
-    # Records may come from elsewhere: a control character could rewrite the terminal.
+    # Records are untrusted: a control character could rewrite the terminal.
     printable = {name: "".join(c if c.isprintable() else "?" for c in str(cell)) for name, cell in cells.items()}
     return dict.fromkeys((*COLUMNS, "resume"), "") | printable | {"run": folder.name}
 

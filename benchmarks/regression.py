@@ -295,8 +295,8 @@ def policy(place: Workplace) -> Values:
     """The bundled policy."""
     del place
     from das_gym.agents.policy.agent import bundled_policy
-    from das_gym.agents.policy.choosing import suite_masks
     from das_gym.agents.policy.network import PolicyEnsemble
+    from das_gym.agents.policy.training import suite_masks
 
     from benchmarks.generalise import regrets
     from das_gym.tables.suite import load_suite

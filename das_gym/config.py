@@ -238,11 +238,6 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
     return flat
 
 
-def part_of(cls: type[Config], whole: Any) -> Config:
-    """Return a `cls` with the values that `whole` has for its fields."""
-    return cls(**{field.name: getattr(whole, field.name) for field in dataclasses.fields(cast(Any, cls))})
-
-
 def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:
     """Add a user's entry to a registry; error messages call it `what`, and names `taken` cannot be used either."""
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
@@ -252,23 +247,18 @@ def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, ta
     registry[name] = entry
 
 
-def nearest_names(name: Any, known: Iterable[str], limit: int = 1) -> list[str]:
-    """Return up to `limit` known names that are most like `name`; upper and lower case count as equal."""
+def nearest_names(name: Any, known: Iterable[str]) -> list[str]:
+    """Return the known name that is most like `name`, if any is; upper and lower case count as equal."""
     by_lower = {each.lower(): each for each in known}
-    return [by_lower[each] for each in difflib.get_close_matches(str(name).lower(), by_lower, n=limit)]
+    return [by_lower[each] for each in difflib.get_close_matches(str(name).lower(), by_lower, n=1)]
 
 
 def check_names(
     given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
 ) -> None:
-    """Raise ValueError for a name that is not known; the message has the nearest known ones.
+    """Raise ValueError for a name that is not known; the message calls it `what` and has the nearest known one.
 
-    Args:
-        given: The names.
-        known: The allowed names.
-        what: What the message calls a name.
-        own: Whether a user's module may register more of them.
-        listing: The command that lists all of them. None takes the one in `LISTINGS`.
+    `own`: a user's module may register more. `listing` is a command that lists all; None takes the one in `LISTINGS`.
     """
     known = list(known)
     for name in given:
@@ -294,12 +284,9 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
-    """Return a hint for an unknown name: the nearest known names, and all of them if they are few."""
-    near = [repr(each) for each in nearest_names(name, known, limit=3)]
-    if len(known) <= MAX_LISTED:
-        return f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known) or 'none'}"
-    listed = f"`{listing}` lists all {len(known)}" if listing else ""
-    if near:
-        suggestion = " or ".join([", ".join(near[:-1]), near[-1]] if near[1:] else near)
-        return f"did you mean {suggestion}? {listed}".rstrip()
-    return listed or f"known: {', '.join(known[:MAX_LISTED])} and {len(known) - MAX_LISTED} more"
+    """Return a hint for an unknown name: the nearest known name, and all of them if they are few."""
+    near = "".join(f"did you mean {each!r}? " for each in nearest_names(name, known))
+    if len(known) > MAX_LISTED and listing:
+        return f"{near}`{listing}` lists all {len(known)}"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"{near}known: {', '.join(known[:MAX_LISTED]) or 'none'}{more}"

@@ -6,7 +6,6 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 import sys
@@ -26,9 +25,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from docopt import DocoptExit, docopt
     from sacred import Experiment
-    from sacred.arg_parser import format_usage
     from sacred.dependencies import PackageDependency, gather_sources_and_dependencies
-    from sacred.experiment import gather_command_line_options
     from sacred.run import Run
 
 from das_gym.commandline import (
@@ -63,14 +60,32 @@ from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
 
-COMMANDS = {
-    "print_config": "Print every setting with its value and description; * marks those that are not the default",
-    "print_named_configs": "Print the named configs with the settings that they stand for",
-}
+COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
 
-NOT_SUPPORTED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e", "--pdb": "-D"}
-"""Options of Sacred that do not apply: runs are numbered by their folder, kept there, and do not look at git."""
+USAGE = """
+Usage:
+  das [(with UPDATE...)] [options]
+  das COMMAND [(with UPDATE...)] [options]
+"""
+"""What docopt reads; it takes no name with spaces."""
+
+OPTIONS = """
+Instead of `with` or before it:
+  print_config                Print every setting with value and description;
+                              * marks those that are not the default
+  print_named_configs         Print the named configs and their settings
+
+Options before `with`, those of Sacred that apply here:
+  -F DIR --file_storage=DIR   Folder of all runs, as runs_dir=DIR
+  -u --unobserved             Keep nothing of the run
+  -m URL --mongo_db=URL       Write the run to MongoDB, too: host:port:database
+  -s URL --sql=URL            Write the run to an SQL database, too
+  -c TEXT --comment=TEXT      Keep a comment with the run
+  -C MODE --capture=MODE      Captured output: no, sys or fd
+  -l LEVEL --loglevel=LEVEL   Level of Sacred's messages, such as WARNING
+  -d --debug                  Print the traceback of an error
+"""
 
 _LOGGER = logging.getLogger("das_gym.experiment")
 
@@ -128,8 +143,6 @@ class RecordedCommand(Generic[Settings]):
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder
-            if unsupported := [f"{flag} ({option})" for option, flag in NOT_SUPPORTED.items() if options.get(option)]:
-                raise ValueError(f"{unsupported[0]} is not supported. Leave it out")
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -265,9 +278,8 @@ class RecordedCommand(Generic[Settings]):
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
             print(self.help_text())
             return None
-        usage: str = format_usage("das", None, None, gather_command_line_options())  # docopt takes no name with spaces
         try:
-            options = docopt(usage, list(words), default_help=False)
+            options = docopt(USAGE + OPTIONS, list(words), default_help=False)
         except DocoptExit:
             listing = f"`{format_command(self.name)} --help` lists all options"
             raise UsageError(f"cannot read {' '.join(words)!r}; {listing}") from None
@@ -306,16 +318,7 @@ class RecordedCommand(Generic[Settings]):
         if named := self.named_configs():
             parts.append("\nNamed configs, words after `with` that stand for several settings:\n")
             parts.append(textwrap.fill(", ".join(named), WIDTH, initial_indent="  ", subsequent_indent="  "))
-        parts.append("\nIn the place of `with` or before it:\n")
-        rows = dict(COMMANDS)
-        for option in gather_command_line_options():
-            short, long = option.get_flags()
-            if long not in NOT_SUPPORTED:
-                text = " ".join(inspect.cleandoc(option.get_description()).split("\n\n")[0].split())
-                rows[f"{short} {long}{'=VALUE' if option.arg else ''}"] = text.partition(". ")[0].rstrip(".")
-        for name, text in rows.items():
-            parts.append(textwrap.fill(text, WIDTH, initial_indent=f"  {name:<26} ", subsequent_indent=" " * 29))
-        return "\n".join(parts)
+        return "\n".join([*parts, OPTIONS.rstrip()])
 
     def resume_command(self) -> str | None:
         """Return the command that resumes the last run; None where it left nothing to resume."""

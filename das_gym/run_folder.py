@@ -19,11 +19,9 @@ with warnings.catch_warnings():
 from filelock import FileLock
 
 from das_gym.config import plain
-from das_gym.drawing.charts import draw_curves
-from das_gym.files import read_json, write_text
+from das_gym.files import write_text
 from das_gym.locks import lock_folder
 
-LOSSES = "losses.png"
 INFO = "info.json"
 """Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
 
@@ -66,6 +64,7 @@ class RunFolder(FileStorageObserver):
         self.reopen = reopen
         self.on_started = on_started
         self.lock: FileLock | None = None
+        self.run_entry: dict[str, Any] = {}  # Sacred reports the failure of a run whose folder could not be made here
 
     def _make_run_dir(self, _id: str | None) -> None:
         try:
@@ -93,30 +92,6 @@ class RunFolder(FileStorageObserver):
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
             raise not_writable(self.basedir, error) if isinstance(error, OSError) else error from None
 
-    def completed_event(self, stop_time: Any, result: Any) -> None:
-        """Draw the logged losses, then end as Sacred does: a completed run is never continued."""
-        try:
-            self._draw_losses()
-        finally:
-            super().completed_event(stop_time, result)
-
-    def _draw_losses(self) -> None:
-        folder = Path(self.dir)
-        metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-        curves = {name: (m["steps"], m["values"]) for name, m in metrics.items() if name.split(".")[-1] == "loss"}
-        if any(len(steps) > 1 for steps, _ in curves.values()):
-            draw_curves(folder / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {folder.name}")
-
-    def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
-        """Record the failure, unless the folder could not be made."""
-        if self.dir is not None:
-            super().failed_event(fail_time, fail_trace)
-
-    def interrupted_event(self, interrupt_time: Any, status: str) -> None:
-        """Record the interrupt, unless the folder could not be made."""
-        if self.dir is not None:
-            super().interrupted_event(interrupt_time, status)
-
     def save_cout(self) -> None:
         """Write the output as Sacred does, also where file names in it are not UTF-8."""
         self.cout = self.cout.encode("utf-8", "replace").decode("utf-8")
@@ -124,4 +99,5 @@ class RunFolder(FileStorageObserver):
 
     def save_json(self, obj: Any, filename: str) -> None:
         """Write a file atomically and as plain JSON: tuples become lists."""
-        write_text(Path(self.dir) / os.fspath(filename), json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))
+        if self.dir is not None:
+            write_text(Path(self.dir) / os.fspath(filename), json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))

@@ -19,7 +19,7 @@ class YesNoTask(Task):
     def load_splits(cls, data_root, on_bad_example="raise"):
         whole = load_vqav2(data_root or shapes_root(), on_bad_example)
         kept = [[e for e in part if e.answer in ("yes", "no")] for part in (whole.train, whole.reward, whole.test)]
-        return Splits(*kept, whole.left_out, whole.left_out_count)
+        return Splits(*kept, whole.left_out)
 
     def pairs(self, examples):
         return [Pair(e.question, e.image) for e in examples]

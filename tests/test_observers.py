@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from das_gym.agents.search_experiment import ex as search
 
+from das_gym.commandline import UsageError
 from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
 from das_gym.runs import ResumableSettings
 
@@ -80,7 +81,7 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
 
 
 def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):
-    with pytest.raises(RunError, match=r"-i \(--id\) is not supported"):
+    with pytest.raises(UsageError, match="cannot read '-i 77"):
         command.run_words(["-i", "77", "with", f"runs_dir={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
 

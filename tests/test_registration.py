@@ -91,8 +91,6 @@ LACKS = (
     [
         (Unfinished, LACKS),
         (dict, "not a task: got <class 'dict'>, expected a subclass of das_gym.Task"),
-        (None, "not a task: got None"),
-        (type("Vqa", (VQATask,), {}), r"Vqa cannot be the task 'tiny': it lacks name = 'tiny'; see"),
     ],
 )
 def test_missing_methods_of_a_custom_task_are_named_together(task, text: str):

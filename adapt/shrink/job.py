@@ -190,7 +190,7 @@ class ShrinkJob:
             "loss_regained": measured.loss_regained(),
             "verified": asdict(verified),
             "answers": answers,
-            "left_out": self.problem.splits.left_out_count,
+            "left_out": len(self.problem.splits.left_out),
             "report": report.record(),
             "command": command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist()),
             "versions": library_versions(),

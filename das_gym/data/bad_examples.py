@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from das_gym.data.decoding import HINT as IMAGE_HINT
@@ -29,7 +30,7 @@ class BadExamples:
         >>> bad = BadExamples("skip")
         >>> bad.parse([("line 1", "3"), ("line 2", "x")], lambda entry, where: int(entry))
         [3]
-        >>> bad.count
+        >>> len(bad.lines)
         1
     """
 
@@ -37,51 +38,40 @@ class BadExamples:
         if on_bad_example not in POLICIES:
             raise ValueError(f"unknown `on_bad_example`: got {on_bad_example!r}, expected {' or '.join(POLICIES)}")
         self.skips = on_bad_example == "skip"
-        self.count = 0
         self.lines: list[str] = []
 
     def splits(self, train: Sequence[Example], reward: Sequence[Example], test: Sequence[Example]) -> Splits[Example]:
         """Return the data set, with lines about the skipped examples."""
-        return Splits(train, reward, test, tuple(self.lines), self.count)
+        return Splits(train, reward, test, tuple(self.lines))
 
     @property
     def last_skipped(self) -> str:
         """A sentence to append to an error that skipped examples may have caused; empty where none was skipped."""
-        return f". {self.count} examples were skipped, the last because: {self.lines[-1]}" if self.lines else ""
+        return f". {len(self.lines)} entries were skipped, the last because: {self.lines[-1]}" if self.lines else ""
 
-    def report(self, error: Exception, examples: int = 1) -> None:
-        """Raise an error, whose message names file and entry, with a hint; or keep its message and skip the examples."""
+    def report(self, error: Exception) -> None:
+        """Raise an error, whose message names file and entry, with a hint; or keep its message and skip the entry."""
         if not self.skips:
-            text = str(error)  # an entry inside another one was reported already
-            raise type(error)(text if text.endswith(HINT) else f"{text}. {HINT}") from error.__cause__
+            raise type(error)(f"{error}. {HINT}") from error.__cause__
         self.lines.append(str(error))
-        self.count += examples
 
-    def parse(
-        self,
-        entries: Iterable[tuple[str, Any]],
-        make: Callable[[Any, str], Example | None],
-        size: Callable[[Any], int] = lambda _: 1,
-    ) -> list[Example]:
-        """Return the examples of the entries that are good, and report the others.
+    def parse(self, entries: Iterable[tuple[str, Any]], make: Callable[[Any, str], Example | None]) -> list[Example]:
+        """Return the examples that `make` makes of entries and their places, and report bad ones.
 
-        Args:
-            entries: File and place of each entry, and the entry.
-            make: Makes an example of entry and place. ValueError: it is bad. None: it is left out on purpose.
-            size: How many examples a bad entry counts as.
+        It raises ValueError for a bad entry, and returns None for one that is left out on purpose.
         """
         made = []
         for where, entry in entries:
             try:
                 example = make(entry, where)
             except ValueError as error:
-                self.report(error, size(entry))
+                self.report(error)
                 continue
             if example is not None:
                 made.append(example)
         return made
 
-    def broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
+    def _broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
         """Return the errors of the images that cannot be used, by key.
 
         With `skip`, every image is decoded. With `raise`, only missing files are found, by listing
@@ -94,39 +84,30 @@ class BadExamples:
         return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
 
     def drop_broken(
-        self,
-        examples: Sequence[Example],
-        source: str,
-        images: Callable[[Example], Sequence[ImageSource]],
-        name: Callable[[Example], str],
-        size: Callable[[Example], int] = lambda _: 1,
+        self, examples: Sequence[Example], source: str, name: Callable[[Any], str] = attrgetter("key")
     ) -> list[Example]:
-        """Return the examples whose images can be used; report the others, and raise where none is left.
+        """Return the examples whose `image` or `images` can be used; report the others, and raise where none is left.
 
-        Args:
-            examples: What was read.
-            source: Names file and part in errors, such as `dev.json`.
-            images: The images of an example.
-            name: Names an example in errors.
-            size: How many examples it counts as.
+        Errors name `source`, the file, and the example by `name`.
         """
-        broken = self.broken_images(image for example in examples for image in images(example))
+        broken = self._broken_images(image for example in examples for image in _images_of(example))
         kept = []
         for example in examples:
-            error = next((broken[image.key] for image in images(example) if image.key in broken), None)
+            error = next((broken[image.key] for image in _images_of(example) if image.key in broken), None)
             if error is None:
                 kept.append(example)
-            else:
-                self.report_broken(f"{source}: {name(example)}", error, len(broken), size(example))
+                continue
+            counted = "" if self.skips else f" ({len(broken)} images are missing)"
+            self.report(type(error)(f"{source}: {name(example)}: {error}{counted}"))
         self.require(kept, source)
         return kept
-
-    def report_broken(self, name: str, error: Exception, broken: int, examples: int = 1) -> None:
-        """Report an example whose image is one of `broken` images of `broken_images`."""
-        counted = "" if self.skips else f" ({broken} images are missing)"
-        self.report(type(error)(f"{name}: {error}{counted}"), examples)
 
     def require(self, examples: Sized, source: str) -> None:
         """Raise ValueError where nothing is left of a part of the data."""
         if not len(examples):
             raise ValueError(f"{source} holds no usable example, expected one or more{self.last_skipped}")
+
+
+def _images_of(example: Any) -> Sequence[ImageSource]:
+    images: Sequence[ImageSource] = example.images if hasattr(example, "images") else (example.image,)
+    return images

@@ -93,26 +93,15 @@ def _check_jpeg(file: BinaryIO) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decode to mode RGB. Transparent pixels become white; gray of more than 8 bits is scaled, which PIL would clip."""
+    """Decode to mode RGB. Transparent pixels become white; gray of 16 bits is scaled, which PIL would clip."""
     image.load()
-    if image.mode in ("I", "F"):
-        image = _scale_to_8_bits(image)
-    elif image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("pixels of 32-bit floats are not supported")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        is_deep = image.mode != "I" or values.max() > 0xFF  # pillow reads some 16-bit files as 32 bits
+        image = Image.fromarray((values >> 8 if is_deep else values).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 32-bit gray: floats of 0..1, else numbers of 0..255 or of 0..65535."""
-    values = np.asarray(image, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())  # PIL's own extrema ignore NaN
-    if not 0 <= low <= high <= 0xFFFF:
-        raise ValueError(f"unknown range of 32-bit pixels: got {low:g}..{high:g}, expected 0..1, 0..255 or 0..65535")
-    if image.mode == "F" and high <= 1:
-        values = np.rint(255 * values)
-    elif high > 0xFF:
-        values = values // 256
-    return Image.fromarray(values.astype(np.uint8))

@@ -16,25 +16,18 @@ class Splits(Generic[Example]):
 
     Example:
         >>> from das_gym import Splits
-        >>> Splits(train=["a", "b"], reward=["c"], test=["d"]).left_out_count
-        0
+        >>> len(Splits(train=["a", "b"], reward=["c"], test=["d"]).train)
+        2
 
     Attributes:
         train, reward, test: The examples.
         left_out: Lines about the bad entries that `on_bad_example="skip"` skipped.
-        left_out_examples: How many examples these are; None = one for each line.
     """
 
     train: Sequence[Example]
     reward: Sequence[Example]
     test: Sequence[Example]
     left_out: tuple[str, ...] = ()
-    left_out_examples: int | None = None
-
-    @property
-    def left_out_count(self) -> int:
-        """How many examples were skipped."""
-        return len(self.left_out) if self.left_out_examples is None else self.left_out_examples
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,12 +86,12 @@ def count_costs(
     passes: int = 1,
     counting: str = "runs",
 ) -> Costs:
-    """Return the costs of one example.
+    """Return the costs of one example of a model, pruned or not, with a head, if there is one.
 
     Args:
-        vlp: The model, pruned or not.
+        vlp: The model.
         batch: One row of what it reads (only shapes count, see `meta_batch`), or what `MacCounter.encode` gives of it.
-        head: From features to logits; None counts none.
+        head: From features to logits.
         group_features: From the pooled features of all passes to what the head reads of one example.
         passes: How often the model runs for an example.
         counting: `runs`: the last stage computes what is read; `paper`: it computes every token.

@@ -105,16 +105,10 @@ def in_words(seconds: float) -> str:
 
 
 def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
-    """Print the estimate of a command before it starts.
+    """Print the estimate of a command with the settings `estimate` and `resume`; `plan` measures its parts.
 
-    It is left out for a resumed run, in several processes, and where a table knows all scores.
-
-    Args:
-        settings: The command's, with `estimate` and `resume`.
-        plan: Measures the parts of the command.
-
-    Raises:
-        SystemExit: The setting is `estimate=True`, after which nothing else is to happen.
+    It is left out for a resumed run, in several processes, and where a table knows all scores. Raise SystemExit for
+    `estimate=True`, after which nothing else is to happen.
     """
     if settings.estimate is not False and settings.resume is None and world_size() == 1:
         parts = tuple(plan())
@@ -198,24 +192,14 @@ class Walk:
         return self.begin + float(self.units.sum()) + self.leaf
 
     def seconds(self, masks: np.ndarray, stages: Sequence[Sequence[int]], kept_share: float = 0.0) -> float:
-        """Return the seconds of scoring (m, n_units) masks together.
-
-        Args:
-            masks: True = skipped.
-            stages: Units by stage.
-            kept_share: Share of the full model's hidden states that are known from before.
-        """
+        """Return the seconds of scoring (m, n_units) masks; a share of the full model's hidden states is known."""
         kept, full, skipped, leaves = count_runs(masks, stages)
         units = float((kept - kept_share * full) @ self.units)
         return (1 - kept_share) * self.begin + units + skipped * self.skip + leaves * self.leaf
 
 
 def count_runs(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Count the runs of units along the tree of masks.
-
-    Args:
-        masks: (m, n_units) bool, True = skipped.
-        stages: Units by stage.
+    """Count the runs of units along the tree of (m, n_units) bool masks.
 
     Returns:
         (n_units,) how often each is kept, (n_units,) how many of these have nothing skipped before them, how often any unit
@@ -296,10 +280,7 @@ def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float
 def time_examples(call: Callable[[int], object], most: int, device: torch.device) -> tuple[float, int]:
     """Return the seconds that a call takes for each of its examples, and of how many examples it was.
 
-    Args:
-        call: Takes the number of examples, 1 to `most`: as many as take a while, unless `most` do not.
-        most: How many run together later.
-        device: Where they run.
+    These are as many as take a while, or `most`, which run together later.
     """
     size = 1
     while True:
@@ -312,15 +293,9 @@ def time_examples(call: Callable[[int], object], most: int, device: torch.device
 
 
 def scoring(problem: Problem, walk: Walk, name: str, examples: int, turns: Sequence[np.ndarray], repeats: float) -> Part:
-    """Return the part of a command that scores masks on the same examples again and again.
+    """Return the part of a command that scores masks on the same number of examples again and again.
 
-    Args:
-        problem: The problem.
-        walk: What `time_walk` returns for it.
-        name: Of the part.
-        examples: How many.
-        turns: Masks that are scored together, for a number of turns.
-        repeats: How often all of these turns take place.
+    `turns` are masks that are scored together; all of these turns take place `repeats` times.
     """
     evaluator, stages = problem.evaluator, problem.vlp.stages
     trunk = min(evaluator.trunk_bytes, examples * walk.state_bytes * (len(stages) + 1))

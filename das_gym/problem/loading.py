@@ -182,7 +182,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     splits = task.load_splits(config.data_root, config.on_bad_example, **reader_options(task, config.columns))
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
-        warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{first}", stacklevel=2)
+        warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=2)
     return splits
 
 

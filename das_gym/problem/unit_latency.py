@@ -62,11 +62,6 @@ class UnitLatencies:
     skipped: tuple[float, ...]
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        times = np.array([self.full, self.base, *self.kept, *self.skipped], dtype=float)
-        if len(self.kept) != len(self.skipped) or not (np.isfinite(times).all() and (times >= 0).all() and self.full > 0):
-            raise ValueError("latencies must be finite and at least 0 ms: one per unit when kept, and one when skipped")
-
     @property
     def cost(self) -> MaskCost:
         """The latency of any mask, in milliseconds."""
@@ -93,9 +88,10 @@ def latency_of(problem: Problem, batch: int = 1, clock: Clock = time.perf_counte
     measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
     digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "latency" / f"{digest}.json"
-    cached = _read(path, n_layers)
-    if cached is not None:
-        return cached
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file yet, or a damaged one
+        cached = build(UnitLatencies, read_json(path)["latencies"])
+        if len(cached.kept) == n_layers:
+            return cached
     bare = without_adapters_sharing(problem.vlp)
     timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
     timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
@@ -108,15 +104,6 @@ def latency_of(problem: Problem, batch: int = 1, clock: Clock = time.perf_counte
     with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
         write_json(path, record)
     return found
-
-
-def _read(path: Path, n_layers: int) -> UnitLatencies | None:
-    """Return the figures in a file; None if there are none, or if they are damaged."""
-    try:
-        found = build(UnitLatencies, read_json(path)["latencies"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if len(found.kept) == n_layers else None
 
 
 def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:

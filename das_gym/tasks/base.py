@@ -40,11 +40,9 @@ class Task(ABC):
 
     An example is any object with a `key` that is unique in its data set. `examples/own_task.py` is a complete task.
 
-    Args:
+    Attributes:
         processor: Makes batches for the model.
         labels: What the head's logits stand for, where that depends on the data: VQA's answers.
-
-    Attributes:
         name: The task's name in settings and adaptation files.
         metric_name: What `metrics` measures.
         passes: How many pairs an example takes.
@@ -117,13 +115,9 @@ class Task(ABC):
         """Return `len(examples) * passes` text-image pairs, example by example."""
 
     def group_features(self, pooled: Tensor) -> Tensor:
-        """Return the input of the head, given the pooled features of all pairs.
+        """Return the input of the head, given the (batch * passes, feature_size) pooled features, example by example.
 
-        Args:
-            pooled: (batch * passes, feature_size), example by example.
-
-        Returns:
-            By default the same for one pass, (batch, passes, feature_size) for more.
+        By default the same for one pass, (batch, passes, feature_size) for more.
         """
         return pooled if self.passes == 1 else pooled.unflatten(0, (-1, self.passes))
 
@@ -135,9 +129,7 @@ class Task(ABC):
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """Return a new head that maps the output of `group_features` to logits.
 
-        Args:
-            feature_size: Width of the pooled features of one pass.
-            head_size: Width of the hidden layer, if there is one; None is `feature_size`.
+        `head_size` is the width of the hidden layer, if there is one; None is `feature_size`.
         """
 
     def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -150,16 +142,10 @@ class Task(ABC):
         """Return the loss of each example in nats, (batch,)."""
 
     def matching_loss(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
-        """Return the image-text-matching loss that training may add (`itm_weight`).
+        """Return the image-text-matching loss that training may add (`itm_weight`), given the heads of the checkpoint.
 
-        Args:
-            heads: The heads of the checkpoint, by name.
-
-        Returns:
-            A function from (batch * passes, feature_size) pooled features, example by example, to (batch,) losses in nats.
-
-        Raises:
-            ValueError: the task has no such loss, or the checkpoint no head for it.
+        It maps (batch * passes, feature_size) pooled features to (batch,) losses in nats. Raise ValueError if the task
+        has no such loss, or the checkpoint no head for it.
         """
         del heads
         raise ValueError(f"{self.name} has no image-text-matching loss. Leave `itm_weight` out")
@@ -212,13 +198,7 @@ class Task(ABC):
         return ""
 
     def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
-        """Return the numbers to report of a whole split: `loss`, the metric by its name, and others.
-
-        Args:
-            examples: The examples.
-            losses: (len(examples),) float, nats.
-            metrics: (len(examples),) float, 0..1.
-        """
+        """Return the numbers to report of a whole split: `loss` in nats, the metric by its name, and others."""
         del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
@@ -237,9 +217,7 @@ class Task(ABC):
     def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
         """Return images and texts that the evaluation ranks with a head of one logit per pair; None for most tasks.
 
-        Args:
-            examples: The split.
-            max_images: Number of images to use, from the first, 1 or more; None uses all.
+        Only the first `max_images` images are used, if it is given.
         """
         del examples, max_images
         return None

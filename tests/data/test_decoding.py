@@ -44,25 +44,12 @@ def test_load_image_ignores_suffix_and_exif_orientation(tmp_path: Path):
     assert load_image(tmp_path / "turned.tif").tobytes() == scene().transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.linspace(0, 1, 256, dtype=np.float32),
-        np.arange(256, dtype=np.float32),
-        np.arange(256, dtype=np.int32),
-        256 * np.arange(256, dtype=np.int32),
-        256 * np.arange(256, dtype=np.uint16),
-    ],
-)
-def test_load_image_scales_gray_of_more_than_8_bits(tmp_path: Path, values: np.ndarray):
+@pytest.mark.parametrize("values", [np.arange(256, dtype=np.int32), 256 * np.arange(256, dtype=np.uint16)])
+def test_load_image_scales_gray_of_16_bits(tmp_path: Path, values: np.ndarray):
     Image.fromarray(values.reshape(16, 16)).save(tmp_path / "deep.tiff")
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.tiff"))[..., 0].ravel(), np.arange(256))
-
-
-@pytest.mark.parametrize("values", [[-1.0, 5.0], [0.0, 1e6], [0.0, np.nan]])
-def test_load_image_rejects_32_bit_gray_of_an_unknown_range(tmp_path: Path, values: list[float]):
-    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "deep.tiff")
-    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read .*32-bit pixels"):
+    Image.fromarray(values.reshape(16, 16).astype(np.float32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read .*32-bit floats"):
         load_image(tmp_path / "deep.tiff")
 
 

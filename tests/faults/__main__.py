@@ -12,23 +12,19 @@ import signal
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from tests.faults.harness import SIGNALS, Fault, every, mounts, try_fault, try_full_disk, undisturbed
+from tests.faults.harness import SIGNALS, Fault, every, try_fault, undisturbed
 from tests.faults.jobs import JOBS
-
-SHARES = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0)
-"""Sizes of disks that become full, as shares of what a whole run leaves."""
 
 
 def main() -> int:
     """Run them; 1 if a restart gave another result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="job", help=f"{', '.join(JOBS)}; all where none is named")
-    parser.add_argument("--long", action="store_true", help="every write, 10 random moments a job, full disks (as root)")
+    parser.add_argument("--long", action="store_true", help="every write, 10 random moments a job")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --long: every N-th write only")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,15 +40,11 @@ def main() -> int:
             faults = list(every(calls, given.every if given.long else max(1, calls // 4)))
             if given.long:
                 faults += [Fault(SIGNALS[i % 2], seconds=random.Random(i).uniform(0, took)) for i in range(10)]
-            hit, whole = Path(place) / name / "hit", Path(place) / name / "whole"
-            tries = [partial(try_fault, job, hit, fault, wanted) for fault in faults]
-            if given.long and mounts():
-                tries += [partial(try_full_disk, job, hit, share, wanted, whole) for share in SHARES]
-            print(f"{name}: {calls} writes and renames in {took:.1f} s; {len(tries)} faults to try", flush=True)
+            print(f"{name}: {calls} writes and renames in {took:.1f} s; {len(faults)} faults to try", flush=True)
             tried = found = 0
             try:
-                for attempt in tries:
-                    told = attempt()
+                for fault in faults:
+                    told = try_fault(job, Path(place) / name / "hit", fault, wanted)
                     tried += 1
                     if told is not None:
                         found += 1

@@ -12,9 +12,7 @@ import importlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -168,45 +166,6 @@ def _again(job: Job, folder: Path, wanted: dict[str, str]) -> str | None:
         return "the result differs from that of an undisturbed run"
     left = [str(path.relative_to(folder)) for path in folder.rglob("*.part") if _goes_on(path.parent)]
     return f"{left} are left behind" if left else None
-
-
-def try_full_disk(job: Job, folder: Path, share: float, wanted: dict[str, str], whole: Path) -> str | None:
-    """Run a job on a small disk, make room, and resume it; return the error, or None.
-
-    Args:
-        job: The job.
-        folder: Where the disk is mounted.
-        share: Size of the disk, as a share of what an undisturbed run leaves; checkpoints may take several times as much.
-        wanted: What an undisturbed run wrote.
-        whole: Where that did.
-    """
-    kib = sum(path.stat().st_blocks for path in whole.rglob("*")) // 2
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4, round(share * kib))}k", "tmpfs", folder], check=True)
-    try:
-        code, _, told = in_fork(job, folder, Fault())
-        if code != 0 and not any(word in told for word in ("cannot be written", "could not be written", "make room")):
-            return f"a disk of {share:.0%}: {told}"
-        if any(wanted[name] != digest for name, digest in job.written(folder).items()):
-            return f"a disk of {share:.0%}: it left a file that reads as whole and is another one"
-        subprocess.run(["mount", "-o", "remount,size=4g", folder], check=True)
-        return f"a disk of {share:.0%}: {wrong}" if (wrong := _again(job, folder, wanted)) else None
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def mounts() -> bool:
-    """Whether this process may mount a disk."""
-    with tempfile.TemporaryDirectory() as place:
-        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except OSError:
-            return False
-        if done.returncode == 0:
-            subprocess.run(["umount", place], check=True)
-        return done.returncode == 0
 
 
 def _goes_on(folder: Path) -> bool:

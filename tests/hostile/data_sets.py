@@ -37,7 +37,7 @@ def vqa(path: Path) -> None:
 
 def read_vqa(path: Path) -> None:
     bad = BadExamples("skip")
-    list(read_questions(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), "val2014", lambda _: ImageFile(path), bad))
+    read_questions(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), "val2014", lambda _: ImageFile(path), bad)
 
 
 def nlvr2(path: Path) -> None:

@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gym.data.arrow import ArrowImage, read_rows
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import load_image
 from das_gym.data.entries import read_entries
+from das_gym.data.tables import CellImage, open_table, plain_rows
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
@@ -70,8 +70,9 @@ def arrow(path: Path) -> None:
 
 
 def read_arrow(path: Path) -> None:
-    list(read_rows(path, {"questions": "list of text", "image_id": "integer", "image": "bytes"}))
-    ArrowImage(path, 0).open()
+    kinds = {"questions": "list of text", "image_id": "integer", "image": "bytes"}
+    list(plain_rows(open_table(path, ["questions", "image_id"], kinds)))
+    CellImage(path, 0).open()
 
 
 def record(path: Path) -> None:

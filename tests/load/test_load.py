@@ -6,75 +6,36 @@ import gc
 import itertools
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
 import psutil
 import pytest
-import torch
 
 import das_gym  # noqa: F401  (registers the environments)
 
-SAMPLES = 20
-WARM = 0.25
-"""This share of the steps fills what is kept on purpose, and is not looked at."""
+SAMPLES, WARM = 20, 5
+"""Samples of memory, and how many of them are left out: the first steps fill what is kept on purpose."""
 
 
-@dataclass(frozen=True)
-class Growth:
-    """What came to be there while stepping, after the first quarter.
-
-    Attributes:
-        traced: Bytes a step that Python and numpy hold, see `tracemalloc`: the slope of a line through samples.
-        handles, threads: How many more open files, and threads.
-    """
-
-    traced: float
-    handles: int
-    threads: int
-
-
-def growth_of(step: Callable[[int], object], calls: int, steps_a_call: int = 1) -> Growth:
-    """Call `step` with 0, 1, ... and watch.
-
-    Args:
-        step: Steps.
-        calls: How often.
-        steps_a_call: How many steps that counts as.
-    """
+def growth_of(step: Callable[[int], object], calls: int) -> tuple[float, int, int]:
+    """Call `step` with 0, 1, ...; return how many bytes a call keeps, and how many more open files and threads there are."""
     process, rows = psutil.Process(), []
+    tracemalloc.start()
     gc.collect()
     gc.freeze()  # existing objects are not scanned at every sample
-    ends = np.linspace(0, calls, SAMPLES + 1).astype(int)
-    for begin, end in itertools.pairwise(ends):
+    for begin, end in itertools.pairwise(np.linspace(0, calls, SAMPLES + 1).astype(int)):
         for number in range(begin, end):
             step(number)
         gc.collect()
-        traced = tracemalloc.get_traced_memory()[0]
-        rows.append((end, traced, process.num_fds(), threading.active_count()))
+        rows.append((end, tracemalloc.get_traced_memory()[0], process.num_fds(), threading.active_count()))
     gc.unfreeze()
-    table = np.array(rows[round(WARM * SAMPLES) :], dtype=float)
-    slope = np.polyfit(table[:, 0], table[:, 1], 1)[0] / steps_a_call
-    return Growth(float(slope), *(int(table[-1, column] - table[0, column]) for column in (2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def traced() -> Iterator[None]:
-    """Measure the memory allocated meanwhile."""
-    tracemalloc.start()
-    yield
     tracemalloc.stop()
-
-
-def tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
-
-
-def none(found: Growth, most: float) -> bool:
-    return found.traced < most and found.handles <= 0 and found.threads <= 0
+    table = np.array(rows[WARM:], dtype=float)
+    slope = np.polyfit(table[:, 0], table[:, 1], 1)[0]
+    handles, threads = (int(table[-1, column] - table[0, column]) for column in (2, 3))
+    return float(slope), handles, threads
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
@@ -83,21 +44,18 @@ def test_steps_of_a_table(action: str):
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(8)]
-    assert none(growth_of(lambda number: env.step(actions[number % 8]), 1500, 16), 1.0)
+    slope, handles, threads = growth_of(lambda number: env.step(actions[number % 8]), 1500)
+    assert slope < 16.0
+    assert max(handles, threads) <= 0
     env.close()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("batches", ["fixed", "cycle"])
 def test_live_steps_and_environments_that_are_closed(small_kwargs: dict[str, str], batches: str):
-    masks = np.array([np.binary_repr(number, 6) for number in range(64) if number.bit_count() == 2])
-    masks = np.array([[int(bit) for bit in mask] for mask in masks], dtype=np.int8)
     settings = {**small_kwargs, "skip_num": 2, "reward_examples": 2, "reward_batches": batches}
-
-    def make() -> gymnasium.Env:
-        return gymnasium.make("DAS-METER-VQA-v0", **settings)
-
-    env = make()
+    env = gymnasium.make("DAS-METER-VQA-v0", **settings)
+    masks = np.array([row for row in np.ndindex(*[2] * 6) if sum(row) == 2], dtype=np.int8)
 
     def step(number: int) -> None:
         env.reset(seed=0)
@@ -105,14 +63,16 @@ def test_live_steps_and_environments_that_are_closed(small_kwargs: dict[str, str
 
     for number in range(len(masks) * 2):
         step(number)
-    before = tensors()
-    assert none(growth_of(step, 30), 300.0)
+    slope, handles, threads = growth_of(step, 30)
+    assert slope < 300.0
+    assert max(handles, threads) <= 0
 
     def once(number: int) -> None:
-        other = make()
+        other = gymnasium.make("DAS-METER-VQA-v0", **settings)
         other.reset(seed=number)
         other.close()
 
-    assert none(growth_of(once, 20), 5000.0)
+    slope, handles, threads = growth_of(once, 20)
+    assert slope < 5000.0
+    assert max(handles, threads) <= 0
     env.close()
-    assert tensors() <= before

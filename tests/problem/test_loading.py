@@ -122,7 +122,7 @@ def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, 
     whole = json.loads(path.read_text())
     whole["questions"][0]["question_id"] = str(whole["questions"][0]["question_id"])
     path.write_text(json.dumps(whole))
-    with pytest.warns(UserWarning, match=r"^2 bad examples were left out; the first of them:\n.*\n.* has no question in"):
+    with pytest.warns(UserWarning, match=r"^2 bad entries were left out; the first of them:\n.*\n.* has no question"):
         load_splits(ProblemConfig(data_root=str(folder), on_bad_example="skip"))
 
 

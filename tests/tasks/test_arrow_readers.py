@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from das_gym.data.arrow import ArrowImage
 from das_gym.data.splits import Splits
-from das_gym.tasks.nlvr2.arrow import load_arrow_nlvr2
-from das_gym.tasks.nlvr2.files import NLVR2Example
+from das_gym.data.tables import CellImage
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_arrow_nlvr2
 from das_gym.tasks.retrieval.arrow import load_arrow_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.snli_ve.arrow import load_arrow_snli_ve
+from das_gym.tasks.snli_ve.files import load_arrow_snli_ve
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
@@ -56,7 +55,7 @@ def test_load_arrow_vqa_turns_scores_into_ten_answers(tmp_path: Path):
     assert heron == VQAExample(
         question_id=7000,
         image_id=7,
-        image=ArrowImage(tmp_path / "vqav2_train.arrow", 0),
+        image=CellImage(tmp_path / "vqav2_train.arrow", 0),
         question="What is in 7?",
         question_type="",
         answer_type="",
@@ -86,20 +85,19 @@ def test_vqa_val_is_halved_as_with_the_original_files(tmp_path: Path):
 def test_load_arrow_nlvr2_divides_whole_image_sets(tmp_path: Path):
     splits = load_arrow_nlvr2(write_nlvr2(tmp_path))
     path = tmp_path / "nlvr2_test1.arrow"
-    images = (ArrowImage(path, 1, "image_0"), ArrowImage(path, 1, "image_1"))
+    images = (CellImage(path, 1, "image_0"), CellImage(path, 1, "image_1"))
     assert splits.test[2] == NLVR2Example("test1-3-1-0", "Both are grey.", images, True)
     train, reward = ({e.identifier.split("-")[1] for e in part} for part in (splits.train, splits.reward))
     assert (len(train), len(reward), train & reward, sizes(splits)) == (18, 2, set(), [72, 8, 4])
     path.unlink()  # then dev is the test split
     assert {e.identifier.split("-")[0] for e in load_arrow_nlvr2(tmp_path).test} == {"dev"}
     (tmp_path / "nlvr2_dev.arrow").unlink()
-    with pytest.raises(FileNotFoundError, match=r"nlvr2_test1\.arrow"):
+    with pytest.raises(FileNotFoundError, match="no table of test1 or dev"):
         load_arrow_nlvr2(tmp_path)
 
 
-@pytest.mark.parametrize("rows", [[], [nlvr2_row("train-1-0"), nlvr2_row("train-1-1")]])
-def test_nlvr2_needs_two_image_sets(tmp_path: Path, rows: list[dict[str, Any]]):
-    write_table(write_nlvr2(tmp_path) / "nlvr2_train.arrow", rows)
+def test_nlvr2_needs_two_image_sets(tmp_path: Path):
+    write_table(write_nlvr2(tmp_path) / "nlvr2_train.arrow", [nlvr2_row("train-1-0"), nlvr2_row("train-1-1")])
     with pytest.raises(ValueError, match=r"nlvr2_train\.arrow"):
         load_arrow_nlvr2(tmp_path)
 
@@ -108,7 +106,7 @@ def test_load_arrow_captions_trains_on_restval_too(tmp_path: Path):
     splits = load_arrow_captions(write_captions(tmp_path))
     example = splits.reward[6]
     assert (example.key, example.image_id, example.caption) == ("36", 7, "Caption 1 of val1.")
-    assert example.image == ArrowImage(tmp_path / f"{CAPTIONS}.arrow", 1)
+    assert example.image == CellImage(tmp_path / f"{CAPTIONS}.arrow", 1)
     assert (len(example.texts), sizes(splits)) == (NUM_TEXTS, [30, 25, 25])
     assert len({e.key for part in (splits.train, splits.reward, splits.test) for e in part}) == 80
     folder = write_captions(tmp_path / "coco", "coco_caption_karpathy")
@@ -122,7 +120,7 @@ def test_load_arrow_snli_ve(tmp_path: Path):
     assert (sizes(splits), [example.label for example in splits.test]) == ([6, 3, 3], [2, 0, 1])
     last = splits.train[-1]
     assert (last.key, last.hypothesis) == ("train-1-2", "Hypothesis 2 of 2.")
-    assert last.image == ArrowImage(tmp_path / "snli_train.arrow", 1)
+    assert last.image == CellImage(tmp_path / "snli_train.arrow", 1)
 
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -138,33 +136,27 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[..., Splits[Any]], Row
 }
 """What writes the tables, what reads them, and rows for one of them of which the second is changed."""
 
-# Table, change, message, how many examples are missing, and how many are counted as left out
-BAD_ROWS: list[tuple[str, dict[str, Any], str, int, int]] = [
-    (VQA, {"questions": ["What?"]}, r"row 1: lists of different lengths: got 2 in question_id, 1 in questions", 2, 2),
-    (VQA, {"image_id": None}, r"row 1, entry 0: wrong `image_id`", 2, 2),
-    (VQA, {"question_id": [100000, 6]}, r"row 1, entry 0 repeats `question_id` 100000 of .*row 0, entry 0", 1, 1),
-    (VQA, {"answers": [["a"], ["yes", "no"]]}, r"row 1, entry 0: got 1 answers and 2 scores", 1, 1),
-    (VQA, {"answer_scores": [[1.0, 0.5], [0.3, 0.3]]}, r"row 1, entry 0: wrong score of '2 herons': got 0\.5", 1, 1),
-    (VQA, {"answers": [["a", None], ["yes", "no"]]}, r"row 1, entry 0: wrong score of None", 1, 1),
-    (VQA, {"image": b"no image"}, r"question_id 101000: image in row 1", 2, 2),
-    (NLVR2, {"identifier": "dev-3"}, r"row 1, entry 0: wrong `identifier`", 2, 2),
-    (NLVR2, {"answers": ["True", "maybe"]}, r"row 1, entry 1 .*`answers`", 1, 1),
-    (NLVR2, {"questions": ["A.", "A."]}, r"row 1, entry 1 repeats `sentence`", 1, 1),
-    (NLVR2, {"image_1": b"no image"}, r"test1-3-0-0: image_1 in row 1 of .* cannot be read", 2, 2),
-    (CAPTIONS, {"image_id": None}, r"row 1, entry 0 has no `image_id`", 5, 5),
-    (CAPTIONS, {"image_id": "train0.jpg"}, r"row 1 repeats `image_id` train0\.jpg of .*train\.arrow: row 0", 5, 5),
-    (CAPTIONS, {"caption": []}, r"row 1: lists", 5, 1),
-    (CAPTIONS, {"caption": ["One.", " ", "Three."]}, r"row 1, entry 1: `caption` is empty", 3, 1),
-    (CAPTIONS, {"image": b""}, r"image in row 1 of .* cannot be read", 5, 5),
-    (SNLI, {"labels": [2, 3, 0]}, "row 1, entry 1: wrong `labels`: got 3", 1, 1),
-    (SNLI, {"sentences": [["a", "b"], ["a"], ["a", "c"]]}, "row 1, entry 1: wrong `sentences`", 1, 1),
+# Table, change, message, and how many examples are missing
+BAD_ROWS: list[tuple[str, dict[str, Any], str, int]] = [
+    (VQA, {"questions": ["What?"]}, r"row 1: lists of different lengths: got 2 in question_id, 1 in questions", 2),
+    (VQA, {"question_id": [100000, 6]}, r"row 1, entry 0 repeats `question_id` 100000 of .*row 0, entry 0", 1),
+    (VQA, {"answers": [["a"], ["yes", "no"]]}, r"row 1, entry 0: got 1 answers and 2 scores", 1),
+    (VQA, {"answer_scores": [[1.0, 0.5], [0.3, 0.3]]}, r"row 1, entry 0: wrong score of '2 herons': got 0\.5", 1),
+    (VQA, {"image": b"no image"}, r"question_id 101000: image in row 1", 2),
+    (NLVR2, {"identifier": "dev-3"}, r"row 1, entry 0: wrong `identifier`", 2),
+    (NLVR2, {"answers": ["True", "maybe"]}, r"row 1, entry 1 .*`answers`", 1),
+    (NLVR2, {"questions": ["A.", "A."]}, r"row 1, entry 1 repeats `sentence`", 1),
+    (NLVR2, {"image_1": b"no image"}, r"test1-3-0-0: image_1 in row 1 of .* cannot be read", 2),
+    (CAPTIONS, {"image_id": None}, r"row 1, entry 0 has no `image_id`", 5),
+    (CAPTIONS, {"image_id": "train0.jpg"}, r"row 1 repeats `image_id` train0\.jpg of .*train\.arrow: row 0", 5),
+    (CAPTIONS, {"caption": ["One.", " ", "Three."]}, r"row 1, entry 1: `caption` is empty", 3),
+    (SNLI, {"labels": [2, 3, 0]}, "row 1, entry 1: wrong `labels`: got 3", 1),
+    (SNLI, {"sentences": [["a", "b"], ["a"], ["a", "c"]]}, "row 1, entry 1: wrong `sentences`", 1),
 ]
 
 
-@pytest.mark.parametrize(("table", "changes", "message", "fewer", "count"), BAD_ROWS)
-def test_bad_entry_is_named_or_skipped(
-    table: str, changes: dict[str, Any], message: str, fewer: int, count: int, tmp_path: Path
-):
+@pytest.mark.parametrize(("table", "changes", "message", "fewer"), BAD_ROWS)
+def test_bad_entry_is_named_or_skipped(table: str, changes: dict[str, Any], message: str, fewer: int, tmp_path: Path):
     write, load, rows = READERS[table]
     folder = write(tmp_path / "tables")
     write_table(folder / f"{table}.arrow", rows())
@@ -175,4 +167,4 @@ def test_bad_entry_is_named_or_skipped(
             load(folder)
     splits = load(folder, on_bad_example="skip")
     assert re.search(message, splits.left_out[0])
-    assert (before - sum(sizes(splits)), splits.left_out_count) == (fewer, count)
+    assert before - sum(sizes(splits)) == fewer

@@ -72,9 +72,7 @@ def _example(item: tuple[Conversation, int]) -> AnswerExample:
 
 def drop_broken(conversations: Conversations, source: str, bad: BadExamples) -> list[Conversation]:
     """Return the conversations whose images can be used; see `BadExamples.drop_broken`."""
-    return bad.drop_broken(
-        conversations, source, lambda c: c.images, lambda c: c.where.removeprefix(f"{source}: "), lambda c: len(c.rounds)
-    )
+    return bad.drop_broken(conversations, source, lambda c: c.where.removeprefix(f"{source}: "))
 
 
 def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) -> Splits[AnswerExample]:
@@ -148,7 +146,7 @@ def _disjoint(parts: Sequence[Conversations], bad: BadExamples) -> list[Conversa
                 error = ValueError(
                     f"{conversation.where} shares an image with another split: {shared} is in {where_of[shared]}"
                 )
-                bad.report(error, len(conversation.rounds))
+                bad.report(error)
             if before:
                 bad.require(left, before[0].where.partition(": ")[0])
             kept[earlier] = left

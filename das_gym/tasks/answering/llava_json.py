@@ -65,7 +65,7 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
         )
 
     read = bad.parse(read_entries(path, bad), example)
-    return bad.drop_broken(read, str(path), lambda e: e.images, lambda e: f"question_id {e.question_id}")
+    return bad.drop_broken(read, str(path), lambda e: f"question_id {e.question_id}")
 
 
 def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[Conversation]:
@@ -79,19 +79,13 @@ def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[
         key = f"{name}/{own_id}" if unique else name + where.removeprefix(str(path))
         return _conversation(entry, key, f"{where} (id {own_id:.60})" if own_id else where, finder)
 
-    return drop_broken(bad.parse(entries, conversation, _count_answers), str(path), bad)
+    return drop_broken(bad.parse(entries, conversation), str(path), bad)
 
 
 def _id_of(entry: object) -> str:
     """Return the id of an entry, or nothing."""
     own = entry.get("id") if isinstance(entry, dict) else None
     return " ".join(str(own).split()) if isinstance(own, str | int) else ""
-
-
-def _count_answers(entry: object) -> int:
-    """Return how many examples a bad entry would have been; 1 where that is unknown."""
-    turns = entry.get("conversations") if isinstance(entry, dict) else None
-    return max(1, sum(isinstance(t, dict) and t.get("from") == "gpt" for t in turns)) if isinstance(turns, list) else 1
 
 
 def _conversation(entry: Any, key: str, where: str, finder: ImageFinder) -> Conversation:

@@ -38,7 +38,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     lines = [f"{data_root}: {skipped} questions whose every answer is empty when it is normalized"] if skipped else []
     make = partial(_example, by_question=_few_question_types(kept))
     train, reward, test = (LazySequence(part, make) for part in kept)
-    return Splits(train, reward, test, (*splits.left_out, *lines), splits.left_out_count + skipped)
+    return Splits(train, reward, test, (*splits.left_out, *lines))
 
 
 def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
@@ -80,7 +80,7 @@ def load_prompted_nlvr2(data_root: str | Path, on_bad_example: str = "raise") ->
     """Read NLVR2's files or arrow tables: each sentence with its left and right image, to be called true or false."""
     splits = NLVR2Task.load_splits(data_root, on_bad_example)
     train, reward, test = (LazySequence(part, _judgement) for part in (splits.train, splits.reward, splits.test))
-    return Splits(train, reward, test, splits.left_out, splits.left_out_examples)
+    return Splits(train, reward, test, splits.left_out)
 
 
 def _judgement(example: NLVR2Example) -> AnswerExample:

@@ -69,12 +69,9 @@ class DataSet:
 def load_answers(
     data_root: str | Path | None, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the examples of a data set in any of `FORMATS`; errors are those of `Task.load_splits`.
+    """Read the examples of a data set in any of `FORMATS`; arguments and errors are those of `Task.load_splits`.
 
-    Args:
-        data_root: A folder; where it holds several data sets, a file of one of them. None is the bundled Shapes-VQA.
-        on_bad_example: See `Task.load_splits`.
-        columns: The names of the columns of image, question and answer, separated by commas; see `load_tables`.
+    A folder with several data sets is named by a file of one of them. `columns` are those of `load_tables`.
     """
     bundled = DataSet("the bundled data", (), lambda policy: load_prompted_vqa(shapes_root(), policy))
     found = bundled if data_root is None else _find(_existing(data_root))
@@ -88,11 +85,8 @@ def load_answers(
 def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
     """Read a part of a data set by its official name, with or without answers.
 
-    Args:
-        data_root: As for `load_answers`; or a file of LLaVA's for evaluation, or a folder with one.
-        part: `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, whose files are enough; or `questions`: a
-            file of LLaVA's for evaluation, see `das_gym.tasks.answering.llava_json.load_questions`.
-        on_bad_example: See `Task.load_splits`.
+    It is `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, whose files are enough; or `questions`: a file
+    of LLaVA's for evaluation, or a folder with one, see `das_gym.tasks.answering.llava_json.load_questions`.
     """
     if data_root is None:
         return load_prompted_part(shapes_root(), part, on_bad_example)

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import plain_rows
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_text, some
 from das_gym.data.images import ImageSource
-from das_gym.data.shards import TableImage, class_names, digest_of, images_in, open_shard, shard_schema
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage, class_names, digest_of, images_in, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
 from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, instructed
@@ -119,15 +118,15 @@ def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tup
 
 def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list[Conversation]:
     """Read the rows of a shard."""
-    schema = shard_schema(path)
+    schema = read_schema(path)
     image, question, answer = find_columns(schema.names, columns, path)
     optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
     classes = class_names(schema, answer)
-    table = open_shard(path, list(dict.fromkeys((image, question, answer, *optional))))
+    table = open_table(path, list(dict.fromkeys((image, question, answer, *optional))))
     cells, name, finder = table[image], path.relative_to(root).as_posix(), ImageFinder(path.parent, root)
 
     def source(row: int, place: int, data: Any, where: str) -> ImageSource:
-        return finder.find(data, where) if isinstance(data, str) else TableImage(path, row, image, place, digest_of(data))
+        return finder.find(data, where) if isinstance(data, str) else CellImage(path, row, image, place, digest_of(data))
 
     def conversation(entry: tuple[int, dict[str, Any]], where: str) -> Conversation:
         row, values = entry

@@ -1,4 +1,4 @@
-"""Read NLVR2, and any data set in its format, from the official files.
+"""Read NLVR2, and any data set in its format, from the official files or from arrow tables.
 
 A data root holds `train.json` and `test1.json` or `dev.json` (one JSON object per line with `sentence`, `label` "True"
 or "False", `identifier`, and in train `directory`), itself or in one of `FOLDERS`, as the official repository has them.
@@ -7,19 +7,27 @@ of the others in `images/{split}/`. The folder `images` may be left out.
 
 A tenth of the `directory` buckets of train, at least one, is the reward split, as the authors of NLVR2 advise. The other
 buckets are for training. Test is `test1.json`, or `dev.json` where that is missing.
+
+Rows of the arrow tables are a pair of images with its sentences. They lack `directory`: a tenth of the image sets is the
+reward split, which differs from that of the official files, and an image that two sets share may be in both parts. They
+also lack sentence numbers. These are counted through the distinct sentences of an image set, which is all that consistency
+needs.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from das_gym.data.arrow import ArrowFormat, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import Fields, check_fields, check_new, check_text, data_folder, find_file, read_entries
 from das_gym.data.images import ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
+from das_gym.data.tables import CellImage
 
 REWARD_SHARE = 0.1
 """Share of train's buckets that become the reward split."""
@@ -31,6 +39,18 @@ LABELS = {"True": True, "False": False}
 
 FOLDERS = ("", "data", "nlvr2/data", "nlvr/nlvr2/data")
 """Where the JSON files may be, in the data root."""
+
+TABLES = ArrowFormat(
+    "nlvr2",
+    prefixes=("nlvr2",),
+    columns={
+        "image_0": "bytes",
+        "image_1": "bytes",
+        "questions": "list of text",
+        "answers": "list of text",
+        "identifier": "text",
+    },
+)
 
 _FIELDS: Fields = {"identifier": str, "sentence": str, "label": str}
 
@@ -120,4 +140,34 @@ def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
         return NLVR2Example(identifier, entry["sentence"], (left, right), LABELS[label])
 
     read = bad.parse(read_entries(path, bad), example)
-    return tuple(bad.drop_broken(read, str(path), lambda e: e.images, lambda e: e.identifier))
+    return tuple(bad.drop_broken(read, str(path)))
+
+
+def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
+    """Read the tables; arguments and errors are those of `Task.load_splits`."""
+    tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
+    train_path, test_path = require_table(tables, "train"), require_table(tables, *TEST_SPLITS)
+    train, reward = divide(_read_table(train_path, bad), lambda e: e.identifier.rsplit("-", 2)[0], train_path, bad)
+    return bad.splits(train, reward, _read_table(test_path, bad))
+
+
+def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
+    """Read the examples of a table."""
+    numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    seen: dict[str, str] = {}
+
+    def example(item: dict[str, Any], where: str) -> NLVR2Example:
+        pair, sentence, label = item["identifier"] or "", item["questions"], item["answers"]
+        image_set, _, number = pair.rpartition("-")
+        if pair.count("-") != 2 or not all(part.isascii() and part.isdigit() for part in (image_set.split("-")[1], number)):
+            raise ValueError(f"{where}: wrong `identifier`: got {pair!r:.60}, expected split-set-pair, such as dev-12-0")
+        check_text(sentence, f"{where} ({pair}): `questions`")
+        if label not in LABELS:
+            raise ValueError(f"{where} ({pair}): wrong `answers`: got {label!r:.60}, expected True or False")
+        of_set = numbers[image_set]
+        identifier = f"{pair}-{of_set.setdefault(sentence, len(of_set))}"
+        check_new(seen, identifier, "sentence", where)
+        images = CellImage(path, item["row"], "image_0"), CellImage(path, item["row"], "image_1")
+        return NLVR2Example(identifier, sentence, images, LABELS[label])
+
+    return tuple(TABLES.read(path, example, bad))

@@ -13,8 +13,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.nlvr2.arrow import TABLES, load_arrow_nlvr2
-from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
+from das_gym.tasks.nlvr2.files import TABLES, NLVR2Example, load_arrow_nlvr2, load_nlvr2
 
 
 class NLVR2Task(ClassificationTask):

@@ -11,17 +11,17 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFormat, ArrowImage, read_items
+from das_gym.data.arrow import ArrowFormat, read_items, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_new, check_text
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage
 from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
 TABLES = ArrowFormat(
     "retrieval",
     prefixes=("f30k_caption_karpathy", "coco_caption_karpathy"),
     columns={"image": "bytes", "caption": "list of text", "image_id": "text"},
-    raw=("dataset*.json", "karpathy/dataset*.json"),
 )
 
 
@@ -41,16 +41,14 @@ def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") ->
         for row, items in groupby(bad.parse(read_items(path, TABLES.columns, bad), checked), lambda item: item["row"]):
             captions = tuple(item["caption"] for item in items)
             ids = tuple(next(caption_ids) for _ in captions)
-            images.append(CaptionedImage(ArrowImage(path, row), next(image_ids), captions, ids, ((),) * len(captions)))
+            images.append(CaptionedImage(CellImage(path, row), next(image_ids), captions, ids, ((),) * len(captions)))
         return images
 
     def examples_in(*paths: Path) -> tuple[RetrievalExample, ...]:
         read = [image for path in paths for image in images_in(path)]
-        images = bad.drop_broken(
-            read, str(paths[0]), lambda e: (e.image,), lambda e: str(e.image.key), lambda e: len(e.captions)
-        )
+        images = bad.drop_broken(read, str(paths[0]), lambda e: e.image.key)
         return retrieval_examples(images, str(paths[0]), bad.last_skipped)
 
-    train, reward, test = (tables.require(split) for split in ("train", "val", "test"))
-    restval = [path for path in [tables.path("restval")] if path.is_file()]
+    train, reward, test = (require_table(tables, split) for split in ("train", "val", "test"))
+    restval = [tables["restval"]] if "restval" in tables else []
     return bad.splits(examples_in(train, *restval), examples_in(reward), examples_in(test))

@@ -31,19 +31,13 @@ FOLDERS = ("flickr30k-images", "images", "")
 _IMAGE_FIELDS: Fields = {"filename": str, "split": str, "imgid": int, "sentences": list}
 _SENTENCE_FIELDS: Fields = {"raw": str, "sentid": int}
 
-_Caption = tuple[str, int, tuple[str, ...]]
-"""Text, sentid and hard negatives."""
-
 
 def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
     """Read the official files, an example for each caption; arguments and errors are those of `Task.load_splits`."""
     path, root = _find_file(absolute(data_root))
-    reader = _Reader(root, BadExamples(on_bad_example))
-    bad, entries = reader.bad, read_list(path, "images")
-    read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image, _count_captions)
-    images = bad.drop_broken(
-        read, str(path), lambda e: (e.image,), lambda e: f"imgid {e.image_id}", lambda e: len(e.captions)
-    )
+    reader, bad, entries = _Reader(root), BadExamples(on_bad_example), read_list(path, "images")
+    read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image)
+    images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}")
 
     def examples(split: str) -> tuple[RetrievalExample, ...]:
         source = f"{path} (the {split} split)"
@@ -70,31 +64,17 @@ def _find_file(root: Path) -> tuple[Path, Path]:
     return found[0], root
 
 
-def _count_captions(entry: object) -> int:
-    """Return the number of captions, hence of examples, of a bad entry; 1 if it cannot be read."""
-    sentences = entry.get("sentences") if isinstance(entry, dict) else None
-    return max(1, len(sentences)) if isinstance(sentences, list) else 1
-
-
 class _Reader:
-    """Makes captioned images of entries.
+    """Makes captioned images of entries; files are looked for in `root`, `split_of` has our split of each image id."""
 
-    Args:
-        root: The folder in which images are looked for.
-        bad: Receives bad captions.
-
-    Attributes:
-        split_of: Our split of each image id.
-    """
-
-    def __init__(self, root: Path, bad: BadExamples) -> None:
-        self.root, self.bad = root, bad
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.split_of: dict[int, str] = {}
         self._listings = FolderListings()
         self._seen: defaultdict[str, dict[Any, str]] = defaultdict(dict)
 
-    def image(self, entry: Any, where: str) -> CaptionedImage | None:
-        """Return the image of an entry; None where all of its captions are bad, which were reported."""
+    def image(self, entry: Any, where: str) -> CaptionedImage:
+        """Return the image of an entry with its captions."""
         check_fields(entry, _IMAGE_FIELDS, where)
         filename, folder, imgid = entry["filename"], entry.get("filepath") or "", entry["imgid"]
         for name, value in {"filename": filename, "filepath": folder}.items():
@@ -112,17 +92,13 @@ class _Reader:
             raise ValueError(f"{where} has no captions, expected one or more in `sentences`")
         sentences = entry["sentences"]
         own = {" ".join(str(sentence.get("raw")).split()) for sentence in sentences if isinstance(sentence, dict)}
-        captions = self.bad.parse(
-            ((f"{where}: sentences[{number}]", sentence) for number, sentence in enumerate(sentences)),
-            lambda sentence, here: self._caption(sentence, own, here),
-        )
-        if not captions:
-            return None
+        captions = [self._caption(one, own, f"{where}: sentences[{number}]") for number, one in enumerate(sentences)]
         self.split_of[imgid] = SPLITS[entry["split"]]
         texts, ids, hard = zip(*captions, strict=True)
         return CaptionedImage(ImageFile(file), imgid, texts, ids, hard)
 
-    def _caption(self, sentence: Any, own: set[str], where: str) -> _Caption:
+    def _caption(self, sentence: Any, own: set[str], where: str) -> tuple[str, int, tuple[str, ...]]:
+        """Return text, sentid and hard negatives."""
         check_fields(sentence, _SENTENCE_FIELDS, where)
         text = " ".join(check_text(sentence["raw"], f"{where}: `raw`").split())
         negatives = sentence.get("hard_negatives", [])

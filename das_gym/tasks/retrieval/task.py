@@ -120,13 +120,10 @@ class RetrievalTask(Task):
 def matching_losses(pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the cross-entropy of matching, (batch,), in nats: half of the true pair, half of the mean of the false pairs.
 
+    The (batch * NUM_TEXTS, feature_size) features are example by example, the true text first.
+
     METER's code draws one pair per example at every step, a true one for half of them; this is its expected value. Its false
     pairs have another image, these another text.
-
-    Args:
-        pooled: (batch * NUM_TEXTS, feature_size), example by example, the true text first.
-        weight: (2, feature_size), of the head.
-        bias: (2,), of the head.
     """
     logits = F.linear(pooled, weight.to(pooled), bias.to(pooled)).unflatten(0, (-1, NUM_TEXTS))
     no, yes = (-logits.log_softmax(-1)).unbind(-1)

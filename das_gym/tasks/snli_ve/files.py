@@ -1,9 +1,12 @@
-"""Read SNLI-VE from its official files.
+"""Read SNLI-VE from its official files, or from arrow tables as METER's script writes them.
 
 A data root holds `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` and `snli_ve_test.jsonl` (one object per line with
 `pairID`, `Flickr30K_ID`, `sentence2` and `gold_label`), itself or in a folder `data`, and the images of Flickr30k,
 `{Flickr30K_ID}.jpg`, in one of `FOLDERS`. Dev is the reward split. Entries with the gold label `-`, on which the
 annotators did not agree, are left out, as is usual.
+
+A row of an arrow table is an image with its pairs of sentences, premise and hypothesis, and their labels, indices into
+`LABELS`. The tables lack `pairID`: the key of an example is its place in its table.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from das_gym.data.arrow import ArrowFormat, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import Fields, check_fields, check_new, check_text, data_folder, find_file, read_entries
 from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage
 
 LABELS = ("contradiction", "neutral", "entailment")
 """The labels in the order of METER's `snli_classifier` and of the numbers in its arrow tables."""
@@ -27,6 +32,12 @@ PARTS = ("train", "dev", "test")
 
 FOLDERS = ("flickr30k_images", "flickr30k-images", "Flickr30K/images", "images", "")
 """Where images may be, in the data root."""
+
+TABLES = ArrowFormat(
+    "snli_ve",
+    prefixes=("snli",),
+    columns={"image": "bytes", "sentences": "list of list of text", "labels": "list of integer"},
+)
 
 _FIELDS: Fields = {"pairID": str, "Flickr30K_ID": str, "sentence2": str, "gold_label": str}
 
@@ -76,7 +87,31 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
 
     def read(path: Path) -> tuple[SNLIVEExample, ...]:
         parsed = bad.parse(read_entries(path, bad), example)
-        return tuple(bad.drop_broken(parsed, str(path), lambda e: (e.image,), lambda e: e.key))
+        return tuple(bad.drop_broken(parsed, str(path)))
 
     train, reward, test = map(read, paths)
+    return bad.splits(train, reward, test)
+
+
+def load_arrow_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
+    """Read the tables; arguments and errors are those of `Task.load_splits`."""
+    tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
+
+    def read(part: str) -> tuple[SNLIVEExample, ...]:
+        path = require_table(tables, part)
+
+        def example(item: dict[str, Any], where: str) -> SNLIVEExample:
+            pair, label = item["sentences"], item["labels"]
+            if pair is None or len(pair) != 2:
+                raise ValueError(f"{where}: wrong `sentences`: got {pair!r:.60}, expected a premise and a hypothesis")
+            if label is None or not 0 <= label < len(LABELS):
+                raise ValueError(
+                    f"{where}: wrong `labels`: got {label}, expected 0..{len(LABELS) - 1} for {', '.join(LABELS)}"
+                )
+            key = f"{part}-{item['row']}-{item['number']}"
+            return SNLIVEExample(key, check_text(pair[1], where), CellImage(path, item["row"]), label)
+
+        return tuple(TABLES.read(path, example, bad))
+
+    train, reward, test = map(read, PARTS)
     return bad.splits(train, reward, test)

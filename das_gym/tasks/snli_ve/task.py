@@ -9,8 +9,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.snli_ve import shapes_snli_ve_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.snli_ve.arrow import TABLES, load_arrow_snli_ve
-from das_gym.tasks.snli_ve.files import LABELS, SNLIVEExample, load_snli_ve
+from das_gym.tasks.snli_ve.files import LABELS, TABLES, SNLIVEExample, load_arrow_snli_ve, load_snli_ve
 
 
 class SNLIVETask(ClassificationTask):

@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFormat, ArrowImage, read_items
+from das_gym.data.arrow import ArrowFormat, read_items, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_new, check_text
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage
 from das_gym.tasks.vqa.accuracy import normalize_answer
 from das_gym.tasks.vqa.examples import VQAExample, normalized_answers
 from das_gym.tasks.vqa.vqav2 import halve
@@ -37,7 +38,6 @@ TABLES = ArrowFormat(
         "answers": "list of list of text",
         "answer_scores": "list of list of number",
     },
-    raw=("*_questions.json",),
 )
 
 N_ANSWERS = 10
@@ -52,13 +52,13 @@ _COUNTS = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
 def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
     """Read the tables; arguments and errors are those of `Task.load_splits`."""
     tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
-    train = _read((tables.require("train"),), "train2014", bad)
-    parts = tuple(path for path in map(tables.path, ("trainable_val", "rest_val")) if path.is_file())
-    val_paths = (tables.require("val"),) if tables.path("val").is_file() or not parts else parts
+    train = _read([require_table(tables, "train")], "train2014", bad)
+    parts = [tables[split] for split in ("trainable_val", "rest_val") if split in tables]
+    val_paths = [require_table(tables, "val")] if "val" in tables or not parts else parts
     return bad.splits(train, *halve(_read(val_paths, "val2014", bad), str(val_paths[0]), bad))
 
 
-def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> list[VQAExample]:
+def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
     """Read the questions of several tables."""
     seen: dict[int, str] = {}
 
@@ -70,14 +70,14 @@ def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> list[VQAExam
         check_new(seen, item["question_id"], "question_id", where)
         ten = _ten_answers(item, where)
         most_frequent = max(ten, key=lambda answer: (answer != OUT_OF_VOCABULARY, ten.count(answer)))
-        ids, image = (item["question_id"], item["image_id"]), ArrowImage(path, item["row"])
+        ids, image = (item["question_id"], item["image_id"]), CellImage(path, item["row"])
         answers = normalize_answer(most_frequent), normalized_answers(ten)
         return VQAExample(*ids, image, item["questions"], "", "", *answers, split)
 
     examples = []
     for path in paths:
         examples += bad.parse(read_items(path, TABLES.columns, bad), partial(example, path))
-    return bad.drop_broken(examples, str(paths[0]), lambda e: (e.image,), lambda e: f"question_id {e.question_id}")
+    return bad.drop_broken(examples, str(paths[0]), lambda e: f"question_id {e.question_id}")
 
 
 def _ten_answers(item: dict[str, Any], where: str) -> list[str]:

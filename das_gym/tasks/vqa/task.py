@@ -26,12 +26,7 @@ from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2, read_vqav2
 
 
 class VQATask(Task):
-    """VQA as VQAv2 defines it: soft scores to train on, the official accuracy to report.
-
-    Args:
-        processor: Makes batches for the model.
-        labels: The answer vocabulary; logits are in its order.
-    """
+    """VQA as VQAv2 defines it: soft scores to train on, the official accuracy to report. `labels` are the answers."""
 
     name = "vqa"
     pretrained_head = "vqa_classifier"

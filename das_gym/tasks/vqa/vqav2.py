@@ -76,8 +76,8 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
         stem = f"COCO_{folder.name}_{image_id:012d}"
         return ImageFile(folder / names.get(stem, f"{stem}.jpg"))
 
-    examples = list(read_questions(questions, annotations, split, image_at, bad))
-    return bad.drop_broken(examples, str(questions), lambda e: (e.image,), lambda e: f"question_id {e.question_id}")
+    examples = read_questions(questions, annotations, split, image_at, bad)
+    return bad.drop_broken(examples, str(questions), lambda e: f"question_id {e.question_id}")
 
 
 def _warn_about_spelling(val: Sequence[VQAExample], source: str) -> None:

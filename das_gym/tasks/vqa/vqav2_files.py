@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,61 +35,52 @@ Entries = dict[int, dict[str, Any]]
 
 def read_questions(
     questions_path: Path, annotations_path: Path | None, split: str, image_at: Callable[[int], ImageSource], bad: BadExamples
-) -> Iterator[VQAExample]:
-    """Yield questions with their annotations, if these are public, in the order of the questions file.
+) -> list[VQAExample]:
+    """Return questions with their annotations, if these are public, in the order of the questions file.
 
     `image_at` returns an image by its id. `bad` receives bad entries, repeated ones, and entries without a counterpart in
     the other file.
     """
-    reported: set[int] = set()
-    questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad, reported)
+    questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad)
     if annotations_path is None:
         empty = {"question_type": "", "answer_type": "", "multiple_choice_answer": "", "answers": ()}
         annotations: Entries = {number: {**entry, **empty} for number, entry in questions.items()}
     else:
-        annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad, reported)
+        annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad)
 
-    for number in dict.fromkeys([*questions, *annotations]):
+    def example(number: int, where: str) -> VQAExample:
         question, annotation = questions.get(number), annotations.get(number)
         if question is None or annotation is None:
-            path, missing = (annotations_path, "question") if question is None else (questions_path, "annotation")
-            error = ValueError(f"{path}: question_id {number} has no {missing} in the other file")
-        elif question["image_id"] != annotation["image_id"]:
-            error = ValueError(
-                f"question_id {number} has different images: got image_id {question['image_id']} in {questions_path}, "
+            raise ValueError(f"{where} has no {'question' if question is None else 'annotation'}, or a bad one")
+        if question["image_id"] != annotation["image_id"]:
+            raise ValueError(
+                f"{where} has different images: got image_id {question['image_id']} in {questions_path}, "
                 f"{annotation['image_id']} in {annotations_path}"
             )
-        else:
-            yield VQAExample(
-                question_id=number,
-                image_id=question["image_id"],
-                image=image_at(question["image_id"]),
-                question=question["question"],
-                question_type=sys.intern(annotation["question_type"]),
-                answer_type=sys.intern(annotation["answer_type"]),
-                answer=normalize_answer(annotation["multiple_choice_answer"]),
-                answers=normalized_answers(annotation["answers"]),
-                split=split,
-            )
-            continue
-        if number not in reported:
-            bad.report(error)
+        return VQAExample(
+            question_id=number,
+            image_id=question["image_id"],
+            image=image_at(question["image_id"]),
+            question=question["question"],
+            question_type=sys.intern(annotation["question_type"]),
+            answer_type=sys.intern(annotation["answer_type"]),
+            answer=normalize_answer(annotation["multiple_choice_answer"]),
+            answers=normalized_answers(annotation["answers"]),
+            split=split,
+        )
+
+    numbers = dict.fromkeys([*questions, *annotations])
+    return bad.parse(((f"{questions_path}: question_id {number}", number) for number in numbers), example)
 
 
-def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples, reported: set[int]) -> Entries:
-    """Read the good entries of `{key: [...]}`; the ids of bad ones are added to `reported`."""
+def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples) -> Entries:
+    """Read the good entries of `{key: [...]}`."""
     entries: Entries = {}
 
     def checked(entry: Any, where: str) -> None:
-        number = entry.get("question_id") if isinstance(entry, dict) else None
-        try:
-            _check_entry(entry, fields, where)
-            if number in entries:
-                raise ValueError(f"{where} repeats `question_id` {number}")
-        except ValueError:
-            if isinstance(number, int):
-                reported.add(number)
-            raise
+        _check_entry(entry, fields, where)
+        if entry["question_id"] in entries:
+            raise ValueError(f"{where} repeats `question_id` {entry['question_id']}")
         entries[entry["question_id"]] = entry
 
     strings: dict[str, str] = {}
@@ -110,8 +101,8 @@ def _check_entry(entry: Any, fields: Fields, where: str) -> None:
     check_fields(entry, fields, where)
     for name in fields:
         value = entry[name]
-        if isinstance(value, int) and not 0 <= value < 2**63:
-            raise ValueError(f"{where}: wrong `{name}`: got {value!r:.60}, expected 0..2**63 - 1")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{where}: wrong `{name}`: got {value!r:.60}, expected 0 or more")
         if name in ("question", "multiple_choice_answer"):
             check_text(value, f"{where}: `{name}`")
         elif isinstance(value, str):

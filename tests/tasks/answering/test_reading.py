@@ -43,8 +43,7 @@ def sizes(root: Path) -> list[int]:
         ({"train": 30, "val": 6}, [30, 3, 3]),
         ({"val": 6, "test": 4}, [3, 3, 4]),
         ({"conversations": 30}, [24, 3, 3]),
-        ({"slake_train_en": 10, "slake_test_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
-        ({"trainval": 10, "test-dev": 4}, [9, 1, 4]),
+        ({"slake_train_en": 10, "slake_test-dev_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
     ],
 )
 def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str, int], wanted: list[int]):
@@ -57,7 +56,6 @@ def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str
     ("name", "part", "rest"),
     [
         ("aid_train20.json", "train", ("aid", "20")),
-        ("SlakeTestEN.jsonl", "test", ("slake", "en")),
         ("testval_llava_en.json", "test", ("llava", "en")),
         ("my-dev.v2.json", "val", ("my", "v", "2")),
         ("llava_v1_5_mix665k.json", "all", ("llava", "v", "1", "5", "mix", "665", "k")),
@@ -122,7 +120,7 @@ def test_files_that_share_images_are_divided_or_rejected(numbers: list[list[int]
         assert re.search("expected . or more|holds no usable example", str(error))  # noqa: PT017
         return
     assert_disjoint(splits)
-    assert sum(map(len, parts_of(splits).values())) + splits.left_out_count == 2 * len(made)
+    assert sum(map(len, parts_of(splits).values())) + 2 * len(splits.left_out) == 2 * len(made)
     assert {e.key for e in splits.test} >= {f"{c.key}#1" for c in parts.get("test", ())} or len(parts) == 1
 
 
@@ -151,7 +149,7 @@ def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_pat
     assert splits.train[0].answer == "heron"
     assert len(splits.train) == len(before.train) - 1
     assert splits.left_out == (f"{root}: 1 questions whose every answer is empty when it is normalized",)
-    assert splits.left_out_count == 1
+    assert len(splits.left_out) == 1
 
 
 def test_nlvr2_through_a_prompt(tmp_path: Path):
@@ -210,7 +208,6 @@ def test_slake(tmp_path: Path):
     ("changes", "text"),
     [
         ({"answer": " "}, r"train\.json: \[0\] \(qid 0\): `answer` is empty"),
-        ({"answer": None}, r"train\.json: \[0\]: wrong type of `answer`"),
         ({"q_lang": "zh"}, r"train\.json holds no usable example"),
     ],
 )
@@ -264,8 +261,6 @@ def test_scienceqa(tmp_path: Path, folder: str):
     [
         ({"answer": 3}, r"problems\.json: 13: wrong `answer`"),
         ({"choices": ["one"]}, r"problems\.json: 13: wrong `choices`"),
-        ({"hint": 3}, r"problems\.json: 13: wrong `hint`"),
-        ({"image": 3}, r"problems\.json: 13: wrong `image`"),
     ],
 )
 def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, object], text: str):
@@ -277,7 +272,7 @@ def test_bad_problem_is_named_or_skipped(tmp_path: Path, changes: dict[str, obje
         load_answers(root)
     splits = load_answers(root, "skip")
     assert [example.key for example in splits.test] == ["test/12", "test/14"]
-    assert splits.left_out_count == 1
+    assert len(splits.left_out) == 1
 
 
 def test_unknown_and_repeated_pids_are_named(tmp_path: Path):

@@ -103,7 +103,7 @@ def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], mess
     with pytest.raises(ValueError, match=rf"train\.json: line 3.*{message}"):
         load_nlvr2(root)
     splits = load_nlvr2(root, "skip")
-    assert (len(splits.train) + len(splits.reward), splits.left_out_count) == (23, 1)
+    assert (len(splits.train) + len(splits.reward), len(splits.left_out)) == (23, 1)
 
 
 @pytest.mark.parametrize("names", [("train",), ("test1", "dev")])

@@ -87,4 +87,4 @@ def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[Entry], objec
     with pytest.raises(ValueError, match=text):
         load_snli_ve(root)
     splits = load_snli_ve(root, "skip")
-    assert (len(splits.reward), splits.left_out_count) == (2, 1)
+    assert (len(splits.reward), len(splits.left_out)) == (2, 1)
