@@ -47,9 +47,9 @@ class SupernetConfig(TrainingConfig):
 
     pairs_per_step: ClassVar[int] = 96
     default_learning_rate: ClassVar[float] = 2e-3
+    warmup: ClassVar[float] = 0.05
 
     steps: int = 4000
-    warmup: float = 0.05
     save_every: int = 250
     max_skipped: int = 8
     vocabulary: str | None = None
@@ -62,7 +62,7 @@ class SupernetConfig(TrainingConfig):
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
     """Return the mask of a step, (n_layers,) bool, with 0..max_skipped layers skipped."""
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng([seed, step])  # of the step alone: a resumed training draws the same masks
     count = rng.integers(min(max_skipped, n_layers) + 1)
     mask = np.zeros(n_layers, dtype=bool)
     mask[rng.choice(n_layers, count, replace=False)] = True
@@ -84,7 +84,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:

@@ -2,7 +2,6 @@
 
 python -m agents policy with out=policy.safetensors                the bundled suite's `train`
 python -m agents policy with out=FILE steps=2000 seed=3 suite=FOLDER
-python -m agents policy with out=FILE problems=50                  fewer problems, to see what that costs
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ BATCH = 16
 TRUST = 0.75
 """What learned corrections are multiplied by at the end: models of other kinds differ from those of `train`."""
 
+LEARNING_RATE = 1e-2
+"""The highest one; it falls to 0 on a cosine."""
+
 WARMUP = 20
 LOG_EVERY = 100
 
@@ -46,9 +48,7 @@ class PolicySettings(PluginSettings):
         steps: Gradient steps of each member.
         members: Number of networks to train, with seeds from `seed` on. They decide together.
         seed: Random seed.
-        learning_rate: Highest learning rate. It falls to 0 on a cosine.
         width: Hidden width of the network.
-        problems: Number of training problems, drawn by `seed`. None uses all.
         relatives: Problems to add for each model: the same model without one to three of its layers.
         budgets: Kinds of budgets of the problems: a number of layers, or a share of MACs, latency, parameters or memory.
     """
@@ -58,9 +58,7 @@ class PolicySettings(PluginSettings):
     steps: int = 400
     members: int = 8
     seed: int = 0
-    learning_rate: float = 1e-2
     width: int = 24
-    problems: int | None = None
     relatives: int = 6
     budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
@@ -135,7 +133,7 @@ def train_member(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PolicyNetwork(PolicyConfig(settings.width))
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
 
     def schedule(step: int) -> float:
         return min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / settings.steps)) / 2
@@ -167,9 +165,7 @@ def train_policy(settings: PolicySettings, log: Callable[[str], object] = print)
         settings: How.
         log: Called with lines on the mean scaled reward on `valid`, which chooses nothing.
     """
-    suite = load_suite(
-        settings.suite, "train", "exp_neg_loss", None, settings.relatives, settings.seed, settings.budgets, settings.problems
-    )
+    suite = load_suite(settings.suite, "train", relatives=settings.relatives, seed=settings.seed, budgets=settings.budgets)
     valid = load_suite(settings.suite, "valid", budgets=settings.budgets)
     examples, started = load_examples(suite), time.perf_counter()
 

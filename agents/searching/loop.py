@@ -101,7 +101,7 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     """Make the agent of a search in an environment with (n_features,) observations."""
     scorer, settings = find_scorer(base), config.agent_settings()
     budget = pick_budget(len(base.layer_names), config.budget, lambda setting: scorer.cost_of(setting))
-    if takes(config.agent, "stages") and not has_fewer_examples(scorer):
+    if takes(config.agent, "stages") and not has_fewer_examples(scorer):  # a table of means: one stage, on all examples
         settings = {"stages": [1.0], **settings}
     statistics = observed_statistics(base, observation)
     space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)
@@ -123,6 +123,7 @@ class SearchLoop:
 
     def take_turn(self) -> bool:
         """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
+        # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
         left = math.floor(self.config.evaluations - sum(turn.cost for turn in self.history))
         if left == 0:
             return False
@@ -142,6 +143,7 @@ class SearchLoop:
         """Score the agent's answer, and return the record of the search."""
         config, agent = self.config, self.agent
         masks = answer(agent, config.agent)[None]
+        # Scored in addition to the budget, as the next step: a replay finds the same examples, also where they change.
         (scored,) = Turn.of(masks, *score_masks(self.env, masks)).rows
         best = best_row(self.history, config.mask_kwargs) or scored
         return SearchResult.of(
@@ -166,6 +168,7 @@ class SearchLoop:
         if checkpoint is None:
             return
         with explain_damage(folder / CHECKPOINT, "start a new search"):
+            # The environment was reset and the agent made with the seed; now both continue where the checkpoint was written.
             self.agent.load_state_dict(checkpoint.agent)
             if hasattr(self.base, "set_state"):
                 self.base.set_state(checkpoint.env)

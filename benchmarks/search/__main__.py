@@ -11,6 +11,7 @@ FOLDER keeps the searches: a stopped command continues where it was. Use another
   tables-12              the seven bundled tables of 12 units, 4 skipped, 120 evaluations
   greedy-12              the same with 3 to 7 skipped, and as many evaluations as greedy removal uses
   llava-6, llava-8       LLaVA-mini with 6 and 8 of 24 layers skipped, scored by the engine; evaluations as in greedy-12
+  llava-sublayers-12     the same with 12 of 48 attentions and MLPs skipped, 240 evaluations
   nk-24, pairs-36, ...   planted losses of a family and a number of layers, a third skipped; each seed is a problem
 
 Regret is a share of the possible gain: 0 = the best known mask, 1 = the mean of random masks. Masks outside the budget count

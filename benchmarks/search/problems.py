@@ -34,10 +34,12 @@ GREEDY_COUNTS = (3, 4, 5, 6, 7)
 TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
 TEST_SEEDS = {"tables-24": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
 TEST_SEEDS["planted"] = range(1000, 1030)
-LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 705), 50
-LIVE_COUNTS = {"llava-6": 6, "llava-8": 8}
+LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 710), 50
+LIVE = {"llava-6": ("layers", 6, 129), "llava-8": ("layers", 8, 164), "llava-sublayers-12": ("sublayers", 12, 240)}
+"""Units of LLaVA-mini, how many are skipped, and evaluations: of 24 layers, as many as greedy removal uses."""
+
 PLANTED_SUITES = tuple(f"{family}-{n}" for n in PLANTED_EVALUATIONS for family in FAMILIES)
-SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES, *LIVE_COUNTS)
+SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES, *LIVE)
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,15 @@ class SearchProblem:
 
 
 class LlavaOracle(LiveOracle):
-    """LLaVA-mini with more layers skipped than in its table, scored by the engine on the table's 96 examples.
+    """LLaVA-mini with more units skipped than in its table, scored by the engine on the table's 96 examples.
 
     Args:
-        skip_num: How many of the 24 layers are skipped.
+        units: `layers`, 24, or `sublayers`, 48.
+        skip_num: How many of them are skipped.
     """
 
-    def __init__(self, skip_num: int) -> None:
-        settings = {"checkpoint": "llava_mini", "reward_examples": 96, "statistics": ("depth",)}
+    def __init__(self, units: str, skip_num: int) -> None:
+        settings = {"checkpoint": "llava_mini", "units": units, "reward_examples": 96, "statistics": ("depth",)}
         super().__init__("DAS-VLM-Answering-v0", {"skip_num": skip_num}, settings)
         rng = np.random.default_rng(skip_num)
         masks = np.array([self.space.sample(rng) for _ in range(LIVE_RANDOM_MASKS)])
@@ -120,8 +123,9 @@ def suite_problems(suite: str, count: int | None = None, train: bool = False) ->
                 evaluations = greedy_evaluations(12, k) if suite == "greedy-12" else LONG_EVALUATIONS
                 found.append(SearchProblem(path.parent.name, oracle, seeds, evaluations))
         return found
-    if suite in LIVE_COUNTS:
-        oracle, evaluations = LlavaOracle(k := LIVE_COUNTS[suite]), greedy_evaluations(24, k)
+    if suite in LIVE:
+        units, skip_num, evaluations = LIVE[suite]
+        oracle = LlavaOracle(units, skip_num)
         return [SearchProblem("llava_mini", oracle, [seed], evaluations) for seed in LIVE_SEEDS[:count]]
     family, n = suite.split("-")
     return [planted_problem(family, int(n), seed) for seed in seeds]

@@ -64,6 +64,10 @@ class ActionMode(ABC):
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
         self.over = np.ones(rows, dtype=bool)
+        self.space = self._make_space()
+
+    @abstractmethod
+    def _make_space(self) -> spaces.Space[Any]: ...
 
     @abstractmethod
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
@@ -123,9 +127,8 @@ class MaskMode(ActionMode):
 
     name = "mask"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
-        super().__init__(layer_names, budget, macs, rows)
-        self.space = spaces.MultiBinary(self.n_layers)
+    def _make_space(self) -> spaces.Space[Any]:
+        return spaces.MultiBinary(self.n_layers)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """See `ActionMode.step`."""
@@ -156,9 +159,8 @@ class ScoreMode(ActionMode):
 
     name = "scores"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
-        super().__init__(layer_names, budget, macs, rows)
-        self.space = spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
+    def _make_space(self) -> spaces.Space[Any]:
+        return spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
@@ -184,8 +186,6 @@ class SequenceMode(ActionMode):
 
     def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
-        self.can_stop = budget.is_free
-        self.space = spaces.Discrete(self.n_layers + self.can_stop)
         self.feature_names = (*(f"{layer}/skipped" for layer in layer_names), "macs_saved", "budget_left")
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
@@ -193,6 +193,10 @@ class SequenceMode(ActionMode):
         # A suite's budgets change with every episode, so that a mask alone does not decide the choices.
         self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 and isinstance(budget, Budget) else None
         self._current: tuple[np.ndarray, ...] | None = None  # without a cache: the state of `masks`
+
+    def _make_space(self) -> spaces.Space[Any]:
+        self.can_stop = self.budget.is_free
+        return spaces.Discrete(self.n_layers + self.can_stop)
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """See `ActionMode.begin`."""

@@ -43,9 +43,6 @@ class SuiteSearchEnv(SuiteEnv):
     ## Arguments
     evaluations: Masks an episode, 1 to 65,536.
     The others are `SuiteEnv`'s.
-
-    ## Version History
-    v0: first.
     """
 
     def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:

@@ -16,7 +16,7 @@ from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import Outcome, Scorer, next_places, reward_batch_size
+from das_gym.envs.scoring import Outcome, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute
 from das_gym.problem.budget import pick_budget
@@ -151,8 +151,7 @@ class TableScorer(Scorer):
     @cached_property
     def _exact(self) -> bool:
         """Whether costs do not depend on the other masks of a call: sums of integers do not, sums of times may."""
-        cost = self.budget.cost
-        return cost is None or bool((cost.savings == np.round(cost.savings)).all())
+        return all((cost.savings == np.round(cost.savings)).all() for cost in self.reported.values())
 
     @cached_property
     def _known(self) -> Outcome:
@@ -187,15 +186,12 @@ class ExampleScorer(TableScorer):
             name = self.objective.reward.name
             raise ValueError(f"`reward` is not supported: {name} needs divergences, which tables hold only as means")
         self._each = table.examples[self.split]
-        self._total = len(self._each.keys)
-        wanted = self._total if reward_examples is None else reward_examples
-        self.batch_size = reward_batch_size(reward_batches, wanted, self._total)
-        self.reward_batches = reward_batches
+        total = len(self._each.keys)
+        self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Score on the examples of the next step; see `Scorer.measure`."""
-        places, self.position = next_places(self.reward_batches, self.batch_size, self._total, self.position, rng)
-        return self._on(places, self.table.rows(masks))
+        return self._on(self.next_places(rng), self.table.rows(masks))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score on the first examples; see `Scorer.measure_fixed`."""
@@ -220,12 +216,6 @@ class TabularEnv(ScoredEnv):
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).
-
-    ## References
-    DAS: arXiv 2309.01479.
-
-    ## Version History
-    v0: first.
 
     Args:
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with

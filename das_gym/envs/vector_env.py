@@ -49,11 +49,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         if not is_whole(num_envs) or num_envs < 1:
             raise ValueError(f"`num_envs` is out of range: got {num_envs!r}, expected an integer of at least 1")
-        if "max_episode_steps" in kwargs:
-            raise ValueError(
-                "`max_episode_steps` is not supported: episodes end with their budget. Leave it out, or use "
-                'make_vec(..., vectorization_mode="sync"), which scores masks one by one.'
-            )
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         check_names([mode], AUTORESET_MODES, "autoreset_mode")
         self.autoreset_mode = AUTORESET_MODES[mode]

@@ -22,7 +22,6 @@ from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.cost_kinds import COST_KINDS, SAVED
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import find_reward
-from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -121,11 +120,6 @@ class SuiteProblem:
     def cost(self) -> MaskCost:
         """The cost that its budget limits: MACs if it is a number of units."""
         return self.table.layer_macs if self.budget.cost is None else self.budget.cost
-
-    @property
-    def saved(self) -> np.ndarray:
-        """(n_masks,) float64 share of that cost that each mask saves."""
-        return self.table.saved(self.cost.setting)
 
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Return rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
@@ -265,7 +259,7 @@ class Suite:
         self.scaled = np.where(self.kept, scaled, WORST - off)
         self.losses = np.concatenate([problem.table.values("loss") for problem in problems])
         self.metrics = np.concatenate([problem.table.values("metric") for problem in problems])
-        self.saved = np.concatenate([problem.saved for problem in problems])
+        self.saved = np.concatenate([problem.table.saved(problem.cost.setting) for problem in problems])
         self._saved_of: dict[str, np.ndarray] = {}
         settings = dict.fromkeys(problem.cost.setting for problem in problems)
         self.other_costs = tuple(setting for setting in settings if setting != "macs_saved")
@@ -303,12 +297,6 @@ class Suite:
         if cost not in self._saved_of:
             self._saved_of[cost] = np.concatenate([problem.table.saved(cost) for problem in self.problems])
         return self._saved_of[cost]
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value of each statistic, (n_statistics,) float32."""
-        chosen = [STATISTICS[name] for name in self.statistics]
-        return np.array([s.low for s in chosen], np.float32), np.array([s.high for s in chosen], np.float32)
 
     def rows(self, which: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Return (m,) int64: where the flat arrays hold (m, MAX_UNITS) bool masks of problems `which` ((m,) int64).
@@ -376,15 +364,7 @@ def load_suite(
 
     Problems of kinds other than `DEFAULT_BUDGETS` come last, so that the others have the same numbers with and without them.
 
-    Args:
-        folder: Folder of the tables; None is the bundled one.
-        split: One of `SUITE_SPLITS`.
-        reward: The reward that is scaled, see `das_gym.problem.rewards.REWARDS`.
-        statistics: Names of the layer statistics to observe; None = all that the tables hold.
-        relatives: For each model, how many others to add that lack one to three of its units; the table knows their masks.
-        seed: Draws relatives and `problems`.
-        budgets: Kinds of budgets, one or several, see `BUDGET_KINDS`.
-        problems: Number of problems, drawn at random; None = all.
+    The arguments are those of `das_gym.envs.suite_env.SuiteEnv`; `seed` is its `problems_seed`.
     """
     check_names([split], SUITE_SPLITS, "split")
     for name, value in {"relatives": relatives, "problems_seed": seed}.items():

@@ -1,8 +1,4 @@
-"""Evolution, EvoPress and the cross-entropy method."""
-
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
@@ -55,23 +51,7 @@ def test_evolution_with_stages_ends_when_few_masks_exist():
     assert agent.best().sum() == 1
 
 
-def test_evolution_with_stages_continues_exactly():
-    def play(agent, turns):
-        asked = []
-        for _ in range(turns):
-            asked.append(agent.ask(3))
-            agent.tell(asked[-1], rewards(asked[-1]))
-        return [masks.tolist() for masks in asked]
-
-    for turns in range(8):
-        agent, fresh = (Evolution(SPACE, seed, stages=(0.2, 1)) for seed in (0, 1))
-        play(agent, turns)
-        fresh.load_state_dict(json.loads(json.dumps(agent.state_dict())))
-        assert play(agent, 8) == play(fresh, 8)
-        assert (agent.best() == fresh.best()).all()
-
-
-@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}, (0, 1), ("all", 1)])
+@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), "all", (0, 1)])
 def test_evolution_rejects_stages(stages):
     with pytest.raises(ValueError, match="stages"):
         Evolution(SPACE, 0, stages=stages)

@@ -27,7 +27,7 @@ def removed_one_by_one(count):
     return mask
 
 
-@pytest.mark.parametrize("n", [1, 3, 5, 100])
+@pytest.mark.parametrize("n", [1, 5])
 def test_greedy_removes_the_best_layer_of_each_round(n):
     agent = Greedy(SPACES["count"])
     asked = play(agent, n)

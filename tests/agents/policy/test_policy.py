@@ -191,7 +191,7 @@ def test_train_policy_improves(made_up_suite: Path, tmp_path: Path, capsys: pyte
     assert mean_scaled(policy, suite) > 0.9
     assert "valid" in told[-1]
     words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=2", "width=4"]
-    assert PROGRAM.run(["policy", *words, "problems=3", "members=2", 'budgets=["macs", "latency"]']) == 0
+    assert PROGRAM.run(["policy", *words, "members=2", 'budgets=["macs", "latency"]']) == 0
     assert "policy:" in capsys.readouterr().out
     first, second = PolicyEnsemble.load(tmp_path / "p.safetensors").members
     assert not torch.equal(first.mix.weight, second.mix.weight)
