@@ -203,7 +203,6 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  times as fast", lambda m: format_speedup(*m["prefill_speedup"])),
     ("further tokens, ms", lambda m: format_milliseconds(*m["decode_ms"])),
     ("  times as fast", lambda m: format_speedup(*m["decode_speedup"])),
-    ("peak memory, MiB", lambda m: f"{m['peak_bytes'] / 2**20:,.0f}"),
     ("skipped layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
 )
 """The lines of a table of models: heading, and the cell of a model's record. Lines that no record has are left out."""
