@@ -2,7 +2,7 @@
 
     python -m benchmarks.recovery                                       the bundled model and data, 20 % of the MACs
     python -m benchmarks.recovery --checkpoint DIR --data-root DIR --macs-saved 0.2
-    python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000 --hidden none cosine
+    python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000
 
 A search with `bayes` finds the mask, unless one is given, and every setting trains the same pruned model. Settings are
 compared by the loss on the reward split. The best is evaluated on the test split: loss (nats), and score of generated
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
+from das_gym.adapt.shrink.recovery import RecoveryConfig, make_teacher, merged, recover
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 
@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     held_out, test = (shuffled(task, part, options.examples) for part in (problem.splits.reward, problem.splits.test))
     same = {"batch_size": options.batch_size, "seed": options.seed}
     every = [
-        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, **same)
-        for r, s, rate, h in itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+        RecoveryConfig(recover=r, steps=s, learning_rate=rate, **same)
+        for r, s, rate in itertools.product(options.recover, options.steps, options.learning_rates)
     ]
     # The teacher's outputs are computed once, for the settings with the most steps.
     teacher = make_teacher(full, task, train, max(every, key=lambda settings: settings.steps))
@@ -78,20 +78,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     held, saved = {"full": loss(full, held_out), "shrunk": loss(shrunk, held_out)}, problem.costs.macs_saved(mask)
     removed = f"{draw_mask(full, mask)}, {100 * saved:.1f} % of the MACs saved"
     print(f"{removed}; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
-    rows, best = [], (float("inf"), shrunk)
+    prompts = task.pairs(task.open_ended(test))
+
+    def tested(vlm: VLM) -> dict[str, Any]:
+        scores = answer_scores(task, test, generate(vlm, task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
+        return {"score": float(scores.mean()), "interval": mean_interval(scores), "loss": loss(vlm, test)}
+
+    rows: list[dict[str, Any]] = []
+    results = {"full": tested(full), "shrunk": tested(shrunk)}
     for settings in every:
         student, started = pruned_copy(full, mask), time.perf_counter()
-        Recovery(student, full, task, train, settings, teacher=teacher).run()
-        seconds, found = time.perf_counter() - started, loss(student, held_out)
+        trained = recover(student, full, task, train, settings, teacher=teacher)
+        seconds = time.perf_counter() - started
+        with merged(student, full, settings, trained):
+            found = loss(student, held_out)
+            if found < min((row["loss"] for row in rows), default=float("inf")):
+                results["recovered"] = tested(student)
         share = regained(held["full"], held["shrunk"], found)
         words = f"{settings.recover}, {settings.steps} steps, learning rate {settings.learning_rate:g}"
-        rows.append({"settings": f"{words}, hidden {settings.hidden}", "loss": found, "loss_regained": share})
-        print(f"  {rows[-1]['settings']}: held-out loss {found:.4f}, {format_share(share)}, {seconds:.0f} s")
-        best = min(best, (found, student), key=lambda pair: pair[0])
-    results, prompts = {}, task.pairs(task.open_ended(test))
-    for name, vlm in {"full": full, "shrunk": shrunk, "recovered": best[1]}.items():
-        scores = answer_scores(task, test, generate(vlm, task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
-        results[name] = {"score": float(scores.mean()), "interval": mean_interval(scores), "loss": loss(vlm, test)}
+        rows.append({"settings": words, "loss": found, "loss_regained": share})
+        print(f"  {words}: held-out loss {found:.4f}, {format_share(share)}, {seconds:.0f} s")
     return {"macs_saved": saved, "held_out": held, "rows": rows, "test": results}
 
 
@@ -117,7 +123,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--recover", nargs="+", choices=("lora", "full", "adapters"), default=["lora", "full"])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of each held-out split")

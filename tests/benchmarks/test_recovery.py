@@ -21,7 +21,7 @@ def test_settings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     record = recovery.main([*model, *settings])
     printed = capsys.readouterr().out
     assert [row["settings"] for row in record["rows"]] == [
-        f"{how}, 3 steps, learning rate {rate}, hidden none" for how in ("lora", "full") for rate in ("1e-05", "0.01")
+        f"{how}, 3 steps, learning rate {rate}" for how in ("lora", "full") for rate in ("1e-05", "0.01")
     ]
     assert len({row["loss"] for row in record["rows"]}) == 4
     assert record["macs_saved"] >= 0.1
