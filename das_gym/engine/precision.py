@@ -42,7 +42,7 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
 
 def cpu_flags() -> frozenset[str]:
     """Return those of `CPU_FLAGS` that this processor has; torch before 2.9 does not tell, and counts as without."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
 
 

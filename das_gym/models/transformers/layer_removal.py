@@ -35,31 +35,51 @@ if TYPE_CHECKING:
 LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
 """Names of the number of layers."""
 
-POSITION_LISTS = (
-    *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "moe_layers"),
-    *("no_rope_layer_indices", "rope_scaling_layers"),
-)
-"""Settings of a decoder that list layers by position."""
 
-SOURCES = ("kv_source_layers",)
-"""Settings that give, layer by layer, the layer that keys and values come from."""
+def _positions_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber a list of layers."""
+    return type(value)(kept.index(place) for place in value if place in kept)
 
-COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
-"""Settings that count the first layers, which are of another kind."""
 
-LASTS = ("moe_layer_end_index",)
-"""Settings that are the position of the last layer of a kind."""
+def _sources_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber a list that has, layer by layer, the layer that keys and values come from."""
+    return [kept.index(value[place]) for place in kept if value[place] in kept]
 
-DECODER_SETTINGS = (*POSITION_LISTS, *SOURCES, *COUNTS, *LASTS)
+
+def _first_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Count those of the first `value` layers that stay."""
+    return sum(place < value for place in kept)
+
+
+def _last_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber the last layer of a kind; -1 = there is none."""
+    return sum(place <= value for place in kept) - 1 if value >= 0 else value
+
+
+def _states_left(value: Any, kept: Sequence[int], count: int) -> Any:
+    """Renumber hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
+    if isinstance(value, list | tuple):
+        return type(value)(_states_left(state, kept, count) for state in value)
+    after = sum(layer < (value + count + 1 if value < 0 else value) for layer in kept)
+    return after - len(kept) - 1 if value < 0 else after
+
+
+DECODER_SETTINGS = {
+    **dict.fromkeys(("attn_layer_indices", "cross_attention_layers", "full_attn_idxs"), _positions_left),
+    **dict.fromkeys(("mlp_only_layers", "moe_layers", "no_rope_layer_indices", "rope_scaling_layers"), _positions_left),
+    "kv_source_layers": _sources_left,
+    **dict.fromkeys(("first_k_dense_replace", "max_window_layers"), _first_left),
+    **dict.fromkeys(("moe_layer_start_index", "num_dense_layers"), _first_left),
+    "moe_layer_end_index": _last_left,
+}
+TOWER_SETTINGS = {
+    **dict.fromkeys(("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices"), _states_left),
+    **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _positions_left),
+}
+"""Settings of configurations and modules that depend on positions of layers, and how each changes with them."""
 
 NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
 """Ends of the names of lists that are not by layer; any other list as long as the decoder is."""
-
-READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
-"""Settings that number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
-
-TOWER_SETTINGS = (*READS, "fullatt_block_indexes", "deepstack_visual_indexes")
-"""Settings of a vision tower that depend on positions of layers; all but READS are lists of layers."""
 
 UNCHECKED = ("store_full_length_kv", "first_kv_shared_layer_idx")
 """Attributes about sharing keys and values with later layers, which models that are supported do not do."""
@@ -265,30 +285,12 @@ def _configs_of(modules: Iterable[nn.Module], *more: Any) -> list[Any]:
     return list({id(config): config for config in configs if config is not None}.values())
 
 
-def _renumber(part: Any, names: Collection[str], kept: Sequence[int], count: int) -> None:
+def _renumber(part: Any, settings: Mapping[str, Callable[..., Any]], kept: Sequence[int], count: int) -> None:
     """Change those settings of a configuration or module that depend on positions of layers."""
-
-    def read_after(state: int) -> int:
-        after = sum(layer < (state + count + 1 if state < 0 else state) for layer in kept)
-        return after - len(kept) - 1 if state < 0 else after
-
-    for name in vars(part).keys() & set(names):
+    for name in vars(part).keys() & settings.keys():
         value = getattr(part, name)
-        if isinstance(value, list | tuple):
-            if name in SOURCES:
-                value = [kept.index(value[place]) for place in kept if value[place] in kept]
-            elif name in READS:
-                value = type(value)(map(read_after, value))
-            else:
-                value = type(value)(kept.index(place) for place in value if place in kept)
-        elif isinstance(value, int):
-            if name in READS:
-                value = read_after(value)
-            elif name in COUNTS:
-                value = sum(place < value for place in kept)
-            elif name in LASTS and value >= 0:
-                value = sum(place <= value for place in kept) - 1
-        setattr(part, name, value)
+        if isinstance(value, int | list | tuple):  # None: the type's default, which is made from other settings
+            setattr(part, name, settings[name](value, kept, count))
 
 
 def _keep_entries(part: Any, kept: Sequence[int], count: int, by_layer: Callable[[str, Any], bool]) -> None:
@@ -334,8 +336,11 @@ def reload_difference(model: Any) -> str | None:
             return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
         known = _plain_settings(other)
         for key, value in _plain_settings(module).items():
-            if key not in UNCHECKED and key in known and not _equal(known[key], value):
-                return f"{name}.{key} is {known[key]} instead of {value}"
+            other_value = known.get(key, value)
+            both = isinstance(value, float) and isinstance(other_value, float)
+            same = math.isclose(value, other_value, rel_tol=1e-6) if both else value == other_value  # up to another dtype
+            if key not in UNCHECKED and not same:
+                return f"{name}.{key} is {other_value} instead of {value}"
     return None
 
 
@@ -348,8 +353,3 @@ def _plain_settings(module: Any) -> dict[str, Any]:
         if is_plain and not name.startswith("_") and name != "training" and "drop" not in name:
             found[name] = value
     return found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare plain values, up to rounding in another dtype."""
-    return math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other
