@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.base import VLP, State
-from das_gym.models.inputs import NoiseImage, Processor, load_tokenizer
+from das_gym.models.inputs import Processor, load_tokenizer
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.model import METER
 from das_gym.problem.config import ProblemConfig

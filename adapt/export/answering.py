@@ -22,8 +22,9 @@ from das_gym.adapt.shrink.verifying import (
     run_in_subprocess,
 )
 
+from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
-from das_gym.models.inputs import NoiseImage, Prompt
+from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inserted_adapters import export_form, has_adapters
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from das_gym.models.inputs import NoiseImage, Pair
+from das_gym.data.images import NoiseImage
+from das_gym.models.inputs import Pair
 from das_gym.problem.loading import AdaptedModel
 
 WORDS = ("one", "what is this", "the picture shows all that is said here", "red")

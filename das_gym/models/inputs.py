@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -34,31 +33,6 @@ TEXT_BLOCK = 16
 def padded_length(tokens: int) -> int:
     """Return the next multiple of TEXT_BLOCK."""
     return -(-tokens // TEXT_BLOCK) * TEXT_BLOCK
-
-
-@dataclass(frozen=True)
-class NoiseImage:
-    """An image of noise, the same for the same seed and size: models are compared on it."""
-
-    seed: int
-    width: int = 64
-    height: int = 48
-
-    @property
-    def key(self) -> str:
-        """Its seed and size."""
-        return f"noise {self.seed} {self.width} {self.height}"
-
-    def stamp(self) -> str:
-        """Return an empty stamp: the image never changes."""
-        return ""
-
-    def open(self) -> Image:
-        """Return the image."""
-        from PIL import Image
-
-        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
-from das_gym.models.inputs import NoiseImage, Prompt
+from das_gym.models.inputs import Prompt
 from das_gym.models.macs import structure
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor

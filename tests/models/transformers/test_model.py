@@ -10,7 +10,8 @@ import torch
 import transformers as t
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from das_gym.models.inputs import NoiseImage, Prompt
+from das_gym.data.images import NoiseImage
+from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.layer_removal import prune
