@@ -72,8 +72,9 @@ def search(
         agent = _new_agent(config, base, observation[0])
         if resume and run_folder is not None:
             history = _restore(config, base, agent, run_folder)
-        for turn in history if on_turn is not None else ():
-            on_turn(turn)
+        if on_turn is not None:
+            for turn in history:
+                on_turn(turn)
         while take_turn(config, env, agent, history):
             if run_folder is not None and len(history) % config.save_every == 0:
                 state = base.get_state() if hasattr(base, "get_state") else None
@@ -95,7 +96,9 @@ def take_turn(config: SearchConfig, env: gymnasium.vector.VectorEnv, agent: Agen
     """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
     # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
     left = math.floor(config.evaluations - sum(turn.cost for turn in history))
-    masks = ask(agent, config.agent, min(left, config.masks_per_turn)) if left else ()
+    if left == 0:
+        return False
+    masks = ask(agent, config.agent, min(left, config.masks_per_turn))
     if len(masks) == 0:
         return False
     share = agent.examples_share  # before `tell`, after which it is that of the next masks
