@@ -64,7 +64,8 @@ def search(
         return train_sb3(config, folder, on_turn, resume).result
     run_folder = None if folder is None else Path(folder)
     config = with_costs(config, run_folder if resume else None)
-    free, history = agent_class(config.agent).free_budget, list[Turn]()
+    free = agent_class(config.agent).free_budget
+    history: list[Turn] = []
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
         base: Any = env.unwrapped
         with waiting("measuring layer statistics"):
