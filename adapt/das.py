@@ -142,7 +142,7 @@ class Training:
             self.hardware,
             optimizer=adamw(groups, settings.weight_decay),
             steps=steps,
-            schedule=partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule),
+            schedule=partial(decay, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
             checkpoint=checkpoint,
             save_every=save_every,
             stateful=stateful,

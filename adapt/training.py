@@ -36,7 +36,7 @@ Step = Callable[[int], StepResult | Iterable[StepResult]]
 Results of several processes are averaged, so each process multiplies its parts by the number of processes.
 """
 
-SCHEDULES = ("polynomial", "cosine")
+SCHEDULES = ("linear", "cosine")
 POSITIVE = (math.ulp(0.0), math.inf)
 TRAINING_RANGES = {
     "steps": POSITIVE,
@@ -122,16 +122,16 @@ def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: 
     return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
 
 
-def decay(step: int, steps: int, warmup: float, power: float = 1.0, schedule: str = "polynomial") -> float:
+def decay(step: int, steps: int, warmup: float, schedule: str = "linear") -> float:
     """Return the factor of the learning rate: linear warm-up over a fraction of the steps, then down to 0.
 
-    `polynomial` with a power is METER's and ViLT's, `cosine` is LLaVA's.
+    `linear` is METER's and ViLT's, `cosine` is LLaVA's.
     """
     warmup_steps = max(1, round(steps * warmup))
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else (1 - done) ** power
+    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
 
 
 def add_prefix(prefix: str, log: Log | None) -> Log | None:
