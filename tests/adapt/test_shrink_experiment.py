@@ -205,7 +205,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     assert [model["score"] for model in record["models"]] == [0.5, 0.5]
     assert record["metric"] == "share of a"
     assert record["problem"]["columns"] == "photo,ask,say"
-    assert "| share of a, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
+    assert "| share of a on test, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
     capsys.readouterr()
     evaluated = {"data_root": str(tmp_path), "columns": "photo,ask,say", **own}
     evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **evaluated))

@@ -165,7 +165,7 @@ def test_export_writes_config_and_card(tmp_path):
     card = (written.folder / "README.md").read_text()
     for words in (
         "without 2 of its 4",
-        "Layers as exported: text.0 adapter",
+        "text.0 adapter, ",
         "accuracy on test, % | 81.2 |",
         "| 10.00 |",
         "trust_remote_code",
