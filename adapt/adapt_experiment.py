@@ -4,7 +4,6 @@ python -m adapt                                        searches first, with the 
 python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
 python -m adapt with train.steps=1000                  longer fine-tuning
 python -m adapt with search_run=3                      the mask, model and data of that search
-python -m adapt with search_run=3 refine=8             short trainings of its 8 best masks choose among them
 python -m adapt with search_run=5 point=3              a point of the front that `python -m agents pareto` found
 python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a custom mask
 python -m adapt with resume=4                          continue run 4, which was stopped
@@ -22,7 +21,6 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.adapt.choosing import (
     SEARCH_ID,
-    Choice,
     ChoosingSettings,
     choose,
     command_of,
@@ -34,7 +32,6 @@ from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import cut, finetune, load_base_model
 from das_gym.adapt.references import load_reference
-from das_gym.adapt.refining import Round, candidates, refine, selected_mask
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, finish_run, limit_test
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
@@ -129,8 +126,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     base, splits = load_base_model(choice.problem)
     splits = limit_test(splits, base.task, settings.test_examples)
     check_test_images(base.task, splits.test)
-    mask, rounds = refine_choice(choice, splits, settings, folder)
-    nothing = np.zeros_like(mask)
+    mask, nothing = choice.mask, np.zeros_like(choice.mask)
     models = {SUBNET: cut(base, mask)}
     if settings.references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
         models[FULL_MODEL] = cut(base, nothing)
@@ -147,9 +143,8 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    refined = [dataclasses.asdict(each) for each in rounds]
     parts = run, folder, settings, models, choice.problem, splits, info, RECORD, "fine-tuned"
-    rows = finish_run(*parts, untrained, bundled, artifacts, refined=refined)
+    rows = finish_run(*parts, untrained, bundled, artifacts)
     for row in rows.values():
         for key, value in row.scalars().items():
             run.log_scalar(f"{row.name}.{key}", value)
@@ -178,19 +173,8 @@ def train(
             bundled.append(name)
             continue
         title, checkpoint = f"fine-tuning, {IN_WORDS[name]}", folder / f"{name}.pt"
-        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), name == SUBNET, encoder)
+        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), encoder)
     return bundled
-
-
-def refine_choice(
-    choice: Choice, splits: Splits[Any], settings: AdaptSettings, folder: Path
-) -> tuple[np.ndarray, list[Round]]:
-    """Return the mask to fine-tune, and the rounds of short trainings that chose it among several of a search's."""
-    masks = candidates(choice.mask, choice.others, settings.refine)
-    if len(masks) < 2:
-        return choice.mask, []
-    rounds = refine(choice.problem, splits, masks, settings.training, folder)
-    return selected_mask(rounds, masks), rounds
 
 
 def check_test_images(task: Task, test: Sequence[Any]) -> None:

@@ -38,8 +38,6 @@ class ChoosingSettings:
         mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
         search: Settings of the search that runs first, as in `search.evaluations=100`, `search.agent=bandit`.
             `python -m agents --help` lists them.
-        refine: Number of the search's best masks to train briefly; the best of them replaces the search's answer. 1 trusts
-            the search.
     """
 
     group: ClassVar[str] = "Layers"
@@ -48,7 +46,6 @@ class ChoosingSettings:
     point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
-    refine: int = 1
 
     @property
     def needs_search(self) -> bool:
@@ -64,12 +61,6 @@ class ChoosingSettings:
         if self.point is not None and (self.search_run is None or self.point < 0):
             raise ValueError(
                 f"`point` numbers a point of a Pareto front: got {self.point}, expected 0 or more, with search_run=RUN"
-            )
-        if self.refine < 1:
-            raise ValueError(f"`refine` is out of range: got {self.refine}, expected 1 or more")
-        if self.refine > 1 and (self.mask is not None or self.point is not None):
-            raise ValueError(
-                f"`refine` chooses among the masks of a search: got {self.refine}. Leave out `mask` and `point`."
             )
 
 
@@ -102,45 +93,33 @@ def choose(settings: Any) -> Choice:
         return Choice(np.array(settings.mask, dtype=bool), problem)
     if settings.search_run is None:
         raise ValueError("no mask: give mask=[...] or search_run=<id>")
-    given = changed_settings(problem)
-    if settings.point is not None:
-        return choice_from_front(settings.runs_dir, settings.search_run, settings.point, given)
-    return choice_from_search(settings.runs_dir, settings.search_run, given)
+    return choice_from_run(settings.runs_dir, settings.search_run, changed_settings(problem), settings.point)
 
 
-def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
-    """Return the mask that a search found; `given` overrides fields of its `ProblemConfig`."""
+def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: int | None = None) -> Choice:
+    """Return the mask that a search found, or a point of a Pareto front; `given` overrides fields of its `ProblemConfig`."""
     folder = find_run(runs_dir, run)
-    path = folder / RECORD
-    if not path.is_file() and (folder / FRONT).is_file():
+    path, command = (folder / RECORD, "agents") if point is None else (folder / FRONT, "agents pareto")
+    if point is None and not path.is_file() and (folder / FRONT).is_file():
         raise ValueError(f"run {run} is a Pareto front: give the number of one of its points too, as in point=3")
     if not path.is_file():
-        resume = format_command("agents", f"resume={run}")
-        raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished search (`{resume}` continues one)")
-    record = vars(SearchResult.load(path))
-    mask, remark = best_mask(record)
-    seen = [np.array(row["mask"], dtype=bool) for row in best_rows(record["history"], record["env_kwargs"])]
-    others = tuple(other for other in seen if (other != mask).any())
-    return Choice(mask, _recorded_problem(record, path, given), remark, others)
-
-
-def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Choice:
-    """Return a point of a Pareto front; arguments and errors as for `choice_from_search`."""
-    folder = find_run(runs_dir, run)
-    path = folder / FRONT
-    if not path.is_file():
-        resume = format_command("agents pareto", f"resume={run}")
-        raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished front (`{resume}` continues one)")
-    record = read_front(path)
-    points = record["points"]
-    if point >= len(points):
-        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(points) - 1}; use one of them")
-    chosen = points[point]
+        what, resume = ("search", "front")[point is not None], format_command(command, f"resume={run}")
+        raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
+    if point is None:
+        search = vars(SearchResult.load(path))
+        mask, remark = best_mask(search)
+        seen = [np.array(row["mask"], dtype=bool) for row in best_rows(search["history"], search["env_kwargs"])]
+        others = tuple(other for other in seen if (other != mask).any())
+        return Choice(mask, _recorded_problem(search, path, given), remark, others)
+    front = read_front(path)
+    if point >= len(front["points"]):
+        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(front['points']) - 1}; use one of them")
+    chosen = front["points"][point]
     remark = (
-        f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {record['cost']} saved, "
+        f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {front['cost']} saved, "
         f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
     )
-    return Choice(np.array(chosen["mask"], dtype=bool), _recorded_problem(record, path, given), remark)
+    return Choice(np.array(chosen["mask"], dtype=bool), _recorded_problem(front, path, given), remark)
 
 
 def read_front(path: Path) -> dict[str, Any]:
@@ -204,9 +183,7 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
 def search_first(values: Mapping[str, Any], continue_command: str) -> int:
     """Run a search as a separate run, on the main process only, and return its id.
 
-    Args:
-        values: Settings of `python -m agents`.
-        continue_command: The command that continues, with `SEARCH_ID` in place of the id; it is printed after an interrupt.
+    After an interrupt, `continue_command` is printed with the id in place of `SEARCH_ID`.
     """
     try:
         return run_on_main_process(lambda: int(run_search(values)[0]))

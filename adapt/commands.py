@@ -54,7 +54,7 @@ PROGRAM = Program(
             "das_gym.adapt.paper_command:main",
             "",
             "the paper's settings, costs and tables, and the command of each cell",
-            settings="das_gym.adapt.paper_command:PaperSettings",
+            settings="das_gym.runs:PluginSettings",
         ),
     },
     main="run",

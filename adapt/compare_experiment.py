@@ -9,7 +9,7 @@ python -m adapt compare with resume=9                              continue run 
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
 searched first, in separate runs: on the bundled table if one exists, else on the supernet. Random masks are trained for
-comparison. compare.json in this run's folder has every training, compare.md the table, compare.png the figure.
+comparison. compare.json in this run's folder has every training; `python -m agents report 9` shows the table.
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
+from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, search_first, search_values
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
@@ -31,7 +31,7 @@ from das_gym.adapt.compare.record import (
     method_variants,
     read_trials,
 )
-from das_gym.adapt.compare.table import Line, comparison_table, plot_scores, report_of, skipped_layers, verdict
+from das_gym.adapt.compare.table import Line, comparison_table, report_of, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
@@ -43,7 +43,7 @@ from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, nested
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import write_json, write_text
+from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.plugins import imported_plugins
 from das_gym.problem.adaptation import Adaptation
@@ -54,8 +54,6 @@ from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
 from das_gym.wording import counted
 
-TABLE = "compare.md"
-FIGURE = "compare.png"
 WIDTH = 126
 
 GRID = (5e-4, 2e-3, 8e-3)
@@ -201,22 +199,19 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             # Saved before the record: a resumed run does not train a recorded trial again.
             trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
+        table = comparison_table(title, lines, verdict(lines))
         record = {
             "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
-            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines),
+            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines, table),
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
-            "verdict": verdict(lines),
             "plugins": imported_plugins(),
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
-        table = comparison_table(title, lines, verdict(lines))
-        parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
-        write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
@@ -225,11 +220,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     lines = lines_of(trials)
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
-    plot_scores(folder / FIGURE, lines, context.metric_name, title)
-    for name in (RECORD, TABLE, FIGURE):
-        run.add_artifact(folder / name)
+    run.add_artifact(folder / RECORD)
     comparison_table(title, lines, verdict(lines)).print(WIDTH)
-    print(f"record: {folder / RECORD}, table: {folder / TABLE}, figure: {folder / FIGURE}")
+    print(f"record: {folder / RECORD}")
     best = max(best_trials(trials), key=lambda trial: trial.merit)
     words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
     print(f"the best model of each row is kept there, too; one of them: {format_command('adapt evaluate', *words)}")
@@ -242,7 +235,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.nums_to_search:
         run = settings.searches[str(k)]
-        mask = choice_from_search(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
+        mask = choice_from_run(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())

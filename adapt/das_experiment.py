@@ -23,7 +23,7 @@ from das_gym.adapt.das import JointTurn, Training, finetune_subnet, joint_search
 from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
 from das_gym.adapt.hardware import Hardware
-from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
+from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, finish_run, limit_test
 from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
@@ -43,7 +43,7 @@ from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
-from das_gym.registration import MODELS, named_environments, named_problems
+from das_gym.registration import MODELS, named_problems
 from das_gym.wording import counted
 
 FOUND = "found.json"
@@ -69,8 +69,6 @@ class JointSearchSettings(ProblemSettings):
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
         rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
         save_every: Steps between checkpoints.
-        published: Layers that the paper's authors skip, printed for comparison. The named configs `llava_slake`,
-            `llava_aid20` and `llava_aid50` set them.
     """
 
     group: ClassVar[str] = "Pipeline"
@@ -83,7 +81,6 @@ class JointSearchSettings(ProblemSettings):
     test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
     save_every: int = 100
-    published: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,8 +178,6 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     content = {"format": "das_gym das 1", "pipeline": info, "search": found, "charts": charts_of(found["turns"])}
     parts = run, folder, settings, models, problem, splits, info, JOINT_RECORD
     rows = finish_run(*parts, "searched while adapters trained, then fine-tuned", [BASELINE], **content)
-    if settings.published:
-        print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
@@ -245,11 +240,8 @@ def _print_turn(names: Sequence[str], turn: JointTurn) -> None:
 
 
 def named_configs() -> dict[str, dict[str, Any]]:
-    """Return the named configs of problems, of data sets with published layers, and `paper`."""
-    entries, configs = named_environments(), dict[str, dict[str, Any]](named_problems())
-    for name, layers in PUBLISHED_LAYERS.items():
-        configs[name] = {"model": entries[name].model, "task": entries[name].task, "published": list(layers)}
-    return {**configs, RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
+    """Return the named configs of problems, and `paper`."""
+    return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
 ex = RecordedCommand("adapt das", JointSearchSettings, run_pipeline, named_configs, prepare=prepare)

@@ -20,7 +20,6 @@ from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
 from das_gym.adapt.finetune import cut
 from das_gym.adapt.memory import activation_bytes
 from das_gym.adapt.references import find_reference
-from das_gym.adapt.refining import lengths
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.estimate import search_parts
@@ -55,12 +54,6 @@ def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarra
     return search_parts(scorer, config.evaluations, config.masks_per_turn), mask
 
 
-def total_steps(steps: int, refine: int) -> int:
-    """Return the steps of the final training, and of those that choose among `refine` masks before it."""
-    rounds = lengths(refine, steps) if refine > 1 else []
-    return steps + sum(each * -(-refine // 2**number) for number, each in enumerate(rounds))
-
-
 def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: np.ndarray) -> list[Part]:
     """Return the parts of `python -m adapt` after its search.
 
@@ -91,7 +84,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
     models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)
-    steps = total_steps(config.steps, settings.refine) + (models - 1) * config.steps
+    steps = models * config.steps
     training = batches * encode + steps * size * seconds
     kept = min(step_loss.encoder.max_bytes, int(batches * cached))
     test = min(len(splits.test), settings.test_examples or len(splits.test))

@@ -66,14 +66,9 @@ def evaluate(
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
-    """Evaluate examples; a retrieval task also ranks its texts and images.
+    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all).
 
-    Args:
-        subnet: A pruned model with its head.
-        examples: At least one.
-        title: Of the progress bar.
-        blind: (3, height, width) image that replaces every image, or None.
-        rank_images: Largest number of ranked images, None = all. With `blind` nothing is ranked.
+    `blind` is a (3, height, width) image that replaces every image; nothing is ranked with it.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
@@ -87,7 +82,7 @@ def evaluate(
     losses, metrics = np.array(rows).T
     numbers = task.summary(examples, losses, metrics)
     gallery = None if blind is not None else task.gallery(examples, rank_images)
-    if gallery is not None:
+    if gallery is not None:  # every text with every image, which takes longer than all the rest
         numbers |= ranked(subnet, gallery, title)
     metric = numbers[task.metric_name]
     return Evaluation(metric, task.metric_name, numbers["loss"], numbers, len(rows), predictions, metrics.tolist())

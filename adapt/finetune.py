@@ -44,7 +44,7 @@ def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
 @lru_cache(maxsize=1)
 def _new_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
     splits, backbone = load_splits(config), keep_backbone(config)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the head of every copy starts from the same values
     return with_new_head(backbone, config.task, splits), splits
 
 
@@ -56,12 +56,9 @@ def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> Adapted
 
 
 def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """Return a copy of a model without the layers of a mask, ready to be fine-tuned. Frozen weights are shared.
+    """Return a copy of a model without the layers of a (n_layers,) bool mask, ready to be fine-tuned.
 
-    Args:
-        base: The full model.
-        mask: (n_layers,) bool, True = skipped.
-        adapters: Whether kept layers have their parallel adapters.
+    Frozen weights are shared. Without `adapters`, kept layers have no parallel adapters.
     """
     subnet = copy_model(base)
     if base.backbone.vlp.own_head() is None:
@@ -92,23 +89,14 @@ def finetune(
     title: str,
     checkpoint: Path | None = None,
     log: Log | None = None,
-    verbose: bool = False,
     encoder: EncoderCache | None = None,
 ) -> None:
-    """Train the subnet in place on the train split.
+    """Train a pruned model in place on the train split; an existing checkpoint is resumed.
 
-    Args:
-        subnet: A pruned model.
-        splits: The data.
-        config: Settings.
-        title: Title of the progress bar.
-        checkpoint: File for intermediate checkpoints; an existing one is resumed.
-        log: Called with name, value and step.
-        verbose: Whether to print how much memory the training takes.
-        encoder: Cache of the same frozen encoders and images; None makes a new one.
+    `encoder` is a cache of the same frozen encoders and images.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, verbose)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)

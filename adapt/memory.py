@@ -47,35 +47,25 @@ def free_bytes(model: torch.nn.Module) -> int:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
 
 
-def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], batch_size: int) -> str:
-    """Set `step_loss.micro_batch_size` where it is None and the whole batch does not fit, and describe the memory."""
+def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], batch_size: int) -> None:
+    """Set `step_loss.micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
     fixed = training_bytes(parameters)
     per_example, free = activation_bytes(step_loss), free_bytes(step_loss.vlp)
     fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
     size = min(step_loss.micro_batch_size or batch_size, batch_size)
-    chosen = step_loss.micro_batch_size is None and fits < size
-    if chosen:
+    if step_loss.micro_batch_size is None and fits < size:
         size = step_loss.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
-    needed = fixed + size * per_example
-    line = (
-        f"memory: {format_bytes(per_example)} of activations per example, {size} at a time, {format_bytes(fixed)} for "
-        f"gradients and AdamW: {format_bytes(needed)} next to the model, of {format_bytes(free)} free"
-    )
-    if chosen:
-        line += f"; {batch_size} examples at a time would not fit, so gradients are accumulated"
-    elif needed > free:
-        line += "; that does not fit: use a smaller micro_batch_size, or gradient_checkpointing=True"
-    return line
+        print(f"memory: {batch_size} examples at a time do not fit, so gradients are accumulated over {size} at a time")
+    if fixed + size * per_example > free:
+        print(
+            f"memory: {size} examples at a time take {format_bytes(fixed + size * per_example)} next to the model, and "
+            f"{format_bytes(free)} are free: use a smaller micro_batch_size, or gradient_checkpointing=True"
+        )
 
 
 @contextmanager
 def restored_afterwards(parameters: Sequence[Tensor], folder: Path | None = None) -> Iterator[None]:
-    """Write parameters to a file, and read them again after the block, which changes their values.
-
-    Args:
-        parameters: What the block changes.
-        folder: On which disk to put the file; None takes the system's folder for temporary files.
-    """
+    """Write parameters to a file in a folder (None: the system's), and read them again after the block."""
     with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that it does not outlive a killed process
         for parameter in parameters:
             file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)

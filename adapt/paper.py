@@ -160,7 +160,7 @@ OF_ANY_MODEL = DASSettings(bottleneck=None, skip_bottleneck=None, image_size=Non
 """METER's settings without its sizes, for a custom model."""
 
 PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
-"""Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config."""
+"""Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config: `python -m adapt paper` prints them."""
 
 OURS: dict[str, tuple[Any, str]] = {
     "update_rate": (20.0, "1 is for thousands of turns; a search on a table has 80"),
@@ -204,13 +204,9 @@ RECIPES = ("das_gym", "paper")
 
 
 def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any) -> DASSettings:
-    """Return the settings of a recipe, with changes.
+    """Return the settings of a recipe, `paper` or `das_gym` (the same with `OURS`), with changes.
 
-    Args:
-        model: One that `PAPER` has; others get `OF_ANY_MODEL`.
-        task: One that `PAPER` has for the model; others get its VQA's.
-        recipe: `paper`, or `das_gym`: the same with `OURS`.
-        **changes: Fields of `DASSettings`.
+    A task that `PAPER` lacks gets the model's VQA's settings, another model `OF_ANY_MODEL`.
     """
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")

@@ -1,29 +1,111 @@
 """The paper's settings for every model and task, ours, MACs, and the published tables with the command of each cell.
 
 python -m adapt paper
-python -m adapt paper with image_size=576 text_tokens=50    MACs of METER-base at another size
 
-Settings come with their source, and with the differences between the paper, its scripts and its code.
+Settings come with their source, and with the differences between the paper, its scripts and its code. METER-base and
+ViLT-B/32 are built without weights, since parameters and MACs do not depend on them.
 """
 
 from __future__ import annotations
 
-import math
 import textwrap
 from dataclasses import dataclass
 
-from das_gym.adapt.paper import DIFFERENCES, PAPER, ours_of, sources
-from das_gym.adapt.published import count_costs_of_meter, print_published
-from das_gym.adapt.training import check_ranges
+import numpy as np
+from das_gym.adapt.methods.base import make_method
+from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, ours_of, sources
+from torch import Tensor
 
+from das_gym.commandline import format_command
 from das_gym.drawing.table import Table
+from das_gym.models.adapters import parallel_adapters
+from das_gym.models.base import VLP
+from das_gym.models.encoding import meta_batch
+from das_gym.models.macs import without_content
+from das_gym.models.meter.model import METER
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
+from das_gym.problem.costs import count_costs
+from das_gym.registration import named_environments
 from das_gym.runs import PluginSettings
+from das_gym.tasks.classification import build_classifier
+
+IMAGE_SIZE, TEXT_TOKENS = 384, 40
+"""Pixels and tokens of the example whose MACs are counted: those of the paper's VQA."""
+
+VQA_ANSWERS = 3129
+"""Outputs of the VQA head."""
+
+SCORE_COLUMNS = {"vqa": "VQA test-dev", "nlvr2": "NLVR2 test-P", "retrieval": "Flickr30k IR / TR R@1"}
+"""Columns of both tables by task."""
+
+TASKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "METER": {
+        "vqa": (),
+        "nlvr2": (),
+        "retrieval": (),
+        "snli_ve": (),
+        "coco": ("das.learning_rate=5e-6", "das.train_on_reward=False", "das.reward_split=train"),
+    },
+    "ViLT": {"vqa": (), "nlvr2": (), "retrieval": (), "coco": ("das.train_on_reward=False",)},
+}
+"""Named configs of the code by model, with the settings in which COCO differs from Flickr30k. No table has scores of SNLI-VE
+and COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
+restval, ViLT on val."""
+
+NEEDED = {
+    "METER": "checkpoint meter_clip16_288_roberta_pretrain.ckpt (METER's authors) and RoBERTa-base's tokenizer",
+    "ViLT": "checkpoint vilt_200k_mlm_itm.ckpt (ViLT's authors; or dandelin/vilt-b32-mlm) and BERT-base-uncased's tokenizer",
+    "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers of `adapt predict` go to the VQA server",
+    "nlvr2": "NLVR2's JSON files and images",
+    "retrieval": "Karpathy's dataset_flickr30k.json and the Flickr30k images",
+    "snli_ve": "SNLI-VE's snli_ve_{train,dev,test}.jsonl and the Flickr30k images",
+    "coco": "Karpathy's dataset_coco.json and COCO's train2014 and val2014 images",
+}
+"""Files that a cell needs and that the package does not contain."""
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of the tables of the paper's laboratory.
+
+    Attributes:
+        model: `METER` or `ViLT`.
+        title: As published.
+        method: A key of `METHODS`; None for deep prompts, which are not implemented.
+        parameters: Updated parameters in millions, without heads. None if not published.
+        macs: MACs in billions beyond those of the pre-trained model. None if not published.
+        scores: By column of `SCORE_COLUMNS`.
+    """
+
+    model: str
+    title: str
+    method: str | None
+    parameters: float | None
+    macs: float | None
+    scores: tuple[str, ...]
+
+
+PUBLISHED = (
+    PublishedRow("METER", "full tuning", "full", 323.31, 0.0, ("77.43", "83.05", "82.22 / 94.30")),
+    PublishedRow("METER", "classifier only", "head", None, 0.0, ("69.93", "73.23", "78.80 / 89.00")),
+    PublishedRow("METER", "deep prompt", None, 3.68, 13.05, ("67.57", "65.79", "70.90 / 87.70")),
+    PublishedRow("METER", "LoRA", "lora", 0.29, 0.0, ("74.00", "78.82", "79.86 / 92.60")),
+    PublishedRow("METER", "adapter", "adapter", 5.34, 1.64, ("74.70", "79.93", "80.38 / 91.90")),
+    PublishedRow("METER", "scaled PA", "parallel", 3.82, 1.12, ("75.36", "79.86", "80.30 / 91.80")),
+    PublishedRow("ViLT", "full tuning", "full", 115.43, 0.0, ("71.26", "76.13", "64.40 / 83.50")),
+    PublishedRow("ViLT", "classifier only", "head", None, 0.0, ("65.75", "66.08", "57.42 / 78.00")),
+    PublishedRow("ViLT", "LoRA", "lora", 0.15, 0.0, ("68.44", "72.77", "57.44 / 77.70")),
+    PublishedRow("ViLT", "scaled PA", "parallel", 1.80, 0.44, ("70.40", "75.13", "61.88 / 79.00")),
+    PublishedRow("ViLT", "adapter", "adapter", 3.56, 0.86, ("70.85", "75.51", "62.68 / 81.40")),
+)
+"""Source: the published tables. The MACs of LoRA are those of its merged weights."""
 
 COUNTINGS = {
     "runs": "Counted as the model runs, with the first layers skipped.",
     "paper": "Counted as the paper counts: every token of the last stage too. It has 11.97 % saved with k = 4.",
 }
-COLUMNS = {
+COST_COLUMNS = {
     "macs": ("MACs, G", 1e9, ".3f"),
     "change": ("change, G", 1e9, "+.3f"),
     "percent": ("change, %", 1.0, "+.2f"),
@@ -33,33 +115,28 @@ COLUMNS = {
 """Numbers of `count_costs_of_meter`: title, unit and format."""
 
 
-@dataclass(frozen=True)
-class PaperSettings(PluginSettings):
-    """The settings of `python -m adapt paper`: the size at which MACs of METER-base are counted.
-
-    Attributes:
-        image_size: Side of the image in pixels, at least 1.
-        text_tokens: Length of the text in tokens, at least 1.
-    """
-
-    image_size: int = 384
-    text_tokens: int = 40
-
-    def __post_init__(self) -> None:
-        check_ranges(self, image_size=(1, math.inf), text_tokens=(1, math.inf))
-
-
-def main(settings: PaperSettings) -> None:
+def main(settings: PluginSettings) -> None:
     """Print settings, sources, differences, costs and tables."""
+    del settings
     print("Settings of the paper's pipeline, and ours where they differ:")
     for model in dict.fromkeys(model for model, _ in PAPER):
         settings_table(model).print()
     print_lines("Where each comes from:", sources())
     print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
     print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
+    print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
     for counting, caption in COUNTINGS.items():
-        costs_table(settings, counting, caption).print()
-    print_published({cell: each.image_size for cell, each in PAPER.items()})
+        costs_table(counting, caption).print()
+    for model in TASKS:
+        published_table(model).print(width=140)
+    print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
+    print_lines("These scores need files that the package does not contain:", NEEDED)
+    print("The command of each cell, with these files (STEPS = epochs x examples / batch; the paper trains 10 epochs):")
+    for model, tasks in TASKS.items():
+        for task in tasks:
+            settings_of_cell = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task]
+            for command in commands(model, task, settings_of_cell.image_size):
+                print(f"  {command}")
 
 
 def settings_table(model: str) -> Table:
@@ -80,11 +157,99 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
         print(textwrap.fill(f"{name}: {text}", 80, initial_indent="  ", subsequent_indent="      "))
 
 
-def costs_table(settings: PaperSettings, counting: str, note: str) -> Table:
+def costs_table(counting: str, note: str) -> Table:
     """Return MACs and parameters of METER-base, and the share saved by skipping four layers."""
     rows = []
-    for row in count_costs_of_meter(settings.image_size, settings.text_tokens, counting=counting):
-        cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COLUMNS.items()]
+    for row in count_costs_of_meter(counting):
+        cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COST_COLUMNS.items()]
         rows.append((str(row["what"]), *cells))
-    title = f"METER-base on VQA, {settings.image_size} px, {settings.text_tokens} text tokens, one example"
-    return Table(("", *(heading for heading, _, _ in COLUMNS.values())), tuple(rows), title, (note,))
+    title = f"METER-base on VQA, {IMAGE_SIZE} px, {TEXT_TOKENS} text tokens, one example"
+    return Table(("", *(heading for heading, _, _ in COST_COLUMNS.values())), tuple(rows), title, (note,))
+
+
+def full_size_model(model: str) -> METER | ViLT:
+    """Return METER-base or ViLT-B/32 without weights."""
+    with without_content():
+        return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=TEXT_TOKENS))
+
+
+def example_batch() -> dict[str, Tensor]:
+    """Return the shapes of the example whose MACs are counted."""
+    return meta_batch(TEXT_TOKENS, (3, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def count(row: PublishedRow) -> tuple[float, float]:
+    """Return updated parameters without the head (millions) and additional MACs (billions) as counted here.
+
+    MACs are counted as in the papers, with every token of the last stage. LoRA is merged and adds none.
+    """
+    model, plain = full_size_model(row.model), full_size_model(row.model)
+    plain.remove_adapters()
+    with without_content():
+        updated = sum(p.numel() for p in make_method(row.method or "").insert(model))
+    vlps: tuple[VLP, ...] = (model, plain) if parallel_adapters(model) else ()
+    macs = [count_costs(vlp, example_batch(), counting="paper").macs([False] * len(vlp.layers)) for vlp in vlps]
+    return updated / 1e6, (macs[0] - macs[1]) / 1e9 if macs else 0.0
+
+
+def count_costs_of_meter(counting: str = "runs") -> list[dict[str, float | str]]:
+    """Return the costs of METER-base on VQA without adapters, with them, and of DAS with four layers skipped.
+
+    Returns:
+        `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
+        adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
+    """
+    vlp = full_size_model("METER")
+    layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
+    with without_content():
+        head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
+    costs = count_costs(vlp, example_batch(), head, counting=counting)
+    rows: list[dict[str, float | str]] = [
+        {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}
+    ]
+    for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
+        mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
+        with_norms = int(np.where(mask, costs.skip_parameters, costs.parallel_parameters).sum())
+        norms = int(np.where(mask, 1, 3).sum()) * 2 * width
+        macs = costs.macs(mask)
+        rows.append(
+            {
+                "what": f"DAS, {text} text + {image} image" if text + image else "adapters, no skipping",
+                "macs": macs,
+                "change": macs - costs.macs_full,
+                "percent": -100 * costs.macs_saved(mask),
+                "adapters": with_norms - norms,
+                "adapters_and_norms": with_norms,
+            }
+        )
+    return rows
+
+
+def published_table(model: str) -> Table:
+    """Return a model's table of published and counted numbers."""
+    rows = []
+    for row in PUBLISHED:
+        if row.model != model:
+            continue
+        parameters, macs = ("-", "-") if row.method is None else (f"{number:.2f}" for number in count(row))
+        published = (
+            "-" if row.parameters is None else f"{row.parameters:.2f}",
+            "-" if row.macs is None else f"{row.macs:+.2f}",
+        )
+        rows.append((row.title, published[0], parameters, published[1], macs, *row.scores))
+    columns = ("method", "updated, M", "counted here", "MACs, G", "counted here", *SCORE_COLUMNS.values())
+    note = "Counted at 384 x 384 px, 40 text tokens, every token of the last stage; ViLT's published images are larger."
+    return Table(columns, tuple(rows), f"{model}: published scores, %, and what is counted here", (note,))
+
+
+def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
+    """Return the commands of a column's cells, given the model and a key of `TASKS`: DAS, and the other methods."""
+    files = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
+    name = f"{model.lower()}_{task}"
+    das = format_command("adapt das", name, "paper", *files, *TASKS[model][task])
+    methods = ",".join(f'"{row.method}"' for row in PUBLISHED if row.model == model and row.method is not None)
+    more: tuple[str, ...] = () if image_size is None else (f"problem.image_size={image_size}",)
+    more += ("train.itm_weight=0.5",) if named_environments()[name].task == "retrieval" else ()
+    return das, format_command(
+        "adapt compare", name, *files, *more, f"'methods=[{methods}]'", "train.steps=STEPS", "seeds=1"
+    )

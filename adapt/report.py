@@ -116,6 +116,7 @@ def compare(
         untrained: Names of models that are measured but not evaluated.
         from_package: Names of models whose trained weights came with das_gym.
     """
+    # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
     costs = example_costs(models[SUBNET], splits)  # it counts any mask, although the subnet is pruned
     results = {}
@@ -188,9 +189,9 @@ def format_speedup(ratio: float, low: float, high: float) -> str:
 LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("{metric} on test, %", lambda m: percent(m["score"])),
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
-    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),  # type: ignore[misc]
+    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
-    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
+    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),  # 0: nothing was trained, "-"
     ("parameters", lambda m: f"{m['parameters']:,}"),
     ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
     ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),
@@ -202,7 +203,6 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  times as fast", lambda m: format_speedup(*m["prefill_speedup"])),
     ("further tokens, ms", lambda m: format_milliseconds(*m["decode_ms"])),
     ("  times as fast", lambda m: format_speedup(*m["decode_speedup"])),
-    ("peak memory, MiB", lambda m: f"{m['peak_bytes'] / 2**20:,.0f}"),
     ("skipped layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
 )
 """The lines of a table of models: heading, and the cell of a model's record. Lines that no record has are left out."""
@@ -329,7 +329,7 @@ def finish_run(
         **content,
     }
     path = save(subnet, folder, info, record, record_name)  # the record last: a run with a record is complete
-    for checkpoint in folder.glob("*.pt"):
+    for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`: the run is complete now
         checkpoint.unlink()
     for name in (SUBNET_FILE, *artifacts, record_name):
         run.add_artifact(folder / name)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.compare.record import RECORD as COMPARED
-from das_gym.adapt.compare.table import Line, comparison_table
 from das_gym.adapt.examples import read_examples
 from das_gym.adapt.shrink.settings import RECORD as SHRUNK
 from das_gym.adapt.shrink.settings import command_of
@@ -90,9 +89,6 @@ def run_report(folder: Path) -> RunReport:
         )
     try:
         report = build(RunReport, {**record["report"], "versions": record["versions"]})
-        if name == COMPARED:
-            table = comparison_table("Method by method", [build(Line, line) for line in record["lines"]], record["verdict"])
-            report = replace(report, table=table)
         command = _command(folder, name, record)
         search = folder.parent / str(record["settings"].get("search_run"))
     except (LookupError, TypeError, AttributeError, ValueError) as error:

@@ -30,6 +30,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
     """Return the examples of a step: each epoch visits all of them once, in another order."""
+    # of seed and step alone, so that a resumed training and every process draw the same
     epoch, position = divmod(step, len(examples) // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
@@ -92,6 +93,7 @@ class StepLoss:
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
         for number, part in enumerate(self._micro_batches(step)):
+            # parts may differ in size, and the trainer divides the sum over processes by their number
             weight = len(part) * world_size() / self.batch_size
             with self.prefetcher.batch(step, number):
                 result = self._evaluate(part, step, mask)
@@ -187,23 +189,17 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
     check_precision(backbone.vlp.device, hardware)
 
 
-def make_trainer(step_loss: StepLoss, hardware: Hardware, verbose: bool = True, **settings: Any) -> Trainer:
+def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Trainer:
     """Return the `Trainer` of a `StepLoss`, and set the loss's micro-batch size to what fits in memory.
 
-    Args:
-        step_loss: The loss of a step.
-        hardware: What training runs on. Trackers write to the folder of the checkpoint.
-        verbose: Whether to print how much memory the training takes.
-        **settings: As for `Trainer`.
+    Trackers write to the folder of the checkpoint. `settings` are those of `Trainer`.
     """
     vlp, checkpoint = step_loss.vlp, settings["checkpoint"]
     vlp.gradient_checkpointing = hardware.gradient_checkpointing
     accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
     parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
-        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
-    if verbose:
-        print(line)
+        choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
     modules = {"vlp": vlp, "head": step_loss.head}
     return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
 
@@ -214,18 +210,8 @@ def set_up(
     config: TrainingConfig,
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
-    verbose: bool = False,
 ) -> tuple[StepLoss, Trainer]:
-    """Return the loss of a step and its `Trainer`.
-
-    Args:
-        model: What trains, in place: the parameters of model and head that require a gradient.
-        examples: Training examples.
-        config: Settings.
-        checkpoint: File for intermediate checkpoints, as for `Trainer`.
-        encoder: As for `StepLoss`.
-        verbose: Whether to print how much memory the training takes.
-    """
+    """Return the loss of a step and the `Trainer` of the parameters of model and head that require a gradient."""
     config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
@@ -237,7 +223,6 @@ def set_up(
     trainer = make_trainer(
         step_loss,
         config,
-        verbose,
         optimizer=adamw(groups, WEIGHT_DECAY),
         steps=config.steps,
         schedule=partial(decay, steps=config.steps, warmup=config.warmup),

@@ -20,22 +20,16 @@ from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import (
-    AdaptedModel,
-    format_blindness,
-    image_agnostic_metrics,
-    load_backbone,
-    load_splits,
-    new_head,
-    shuffled,
-    task_class,
-)
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, shuffled, task_class
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 
 NO_SCORES = ("ceiling", "loss", "blank", "ranked_images")
 """Numbers of an evaluation that are no scores."""
+
+IMAGE_MARGIN = 0.02
+"""A metric (0..1) that is not this much better with the images than without them does not rely on them."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +47,9 @@ class SupernetConfig(TrainingConfig):
 
     pairs_per_step: ClassVar[int] = 96
     default_learning_rate: ClassVar[float] = 2e-3
+    warmup: ClassVar[float] = 0.05
 
     steps: int = 4000
-    warmup: float = 0.05
     save_every: int = 250
     max_skipped: int = 8
     vocabulary: str | None = None
@@ -68,7 +62,7 @@ class SupernetConfig(TrainingConfig):
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
     """Return the mask of a step, (n_layers,) bool, with 0..max_skipped layers skipped."""
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng([seed, step])  # of the step alone: a resumed training draws the same masks
     count = rng.integers(min(max_skipped, n_layers) + 1)
     mask = np.zeros(n_layers, dtype=bool)
     mask[rng.choice(n_layers, count, replace=False)] = True
@@ -90,7 +84,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, line = resolve_defaults(config, model)
     print(line)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:
@@ -133,10 +127,11 @@ def describe_reliance(seeing: Mapping[str, float], blind: Mapping[str, float]) -
         f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing[metric]:.1f} %, "
         f"{100 * blind[metric]:.1f} % with every image replaced by the mean image"
     )
-    if not image_agnostic_metrics(seeing, blind):
+    agnostic = [name for name, value in seeing.items() if name in blind and value < min(blind[name] + IMAGE_MARGIN, 1)]
+    if not agnostic:
         return line
-    blindness = format_blindness(seeing, blind)
-    return f"{line}\nnot clearly better than without images: {blindness}. Raise `train.steps` before a search."
+    scores = ", ".join(f"{name} {100 * seeing[name]:.0f} % ({100 * blind[name]:.0f} % blind)" for name in agnostic)
+    return f"{line}\nnot clearly better than without images: {scores}. Raise `train.steps` before a search."
 
 
 def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:

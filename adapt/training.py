@@ -82,7 +82,6 @@ class TrainingConfig(Hardware):
             paper's for a model of base size.
         head_learning_rate: Peak learning rate of the task head. None means 1e-3 (2e-3 in `supernet`), or the paper's for a
             model of base size.
-        warmup: Fraction of the steps in which the learning rate rises, 0..1. It then falls linearly to 0.
         itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
             it out.
         save_every: Steps between checkpoints.
@@ -92,13 +91,13 @@ class TrainingConfig(Hardware):
 
     pairs_per_step: ClassVar[int] = 64
     default_learning_rate: ClassVar[float] = 1e-3
+    warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
 
     seed: int = 0
     steps: int = 300
     batch_size: int | None = None
     learning_rate: float | None = None
     head_learning_rate: float | None = None
-    warmup: float = 0.1
     itm_weight: float = 0.0
     save_every: int = 100
 
@@ -192,7 +191,7 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(ONE_DEVICE, device)
         # The plain scheduler: accelerate's takes a step for each process, while here all of them take one step together.
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)  # leaves out a step whose fp16 gradients overflowed
         self.steps = steps
         self.checkpoint = checkpoint
         self.save_every = save_every
@@ -236,7 +235,7 @@ class Trainer:
                     if self.step % LOG_EVERY == 0 or self.step == self.steps:
                         self._log_means(title, log)
                     if self.step % self.save_every == 0 or self.step == self.steps:
-                        self._check_parameters()
+                        self._check_parameters()  # a checkpoint with NaN would resume a lost training
                     if self.step % self.save_every == 0:
                         self._save()
         finally:
@@ -287,6 +286,7 @@ class Trainer:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return
+        # one reduction for all: hundreds of small ones wait for each other
         mean = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
         for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -330,9 +330,10 @@ class Trainer:
             "device_rng": device_rng,
             "scaler": None if scaler is None else scaler.state_dict(),
             "logged": self._logged,
-            "window": self._window,
+            "window": self._window,  # so that a resumed training logs the means of an uninterrupted one
             "stateful": {name: json.dumps(each.state_dict()) for name, each in self.stateful.items()},
         }
+        # serialised before the file is replaced: a kill leaves the old checkpoint or the new one
         torch.save(state, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
 
@@ -375,7 +376,7 @@ class Trainer:
             each.load_state_dict(json.loads(state["stateful"][name]))
         self.step = int(state["step"])
         self._logged, self._window = list(state["logged"]), dict(state["window"])
-        self._scheduler.last_epoch = self.step
+        self._scheduler.last_epoch = self.step  # all that a `LambdaLR` keeps; the optimizer's state has the current rates
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"][rank()])

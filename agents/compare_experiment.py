@@ -122,37 +122,28 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
             settings.agent_kwargs,
             on_agent=lambda agent: bar.update(),
         )
-    title = f"{oracle.env_id}, {describe_budget(oracle)}, {counted(settings.seeds, 'seed')}"
-    folder = run_folder(run)
-    if folder is not None:
-        write_json(folder / RECORD, record(settings, oracle, results))
-        plot_comparison(folder / FIGURE, results, title)
-        for name in (RECORD, FIGURE):
-            run.add_artifact(folder / name)
-    print_results(results, title)
-    if folder is not None:
-        print(f"record: {folder / RECORD}, figure: {folder / FIGURE}")
-
-
-def describe_budget(oracle: Oracle) -> str:
-    """Return the budget in words, and how many masks it allows."""
-    space = oracle.space
+    space, folder = oracle.space, run_folder(run)
     budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
-    return budget if space.size is None else f"{budget} ({counted(space.size, 'mask')})"
-
-
-def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentResult]) -> dict[str, Any]:
-    """Return the content of `compare.json`."""
-    return {
+    masks = "" if space.size is None else f" ({counted(space.size, 'mask')})"
+    title = f"{oracle.env_id}, {budget}{masks}, {counted(settings.seeds, 'seed')}"
+    print_results(results, title)
+    if folder is None:
+        return
+    record = {
         "format": FORMAT,
         "settings": settings_dict(settings),
         "env_id": oracle.env_id,
-        "budget": oracle.space.budget.as_dict(),
-        "masks": oracle.space.size,
+        "budget": space.budget.as_dict(),
+        "masks": space.size,
         "best_reward": oracle.best_reward,
         "versions": library_versions(),
         "agents": [result.record() for result in results],
     }
+    write_json(folder / RECORD, record)
+    plot_comparison(folder / FIGURE, results, title)
+    for name in (RECORD, FIGURE):
+        run.add_artifact(folder / name)
+    print(f"record: {folder / RECORD}, figure: {folder / FIGURE}")
 
 
 def print_results(results: Sequence[AgentResult], title: str) -> None:

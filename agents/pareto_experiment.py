@@ -201,7 +201,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> ScoredMasks:
     """Score the masks of a heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
     found, env = {}, (settings.env_id, settings.all_env_kwargs)
-    for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:
+    for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:  # near the largest saving only one mask is left
         space = MaskSpace(Budget(problem.n_layers, saved=float(share), cost=problem.cost))
         mask = make_search_agent(agent, space, settings.seed, {}, problem.statistics, *env).best()
         found[mask.tobytes()] = mask

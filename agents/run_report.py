@@ -56,7 +56,7 @@ def search_report(folder: Path) -> RunReport:
         architecture=architecture_of(result, env),
         mask=result.mask,
         table=None if env is None else _table(result, env),
-        progress=progress_of(result, env),
+        progress=progress_of(result),
         heat=Heat.of([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
         cost=CostChart.of(sorted(tried), answer, *on_masks),
         statistics=statistics or None,

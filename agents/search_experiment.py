@@ -123,6 +123,7 @@ def plan(settings: SearchSettings) -> list[Part]:
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
     folder, resumed = run_folder(run), settings.resume is not None
+    # Here already, since the log needs the budget of masks; `search` finds the costs given.
     config = with_costs(settings.search_config(), folder if resumed else None)
     log = _Log(run, config)
     try:

@@ -1,7 +1,7 @@
 """How much faster the engine evaluates masks of a causal vision-language model than plain forwards, as ratios of one run.
 
     python -m benchmarks.decoder                          12 layers, 577 image positions, 4 images with 5 questions each
-    python -m benchmarks.decoder --hidden 512 --json decoder.json
+    python -m benchmarks.decoder --hidden 512
     python -m benchmarks.decoder --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32   as LLaVA-1.5-7B
 
 The model has LLaVA's architecture and random weights: a CLIP tower at 336 px and a Llama decoder. Rivals:
@@ -15,20 +15,17 @@ like every turn of a search but the first), all masks with four, all masks. Loss
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine, memory_mib, restart_peak
+from benchmarks.machine import make_parser, memory_mib, restart_peak
 from das_gym.engine.evaluator import Evaluator
-from das_gym.files import write_json
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.comparison import NoiseImage
@@ -36,13 +33,14 @@ from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities
+from das_gym.problem.mask_space import every_mask
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
 
-Json = dict[str, Any]
-
 SIDE, PATCH, SKIPPED = 336, 14, 4
 TURN = 16
+TRUNK_BYTES = 2**30
+"""Memory for hidden states of the full model."""
 
 
 def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
@@ -151,21 +149,18 @@ def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def mask_sets(layers: int, whole: bool) -> dict[str, np.ndarray]:
+def mask_sets(layers: int) -> dict[str, np.ndarray]:
     """Return the sets of masks by name, the turn first."""
-    fours = np.zeros((len(list(itertools.combinations(range(layers), SKIPPED))), layers), dtype=bool)
-    for row, chosen in enumerate(itertools.combinations(range(layers), SKIPPED)):
-        fours[row, list(chosen)] = True
+    fours = every_mask(layers, SKIPPED)
     turn = fours[np.random.default_rng(1).choice(len(fours), TURN, replace=False)]
     sets = {"turn of 16": turn, f"all {len(fours)} of four": fours}
-    if whole:
-        every = np.array(list(itertools.product((False, True), repeat=layers)))
-        sets[f"all {len(every):,}"] = every
+    if layers <= 12:
+        sets[f"all {2**layers:,}"] = every_mask(layers)
     return sets
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace) -> Json:
+def measure(options: argparse.Namespace) -> None:
     """Compare the engine with both rivals on every set of masks."""
     vlm, processor = build(options)
     examples = questions(options.images, options.questions)
@@ -174,8 +169,7 @@ def measure(options: argparse.Namespace) -> Json:
         f"{len(examples)} questions on {options.images} images, {len(rivals.encodings[0].ids)} tokens in the first",
         flush=True,
     )
-    records = []
-    for name, masks in mask_sets(options.layers, options.layers <= 12 and not options.no_all).items():
+    for name, masks in mask_sets(options.layers).items():
         sample = masks[np.linspace(0, len(masks) - 1, min(options.plain, len(masks))).astype(int)]
         times: dict[str, list[float]] = {"plain": [], "batched": []}
         losses = []
@@ -185,7 +179,7 @@ def measure(options: argparse.Namespace) -> Json:
                 seconds, loss = timed(lambda kind=kind, mask=mask: getattr(rivals, kind)(mask), options.device)
                 times[kind].append(seconds)
                 losses.append(loss)
-        engine = Evaluator(vlm, rivals.head, rivals.task, batch_size=len(examples), trunk_bytes=options.trunk_mib * 2**20)
+        engine = Evaluator(vlm, rivals.head, rivals.task, batch_size=len(examples), trunk_bytes=TRUNK_BYTES)
         if name.startswith("turn"):  # the first turn of a search pays for the images
             engine.evaluate(np.roll(masks, 1, axis=1), examples)
         restart_peak()
@@ -194,35 +188,22 @@ def measure(options: argparse.Namespace) -> Json:
         peak = memory_mib("VmHWM") - before
         at = [int(np.flatnonzero((masks == mask).all(axis=1))[0]) for mask in sample for _ in times]
         difference = float(np.abs(scores.losses[at] - np.array(losses)).max())
-        ratios = {kind: statistics.mean(each) * len(masks) / engine_seconds for kind, each in times.items()}
+        plain, batched = (statistics.mean(each) * len(masks) / engine_seconds for each in times.values())
         print(
-            f"{name:14s} engine {engine_seconds:8.2f} s; {ratios['plain']:5.1f} times faster than (a) plain, "
-            f"{ratios['batched']:5.1f} than (b) batched; losses differ by at most {difference:.1e}; "
-            f"{peak:,.0f} MiB more at most",
+            f"{name:14s} engine {engine_seconds:8.2f} s; {plain:5.1f} times faster than (a) plain, "
+            f"{batched:5.1f} than (b) batched; losses differ by at most {difference:.1e}; {peak:,.0f} MiB more at most",
             flush=True,
         )
-        records.append(
-            {"set": name, "masks": len(masks), "seconds": engine_seconds, "difference": difference, "peak_mib": peak}
-            | {f"ratio_{kind}": ratio for kind, ratio in ratios.items()}
-            | {f"seconds_{kind}": each for kind, each in times.items()}
-        )
-    return {"settings": {k: str(v) for k, v in vars(options).items()}, "machine": describe_machine(), "records": records}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure and print."""
+    parser = make_parser("decoder", __doc__)
     for name, value in {"hidden": 256, "layers": 12, "heads": 8, "images": 4, "questions": 5, "plain": 6}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for hidden states of the full model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--no-all", action="store_true", help="leave out the set of all masks")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    result = measure(options)
-    if options.json:
-        write_json(options.json, result)
+    measure(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

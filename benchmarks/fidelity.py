@@ -4,7 +4,7 @@
     python -m benchmarks.fidelity --env vilt_vqa --start new --steps 600 --seeds 2
     python -m benchmarks.fidelity --out fidelity.json      saves each training there, and resumes from it
 
-Half of the masks are from the best tenth by reward and half from the rest, all with `--skip-num` layers skipped. Each subnet
+Half of the masks are from the best tenth by reward and half from the rest, all with four layers skipped. Each subnet
 is fine-tuned with the settings of `python -m adapt`, and evaluated on the test split. `supernet` starts from the supernet's
 adapters and head, `new` from untrained ones.
 
@@ -30,7 +30,7 @@ from das_gym.adapt.finetune import cut_subnet, with_new_head
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import TrainingConfig
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
@@ -43,13 +43,14 @@ from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 
 STARTS = ("supernet", "new")
+SKIPPED = 4
 SHORT, SHORT_SEED = "short", 1000
 """Key of short trainings, and their seed."""
 
 
-def choose_masks(table: SubnetTable, skip_num: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_masks(table: SubnetTable, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (count, n_layers) masks, and (count,) bool whether each is of the best tenth by reward."""
-    masks = every_mask(table.n_layers, skip_num)
+    masks = every_mask(table.n_layers, SKIPPED)
     order = np.argsort(-table.values("exp_neg_loss")[table.index(masks)], kind="stable")
     rng, tenth = np.random.default_rng(0), len(masks) // 10
     top = order[np.sort(rng.permutation(tenth)[: count // 2])]
@@ -104,34 +105,23 @@ def report(
     results = metrics.mean(axis=1)
     rows = {name: (values, results) for name, values in predictors(table, masks).items()}
     rows |= {f"{steps} steps of fine-tuning": (values, results) for steps, values in short.items()}
+    ends = {"median": np.median(results), "lowest": results.min(), "highest": results.max()}
+    words = ", ".join(f"{name} {100 * value:.1f} %" for name, value in ends.items())
+    words += f", lowest of the best tenth {100 * results[top].min():.1f} %"
     if metrics.shape[1] > 1:
         rows["another seed"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
+        words += f"; standard deviation between seeds {100 * np.sqrt(metrics[top].var(axis=1, ddof=1).mean()):.2f} points"
     cells = []
     for name, (values, result) in sorted(rows.items(), key=lambda row: -np.nan_to_num(spearman(*row[1]), nan=-2.0)):
         shortfall = 100 * (result.max() - result[values.argmax()])
         cells.append((name, with_interval(values, result), with_interval(values[top], result[top]), f"{shortfall:.1f}"))
-    ends = ", ".join(
-        f"{name} {100 * value:.1f} %"
-        for name, value in (
-            ("median", np.median(results)),
-            ("lowest", results.min()),
-            ("highest", results.max()),
-            ("lowest of the best tenth", results[top].min()),
-        )
-    )
-    if metrics.shape[1] > 1:
-        ends += f"; standard deviation between seeds {100 * np.sqrt(metrics[top].var(axis=1, ddof=1).mean()):.2f} points"
     heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
     lines = markdown_table(heads, cells, text_columns=(0, 1, 2))
-    return "\n".join([f"{len(masks)} masks, {metrics.shape[1]} seeds; metric after fine-tuning: {ends}", "", *lines])
+    return "\n".join([f"{len(masks)} masks, {metrics.shape[1]} seeds; metric after fine-tuning: {words}", "", *lines])
 
 
 def read_trained(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the results of an earlier call with the same settings.
-
-    Raises:
-        ValueError: The file was written with other settings.
-    """
+    """Return the results of an earlier call with the same settings."""
     if path is None or not path.is_file():
         return {}
     record = read_json(path)
@@ -142,30 +132,27 @@ def read_trained(path: Path | None, settings: dict[str, Any]) -> dict[str, float
 
 def train_all(context: ComparisonContext, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Train every mask that the file has no result of, saving after each; return all results by `key`."""
-    settings = {name: getattr(options, name) for name in ("env", "steps", "learning_rate", "skip_num", "test_examples")}
+    settings = {name: getattr(options, name) for name in ("env", "steps", "test_examples")}
     trained = read_trained(options.out, settings)
     every = [(start, seed, mask) for seed in range(options.seeds) for mask in masks for start in options.start]
     every += [(f"{SHORT} {steps}", SHORT_SEED, mask) for steps in options.short for mask in masks]
     todo = [each for each in every if key(*each) not in trained]
     with progress(len(todo), "fine-tuning masks", unit="mask") as bar:
         for start, seed, mask in todo:
-            trained[key(start, seed, mask)] = result(context, start, seed, mask, options)
+            trained[key(start, seed, mask)] = result(context, start, mask, TrainingConfig(steps=options.steps, seed=seed))
             if options.out is not None:
-                write_json(options.out, {"machine": describe_machine(), "settings": settings, "trained": trained})
+                write_json(options.out, {"settings": settings, "trained": trained})
             bar.update()
     return trained
 
 
-def result(context: ComparisonContext, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
+def result(context: ComparisonContext, start: str, mask: np.ndarray, config: TrainingConfig) -> float:
     """Return the test metric of a fine-tuned subnet, or the negative loss on the reward split after a short training."""
-    rate = options.learning_rate
-    config = TrainingConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
     if not start.startswith(SHORT):
         return evaluate(fine_tuned(context, mask, start, config), context.test_examples, "test", rank_images=1).metric
     config = dataclasses.replace(config, steps=int(start.removeprefix(SHORT)))
-    return -evaluate(
-        fine_tuned(context, mask, "supernet", config), context.splits.reward, "reward split", rank_images=1
-    ).loss
+    subnet = fine_tuned(context, mask, "supernet", config)
+    return -evaluate(subnet, context.splits.reward, "reward split", rank_images=1).loss
 
 
 def key(start: str, seed: int, mask: np.ndarray) -> str:
@@ -175,16 +162,12 @@ def key(start: str, seed: int, mask: np.ndarray) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and print the predictors."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("fidelity", __doc__)
     environments = {name: entry for name, entry in named_environments().items() if entry.table}
     parser.add_argument("--env", default="meter_vqa", choices=environments)
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
-    parser.add_argument("--skip-num", type=int, default=4)
     parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
-    parser.add_argument("--learning-rate", type=float, help="of adapters and head; that of `python -m adapt` otherwise")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--short", nargs="+", type=int, default=[], metavar="STEPS")
     parser.add_argument("--test-examples", type=int)
@@ -192,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     entry = environments[options.env]
     problem, table = ProblemConfig(model=entry.model, task=entry.task), SubnetTable.load(entry.table)
-    masks, top = choose_masks(table, options.skip_num, options.masks)
+    masks, top = choose_masks(table, options.masks)
     starts = STARTS if find_supernet(problem) else ("new",)
     options.start = options.start or list(starts)
     if not set(options.start) <= set(starts):
@@ -205,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for start in options.start:
         metrics = np.array([[trained[key(start, seed, mask)] for seed in range(options.seeds)] for mask in masks])
-        print(f"\n{options.env}, {options.skip_num} layers skipped, {options.steps} steps, adapters: {start}\n")
+        print(f"\n{options.env}, {SKIPPED} layers skipped, {options.steps} steps, adapters: {start}\n")
         print(report(table, masks, top, metrics, short))
 
 

@@ -2,7 +2,6 @@
 
     python -m benchmarks.finetune                        METER-base with random weights, 384 px, 40 text tokens
     python -m benchmarks.finetune --size mini --steps 40
-    python -m benchmarks.finetune --json finetune.json
 
 Both train METER's adapters, poolers, token types and head on the same examples, in the same order, from the same weights.
 The first epoch, which computes the outputs in both cases, is not timed. The largest difference of the trained weights is
@@ -12,23 +11,21 @@ on two cores.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Group, Trainer, adamw, decay
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from benchmarks.models import DAS, EXAMPLES, Subject, load_subject
-from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, Backbone
+
+BATCH = 4
 
 
 def trained(
@@ -55,47 +52,31 @@ def trained(
     return found, steps / seconds
 
 
-def compare(subject: Subject, skipped: Sequence[str], batch_size: int, steps: int) -> dict[str, Any]:
-    """Train with and without the cache, one after the other."""
+def compare(subject: Subject, skipped: Sequence[str], batch_size: int, steps: int) -> dict[str, float]:
+    """Train with and without the cache: return steps per second of both, and by how much a weight differs at most."""
     mask = np.array([layer.name in skipped for layer in subject.vlp.layers])
     kept, fast = trained(subject, mask, True, batch_size, steps)
     run, slow = trained(subject, mask, False, batch_size, steps)
     apart = max(float((kept[name] - run[name]).abs().max()) for name in run)
-    return {
-        "skipped": list(skipped),
-        "examples": len(subject.examples),
-        "batch_size": batch_size,
-        "steps": steps,
-        "cached_steps_per_second": fast,
-        "uncached_steps_per_second": slow,
-        "ratio": fast / slow,
-        "largest_difference_of_a_weight": apart,
-    }
+    return {"cached": fast, "uncached": slow, "largest_difference": apart}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure and print."""
+    parser = make_parser("finetune", __doc__)
     parser.add_argument("--size", choices=EXAMPLES, default="base")
-    parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6, help="after the first epoch")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    subject, records = load_subject(options.size, options.examples), []
+    subject = load_subject(options.size, 2 * BATCH)
     for skipped in ((), DAS):
-        record = compare(subject, skipped, options.batch_size, options.steps)
+        record = compare(subject, skipped, BATCH, options.steps)
         model = f"without {', '.join(skipped)}" if skipped else "all layers"
         print(
-            f"METER-{options.size}, {model}, {record['batch_size']} "
-            f"examples a step: {record['cached_steps_per_second']:.2f} steps per second with cached encoder outputs, "
-            f"{record['uncached_steps_per_second']:.2f} without: {record['ratio']:.2f} times as many; weights differ by "
-            f"{record['largest_difference_of_a_weight']:.1e} at most",
+            f"METER-{options.size}, {model}, {BATCH} examples a step: {record['cached']:.2f} steps per second with cached "
+            f"encoder outputs, {record['uncached']:.2f} without: {record['cached'] / record['uncached']:.2f} times as many; "
+            f"weights differ by {record['largest_difference']:.1e} at most",
             flush=True,
         )
-        records.append(record)
-    if options.json:
-        write_json(options.json, {"machine": describe_machine(), "size": options.size, "records": records})
 
 
 if __name__ == "__main__":

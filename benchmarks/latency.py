@@ -2,7 +2,7 @@
 
     python -m benchmarks.latency                            METER-base (random weights)
     python -m benchmarks.latency --models meter_mini vilt_mini smolvlm_mini          the bundled models
-    python -m benchmarks.latency --batch 1 --subnets 10 --json latency.json
+    python -m benchmarks.latency --batch 1 --subnets 10
 
 Random subnets with 1 to n - 1 skipped units, which are removed, run from pixels and tokens to logits. The prediction is the
 sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and parts are timed in turns, in random order, so that
@@ -12,26 +12,23 @@ two image layers skipped, adapters everywhere. Its share of saved time is compar
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from benchmarks.models import DAS, Subject, load_subject
-from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.costs import count_costs
 from das_gym.problem.latency import Spread
 from das_gym.problem.loading import load_problem
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.unit_latency import UnitTimer, make_timed_forward, without_adapters_sharing
+from das_gym.problem.unit_latency import Timed, UnitTimer, make_timed_forward, without_adapters_sharing
 
 MODELS = ("meter_base", "meter_mini", "vilt_mini", "smolvlm_mini")
 ROUNDS = {"meter_base": 8}
@@ -50,20 +47,6 @@ def subject_of(name: str, batch: int) -> Subject:
     return Subject(problem.vlp, problem.head, problem.task, problem.splits.reward[:batch])
 
 
-def costs_of(subject: Subject) -> Costs:
-    """Count the costs at the longest of the examples."""
-    task = subject.task
-    sample = subject.vlp.sample(task.processor, task.pairs(subject.examples), MacCounter(subject.vlp))
-    return count_costs(subject.vlp, sample, subject.head, task.group_features, task.passes)
-
-
-def pruned(vlp: VLP, mask: np.ndarray) -> VLP:
-    """Return a subnet that shares the weights, without the layers that the mask removes."""
-    twin = share_copy(vlp)
-    twin.prune(mask)
-    return twin
-
-
 def random_masks(n_layers: int, count: int) -> np.ndarray:
     """Return (count, n_layers) masks with 1 to n - 1 skipped units, uniformly distributed."""
     rng = np.random.default_rng(0)
@@ -75,45 +58,43 @@ def measure(name: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
     """Return the record of one model at one batch size."""
     subject = subject_of(name, batch)
     vlp, names = subject.vlp, [layer.name for layer in subject.vlp.layers]
-    masks = random_masks(len(names), subnets)
-    das = np.array([each in DAS for each in names])
-    meter = name.startswith("meter")
+    masks, meter = random_masks(len(names), subnets), name.startswith("meter")
     if meter:
-        masks = np.concatenate((masks, das[None]))
-    run = [make_timed_forward(pruned(vlp, mask), subject.head, subject.task, subject.examples) for mask in masks]
+        masks = np.concatenate((masks, [[each in DAS for each in names]]))
+
+    def timed_forward(model: VLP) -> Timed:
+        return make_timed_forward(model, subject.head, subject.task, subject.examples)
+
+    calls: list[Callable[[], Any]] = []
+    for mask in masks:
+        twin = share_copy(vlp)
+        twin.prune(mask)
+        calls.append(timed_forward(twin))
     bare = without_adapters_sharing(vlp)
-    whole = None if bare is None else make_timed_forward(bare, subject.head, subject.task, subject.examples)
-    timer = UnitTimer(
-        make_timed_forward(vlp, subject.head, subject.task, subject.examples),
-        whole,
-        len(names),
-        torch.device("cpu"),
-        time.perf_counter,
-    )
-    run.append(whole or timer.timed)
+    whole = None if bare is None else timed_forward(bare)
+    timer = UnitTimer(timed_forward(vlp), whole, len(names), torch.device("cpu"), time.perf_counter)
+    calls.append(whole or timer.timed)
     taken = []
     for number in range(WARM_UP + rounds):
         if number == WARM_UP:
             timer.reset()
             taken = []
         timer.round()
-        taken.append(in_turns(run, time.perf_counter, np.random.default_rng(number)))
-    return compared(timer, np.array(taken), masks, costs_of(subject).macs_cost, meter)
+        taken.append(in_turns(calls, time.perf_counter, np.random.default_rng(number)))
+    task = subject.task
+    sample = vlp.sample(task.processor, task.pairs(subject.examples), MacCounter(vlp))  # as long as the longest example
+    macs = count_costs(vlp, sample, subject.head, task.group_features, task.passes).macs_cost
+    return compared(timer, np.array(taken), masks, macs, meter)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng: np.random.Generator) -> list[float]:
     """Return the milliseconds of one run of each call, in random order, since one run can affect the next."""
     taken = [0.0] * len(calls)
     for place in rng.permutation(len(calls)):
-        taken[place] = elapsed(calls[place], clock)
+        started = clock()
+        calls[place]()
+        taken[place] = 1000 * (clock() - started)
     return taken
-
-
-def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """Return the milliseconds of one run."""
-    started = clock()
-    call()
-    return 1000 * (clock() - started)
 
 
 def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool) -> dict[str, Any]:
@@ -128,7 +109,7 @@ def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskC
     """
     figures, taken, full = timer.latencies(), taken[:, :-1], taken[:, -1]
     predicted, measured = figures.cost.amounts(masks), np.median(taken, axis=0)
-    record: dict[str, Any] = {"latencies": vars(figures), "full_ms": float(np.median(full))}
+    record: dict[str, Any] = {"full_ms": float(np.median(full))}
     if das:
         saved = Spread.of(1 - taken[:, -1] / full)
         record["das"] = {
@@ -166,25 +147,17 @@ def describe(name: str, batch: int, record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure and print."""
+    parser = make_parser("latency", __doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["meter_base"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="examples at a time (default 1 and 8)")
     parser.add_argument("--subnets", type=int, default=30, help="random subnets (default 30)")
     parser.add_argument("--rounds", type=int, help="timed runs of each; default 8 (base), 40 (mini)")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    machine, records = describe_machine(), []
     for name in options.models:
         for batch in options.batch:
-            rounds = options.rounds or ROUNDS.get(name, 40)
-            record = measure(name, batch, options.subnets, rounds)
+            record = measure(name, batch, options.subnets, options.rounds or ROUNDS.get(name, 40))
             print(describe(name, batch, record), flush=True)
-            records.append({"model": name, "batch": batch, **record})
-    if options.json:
-        write_json(options.json, {"machine": machine, "records": records})
 
 
 if __name__ == "__main__":

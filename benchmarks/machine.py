@@ -1,7 +1,8 @@
-"""The machine that a benchmark ran on, and how much memory a process took at most."""
+"""What benchmarks share: their parser, the machine that they ran on, and how much memory a process took at most."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import platform
@@ -14,10 +15,23 @@ from das_gym.engine.precision import bfloat16_hardware
 from das_gym.runs import library_versions
 
 
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.<name>`, whose help is the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def describe_machine() -> dict[str, Any]:
-    """Processor, what it has for bfloat16, cores, threads, how busy it was before, and versions."""
+    """Return the processor, what it has for bfloat16, cores, threads, how busy it was before, and versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
     return {
-        "processor": _processor(),
+        "processor": processor,
         "bfloat16": bfloat16_hardware("cpu"),
         "simd": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -28,21 +42,10 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """Its name as Linux has it, or else what Python knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def memory_mib(field: str) -> float:
-    """MiB of this process now (`VmRSS`) or at most (`VmHWM`). Linux only.
+    """Return the MiB of this process now (`VmRSS`) or at most (`VmHWM`). Linux only.
 
     `resource.getrusage` would not do: its maximum is handed down from the process that started this one.
-
-    Raises:
-        OSError: there is no /proc.
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))

@@ -2,10 +2,9 @@
 
     python -m benchmarks.masks                       METER-mini and METER-base, about 8 minutes on 2 quiet cores
     python -m benchmarks.masks --size mini           METER-mini with the bundled weights, 1 minute
-    python -m benchmarks.masks --json masks.json
 
 METER-base has random weights, 384 px, 40 tokens, 3,129 answers and 2 examples. Both sides use the same attention kernels.
-Plain forwards compute every token in the last stage, as METER's own code does. `--plain` of the masks are timed, spread
+Plain forwards compute every token in the last stage, as METER's own code does. Some of the masks are timed (`PLAIN`), spread
 evenly over the set, and their mean time is multiplied by the size of the set. Two ratios are printed:
 
   full      with encoders. The engine runs them once per set, and not at all for a turn of 3, since all turns of a search but
@@ -18,21 +17,19 @@ float32, and "of float32" compares the engine with itself.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from benchmarks.models import EXAMPLES, Subject, load_subject
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.precision import PRECISIONS, bfloat16_hardware
-from das_gym.files import write_json
+from das_gym.engine.precision import bfloat16_hardware
+from das_gym.problem.mask_space import every_mask
 
 TURN, FOUR, ALL = "a turn of 3", "all of k = 4", "all masks"
 TURNS = 8
@@ -44,8 +41,7 @@ PLAIN = {"mini": 40, "base": 6}
 
 def mask_sets(n_layers: int) -> dict[str, list[np.ndarray]]:
     """Return the sets of masks by name; a turn is drawn several times."""
-    every = np.array(list(itertools.product((False, True), repeat=n_layers)))
-    four = every[every.sum(axis=1) == 4]
+    every, four = every_mask(n_layers), every_mask(n_layers, 4)
     rng = np.random.default_rng(0)
     return {TURN: [four[rng.choice(len(four), 3, replace=False)] for _ in range(TURNS)], FOUR: [four], ALL: [every]}
 
@@ -57,69 +53,51 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-class Comparison:
-    """The engine and plain forwards on the same examples.
+@torch.inference_mode()
+def time_plain_forwards(subject: Subject, masks: np.ndarray, count: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the seconds of a forward after the encoders, the rows of the timed masks and their losses."""
+    encoded, targets = subject.vlp.encode(subject.batch()), subject.task.targets(subject.examples)
+    rows = np.unique(np.linspace(0, len(masks) - 1, min(count, len(masks))).astype(int))
+    subject.logits(encoded, masks[0])  # warm
+    started = time.perf_counter()
+    losses = [float(subject.task.losses(subject.logits(encoded, mask), targets).mean()) for mask in masks[rows]]
+    return (time.perf_counter() - started) / len(rows), rows, np.array(losses)
 
-    Args:
-        subject: Model and examples.
-        plain: Number of masks that plain forwards are timed on.
-    """
 
-    def __init__(self, subject: Subject, plain: int) -> None:
-        self.subject, self.plain = subject, plain
-        self.targets = subject.task.targets(subject.examples)
-        self.encoded = self.evaluator("float32").encoder(subject.task.pairs(subject.examples))
-        with torch.inference_mode():
-            batch = subject.batch()
-            self.encode_seconds = min(seconds_of(lambda: subject.vlp.encode(batch)) for _ in range(3))
-
-    def evaluator(self, precision: str) -> Evaluator:
-        """Return a new evaluator, with empty caches."""
-        subject = self.subject
-        return Evaluator(subject.vlp, subject.head, subject.task, batch_size=len(subject.examples), precision=precision)
-
-    @torch.inference_mode()
-    def time_plain_forwards(self, masks: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """Return the seconds of a forward after the encoders, the rows of the timed masks and their losses."""
-        rows = np.unique(np.linspace(0, len(masks) - 1, min(self.plain, len(masks))).astype(int))
+@torch.inference_mode()
+def measure(
+    subject: Subject, name: str, sets: list[np.ndarray], precisions: Sequence[str], plain_count: int
+) -> list[dict[str, Any]]:
+    """Return one record per precision for one of the `mask_sets`."""
+    count, batch, pairs = len(sets[0]), subject.batch(), subject.task.pairs(subject.examples)
+    encode_seconds = min(seconds_of(lambda: subject.vlp.encode(batch)) for _ in range(3))
+    plain, rows, plain_losses = time_plain_forwards(subject, np.concatenate(sets), plain_count)
+    records: list[dict[str, Any]] = []
+    for precision in precisions:
+        evaluator = Evaluator(subject.vlp, subject.head, subject.task, batch_size=len(subject.examples), precision=precision)
+        encode = 0.0 if name == TURN else seconds_of(partial(evaluator.encoder, pairs))
+        evaluator.losses(np.zeros((1, len(subject.vlp.layers))), subject.examples)  # fills the cache of encoder outputs
+        evaluator.reset_spent()
         losses = []
-        self.subject.logits(self.encoded, masks[0])
-        started = time.perf_counter()
-        for mask in masks[rows]:
-            logits = self.subject.logits(self.encoded, mask)
-            losses.append(float(self.subject.task.losses(logits, self.targets).mean()))
-        return (time.perf_counter() - started) / len(rows), rows, np.array(losses)
-
-    def measure(self, name: str, sets: list[np.ndarray], precisions: list[str]) -> list[dict[str, Any]]:
-        """Return one record per precision."""
-        subject, count, records = self.subject, len(sets[0]), list[dict[str, Any]]()
-        plain, rows, plain_losses = self.time_plain_forwards(np.concatenate(sets))
-        for precision in precisions:
-            evaluator = self.evaluator(precision)
-            encode = 0.0 if name == TURN else seconds_of(lambda: evaluator.encoder(subject.task.pairs(subject.examples)))  # noqa: B023
-            evaluator.losses(np.zeros((1, len(subject.vlp.layers))), subject.examples)  # fills the cache of encoder outputs
-            evaluator.reset_spent()
-            losses = []
-            for masks in sets:
-                evaluator.forget()
-                losses.append(evaluator.losses(masks, subject.examples))
-            spent, seconds = evaluator.spent, evaluator.spent.seconds / len(sets)
-            difference = np.abs(np.concatenate(losses)[rows] / plain_losses - 1).max()
-            records.append(
-                {
-                    "set": name,
-                    "precision": evaluator.precision,
-                    "ratio_full": count * (plain + self.encode_seconds) / (seconds + encode),
-                    "ratio_masked": count * plain / seconds,
-                    "ratio_of_float32": records[0]["seconds"] / seconds if records else 1.0,
-                    "seconds": seconds,
-                    "plain_seconds": count * (plain + self.encode_seconds),
-                    "layer_runs": spent.layer_runs / len(sets),
-                    "layer_runs_plain": sum(int((~masks).sum()) for masks in sets) / len(sets),
-                    "largest_difference": float(difference),
-                }
-            )
-        return records
+        for masks in sets:
+            evaluator.forget()
+            losses.append(evaluator.losses(masks, subject.examples))
+        spent, seconds = evaluator.spent, evaluator.spent.seconds / len(sets)
+        records.append(
+            {
+                "set": name,
+                "precision": evaluator.precision,
+                "ratio_full": count * (plain + encode_seconds) / (seconds + encode),
+                "ratio_masked": count * plain / seconds,
+                "ratio_of_float32": records[0]["seconds"] / seconds if records else 1.0,
+                "seconds": seconds,
+                "plain_seconds": count * (plain + encode_seconds),
+                "layer_runs": spent.layer_runs / len(sets),
+                "layer_runs_plain": sum(int((~masks).sum()) for masks in sets) / len(sets),
+                "largest_difference": float(np.abs(np.concatenate(losses)[rows] / plain_losses - 1).max()),
+            }
+        )
+    return records
 
 
 def describe(size: str, record: dict[str, Any]) -> str:
@@ -133,31 +111,18 @@ def describe(size: str, record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.masks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    available = ["float32", *(["bfloat16"] if bfloat16_hardware("cpu") else [])]
+    """Measure and print."""
+    parser = make_parser("masks", __doc__)
     parser.add_argument("--size", nargs="+", choices=EXAMPLES, default=list(EXAMPLES))
     parser.add_argument("--sets", nargs="+", choices=(TURN, FOUR, ALL), default=[TURN, FOUR, ALL])
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=available, help="besides float32")
-    parser.add_argument("--examples", type=int, help="in one batch; default 64 (mini), 2 (base)")
-    parser.add_argument("--plain", type=int, help="masks to time by plain forwards; default 40 (mini), 6 (base)")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    results: dict[str, Any] = {"machine": describe_machine()}
+    precisions = ["float32", *(["bfloat16"] if bfloat16_hardware("cpu") else [])]
     for size in options.size:
-        comparison = Comparison(load_subject(size, options.examples), options.plain or PLAIN[size])
-        sets, precisions = (
-            mask_sets(len(comparison.subject.vlp.layers)),
-            list(dict.fromkeys(["float32", *options.precision])),
-        )
-        results[size] = []
+        subject = load_subject(size)
+        sets = mask_sets(len(subject.vlp.layers))
         for name in options.sets:
-            results[size] += comparison.measure(name, sets[name], precisions)
-            print("\n".join(describe(size, record) for record in results[size][-len(precisions) :]), flush=True)
-    if options.json:
-        write_json(options.json, results)
+            for record in measure(subject, name, sets[name], precisions, PLAIN[size]):
+                print(describe(size, record), flush=True)
 
 
 if __name__ == "__main__":

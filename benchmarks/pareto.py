@@ -1,7 +1,7 @@
 """Measure the share of the true front that one search finds, against random search and `bayes` at several budgets.
 
     python -m benchmarks.pareto                                      every bundled table, 5 seeds, 400 evaluations
-    python -m benchmarks.pareto --seeds 2 --tables vilt_nlvr2 --json pareto.json
+    python -m benchmarks.pareto --seeds 2 --tables vilt_nlvr2
 
 The share found is the hypervolume of all masks scored, divided by that of all masks of the table. The area is measured from
 the point (share of MACs saved, loss) of which the first is what nothing skipped saves, and the second the loss of the mask
@@ -12,20 +12,17 @@ that can be; whatever it scored on the way counts. Random search draws the numbe
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from benchmarks.search.problems import find_tables
-from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Masks
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import MaskSpace
@@ -81,7 +78,7 @@ METHODS: dict[str, Method] = {
 
 
 def measure(table: SubnetTable, method: Method, seed: int, marks: list[int]) -> dict[str, Any]:
-    """Shares of the true hypervolume after `evaluations`, share of the true front's losses found, seconds."""
+    """Return shares of the true hypervolume after `evaluations`, share of the true front's losses found, seconds."""
     saved, losses = table.layer_macs.saved(table.masks), table.values("loss", "reward")
     reference = reference_point(saved, losses)
     whole = hypervolume(saved, losses, reference)
@@ -95,42 +92,28 @@ def measure(table: SubnetTable, method: Method, seed: int, marks: list[int]) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure and print."""
+    parser = make_parser("pareto", __doc__)
     shorts = {entry.tabular_id: entry.short for entry in ENVIRONMENTS.values()}
     tables = {shorts[env_id]: path for env_id, path in find_tables().items()}
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=400)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.evaluations < DRAWN:
         parser.error(f"--seeds from 1 on, --evaluations from {DRAWN} on")
     marks = sorted({max(2, options.evaluations * part // 4) for part in (1, 2, 4)})
-    record: dict[str, Any] = {"machine": describe_machine(), "evaluations": marks, "seeds": options.seeds, "tables": {}}
     print(f"% of the true front's hypervolume after {', '.join(map(str, marks))} evaluations: mean of {options.seeds} seeds")
     print("(worst seed); % of the front's points whose loss was reached; seconds a search", flush=True)
     for name in options.tables:
         table = SubnetTable.load(tables[name])
-        record["tables"][name] = {}
-        for method in options.methods:
-            runs = [measure(table, METHODS[method], seed, marks) for seed in range(options.seeds)]
-            record["tables"][name][method] = runs
-            print(line(name, method, runs), flush=True)
-    if options.json is not None:
-        write_json(options.json, record)
-
-
-def line(name: str, method: str, runs: list[dict[str, Any]]) -> str:
-    """One table and method."""
-    shares = 100 * np.array([run["shares"] for run in runs])
-    cells = [f"{mean:6.2f} ({worst:6.2f})" for mean, worst in zip(shares.mean(axis=0), shares.min(axis=0), strict=True)]
-    found = 100 * np.mean([run["found"] for run in runs])
-    seconds = np.mean([run["seconds"] for run in runs])
-    return f"{name:<16}{method:<20}{' '.join(cells)}  {found:4.0f} % {seconds:6.1f} s"
+        for method, masks_of in METHODS.items():
+            runs = [measure(table, masks_of, seed, marks) for seed in range(options.seeds)]
+            shares = 100 * np.array([run["shares"] for run in runs])
+            ends = zip(shares.mean(axis=0), shares.min(axis=0), strict=True)
+            cells = " ".join(f"{mean:6.2f} ({worst:6.2f})" for mean, worst in ends)
+            found, seconds = (np.mean([run[key] for run in runs]) for key in ("found", "seconds"))
+            print(f"{name:<16}{method:<20}{cells}  {100 * found:4.0f} % {seconds:6.1f} s", flush=True)
 
 
 if __name__ == "__main__":

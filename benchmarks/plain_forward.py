@@ -1,7 +1,7 @@
 """Compare a plain forward of METER with a forward written like METER's own code, on the same weights.
 
     python -m benchmarks.plain_forward               METER-base, batches of 1, 2 and 8, about 5 minutes on 2 quiet cores
-    python -m benchmarks.plain_forward --batch 1 --json plain_forward.json
+    python -m benchmarks.plain_forward --batch 1
 
 The reference computes attention of text and fusion layers step by step (scores, additive mask, softmax), uses
 `multi_head_attention_forward` with packed weights in the vision encoder, and computes every token in the last stage. Both
@@ -11,8 +11,6 @@ medians and quartiles over pairs of neighbouring runs.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.machine import describe_machine
-from das_gym.files import write_json
+from benchmarks.machine import make_parser
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.problem.latency import Spread, measure_latency
@@ -130,27 +127,27 @@ def measure(vlp: METER, rows: int, repeats: int) -> dict[str, Any]:
     times = measure_latency({"ours": lambda: vlp(batch), "reference": lambda: reference(batch)}, repeats, runs=1)
     ratio = Spread.of(times["reference"] / times["ours"])
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    return {"batch": rows, "faster": ratio._asdict(), "milliseconds": medians, "largest_difference": difference}
+    return {"faster": ratio._asdict(), "milliseconds": medians, "largest_difference": difference}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plain_forward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 8])
-    parser.add_argument("--repeats", type=int, default=9, help="timed forwards of each")
-    parser.add_argument("--mini", action="store_true", help="a small model")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+def build(**sizes: int) -> METER:
+    """Return METER-base with random weights, biases included, or a smaller one."""
     torch.manual_seed(0)
-    small = {"image_size": 64, "fusion_layers": 2, "vision_layers": 1, "text_layers": 1} if options.mini else {}
-    vlp = METER(METERConfig(**small))
+    vlp = METER(METERConfig(**sizes))
     for module in vlp.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.02)
     vlp.freeze()
-    records, machine = [], describe_machine()
+    return vlp
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = make_parser("plain_forward", __doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 8])
+    parser.add_argument("--repeats", type=int, default=9, help="timed forwards of each")
+    options = parser.parse_args(arguments)
+    vlp = build()
     for rows in options.batch:
         record = measure(vlp, rows, options.repeats)
         ratio, times = record["faster"], record["milliseconds"]
@@ -160,9 +157,6 @@ def main(arguments: list[str] | None = None) -> None:
             f"{record['largest_difference']:.1e}",
             flush=True,
         )
-        records.append(record)
-    if options.json:
-        write_json(options.json, {"machine": machine, "records": records})
 
 
 if __name__ == "__main__":

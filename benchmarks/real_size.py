@@ -262,7 +262,7 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     student = pruned_copy(vlm, mask)
     run = partial(student.model.get_decoder(), *run.args, **run.keywords)
     with torch.enable_grad():
-        trained = insert_trained(student, vlm, make_method("lora", {"rank": 16, "alpha": 32}))
+        trained = insert_trained(student, vlm, make_method("lora", {"rank": 16}))
         plain = saved_bytes(lambda: run().last_hidden_state, student.parameters())
     again = checkpointed_bytes(plain, layers - removed, bytes_of(state))
     adapters = bytes_of(trained) + training_bytes(trained)

@@ -6,7 +6,6 @@ python -m benchmarks.references --check          trains both again, and compares
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import cast
@@ -19,6 +18,7 @@ from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 from das_gym.adapt.training import TrainingConfig
 
+from benchmarks.machine import make_parser
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 
@@ -28,9 +28,7 @@ APART = 0.005
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and write the files or compare with them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.references", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("references", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
     problem = ProblemConfig()

@@ -26,7 +26,6 @@ may be taken in another order. Elsewhere trained numbers may be off by 1e-3, oth
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -46,7 +45,7 @@ import torch
 from das_gym.agents import SearchConfig, search
 
 import das_gym  # noqa: F401 - registers the environments
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from das_gym.files import write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
@@ -83,11 +82,7 @@ LIVE = ("METER-VQA", "METER-NLVR2", "METER-F30K", "ViLT-VQA", "ViLT-NLVR2", "ViL
 
 
 class Workplace:
-    """A temporary folder in which commands run, with one thread, and what several sections need.
-
-    Args:
-        folder: The folder, empty.
-    """
+    """An empty temporary folder in which commands run, with one thread, and what several sections need."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,11 +94,7 @@ class Workplace:
         return subprocess.Popen([sys.executable, "-m", *words], cwd=self.folder, env={**os.environ, **one}, **pipes)
 
     def run(self, *words: str) -> str:
-        """Run `python -m` with these words, and return what it printed.
-
-        Raises:
-            RuntimeError: the command failed.
-        """
+        """Run `python -m` with these words, and return what it printed."""
         process = self.start(*words)
         printed = process.communicate()[0]
         if process.returncode:
@@ -112,16 +103,15 @@ class Workplace:
 
     @cache  # noqa: B019 - one workplace a process
     def data(self) -> str:
-        """A small Shapes-VQA."""
+        """Write a small Shapes-VQA, and return the setting that names it."""
         return f"data_root={write_shapes(self.folder / 'data', seed=3, train_scenes=60, val_scenes=60)}"
 
     @cache  # noqa: B019
     def finetuned(self, model: str) -> Path:
-        """The run folder of `python -m adapt`: METER after a search of 30 masks, ViLT with a given mask."""
-        chosen = (
-            ["search.agent=bayes", "search.skip_num=4", "search.evaluations=30"] if model == "METER" else [f"mask={MASK}"]
-        )
-        runs = f"runs_dir=runs_{model}"
+        """Return the run folder of `python -m adapt`: METER after a search of 30 masks, ViLT with a given mask."""
+        chosen, runs = [f"mask={MASK}"], f"runs_dir=runs_{model}"
+        if model == "METER":
+            chosen = ["search.agent=bayes", "search.skip_num=4", "search.evaluations=30"]
         training = ["train.steps=20", "train.batch_size=32", "seed=0"]
         training += ["train.learning_rate=1e-3", "train.head_learning_rate=1e-3"]
         self.run("das_gym.adapt", "with", f"model={model}", "task=vqa", self.data(), runs, *chosen, *training)
@@ -129,35 +119,35 @@ class Workplace:
 
 
 def newest_run(runs: Path) -> Path:
-    """The folder of the run with the highest id."""
+    """Return the folder of the run with the highest id."""
     return max((path.parent for path in runs.glob("*/run.json")), key=lambda path: int(path.name))
 
 
 def read(path: Path) -> Any:
-    """A JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text())
 
 
 def bits(mask: Any) -> str:
-    """A mask as text: 1 = skipped."""
+    """Return a mask as text: 1 = skipped."""
     return "".join("1" if bit else "0" for bit in mask)
 
 
 def hashed(*arrays: Any) -> str:
-    """A hash of arrays: their bytes, whatever they are called and in which order they come."""
+    """Return a hash of arrays: their bytes, whatever they are called and in which order they come."""
     each = sorted(hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays)
     return hashlib.sha256("".join(each).encode()).hexdigest()[:16]
 
 
 def weights(path: Path) -> str:
-    """A hash of the tensors of a safetensors file."""
+    """Return a hash of the tensors of a safetensors file."""
     from safetensors.numpy import load_file
 
     return hashed(*load_file(path).values())
 
 
 def logged(run: Path) -> Values:
-    """The losses and accuracies that a run logged of its subnet and its search, each with its last step."""
+    """Return the losses and accuracies that a run logged of its subnet and its search, each with its last step."""
     found = {}
     for name, metric in read(run / "metrics.json").items():
         if name.endswith(("loss", "accuracy")) and not ("unskipped" in name or "no adapters" in name):
@@ -174,25 +164,22 @@ def main_job(place: Workplace) -> Values:
     return {**searched, **logged(run), "weights": weights(run / "adapter.safetensors")}
 
 
-def searches(place: Workplace) -> Values:
+def searches(_: Workplace) -> Values:
     """Agents on tables."""
-    del place
     found: Values = {}
     for table in TABLES:
         for agent in AGENTS:
             config = {"env_id": f"DAS-{table}-Tabular-v0", "skip_num": 4, "agent": agent, "seed": 1}
             result = search(SearchConfig(**config, masks_per_turn=3, evaluations=48))  # type: ignore[arg-type]
             found[f"{table} {agent}"] = f"{bits(result.mask)} {result.reward:.6f}"
-            found[f"{table} {agent}: all masks"] = hashed(
-                np.concatenate([turn.masks for turn in result.history]).astype(bool)
-            )
+            masks = np.concatenate([turn.masks for turn in result.history]).astype(bool)
+            found[f"{table} {agent}: all masks"] = hashed(masks)
     return found
 
 
 @torch.inference_mode()
-def losses(place: Workplace) -> Values:
+def losses(_: Workplace) -> Values:
     """Masks by the engine, and by the model's plain forward one after another."""
-    del place
     found: Values = {}
     for name, settings in FAMILIES.items():
         problem = load_problem(ProblemConfig(**settings, device="cpu", precision="float32"))  # type: ignore[arg-type]
@@ -211,9 +198,8 @@ def das(place: Workplace) -> Values:
     """The paper's pipeline."""
     epochs = ["das.warmup_epochs=1", "das.search_epochs=2", "das.finetune_epochs=1", "das.steps_per_turn=2"]
     pipeline = [*epochs, "das.skip_num=4", "das.masks_per_turn=3", "das.batch_size=32", "das.reward_examples=32"]
-    place.run(
-        "das_gym.adapt", "das", "with", "model=METER", "task=vqa", place.data(), "runs_dir=runs_das", "seed=0", *pipeline
-    )
+    where = [place.data(), "runs_dir=runs_das"]
+    place.run("das_gym.adapt", "das", "with", "model=METER", "task=vqa", "seed=0", *where, *pipeline)
     run = newest_run(place.folder / "runs_das")
     found = read(run / "das.json")["search"]
     turns = hashed(np.array([turn["masks"] for turn in found["turns"]], dtype=bool))
@@ -236,15 +222,9 @@ def shrink(place: Workplace) -> Values:
     from transformers import AutoModelForImageTextToText
 
     out = place.folder / "smaller"
-    chosen = [
-        "skip_num=3",
-        "search.agent=bayes",
-        "search.evaluations=20",
-        "recover=none",
-        f"out={out}",
-        "runs_dir=runs_shrink",
-    ]
-    place.run("das_gym.adapt", "shrink", "with", "model=VLM", "task=answering", place.data(), *chosen)
+    chosen = ["skip_num=3", "search.agent=bayes", "search.evaluations=20", "recover=none"]
+    where = [place.data(), f"out={out}", "runs_dir=runs_shrink"]
+    place.run("das_gym.adapt", "shrink", "with", "model=VLM", "task=answering", *where, *chosen)
     run = newest_run(place.folder / "runs_shrink")
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True).eval()
     ids = torch.randint(10, 400, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -273,9 +253,8 @@ def export(place: Workplace) -> Values:
     return found
 
 
-def statistics(place: Workplace) -> Values:
+def statistics(_: Workplace) -> Values:
     """Observations of every environment with a model; those of tables are among them."""
-    del place
     found: Values = {}
     for name in LIVE:
         env = gymnasium.make(f"DAS-{name}-v0", skip_num=4, reward_examples=16)
@@ -291,9 +270,8 @@ def statistics(place: Workplace) -> Values:
     return found
 
 
-def policy(place: Workplace) -> Values:
+def policy(_: Workplace) -> Values:
     """The bundled policy."""
-    del place
     from das_gym.agents.policy.agent import bundled_policy
     from das_gym.agents.policy.network import PolicyEnsemble
     from das_gym.agents.policy.training import suite_masks
@@ -347,7 +325,7 @@ SECTIONS: dict[str, Callable[[Workplace], Values]] = {
 
 
 def measure(sections: list[str]) -> dict[str, Values]:
-    """The values of some sections; says how much processor time each took."""
+    """Return the values of some sections; print how much processor time each took."""
     torch.set_num_threads(1)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -361,27 +339,27 @@ def measure(sections: list[str]) -> dict[str, Values]:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers with 10 significant digits."""
+    """Return numbers with 10 significant digits."""
     if isinstance(value, list):
         return [rounded(each) for each in value]
     return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def same_machine(recorded: Values, here: Values) -> bool:
-    """Whether numbers in float32 have to be equal to the bit: the version of das_gym may change."""
+    """Return whether numbers in float32 have to be equal to the bit: the version of das_gym may change."""
     versions = [{**machine["versions"], "das_gym": None} for machine in (recorded, here)]
     return versions[0] == versions[1] and all(recorded[name] == here[name] for name in ("processor", "simd", "threads"))
 
 
 def tolerance(section: str, same: bool) -> float:
-    """How much a number may differ, relative to the larger of 1 and itself."""
+    """Return how much a number may differ, relative to the larger of 1 and itself."""
     if section in TRAINED:
         return 0.0 if same else ELSEWHERE
     return 0.0 if section in EXACT and same else SCORED
 
 
 def numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each entry of a list by itself."""
+    """Yield each entry of a list by itself."""
     if isinstance(value, list):
         for place, entry in enumerate(value):
             yield f"{name}[{place}]", entry
@@ -412,9 +390,7 @@ def compare(recorded: Values, found: dict[str, Values], same: bool) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Record or compare; the exit code is 1 where something differs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.regression", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("regression", __doc__)
     parser.add_argument("what", choices=("record", "compare"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "regression.json", help="the record")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some sections alone")

@@ -1,7 +1,7 @@
 """Steps per second of tabular environments, and of the live environment, in one run.
 
     python -m benchmarks.tabular                            METER-VQA's bundled table
-    python -m benchmarks.tabular --table FILE --json tabular.json
+    python -m benchmarks.tabular --table FILE
     python -m benchmarks.tabular --no-live                  without loading a model
 
 One step of n environments counts as n, as in Stable-Baselines3. Actions are random and sampled beforehand. `single` is one
@@ -12,10 +12,8 @@ evaluates new masks on 500 examples with cached encoder outputs.
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -23,11 +21,10 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import das_gym
-from benchmarks.machine import describe_machine
-from das_gym.files import write_json
+from benchmarks.machine import make_parser
 
 ACTIONS = ("mask", "sequence", "scores")
-SB3_ENVS = 16
+NUM_ENVS, SB3_ENVS, LIVE_ENVS = (1, 16, 256, 1024), 16, 16
 BATCHES = 64
 """Different batches of actions in a measurement."""
 
@@ -50,9 +47,9 @@ def steps_per_second(env: Any, seconds: float, n_envs: int = 1) -> float:
     return steps * n_envs / (time.perf_counter() - started)
 
 
-def live_steps_per_second(entry: das_gym.registration.EnvEntry, num_envs: int) -> float:
+def live_steps_per_second(env_id: str, num_envs: int) -> float:
     """Return the masks per second of the live environment, new ones at every step."""
-    env = gymnasium.make_vec(entry.id, num_envs=num_envs, skip_num=None)
+    env = gymnasium.make_vec(env_id, num_envs=num_envs, skip_num=None)
     env.reset(seed=0)
     order = np.random.default_rng(0).permutation(2**env.single_action_space.n)[: 2 * num_envs]
     masks = (order[:, None] >> np.arange(env.single_action_space.n)) & 1
@@ -62,43 +59,30 @@ def live_steps_per_second(entry: das_gym.registration.EnvEntry, num_envs: int) -
     return num_envs / (time.perf_counter() - started)
 
 
-def measure(entry: das_gym.registration.EnvEntry, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one record per action space, kind of environment and number of environments."""
-    live = None if arguments.no_live else live_steps_per_second(entry, arguments.live_envs)
+def main() -> None:
+    """Measure and print."""
+    entries = {entry.short: entry for entry in das_gym.ENVIRONMENTS.values()}
+    parser = make_parser("tabular", __doc__)
+    parser.add_argument("--problem", choices=entries, default="meter_vqa")
+    parser.add_argument("--table", help="a table; the bundled one by default")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure each")
+    parser.add_argument("--no-live", action="store_true", help="do not compare with the live environment")
+    options = parser.parse_args()
+    entry = entries[options.problem]
+    live = None if options.no_live else live_steps_per_second(entry.id, LIVE_ENVS)
     if live is not None:
-        print(f"{entry.id}, {arguments.live_envs} environments: {live:,.1f} steps per second", flush=True)
-    records = []
+        print(f"{entry.id}, {LIVE_ENVS} environments: {live:,.1f} steps per second", flush=True)
     for action in ACTIONS:
-        settings = {"table": arguments.table, "action": action}
+        settings = {"table": options.table, "action": action}
         envs: list[tuple[str, int, Any]] = [("single", 1, gymnasium.make(entry.tabular_id, **settings))]
-        for n in arguments.num_envs:
-            envs.append(("vector", n, gymnasium.make_vec(entry.tabular_id, num_envs=n, **settings)))
+        envs += [("vector", n, gymnasium.make_vec(entry.tabular_id, num_envs=n, **settings)) for n in NUM_ENVS]
         envs.append(("sb3", SB3_ENVS, das_gym.make_sb3_vec_env(entry.tabular_id, n_envs=SB3_ENVS, **settings)))
         for n in (1, SB3_ENVS):
             envs.append(("dummy", n, DummyVecEnv([partial(gymnasium.make, entry.tabular_id, **settings)] * n)))
         for form, n, env in envs:
-            rate = steps_per_second(env, arguments.seconds, n)
-            records.append({"action": action, "form": form, "num_envs": n, "steps_per_second": rate})
+            rate = steps_per_second(env, options.seconds, n)
             compared = "" if live is None else f", {rate / live:,.0f} times the live environment"
             print(f"{entry.tabular_id}, {action}, {form} {n}: {rate:,.0f} steps per second{compared}", flush=True)
-    return records
-
-
-def main() -> None:
-    """Measure, print, and write JSON if asked to."""
-    entries = {entry.short: entry for entry in das_gym.ENVIRONMENTS.values()}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", choices=entries, default="meter_vqa")
-    parser.add_argument("--table", help="a table; the bundled one by default")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 16, 256, 1024])
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure each")
-    parser.add_argument("--no-live", action="store_true", help="do not compare with the live environment")
-    parser.add_argument("--live-envs", type=int, default=16, help="masks a step of the live environment")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    records = measure(entries[arguments.problem], arguments)
-    if arguments.json:
-        write_json(arguments.json, {"problem": arguments.problem, "machine": describe_machine(), "records": records})
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def is_our_program(program: str) -> bool:
     return f"das-{program.partition(' ')[0]}" in SCRIPTS
 
 
-def format_command(program: str, *words: str, plugins: Iterable[str] = ()) -> str:
+def format_command(program: str, *words: str) -> str:
     """Return a command as a user types it here: `python -m agents table with resume=3 plugins=my_module`.
 
     The words are settings, quoted for a shell; empty ones are left out. Imported plugins are added.
@@ -172,8 +172,8 @@ def format_command(program: str, *words: str, plugins: Iterable[str] = ()) -> st
     else:
         start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"
     given = [word for word in words if word]
-    if given and (needed := dict.fromkeys((*imported_plugins(), *plugins))):
-        given.append(shlex.quote(f"plugins={','.join(needed)}"))
+    if given and imported_plugins():
+        given.append(shlex.quote(f"plugins={','.join(imported_plugins())}"))
     return escape_control_chars(" ".join([start, *command, *(["with", *given] if given else [])]))
 
 

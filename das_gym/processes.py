@@ -6,9 +6,7 @@ The main process keeps the run, prints and writes. A single process is the main 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -29,18 +27,8 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-@cache
-def warn_if_single_process() -> None:
-    """Warn once if `accelerate launch` started a single process, as it does on CPUs without `--mpirun_hostfile`."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if launched and "WORLD_SIZE" not in os.environ:
-        command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m adapt ..."
-        print(f"accelerate launch started a single process. On CPUs use `{command}`", file=sys.stderr)
-
-
 def join() -> None:
     """Join the process group, and select this process's device."""
-    warn_if_single_process()
     if world_size() > 1:
         import torch
         from accelerate import PartialState

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
-from time import time
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from das_gym.processes import is_main_process
 
 DELAY = 2.0
-"""Seconds of work before a bar is shown."""
+"""Seconds of uncounted work before it is named on a terminal."""
 
 PAUSE = 60.0
 """Seconds between two lines, and of work before the first."""
@@ -50,33 +49,15 @@ class ProgressLines(tqdm):
 
 
 class Bar(tqdm):
-    """A tqdm bar that appears after `DELAY` seconds and stays below printed text.
-
-    tqdm ignores its own `delay` when a postfix is set or text is printed.
-    """
+    """A tqdm bar that stays below printed text, and disappears when it ends."""
 
     _open: ClassVar[list[Bar]] = []
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, delay=DELAY, dynamic_ncols=True, leave=None)
+        super().__init__(**settings, dynamic_ncols=True, leave=False)
         if not Bar._open:
             sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
         Bar._open.append(self)
-
-    def _is_visible(self) -> bool:
-        return not self.disable and time() >= self.start_t + DELAY
-
-    def refresh(self, *args: Any, **settings: Any) -> Any:
-        """Do as tqdm does, once the bar is visible."""
-        if not self._is_visible():
-            return None
-        self.last_print_t = time()  # or `close` takes the bar for an invisible one
-        return super().refresh(*args, **settings)
-
-    def clear(self, *args: Any, **settings: Any) -> None:
-        """Do as tqdm does, once the bar is visible."""
-        if self._is_visible():
-            super().clear(*args, **settings)
 
     def close(self) -> None:
         """Close the bar. The last one restores the streams."""

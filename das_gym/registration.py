@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pkgutil
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +178,6 @@ A test compares them with the tables. Specs have no `max_episode_steps`: every e
 a limit would wrap the environment.
 """
 
-REGISTERED_IN: dict[str, str] = {}
-"""The user's module that registered a model or task, by the entry's name; commands take it as `plugins=`."""
-
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that fit, by id; `register_all` fills it."""
 
@@ -243,7 +239,8 @@ def register_model(entry: ModelEntry) -> None:
         from das_gym.models.base import check_class  # importing das_gym does not import torch
 
         check_class(entry.vlp)
-    _add(entry, MODELS, sys._getframe(1).f_globals)
+    MODELS[entry.name] = entry
+    register_all()
 
 
 def register_task(entry: TaskEntry) -> None:
@@ -260,7 +257,8 @@ def register_task(entry: TaskEntry) -> None:
         from das_gym.tasks.base import check_task  # importing das_gym does not import torch
 
         check_task(entry.task, entry.name)
-    _add(entry, TASKS, sys._getframe(1).f_globals)
+    TASKS[entry.name] = entry
+    register_all()
 
 
 def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields: str) -> None:
@@ -274,17 +272,6 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
         for other in table.values():
             if other.name != entry.name and getattr(other, field).lower() == word.lower():
                 raise ValueError(f"{field}={word!r} is already the {field} of {other.name!r}; choose another")
-
-
-def _add(entry: Any, table: dict[str, Any], caller: Mapping[str, Any]) -> None:
-    """Add an entry, its environments, and the module that registers it; of a script the name that imports it."""
-    module = str(caller.get("__name__", "__main__"))
-    if module == "__main__":
-        module = Path(caller["__file__"]).stem if "__file__" in caller else "MODULE"
-    if not module.startswith("das_gym."):
-        REGISTERED_IN[entry.name] = module
-    table[entry.name] = entry
-    register_all()
 
 
 SUITE_IDS = {

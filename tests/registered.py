@@ -11,10 +11,7 @@ import das_gym.registration as registration
 @contextmanager
 def as_before() -> Iterator[None]:
     """Take back what is registered within."""
-    tables = (
-        *(registration.MODELS, registration.TASKS, registration.REGISTERED_IN),
-        *(registration.ENVIRONMENTS, registration.registry),
-    )
+    tables = (registration.MODELS, registration.TASKS, registration.ENVIRONMENTS, registration.registry)
     before = [(table, dict(table)) for table in tables]
     try:
         yield

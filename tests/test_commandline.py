@@ -176,7 +176,6 @@ def test_check_words_says_how_settings_are_given(words: list[str], suggestion: s
         (ADAPT, ["with", "steps=3"], 1, "unknown setting 'steps'. Did you mean `train.steps`?"),
         (ADAPT, ["with", "train.seed=3"], 1, "Did you mean `seed`?"),
         (AGENTS, ["with", "precision=x"], 1, "Did you mean `env_kwargs.precision`?"),
-        (ADAPT, ["paper", "with", "image_size=-1"], 1, "error: `image_size` is out of range"),
     ],
 )
 def test_program_reports_mistakes_in_a_paragraph(

@@ -1,9 +1,8 @@
-"""The results of a comparison: one line per variant, the table, the figure, and the verdict on DAS."""
+"""The results of a comparison: one line per variant, the table, and the verdict on DAS."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,6 @@ from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.report import format_speedup
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
 
@@ -98,7 +96,9 @@ def comparison_table(title: str, lines: Sequence[Line], notes: Sequence[str]) ->
     return Table(COLUMNS, tuple(rows), title, (LEGEND, *notes))
 
 
-def report_of(what: str, metric: str, architecture: Architecture, lines: Sequence[Line]) -> dict[str, Any] | None:
+def report_of(
+    what: str, metric: str, architecture: Architecture, lines: Sequence[Line], table: Table
+) -> dict[str, Any] | None:
     """Return the record of a report on the best row and the layers that DAS skips; None before the first measurement."""
     if not lines:
         return None
@@ -110,13 +110,7 @@ def report_of(what: str, metric: str, architecture: Architecture, lines: Sequenc
         f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
     }
     mask = [int(unit.name in skipped) for unit in architecture.units]
-    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask).record()
-
-
-def skipped_layers(lines: Sequence[Line]) -> list[str]:
-    """Return a Markdown list of the skipped layers, mask by mask."""
-    skipping = [line for line in lines if line.skip_num]
-    return [f"- {line.title}: {'; '.join(', '.join(each) for each in dict.fromkeys(line.layers))}" for line in skipping]
+    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask, table=table).record()
 
 
 def verdict(lines: Sequence[Line]) -> list[str]:
@@ -134,23 +128,3 @@ def verdict(lines: Sequence[Line]) -> list[str]:
             known = len(rival.scores) > 1 or len(line.scores) > 1
             sentences.append(f"{line.title}: {order} {words}, {within if known else 'of one seed each'}.")
     return sentences
-
-
-def plot_scores(path: str | os.PathLike[str], lines: Sequence[Line], metric: str, title: str) -> None:
-    """Write a PNG of score against MACs, with bars of one standard deviation over seeds."""
-    figure = new_figure(9.0, 5.5)
-    axes = figure.add_subplot()
-    for line in lines:
-        colour, marker = ("C0", "o") if line.key.startswith("das_") else ("0.5", "o")
-        colour, marker = ("C1", "x") if line.key.startswith("random_") else (colour, marker)
-        bars = None if math.isnan(line.spread) else [100 * line.spread]
-        axes.errorbar([line.macs / 1e6], [100 * line.score], yerr=bars, color=colour, marker=marker, capsize=3, linestyle="")
-        axes.annotate(line.title, (line.macs / 1e6, 100 * line.score), (5, 4), textcoords="offset points", fontsize=8)
-    for prefix, colour in (("das_", "C0"), ("random_", "C1")):
-        joined = [line for line in lines if line.key.startswith(prefix)]
-        axes.plot([line.macs / 1e6 for line in joined], [100 * line.score for line in joined], color=colour, linewidth=0.8)
-    axes.set_xlabel("MACs of one example, millions")
-    axes.set_ylabel(f"{metric.replace('_', ' ')} on the test split, %")
-    axes.set_title(title, fontsize=10)
-    axes.margins(x=0.15)
-    save_figure(figure, path)

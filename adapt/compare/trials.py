@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class ComparisonContext:
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # again: methods draw different amounts of random numbers for what they insert
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
@@ -167,7 +168,7 @@ def _choose_rate(
             except FloatingPointError:
                 add(Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=()))
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
-        best = run_on_main_process(partial(_best_rate, tried))
+        best = run_on_main_process(partial(max, tried, key=attrgetter("merit"))).rate
         if best == rate:
             best_trained = trained
     if trials[variant.key, best, seed].reward_loss is None:
@@ -182,7 +183,3 @@ def _choose_rate(
         metric = context.metric_name.replace("_", " ")
         print(f"{variant.title}: {metric} on the reward split: {described}; chosen: {best:g}{edge}")
     return best_trained, best
-
-
-def _best_rate(trials: Sequence[Trial]) -> float:
-    return max(trials, key=lambda trial: trial.merit).rate

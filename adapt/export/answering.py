@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.export.folder import ExportedFolder
-from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.checks import source_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
@@ -23,6 +22,7 @@ from das_gym.adapt.shrink.verifying import (
     run_in_subprocess,
 )
 
+from das_gym.data.images import NoiseImage
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inserted_adapters import export_form, has_adapters

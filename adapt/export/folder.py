@@ -62,13 +62,8 @@ def export(
 ) -> ExportedFolder:
     """Write a subnet with its head: config, weights, tokenizer, image processor, code, model card.
 
-    The folder is loaded again and compared with the subnet before it appears; a failed export leaves nothing.
-
-    Args:
-        subnet: As `load_subnet` returns it.
-        out: A folder that does not exist.
-        onnx: Whether to write `model.onnx` as well.
-        record: The content of the run's record, for the model card.
+    The folder, which must be new, is loaded again and compared with the subnet before it appears; a failed export leaves
+    nothing. With `onnx`, `model.onnx` is written as well. `record` is the content of the run's record, for the model card.
     """
     place = check_out(out)
     if onnx:

@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Pair
 from das_gym.problem.loading import AdaptedModel
 
 WORDS = ("one", "what is this", "the picture shows all that is said here", "red")
-
-
-@dataclass(frozen=True)
-class NoiseImage:
-    """An image of random pixels.
-
-    Attributes:
-        seed: Of the pixels.
-        width, height: Pixels.
-    """
-
-    seed: int
-    width: int
-    height: int
-
-    @property
-    def key(self) -> str:
-        """The name under which caches keep it."""
-        return f"noise {self.seed} {self.width} {self.height}"
-
-    def stamp(self) -> str:
-        """Return an empty text, since it never changes."""
-        return ""
-
-    def open(self) -> Image.Image:
-        """Return the image."""
-        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
 
 
 def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ METHODS: dict[str, str | type[Method]] = {
     "lora": "das_gym.adapt.methods.lora:LoRA",
     "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
-    "parallel": "das_gym.adapt.methods.parallel:ScaledParallel",
+    "parallel": "das_gym.adapt.methods.adapter:ScaledParallel",
     "das": "das_gym.adapt.methods.das:DAS",
 }
 """Name to class, or to its `module:class`."""
@@ -100,18 +100,11 @@ class Method(ABC):
         """Return the weights of a trained model that `finish` changes; by default none."""
         return []
 
-    def finish(self, vlp: VLP, in_place: bool = False) -> None:  # noqa: B027 - most have nothing to do
-        """Finish the training: merge what can be merged into the weights.
-
-        With `in_place`, weights that other models share are changed, too; otherwise those of `vlp` are copied.
-        """
+    def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
+        """Finish the training: merge what can be merged into the weights, also into those that other models share."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
-        """Prepare a frozen model for training by this method, in place.
-
-        Args:
-            model: As it was loaded, with a head and no mask pruned.
-            seed: Seed of what is inserted.
+        """Prepare a frozen model, as it was loaded, for training by this method, in place. `seed` is of what is inserted.
 
         Returns:
             How many parameters of the model this method updates, without head and poolers.
@@ -142,6 +135,16 @@ class Method(ABC):
             raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
 
 
+def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Replace parameters of a model, which another model may share, by copies, and return these."""
+    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in parameters}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in copies:
+                module._parameters[name] = copies[id(parameter)]
+    return list(copies.values())
+
+
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
     """Return the sub-layers of every skippable layer, of some kinds or of all."""
     sites = [site for index in range(len(vlp.layers)) for site in vlp.sites(index)]
@@ -154,14 +157,10 @@ def check_widths(method: Method, *names: str) -> None:
 
 
 def register_method(name: str, method: str | type[Method]) -> None:
-    """Register a custom method, for `python -m adapt compare` and `recover=` of `python -m adapt shrink`.
-
-    Args:
-        name: Its name.
-        method: Its class, or that class's "module:class".
+    """Register a custom method, a class or its "module:class", for `adapt compare` and `recover=` of `adapt shrink`.
 
     Raises:
-        TypeError: neither.
+        TypeError: `method` is neither.
         ValueError: a name that is not allowed or already registered.
     """
     is_path = isinstance(method, str) and all(method.partition(":"))
@@ -180,11 +179,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """Return the method of a name.
-
-    Args:
-        name: A key of `METHODS`.
-        settings: Its settings that differ from the defaults.
+    """Return a method of `METHODS`, with the settings that differ from its defaults.
 
     Example:
         >>> make_method("lora", {"rank": 8}).rank

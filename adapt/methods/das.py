@@ -18,12 +18,10 @@ from das_gym.models.base import VLP
 class DAS(Method):
     """Replace each skipped layer by a skip adapter; train these and the parallel adapters of the others.
 
-    In fine-tuning the adapters are as wide as those that the model was loaded with.
+    In fine-tuning the adapters are as wide as those that the model was loaded with, in recovery see `recovery_widths`.
 
     Attributes:
         mask: One number per layer, 1 = skipped; None skips none. In recovery the layers are deleted already.
-        bottleneck: Width of parallel adapters in recovery. None means 1/64 of the hidden size, at least 8.
-        skip_bottleneck: Width of skip adapters in recovery. None means 1/16 of the hidden size, at least 8.
     """
 
     title: ClassVar[str] = "DAS"
@@ -31,13 +29,9 @@ class DAS(Method):
     recovery_rate: ClassVar[float] = 3e-3
 
     mask: tuple[int, ...] | None = None
-    bottleneck: int | None = None
-    skip_bottleneck: int | None = None
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Remove layers; return the parameters of all adapters that remain."""
-        if self.bottleneck is not None or self.skip_bottleneck is not None:
-            raise ValueError("DAS: `bottleneck` and `skip_bottleneck` are for recovery. Set them where the model is loaded.")
         if not any(isinstance(module, Adapter) for module in vlp.modules()):
             raise ValueError(
                 f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"
@@ -47,21 +41,22 @@ class DAS(Method):
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert adapters, which start without effect."""
-        return pruned.insert_adapters(*self.widths(pruned.vlp.feature_size))
+        return pruned.insert_adapters(*recovery_widths(pruned.vlp.feature_size))
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that layers have a known place for adapters."""
         if vlp.untrainable:
             raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
 
-    def widths(self, hidden_size: int) -> tuple[int, int]:
-        """Return the widths of parallel and skip adapters in recovery."""
-        return self.bottleneck or max(8, hidden_size // 64), self.skip_bottleneck or max(8, hidden_size // 16)
-
     def describe_recovery(self, hidden_size: int) -> str:
         """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        parallel, skip = self.widths(hidden_size)
+        parallel, skip = recovery_widths(hidden_size)
         return (
             f"Adapters of DAS (arXiv 2309.01479), and nothing else, {parallel} wide before attention and MLP, {skip} wide "
             "where a layer was deleted"
         )
+
+
+def recovery_widths(hidden_size: int) -> tuple[int, int]:
+    """Return the widths of parallel and skip adapters in recovery, by the hidden size of the decoder."""
+    return max(8, hidden_size // 64), max(8, hidden_size // 16)

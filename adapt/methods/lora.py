@@ -22,27 +22,25 @@ class LoRA(Method):
 
     Attributes:
         rank: Rank of the update, at least 1.
-        alpha: The update counts `alpha / rank` times.
     """
 
     title: ClassVar[str] = "LoRA"
 
     rank: int = 4
-    alpha: int = 8
 
     def __post_init__(self) -> None:
-        check_widths(self, "rank", "alpha")
+        check_widths(self, "rank")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert LoRA around queries and values."""
         vlp.remove_adapters()
         wanted = {id(site.owner.get_submodule(name)) for site in all_sites(vlp) for name in site.projections}
         names = [name for name, module in vlp.named_modules() if id(module) in wanted]
-        return inject_lora(vlp, names, self.rank, self.alpha)
+        return inject_lora(vlp, names, self.rank)
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert LoRA around every linear layer of decoder and projector."""
-        return inject_lora(pruned.root, linear_names(pruned.parts), self.rank, self.alpha)
+        return inject_lora(pruned.root, linear_names(pruned.parts), self.rank)
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that there are linear layers."""
@@ -51,7 +49,7 @@ class LoRA(Method):
 
     def describe_recovery(self, hidden_size: int) -> str:
         """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        return f"LoRA (rank {self.rank}, alpha {self.alpha:g}, merged) in the remaining layers and the projector"
+        return f"LoRA (rank {self.rank}, merged) in the remaining layers and the projector"
 
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of the layers that have an update."""
@@ -60,9 +58,9 @@ class LoRA(Method):
         layers: list[Any] = [module for module in vlp.modules() if isinstance(module, LoraLayer)]
         return [layer.get_base_layer().weight for layer in layers]
 
-    def finish(self, vlp: VLP, in_place: bool = False) -> None:
+    def finish(self, vlp: VLP) -> None:
         """Merge the update into the weights; see `Method.finish`."""
-        merge_lora(vlp, in_place)
+        merge_lora(vlp)
 
 
 def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
@@ -88,12 +86,15 @@ def is_linear(module: nn.Module) -> bool:
         return isinstance(y, torch.Tensor) and torch.allclose(y, nn.functional.linear(x, module.weight, module.bias))
 
 
-def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list[nn.Parameter]:
-    """Insert LoRA around modules, given by name, in float32 at least; return the parameters to train."""
+def inject_lora(model: Any, names: Iterable[str], rank: int) -> list[nn.Parameter]:
+    """Insert LoRA around modules, given by name, in float32 at least; return the parameters to train.
+
+    The update counts twice (alpha = 2 rank): another factor is another learning rate.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(names), lora_dropout=0.0)
     inject_adapter_in_model(config, model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
@@ -104,15 +105,13 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
     return trained
 
 
-def merge_lora(model: Any, in_place: bool = False) -> None:
-    """Add LoRA's updates to weights of the model's own, or to those that other models share; remove all else of it."""
+def merge_lora(model: Any) -> None:
+    """Add LoRA's updates to the weights, in place, and remove all else of it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             base: Any = module.get_base_layer()
-            if not in_place:
-                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
             try:
                 module.merge(safe_merge=True)
             except ValueError as error:

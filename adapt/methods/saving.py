@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from das_gym.adapt.methods.base import Method, make_method
+from das_gym.adapt.methods.base import Method, make_method, own_copies
 from torch import Tensor
 
 from das_gym.models.macs import meta_twin, without_content
@@ -57,5 +57,6 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
     if (None if mask is None else tuple(mask.astype(int).tolist())) != adaptation.mask:
         raise ValueError(f"{path} is damaged: its mask is not that of its method, {saved.name}. Train it again.")
     adaptation.put(trained_parameters(model))
+    own_copies(backbone.vlp, method.merged_weights(backbone.vlp))  # a kept model may share them, see `load_backbone`
     method.finish(backbone.vlp)
     return model

@@ -71,9 +71,8 @@ def _describe_training(config: RecoveryConfig, trained: tuple[int, int], width: 
     if config.method is None:
         return "Nothing was trained."
     parameters, examples = trained
-    hidden = "" if config.hidden == "none" else f" + {config.hidden} of the last hidden states"
     return (
         f"{config.method.describe_recovery(width)} ({parameters:,} parameters) trained for {config.steps} steps of "
         f"{min(config.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
-        f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy{hidden}."
+        f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy."
     )

@@ -16,7 +16,7 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
-from das_gym.adapt.shrink.saving import check_out, saved_dtype
+from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
@@ -28,7 +28,7 @@ from das_gym.models.transformers.loading import read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
-from das_gym.models.transformers.weights import loaded_dtype, source_dtype, weight_files
+from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
@@ -41,7 +41,7 @@ FALLBACK_MASKS = 64
 
 
 def check(settings: ShrinkSettings) -> None:
-    """Check settings, disk, model and data before a search or a run starts. The loaded model stays in memory."""
+    """Check settings, model and data before a search or a run starts. The loaded model stays in memory."""
     if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
         return
     choice = settings.choice()
@@ -58,7 +58,7 @@ def check(settings: ShrinkSettings) -> None:
     train = problem.splits.train
     if settings.recover != "none" and len(train):
         check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
-    if choice is None or settings.refine > 1:
+    if choice is None:
         check_examples(problem.task, problem.splits.reward)
 
 
@@ -79,20 +79,14 @@ def source_of(problem: ProblemConfig) -> Path:
 def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
-    size, given = sum(path.stat().st_size for path in weight_files(source)), source_dtype(source)
-    room = size * saved_dtype(given, given, settings.save_dtype).itemsize // given.itemsize
-    dtype = read_dtype(problem.dtype or "auto")
-    computed = loaded_dtype(source) if dtype == "auto" else dtype
-    if settings.recover == "lora":  # for `Recovery.merged`
-        room += size * computed.itemsize // given.itemsize
-    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source, room)
+    check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source)
     if problem.units == "sublayers" and problem.vision:
         raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
-    if dtype == "auto":
-        check_dtype(computed, pick_device(problem.device), source)
+    if read_dtype(problem.dtype or "auto") == "auto":
+        check_dtype(loaded_dtype(source), pick_device(problem.device), source)
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Measure what methods of choosing layers leave of a model, before and after the same recovery; table and verdict."""
+"""Measure what methods of choosing layers leave of a model, before and after the same recovery; and the table."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, make_teacher
+from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, merged, recover
 
 from das_gym.drawing.table import Table
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
-
-OURS = "bayes"
-TIE = 1e-4
-"""Losses that differ by less are equal, nats."""
 
 NOT_MEASURED = Quality(np.inf, 0.0, 0.0, 0.0)
 
@@ -33,7 +29,8 @@ class MethodResult:
         run: Id of its search.
         mask: 0 or 1 per layer, 1 = removed.
         evaluations: Number of masks scored, in units of all reward examples.
-        seconds: Of the search, including the layer statistics that every environment measures first.
+        seconds: Of the search, including the layer statistics that every environment measures first. None if it was
+            interrupted.
         reward_loss: The mask's loss on the reward split, nats.
         macs_saved: Share of the full model's MACs. This and all below are 0 or None until the mask is measured.
         kv_saved: Share of the full model's bytes of keys and values per token.
@@ -47,7 +44,7 @@ class MethodResult:
     run: int
     mask: tuple[int, ...]
     evaluations: int
-    seconds: float
+    seconds: float | None
     reward_loss: float | None
     macs_saved: float = 0.0
     kv_saved: float = 0.0
@@ -56,92 +53,43 @@ class MethodResult:
     after: Quality | None = None
     recovery_seconds: float | None = None
 
-
-class MaskEvaluator:
-    """Measure pruned models; a mask that several methods found is measured once."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        full: VLM,
-        test: Sequence[Any],
-        recovery: RecoveryConfig,
-        batch_size: int,
-        folder: Path | None = None,
-        metric: str | None = None,
-    ) -> None:
-        self.problem, self.full, self.test = problem, full, test
-        self.recovery, self.batch_size, self.folder, self.metric = recovery, batch_size, folder, metric
-        self._teacher: Teacher | None = None
-        self._known: dict[tuple[int, ...], MethodResult] = {}
-        self._prompt = next(iter(problem.task.pairs(problem.task.open_ended(problem.splits.test[:1]))))
-
-    def quality(self, vlm: VLM, title: str) -> Quality:
-        """Return loss and score of a model."""
-        return score_model(vlm, self.problem.task, self.test, self.batch_size, title, self.metric)[0]
-
-    def evaluate(self, found: MethodResult) -> MethodResult:
-        """Return the result of a method, given what its search found."""
-        names = ("macs_saved", "kv_saved", "drawn", "before", "after", "recovery_seconds")
-        if (known := self._known.get(found.mask)) is not None:
-            measured: dict[str, Any] = {name: getattr(known, name) for name in names}
-            return replace(found, **measured)
-        mask, method = np.array(found.mask, dtype=bool), found.method
-        smaller = pruned_copy(self.full, mask)
-        before, after, seconds = self.quality(smaller, method), None, None
-        if self.recovery.recover != "none":
-            started = time.perf_counter()
-            recovery = self._trained(mask, method)
-            with recovery.merged():
-                after = self.quality(recovery.student, f"{method}, recovered")
-            seconds = time.perf_counter() - started
-        cached = [cached_values(vlm, self.problem.task.processor, self._prompt) for vlm in (smaller, self.full)]
-        saved = float(self.problem.costs.macs_saved(mask)), 1 - cached[0] / max(cached[1], 1)
-        measured = dict(zip(names, (*saved, draw_mask(self.full, mask), before, after, seconds), strict=True))
-        return replace(found, **measured)
-
-    def _trained(self, mask: np.ndarray, method: str) -> Recovery:
-        task, examples = self.problem.task, self.problem.splits.train
-        self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
-        checkpoint = None if self.folder is None else self._checkpoint(method)
-        student = pruned_copy(self.full, mask)
-        recovery = Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher)
-        recovery.train()
-        return recovery
-
-    def remember(self, result: MethodResult) -> None:
-        """Store a result that is in the record, and remove its checkpoint."""
-        self._known[result.mask] = result
-        if self.folder is not None:
-            self._checkpoint(result.method).unlink(missing_ok=True)
-
-    def _checkpoint(self, method: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{method.replace('/', '_')}.pt"
+    def measured_as(self, other: MethodResult) -> MethodResult:
+        """Return this method with the measurements of another one that found the same mask."""
+        own = {name: getattr(self, name) for name in ("method", "run", "evaluations", "seconds", "reward_loss")}
+        return replace(other, **own)
 
 
-def verdict(results: Sequence[MethodResult]) -> str:
-    """Return how `OURS` compares with the other methods before recovery, by loss on the reward and test splits."""
-    ours = next((result for result in results if result.method == OURS), None)
-    if ours is None:
-        return f"{OURS} is not among the methods."
-    seen: dict[str, float | None] = {result.method: result.reward_loss for result in results}
-    tested: dict[str, float | None] = {result.method: result.before.loss for result in results}
-    sentences = []
-    for split, losses in {"the reward split, which methods see": seen, "the test split": tested}.items():
-        own = losses.pop(OURS)
-        if own is None:
-            sentences.append(f"Before recovery, {OURS} has no finite loss on {split}.")
-            continue
-        ahead = {method: own - loss for method, loss in losses.items() if loss is not None}
-        better = [f"{method} by {by:.4f}" for method, by in ahead.items() if by > TIE]
-        level = [method for method, by in ahead.items() if abs(by) <= TIE]
-        if better:
-            outcome = f"{', '.join(better)} nats better than {OURS}"
-        else:
-            outcome = f"no method is better than {OURS}, {', '.join(level)} equal" if level else f"{OURS} is the best"
-        sentences.append(f"Before recovery, by loss on {split}: {outcome}.")
-    return " ".join(sentences)
+def measure_mask(
+    found: MethodResult,
+    problem: Problem,
+    full: VLM,
+    test: Sequence[Any],
+    recovery: RecoveryConfig,
+    teacher: Teacher | None,
+    checkpoint: Path,
+    metric: str | None = None,
+) -> MethodResult:
+    """Return a method's result with the quality of the model without its layers, before and after recovery."""
+    task, mask, name = problem.task, np.array(found.mask, dtype=bool), found.method
+    smaller = pruned_copy(full, mask)
+    prompt = next(iter(task.pairs(task.open_ended(problem.splits.test[:1]))))
+    cached, cached_of_full = (cached_values(vlm, task.processor, prompt) for vlm in (smaller, full))
+    before, after, seconds = score_model(smaller, task, test, name, metric)[0], None, None
+    if recovery.recover != "none":
+        started = time.perf_counter()
+        trained = recover(smaller, full, task, problem.splits.train, recovery, checkpoint, teacher)
+        with merged(smaller, full, recovery, trained, checkpoint.parent):
+            after = score_model(smaller, task, test, f"{name}, recovered", metric)[0]
+        seconds = time.perf_counter() - started
+    return replace(
+        found,
+        macs_saved=float(problem.costs.macs_saved(mask)),
+        kv_saved=1 - cached / max(cached_of_full, 1),
+        drawn=draw_mask(full, mask),
+        before=before,
+        after=after,
+        recovery_seconds=seconds,
+    )
 
 
 def comparison_table(title: str, full: Quality, results: Sequence[MethodResult], left_out: Mapping[str, str]) -> Table:
@@ -159,7 +107,8 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
     for result in sorted(results, key=lambda result: result.before.loss):
         seen = "-" if result.reward_loss is None else f"{result.reward_loss:.4f}"
         saved = [f"{100 * share:.1f} %" for share in (result.macs_saved, result.kv_saved)]
-        row = [result.method, str(result.evaluations), f"{result.seconds:.1f}", *saved, seen, *quality(result.before)]
+        seconds = "-" if result.seconds is None else f"{result.seconds:.1f}"
+        row = [result.method, str(result.evaluations), seconds, *saved, seen, *quality(result.before)]
         rows.append([*row, *(quality(result.after) if recovers else []), result.drawn])
-    notes = [verdict(results), *(f"{method} has no result: {reason}" for method, reason in left_out.items())]
+    notes = [f"{method} has no result: {reason}" for method, reason in left_out.items()]
     return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.estimate import checkpointed_bytes, total_steps
+from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
@@ -43,18 +43,17 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     full, task, config = problem.vlp, problem.task, settings.recovery()
     assert isinstance(full, VLM)
     answers = time_answers(full, task, shuffled(task, problem.splits.test, settings.test_examples))
-    verification = Part("verification", 2 * SUBPROCESS_SECONDS + answers.verification)
+    verification = Part("verification", SUBPROCESS_SECONDS + answers.verification)
     if config.method is None:
         return [Part("measuring", answers.measuring(1)), verification]
     mask = random_mask(settings, problem) if choice is None else choice.mask
     student = pruned_copy(full, mask)
-    teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config, settings.refine)
+    teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config)
     parts = [teacher, recovery, Part("measuring", answers.measuring(2)), verification]
     if settings.control is False:
         return parts
-    share = config.steps / total_steps(config.steps, settings.refine)
     longer = problem.costs.macs(np.zeros_like(mask)) / problem.costs.macs(mask)
-    training = recovery.seconds * share * longer + answers.of_model(answers.own_tokens)
+    training = recovery.seconds * longer + answers.of_model(answers.own_tokens)
     return [*parts, replace(recovery, name="control", seconds=training, is_certain=settings.control is True)]
 
 
@@ -101,9 +100,9 @@ class Answers:
 
     @property
     def verification(self) -> float:
-        """Seconds of the forwards and tokens by which two fresh processes and this one are compared."""
-        forwards = 13 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
-        return forwards * float(self.alone[0]) + 2 * (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
+        """Seconds of the forwards and tokens by which a fresh process and this one are compared."""
+        forwards = 10 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
+        return forwards * float(self.alone[0]) + (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
 
 
 def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:
@@ -122,9 +121,7 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:
     return Answers(len(test), forward, float(tokens[0]) / len(batch), further, len(tokens), most, alone)
 
 
-def recovery_parts(
-    student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig, refine: int
-) -> tuple[Part, Part]:
+def recovery_parts(student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig) -> tuple[Part, Part]:
     """Return the parts of a recovery: running the teacher, and training.
 
     Args:
@@ -133,7 +130,6 @@ def recovery_parts(
         task: Its task.
         train: The train split.
         config: Settings of the recovery, with a method.
-        refine: How many masks are compared after short recoveries.
     """
     size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
@@ -155,6 +151,5 @@ def recovery_parts(
         tokens = len(task.processor.encode(task.pairs(batch[:1])[0]).ids)  # type: ignore[attr-defined]
         state = tokens * full.feature_size * full.model.dtype.itemsize
         activations = checkpointed_bytes(activations, len(student.stack.layers), state)
-    steps = total_steps(config.steps, refine)
     held = training_bytes(trained) + (size - timed) * activations
-    return Part("teacher", len(rows) * taught), Part("recovery", steps * size * seconds, held=held)
+    return Part("teacher", len(rows) * taught), Part("recovery", config.steps * size * seconds, held=held)

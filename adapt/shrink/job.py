@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,28 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
-from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.card import shrunk_card
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of, why_not_removable
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
-    GENERATE_BATCH_SIZE,
     RECOVERED,
     SHRUNK,
     Measured,
     Scored,
-    loss_of,
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.report import report_of, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
-from das_gym.adapt.shrink.verifying import UNCACHED, Probes, Verification, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
-from das_gym.models.base import bytes_of
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
@@ -52,9 +46,6 @@ from das_gym.streams import escape_control_chars
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
 
-MEASURE_PEAK = True
-"""Whether the full model's peak memory is measured too, in a separate process."""
-
 
 class ShrinkJob:
     """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training."""
@@ -64,100 +55,80 @@ class ShrinkJob:
         self.problem: Problem = load_problem(choice.problem)
         self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
         self.full: VLM = as_vlm(self.problem)
+        self.mask = self.choice.mask
         self.source = source_of(choice.problem)
         self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
         self.dtype = saved_dtype(*self.dtypes)
         self.out = settings.out_folder(folder)
         self.recovery = settings.recovery()
         self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
+        root = choice.problem.data_root
+        self.data = f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
 
     def run(self, log: Log) -> Measured:
         """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
-        task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
-        teacher = make_teacher(self.full, task, splits.train, self.recovery)
-        mask, rounds = self._refine(teacher)
-
+        task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
-        round_parameters(shrunk.model, dtype)
-        recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
-        recovery.train(log)
-        trained = recovery.trained, len(splits.train)
+        round_parameters(shrunk.model, dtype)  # as a folder would store it
+        teacher = make_teacher(self.full, task, splits.train, self.recovery)
+        trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
-        scored: dict[str, Scored] = {}
+        scored = {name: self._score(vlm, f"{name} model") for name, vlm in models.items()}
         probes = Probes.of(self.full, task, self.test)
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
             own_code, names_dtype = has_remote_code(self.full), self.settings.save_dtype != "auto"
-            with recovery.merged():
+            with merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, dtype)  # so that what is measured is what is saved
                 save(final.model, part, source, processor, dtype, own_code, names_dtype)
                 verified = verify(part, final, mask, probes, dtype)
                 if self.recovery.recover != "none":
                     models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
-            measured = self._measure(models, mask, scored)
-            del shrunk, final, recovery  # the control takes their memory
+            measured = self._measure(models, scored)
+            size = sum(p.numel() for p in trained)
+            del shrunk, final, trained  # the control takes their memory
             models.clear()
             measured = self._with_control(measured, teacher)
-            peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
-            for name, row in measured.rows.items():
-                measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
+            record = self._record(measured, verified)
             card = shrunk_card(
                 full=self.full,
                 mask=mask.tolist(),
                 source=source,
-                origin=self._origin(rounds),
+                origin=self._origin(),
                 recovery=self.recovery,
-                trained=trained,
-                data=self._data(),
+                trained=(size, len(splits.train)),
+                data=self.data,
                 measured=measured,
                 verified=verified,
-                command=self._command(mask),
+                command=record["command"],
             )
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
-            write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
+            write_json(self.folder / PENDING, record)
         finish_saved(self.folder)
-        table_of(measured, self._data()).print()
+        table_of(measured, self.data).print()
         drawn = draw_mask(self.full, mask)
         signs = " (A: attention alone is left, M: MLP alone)" if set(drawn) & {"A", "M"} else ""
         print(f"layers: {drawn}{signs}")
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
-    def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
-        """Return the mask to remove; if several masks are tried, the one with the lowest loss after short recoveries."""
-        others = (mask for mask in self.choice.others if not why_not_removable(self.problem, mask))
-        masks = candidates(self.choice.mask, others, self.settings.refine)
-        if len(masks) < 2:
-            return self.choice.mask, []
-        task, splits = self.problem.task, self.problem.splits
-        held_out = task.open_ended(shuffled(task, splits.reward, task.reward_examples))
-
-        def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
-            student, short = pruned_copy(self.full, mask), replace(self.recovery, steps=steps)
-            recovery = Recovery(student, self.full, task, splits.train, short, checkpoint, teacher)
-            recovery.train(title=title)
-            with recovery.merged():
-                return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
-
-        rounds = halve(masks, self.recovery.steps, self.folder, train)
-        return selected_mask(rounds, masks), rounds
-
     def _score(self, vlm: VLM, title: str) -> Scored:
-        return score_model(vlm, self.problem.task, self.test, GENERATE_BATCH_SIZE, title, self.settings.metric)
+        return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
 
-    def _measure(self, models: dict[str, VLM], mask: np.ndarray, scored: dict[str, Scored]) -> Measured:
+    def _measure(self, models: dict[str, VLM], scored: dict[str, Scored]) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
-            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
+            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, self.mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
-        parts = self.problem.task, self.test, (self.dtypes[0], self.dtype)
-        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS, self.settings.metric, scored)
+        task, dtypes = self.problem.task, (self.dtypes[0], self.dtype)
+        metric = self.settings.metric or task.metric_name
+        return measure(models, costs, self.mask, task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
@@ -168,10 +139,9 @@ class ShrinkJob:
         if self.settings.control is None:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
-        parts = control, self.full, task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT
-        recovery = Recovery(*parts, teacher)
-        recovery.train(title="training the control")
-        with recovery.merged():
+        parts = task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
+        trained = recover(control, self.full, *parts, title="training the control")
+        with merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
             quality, texts, scores = self._score(control, "control")
         return replace(
@@ -181,37 +151,17 @@ class ShrinkJob:
             control=quality,
         )
 
-    def _full_model_peak(self, probes: Probes) -> int | None:
-        """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
-        if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
-            return None
-        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full):
-            print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
-            return None
-        given = probes.subprocess_input()
-        del given["ways"][UNCACHED]  # takes less memory than the others, and more time
-        return int(run_in_subprocess(self.source, given)["peak_bytes"])
-
-    def _data(self) -> str:
-        root = self.choice.problem.data_root
-        return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
-
-    def _origin(self, rounds: Sequence[Round]) -> str:
+    def _origin(self) -> str:
         settings = self.settings
         if settings.point is not None:
             return f"point {settings.point} of the front of run {settings.search_run}"
         if settings.search_run is None:
             return "a mask that was given"
-        refined = f", the best of {len(rounds[0].masks)} of its masks after short recoveries" if rounds else ""
-        return f"found by search run {settings.search_run}{refined}"
+        return f"found by search run {settings.search_run}"
 
-    def _command(self, mask: np.ndarray) -> str:
-        return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
-
-    def _record(
-        self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verification
-    ) -> dict[str, Any]:
+    def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
+        mask, parts = self.mask, self.full.removed_parts(self.mask).items()
         prompts = task.pairs(task.open_ended(self.test))
         answers = []
         for number, (example, prompt) in enumerate(zip(self.test, prompts, strict=True)):
@@ -219,7 +169,7 @@ class ShrinkJob:
             answers.append({"key": example.key, "question": prompt.question, **texts})
         difference, low, high = measured.difference()
         architecture = Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost)
-        report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self._data())
+        report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),
@@ -228,8 +178,8 @@ class ShrinkJob:
             "mask": mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
             "deleted": self.full.removed_layers(mask),
-            "without_attention": [place for place, kind in self.full.removed_parts(mask).items() if kind == ATTENTION],
-            "without_mlp": [place for place, kind in self.full.removed_parts(mask).items() if kind == MLP],
+            "without_attention": [place for place, kind in parts if kind == ATTENTION],
+            "without_mlp": [place for place, kind in parts if kind == MLP],
             "deleted_of_vision": self.full.removed_layers(mask, IMAGE),
             "drawn": draw_mask(self.full, mask),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -238,12 +188,11 @@ class ShrinkJob:
             "control": measured.control and asdict(measured.control),
             "difference": {"score": difference, "low": low, "high": high, "reference": measured.reference},
             "loss_regained": measured.loss_regained(),
-            "refined": [asdict(each) for each in rounds],
             "verified": asdict(verified),
             "answers": answers,
             "left_out": len(self.problem.splits.left_out),
             "report": report.record(),
-            "command": self._command(mask),
+            "command": command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist()),
             "versions": library_versions(),
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -50,7 +49,6 @@ class ModelResult:
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
-        peak_bytes: Peak memory of a process that loads the folder and answers, without the libraries'. None if not measured.
     """
 
     name: str
@@ -67,7 +65,6 @@ class ModelResult:
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
-    peak_bytes: int | None = None
 
     def record(self) -> dict[str, Any]:
         """Return JSON values. Times are [median, quartiles], speed-ups [ratio, 95 % interval]."""
@@ -140,36 +137,26 @@ def measure(
     costs: Mapping[str, Costs],
     mask: np.ndarray,
     task: Task,
-    examples: Sequence[Any],
+    example: Any,
     dtypes: tuple[torch.dtype, torch.dtype],
-    batch_size: int,
     latency_blocks: int,
-    metric: str | None = None,
-    known: Mapping[str, Scored] = MappingProxyType({}),
+    scored: Mapping[str, Scored],
+    metric: str,
 ) -> Measured:
-    """Score and measure each model.
+    """Measure costs and latency of models, the full one first, on a test example, and add their scores.
 
-    Args:
-        models: By name, the full model first.
-        costs: The costs of the full model under a mask, by `full`; by `recovered` too if that has adapters.
-        mask: (n_layers,) bool, the layers that all but the full model lack.
-        task: A task with answers in words.
-        examples: Of the test split, with their options.
-        dtypes: The types of the full model's weights in its folder, and of the weights that are saved.
-        batch_size: Prompts at a time.
-        latency_blocks: Timed blocks of each model.
-        metric: The score, see `answer_scores`.
-        known: What `score_model` returned for some of the models.
+    All models but the full one lack the layers of the mask. `costs` are those of the full model under a mask, by `full`, and
+    by `recovered` too if that has adapters. `dtypes` are those of the full model's weights in its folder and of the saved
+    weights; `scored` is what `score_model` returned for each model.
     """
     processor: Any = task.processor
-    prompt = task.pairs(task.open_ended(examples[:1]))[0]
+    prompt = task.pairs(task.open_ended([example]))[0]
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = latencies(timed, processor, prompt, latency_blocks)
     rows, texts, scores = {}, {}, {}
     for name, vlm in models.items():
-        scored = known.get(name) or score_model(vlm, task, examples, batch_size, f"{name} model", metric)
-        quality, texts[name], scores[name] = scored
+        quality, texts[name], scores[name] = scored[name]
         own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
@@ -187,16 +174,14 @@ def measure(
             prefill_speedup=speedups[0],
             decode_speedup=speedups[1],
         )
-    return Measured(rows, texts, scores, (metric or task.metric_name).replace("_", " "))
+    return Measured(rows, texts, scores, metric.replace("_", " "))
 
 
-def score_model(
-    vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str, metric: str | None = None
-) -> Scored:
+def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
     """Return loss and mean score of a model, its answers, and the score of each."""
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
-    loss = loss_of(vlm, task, open_ended, batch_size, f"loss, {title}")
-    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", batch_size)
+    loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
+    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", GENERATE_BATCH_SIZE)
     scores = answer_scores(task, examples, texts, metric)
     return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
 
@@ -271,14 +256,7 @@ class TokenClock:
 
 
 def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any]) -> np.ndarray:
-    """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images.
-
-    Args:
-        vlm: The model, nothing in it skipped.
-        processor: Its own.
-        encodings: Prompts of one form, with their pixels.
-        settings: As `greedy_settings` gives them.
-    """
+    """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images."""
     clock, start = TokenClock(), time.perf_counter()
     generate_batch(vlm, processor, encodings, settings, streamer=clock)
     return np.diff([start, *clock.times[1:]])

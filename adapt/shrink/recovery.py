@@ -1,9 +1,8 @@
 """Recover a pruned model: train what remains by distillation from the full model.
 
 The loss is KL(teacher || student) of the answer's tokens at temperature 1 (Hinton et al., arXiv 1503.02531; alone in
-Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, if asked for, the distance of the last
-hidden states (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026). A method of `das_gym.adapt.methods`
-decides what trains, as in fine-tuning.
+Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer. A method of `das_gym.adapt.methods` decides what
+trains, as in fine-tuning.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from das_gym.adapt.memory import restored_afterwards
-from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
+from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.config import check_names, choice
@@ -43,8 +41,8 @@ RATE_WIDTH = 80
 (`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
 parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
-METHOD_SETTINGS = ("rank", "alpha", "bottleneck", "skip_bottleneck")
-"""Settings of recovery that are passed on to a method with a field of the same name."""
+WARMUP = 0.03
+"""Fraction of the steps in which the learning rate rises; it then falls to 0 along a cosine."""
 
 ALIASES = {"adapters": "das"}
 """Other names of methods in `recover`."""
@@ -64,15 +62,9 @@ class RecoveryConfig:
         steps: Number of training steps.
         batch_size: Examples per step.
         learning_rate: Peak learning rate. None chooses it by `recover` and the hidden size of the decoder.
-        warmup: Fraction of the steps in which the learning rate rises, 0..1. It then falls to 0 along a cosine.
-        weight_decay: Weight decay of matrices.
         rank: Rank of LoRA.
-        alpha: Scaling of LoRA: the update counts `alpha / rank` times.
-        bottleneck: Width of the adapters before attention and MLP. None means 1/64 of the hidden size, at least 8.
-        skip_bottleneck: Width of the adapters in place of deleted layers. None means 1/16 of the hidden size, at least 8.
         distillation: Weight of the KL divergence from the full model's answers.
         cross_entropy: Weight of the cross-entropy with the reference answers.
-        hidden: Distance to the full model's last hidden states that is added to the loss.
         save_every: Steps between checkpoints.
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
     """
@@ -84,24 +76,19 @@ class RecoveryConfig:
     steps: int = 800
     batch_size: int = 16
     learning_rate: float | None = None
-    warmup: float = 0.03
-    weight_decay: float = 0.0
     rank: int = 16
-    alpha: int = 32
-    bottleneck: int | None = None
-    skip_bottleneck: int | None = None
     distillation: float = 1.0
     cross_entropy: float = 0.5
-    hidden: Literal["none", "cosine", "mse"] = "none"
     save_every: int = 100
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         check_names([self.recover], ("none", *ALIASES, *METHODS), "recover", own=True)
+        ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
         weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
-        check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(METHOD_SETTINGS, POSITIVE), **weights)
-        if not (self.distillation or self.cross_entropy or self.hidden != "none"):
-            raise ValueError("All terms of the loss are off: set `distillation`, `cross_entropy` or `hidden`.")
+        check_ranges(self, **ranges, rank=POSITIVE, **weights)
+        if not (self.distillation or self.cross_entropy):
+            raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 
     @property
     def method(self) -> Method | None:
@@ -109,8 +96,8 @@ class RecoveryConfig:
         if self.recover == "none":
             return None
         name = ALIASES.get(self.recover, self.recover)
-        fields = [each.name for each in dataclasses.fields(method_class(name)) if each.name in METHOD_SETTINGS]
-        return make_method(name, {each: getattr(self, each) for each in fields})
+        has_rank = any(each.name == "rank" for each in dataclasses.fields(method_class(name)))
+        return make_method(name, {"rank": self.rank} if has_rank else {})
 
     def peak_rate(self, hidden_size: int) -> float:
         """Return the peak learning rate of a decoder of that width."""
@@ -130,7 +117,7 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
     for rows in batches_of(encodings, len(encodings)):
         hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
         for number, row in enumerate(rows):
-            encoding = encodings[row]
+            encoding = encodings[row]  # the state at a position predicts the token after it
             found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
     return torch.cat([found[row] for row in range(len(encodings))]).to(vlm.device)
 
@@ -182,22 +169,15 @@ def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
     return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
-def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Replace parameters of a model, which another model may share, by copies that train; return the copies."""
-    copies = {id(p): nn.Parameter(p.detach().clone()) for p in parameters}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in copies:
-                module._parameters[name] = copies[id(parameter)]
-    return list(copies.values())
-
-
 def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Parameter]:
     """Insert what a method trains into a pruned copy, which keeps sharing all other parameters; return what trains."""
     insert_adapters = partial(insert_into_pruned, student, full_model)
     pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
     parameters = method.insert_for_recovery(pruned)
-    return own_copies(student.model, parameters) if method.trains_weights else parameters
+    parameters = own_copies(student.model, parameters) if method.trains_weights else parameters
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
 
 
 @contextmanager
@@ -208,120 +188,82 @@ def checkpointed_layers(vlm: VLM, active: bool) -> Iterator[None]:
         yield
 
 
-@dataclass
-class Recovery:
-    """The training of a model after deletion.
+def recover(
+    student: VLM,
+    full_model: VLM,
+    task: Task,
+    examples: Sequence[Any],
+    config: RecoveryConfig,
+    checkpoint: Path | None = None,
+    teacher: Teacher | None = None,
+    log: Log | None = None,
+    title: str = "recovering",
+) -> list[nn.Parameter]:
+    """Train a `pruned_copy` of the full model on the train split, in place, and return the parameters that were trained.
 
-    Attributes:
-        student: The model from which layers were deleted; it is trained in place, the full model stays as it is.
-        full_model: The full model.
-        task: A task that is answered in words.
-        examples: The train split.
-        config: Settings.
-        checkpoint: File to save to, and to resume from.
-        teacher: See `make_teacher`; None makes one.
-        trained: Number of parameters that were trained.
+    The full model, which shares weights with the student, stays as it is. Use the student within `merged` afterwards. An
+    existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
+    method = config.method
+    if method is None:
+        return []
+    teacher = teacher or make_teacher(full_model, task, examples, config)
+    if teacher is None:
+        raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
+    torch.manual_seed(config.seed)
+    if method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
+        replace_model(student, copy.deepcopy(student.model).float())
+    parameters = insert_trained(student, full_model, method)
+    optimizer = adamw([Group(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
+    schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
+    trainer = Trainer({"student": student.model}, optimizer, config.steps, schedule, checkpoint, config.save_every)
+    size = min(config.batch_size, len(examples))
 
-    student: VLM
-    full_model: VLM
-    task: Task
-    examples: Sequence[Any]
-    config: RecoveryConfig
-    checkpoint: Path | None = None
-    teacher: Teacher | None = None
-    trained: int = field(default=0, init=False)
-    _inserted: Sequence[nn.Parameter] = field(default=(), init=False, repr=False)
+    def step(index: int) -> StepResult:
+        rows = batch_at(range(len(examples)), size, config.seed, index)
+        batch = task.open_ended([examples[row] for row in rows])
+        with checkpointed_layers(student, config.gradient_checkpointing):
+            return recovery_loss(student, teacher, task, batch, config)
 
-    def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train as `train`, and merge LoRA and the like into weights of the student's own."""
-        self.train(log, title)
-        self._finish(in_place=False)
+    trainer.run(step, f"{title} ({config.recover})", log)
+    return parameters
 
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Merge LoRA and the like into the weights within the block, after `train`.
 
-        The full model shares these weights, so that it must not be used in the block, and there is no second copy in
-        memory: they are written to a file, and read again after the block, when the student has lost its LoRA.
-        """
-        weights = [] if self.config.method is None else self.config.method.merged_weights(self.student)
-        with restored_afterwards(weights, self.checkpoint and self.checkpoint.parent):
-            self._finish(in_place=bool(weights))
-            yield
+@contextmanager
+def merged(
+    student: VLM, full_model: VLM, config: RecoveryConfig, trained: Sequence[nn.Parameter], folder: Path | None = None
+) -> Iterator[None]:
+    """Merge LoRA and the like into the weights within the block, after `recover`.
 
-    def train(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train the student."""
-        config, method, dtype = self.config, self.config.method, self.student.model.dtype
-        if method is None:
-            return
-        if not len(self.examples):
-            raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
-        torch.manual_seed(config.seed)
-        if method.trains_weights and dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
-            self._reload(copy.deepcopy(self.student.model).float())
-        parameters = insert_trained(self.student, self.full_model, method)
-        self.trained = sum(p.numel() for p in parameters)
-        teacher = self.teacher or make_teacher(self.full_model, self.task, self.examples, config)
-        assert teacher is not None  # there are examples, and something trains
-        trainer = Trainer(
-            {"student": self.student.model},
-            adamw([Group(parameters, config.peak_rate(self.student.feature_size))], config.weight_decay),
-            config.steps,
-            partial(decay, steps=config.steps, warmup=config.warmup, schedule="cosine"),
-            self.checkpoint,
-            config.save_every,
-        )
-        size = min(config.batch_size, len(self.examples))
-
-        def step(index: int) -> StepResult:
-            rows = batch_at(range(len(self.examples)), size, config.seed, index)
-            batch = self.task.open_ended([self.examples[row] for row in rows])
-            with checkpointed_layers(self.student, config.gradient_checkpointing):
-                return recovery_loss(self.student, teacher, self.task, batch, config)
-
-        trainer.run(step, f"{title} ({config.recover})", log)
-        self._inserted = parameters
-
-    def _finish(self, in_place: bool) -> None:
-        """Merge what was trained, and return to the full model's dtype."""
-        method, dtype = self.config.method, self.full_model.model.dtype
-        if method is None:
-            return
-        if in_place:
-            method.finish(self.student, in_place=True)
-        else:
-            method.finish(self.student)
-        if self.student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
-            self._reload(self.student.model.to(dtype))
-        for parameter in self._inserted:  # inserted ones train in 32 bits, too
+    The full model shares these weights, so that it must not be used in the block, and there is no second copy in memory:
+    they are written to a file in `folder`, and read again after the block, when the student has lost its LoRA.
+    """
+    method, dtype = config.method, full_model.model.dtype
+    if method is None:
+        yield
+        return
+    with restored_afterwards(method.merged_weights(student), folder):
+        method.finish(student)
+        if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
+            replace_model(student, student.model.to(dtype))
+        for parameter in trained:  # inserted ones train in 32 bits, too
             parameter.data = parameter.data.to(dtype)
-        self.student.freeze()
+        student.freeze()
+        yield
 
-    def _reload(self, model: Any) -> None:
-        """Replace the student's model, which has other parameters now."""
-        self.student.__init__(model, capabilities=self.student.capabilities)  # type: ignore[misc]
+
+def replace_model(student: VLM, model: Any) -> None:
+    """Replace a student's model, which has other parameters now."""
+    student.__init__(model, capabilities=student.capabilities)  # type: ignore[misc]
 
 
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
-    """Return `loss`, which is minimised, and its terms in nats: `divergence`, `cross_entropy`, and `hidden` if asked for."""
+    """Return `loss`, which is minimised, and its terms in nats: `divergence` and `cross_entropy`."""
     states, teacher_states = answer_states(student, task, examples), teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    terms = {
-        "divergence": task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean(),
-        "cross_entropy": task.losses(logits, targets).mean(),
-    }
-    loss = config.distillation * terms["divergence"] + config.cross_entropy * terms["cross_entropy"]
-    if config.hidden != "none":
-        terms["hidden"] = hidden_distance(states, teacher_states.to(states), config.hidden)
-        loss = loss + terms["hidden"]
-    return {"loss": loss, **terms}
-
-
-def hidden_distance(states: Tensor, teacher_states: Tensor, kind: str) -> Tensor:
-    """Return the mean of 1 - cosine similarity (`cosine`) or of squared differences (`mse`) of (..., width) vectors."""
-    if kind == "cosine":
-        return (1 - F.cosine_similarity(states, teacher_states, dim=-1)).mean()
-    return F.mse_loss(states, teacher_states)
+    logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary
+    divergence = task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean()
+    cross_entropy = task.losses(logits, targets).mean()
+    loss = config.distillation * divergence + config.cross_entropy * cross_entropy
+    return {"loss": loss, "divergence": divergence, "cross_entropy": cross_entropy}

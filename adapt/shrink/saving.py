@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,12 +27,6 @@ NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.j
 OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
 """Ends of the names of files of das_gym about the source's layers."""
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-
-SPARE_BYTES = 2**26
-"""Room on the disk besides the weights: tokenizer, processor, run folder."""
-
-
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
 
@@ -46,19 +39,15 @@ def saved_dtype(source: torch.dtype, computed: torch.dtype, wanted: str = "auto"
 
 
 def describe_dtype(source: torch.dtype, computed: torch.dtype, wanted: str, setting: str) -> str:
-    """Return which dtype `saved_dtype` chose and why, and how to keep the precision of the training where it is lost."""
-    dtype = saved_dtype(source, computed, wanted)
-    names = {each: str(each).removeprefix("torch.") for each in (dtype, source, computed)}
-    if wanted != "auto":
-        return f"saved in {names[dtype]}, as {setting}={wanted} asks"
-    if dtype != source:
-        return f"saved in {names[dtype]}, in which it was computed (the source is in {names[source]})"
-    lost = f". It was computed in {names[computed]}; {setting}={names[computed]} keeps that"
-    return f"saved in {names[dtype]}, as the source is{lost if computed.itemsize > dtype.itemsize else ''}"
+    """Return which dtype `saved_dtype` chose, and how to keep the precision of the training where it is lost."""
+    saved = saved_dtype(source, computed, wanted)
+    name, own, training = (str(each).removeprefix("torch.") for each in (saved, source, computed))
+    keep = f"; {setting}={training} keeps more" if computed.itemsize > saved.itemsize else ""
+    return f"saved in {name} (the source is in {own}, it was computed in {training}{keep})"
 
 
-def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
-    """Check that a folder can be written outside of the source's, with `room` bytes on the disk, and return it."""
+def check_out(out: str | os.PathLike[str], source: Path | None = None) -> Path:
+    """Check that a folder can be written outside of the source's, and return it. A run that fills the disk resumes."""
     out = at_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
@@ -67,27 +56,16 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
-    free, needed = shutil.disk_usage(parent).free, room + SPARE_BYTES
-    if free < needed:
-        raise ValueError(
-            f"the disk of `out` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make room, or "
-            "give a folder on another disk."
-        )
     return out
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `out` if the block ends without an error."""
-    try:
-        with replacing_folder(out) as part:
-            yield part
-            if out.exists():
-                raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise ValueError(f"cannot write `out` {out} ({error.strerror}). Make room, then run or resume it.") from error
+    with replacing_folder(out) as part:
+        yield part
+        if out.exists():
+            raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
 
 
 def round_parameters(model: Any, dtype: torch.dtype) -> None:
@@ -117,19 +95,13 @@ def save(
     has_remote_code: bool = False,
     names_dtype: bool = False,
 ) -> None:
-    """Write configuration, weights with checksums, and all other files of the source's folder.
+    """Write configuration, weights with checksums, and all other files of the folders of source and processor.
 
-    Args:
-        model: A model of transformers.
-        folder: An empty folder.
-        source: The folder of the source model.
-        processor: The folder of its processor, usually the same.
-        dtype: Of the saved weights.
-        has_remote_code: Whether the source's own code is trusted. A folder with code of das_gym is loaded with
-            trust_remote_code=True, so that code from an untrusted source must not be copied into it.
-        names_dtype: Whether the configuration names `dtype`, and not what the source's names.
+    A folder with code of das_gym is loaded with trust_remote_code=True, so that code from a source that is not trusted
+    (`has_remote_code`) must not be copied into it. With `names_dtype` the configuration names `dtype`, and not what the
+    source's names.
     """
-    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)  # `to` would change the model that is measured
     code = own_code(model)
     own: dict[str, Any] = {}
     if code is not None:  # transformers renames no weights for code that is not its own

@@ -105,8 +105,6 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
         super().__post_init__()
         self.check_choice()
         check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
-        if self.refine > 1 and self.recover == "none":
-            raise ValueError(f"`refine` compares masks after recovery: got {self.refine} with recover=none.")
         if self.control and self.recover == "none":
             raise ValueError("`control` is trained like the recovered model: got True with recover=none. Leave it out.")
 
@@ -131,6 +129,6 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 
 def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
     """Return the command that repeats a run with its mask."""
-    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search", "refine"))
+    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search"))
     changes = {**grouped_settings(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
     return rerun_command(folder, "adapt shrink", settings_dict(ShrinkSettings()), **changes)

@@ -33,31 +33,6 @@ def exit_with_stdin() -> None:
     os._exit(1)
 
 
-def memory_bytes(device: str, field: str) -> int:
-    """Return the memory on the GPUs, or of this process: now (`VmRSS`) or the peak (`VmHWM`)."""
-    import torch
-
-    if device.startswith("cuda"):
-        read = torch.cuda.memory_allocated if field == "VmRSS" else torch.cuda.max_memory_allocated
-        return sum(map(read, range(torch.cuda.device_count())))
-    try:
-        with open("/proc/self/status") as file:  # noqa: PTH123
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
-    except OSError:  # not Linux
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_memory() -> None:
-    """Reset `VmHWM` if the system allows it."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
-            file.write("5")
-    except OSError:
-        pass
-
-
 def main(folder: str, input_path: str, output_path: str) -> None:
     """Load, run, and write the results."""
     sys.meta_path.insert(0, DasGymBlocker)
@@ -69,15 +44,12 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     torch.set_num_threads(given["threads"])
     options = {"local_files_only": True, "trust_remote_code": given["trust_remote_code"]}
     auto = getattr(transformers, given["auto"])
-    reset_peak_memory()
-    before = memory_bytes(device, "VmRSS")
     model = auto.from_pretrained(folder, dtype=dtype, device_map=given["device_map"], **options).eval()
     model = model if given["device_map"] else model.to(device)
     if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
-    processor = transformers.AutoProcessor.from_pretrained(
-        folder, **{**options, "trust_remote_code": given["trust_processor"]}
-    )
+    options["trust_remote_code"] = given["trust_processor"]
+    transformers.AutoProcessor.from_pretrained(folder, **options)  # it has to load as well
     found: dict[str, Any] = {"logits": [], "generated": {}}
     with torch.no_grad():
         for batch, answer_start in given["teacher_forced"]:
@@ -91,9 +63,6 @@ def main(folder: str, input_path: str, output_path: str) -> None:
                 tokens = model.generate(**batch, **generate_options)
                 rows += tokens[:, batch["input_ids"].shape[1] :].tolist()
             found["generated"][way] = rows
-    tokenizer = getattr(processor, "tokenizer", processor)
-    found["tokens"] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given["texts"]]
-    found["peak_bytes"] = memory_bytes(device, "VmHWM") - before
     torch.save(found, output_path)
 
 

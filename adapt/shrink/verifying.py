@@ -65,24 +65,16 @@ class Verification:
         prompts: Number of prompts.
         logits_difference: Largest difference of logits relative to the largest logit.
         ways: How text was generated.
-        peak_bytes: Peak memory of the model in the fresh process, without that of the libraries.
     """
 
     prompts: int
     logits_difference: float
     ways: tuple[str, ...]
-    peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Prompts on which two models are compared.
-
-    Attributes:
-        vlm: The full model.
-        processor: Its processor.
-        prompts: The prompts with their answers.
-    """
+    """The full model, and prompts with answers on which another one is compared with it."""
 
     vlm: VLM
     processor: Any
@@ -102,11 +94,6 @@ class Probes:
         """The encoded prompts with pixels."""
         return [self.processor.encode(prompt, pixels=True) for prompt in self.prompts]
 
-    @property
-    def texts(self) -> list[str]:
-        """Plain texts on which tokenizers are compared."""
-        return [f"{prompt.question} {prompt.answer}" for prompt in self.prompts]
-
     def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
         """Return the input of `subprocess_main`."""
         vlm, encodings = self.vlm, self.encodings
@@ -125,7 +112,6 @@ class Probes:
             "teacher_forced": teacher_forced,
             "ways": ways,
             "generation": endless_greedy_settings(vlm, self.processor),
-            "texts": self.texts,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
             "device": str(vlm.device),
             "device_map": "auto" if vlm.is_spread else None,
@@ -196,7 +182,14 @@ def check_logits(smaller: VLM, mask: np.ndarray, probes: Probes) -> None:
 def compare_logits(found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype, what: str, advice: str) -> float:
     """Return the largest difference of logits relative to the largest logit; raise if it is above that of rounding."""
     tolerance = TOLERANCES.get(dtype, 0.1)
-    difference = max(relative_difference(*pair) for pair in zip(found, wanted, strict=True))
+    difference = 0.0
+    for logits, expected in zip(found, wanted, strict=True):
+        if logits.shape != expected.shape or not bool(torch.isfinite(logits).all()):
+            difference = float("inf")
+        else:
+            # relative to the largest logit: small ones are sums of large terms, whose rounding they keep
+            largest = float((logits - expected).abs().max()) / (float(expected.abs().max()) + 1e-6)
+            difference = max(difference, largest)
     if difference > tolerance:
         raise VerificationError(
             f"the logits of {what}: relative difference {difference:.2g}, allowed {tolerance:g}. {advice}"
@@ -226,21 +219,12 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
     Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
-    plain forward in which the skipped layers are replaced by the identity, or by their adapters.
-
-    Args:
-        folder: As `saving.save` wrote it.
-        smaller: The model in memory.
-        mask: (n_layers,) bool, the removed layers.
-        probes: With the full model.
-        dtype: The type that the folder's weights must have.
+    plain forward in which the skipped layers are replaced by the identity, or by their adapters. The folder's weights must
+    have the type `dtype`.
     """
     found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
     if source_dtype(folder) != dtype:
         raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
-    tokenizer = probes.processor.tokenizer
-    if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
-        raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     masked = merge(probes.vlm, smaller, mask)
     computed, wanted = probes.vlm.model.dtype, replay_logits(masked, probes, mask)
@@ -251,14 +235,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     for way, rows in found["generated"].items():
         for encoding, tokens in zip(encodings[way], rows, strict=True):
             _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
-    return Verification(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
-
-
-def relative_difference(given: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value; infinite if shapes differ or NaN occurs."""
-    if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
-        return float("inf")
-    return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)
+    return Verification(len(wanted), difference, tuple(found["generated"]))
 
 
 @torch.no_grad()

@@ -74,6 +74,7 @@ def run_agent(
 ) -> AgentResult:
     """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
     run_once = _train_once if is_algorithm(agent) else _search_once
+    # A rule answers alike with every seed: one search stands for all of them.
     different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
     searches = [run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     if len(different) < len(seeds):
@@ -120,6 +121,7 @@ def _search_once(
         agent.tell(masks, rewards)
         seconds += time.process_time() - started
         used, turns = used + len(masks), turns + 1
+        # What it would answer now. Looking it up is free: the agent does not learn the reward.
         curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
     if needed >= evaluations:  # the statistics alone take more masks: it has no answer
         return np.zeros(agent.n_layers, dtype=bool), curve, needed, 0.0

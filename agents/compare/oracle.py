@@ -94,7 +94,7 @@ class TableOracle(Oracle):
         self._rewards = self.table.values(without_budget, self._split)
         allowed = self.space.contains(self.table.masks)
         self.best_reward = float(self._rewards[allowed].max())
-        if self.table.meta.max_skipped is None:
+        if self.table.meta.max_skipped is None:  # a partial table lacks masks on the way to a budget by cost
             probabilities = random_probabilities(self.table.masks, allowed, self.space.budget.useful_layers)
             self.random_reward = float(probabilities @ self._rewards)
         elif self.space.skip_num is not None:
@@ -142,6 +142,7 @@ class LiveOracle(Oracle):
         env = make_scored(env_id, budget, self.env_kwargs)
         self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
+        # Without a budget: agents such as `greedy` score masks outside of it on their way.
         self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
         self._rng = np.random.default_rng(0)
 

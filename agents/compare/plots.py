@@ -40,6 +40,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
     every = np.concatenate([result.regret.ravel() for result in results])
     positive = every[(every > 0) & np.isfinite(every)]
+    # A regret of 0, the aim, has no place on a logarithmic axis: below the smallest other value the axis is linear.
     axes.set_yscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0, linscale=0.3)
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("evaluations")

@@ -49,7 +49,7 @@ def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, *
             observation, _, terminated, truncated, _ = env.step(chosen)
             start = terminated | truncated
             if start[0]:
-                last = getattr(base, "last_masks", None)
+                last = getattr(base, "last_masks", None)  # of environments whose action is not a mask
                 return np.asarray(chosen if last is None else last, dtype=bool)[0]
     finally:
         env.close()

@@ -45,7 +45,7 @@ class Recorder(VectorWrapper):
         self.budget = evaluations
         self.turns: list[Turn] = []
         self.evaluations = self.steps = 0
-        self._threads = torch.get_num_threads()
+        self._threads = torch.get_num_threads()  # before `train_sb3` reduces them
         base: Any = env.unwrapped
         self.max_steps = evaluations * STEPS_PER_LAYER * len(base.layer_names)
 
@@ -78,6 +78,7 @@ class Recorder(VectorWrapper):
         if len(broken):
             skipped = np.flatnonzero(masks[broken[0]]).tolist()
             raise ValueError(f"the reward of the mask that skips layers {skipped} is not finite: got {rewards[broken[0]]}")
+        # A step may score more masks than are left: the surplus is not recorded, as if it had not been scored.
         rows = np.flatnonzero(ended & info["feasible"])[: self.budget - self.evaluations]
         if not len(rows):
             return

@@ -150,6 +150,7 @@ class _Training:
         config = self.config
         best = best_row(self.recorder.turns, config.mask_kwargs)
         chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
+        # In one call, on the same examples: rewards of different batches cannot be compared.
         policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
         answer = max(policy, other, key=lambda row: -np.inf if row["reward"] is None else float(row["reward"]))
         result = SearchResult.of(

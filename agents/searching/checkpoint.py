@@ -46,6 +46,7 @@ class Checkpoint:
         is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
         if not is_ours or not isinstance(record.get("config"), Mapping):
             raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
+        # Through JSON, as the recorded settings went: tuples become lists.
         mine = json.loads(json.dumps(dataclasses.asdict(config)))
         for name, value in record["config"].items():
             if name != "save_every" and mine.get(name) != value:

@@ -72,10 +72,11 @@ class SearchConfig(BudgetSettings):
         for name in reserved.keys() & self.env_kwargs.keys():
             raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{reserved[name]}` of the search")
         for name in ("env_kwargs", "agent_kwargs"):
-            try:
+            try:  # a record that is not JSON could not be replayed
                 json.dumps(getattr(self, name))
             except TypeError as error:
                 raise TypeError(f"`{name}` is not JSON ({error}). Use texts, numbers, lists and mappings") from error
+        # PPO and others may search without a budget, with a price of MACs in the reward; ask/tell agents need one.
         has_budget = set(self.budget.values()) != {None}
         if has_budget or not is_algorithm(self.agent):
             check_budget(self.budget)

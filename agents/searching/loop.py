@@ -64,23 +64,60 @@ def search(
         return train_sb3(config, folder, on_turn, resume).result
     run_folder = None if folder is None else Path(folder)
     config = with_costs(config, run_folder if resume else None)
-    free = agent_class(config.agent).free_budget
+    free, history = agent_class(config.agent).free_budget, list[Turn]()
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
-        loop = SearchLoop(config, env)
+        base: Any = env.unwrapped
+        with waiting("measuring layer statistics"):
+            observation, _ = env.reset(seed=config.seed)
+        agent = _new_agent(config, base, observation[0])
         if resume and run_folder is not None:
-            loop.restore(run_folder)
-        if on_turn is not None:
-            for turn in loop.history:
-                on_turn(turn)
-        while loop.take_turn():
-            if run_folder is not None and len(loop.history) % config.save_every == 0:
-                loop.checkpoint().save(run_folder, config)
+            history = _restore(config, base, agent, run_folder)
+        for turn in history if on_turn is not None else ():
+            on_turn(turn)
+        while take_turn(config, env, agent, history):
+            if run_folder is not None and len(history) % config.save_every == 0:
+                state = base.get_state() if hasattr(base, "get_state") else None
+                Checkpoint(agent.state_dict(), state, tuple(history)).save(run_folder, config)
             if on_turn is not None:
-                on_turn(loop.history[-1])
-        result = loop.result()
+                on_turn(history[-1])
+        masks = answer(agent, config.agent)[None]
+        # Scored in addition to the budget, as the next step: a replay finds the same examples, also where they change.
+        (scored,) = Turn.of(masks, *score_masks(env, masks)).rows
+        best = best_row(history, config.mask_kwargs) or scored
+        parts = agent.statistics_read, config.agent_settings(), agent.free_budget
+        result = SearchResult.of(config, base, scored, best, history, *parts)
     if folder is not None:
         result.save(folder)
     return result
+
+
+def take_turn(config: SearchConfig, env: gymnasium.vector.VectorEnv, agent: Agent, history: list[Turn]) -> bool:
+    """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
+    # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
+    left = math.floor(config.evaluations - sum(turn.cost for turn in history))
+    masks = ask(agent, config.agent, min(left, config.masks_per_turn)) if left else ()
+    if len(masks) == 0:
+        return False
+    share = agent.examples_share  # before `tell`, after which it is that of the next masks
+    with fewer_examples(find_scorer(env.unwrapped), share):
+        rewards, scores = score_masks(env, masks)
+    agent.tell(masks, rewards)
+    skip = agent.skip_probabilities()
+    probabilities = None if skip is None else skip.tolist()
+    history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
+    return True
+
+
+def _restore(config: SearchConfig, base: Any, agent: Agent, folder: Path) -> list[Turn]:
+    """Continue from the checkpoint in a run folder, and return its turns; none if there is no checkpoint yet."""
+    checkpoint = Checkpoint.load(folder, config, len(base.layer_names))
+    if checkpoint is None:
+        return []
+    with explain_damage(folder / CHECKPOINT, "start a new search"):
+        agent.load_state_dict(checkpoint.agent)
+        if hasattr(base, "set_state"):
+            base.set_state(checkpoint.env)
+    return list(checkpoint.turns)
 
 
 def check_search(config: SearchConfig) -> None:
@@ -101,72 +138,8 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     """Make the agent of a search in an environment with (n_features,) observations."""
     scorer, settings = find_scorer(base), config.agent_settings()
     budget = pick_budget(len(base.layer_names), config.budget, lambda setting: scorer.cost_of(setting))
-    if takes(config.agent, "stages") and not has_fewer_examples(scorer):
+    if takes(config.agent, "stages") and not has_fewer_examples(scorer):  # a table of means: one stage, on all examples
         settings = {"stages": [1.0], **settings}
     statistics = observed_statistics(base, observation)
     space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)
     return make_search_agent(config.agent, space, config.seed, settings, statistics, *problem)
-
-
-class SearchLoop:
-    """A running search; `history` holds all turns so far."""
-
-    def __init__(self, config: SearchConfig, env: gymnasium.vector.VectorEnv) -> None:
-        self.config = config
-        self.env = env
-        self.base = cast(Any, env.unwrapped)
-        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
-        self.history: list[Turn] = []
-        with waiting("measuring layer statistics"):
-            observation, _ = env.reset(seed=config.seed)
-        self.agent = _new_agent(config, self.base, observation[0])
-
-    def take_turn(self) -> bool:
-        """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
-        left = math.floor(self.config.evaluations - sum(turn.cost for turn in self.history))
-        if left == 0:
-            return False
-        masks = ask(self.agent, self.config.agent, min(left, self.config.masks_per_turn))
-        if len(masks) == 0:
-            return False
-        share = self.agent.examples_share
-        with fewer_examples(find_scorer(self.base), share):
-            rewards, scores = score_masks(self.env, masks)
-        self.agent.tell(masks, rewards)
-        probabilities = self.agent.skip_probabilities()
-        probabilities = None if probabilities is None else probabilities.tolist()
-        self.history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
-        return True
-
-    def result(self) -> SearchResult:
-        """Score the agent's answer, and return the record of the search."""
-        config, agent = self.config, self.agent
-        masks = answer(agent, config.agent)[None]
-        (scored,) = Turn.of(masks, *score_masks(self.env, masks)).rows
-        best = best_row(self.history, config.mask_kwargs) or scored
-        return SearchResult.of(
-            config,
-            self.base,
-            scored,
-            best,
-            self.history,
-            agent.statistics_read,
-            config.agent_settings(),
-            agent.free_budget,
-        )
-
-    def checkpoint(self) -> Checkpoint:
-        """Return a checkpoint from which the search can be resumed."""
-        env = self.base.get_state() if hasattr(self.base, "get_state") else None
-        return Checkpoint(self.agent.state_dict(), env, tuple(self.history))
-
-    def restore(self, folder: Path) -> None:
-        """Continue from the checkpoint in a run folder, if there is one."""
-        checkpoint = Checkpoint.load(folder, self.config, len(self.layer_names))
-        if checkpoint is None:
-            return
-        with explain_damage(folder / CHECKPOINT, "start a new search"):
-            self.agent.load_state_dict(checkpoint.agent)
-            if hasattr(self.base, "set_state"):
-                self.base.set_state(checkpoint.env)
-        self.history = list(checkpoint.turns)

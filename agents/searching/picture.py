@@ -62,10 +62,8 @@ def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
     return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
 
 
-def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
-    """Return reward, best reward and, on a table's environment, regret after every scored mask; None without turns."""
-    if not result.history:
-        return None
+def progress_of(result: SearchResult) -> Progress | None:
+    """Return reward and best reward after every scored mask; None without turns."""
     rewards: list[float | None] = []
     best: list[float | None] = []
     so_far: float | None = None
@@ -77,8 +75,4 @@ def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
                 so_far = reward if so_far is None else max(so_far, reward)
             rewards.append(reward)
             best.append(so_far)
-    if tabular is None:
-        return Progress(rewards, best, None)
-    values = tabular.table.values(tabular.scorer.objective, tabular.scorer.split)
-    highest = float(values[tabular.scorer.budget.is_kept_by(tabular.table.masks)].max())
-    return Progress(rewards, best, [None if reward is None else max(0.0, highest - reward) for reward in best])
+    return Progress(rewards, best) if rewards else None

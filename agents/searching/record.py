@@ -103,6 +103,7 @@ def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str
     """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget."""
     rows = [row for turn in turns if turn.examples_share == 1.0 for row in turn.rows]
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
+    # The sort is stable: of masks with the same reward, the one that was scored first is the answer.
     allowed.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
     distinct: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in allowed:
@@ -193,7 +194,7 @@ class SearchResult:
         layout: dict[str, Any] = {}
         names, scorer = list(base.layer_names), find_scorer(base)
         statistic_masks = 0
-        if hasattr(scorer, "masks_for"):
+        if hasattr(scorer, "masks_for"):  # environments of other packages have no scorer, or another one
             statistic_masks = scorer.observation_masks if statistics_read is None else scorer.masks_for(statistics_read)
         if hasattr(scorer, "architecture"):
             values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
@@ -222,6 +223,7 @@ class SearchResult:
         """Write `search_history.json` and then `search.json` into `folder`; return the path of the latter."""
         record = asdict(self)
         turns = record.pop("history")
+        # The history first: a folder with `search.json` holds a complete search.
         write_json(Path(folder) / HISTORY, {"format": FORMAT, "layer_names": self.layer_names, "turns": turns}, indent=None)
         path = Path(folder) / RECORD
         write_json(path, {"format": FORMAT, **record})
@@ -235,7 +237,7 @@ class SearchResult:
             raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there. Search again, or resume a stopped one")
         record, history = read_json(path), path.with_name(HISTORY)
         try:
-            turns = read_json(history)["turns"] if history.is_file() else []
+            turns = read_json(history)["turns"] if history.is_file() else []  # the record alone is enough to use the mask
             if record.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return build(cls, {**record, "history": turns})

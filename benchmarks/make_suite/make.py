@@ -72,34 +72,28 @@ class SuiteSettings(PluginSettings):
 
 
 def make_suite(settings: SuiteSettings) -> Path:
-    """Make what is missing, or measure latencies again; return the folder of tables.
-
-    Raises:
-        ValueError: another process uses the folder `out`.
-    """
+    """Make what is missing, or measure latencies again; return the folder of tables."""
     out = absolute(settings.out)
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    work, tables = out / "work", out / "tables"
+    work.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     try:
-        return _make(settings, out / "tables", out / "work") if settings.retime is None else _retime(settings, out / "work")
+        if settings.retime is not None:
+            return _retime(settings, work)
+        tables.mkdir(exist_ok=True)
+        models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
+        listed = [_make_one(spec, work, tables) for spec in models]
+        if settings.bundled and not settings.only:
+            listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
+        if not settings.only:
+            write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
+        return tables
     finally:
         lock.release()
 
 
-def _make(settings: SuiteSettings, tables: Path, work: Path) -> Path:
-    """Make what is missing."""
-    tables.mkdir(exist_ok=True)
-    models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
-    listed = [_make_one(spec, work, tables) for spec in models]
-    if settings.bundled and not settings.only:
-        listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
-    if not settings.only:
-        write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
-    return tables
-
-
 def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
-    """The model's table, made or found."""
+    """Make the table of a model, unless it is there."""
     path = tables / f"{spec.name}.npz"
     if not path.is_file():
         started, used = time.perf_counter(), time.process_time()
@@ -117,7 +111,7 @@ def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
 
 
 def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """The table with the latency of its units: processor time of one thread, which other load barely affects.
+    """Return a table with the latency of its units: processor time of one thread, which other load barely affects.
 
     It does not depend on weights, so that an untrained model of the same shape serves.
     """
@@ -156,7 +150,7 @@ def _retime(settings: SuiteSettings, work: Path) -> Path:
 
 
 def _data(spec: SuiteModel, work: Path) -> Path:
-    """A small data set of the task, drawn from the model's seed."""
+    """Write a small data set of the task, drawn from the model's seed."""
     folder = work / f"{spec.name}-data"
     if not folder.is_dir():
         seed = spec.seed % 100_000
@@ -170,7 +164,7 @@ def _data(spec: SuiteModel, work: Path) -> Path:
 
 
 def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
-    """The table of a bundled model, with the statistics that tables made from now on have."""
+    """Make the table of a bundled model, with the statistics that tables made from now on have."""
     model, task = entry.model, entry.task
     path = tables / f"bundled-{model.lower()}-{task}.npz"
     if entry.table is not None and not path.is_file():

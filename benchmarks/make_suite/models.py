@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.supernet import SupernetConfig, random_mask
-from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Group, StepResult, Trainer, adamw, decay
 from torch import Tensor
 
 from benchmarks.pretrain.conversation_losses import features, words_losses
 from benchmarks.pretrain.conversations import ConversationBatches
-from benchmarks.pretrain.family import AnsweringModel
-from benchmarks.pretrain.models import ANSWERING_MODELS
+from benchmarks.pretrain.family import AnsweringRecipe
+from benchmarks.pretrain.recipe import RECIPES
 from das_gym.files import replacing_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
@@ -31,9 +31,6 @@ from das_gym.registration import MODELS
 
 DEPTHS = {"METER": (("text_layers", "image_layers"), "fusion_layers"), "ViLT": (("blocks",), "num_layers")}
 """By model: its lists of layers, and the config entry with their length."""
-
-DECODERS = {f"{name.lower()}_mini": family for name, family in ANSWERING_MODELS.items()}
-"""By bundled checkpoint: how it was pre-trained, and is trained on."""
 
 DECODER_BATCH, DECODER_RATE = 6, 5e-4
 """Images a step, and the learning rate, of training a decoder on."""
@@ -72,18 +69,8 @@ class SuiteModel:
     checkpoint: str | None = None
 
 
-def make_model(spec: SuiteModel, data: Path, folder: Path, log: Log | None = None) -> ProblemConfig:
-    """Write a model, and train and write its supernet; it resumes from the content of the folder.
-
-    Args:
-        spec: Which.
-        data: The data set of its task.
-        folder: Where it goes.
-        log: Called with name, value and step of the training.
-
-    Returns:
-        Its problem.
-    """
+def make_model(spec: SuiteModel, data: Path, folder: Path) -> ProblemConfig:
+    """Write a model, train and write its supernet, and return its problem; it resumes from the content of the folder."""
     given: dict[str, Any] = {"model": spec.model, "task": spec.task, "data_root": str(data)}
     if spec.model not in DEPTHS:
         if not folder.is_dir():
@@ -96,11 +83,11 @@ def make_model(spec: SuiteModel, data: Path, folder: Path, log: Log | None = Non
     if spec.steps == 0:
         return dataclasses.replace(problem, supernet=str(first))
     if not supernet.is_file():
-        _train(spec, problem, first, supernet, log)
+        _train(spec, problem, first, supernet)
     return dataclasses.replace(problem, supernet=str(supernet))
 
 
-def _train(spec: SuiteModel, problem: ProblemConfig, first: Path, out: Path, log: Log | None) -> None:
+def _train(spec: SuiteModel, problem: ProblemConfig, first: Path, out: Path) -> None:
     """Train what the bundled supernet left in `first` on, and write it."""
     splits = load_splits(problem)
     torch.manual_seed(spec.seed)
@@ -113,7 +100,7 @@ def _train(spec: SuiteModel, problem: ProblemConfig, first: Path, out: Path, log
     def step(index: int) -> StepResult:
         return step_loss(index, random_mask(spec.seed, index, n_layers, spec.max_skipped))
 
-    trainer.run(step, spec.name, log)
+    trainer.run(step, spec.name)
     model.adaptation(kind="supernet", **vars(config)).save(out)
     out.with_suffix(".pt").unlink(missing_ok=True)
 
@@ -169,37 +156,33 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
 
     from das_gym.models.transformers.layer_removal import prune
 
-    source = _assets(spec.model, spec.checkpoint)
+    source, name = _assets(spec.model, spec.checkpoint), "SmolVLM" if spec.checkpoint is None else "LLaVA"
     with bars_on_terminals():
         model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
-    _train_decoder(model, AutoTokenizer.from_pretrained(source), DECODERS[source.name], spec)
-    with replacing_folder(folder) as part:
-        with bars_on_terminals():
-            model.save_pretrained(part)
-        for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(source / name, part / name)
-
-
-def _train_decoder(model: Any, tokenizer: Any, family: AnsweringModel, spec: SuiteModel) -> None:
-    """Have a decoder answer questions about scenes that are drawn."""
-    batches = ConversationBatches(family, tokenizer, spec.seed, DECODER_BATCH)
+    recipe = RECIPES[name]
+    assert isinstance(recipe, AnsweringRecipe)
+    batches = ConversationBatches(recipe, AutoTokenizer.from_pretrained(source), spec.seed, DECODER_BATCH)
 
     def step(index: int) -> StepResult:
         batch = batches(index, described=False)
-        found = words_losses(model, features(family, model, batch), batch)
+        found = words_losses(model, features(recipe, model, batch), batch)
         return {"loss": found.pop("words"), **found}
 
     optimizer = adamw([Group(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
     schedule = functools.partial(decay, steps=spec.steps, warmup=0.1)
     Trainer({"model": model}, optimizer, spec.steps, schedule).run(step, spec.name)
+    with replacing_folder(folder) as part:
+        with bars_on_terminals():
+            model.save_pretrained(part)
+        for file in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(source / file, part / file)
 
 
 def _assets(model: str, checkpoint: str | None = None) -> Path:
-    """Where a bundled checkpoint lies."""
-    folder = MODELS[model].assets
-    if folder is None:
-        raise ValueError(f"no model of {model} is bundled: the suite has none to begin from")
-    return folder if checkpoint is None else MODELS[model].named[checkpoint]
+    """Return the folder of a bundled checkpoint."""
+    entry = MODELS[model]
+    assert entry.assets is not None
+    return entry.assets if checkpoint is None else entry.named[checkpoint]

@@ -82,41 +82,33 @@ class CaptionBatch:
     offsets: Tensor
 
 
-def image_batch(seed: int, step: int, batch_size: int, patch_size: int, normalise: Normalise) -> ImageBatch:
-    """Scenes alone, for the first part."""
+def image_batch(seed: int, step: int, batch_size: int, normalise: Normalise) -> ImageBatch:
+    """Return scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
     scenes = [sample_scene(rng) for _ in range(batch_size)]
-    return scene_images(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
+    return scene_images(scenes, [patch_owners(scene) for scene in scenes], normalise)
 
 
 def scene_images(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalise: Normalise) -> ImageBatch:
-    """Scenes whose patches' owners are known."""
+    """Return scenes whose patches' owners are known."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
     color_names, shape_names = list(COLORS), list(SHAPES)
-    colors = [
-        np.array([*(color_names.index(o.color) for o in scene.objects), BACKGROUND_COLOR])[owner]
-        for scene, owner in zip(scenes, owners, strict=True)
-    ]
-    shapes = [
-        np.array([*(shape_names.index(o.shape) for o in scene.objects), BACKGROUND_SHAPE])[owner]
-        for scene, owner in zip(scenes, owners, strict=True)
-    ]
-    centers = [_centers(scene, owner) for scene, owner in zip(scenes, owners, strict=True)]
+    colors, shapes, centers = [], [], []
+    for scene, owner in zip(scenes, owners, strict=True):
+        # An owner of -1, the background, picks the last entry.
+        colors.append(np.array([*(color_names.index(o.color) for o in scene.objects), BACKGROUND_COLOR])[owner])
+        shapes.append(np.array([*(shape_names.index(o.shape) for o in scene.objects), BACKGROUND_SHAPE])[owner])
+        side = math.isqrt(len(owner))
+        middle = (np.arange(side) + 0.5) / side
+        own = np.stack((np.tile(middle, side), np.repeat(middle, side)), axis=1)
+        objects = np.array([(o.x / IMAGE_SIZE, o.y / IMAGE_SIZE) for o in scene.objects])
+        centers.append(np.where(owner[:, None] >= 0, objects[owner], own).astype(np.float32))
     dense = (torch.from_numpy(np.stack(labels)) for labels in (colors, shapes, centers))
     return ImageBatch(normalise(pixels / 255), *dense)
 
 
-def _centers(scene: Scene, owner: np.ndarray) -> np.ndarray:
-    """(patches, 2) centre of what each patch shows, 0..1."""
-    side = math.isqrt(len(owner))
-    middle = (np.arange(side) + 0.5) / side
-    own = np.stack((np.tile(middle, side), np.repeat(middle, side)), axis=1)
-    objects = np.array([(o.x / IMAGE_SIZE, o.y / IMAGE_SIZE) for o in scene.objects])
-    return np.where(owner[:, None] >= 0, objects[owner], own).astype(np.float32)
-
-
 def _captioned_scene(rng: np.random.Generator) -> tuple[Scene, Caption]:
-    """A caption of a family drawn by weight, and a scene that offers one."""
+    """Draw a caption of a family by weight, and a scene that offers one."""
     names = list(CAPTION_FAMILIES)
     weights = np.array([FAMILY_WEIGHTS[name] for name in names])
     say = CAPTION_FAMILIES[names[rng.choice(len(names), p=weights / weights.sum())]]
@@ -127,14 +119,8 @@ def _captioned_scene(rng: np.random.Generator) -> tuple[Scene, Caption]:
             return scene, caption
 
 
-def _roles(caption: Caption, owner: np.ndarray) -> np.ndarray:
-    """(patches,) whether each patch shows what the caption is about."""
-    roles = np.where(np.isin(owner, caption.subjects), SUBJECT, NOT_MENTIONED)
-    return np.where(np.isin(owner, caption.others), OTHER, roles)
-
-
 def _places(scene: Scene, caption: Caption, colors: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """(tokens, 2) centre of the one mentioned object that each word names, NaN where there is none or several."""
+    """Return (tokens, 2) the centre of the one mentioned object that a word names; NaN where there is none or several."""
     mentioned = [scene.objects[i] for i in (*caption.subjects, *caption.others)]
     color_names, shape_names = list(COLORS), list(SHAPES)
     places = np.full((len(colors), 2), np.nan, dtype=np.float32)
@@ -149,43 +135,22 @@ def _places(scene: Scene, caption: Caption, colors: np.ndarray, shapes: np.ndarr
 
 
 def _offset(scene: Scene, caption: Caption) -> np.ndarray:
-    """(2,) from the subject to the other object, NaN unless there is one of each."""
+    """Return (2,) from the subject to the other object; NaN unless there is one of each."""
     if len(caption.subjects) != 1 or len(caption.others) != 1:
         return np.full(2, np.nan, dtype=np.float32)
     subject, other = scene.objects[caption.subjects[0]], scene.objects[caption.others[0]]
     return np.array([other.x - subject.x, other.y - subject.y], dtype=np.float32) / IMAGE_SIZE
 
 
-def _bearings(roles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(batch, patches, 2): the offset at the subject's patches, its reverse at the other's, NaN elsewhere."""
-    sign = np.select([roles == SUBJECT, roles == OTHER], [1.0, -1.0], np.nan)
-    return (sign[:, :, None] * offsets[:, None]).astype(np.float32)
-
-
 class CaptionBatches:
-    """Makes caption batches.
+    """Makes caption batches with a tokenizer that knows every colour and every shape as one token."""
 
-    Args:
-        tokenizer: Knows every colour and every shape as one token.
-        seed: Of all batches.
-        batch_size: Captions a batch.
-        patch_size: Side of a patch in pixels.
-        normalise: Of the pixels.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, seed: int, batch_size: int, patch_size: int, normalise: Normalise
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.batch_size = batch_size
-        self.patch_size = patch_size
-        self.normalise = normalise
-        self._color_of = self._word_table(list(COLORS))
-        self._shape_of = self._word_table(list(SHAPES))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, batch_size: int, normalise: Normalise) -> None:
+        self.tokenizer, self.seed, self.batch_size, self.normalise = tokenizer, seed, batch_size, normalise
+        self._color_of, self._shape_of = self._word_table(list(COLORS)), self._word_table(list(SHAPES))
 
     def _word_table(self, words: list[str]) -> np.ndarray:
-        """(vocab_size,) index of the word a token is, or -1."""
+        """Return (vocab_size,) the index of the word that a token is, or -1."""
         table = np.full(len(self.tokenizer), -1)
         for index, word in enumerate(words):
             (token,) = self.tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][1:]
@@ -193,19 +158,25 @@ class CaptionBatches:
         return table
 
     def __call__(self, step: int) -> CaptionBatch:
-        """The batch of a step."""
+        """Return the batch of a step."""
         rng = np.random.default_rng([self.seed, 1, step])
         pairs = [_captioned_scene(rng) for _ in range(self.batch_size)]
-        owners = [patch_owners(scene, self.patch_size) for scene, _ in pairs]
+        owners = [patch_owners(scene) for scene, _ in pairs]
         kind = rng.integers(4, size=self.batch_size)  # 0, 1: hidden words; 2: true; 3: false
         false = kind == 3
         texts = [c.false_text if wrong else c.text for (_, c), wrong in zip(pairs, false, strict=True)]
         encoded = self.tokenizer(texts, padding=True, return_tensors="np")
         ids, words = self._hide(rng, encoded["input_ids"], kind < 2)
-        roles = np.stack([_roles(caption, owner) for (_, caption), owner in zip(pairs, owners, strict=True)])
         colors, shapes = self._color_of[ids], self._shape_of[ids]
+        roles = np.full((self.batch_size, len(owners[0])), NOT_MENTIONED)
+        for row, ((_, caption), owner) in enumerate(zip(pairs, owners, strict=True)):
+            roles[row][np.isin(owner, caption.subjects)] = SUBJECT
+            roles[row][np.isin(owner, caption.others)] = OTHER
         places = np.stack([_places(*pair, *named) for pair, *named in zip(pairs, colors, shapes, strict=True)])
         offsets = np.stack([_offset(*pair) for pair in pairs])
+        # At the subject's patches the offset, at the other's its reverse.
+        sign = np.select([roles == SUBJECT, roles == OTHER], [1.0, -1.0], np.nan)
+        bearings = (sign[:, :, None] * offsets[:, None]).astype(np.float32)
         return CaptionBatch(
             scenes=scene_images([scene for scene, _ in pairs], owners, self.normalise),
             input_ids=torch.from_numpy(ids),
@@ -215,13 +186,13 @@ class CaptionBatches:
             roles=torch.from_numpy(np.where(false[:, None], IGNORE, roles)),
             color_words=torch.from_numpy(colors),
             shape_words=torch.from_numpy(shapes),
-            bearings=torch.from_numpy(np.where(false[:, None, None], np.nan, _bearings(roles, offsets))),
+            bearings=torch.from_numpy(np.where(false[:, None, None], np.nan, bearings)),
             places=torch.from_numpy(np.where(false[:, None, None], np.nan, places)),
             offsets=torch.from_numpy(np.where(false[:, None], np.nan, offsets)),
         )
 
     def _hide(self, rng: np.random.Generator, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with words hidden in the chosen rows, and the labels of what is hidden."""
+        """Return ids with words hidden in the chosen rows, and the labels of what is hidden."""
         special = np.isin(ids, self.tokenizer.all_special_ids)
         draw = np.where(special | ~rows[:, None], 2.0, rng.random(ids.shape))
         hidden = draw < MASK_RATE

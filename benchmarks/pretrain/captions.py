@@ -11,6 +11,12 @@ from PIL import Image, ImageDraw
 from das_gym.shapes.scene_language import OPPOSITES, absent_name, attribute_target, counted, nearest_pair, related_pair
 from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, SceneObject, paint, pick
 
+PATCH_SIZE = 16
+"""Side in pixels of a patch of METER and ViLT, and of what an image token of a decoder shows."""
+
+MIN_SHARE = 0.15
+"""Least share of a patch that an object covers to own it."""
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -100,19 +106,10 @@ def pixel_owners(scene: Scene) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64) - 1
 
 
-def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.ndarray:
-    """Return the object in each patch.
-
-    Args:
-        scene: The scene.
-        patch_size: Side of a patch in pixels; must divide 96.
-        min_share: Least share of a patch (0..1) that an object must cover to own it.
-
-    Returns:
-        (n_patches,) int64 in raster order: an index into `scene.objects`, or -1 for background.
-    """
-    side = IMAGE_SIZE // patch_size
-    cells = pixel_owners(scene).reshape(side, patch_size, side, patch_size)
+def patch_owners(scene: Scene) -> np.ndarray:
+    """Return the object in each patch, (n_patches,) int64 in raster order: an index into `scene.objects`, or -1."""
+    side = IMAGE_SIZE // PATCH_SIZE
+    cells = pixel_owners(scene).reshape(side, PATCH_SIZE, side, PATCH_SIZE)
     numbers = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
     share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
-    return np.where(share.max(axis=0) >= min_share, share.argmax(axis=0), -1)
+    return np.where(share.max(axis=0) >= MIN_SHARE, share.argmax(axis=0), -1)

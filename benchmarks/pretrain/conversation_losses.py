@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from das_gym.adapt.training import StepResult
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.batches import IGNORE
+from benchmarks.pretrain.captions import PATCH_SIZE
 from benchmarks.pretrain.conversations import ConversationBatch, TokenBatch
-from benchmarks.pretrain.family import TOKEN_SIZE, AnsweringModel
-from benchmarks.pretrain.losses import PretrainHeads, masked_mse, patch_losses
+from benchmarks.pretrain.family import AnsweringRecipe
+from benchmarks.pretrain.losses import PretrainHeads, masked_mse, patch_losses, weighted
 from das_gym.models.transformers.recording import cache_name
 from das_gym.shapes.scenes import MAX_OBJECTS
 
@@ -29,7 +29,7 @@ class ConversationHeads(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.patches = PretrainHeads(size, size, 1)
-        self.silhouette = nn.Linear(size, TOKEN_SIZE**2)
+        self.silhouette = nn.Linear(size, PATCH_SIZE**2)
         self.count = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, MAX_OBJECTS + 1))
         self.place = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
         self.target = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
@@ -54,9 +54,9 @@ class ConversationFeatures:
     last: Tensor
 
 
-def features(family: AnsweringModel, model: Any, batch: ConversationBatch) -> ConversationFeatures:
-    """One pass of the decoder over the images, and one over all that is asked about them."""
-    patches = family.image_tokens(model, batch.images.scenes.image)
+def features(recipe: AnsweringRecipe, model: Any, batch: ConversationBatch) -> ConversationFeatures:
+    """Run the decoder once over the images, and once over all that is asked about them."""
+    patches = recipe.image_tokens(model, batch.images.scenes.image)
     decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
@@ -74,7 +74,7 @@ def features(family: AnsweringModel, model: Any, batch: ConversationBatch) -> Co
 
 
 def words_losses(model: Any, read: ConversationFeatures, batch: ConversationBatch) -> StepResult:
-    """The cross-entropy of the answers' words, and the share of them that come out right."""
+    """Return the cross-entropy of the answers' words, and the share of them that come out right."""
     said = batch.labels != IGNORE
     logits = model.lm_head(read.last[said])
     right = (logits.detach().argmax(-1) == batch.labels[said]).float().mean()
@@ -82,24 +82,20 @@ def words_losses(model: Any, read: ConversationFeatures, batch: ConversationBatc
 
 
 def image_token_losses(heads: ConversationHeads, patches: Tensor, batch: TokenBatch) -> StepResult:
-    """What and where the object at every image token is, and which of the token's pixels show one; as `loss` the sum."""
+    """Return losses of the object at every image token and of the pixels that show it, and as `loss` their sum."""
     losses = {
         "silhouette": F.binary_cross_entropy_with_logits(heads.silhouette(patches), batch.silhouettes),
         **patch_losses(heads.patches, patches, batch.scenes),
     }
-    return {"loss": _weighted(losses, IMAGE_TOKEN_WEIGHTS), **losses}
-
-
-def _weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
-    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    return {"loss": weighted(losses, IMAGE_TOKEN_WEIGHTS), **losses}
 
 
 def conversation_losses(
-    family: AnsweringModel, model: Any, heads: ConversationHeads, batch: ConversationBatch
+    recipe: AnsweringRecipe, model: Any, heads: ConversationHeads, batch: ConversationBatch
 ) -> StepResult:
-    """All losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
-    read, named = features(family, model, batch), batch.counts != IGNORE
-    mentions, targets = read.states[family.mention_layer], read.states[family.target_layer]
+    """Return all losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
+    read, named = features(recipe, model, batch), batch.counts != IGNORE
+    mentions, targets = read.states[recipe.mention_layer], read.states[recipe.target_layer]
     seen, words = image_token_losses(heads, read.patches, batch.images), words_losses(model, read, batch)
     losses = {
         "words": words["words"],
@@ -108,4 +104,4 @@ def conversation_losses(
         "targets": masked_mse(heads.target(targets), batch.targets),
         "image": seen.pop("loss"),
     }
-    return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": words["right"]}
+    return {"loss": weighted(losses, WEIGHTS), **losses, **seen, "right": words["right"]}

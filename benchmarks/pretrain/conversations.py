@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
-from benchmarks.pretrain.captions import patch_owners, pixel_owners
-from benchmarks.pretrain.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
+from benchmarks.pretrain.captions import PATCH_SIZE, patch_owners, pixel_owners
+from benchmarks.pretrain.family import IMAGE_TOKENS, AnsweringRecipe
 from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, sample_scene
@@ -38,17 +38,16 @@ class TokenBatch:
 
 
 def token_batch(scenes: Sequence[Scene], normalise: Normalise) -> TokenBatch:
-    """The images of scenes."""
-    owners = [patch_owners(scene, TOKEN_SIZE) for scene in scenes]
+    """Return the images of scenes."""
     shown = np.stack([pixel_owners(scene) >= 0 for scene in scenes])
-    side = IMAGE_SIZE // TOKEN_SIZE
-    cells = shown.reshape(-1, side, TOKEN_SIZE, side, TOKEN_SIZE).swapaxes(2, 3)
+    side = IMAGE_SIZE // PATCH_SIZE
+    cells = shown.reshape(-1, side, PATCH_SIZE, side, PATCH_SIZE).swapaxes(2, 3)
     silhouettes = torch.from_numpy(cells.reshape(len(scenes), IMAGE_TOKENS, -1).astype(np.float32))
-    return TokenBatch(scene_images(scenes, owners, normalise), silhouettes)
+    return TokenBatch(scene_images(scenes, [patch_owners(scene) for scene in scenes], normalise), silhouettes)
 
 
 def sampled_images(seed: int, step: int, batch_size: int, normalise: Normalise) -> TokenBatch:
-    """Scenes alone, for the first part."""
+    """Return scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
     return token_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
 
@@ -94,40 +93,22 @@ def _asked_text(question: Question, capital: bool) -> str:
 
 
 class ConversationBatches:
-    """Makes batches of conversations.
+    """Makes batches of conversations, with `batch_size` images each."""
 
-    Args:
-        family: Whose.
-        tokenizer: The model's.
-        seed: Of all batches.
-        batch_size: Images a batch.
-    """
-
-    def __init__(self, family: AnsweringModel, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
-        self.family = family
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.batch_size = batch_size
-        self.prefix = np.array(tokenizer(family.prompt.before)["input_ids"])
+    def __init__(self, recipe: AnsweringRecipe, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
+        self.recipe, self.tokenizer, self.seed, self.batch_size = recipe, tokenizer, seed, batch_size
+        self.prefix = np.array(tokenizer(recipe.prompt.before)["input_ids"])
 
     def __call__(self, step: int, described: bool) -> ConversationBatch:
-        """The batch of a step; with `described` every scene is described as well."""
+        """Return the batch of a step; with `described` every scene is described as well."""
         rng = np.random.default_rng([self.seed, 2, step])
         scenes = [sample_scene(rng) for _ in range(self.batch_size)]
-        asked = [(row, question) for row, scene in enumerate(scenes) for question in self._asked(rng, scene, described)]
-        return self._batch(scenes, asked, rng.random(len(asked)) < CAPITALISED)
-
-    @staticmethod
-    def _asked(rng: np.random.Generator, scene: Scene, described: bool) -> list[Question]:
-        return [*questions(rng, scene), *([describe(scene)] if described else [])]
-
-    def _batch(
-        self, scenes: Sequence[Scene], asked: Sequence[tuple[int, Question]], capitals: np.ndarray
-    ) -> ConversationBatch:
-        around = self.family.prompt
-        prompts = [
-            _asked_text(question, capital) + around.after for (_, question), capital in zip(asked, capitals, strict=True)
-        ]
+        asked: list[tuple[int, Question]] = []
+        for row, scene in enumerate(scenes):
+            asked += [(row, question) for question in questions(rng, scene)]
+            asked += [(row, describe(scene))] if described else []
+        capitals, around = rng.random(len(asked)) < CAPITALISED, self.recipe.prompt
+        prompts = [_asked_text(q, capital) + around.after for (_, q), capital in zip(asked, capitals, strict=True)]
         texts = [f"{prompt} {question.answer}{around.end}" for prompt, (_, question) in zip(prompts, asked, strict=True)]
         encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="np")
         ids = encoded["input_ids"]
@@ -136,11 +117,11 @@ class ConversationBatches:
         for index, (row, question) in enumerate(asked):
             answer, end = encoded.char_to_token(index, len(prompts[index]) + 1), int(encoded["attention_mask"][index].sum())
             labels[index, answer - 1 : end - 1] = ids[index, answer:end]
-            for mention in mentions(scenes[row], question.text):
-                token = encoded.char_to_token(index, mention.end)
-                counts[index, token] = len(mention.objects)
-                if len(mention.objects) == 1:
-                    places[index, token] = _place(mention.objects[0])
+            for last, objects in mentions(scenes[row], question.text):
+                token = encoded.char_to_token(index, last)
+                counts[index, token] = len(objects)
+                if len(objects) == 1:
+                    places[index, token] = _place(objects[0])
             wanted = target(scenes[row], question)
             if wanted is not None:
                 targets[index, answer - 1] = _place(wanted)
@@ -148,4 +129,4 @@ class ConversationBatches:
         rows = np.array([row for row, _ in asked])
         mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
         arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
-        return ConversationBatch(token_batch(scenes, self.family.normalise), *map(torch.from_numpy, arrays))
+        return ConversationBatch(token_batch(scenes, self.recipe.normalise), *map(torch.from_numpy, arrays))

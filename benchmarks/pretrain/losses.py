@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,13 +71,13 @@ class PretrainHeads(nn.Module):
 
 
 def image_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
-    """All losses of the first part, their weighted sum as `loss`."""
+    """Return all losses of the first part, and their weighted sum as `loss`."""
     losses = patch_losses(heads, patches, batch)
-    return {"loss": weighted(losses), **losses}
+    return {"loss": weighted(losses, LOSS_WEIGHTS), **losses}
 
 
 def caption_losses(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> StepResult:
-    """All losses of the second part, their weighted sum as `loss`."""
+    """Return all losses of the second part, and their weighted sum as `loss`."""
     hidden_words = batch.words != IGNORE
     role = heads.role(features.fused_patches).flatten(0, 1)
     losses = {
@@ -85,13 +86,17 @@ def caption_losses(heads: PretrainHeads, features: Features, batch: CaptionBatch
         "roles": F.cross_entropy(role, batch.roles.flatten(), torch.tensor(ROLE_WEIGHTS), ignore_index=IGNORE),
         "pointing": pointing_loss(heads, features, batch),
         **patch_losses(heads, features.patches, batch.scenes),
-        **place_losses(heads, features, batch),
+        # Where things are, and where one lies seen from the other, after fusion.
+        "fused_center": F.mse_loss(heads.fused_center(features.fused_patches), batch.scenes.centers),
+        "bearings": masked_mse(heads.bearing(features.fused_patches), batch.bearings),
+        "places": masked_mse(heads.place(features.fused_text), batch.places),
+        "offsets": masked_mse(heads.offset(features.pooled), batch.offsets),
     }
-    return {"loss": weighted(losses), **losses}
+    return {"loss": weighted(losses, LOSS_WEIGHTS), **losses}
 
 
 def patch_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
-    """Cross-entropy of colour and of shape at every patch, and the squared error of where that object is."""
+    """Return the cross-entropy of colour and shape at every patch, and the squared error of where that object is."""
     return {
         "center": F.mse_loss(heads.center(patches), batch.centers),
         "color": F.cross_entropy(heads.color(patches).flatten(0, 1), batch.colors.flatten()),
@@ -100,7 +105,7 @@ def patch_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> St
 
 
 def pointing_loss(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> Tensor:
-    """Binary cross-entropy of each colour or shape word against the patches that show it."""
+    """Return the binary cross-entropy of each colour or shape word against the patches that show it."""
     text, patches = features.text, features.patches
     row, token = torch.nonzero((batch.color_words >= 0) | (batch.shape_words >= 0), as_tuple=True)
     color, shape = batch.color_words[row, token, None], batch.shape_words[row, token, None]
@@ -109,22 +114,12 @@ def pointing_loss(heads: PretrainHeads, features: Features, batch: CaptionBatch)
     return F.binary_cross_entropy_with_logits(score, shown.float())
 
 
-def place_losses(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> StepResult:
-    """Squared errors, after fusion, of where things are and of where one lies seen from the other."""
-    return {
-        "fused_center": F.mse_loss(heads.fused_center(features.fused_patches), batch.scenes.centers),
-        "bearings": masked_mse(heads.bearing(features.fused_patches), batch.bearings),
-        "places": masked_mse(heads.place(features.fused_text), batch.places),
-        "offsets": masked_mse(heads.offset(features.pooled), batch.offsets),
-    }
-
-
 def masked_mse(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error where the target is not NaN."""
+    """Return the squared error where the target is not NaN."""
     known = ~wanted.isnan()
     return F.mse_loss(predicted[known], wanted[known])
 
 
-def weighted(losses: StepResult) -> Tensor:
-    """The sum of losses, each times its LOSS_WEIGHTS."""
-    return torch.stack([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+def weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum of losses."""
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

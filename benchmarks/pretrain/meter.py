@@ -1,4 +1,4 @@
-"""METER-mini: its size, its first weights, and where the losses read it."""
+"""METER-mini: 3 image, 2 text and 6 + 6 fusion layers on 96 px images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from benchmarks.pretrain.family import HEADS, TEXT_TOKENS, PretrainModel, mini_sizes, run_stages
+from benchmarks.pretrain.family import HEADS, TEXT_TOKENS, PairRecipe, Size, mini_sizes, run_stages
 from benchmarks.pretrain.losses import Features
 from benchmarks.pretrain.tokenizer import ROBERTA
 from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD
@@ -15,11 +15,18 @@ from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 
 
-def build(hidden_size: int, vocab_size: int, bottleneck: int, skip_bottleneck: int) -> METER:
-    """METER-mini: 3 image, 2 text and 6 + 6 fusion layers on 96 px images."""
-    return METER(
-        METERConfig(
-            **mini_sizes(hidden_size, vocab_size, bottleneck, skip_bottleneck),
+class MeterMini(PairRecipe):
+    """See `PairRecipe`. The first part trains the image encoder, and the early features are what the encoders put out."""
+
+    size = Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4)
+    mean, std = CLIP_MEAN, CLIP_STD
+    special_tokens = ROBERTA
+    positions, words = r"image_encoder.*position", r"embedding"
+
+    def build(self, hidden_size: int, vocab_size: int, bottleneck: int) -> METER:
+        """See `PairRecipe.build`."""
+        config = METERConfig(
+            **mini_sizes(hidden_size, vocab_size, bottleneck),
             vision_width=hidden_size,
             vision_layers=3,
             vision_heads=HEADS,
@@ -28,44 +35,24 @@ def build(hidden_size: int, vocab_size: int, bottleneck: int, skip_bottleneck: i
             text_heads=HEADS,
             max_positions=TEXT_TOKENS + 2,
         )
-    )
+        return METER(config)
 
+    def image_parts(self, model: METER) -> dict[str, nn.Module]:
+        """See `PairRecipe.image_parts`."""
+        return {"encoder": model.image_encoder, "transform": model.image_transform}
 
-def initialise(model: METER) -> None:
-    """Xavier weights: at width 64 the usual N(0, 0.02), meant for 768, leaves signals too small to learn from."""
-    for name, parameter in model.named_parameters():
-        if "adapter" in name:
-            continue
-        if "patch_embedding" in name:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        elif "image_encoder" in name and "position" in name:
-            nn.init.normal_(parameter, std=0.3)
-        elif "embedding" in name and parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.1)
-        elif parameter.ndim == 2 and "token_types" not in name:
-            nn.init.xavier_uniform_(parameter)
+    def early_patches(self, model: METER, image: Tensor) -> Tensor:
+        """See `PairRecipe.early_patches`."""
+        return cast(Tensor, model.encode_image(image)[:, 1:])
 
-
-def features(model: METER, batch: Mapping[str, Tensor]) -> Features:
-    """Early is what the encoders put out."""
-    encoded = model.encode(batch)
-    state = run_stages(model, model.embed(encoded), range(len(model.stages)))
-    return Features(
-        text=encoded.hidden["text"],
-        patches=encoded.hidden["image"][:, 1:],
-        fused_text=state.hidden["text"],
-        fused_patches=state.hidden["image"][:, 1:],
-        pooled=model.pool(state),
-    )
-
-
-METER_MINI = PretrainModel(
-    build=build,
-    initialise=initialise,
-    image_parts=lambda model: {"encoder": model.image_encoder, "transform": model.image_transform},
-    early_patches=lambda model, image: cast(Tensor, model.encode_image(image)[:, 1:]),
-    features=features,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    special_tokens=ROBERTA,
-)
+    def features(self, model: METER, batch: Mapping[str, Tensor]) -> Features:
+        """See `PairRecipe.features`."""
+        encoded = model.encode(batch)
+        state = run_stages(model, model.embed(encoded), range(len(model.stages)))
+        return Features(
+            text=encoded.hidden["text"],
+            patches=encoded.hidden["image"][:, 1:],
+            fused_text=state.hidden["text"],
+            fused_patches=state.hidden["image"][:, 1:],
+            pooled=model.pool(state),
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,45 +22,32 @@ MORE = 3
 _MENTION = re.compile(rf"\b(?:({'|'.join(COLORS)}) )?(?:({'|'.join(SHAPES)})(?:es|s)?|objects?)\b")
 
 
-@dataclass(frozen=True)
-class Mention:
-    """Words that name objects.
-
-    Attributes:
-        end: Index of their last character in the text.
-        objects: All that they fit.
-    """
-
-    end: int
-    objects: tuple[SceneObject, ...]
-
-
 def questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """A question of each family that the scene offers, and more of the hard ones."""
+    """Draw a question of each family that the scene offers, and more of the hard ones."""
     families = [*QUESTION_FAMILIES, *(AGAIN[i] for i in rng.integers(len(AGAIN), size=MORE))]
     asked = (QUESTION_FAMILIES[family](rng, scene) for family in families)
     return [question for question in asked if question is not None]
 
 
 def describe(scene: Scene) -> Question:
-    """Every object by name, from left to right."""
+    """Ask for every object by name, from left to right."""
     names = [item.name for item in sorted(scene.objects, key=lambda item: item.x)]
     return Question(DESCRIPTION, ", ".join(names), "description", "other")
 
 
-def mentions(scene: Scene, text: str) -> Iterator[Mention]:
-    """Yield the objects that a question names."""
+def mentions(scene: Scene, text: str) -> Iterator[tuple[int, tuple[SceneObject, ...]]]:
+    """Yield the words of a question that name objects: index of their last character, and all objects that they fit."""
     for match in _MENTION.finditer(text):
         color, shape = match.groups()
         if color or shape:
-            yield Mention(match.end() - 1, scene.matching(color, shape))
+            yield match.end() - 1, scene.matching(color, shape)
 
 
 def target(scene: Scene, question: Question) -> SceneObject | None:
-    """The one object whose colour or shape is the answer, if there is one."""
+    """Return the one object whose colour or shape is the answer, if there is one."""
     if question.family not in ("attribute", "nearest"):
         return None
-    (named,) = (mention.objects[0] for mention in mentions(scene, question.text))
+    ((_, objects),) = mentions(scene, question.text)
     if question.family == "attribute":
-        return named
-    return min((item for item in scene.objects if item is not named), key=named.distance)
+        return objects[0]
+    return min((item for item in scene.objects if item is not objects[0]), key=objects[0].distance)

@@ -1,4 +1,8 @@
-"""Pre-train the mini models: the shipped checkpoints come from here.
+"""Pre-train METER-mini, ViLT-mini, SmolVLM-mini or LLaVA-mini: the shipped checkpoints come from here.
+
+python -m benchmarks.pretrain                                      METER-mini; writes to runs/<id>/meter_mini
+python -m benchmarks.pretrain with model=ViLT out=my_folder        to a folder of your choice
+python -m benchmarks.pretrain with resume=5                        resume run 5
 
 METER-mini and ViLT-mini learn from captioned scenes. First the layers that read the image alone learn to name colour and
 shape at every patch. Then all parameters learn masked language modelling, image-text matching, which patches a colour or
@@ -15,142 +19,191 @@ up the position of the object that is the answer.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.training import Log, StepResult, add_prefix
+from das_gym.adapt.training import POSITIVE, Group, Log, StepResult, Trainer, adamw, add_prefix, check_ranges, decay
 from torch import nn
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
-from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
 from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, image_token_losses
 from benchmarks.pretrain.conversations import ConversationBatches, sampled_images
-from benchmarks.pretrain.family import PATCH_SIZE, AnsweringModel
+from benchmarks.pretrain.family import HEADS, AnsweringRecipe, PairRecipe, Recipe, Size
+from benchmarks.pretrain.llava import LlavaMini
 from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
-from benchmarks.pretrain.models import ANSWERING_MODELS, PRETRAIN_MODELS
-from benchmarks.pretrain.tokenizer import tokenizer_files, train_tokenizer
+from benchmarks.pretrain.meter import MeterMini
+from benchmarks.pretrain.smolvlm import SmolVLMMini
+from benchmarks.pretrain.tokenizer import tokenizer_files, train_chat_tokenizer, train_tokenizer
+from benchmarks.pretrain.vilt import ViltMini
+from das_gym.config import check_names, choice
+from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json
-from das_gym.models.base import VLP
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.quiet import bars_on_terminals
+from das_gym.runs import ResumableSettings
+
+RECIPES: dict[str, Recipe] = {"METER": MeterMini(), "ViLT": ViltMini(), "SmolVLM": SmolVLMMini(), "LLaVA": LlavaMini()}
+"""The models that can be pre-trained. A new one is a file next to these and an entry here."""
+
+CHECKPOINTS = ("image.pt", "fusion.pt")
+"""Names of the intermediate checkpoints of both parts."""
+
+SAVE_EVERY = 250
+"""Steps between checkpoints."""
+
+BOTTLENECK = 16
+"""Width of the parallel adapters that METER and ViLT get after pre-training."""
+
+IMAGE_LEARNING_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 0.04, 0.01
+LOGGED_AS = {"images": "image", "captions": "fusion", "questions": "answer"}
+"""Prefix of logged names, by the title of a part."""
 
 DESCRIBED = 0.6
 """Share of the second part's steps in which scenes are described too."""
 
-
-def pretrain(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
-    """Pre-train a mini model: by `pretrain_vlm` or `pretrain_vlp`."""
-    train = pretrain_vlm if config.model in ANSWERING_MODELS else pretrain_vlp
-    return train(config, out, checkpoints, log)
+Train = Callable[[str, dict[str, nn.Module], Callable[[int], StepResult]], None]
+"""Trains parts, by name, with a step function; the title is that of the first part, `images`, or of the second."""
 
 
-def pretrain_vlp(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
-    """Pre-train METER-mini or ViLT-mini.
+@dataclass(frozen=True)
+class PretrainSettings(ResumableSettings):
+    """The settings of `python -m benchmarks.pretrain`. The defaults, None = the model's own, made the shipped checkpoints.
+
+    Attributes:
+        model: Bundled model to pre-train.
+        seed: Random seed of weights, scenes and texts.
+        out: Folder to write the checkpoint to. None is a folder of the model's name in the run's folder.
+        hidden_size: Width of all layers; for SmolVLM and LLaVA, of the decoder.
+        image_steps: Training steps of the first part, the image encoder.
+        image_batch_size: Batch size of the first part.
+        steps: Training steps of the second part, all parameters.
+        batch_size: Batch size of the second part; for SmolVLM and LLaVA, images with about six questions each.
+    """
+
+    group: ClassVar[str] = "Pre-training"
+
+    model: str = choice("METER", RECIPES)
+    seed: int = 0
+    out: str | None = None
+    hidden_size: int | None = None
+    image_steps: int | None = None
+    image_batch_size: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_names([self.model], RECIPES, "model")
+        numbers = ("hidden_size", "image_steps", "image_batch_size", "steps", "batch_size")
+        check_ranges(self, seed=(0, 2**32 - 1), **dict.fromkeys(numbers, POSITIVE))
+        if self.size.hidden_size % HEADS:
+            raise ValueError(f"`hidden_size` is not supported: got {self.hidden_size}, expected a multiple of {HEADS}")
+
+    @property
+    def size(self) -> Size:
+        """Return the given values, with the model's own for the rest."""
+        own = RECIPES[self.model].size
+        given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Size)}
+        return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def pretrain(settings: PretrainSettings, out: Path, checkpoints: Path, log: Log | None = None) -> None:
+    """Pre-train a model and write its checkpoint.
 
     Args:
-        config: Settings.
-        out: Folder to write the checkpoint to: config.json, model.safetensors and the tokenizer. It holds the
-            image-text matching head too: `load_checkpoint(out).heads["itm_score"]`, row 1 = they match.
+        settings: Of the command.
+        out: Folder to write to. METER's and ViLT's holds the image-text matching head too, `itm_score`, row 1 = they match.
+            An answering model is written as `from_pretrained` reads it, its weights in float16.
         checkpoints: Folder of intermediate checkpoints; training resumes from them.
         log: Called with name, value and step.
-
-    Returns:
-        `out`.
     """
-    torch.manual_seed(config.seed)
-    recipe, size = PRETRAIN_MODELS[config.model], config.size
-    tokenizer = train_tokenizer(config.seed, recipe.special_tokens)
-    bare = recipe.build(size.hidden_size, len(tokenizer), 0, config.skip_bottleneck)
+    recipe, size = RECIPES[settings.model], settings.size
+
+    def train(title: str, parts: dict[str, nn.Module], step: Callable[[int], StepResult]) -> None:
+        first = title == "images"
+        steps, rate = (size.image_steps, IMAGE_LEARNING_RATE) if first else (size.steps, size.learning_rate)
+        parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
+        optimizer = adamw([Group(parameters, rate)], WEIGHT_DECAY)
+        schedule = partial(decay, steps=steps, warmup=WARMUP)
+        checkpoint = checkpoints / CHECKPOINTS[not first]
+        Trainer(parts, optimizer, steps, schedule, checkpoint, SAVE_EVERY).run(
+            step, title, add_prefix(LOGGED_AS[title], log)
+        )
+
+    if isinstance(recipe, PairRecipe):
+        _pretrain_pairs(recipe, size, settings.seed, out, train)
+    elif isinstance(recipe, AnsweringRecipe):
+        _pretrain_answering(recipe, size, settings.seed, out, train)
+
+
+def _pretrain_pairs(recipe: PairRecipe, size: Size, seed: int, out: Path, train: Train) -> None:
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(seed, recipe.special_tokens)
+    bare: Any = recipe.build(size.hidden_size, len(tokenizer), 0)
     recipe.initialise(bare)
     for name, parameter in bare.named_parameters():
         parameter.requires_grad_("adapter" not in name)
     heads = PretrainHeads(size.hidden_size, bare.feature_size, len(tokenizer))
-    _train_images(config, bare, heads, checkpoints / CHECKPOINTS[0], log)
-    batches = CaptionBatches(tokenizer, config.seed, size.batch_size, PATCH_SIZE, recipe.normalise)
-    _train_captions(config, bare, heads, batches, checkpoints / CHECKPOINTS[1], log)
-    model = recipe.build(size.hidden_size, len(tokenizer), config.bottleneck, config.skip_bottleneck)
+
+    def name_patches(index: int) -> StepResult:
+        batch = image_batch(seed, index, size.image_batch_size, recipe.normalise)
+        return image_losses(heads, recipe.early_patches(bare, batch.image), batch)
+
+    train("images", {**recipe.image_parts(bare), "heads": heads.dense()}, name_patches)
+    batches = CaptionBatches(tokenizer, seed, size.batch_size, recipe.normalise)
+
+    def read_captions(index: int) -> StepResult:
+        batch = batches(index)
+        inputs = {"image": batch.scenes.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return caption_losses(heads, recipe.features(bare, inputs), batch)
+
+    train("captions", {"model": bare, "heads": heads}, read_captions)
+    model = recipe.build(size.hidden_size, len(tokenizer), BOTTLENECK)
     model.load_state_dict(bare.state_dict(), strict=False)
     adapters = [name for name in model.state_dict() if "adapter" in name]
     match = {"itm_score": heads.match.state_dict()}
     save_checkpoint(out, model, heads=match, files=tokenizer_files(tokenizer), leave_out=adapters)
-    return out
 
 
-def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, checkpoint: Path, log: Log | None) -> None:
-    recipe = PRETRAIN_MODELS[config.model]
-
-    def step(index: int) -> StepResult:
-        batch = image_batch(config.seed, index, config.size.image_batch_size, PATCH_SIZE, recipe.normalise)
-        return image_losses(heads, recipe.early_patches(model, batch.image), batch)
-
-    parts = {**recipe.image_parts(model), "heads": heads.dense()}
-    trainer = make_trainer(config, parts, config.size.image_steps, config.image_learning_rate, checkpoint)
-    trainer.run(step, "images", add_prefix("image", log))
-
-
-def _train_captions(
-    config: PretrainConfig, model: VLP, heads: PretrainHeads, batches: CaptionBatches, checkpoint: Path, log: Log | None
-) -> None:
-    recipe = PRETRAIN_MODELS[config.model]
-
-    def step(index: int) -> StepResult:
-        batch = batches(index)
-        inputs = {"image": batch.scenes.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        return caption_losses(heads, recipe.features(model, inputs), batch)
-
-    parts = {"model": model, "heads": heads}
-    trainer = make_trainer(config, parts, config.size.steps, config.size.learning_rate, checkpoint)
-    trainer.run(step, "captions", add_prefix("fusion", log))
-
-
-def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
-    """Pre-train a model that answers in words.
-
-    Args:
-        config: Settings; `model` is a key of `ANSWERING_MODELS`.
-        out: Folder to write model, generation settings, tokenizer and processor to, as `from_pretrained` reads them;
-            weights in float16.
-        checkpoints: Folder of intermediate checkpoints; training resumes from them.
-        log: Called with name, value and step.
-
-    Returns:
-        `out`.
-    """
-    family, size = ANSWERING_MODELS[config.model], config.size
-    tokenizer = family.make_tokenizer(config.seed)
-    model = family.build(size.hidden_size, tokenizer)
-    torch.manual_seed(config.seed)
-    family.initialise(model)
+def _pretrain_answering(recipe: AnsweringRecipe, size: Size, seed: int, out: Path, train: Train) -> None:
+    tokenizer = train_chat_tokenizer(recipe.tokens, seed)
+    model = recipe.build(size.hidden_size, tokenizer)
+    torch.manual_seed(seed)
+    recipe.initialise(model)
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = sampled_images(config.seed, index, size.image_batch_size, family.normalise)
-        return image_token_losses(heads, family.image_tokens(model, batch.scenes.image), batch)
+        batch = sampled_images(seed, index, size.image_batch_size, recipe.normalise)
+        return image_token_losses(heads, recipe.image_tokens(model, batch.scenes.image), batch)
 
-    eyes: dict[str, nn.Module] = {**family.eyes(model), "heads": heads.dense()}
-    make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(
-        look, "images", add_prefix("image", log)
-    )
-    batches = ConversationBatches(family, tokenizer, config.seed, size.batch_size)
+    train("images", {**recipe.eyes(model), "heads": heads.dense()}, look)
+    batches = ConversationBatches(recipe, tokenizer, seed, size.batch_size)
 
     def talk(index: int) -> StepResult:
-        return conversation_losses(family, model, heads, batches(index, index < DESCRIBED * size.steps))
+        return conversation_losses(recipe, model, heads, batches(index, index < DESCRIBED * size.steps))
 
-    parts = {"model": model, "heads": heads}
-    make_trainer(config, parts, size.steps, size.learning_rate, checkpoints / CHECKPOINTS[1]).run(
-        talk, "questions", add_prefix("answer", log)
-    )
-    save_answering_model(family, model, tokenizer, out)
-    return out
-
-
-def save_answering_model(family: AnsweringModel, model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a folder that `from_pretrained` reads: weights in float16, which config.json has loaded as float32."""
+    train("questions", {"model": model, "heads": heads}, talk)
     with bars_on_terminals():
         model.half().save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    write_json(out / "config.json", config | {"dtype": "float32"})
+    write_json(out / "config.json", config | {"dtype": "float32"})  # float16 weights load as float32
     tokenizer.backend_tokenizer.no_padding()  # of the last batch
-    family.make_processor(tokenizer).save_pretrained(out)
+    recipe.make_processor(tokenizer).save_pretrained(out)
+
+
+def main(settings: PretrainSettings, run: Run) -> None:
+    """Pre-train and write the checkpoint."""
+    folder = required_folder(run)
+    out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
+    pretrain(settings, out, folder, run.log_scalar)
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)
+    print(f"checkpoint: {out}")
+
+
+ex = RecordedCommand("benchmarks.pretrain", PretrainSettings, main)

@@ -1,34 +1,21 @@
-"""SmolVLM-mini: its size, its tokens and its processor."""
+"""SmolVLM-mini: 3 vision and 12 decoder layers on 96 px images."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pretrain.family import (
-    IMAGE_TOKENS,
-    TOKEN_SIZE,
-    AnsweringModel,
-    Prompt,
-    initialise,
-    untrained,
-    vision_sizes,
-)
+from benchmarks.pretrain.captions import PATCH_SIZE
+from benchmarks.pretrain.family import IMAGE_TOKENS, AnsweringRecipe, Prompt, Size, vision_sizes
 from benchmarks.pretrain.questions import DESCRIPTION, INSTRUCTION
-from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
+from benchmarks.pretrain.tokenizer import Tokens
 from das_gym.shapes.scenes import IMAGE_SIZE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
-    from transformers.processing_utils import ProcessorMixin
 
 SCALE_FACTOR = 2
 """Number of patches along each side that pixel shuffle merges into one token."""
 
-VISION_LAYERS, DECODER_LAYERS = 3, 12
 HALF = (0.5, 0.5, 0.5)
 
 TOKENS = Tokens(
@@ -41,12 +28,6 @@ TOKENS = Tokens(
 )
 """SmolVLM's own names, and what stands in every prompt."""
 
-PROMPT = Prompt(
-    before="<|im_start|>User:<fake_token_around_image><global-img>" + "<image>" * IMAGE_TOKENS + "<fake_token_around_image>",
-    after="<end_of_utterance>\nAssistant:",
-    end="<end_of_utterance>",
-)
-
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'] is string %}{{ ': ' + message['content'] }}"
@@ -58,62 +39,49 @@ CHAT_TEMPLATE = (
 """SmolVLM's, without videos."""
 
 
-def build(hidden_size: int, tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGeneration:
-    """A SmolVLM with 3 vision and 12 decoder layers on 96 px images.
+class SmolVLMMini(AnsweringRecipe):
+    """See `AnsweringRecipe`."""
 
-    Args:
-        hidden_size: Of the decoder.
-        tokenizer: Gives the size of the vocabulary and the special tokens.
-    """
-    from transformers import SmolVLMForConditionalGeneration
-
-    model: SmolVLMForConditionalGeneration = untrained(
-        SmolVLMForConditionalGeneration,
-        hidden_size,
-        DECODER_LAYERS,
-        tokenizer,
-        vision_config=vision_sizes(VISION_LAYERS, TOKEN_SIZE // SCALE_FACTOR),
-        scale_factor=SCALE_FACTOR,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    size = Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=4800, batch_size=10, learning_rate=1e-3)
+    mean = std = HALF
+    tokens = TOKENS
+    prompt = Prompt(
+        before="<|im_start|>User:<fake_token_around_image><global-img>"
+        + "<image>" * IMAGE_TOKENS
+        + "<fake_token_around_image>",
+        after="<end_of_utterance>\nAssistant:",
+        end="<end_of_utterance>",
     )
-    return model
+    decoder_layers, mention_layer, target_layer = 12, 5, 9
 
+    def build(self, hidden_size: int, tokenizer: Any) -> Any:
+        """See `AnsweringRecipe.build`."""
+        from transformers import SmolVLMForConditionalGeneration
 
-def eyes(model: SmolVLMForConditionalGeneration) -> dict[str, nn.Module]:
-    """The vision tower, and the connector with its pixel shuffle."""
-    return {"vision": model.model.vision_model, "connector": model.model.connector}
+        return self.untrained(
+            SmolVLMForConditionalGeneration,
+            hidden_size,
+            tokenizer,
+            vision_config=vision_sizes(layers=3, patch_size=PATCH_SIZE // SCALE_FACTOR),
+            scale_factor=SCALE_FACTOR,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        )
 
+    def eyes(self, model: Any) -> dict[str, nn.Module]:
+        """Return the vision tower, and the connector with its pixel shuffle."""
+        return {"vision": model.model.vision_model, "connector": model.model.connector}
 
-def image_tokens(model: SmolVLMForConditionalGeneration, image: Tensor) -> Tensor:
-    """(batch, image tokens, hidden_size) from (batch, 3, 96, 96) pixels."""
-    return torch.stack(list(model.get_image_features(image[:, None]).pooler_output))
+    def image_tokens(self, model: Any, image: Tensor) -> Tensor:
+        """See `AnsweringRecipe.image_tokens`."""
+        return torch.stack(list(model.get_image_features(image[:, None]).pooler_output))
 
+    def make_processor(self, tokenizer: Any) -> Any:
+        """Return Idefics3's processor: it writes the same prompts and needs neither num2words nor a video decoder."""
+        from transformers import Idefics3Processor
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    """The processor: images whole at 96 px, pixels to -1..1.
-
-    It is Idefics3's, which writes the same prompts and needs neither num2words nor a video decoder.
-    """
-    from transformers import Idefics3Processor
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    side = {"longest_edge": IMAGE_SIZE}
-    images = Idefics3ImageProcessorPil(
-        size=side, max_image_size=side, do_image_splitting=False, image_mean=list(HALF), image_std=list(HALF)
-    )
-    return Idefics3Processor(images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
-
-
-SMOLVLM_MINI = AnsweringModel(
-    build=build,
-    initialise=partial(initialise, decoder_layers=DECODER_LAYERS),
-    eyes=eyes,
-    image_tokens=image_tokens,
-    mention_layer=5,
-    target_layer=9,
-    make_tokenizer=partial(train_chat_tokenizer, TOKENS),
-    make_processor=make_processor,
-    prompt=PROMPT,
-    mean=HALF,
-    std=HALF,
-)
+        side = {"longest_edge": IMAGE_SIZE}
+        images = Idefics3ImageProcessorPil(
+            size=side, max_image_size=side, do_image_splitting=False, image_mean=list(HALF), image_std=list(HALF)
+        )
+        return Idefics3Processor(images, tokenizer, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from das_gym.shapes.scenes import sample_scene
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.normalizers import Normalizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -45,7 +44,9 @@ ROBERTA = SpecialTokens(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<pad>", "<
 BERT = SpecialTokens(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "[PAD]", "[UNK]", "[MASK]", first=2, last=3)
 """ViLT's. Padding has id 0, whose embedding ViLT keeps from training."""
 
-VOCAB_SIZE = 512
+VOCAB_SIZE, MAX_VOCABULARY = 512, 1024
+"""Of METER and ViLT, and of models that answer in words."""
+
 CORPUS_SCENES = 2000
 
 
@@ -64,22 +65,13 @@ def _corpus(seed: int) -> Iterator[str]:
                 yield caption.text
 
 
-def byte_level_bpe(
-    texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str], normalizer: Normalizer | None = None
-) -> Tokenizer:
-    """A byte-level BPE trained on texts: none is out of vocabulary.
-
-    Args:
-        texts: The language.
-        vocab_size: Most tokens.
-        special_tokens: Ids in this order, from 0 on.
-        normalizer: Of texts.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def byte_level_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str], lowercase: bool) -> Tokenizer:
+    """Train a byte-level BPE on texts: none is out of vocabulary. The ids of special tokens are 0, 1, ..."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -93,11 +85,11 @@ def byte_level_bpe(
 
 
 def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes."""
-    from tokenizers import normalizers, processors
+    """Train a lower-casing tokenizer on the language of Shapes."""
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level_bpe(_corpus(seed), VOCAB_SIZE, special.tokens, normalizers.Lowercase())
+    tokenizer = byte_level_bpe(_corpus(seed), VOCAB_SIZE, special.tokens, lowercase=True)
     first, last = special.tokens[special.first], special.tokens[special.last]
     tokenizer.post_processor = processors.RobertaProcessing((last, special.last), (first, special.first))
     return PreTrainedTokenizerFast(
@@ -111,13 +103,10 @@ def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrain
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
-    """Name to content of the files that transformers reads the tokenizer from."""
+    """Return the files that transformers reads the tokenizer from: name to content."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
-
-
-MAX_VOCABULARY = 1024
 
 
 @dataclass(frozen=True)
@@ -152,14 +141,14 @@ def _chat_corpus(tokens: Tokens, seed: int) -> Iterator[str]:
 
 
 def train_chat_tokenizer(tokens: Tokens, seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the language of Shapes: no text is out of vocabulary.
+    """Train a tokenizer on questions and answers about Shapes.
 
     A space is put before what follows a special token, so that a word has one id wherever it stands.
     """
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level_bpe(_chat_corpus(tokens, seed), MAX_VOCABULARY, tokens.special)
+    tokenizer = byte_level_bpe(_chat_corpus(tokens, seed), MAX_VOCABULARY, tokens.special, lowercase=False)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in tokens.phrases])
     named = (tokens.bos, tokens.eos, tokens.pad)
     return PreTrainedTokenizerFast(
@@ -171,9 +160,3 @@ def train_chat_tokenizer(tokens: Tokens, seed: int = 0) -> PreTrainedTokenizerFa
         padding_side="left",
         model_max_length=512,
     )
-
-
-def messages(text: str, picture: object = None) -> list[dict[str, object]]:
-    """One user's turn: the image, or where it will be, then the text."""
-    image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
-    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]

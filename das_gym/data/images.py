@@ -104,3 +104,29 @@ class FolderListings:
             if path.name in self._names[path.parent]:
                 return path
         return next((path for path in paths if is_folder(path.parent)), paths[0])
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseImage:
+    """An image of random pixels, the same for the same seed, on which two forms of a model are compared."""
+
+    seed: int
+    width: int = 64
+    height: int = 48
+
+    @property
+    def key(self) -> str:
+        """Its seed and size."""
+        return f"noise {self.seed} {self.width} {self.height}"
+
+    def stamp(self) -> str:
+        """Return an empty text, since it never changes."""
+        return ""
+
+    def open(self) -> Image:
+        """Return the image."""
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)

@@ -68,11 +68,12 @@ def layout(architecture: Architecture) -> Layout:
     """Return the places of units: stages from left to right, a lane for each kind of unit."""
     units, stages = architecture.units, architecture.stages
     shares = [1.0 if unit.share is None else unit.share for unit in units]
+    # Bands of the same length, so that no last band has a single stage.
     n_bands = max(1, -(-len(stages) // BAND_STAGES))
     each = max(1, -(-len(stages) // n_bands))
     indent = MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
     column = (WIDTH - indent - MARGIN) / each
-    scale = (column - 6) / max(*shares, 1e-9)
+    scale = (column - 6) / max(*shares, 1e-9)  # all shares are 0 if adapters cost more than the layers
     boxes: list[Box] = [(0, 0, 0, 0)] * len(units)
     lanes, top = [], TOP
     for start in range(0, len(stages), each):

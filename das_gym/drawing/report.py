@@ -28,11 +28,10 @@ MAX_ANSWERS = 12
 
 @dataclass(frozen=True)
 class Progress:
-    """Rewards, the best so far, and its regret after every scored mask; None for what is not finite or not known."""
+    """Reward of every scored mask, and the best so far of those within the budget; None where it is not finite."""
 
     rewards: list[float | None]
     best: list[float | None]
-    regret: list[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ class CostChart:
             losses, saved = table.values("loss", split), table.macs_saved
             rows, some = table.index(table.pareto_front("loss", split)), np.flatnonzero(np.isfinite(losses))
             if len(some) > MAX_DOTS:
+                # The same dots each time, so that the same run gives the same file.
                 some = np.random.default_rng(0).choice(some, MAX_DOTS, replace=False)
             about = f"{len(some):,} of the table's {len(losses):,} masks"
+        # Five digits are more than a chart shows, and keep the page small.
         points: list[Any] = list(map(tuple, np.stack((saved, losses), axis=1).round(5).tolist()))
         return cls([points[row] for row in some], [points[row] for row in rows], list(tried), landed, about)
 
@@ -173,6 +174,7 @@ class RunReport:
         names = ("progress", "heat", "cost", "statistics")
         missing = {name: getattr(search, name) for name in names if getattr(self, name) is None}
         facts = {**self.facts, **{f"search: {name}": value for name, value in search.facts.items()}}
+        # A fine-tuned model's record knows its layers, but what they cost only the search has counted.
         lacks_shares = any(unit.share is None for unit in self.architecture.units)
         architecture = search.architecture if lacks_shares else self.architecture
         return replace(self, facts=facts, architecture=architecture, commands=[*search.commands, *self.commands], **missing)

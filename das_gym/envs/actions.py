@@ -64,6 +64,10 @@ class ActionMode(ABC):
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
         self.over = np.ones(rows, dtype=bool)
+        self.space = self._make_space()
+
+    @abstractmethod
+    def _make_space(self) -> spaces.Space[Any]: ...
 
     @abstractmethod
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
@@ -123,9 +127,8 @@ class MaskMode(ActionMode):
 
     name = "mask"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
-        super().__init__(layer_names, budget, macs, rows)
-        self.space = spaces.MultiBinary(self.n_layers)
+    def _make_space(self) -> spaces.Space[Any]:
+        return spaces.MultiBinary(self.n_layers)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """See `ActionMode.step`."""
@@ -156,12 +159,12 @@ class ScoreMode(ActionMode):
 
     name = "scores"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
-        super().__init__(layer_names, budget, macs, rows)
-        self.space = spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
+    def _make_space(self) -> spaces.Space[Any]:
+        return spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
+        # Policies draw from unbounded Gaussians: values beyond the space are as good as any, but NaN has no order.
         array, shape = np.asarray(actions, dtype=np.float64), (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(f"`action` has the wrong shape: got {array.shape}, expected {shape}, one score per layer")
@@ -184,8 +187,6 @@ class SequenceMode(ActionMode):
 
     def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
-        self.can_stop = budget.is_free
-        self.space = spaces.Discrete(self.n_layers + self.can_stop)
         self.feature_names = (*(f"{layer}/skipped" for layer in layer_names), "macs_saved", "budget_left")
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
@@ -193,6 +194,10 @@ class SequenceMode(ActionMode):
         # A suite's budgets change with every episode, so that a mask alone does not decide the choices.
         self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 and isinstance(budget, Budget) else None
         self._current: tuple[np.ndarray, ...] | None = None  # without a cache: the state of `masks`
+
+    def _make_space(self) -> spaces.Space[Any]:
+        self.can_stop = self.budget.is_free
+        return spaces.Discrete(self.n_layers + self.can_stop)
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """See `ActionMode.begin`."""
@@ -231,6 +236,7 @@ class SequenceMode(ActionMode):
         if action < self.n_layers and choices[0, action]:
             self.masks[0, action] = True
         complete, _, valid, _ = self._state()
+        # Writing into arrays of one row is faster than making new ones.
         self.over[0] = complete[0] or action == self.n_layers
         info = {"action_mask": valid.copy(), "invalid_action": np.array([invalid])}
         return Moves(self.masks.copy(), self.over.copy(), info)
@@ -272,6 +278,7 @@ class SequenceMode(ActionMode):
         else:
             complete = self.budget.is_kept_by(self.masks)
             choices = ~self.masks & ~complete[:, None] & self.budget.useful_layers
+        # Where no action has an effect, all are allowed: MaskablePPO cannot normalize a row without any.
         return complete, choices, choices | ~choices.any(axis=1, keepdims=True)
 
     def _features(self) -> np.ndarray:
@@ -292,6 +299,7 @@ class SequenceMode(ActionMode):
 def next_valid_actions(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
     """Replace each of (m,) actions without effect by the next one that has an effect, wrapping around the action space."""
     m, n = action_masks.shape
+    # Row by row: all actions in turn, from the given one on.
     order = (actions[:, None] + np.arange(n)) % n
     first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
     return order[np.arange(m), first]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.envs.actions import Moves, find_action_mode
-from das_gym.envs.rendering import RENDER_MODES, LastStep, View, check_render_mode, render
+from das_gym.envs.rendering import RENDER_MODES, LastStep, View, render
 from das_gym.envs.scoring import Scorer
 
 Info = dict[str, np.ndarray]
@@ -40,6 +40,7 @@ class Episodes:
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
         """Start all episodes as `reset` of an environment does; a seed also restarts the reward examples."""
+        # Gymnasium: a seed makes the episodes that follow repeat, so that examples and counts begin again.
         if seeded:
             self.scorer.restart()
         self.mode.begin()
@@ -65,6 +66,7 @@ class Episodes:
     def observe(self) -> Any:
         """Return the layer statistics and the state of the action space, (m, size) float32."""
         statistics, features = self.scorer.observation(), self.mode.features()
+        # One allocation: np.concatenate would need the statistics repeated for each row first.
         observations = np.empty((self.mode.rows, len(statistics) + features.shape[1]), dtype=np.float32)
         observations[:, : len(statistics)] = statistics
         observations[:, len(statistics) :] = features
@@ -84,6 +86,12 @@ class Episodes:
         """Return the `info` of a reset of a single episode, as plain numbers."""
         return self.scorer.full_model_info() | first_row(self.mode.info())
 
+    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
+        self.scorer.report(costs)
+        objective = self.scorer.objective
+        return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
+
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""
         return LastStep(mask, reward, info, ended)
@@ -100,7 +108,8 @@ class MaskEnv(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(self, episodes: Episodes, render_mode: str | None) -> None:
-        check_render_mode(render_mode)
+        if render_mode not in (None, *RENDER_MODES):
+            raise ValueError(f"`render_mode` is unknown: got {render_mode!r}, expected 'ansi', 'rgb_array' or None")
         self.episodes, self.mode, self.render_mode = episodes, episodes.mode, render_mode
         self.observation_space, self.action_space = episodes.observation_space, self.mode.space
         self._last: LastStep | None = None

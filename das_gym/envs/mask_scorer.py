@@ -10,7 +10,7 @@ import numpy as np
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
-from das_gym.envs.scoring import Scorer, next_places, reward_batch_size
+from das_gym.envs.scoring import Scorer
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import MaskCost, given_costs, measure_cost
@@ -40,12 +40,12 @@ class MaskScorer(Scorer):
         latency_batch: int = 1,
     ) -> None:
         wanted = problem.task.reward_examples if reward_examples is None else reward_examples
-        self.batch_size = reward_batch_size(reward_batches, wanted, len(problem.splits.reward))
+        self.draw_batches(reward_batches, wanted, len(problem.splits.reward))
         self.problem, self.latency_batch, self._costs = problem, latency_batch, given_costs(costs)
         bound = pick_budget(len(problem.layer_names), budget, self.cost_of)
         objective = Objective(bound, find_reward(reward), self.cost_of("macs_saved"), macs_price)
         super().__init__(problem.layer_names, objective, statistics)
-        self.reward_batches = reward_batches
+        # The task's order mixes images, so that a small number of examples is a fair sample.
         self._order = problem.task.order(problem.splits.reward)
         self._fixed = self._examples(np.arange(self.batch_size))
 
@@ -84,9 +84,7 @@ class MaskScorer(Scorer):
         """Score masks in one engine call; see `Scorer.measure`."""
         examples = self.fixed_examples
         if self.reward_batches != "fixed":
-            total = len(self._order)
-            places, self.position = next_places(self.reward_batches, self.batch_size, total, self.position, rng)
-            examples = self._examples(places)
+            examples = self._examples(self.next_places(rng))
         return self._evaluate(masks, examples)
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:

@@ -16,7 +16,6 @@ from gymnasium.vector import VectorWrapper
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
 from das_gym.problem.mask_cost import SAVED
@@ -27,20 +26,17 @@ OBJECTIVES = (TASK, *SAVED)
 DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
-class Objectives:
-    """The objectives of an environment, and the Pareto fronts of the reward vectors so far.
+class VectorReward:
+    """What both wrappers share: the reward vectors, and the Pareto fronts of those so far.
 
-    The first objective is the reward of a mask, the others are the share that it saves of each cost. Each copy in a vector
-    environment has its own fronts, one a problem: a suite has many, others have one.
-
-    Args:
-        env: The environment.
-        names: `task` first, then one or more keys of `SAVED`.
-        reference: (n_objectives,) what `hypervolume` is measured from; None = the default, see `MultiObjectiveReward`.
+    Each copy in a vector environment has its own fronts, one a problem: a suite has many, other environments have one.
     """
 
-    def __init__(self, env: Any, names: Sequence[str], reference: Sequence[float] | None = None) -> None:
-        names = (names,) if isinstance(names, str) else tuple(names)
+    env: Any
+    unwrapped: Any
+
+    def _set_up(self, objectives: Sequence[str], reference: Sequence[float] | None) -> None:
+        names = (objectives,) if isinstance(objectives, str) else tuple(objectives)
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
             raise ValueError(
@@ -48,85 +44,66 @@ class Objectives:
             )
         if reference is not None and (len(reference) != len(names) or not np.isfinite(reference).all()):
             raise ValueError(f"`reference` is not allowed: got {reference}, expected {len(names)} finite numbers")
-        self.names, self._given_reference = names, reference
+        self._names, self._given_reference = names, reference
         self._fronts: dict[tuple[int, int], Floats] = {}
         self._volumes: dict[tuple[int, int], float] = {}
-        self._episodes = env.episodes if isinstance(env.episodes, SuiteEpisodes) else None
-        if self._episodes is None:
-            self._env: ScoredEnv = getattr(env, "template", env)
-            scorer = self._env.scorer
-            self._costs = [scorer.cost_of(name) for name in names[1:]]
-            task = (scorer.objective.low - 1.0, scorer.objective.high)
-            ranges = [task, *(cost.range for cost in self._costs)]
-        else:
-            suite = self._episodes.suite
-            saved = {name: suite.saved_of(name) for name in names[1:]}
-            for name, shares in saved.items():
-                if np.isnan(shares).any():
-                    raise ValueError(f"`{name}` is not supported: a table of this suite does not hold the {SAVED[name]}")
-            self._episodes.costs += [name for name in saved if name not in ("macs_saved", *self._episodes.costs)]
-            ranges = [(shares.min(), shares.max()) for shares in (suite.scaled, *saved.values())]
-        low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
-        self.reward_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
-        self.announce(env)
+        self._announce()
 
-    def announce(self, env: Any) -> None:
-        """Set the attributes that MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`."""
-        env.reward_space, env.reward_dim, env.objectives = self.reward_space, len(self.names), self.names
+    def _announce(self) -> None:
+        """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`; `info` gets the savings."""
+        ranges = self.unwrapped.episodes.report(self._names[1:])
+        # 0 is the reward within an episode, and what a mask off its budget saves.
+        low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
+        space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
+        self.unwrapped.reward_space, self.unwrapped.reward_dim, self.unwrapped.objectives = space, len(ranges), self._names
 
     @cached_property
     def reference(self) -> Floats:
-        """(n_objectives,) what `hypervolume` is measured from."""
+        """(reward_dim,) the point that `hypervolume` is measured from."""
         if self._given_reference is not None:
             return np.array(self._given_reference, dtype=np.float64)
-        reference = np.zeros(len(self.names))
-        if self._episodes is None and self._env.scorer.objective.reward.low < 0:
-            reference[0] = self._env.scorer.reward_without_layers()
+        reference = np.zeros(len(self._names))
+        scorer = getattr(self.unwrapped.episodes, "scorer", None)  # rewards of a suite are scaled, 0 = random
+        if scorer is not None and scorer.objective.reward.low < 0:
+            reference[0] = scorer.reward_without_layers()
         return reference
 
-    def saved(self, masks: Masks) -> Floats:
-        """Return (m, n_objectives - 1): the share of each cost that (m, n_layers) masks save."""
-        return np.stack([cost.saved(masks) for cost in self._costs], axis=1)
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of the environment and the fronts so far."""
+        return {**self.unwrapped.get_state(), "fronts": [[*key, front.tolist()] for key, front in self._fronts.items()]}
 
-    def vectors(self, rewards: Floats, masks: Masks, info: Mapping[str, Any], ended: np.ndarray) -> Floats:
-        """Return (m, n_objectives) reward vectors: no savings off the budget, and zeros within an episode."""
-        if self._episodes is None:
-            saved = self.saved(masks)
-        else:
-            saved = np.stack([np.atleast_1d(info[name]) for name in self.names[1:]], axis=1)
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned."""
+        self.unwrapped.set_state(state)
+        self._fronts, self._volumes = {(copy, problem): np.array(front) for copy, problem, front in state["fronts"]}, {}
+
+    def _vectors(self, rewards: Floats, info: Mapping[str, Any], scored: np.ndarray) -> Floats:
+        """Return (m, reward_dim) reward vectors: no savings off the budget, and zeros within an episode."""
+        saved = np.stack([np.atleast_1d(info[name]) for name in self._names[1:]], axis=1)
         vectors = np.column_stack((rewards, saved * np.atleast_1d(info["feasible"])[:, None]))
-        return np.where(ended[:, None], vectors, 0.0)
+        return np.where(scored[:, None], vectors, 0.0)
 
-    def add(self, copy: int, problem: int, point: Floats) -> None:
+    def _add(self, copy: int, problem: int, point: Floats) -> None:
         """Add a reward vector to the front of a copy's problem."""
         front = self._fronts.get((copy, problem), np.empty((0, len(point))))
-        if (front >= point).all(axis=1).any():
-            return
-        points = np.concatenate((front, point[None]))
-        self._fronts[copy, problem] = points[undominated_rows(points)]
-        self._volumes.pop((copy, problem), None)
+        # A dominated point changes nothing, and most points are.
+        if not (front >= point).all(axis=1).any():
+            points = np.concatenate((front, point[None]))
+            self._fronts[copy, problem] = points[undominated_rows(points)]
+            self._volumes.pop((copy, problem), None)
 
-    def volume(self, copy: int, problem: int) -> float:
+    def _volume(self, copy: int, problem: int) -> float:
         """Return the hypervolume of a front; it is computed again only after the front has changed."""
         key = copy, problem
         if key in self._fronts and key not in self._volumes:
             self._volumes[key] = dominated_volume(self._fronts[key], self.reference)
         return self._volumes.get(key, 0.0)
 
-    def forget(self) -> None:
-        """Empty all fronts."""
+    def _forget(self) -> None:
         self._fronts, self._volumes = {}, {}
 
-    def get_state(self) -> list[Any]:
-        """Return the fronts as plain values."""
-        return [[*key, front.tolist()] for key, front in self._fronts.items()]
 
-    def set_state(self, state: list[Any]) -> None:
-        """Restore what `get_state` returned."""
-        self._fronts, self._volumes = {(copy, problem): np.array(front) for copy, problem, front in state}, {}
-
-
-class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
+class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """Turns the reward of an environment into a vector: the reward of the mask, and the share that it saves of each cost.
 
     ## Description
@@ -140,11 +117,9 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     `DAS-Suite-Search-MO-v0` each step's first entry is the mask's own scaled reward instead of its improvement.
 
     ## Information
-    As the environment's, and `hypervolume`: the volume between `reference` and all rewards since `reset` last had a seed. In
-    a suite, only the rewards of the problem of this episode count; in a search of a suite, only those of this episode.
-
-    ## Version History
-    v0: first.
+    As the environment's, with what the mask saves of each objective, and `hypervolume`: the volume between `reference` and
+    all rewards since `reset` last had a seed. In a suite, only the rewards of the problem of this episode count; in a search
+    of a suite, only those of this episode.
 
     Args:
         env: A single-objective environment of das_gym.
@@ -164,34 +139,28 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
     ) -> None:
         super().__init__(env)
-        self._objectives = Objectives(env, objectives, reference)
+        self._set_up(objectives, reference)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._objectives.announce(self.unwrapped)
-
-    @property
-    def reference(self) -> Floats:
-        """(reward_dim,) the point that `hypervolume` is measured from."""
-        return self._objectives.reference
+        self._announce()  # unpickling makes the environment again
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset the environment. A seed, or a new search of a suite, also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None or "best" in info:
-            self._objectives.forget()
-        return observation, info | {"hypervolume": self._objectives.volume(0, info.get("problem", 0))}
+            self._forget()
+        return observation, info | {"hypervolume": self._volume(0, info.get("problem", 0))}
 
     def step(self, action: Any) -> Any:
         """Step the environment, with a (reward_dim,) float32 reward."""
         observation, reward, ended, truncated, info = self.env.step(action)
         scored = ended or "scaled_reward" in info  # each mask of a search of a suite is complete
-        rewards = np.array([info.get("scaled_reward", reward)])
-        (vector,) = self._objectives.vectors(rewards, self.get_wrapper_attr("last_mask")[None], info, np.array([scored]))
+        (vector,) = self._vectors(np.array([info.get("scaled_reward", reward)]), info, np.array([scored]))
         problem = info.get("problem", 0)
         if scored and info["feasible"]:
-            self._objectives.add(0, problem, vector)
-        info |= {"hypervolume": self._objectives.volume(0, problem)}
+            self._add(0, problem, vector)
+        info |= {"hypervolume": self._volume(0, problem)}
         return observation, vector.astype(np.float32), ended, truncated, info
 
     def true_front(self) -> tuple[Masks, Floats]:
@@ -202,21 +171,12 @@ class MultiObjectiveReward(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         table, scorer = self.get_wrapper_attr("table"), self.get_wrapper_attr("scorer")
         kept = scorer.budget.is_kept_by(table.masks)
         masks, rewards = table.masks[kept], table.values(scorer.objective, scorer.split)[kept]
-        points = np.column_stack((rewards, self._objectives.saved(masks)))
+        points = np.column_stack((rewards, *(scorer.cost_of(name).saved(masks) for name in self._names[1:])))
         rows = undominated_rows(points)
         return masks[rows], points[rows]
 
-    def get_state(self) -> dict[str, Any]:
-        """Return the state of the environment and the fronts so far."""
-        return {**self.unwrapped.get_state(), "fronts": self._objectives.get_state()}  # type: ignore[attr-defined]
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned."""
-        self.unwrapped.set_state(state)  # type: ignore[attr-defined]
-        self._objectives.set_state(state["fronts"])
-
-
-class MultiObjectiveVectorReward(VectorWrapper):
+class MultiObjectiveVectorReward(VectorReward, VectorWrapper):
     """Like `MultiObjectiveReward`, for vector environments: rewards are (num_envs, reward_dim) float32.
 
     `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed. `reward_space` is
@@ -227,50 +187,36 @@ class MultiObjectiveVectorReward(VectorWrapper):
         self, env: Any, objectives: Sequence[str] = DEFAULT_OBJECTIVES, reference: Sequence[float] | None = None
     ) -> None:
         super().__init__(env)
-        self._objectives = Objectives(env, objectives, reference)
-        self.reward_space = self._objectives.reward_space
-
-    @property
-    def reference(self) -> Floats:
-        """(reward_dim,) the point that `hypervolume` is measured from."""
-        return self._objectives.reference
+        self._set_up(objectives, reference)
+        self.reward_space = self.unwrapped.reward_space
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment. A seed also clears the rewards in `hypervolume`."""
-        observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        observations, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
-            self._objectives.forget()
-        return observations, info | self._volumes(info)
+            self._forget()
+        return observations, info | self._volume_info(info)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step the environments, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = self.env.step(actions)
-        vectors = self._objectives.vectors(rewards, self.env.unwrapped.last_masks, info, ended)  # type: ignore[attr-defined]
+        vectors = self._vectors(rewards, info, ended)
         problems = self._problems(info)
         for index in np.flatnonzero(ended & info["feasible"]).tolist():
-            self._objectives.add(index, problems[index], vectors[index])
-        volumes = self._volumes(info)
+            self._add(index, problems[index], vectors[index])
+        volumes = self._volume_info(info)
         if "final_info" in info:
             info["final_info"] |= volumes | {"_hypervolume": ended}
         return observations, vectors.astype(np.float32), ended, truncated, info | volumes
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the state of the environments and the fronts so far."""
-        return {**self.env.get_state(), "fronts": self._objectives.get_state()}  # type: ignore[attr-defined]
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned."""
-        self.env.set_state(state)  # type: ignore[attr-defined]
-        self._objectives.set_state(state["fronts"])
 
     def _problems(self, info: Mapping[str, Any]) -> list[int]:
         """Return the problem of each copy; environments of one problem name none."""
         return np.broadcast_to(info.get("problem", 0), self.num_envs).tolist()
 
-    def _volumes(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        volumes = np.array([self._objectives.volume(*pair) for pair in enumerate(self._problems(info))])
+    def _volume_info(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        volumes = np.array([self._volume(*pair) for pair in enumerate(self._problems(info))])
         return {"hypervolume": volumes, "_hypervolume": np.ones(self.num_envs, dtype=bool)}
 
 

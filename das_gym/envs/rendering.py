@@ -62,12 +62,6 @@ class View:
     height: int | None = None
 
 
-def check_render_mode(render_mode: str | None) -> None:
-    """Raise a ValueError for a mode other than those of `RENDER_MODES` and None."""
-    if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"`render_mode` is unknown: got {render_mode!r}, expected 'ansi', 'rgb_array' or None")
-
-
 def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndarray:
     """Render a view after the last step, None right after a reset: text, or a (height, width, 3) uint8 array of one size."""
     units = view.architecture.units

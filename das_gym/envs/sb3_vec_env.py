@@ -1,4 +1,4 @@
-"""The bridge to Stable-Baselines3: its `VecEnv` around a Gymnasium vector environment.
+"""The bridge to Stable-Baselines3: its `VecEnv` around a vector environment of das_gym.
 
     PPO("MlpPolicy", make_sb3_vec_env("DAS-METER-VQA-v0", n_envs=16, action="sequence"))
 
@@ -14,8 +14,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import registry
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from das_gym.envs.vector_env import MaskVectorEnv
 
 METHODS_BY_ENV = ("action_masks", "render")
 """Methods of a das_gym vector environment that return one value per environment; others return one for all."""
@@ -24,25 +27,20 @@ FINAL_KEYS = ("final_obs", "_final_obs", "final_info", "_final_info")
 
 
 class SB3VecEnv(VecEnv):
-    """A `VecEnv` of Stable-Baselines3 around a Gymnasium vector environment.
+    """A `VecEnv` of Stable-Baselines3 around a vector environment of das_gym, wrapped by Gymnasium's wrappers or not.
 
-    Episodes may have any length. Those that end are reset within the step, and `infos[i]` then describes the end of the
-    episode, with `terminal_observation` and `TimeLimit.truncated`.
-
-    Args:
-        env: Resets within the step (autoreset mode SAME_STEP), as das_gym's vector environments do.
+    Episodes that end are reset within the step, and `infos[i]` then describes the end of the episode, with
+    `terminal_observation` and `TimeLimit.truncated`. Attributes and methods are the vector environment's: one for all.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         mode = env.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
+        if not isinstance(env.unwrapped, MaskVectorEnv) or mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"`autoreset_mode` is not supported: got {mode}, expected AutoresetMode.SAME_STEP. Make it with "
-                'vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, or without `vectorization_mode`.'
+                f"`env` is not supported: got {env} with {mode}, expected das_gym's own vector environment with "
+                "AutoresetMode.SAME_STEP. Make it without `vectorization_mode` and `autoreset_mode`."
             )
-        self.env = env
-        self.spec = env.spec
-        self._base = env.unwrapped
+        self.env, self.spec, self._base = env, env.spec, env.unwrapped
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
@@ -81,35 +79,25 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """Return the attribute of each environment; a das_gym vector environment has one for all."""
-        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
-            values = self._base.get_attr(attr_name)
-            return [values[index] for index in self._get_indices(indices)]
+        """Return the attribute, once for each environment."""
         value = getattr(self._base, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        """Set an attribute in all environments."""
+        """Set an attribute of all environments."""
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"`indices` is not supported: got {indices}, expected None or all, since the environments share attributes"
             )
-        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
-            self._base.set_attr(attr_name, [value] * self.num_envs)
-        else:
-            setattr(self._base, attr_name, value)
+        setattr(self._base, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of each environment and return the results; a method that serves all environments is called once."""
-        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
-            results: Any = self._base.call(method_name, *method_args, **method_kwargs)
-        else:
-            result = getattr(self._base, method_name)(*method_args, **method_kwargs)
-            by_env = method_name in METHODS_BY_ENV and result is not None
-            results = result if by_env else [result] * self.num_envs
-        return [results[index] for index in self._get_indices(indices)]
+        """Call a method and return the result of each environment; it is called once."""
+        result = getattr(self._base, method_name)(*method_args, **method_kwargs)
+        by_env = method_name in METHODS_BY_ENV and result is not None
+        return [result[index] if by_env else result for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
         """Return for each environment whether the vector environment is wrapped in that class."""
@@ -123,15 +111,15 @@ class SB3VecEnv(VecEnv):
         return self.env_method("render")
 
 
-def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any) -> VecMonitor:
+def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any) -> VecEnv:
     """Return environments for Stable-Baselines3, with the statistics of episodes that it logs.
 
     Args:
-        env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0".
+        env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0". Environments without a vector form, as
+            DAS-Suite-Search-v0, are made by Stable-Baselines3's `make_vec_env`.
         n_envs: How many.
         seed: Of the first reset; None = random.
-        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`. Gymnasium's own vector
-            environments, as of DAS-Suite-Search-v0, are made with autoreset mode SAME_STEP.
+        kwargs: Settings of the environment, such as `skip_num`.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -139,8 +127,8 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
     spec = registry.get(env_id.rpartition(":")[2])
-    if kwargs.get("vectorization_mode") or (spec is not None and spec.vector_entry_point is None):
-        kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP, **(kwargs.get("vector_kwargs") or {})}
+    if spec is not None and spec.vector_entry_point is None:
+        return make_vec_env(env_id, n_envs, seed, env_kwargs=kwargs)
     vec_env = SB3VecEnv(gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs))
     vec_env.seed(seed)
     return VecMonitor(vec_env)

@@ -52,12 +52,14 @@ class ScoredEnv(MaskEnv):
         Gymnasium's EzPickle keeps the arguments only, and would lose generator, examples and a running episode.
         """
         args, kwargs = self._arguments
+        costs = {name: cost.as_dict() for name, cost in self.scorer.reported.items() if name != "macs_saved"}
         return {
-            "arguments": (args, kwargs | self.scorer.budget.known_costs),  # so that a copy measures nothing again
+            "arguments": (args, {**kwargs, "costs": costs} if costs else kwargs),  # so that a copy measures nothing again
             "state": self.get_state(),
             "spec": self.spec,
             "last": self._last,
-            "action_space": self.action_space,  # with their generators
+            # Spaces have generators of their own, which a copy has to continue.
+            "action_space": self.action_space,
             "observation_space": self.observation_space,
         }
 

@@ -21,25 +21,6 @@ INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "e
 REWARD_BATCHES = ("fixed", "cycle", "resample")
 
 
-def reward_batch_size(reward_batches: str, size: int, total: int) -> int:
-    """Check `reward_batches` and `reward_examples`, and return how many of `total` examples score a mask."""
-    check_names([reward_batches], REWARD_BATCHES, "reward_batches")
-    if size < 1:
-        raise ValueError(f"`reward_examples` is out of range: got {size}, expected at least 1")
-    return min(size, total)
-
-
-def next_places(
-    reward_batches: str, batch_size: int, total: int, position: int, rng: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Return which reward examples the next step uses, and the position in the cycle after it."""
-    if reward_batches == "fixed":
-        return np.arange(batch_size), position
-    if reward_batches == "resample":
-        return rng.choice(total, batch_size, replace=False), position
-    return (position + np.arange(batch_size)) % total, int((position + batch_size) % total)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Rewards of m masks, and the `info` of their scores.
@@ -69,12 +50,15 @@ class Scorer(ABC):
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
         improvements: The search so far: pairs of an evaluation at which the best reward rose, and that reward.
+        reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
         self.objective = objective
         self.statistics = check_statistics(statistics)
+        limited = objective.budget.cost
+        self.reported = {} if limited is None else {limited.setting: limited}
         self.restart()
 
     @abstractmethod
@@ -137,6 +121,27 @@ class Scorer(ABC):
         """The MACs of masks."""
         return self.objective.macs
 
+    def draw_batches(self, reward_batches: str, size: int, total: int) -> None:
+        """Score masks on `size` of `total` examples each, which `reward_batches` chooses."""
+        check_names([reward_batches], REWARD_BATCHES, "reward_batches")
+        if size < 1:
+            raise ValueError(f"`reward_examples` is out of range: got {size}, expected at least 1")
+        self.reward_batches, self.batch_size, self.total = reward_batches, min(size, total), total
+
+    def next_places(self, rng: np.random.Generator) -> np.ndarray:
+        """Return which examples score the masks of the next step."""
+        if self.reward_batches == "fixed":
+            return np.arange(self.batch_size)
+        if self.reward_batches == "resample":
+            return rng.choice(self.total, self.batch_size, replace=False)
+        # Around the split: the last batch is filled up with the first examples.
+        first, self.position = self.position, (self.position + self.batch_size) % self.total
+        return (first + np.arange(self.batch_size)) % self.total
+
+    def report(self, costs: Iterable[str]) -> None:
+        """Have `info` hold the savings of these costs, keys of `SAVED`."""
+        self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
+
     def close(self) -> None:  # noqa: B027 - a table has nothing to release
         """Release resources outside of this process."""
 
@@ -168,11 +173,13 @@ class Scorer(ABC):
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
         feasible = self.budget.is_kept_by(masks)
+        # Masks off the budget are never evaluated: they cost no time, and their loss cannot be learned from.
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
             found = self.measure(masks[scored], rng)
             losses[scored], metrics[scored] = found.losses, found.metrics
+            # The engine computes divergences only for rewards that need them.
             divergences[scored] = np.nan if found.divergences is None else found.divergences
         scores = Scores(losses, metrics, divergences)
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
@@ -198,6 +205,7 @@ class Scorer(ABC):
 
     def _count(self, rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
         """Return (m,) int64 evaluations after each of m masks, and note where the best reward rose."""
+        # Rows count one after another, as if one environment had scored them in turn.
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
         best = self.best_so_far
@@ -225,6 +233,4 @@ class Scorer(ABC):
             "feasible": feasible,
             "evaluations": evaluations.astype(np.int64),
         }
-        if self.budget.cost is not None:
-            info[self.budget.cost.setting] = self.budget.cost.saved(masks)
-        return info
+        return info | {setting: cost.saved(masks) for setting, cost in self.reported.items()}

@@ -72,9 +72,6 @@ class SuiteEnv(MaskEnv):
 
     ## References
     DAS: arXiv 2309.01479. Splits of problems as in Procgen, arXiv 1912.01588.
-
-    ## Version History
-    v0: first.
     """
 
     def __init__(

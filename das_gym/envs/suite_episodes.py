@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.episodes import Episodes, first_row
 from das_gym.envs.rendering import LastStep, View
 from das_gym.problem.budget import Masks
+from das_gym.problem.cost_kinds import SAVED
+from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite
 
 
@@ -47,9 +49,11 @@ class SuiteEpisodes(Episodes):
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
         itself = cast(Any, self)
         self.mode = find_action_mode(action)(names, itself, itself, rows)
-        low, high = (np.tile(bound, MAX_UNITS) for bound in suite.bounds)
+        observed = [STATISTICS[name] for name in suite.statistics]
+        low = np.tile(np.array([min(each.low, 0.0) for each in observed], np.float32), MAX_UNITS)  # 0 where no unit is
+        high = np.tile(np.array([max(each.high, 0.0) for each in observed], np.float32), MAX_UNITS)
         parts = {
-            "statistics": spaces.Box(np.minimum(low, 0.0), np.maximum(high, 0.0), dtype=np.float32),  # 0 where no unit is
+            "statistics": spaces.Box(low, high, dtype=np.float32),
             "units": spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32),
             "savings": spaces.Box(-1.0, 1.0, (MAX_UNITS,), np.float32),
             "budget": spaces.Box(0.0, 1.0, (2,), np.float32),
@@ -145,12 +149,22 @@ class SuiteEpisodes(Episodes):
             **self.problem_info(),
         }
         info |= {name: suite.saved_of(name)[rows] for name in self.costs}
+        # An episode ends as soon as its budget is kept: a mask within a sequence is off it, which `info` says already.
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
     def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:
         """See `Episodes.score_one`."""
         rewards, info = self.score(moves, rng)
         return float(rewards[0]), first_row(info)
+
+    def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
+        """See `Episodes.report`."""
+        saved = {name: self.suite.saved_of(name) for name in costs}
+        for name, shares in saved.items():
+            if np.isnan(shares).any():
+                raise ValueError(f"`{name}` is not supported: a table of this suite does not hold the {SAVED[name]}")
+        self.costs += [name for name in saved if name not in ("macs_saved", *self.costs)]
+        return [(shares.min(), shares.max()) for shares in (self.suite.scaled, *saved.values())]
 
     def problem_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of the problems, each (m,)."""

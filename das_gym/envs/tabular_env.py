@@ -16,7 +16,7 @@ from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import Outcome, Scorer, next_places, reward_batch_size
+from das_gym.envs.scoring import Outcome, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute
 from das_gym.problem.budget import pick_budget
@@ -53,6 +53,7 @@ class TableScorer(Scorer):
     ) -> None:
         self.table, self._costs = table, {**table.costs, **given_costs(costs)}
         bound = pick_budget(table.n_layers, budget, self.cost_of)
+        # Without such masks, an agent could choose one that nothing is known of.
         most = table.meta.max_skipped
         if most is not None and (bound.skip_num is None or bound.skip_num > most):
             raise ValueError(f"`skip_num` is out of range: this table holds masks of up to {most} layers, give 0..{most}")
@@ -125,6 +126,7 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """See `Scorer.score_one`."""
+        # The bytes of a short mask hash faster than its row is computed.
         known = self._rows_known.get(key := masks.tobytes())
         if known is None:
             row = int(self.table.rows(masks[0])) if self._exact else -1
@@ -140,6 +142,13 @@ class TableScorer(Scorer):
                 self.improvements.append((self.evaluations, reward))
         return reward, {**info, "evaluations": self.evaluations}
 
+    def report(self, costs: Iterable[str]) -> None:
+        """See `Scorer.report`; what was looked up before lacks the savings."""
+        super().report(costs)
+        self._rows_known.clear()
+        for name in ("_known", "_full_model_info", "_exact"):
+            self.__dict__.pop(name, None)
+
     def full_model_info(self) -> dict[str, Any]:
         """See `Scorer.full_model_info`."""
         return {**self._full_model_info, "evaluations": self.evaluations}
@@ -151,8 +160,7 @@ class TableScorer(Scorer):
     @cached_property
     def _exact(self) -> bool:
         """Whether costs do not depend on the other masks of a call: sums of integers do not, sums of times may."""
-        cost = self.budget.cost
-        return cost is None or bool((cost.savings == np.round(cost.savings)).all())
+        return all((cost.savings == np.round(cost.savings)).all() for cost in self.reported.values())
 
     @cached_property
     def _known(self) -> Outcome:
@@ -187,15 +195,12 @@ class ExampleScorer(TableScorer):
             name = self.objective.reward.name
             raise ValueError(f"`reward` is not supported: {name} needs divergences, which tables hold only as means")
         self._each = table.examples[self.split]
-        self._total = len(self._each.keys)
-        wanted = self._total if reward_examples is None else reward_examples
-        self.batch_size = reward_batch_size(reward_batches, wanted, self._total)
-        self.reward_batches = reward_batches
+        total = len(self._each.keys)
+        self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Score on the examples of the next step; see `Scorer.measure`."""
-        places, self.position = next_places(self.reward_batches, self.batch_size, self._total, self.position, rng)
-        return self._on(places, self.table.rows(masks))
+        return self._on(self.next_places(rng), self.table.rows(masks))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score on the first examples; see `Scorer.measure_fixed`."""
@@ -220,12 +225,6 @@ class TabularEnv(ScoredEnv):
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` measures the speed).
-
-    ## References
-    DAS: arXiv 2309.01479.
-
-    ## Version History
-    v0: first.
 
     Args:
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with

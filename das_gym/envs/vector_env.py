@@ -49,11 +49,6 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         if not is_whole(num_envs) or num_envs < 1:
             raise ValueError(f"`num_envs` is out of range: got {num_envs!r}, expected an integer of at least 1")
-        if "max_episode_steps" in kwargs:
-            raise ValueError(
-                "`max_episode_steps` is not supported: episodes end with their budget. Leave it out, or use "
-                'make_vec(..., vectorization_mode="sync"), which scores masks one by one.'
-            )
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         check_names([mode], AUTORESET_MODES, "autoreset_mode")
         self.autoreset_mode = AUTORESET_MODES[mode]
@@ -112,9 +107,11 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
             final = {"final_obs": self._rows_of(ended), "_final_obs": ended, "final_info": final_info, "_final_info": ended}
             episodes.begin(ended, self.np_random)
         if "action_mask" in info and (final or some_restarted):
+            # The next action is chosen in the state after the reset.
             info = info | {"action_mask": self.mode.action_masks()}
         told = with_presence(info, np.ones(self.num_envs, dtype=bool))
         if some_restarted:
+            # Gymnasium's convention: a key is absent in the rows whose reset has no such value.
             told |= {f"_{key}": ~restarted for key in info if key not in first}
         return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), told | final
 

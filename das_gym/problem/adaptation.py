@@ -21,9 +21,6 @@ from das_gym.models.tensor_files import check_finite, read_safetensors, write_te
 
 FORMAT = "das_gym adaptation 1"
 
-WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""Number formats of weights in a file; the model converts them to its own."""
-
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -102,9 +99,6 @@ class Adaptation:
         form = described.pop("format", None)
         if form != FORMAT:
             raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")
-        for name, tensor in tensors.items():
-            if tensor.dtype not in WEIGHT_TYPES:
-                raise ValueError(f"{path}: {name} has dtype {tensor.dtype}, which is not a dtype of weights. Write it again")
         check_finite(((name, tensor.float()) for name, tensor in tensors.items()), path)
         try:
             return build(cls, {**described, "tensors": tensors})

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import check_names, choice, nested
 from das_gym.files import absolute
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 from das_gym.trust import REMOTE_CODE
 
@@ -30,7 +30,7 @@ PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_ca
 WORKERS = ("ray",)
 """Backends that distribute masks, by name."""
 
-COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "workers")
+COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "encoder_cache", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
 
@@ -103,9 +103,8 @@ class ProblemOptions:
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
-        eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
-        tree_gib: Memory for hidden states while masks are scored, in GiB. A third of it keeps those of the full model. None
-            means 3 for transformers models, and no limit for others.
+        eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, for transformers models so that
+            the hidden states of all masks take 2 GiB at most.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
@@ -120,7 +119,6 @@ class ProblemOptions:
     device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: int | None = None
-    tree_gib: float | None = None
     encoder_cache: str | None = None
     workers: str | None = choice(None, WORKERS)
 
@@ -152,8 +150,6 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         self._check_options()
         if self.workers not in (None, *WORKERS):
             raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
-        if self.tree_gib is not None and not self.tree_gib > 0:
-            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0, or None")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
@@ -229,9 +225,8 @@ def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> 
 
 
 def supernet_command(config: ProblemConfig) -> str:
-    """Return the command that trains a supernet, with the modules that register its model and task."""
-    modules = [REGISTERED_IN[name] for name in (config.model, config.task) if name in REGISTERED_IN]
-    return format_command("adapt supernet", problem_words(config), plugins=modules)
+    """Return the command that trains a supernet."""
+    return format_command("adapt supernet", problem_words(config))
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,12 @@ from das_gym.tasks.base import Task, check_task
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
-TREE_GIB = 3.0
-"""Bound of the mask tree's hidden states for models of prompts, unless `tree_gib` is given: prompts can be long."""
+TREE_BYTES, TRUNK_BYTES = 2**31, 2**30
+"""For models of prompts, which can be long: bounds of the mask tree's hidden states, and of those of the full model that are
+kept for later turns."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
-
-IMAGE_MARGIN = 0.02
-"""A supernet whose metric (0..1) is not this much better with the images than without them does not rely on them."""
 
 
 @dataclass(frozen=True)
@@ -148,26 +146,13 @@ def build_problem(config: ProblemConfig) -> Problem:
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     sample = sample_of(supernet, splits)
-    pairs, (states, _) = PAIRS_PER_BATCH, tree_bytes(config)
-    if states is not None:
+    pairs = PAIRS_PER_BATCH
+    if MODELS[config.model].reads == "prompts":
         # On the way down the tree, each stage holds its state and at most two outputs.
         held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
-        pairs = max(1, min(PAIRS_PER_BATCH, states // held))
+        pairs = max(1, min(PAIRS_PER_BATCH, TREE_BYTES // held))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
-
-
-def tree_bytes(config: ProblemConfig) -> tuple[int | None, int]:
-    """Return the bytes of hidden states that the mask tree may hold, and that it may keep of the full model for later turns.
-
-    Models of prompts keep a third of the bound; others keep nothing, and have no bound unless one is given.
-    """
-    reads_prompts = MODELS[config.model].reads == "prompts"
-    gib = TREE_GIB if config.tree_gib is None and reads_prompts else config.tree_gib
-    if gib is None:
-        return None, 0
-    kept = int(gib * 2**30 / 3) if reads_prompts else 0
-    return int(gib * 2**30) - kept, kept
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -294,13 +279,6 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
         return without_training(load_backbone(config), config.task, splits)
     path, supernet = found
     advice = f"Train a supernet on these data with `{supernet_command(config)}`, then give supernet=<the file it writes>."
-    seeing, blind = (supernet.info.get(name) for name in ("seeing", "blind"))
-    if isinstance(seeing, Mapping) and isinstance(blind, Mapping) and image_agnostic_metrics(seeing, blind):
-        warnings.warn(
-            f"{path} does not rely on images: {format_blindness(seeing, blind)}. Its scores of masks mean little there: "
-            "train it longer.",
-            stacklevel=2,
-        )
     if config.supernet is None and config.data_root is not None:
         warnings.warn(
             f"data_root={config.data_root} is scored by the bundled supernet, trained on das_gym's generated data: "
@@ -314,17 +292,6 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
             f"{config.data_root or 'the bundled data'} have an answer that {path} knows. {advice}"
         )
     return model
-
-
-def image_agnostic_metrics(seeing: Mapping[str, float], blind: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the names of the metrics, 0..1, that are less than 0.02 better with the images than without them."""
-    return tuple(n for n, value in seeing.items() if n in blind and value < blind[n] + IMAGE_MARGIN and value < 1)
-
-
-def format_blindness(seeing: Mapping[str, float], blind: Mapping[str, float]) -> str:
-    """Return those metrics in words: `accuracy 41 % (40 % blind)`."""
-    names = image_agnostic_metrics(seeing, blind)
-    return ", ".join(f"{name} {100 * seeing[name]:.0f} % ({100 * blind[name]:.0f} % blind)" for name in names)
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
@@ -422,7 +389,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,
-        "trunk_bytes": tree_bytes(config)[1],
+        "trunk_bytes": TRUNK_BYTES if MODELS[config.model].reads == "prompts" else 0,
         "precision": config.precision,
     }
     parts = (model.backbone.vlp, model.head, model.task)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from das_gym.files import absolute
-from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
-from das_gym.shapes.scenes import COLORS, SHAPES, pick, render, sample_scene
+from das_gym.shapes.scene_language import QUESTION_FAMILIES
+from das_gym.shapes.scenes import render, sample_scene
 from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
 
 VERSION = 1
@@ -38,18 +36,11 @@ _INFO = {
 _LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT License"}
 
 
-def write_shapes(
-    folder: str | Path,
-    seed: int = 0,
-    train_scenes: int = TRAIN_SCENES,
-    val_scenes: int = VAL_SCENES,
-    disagreement: float = 0.0,
-) -> Path:
+def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, val_scenes: int = VAL_SCENES) -> Path:
     """Write Shapes-VQA in VQAv2's format: questions and annotations JSON, and a folder of JPEG images, per split.
 
-    Every scene gets a question of each family that applies, and no image occurs twice. The same arguments write the
-    same data. `folder` is new or empty. `disagreement` is the probability that an annotator gives a wrong answer of the
-    right kind; scenes and questions do not depend on it.
+    Every scene gets a question of each family that applies, and no image occurs twice. The ten annotators of a question
+    agree. The same arguments write the same data. `folder` is new or empty.
 
     Example:
         >>> from das_gym.shapes.vqa import write_shapes
@@ -60,26 +51,16 @@ def write_shapes(
     folder = absolute(folder)
     check_counts(0, seed=seed)
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
-    if not 0 <= disagreement <= 1:
-        raise ValueError(f"wrong `disagreement`: got {disagreement}, expected 0..1")
     images, counts = NewImages(), {"train2014": train_scenes, "val2014": val_scenes}
     with new_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
+        # A generator for each split: val2014 does not depend on the number of training scenes.
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
-            _write_split(partial, split, count, rng, images, bar, (seed, disagreement))
+            _write_split(partial, split, count, rng, images, bar)
     return folder
 
 
-def _write_split(
-    folder: Path,
-    split: str,
-    count: int,
-    rng: np.random.Generator,
-    images: NewImages,
-    bar: tqdm,
-    annotators: tuple[int, float],
-) -> None:
-    """Write the images, questions and annotations of one split; `annotators` are seed and disagreement."""
-    seed, disagreement = annotators
+def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator, images: NewImages, bar: tqdm) -> None:
+    """Write the images, questions and annotations of one split."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
@@ -93,8 +74,17 @@ def _write_split(
         drawn = [question for ask in QUESTION_FAMILIES.values() if (question := ask(rng, scene)) is not None]
         for question_id, question in enumerate(drawn, start=image_id * 1000):
             questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
-            answers = _answers(question, np.random.default_rng([seed, question_id]), disagreement)
-            annotations.append(_annotation(question, question_id, image_id, answers))
+            said = {"answer": question.answer, "answer_confidence": "yes"}
+            annotations.append(
+                {
+                    "question_id": question_id,
+                    "image_id": image_id,
+                    "question_type": question.family,
+                    "answer_type": question.answer_type,
+                    "multiple_choice_answer": question.answer,
+                    "answers": [{**said, "answer_id": number} for number in range(1, N_ANNOTATORS + 1)],
+                }
+            )
         image_id += 1
         bar.update()
     common = {"info": _INFO, "license": _LICENSE, "data_type": "mscoco", "data_subtype": split}
@@ -104,39 +94,6 @@ def _write_split(
     }
     for name, entries in files.items():
         (folder / name).write_text(json.dumps({**common, **entries}, separators=(",", ":")), encoding="utf-8")
-
-
-def _answers(question: Question, rng: np.random.Generator, disagreement: float) -> list[str]:
-    """Draw the answers of the annotators."""
-    wrong = rng.random(N_ANNOTATORS) < disagreement
-    return [pick(rng, _wrong_answers(question)) if errs else question.answer for errs in wrong]
-
-
-def _wrong_answers(question: Question) -> list[str]:
-    """Return the wrong answers of the same kind as the right one; of a count those that are one off."""
-    if question.answer_type == "number":
-        number = int(question.answer)
-        return [str(other) for other in (number - 1, number + 1) if other >= 0]
-    kinds: tuple[Collection[str], ...] = (("yes", "no"), COLORS, SHAPES)
-    kind = next(kind for kind in kinds if question.answer in kind)
-    return [other for other in kind if other != question.answer]
-
-
-def _annotation(question: Question, question_id: int, image_id: int, answers: list[str]) -> dict[str, Any]:
-    """Return VQAv2's entry; of equally frequent answers the right one is the majority's."""
-    counts = Counter(answers)
-    listed = [
-        {"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": number}
-        for number, answer in enumerate(answers, start=1)
-    ]
-    return {
-        "question_id": question_id,
-        "image_id": image_id,
-        "question_type": question.family,
-        "answer_type": question.answer_type,
-        "multiple_choice_answer": max(counts, key=lambda answer: (counts[answer], answer == question.answer)),
-        "answers": listed,
-    }
 
 
 def shapes_root(cache: str | Path | None = None) -> Path:

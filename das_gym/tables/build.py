@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,35 +52,33 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
     return shuffled(problem.task, getattr(problem.splits, split), count)
 
 
-def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
+def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any], content: bool = False) -> dict[str, str]:
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
     Returns:
         `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
-        targets of the examples in order, and the sizes of a few images.
+        targets of the examples in order, and the sizes of a few images. With `content`, as tables with every example hold
+        them, `reward_content`, `test_content`: all pixels and texts.
     """
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
-    return {
+    task = problem.task
+    hashes = {
         "model": problem.backbone.base,
-        "supernet": hash_tensors([*problem.task.labels], tensors),
-        "reward_data": _data_hash(problem.task, reward),
-        "test_data": _data_hash(problem.task, test),
+        "supernet": hash_tensors([*task.labels], tensors),
+        "reward_data": _data_hash(task, reward),
+        "test_data": _data_hash(task, test),
     }
-
-
-def content_hashes(task: Task, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
-    """Return hashes of all pixels and texts of the examples, as tables with every example hold them."""
-    return {"reward_content": _content_hash(task, reward), "test_content": _content_hash(task, test)}
+    if content:
+        hashes |= {"reward_content": _content_hash(task, reward), "test_content": _content_hash(task, test)}
+    return hashes
 
 
 def check_table(table: SubnetTable, problem: Problem) -> None:
     """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
     reward = table_examples(problem, "reward", table.meta.reward_examples)
     test = table_examples(problem, "test", table.meta.test_examples)
-    hashes = problem_hashes(problem, reward, test)
-    if table.examples is not None:
-        hashes |= content_hashes(problem.task, reward, test)
+    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
     differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
     if differing:
         words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
@@ -103,6 +100,7 @@ def _content_hash(task: Task, examples: Sequence[Any]) -> str:
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
+    # All pixels would take minutes: sizes of a few images tell data sets apart, tokens and targets the examples.
     measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
     words = [str(image.open().size) for pair in measured for image in pair.images]
     for start in range(0, len(examples), EXAMPLES_HASHED):
@@ -159,16 +157,29 @@ def build_table(
         "reward": table_examples(problem, "reward", reward_examples),
         "test": table_examples(problem, "test", test_examples),
     }
-    hashes = problem_hashes(problem, examples["reward"], examples["test"])
+    hashes = problem_hashes(problem, examples["reward"], examples["test"], content=each)
     groups = sorted({problem.task.group(example) for part in examples.values() for example in part})
-    if each:
-        hashes |= content_hashes(problem.task, examples["reward"], examples["test"])
-    elif len(groups) < 2:
+    if len(groups) < 2 and not each:
         groups = []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
     identity |= {"max_skipped": max_skipped, "groups": groups}
-    progress = _Progress.empty(problem.task, examples, identity, len(masks), each)
-    _score_all(problem, masks, examples, progress, checkpoint, on_chunk)
+    progress = _Progress(problem.task, examples, identity, len(masks), each)
+    if checkpoint is not None and checkpoint.is_file():
+        progress.restore(checkpoint)
+    report = on_chunk or (lambda done: None)
+    report(sum(progress.done.values()))
+    evaluator = problem.evaluator
+    for split in SPLITS:
+        for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
+            chunk = examples[split][start : start + evaluator.batch_size]
+            before = evaluator.spent
+            progress.add(split, evaluator.evaluate_each(masks, chunk))
+            for counter in dataclasses.fields(Spending):
+                more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
+                setattr(progress.spent, counter.name, getattr(progress.spent, counter.name) + more)
+            if checkpoint is not None:
+                progress.save(checkpoint)
+            report(len(chunk))
     costs = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     if latency_batch is not None:
         costs |= latency_costs(latency_of(problem, latency_batch))
@@ -186,48 +197,19 @@ def build_table(
         costs=costs,
         groups=tuple(groups),
     )
-    scores = {split: _mean_scores(progress.sums[split] / len(examples[split])) for split in SPLITS}
+    scores = {}
+    for split in SPLITS:
+        # Sums are float64, in the order of batches: a resumed build rounds as one that was not stopped.
+        means = progress.sums[split] / len(examples[split])
+        # A mask with a non-finite loss in some batch has loss inf.
+        means = np.where(np.isfinite(means[0]), means, np.array([[np.inf], [0.0], [np.inf]])).astype(np.float32)
+        scores[split] = Scores(*means)
     macs = problem.costs.macs_cost.amounts(masks)
     statistics = np.zeros((width, len(STATISTICS)), np.float32)
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
     group_scores = None if each or not groups else progress.group_scores()
-    table = SubnetTable(meta, scores, macs, statistics, progress.each, by_group, group_scores)
+    table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group, group_scores)
     return with_statistics(table, problem), progress.spent
-
-
-def _score_all(
-    problem: Problem,
-    masks: np.ndarray,
-    examples: Mapping[str, Sequence[Any]],
-    progress: _Progress,
-    checkpoint: Path | None,
-    on_chunk: Callable[[int], Any] | None,
-) -> None:
-    """Add the scores of all examples that the checkpoint lacks, batch by batch; it is written after each."""
-    if checkpoint is not None and checkpoint.is_file():
-        progress.restore(checkpoint)
-    if on_chunk is not None:
-        on_chunk(sum(progress.done.values()))
-    evaluator = problem.evaluator
-    for split in SPLITS:
-        for start in range(progress.done[split], len(examples[split]), evaluator.batch_size):
-            chunk = examples[split][start : start + evaluator.batch_size]
-            before = evaluator.spent
-            progress.add(split, evaluator.evaluate_each(masks, chunk))
-            for counter in dataclasses.fields(Spending):
-                more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
-                setattr(progress.spent, counter.name, getattr(progress.spent, counter.name) + more)
-            if checkpoint is not None:
-                progress.save(checkpoint)
-            if on_chunk is not None:
-                on_chunk(len(chunk))
-
-
-def _mean_scores(means: np.ndarray) -> Scores:
-    """Return means as float32; a mask with a non-finite loss in some batch has loss inf."""
-    broken = ~np.isfinite(means[0])
-    losses, metrics, divergences = np.where(broken, np.array([[np.inf], [0.0], [np.inf]]), means).astype(np.float32)
-    return Scores(losses, metrics, divergences)
 
 
 def with_statistics(
@@ -255,20 +237,20 @@ def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequen
     def known_losses(masks: np.ndarray) -> np.ndarray:
         return table.values("loss", "reward")[table.index(masks)]
 
+    # The table has the losses that statistics ask for, unless it lacks some masks.
     known = None if table.meta.max_skipped is not None else known_losses
     activity = measure_activity(problem.evaluator, examples)
     inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, known)
     return compute_statistics(check_statistics(names), inputs)
 
 
-@dataclass
 class _Progress:
     """The scores so far.
 
     Attributes:
         identity: What the table depends on; another identity is another table.
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
-        each: By split, the scores of each example; None where means are enough.
+        each: By split, the scores of each example; empty where means are enough.
         places: By split, (examples,) the group of each example, as a number.
         group_sums: By split, (2, groups, masks) float64 sums over a group's examples of losses and metrics; no groups where
             they are not told apart, or where `each` holds them.
@@ -276,36 +258,27 @@ class _Progress:
         spent: The computation so far.
     """
 
-    identity: dict[str, Any]
-    sums: dict[str, np.ndarray]
-    each: dict[str, ExampleScores] | None
-    places: dict[str, np.ndarray]
-    group_sums: dict[str, np.ndarray]
-    done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    spent: Spending = field(default_factory=Spending)
-
-    @classmethod
-    def empty(
-        cls, task: Task, examples: Mapping[str, Sequence[Any]], identity: dict[str, Any], masks: int, each: bool
-    ) -> _Progress:
-        """Return the state before the first example is scored."""
+    def __init__(
+        self, task: Task, examples: Mapping[str, Sequence[Any]], identity: dict[str, Any], masks: int, each: bool
+    ) -> None:
         groups = identity["groups"]
-        places, kept = {}, {}
+        self.identity, self.done, self.spent = identity, dict.fromkeys(SPLITS, 0), Spending()
+        self.each: dict[str, ExampleScores] = {}
+        self.places: dict[str, np.ndarray] = {}
         for split, part in examples.items():
-            places[split] = np.array([groups.index(task.group(e)) if groups else 0 for e in part], int)
+            self.places[split] = np.array([groups.index(task.group(e)) if groups else 0 for e in part], int)
             if each:
                 images: dict[str, int] = {}
                 first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
-                numbers = [images.setdefault(key, len(images)) for key in first]
-                keys = [e.key for e in part]
-                kept[split] = ExampleScores.empty(masks, places[split].astype(np.int16), np.array(numbers, np.int32), keys)
-        sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
-        group_sums = {split: np.zeros((2, 0 if each else len(groups), masks)) for split in SPLITS}
-        return cls(identity, sums, kept if each else None, places, group_sums)
+                numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
+                places, keys = self.places[split].astype(np.int16), [e.key for e in part]
+                self.each[split] = ExampleScores.empty(masks, places, numbers, keys)
+        self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
+        self.group_sums = {split: np.zeros((2, 0 if each else len(groups), masks)) for split in SPLITS}
 
     def add(self, split: str, scores: Scores) -> None:
         """Add the (masks, m) scores of the next m examples."""
-        if self.each is not None:
+        if self.each:
             self.each[split] = self.each[split].put(self.done[split], scores)
         self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
         groups = self.places[split][self.done[split] : self.done[split] + scores.losses.shape[1]]
@@ -324,7 +297,7 @@ class _Progress:
         """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
         arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
-        for split, each in (self.each or {}).items():
+        for split, each in self.each.items():
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
         np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
@@ -336,25 +309,22 @@ class _Progress:
             arrays = read_arrays(path)
             meta = description_in(arrays, "begin a new run")
             done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
+            # Whatever the checkpoint lacks or has in addition differs, too.
             wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:
                 raise ValueError(f"it is of another table: {', '.join(differing)} differ")
-            self._restore_arrays(arrays, done)
-            self.spent = spent
+            for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
+                for split in SPLITS:
+                    found = arrays[split + suffix]
+                    if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
+                        raise ValueError("its sums belong to other masks or groups")
+                    own[split] = found
+            for split, each in self.each.items():
+                if done[split]:
+                    read = ExampleScores.of(arrays, split)
+                    read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
+                    self.each[split] = read
+            self.done, self.spent = done, spent
         except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{path} cannot be resumed ({error}). Start a new run") from error
-
-    def _restore_arrays(self, arrays: Mapping[str, Any], done: dict[str, int]) -> None:
-        for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
-            for split in SPLITS:
-                found = arrays[split + suffix]
-                if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                    raise ValueError("its sums belong to other masks or groups")
-                own[split] = found
-        for split, each in (self.each or {}).items():
-            if done[split]:
-                read = ExampleScores.of(arrays, split)
-                read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
-                self.each[split] = read  # type: ignore[index]
-        self.done = done

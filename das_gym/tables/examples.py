@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from das_gym.engine.scores import Scores
-from das_gym.tables.parts import Schema, SplitPart
+from das_gym.tables.parts import SplitPart
 
 MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
@@ -60,6 +60,7 @@ class ExampleScores(SplitPart):
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
         if len(values) > MOST_VALUES:
             raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave `each` out")
+        # New values move the places of earlier ones.
         self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
         self.metrics[where] = np.searchsorted(values, found)
         return ExampleScores(**{**vars(self), "metric_values": values})
@@ -82,13 +83,13 @@ class ExampleScores(SplitPart):
         """See `SplitPart.group_means`."""
         return self.means(np.flatnonzero(self.groups == group))
 
-    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """See `SplitPart.schema`."""
+    def expected(self, masks: int, count: int, groups: int) -> dict[str, tuple[Any, ...]]:
+        """See `SplitPart.expected`."""
         return {
-            "losses": Schema("f", (count, masks), 0, np.inf),
-            "metric_values": Schema("f", (None,), 0, 1),
-            "metrics": Schema("iu", (count, masks), 0, len(self.metric_values) - 1),
-            "groups": Schema("iu", (count,), 0, groups - 1),
-            "images": Schema("iu", (count,)),
-            "keys": Schema("U", (count,)),
+            "losses": ("f", (count, masks), 0, np.inf),
+            "metric_values": ("f", (None,), 0, 1),
+            "metrics": ("iu", (count, masks), 0, len(self.metric_values) - 1),
+            "groups": ("iu", (count,), 0, groups - 1),
+            "images": ("iu", (count,)),
+            "keys": ("U", (count,)),
         }

@@ -12,40 +12,34 @@ import numpy as np
 from das_gym.engine.scores import Scores
 
 LARGEST = float(np.finfo(np.float64).max)
-WORDS = {"f": "real numbers", "iu": "integers", "U": "texts"}
 
 
-@dataclass(frozen=True)
-class Schema:
-    """The allowed dtype, shape and range of an array.
+def check_array(
+    name: str,
+    array: Any,
+    kinds: str,
+    shape: tuple[int | None, ...],
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    may_lack: bool = False,
+) -> None:
+    """Raise ValueError for an array of a file that would give wrong numbers.
 
-    Attributes:
-        kinds: The kinds of its dtype, as numpy names them: `f`, `iu` or `U`.
-        shape: Its shape; None allows any size of that dimension.
-        low, high: Bounds of its values.
-        may_lack: Whether NaN is allowed, for values that were not measured.
+    `kinds` are those of its dtype as numpy names them: `f`, `iu` or `U`. None in `shape` allows any size of that dimension.
+    `may_lack` allows NaN, for values that were not measured.
     """
-
-    kinds: str
-    shape: tuple[int | None, ...]
-    low: float = -LARGEST
-    high: float = LARGEST
-    may_lack: bool = False
-
-    def check(self, name: str, array: Any) -> None:
-        """Raise for an array that does not match."""
-        shape = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, self.shape, strict=False))
-        if array.ndim != len(self.shape) or shape != self.shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {self.shape}")
-        if array.dtype.kind not in self.kinds:
-            raise ValueError(f"{name} has the wrong type: got {array.dtype}, expected {WORDS[self.kinds]}")
-        if self.kinds == "U":
-            return
-        wrong = (array < np.float64(self.low)) | (array > np.float64(self.high))
-        if not self.may_lack:
-            wrong |= np.isnan(array)
-        if wrong.any():
-            raise ValueError(f"{name} is out of range: got {array[wrong][0]}, expected {self.low:g} to {self.high:g}")
+    sizes = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, shape, strict=False))
+    if array.ndim != len(shape) or sizes != shape or array.dtype.kind not in kinds:
+        raise ValueError(
+            f"{name} is wrong: got {array.dtype} of shape {array.shape}, expected kind {kinds} of shape {shape}"
+        )
+    if kinds == "U":
+        return
+    wrong = (array < np.float64(low)) | (array > np.float64(high))
+    if not may_lack:
+        wrong |= np.isnan(array)
+    if wrong.any():
+        raise ValueError(f"{name} is out of range: got {array[wrong][0]}, expected {low:g} to {high:g}")
 
 
 class SplitPart(ABC):
@@ -75,13 +69,13 @@ class SplitPart(ABC):
         """Return (n_masks,) float32 means over a group's examples, without divergences."""
 
     @abstractmethod
-    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """Return the schema of each array of a split, by name."""
+    def expected(self, masks: int, count: int, groups: int) -> dict[str, tuple[Any, ...]]:
+        """Return what `check_array` expects of each array of a split, by name."""
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
         """Raise for arrays that do not fit together, or hold impossible values."""
-        for name, wanted in self.schema(masks, count, groups).items():
-            wanted.check(f"{split}_{self.kind}_{name}", getattr(self, name))
+        for name, expected in self.expected(masks, count, groups).items():
+            check_array(f"{split}_{self.kind}_{name}", getattr(self, name), *expected)
         if (found := self.group_sizes(groups).sum()) != count:
             raise ValueError(f"{split}_group_sizes add up to {found} examples; this table has {count}")
 
@@ -119,10 +113,10 @@ class GroupScores(SplitPart):
         """See `SplitPart.group_means`."""
         return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
 
-    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
-        """See `SplitPart.schema`."""
+    def expected(self, masks: int, count: int, groups: int) -> dict[str, tuple[Any, ...]]:
+        """See `SplitPart.expected`."""
         return {
-            "losses": Schema("f", (groups, masks), 0, np.inf),
-            "metrics": Schema("f", (groups, masks), 0, 1),
-            "sizes": Schema("iu", (groups,), 0, count),
+            "losses": ("f", (groups, masks), 0, np.inf),
+            "metrics": ("f", (groups, masks), 0, 1),
+            "sizes": ("iu", (groups,), 0, count),
         }

@@ -22,7 +22,6 @@ from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.cost_kinds import COST_KINDS, SAVED
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import find_reward
-from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -122,11 +121,6 @@ class SuiteProblem:
         """The cost that its budget limits: MACs if it is a number of units."""
         return self.table.layer_macs if self.budget.cost is None else self.budget.cost
 
-    @property
-    def saved(self) -> np.ndarray:
-        """(n_masks,) float64 share of that cost that each mask saves."""
-        return self.table.saved(self.cost.setting)
-
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Return rewards as the environment gives them: 0 = the random mean, 1 = the optimum, at least -1."""
         return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
@@ -145,6 +139,7 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
     """
     allowed = ~(masks & ~useful).any(axis=1)
     count, sizes = int(useful.sum()), masks.sum(axis=1)
+    # A mask of s units is reached in (s - 1)! orders of those before the last, times (count - s)! of those after it.
     orders = np.array([math.factorial(max(s - 1, 0)) * math.factorial(max(count - s, 0)) for s in range(masks.shape[1] + 1)])
     lasts = np.zeros(len(masks))  # units that can be the last one skipped: without them the budget is not yet satisfied
     for unit in np.flatnonzero(useful):
@@ -166,6 +161,7 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
             continue
         cost = table.costs[BUDGET_KINDS[kind]]
         for share in SAVED_SHARES:
+            # Rounded down: the name stays short, and the saving within reach.
             saved = math.floor(1000 * share * cost.range[1]) / 1000
             if saved > 0:
                 yield Budget(n, saved=saved, cost=cost)
@@ -256,6 +252,7 @@ class Suite:
             self.savings[row, :n] = problem.cost.savings / problem.cost.full
             self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
             self.goals[row] = (budget.skip_num or 0) / n, budget.saved or 0.0
+        # The entries of problem p begin at _first[p]; the number of a mask is added.
         self._first = np.cumsum([0, *(len(problem.rewards) for problem in problems[:-1])])
         self._bits = 1 << np.arange(MAX_UNITS, dtype=np.int64)
         off = np.concatenate([problem.budget.violations(problem.table.masks) for problem in problems])
@@ -265,7 +262,7 @@ class Suite:
         self.scaled = np.where(self.kept, scaled, WORST - off)
         self.losses = np.concatenate([problem.table.values("loss") for problem in problems])
         self.metrics = np.concatenate([problem.table.values("metric") for problem in problems])
-        self.saved = np.concatenate([problem.saved for problem in problems])
+        self.saved = np.concatenate([problem.table.saved(problem.cost.setting) for problem in problems])
         self._saved_of: dict[str, np.ndarray] = {}
         settings = dict.fromkeys(problem.cost.setting for problem in problems)
         self.other_costs = tuple(setting for setting in settings if setting != "macs_saved")
@@ -304,12 +301,6 @@ class Suite:
             self._saved_of[cost] = np.concatenate([problem.table.saved(cost) for problem in self.problems])
         return self._saved_of[cost]
 
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value of each statistic, (n_statistics,) float32."""
-        chosen = [STATISTICS[name] for name in self.statistics]
-        return np.array([s.low for s in chosen], np.float32), np.array([s.high for s in chosen], np.float32)
-
     def rows(self, which: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Return (m,) int64: where the flat arrays hold (m, MAX_UNITS) bool masks of problems `which` ((m,) int64).
 
@@ -321,6 +312,7 @@ class Suite:
     def skip_highest(self, which: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return (m, MAX_UNITS) bool: units skipped from the highest score down, until the budget is satisfied."""
         m = len(which)
+        # Units that serve no purpose come last, where they are never reached.
         order = np.argsort(np.where(self.useful[which], -scores, np.inf), axis=1, kind="stable")
         masks, everyone = np.zeros((m, MAX_UNITS), bool), np.arange(m)
         for place in range(MAX_UNITS):
@@ -376,15 +368,7 @@ def load_suite(
 
     Problems of kinds other than `DEFAULT_BUDGETS` come last, so that the others have the same numbers with and without them.
 
-    Args:
-        folder: Folder of the tables; None is the bundled one.
-        split: One of `SUITE_SPLITS`.
-        reward: The reward that is scaled, see `das_gym.problem.rewards.REWARDS`.
-        statistics: Names of the layer statistics to observe; None = all that the tables hold.
-        relatives: For each model, how many others to add that lack one to three of its units; the table knows their masks.
-        seed: Draws relatives and `problems`.
-        budgets: Kinds of budgets, one or several, see `BUDGET_KINDS`.
-        problems: Number of problems, drawn at random; None = all.
+    The arguments are those of `das_gym.envs.suite_env.SuiteEnv`; `seed` is its `problems_seed`.
     """
     check_names([split], SUITE_SPLITS, "split")
     for name, value in {"relatives": relatives, "problems_seed": seed}.items():
@@ -430,5 +414,6 @@ def _load_suite(
             found += problems_of(source, table, reward, without, budgets)
     settings = list(BUDGET_KINDS.values())
     last_default = BUDGET_KINDS[DEFAULT_BUDGETS[-1]]
+    # Sorting is stable: problems of the default budgets keep their order, and so their numbers.
     found.sort(key=lambda problem: max(settings.index(problem.cost.setting), settings.index(last_default)))
     return Suite(found, statistics)

@@ -33,7 +33,7 @@ from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.parts import GroupScores, Schema, SplitPart
+from das_gym.tables.parts import GroupScores, SplitPart, check_array
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -120,20 +120,20 @@ class SubnetTable:
         if not 1 <= self.meta.macs_full <= MAX_MACS:
             raise ValueError(f"`macs_full` is out of range: expected 1 to {MAX_MACS:,}")
         rows, statistics = len(self.masks), (self.n_layers, len(self.meta.statistics))
-        Schema("iu", (rows,), 0, MAX_MACS).check("macs", self.macs)
-        Schema("f", statistics).check("statistics", self.statistics)
+        check_array("macs", self.macs, "iu", (rows,), 0, MAX_MACS)
+        check_array("statistics", self.statistics, "f", statistics)
         for split in SPLITS:
             scores = self.scores[split]
-            Schema("f", (rows,), 0, np.inf).check(f"{split}_losses", scores.losses)
-            Schema("f", (rows,), 0, 1).check(f"{split}_metrics", scores.metrics)
-            Schema("f", (rows,), 0, np.inf, may_lack=True).check(f"{split}_divergences", scores.divergences)
+            check_array(f"{split}_losses", scores.losses, "f", (rows,), 0, np.inf)
+            check_array(f"{split}_metrics", scores.metrics, "f", (rows,), 0, 1)
+            check_array(f"{split}_divergences", scores.divergences, "f", (rows,), 0, np.inf, may_lack=True)
         if self.parts:
             groups = len(self.meta.groups)
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
                 self.parts[split].check(split, rows, count, groups)
             if self.group_statistics is None:
                 raise ValueError("group_statistics are missing")
-            Schema("f", (groups, *statistics)).check("group_statistics", self.group_statistics)
+            check_array("group_statistics", self.group_statistics, "f", (groups, *statistics))
 
     @property
     def n_layers(self) -> int:
@@ -154,6 +154,7 @@ class SubnetTable:
     @cached_property
     def layer_macs(self) -> MaskCost:
         """MACs of any mask."""
+        # MACs add up over units, so that masks of single units give those of all.
         alone = self.index(np.eye(self.n_layers, dtype=bool))
         return MaskCost(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
 
@@ -191,6 +192,7 @@ class SubnetTable:
         if self.meta.max_skipped is None:
             return numbers
         known, rows = self._numbered
+        # Masks beyond the last are looked for at the last, and found to differ.
         places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
         return np.where(known[places] == numbers, rows[places], -1)
 
@@ -319,6 +321,7 @@ class SubnetTable:
     def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
         """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
         goodness = self._goodness(by, split)
+        # By MACs, of equal MACs the best first: whatever is not better than all before it is dominated.
         order = np.lexsort((-goodness, self.macs))
         reached = np.maximum.accumulate(goodness[order])
         better = np.concatenate(([True], goodness[order][1:] > reached[:-1]))
@@ -342,6 +345,7 @@ class SubnetTable:
             arrays["group_statistics"] = self.group_statistics
         meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
+        # numpy dates all members of the archive 1980: equal tables give equal bytes.
         np.savez_compressed(buffer, **arrays, macs=self.macs, statistics=self.statistics, meta=np.array(meta))
         write_bytes(path, buffer.getvalue())
 

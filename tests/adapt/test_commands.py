@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +73,7 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
 
 def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
     printed = (adapted / "printed.txt").read_text()
-    for line in (
-        "accuracy on test, %",
-        "trainable parameters",
-        "MACs saved, %",
-        "latency, ms",
-        "skipped layers",
-    ):
+    for line in ("accuracy on test, %", "trainable parameters", "latency, ms", "skipped layers"):
         assert printed.count(line) == 1
     assert "% for the full model with adapters (95 % interval of the difference" in " ".join(printed.split())
     assert "Result:" not in printed
@@ -191,18 +184,10 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
     ("arguments", "says"),
     [
         (("with", "checkpoint=/nonexistent"), "`checkpoint` does not exist: got /nonexistent"),
-        (
-            ("with", "data_root=/nonexistent", "mask=[1,0,0,0,0,0,0,0,0,0,0,0]"),
-            "`data_root` does not exist: got /nonexistent",
-        ),
         (("with", "search_run=7"), "no run 7"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
-        (("with", "test_examples=0"), "`test_examples` is out of range: got 0"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
-        (("with", "none.json"), "none.json"),
-        (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
-        (("supernet", "with", "train.steps=many"), "steps"),
     ],
 )
 def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):
@@ -212,19 +197,6 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arg
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("adapt.json"))
     assert "search_run" not in "".join(arguments) or not list(tmp_path.rglob("config.json"))
-
-
-def test_damaged_image_is_named_and_leaves_no_partial_files(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
-    data = tmp_path / "data"
-    shutil.copytree(small_kwargs["data_root"], data)
-    for victim in data.glob("val2014/*.jpg"):
-        victim.write_bytes(victim.read_bytes()[:300])
-    code, printed = run_here("with", *words_of({**small_kwargs, "data_root": str(data)}), f"mask={MASK}", *QUICK)
-    assert code == 1
-    assert "COCO_val2014_" in printed
-    assert "fine-tuning" not in printed
-    assert not list(tmp_path.glob("runs/*/adapt.json"))
-    assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
 
 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):

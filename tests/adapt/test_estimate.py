@@ -11,7 +11,7 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.choosing import search_values
-from das_gym.adapt.estimate import checkpointed_bytes, total_steps
+from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.memory import training_bytes
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
 from das_gym.adapt.shrink.settings import ShrinkSettings
@@ -118,8 +118,3 @@ def test_memory_of_training_by_hand():
     assert saved_bytes(lambda: linear(x).exp(), linear.parameters()) == (3 * 4 + 3 * 8) * 4  # its input, and exp's output
     assert training_bytes(list(linear.parameters())) == 40 * (4 + 8)
     assert checkpointed_bytes(activations=800, layers=4, state=10) == 40 + 200
-
-
-@pytest.mark.parametrize(("refine", "steps"), [(1, 100), (2, 100 + 2 * 50), (4, 100 + 4 * 25 + 2 * 50)])
-def test_total_steps_count_those_that_choose(refine: int, steps: int):
-    assert total_steps(100, refine) == steps

@@ -34,7 +34,7 @@ def test_defaults_are_ours_for_small_models_and_the_papers_for_base_size(model: 
     assert (own.learning_rate, own.head_learning_rate, own.batch_size) == (0.5, pytest.approx(50 * 2.5e-5), 3)
 
 
-def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatch: pytest.MonkeyPatch):
+def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatch, capsys):
     splits = load_splits(model.backbone.config)
     step_loss, trainer = set_up(model, splits.train, TrainingConfig(batch_size=16), None)
     assert step_loss.micro_batch_size is None
@@ -42,9 +42,12 @@ def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatc
     fixed = 12 * sum(p.numel() for p in parameters)
     per_example = activation_bytes(step_loss)
     monkeypatch.setattr(memory, "free_bytes", lambda device: (fixed + 5.5 * per_example) / memory.USABLE)
-    assert "gradients are accumulated" in choose_micro_batch_size(step_loss, parameters, 16)
+    capsys.readouterr()
+    choose_micro_batch_size(step_loss, parameters, 16)
+    assert "gradients are accumulated" in capsys.readouterr().out
     assert step_loss.micro_batch_size == 4
     assert sum(1 for _ in step_loss.parts(0)) == 4
     step_loss.micro_batch_size = 8
-    assert "use a smaller micro_batch_size" in choose_micro_batch_size(step_loss, parameters, 16)
+    choose_micro_batch_size(step_loss, parameters, 16)
+    assert "use a smaller micro_batch_size" in capsys.readouterr().out
     assert step_loss.micro_batch_size == 8

@@ -43,9 +43,7 @@ def test_load_reference_serves_the_default_settings(name: str):
     ("changes", "same"),
     [
         ({"device": "cpu", "train": {"save_every": 10, "encoder_cache_gib": 0.5}, "runs_dir": "other"}, True),
-        ({"search": {"evaluations": 9}, "mask": (0,) * 12, "train": {"micro_batch_size": 8}}, True),
         ({"seed": 1}, False),
-        ({"train": {"learning_rate": 2e-3}}, False),
         ({"train": {"mixed_precision": "bf16"}}, False),
     ],
 )

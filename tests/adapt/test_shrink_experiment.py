@@ -45,7 +45,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command in an empty folder, with short measurements."""
     monkeypatch.setattr(job, "LATENCY_BLOCKS", 1)
-    monkeypatch.setattr(job, "MEASURE_PEAK", False)
 
     def run(**settings: Any) -> Any:
         updates = merge({**given, **QUICK, "runs_dir": str(tmp_path / "runs")}, settings)
@@ -57,7 +56,7 @@ def shrink(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
-    found = verifying.Verification(3, 0.0, ("with a cache",), 1000)
+    found = verifying.Verification(3, 0.0, ("with a cache",))
     monkeypatch.setattr(job, "verify", lambda *_: found)
 
 
@@ -99,7 +98,6 @@ def test_shrink_end_to_end(
     assert recovered["macs_saved"] >= 0.1
     assert full["loss"] != shrunk["loss"] != recovered["loss"]
     assert full["low"] <= full["score"] <= full["high"]
-    assert recovered["peak_bytes"] > 0
     assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
     assert record["drawn"].count("□") == sum(record["mask"])
     assert len(record["answers"]) == 6
@@ -113,7 +111,7 @@ def test_shrink_end_to_end(
     card = (out / "README.md").read_text()
     assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
-    assert "LoRA (rank 16, alpha 32, merged)" in card
+    assert "LoRA (rank 16, merged)" in card
     for text in (
         record["drawn"],
         "exact match on test, %",
@@ -147,11 +145,11 @@ def test_shrink_removes_attention_and_mlp_separately(
 @pytest.mark.slow
 def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_path: Path):
     out = tmp_path / "out"
-    run = shrink(mask=(0, 1, 0, 0), recover="adapters", train={"bottleneck": 4, "skip_bottleneck": 6}, out=str(out))
+    run = shrink(mask=(0, 1, 0, 0), recover="adapters", out=str(out))
     record = read_json(run_folder(run) / "shrink.json")
     full, shrunk, recovered = record["models"]
     added = recovered["parameters"] - shrunk["parameters"]
-    assert added == (3 * 2 * 4 + 6) * 2 * tiny.WIDTH + 3 * 2 * (4 + tiny.WIDTH) + 6 + tiny.WIDTH + tiny.WIDTH  # and a norm
+    assert added == (3 * 2 + 1) * (8 * 2 * tiny.WIDTH + 8 + tiny.WIDTH) + tiny.WIDTH  # six parallel, one skip, and a norm
     assert shrunk["macs"] < recovered["macs"] < full["macs"]
     assert record["verified"]["prompts"] == 3
     assert (out / "modeling_das_adapters.py").is_file()
@@ -161,14 +159,10 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("trusting")
 def test_shrink_without_recovery(
-    shrink: Callable[..., Any],
-    given: dict[str, str],
-    tmp_path: Path,
-    trusting: None,
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    del trusting
     cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # the Hub's cache
     cached.mkdir(parents=True)
     for path in Path(given["checkpoint"]).iterdir():
@@ -189,17 +183,12 @@ def test_shrink_without_recovery(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_metrics", "trusting")
 @pytest.mark.filterwarnings("ignore:.*answers are cut off")  # random weights never end one
 def test_metric_of_a_plugin_scores_parquet_data(
-    shrink: Callable[..., Any],
-    tmp_path: Path,
-    trusting: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Shrink with parquet data and a registered metric, and evaluate the saved folder with them."""
-    del trusting
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
     Path("short_metric.py").write_text(
@@ -216,7 +205,7 @@ def test_metric_of_a_plugin_scores_parquet_data(
     assert [model["score"] for model in record["models"]] == [0.5, 0.5]
     assert record["metric"] == "share of a"
     assert record["problem"]["columns"] == "photo,ask,say"
-    assert "| share of a, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
+    assert "| share of a on test, % | 50.0 | 50.0 |" in (tmp_path / "smaller" / "README.md").read_text()
     capsys.readouterr()
     evaluated = {"data_root": str(tmp_path), "columns": "photo,ask,say", **own}
     evaluation_main(EvaluateSettings("smaller", out="answers.json", limit=5, **evaluated))
@@ -241,30 +230,10 @@ def test_shrink_removes_a_folder_that_fails_verification(
 
 
 @pytest.mark.slow
-def test_shrink_resumes_the_training(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, stop_training: Callable[[int], list[int]]
-):
-    del trusting
-    steps = stop_training(3)
-    with pytest.raises(KeyboardInterrupt):
-        shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
-    assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
-    assert not (tmp_path / "out").exists()
-    ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
-    assert steps == [0, 1, 2, 2]
-    assert (tmp_path / "out" / "config.json").is_file()
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("trusting")
 def test_control_is_the_full_model_with_the_same_training_and_resumes(
-    shrink: Callable[..., Any],
-    tmp_path: Path,
-    trusting: None,
-    stop_training: Callable[[int], list[int]],
-    capsys: pytest.CaptureFixture[str],
+    shrink: Callable[..., Any], tmp_path: Path, stop_training: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
 ):
-    del trusting
     settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
     record = read_json(run_folder(shrink(**settings)) / "shrink.json")
     names = [model["name"] for model in record["models"]]
@@ -277,7 +246,7 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
     for text in (card, " ".join(printed.split())):
         assert "of the full model trained alike (the control)" in text
     assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
-    assert "for the control" in (tmp_path / "runs" / "1" / "report.html").read_text()
+    assert "trained alike (the control)" in (tmp_path / "runs" / "1" / "report.html").read_text()
 
     steps = stop_training(7)  # of the control
     with pytest.raises(KeyboardInterrupt):
@@ -292,18 +261,12 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recover", "score", "loss", "wins"),
-    [("adapters", 0.25, 0.25, True), ("lora", 0.0, -0.25, True), ("lora", 0.0, 0.25, False)],
+    [("adapters", 0.25, 0.25, True), ("lora", 0.0, 0.25, False)],
 )
+@pytest.mark.usefixtures("trusting")
 def test_control_is_trained_by_default_if_the_recovered_model_wins(
-    shrink: Callable[..., Any],
-    trusting: None,
-    monkeypatch: pytest.MonkeyPatch,
-    recover: str,
-    score: float,
-    loss: float,
-    wins: bool,
+    shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, recover: str, score: float, loss: float, wins: bool
 ):
-    del trusting
     original = job.measure
 
     def scored(*arguments: Any) -> Any:
@@ -318,41 +281,11 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
 
 
 @pytest.mark.slow
-def test_refine_chooses_among_masks_and_resumes(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, stop_training: Callable[[int], list[int]]
-):
-    del trusting
-    asked = {"skip_num": 1, "train": {"steps": 4}, "refine": 3, "test_examples": 2, "search": {"evaluations": 4}}
-    folder = run_folder(shrink(**asked))
-    whole = read_json(folder / "shrink.json")
-    searched = read_json(folder.parent / "1" / "search.json")
-    first, second = whole["refined"]
-    assert [(each["steps"], len(each["losses"])) for each in (first, second)] == [(1, 3), (2, 2)]
-    assert first["masks"][0] == searched["mask"]
-    assert len({tuple(mask) for mask in first["masks"]}) == 3
-    assert whole["mask"] == second["masks"][second["losses"].index(min(second["losses"]))]
-    assert (
-        "found by search run 1, the best of 3 of its masks after short recoveries"
-        in (folder / "model" / "README.md").read_text()
-    )
-    assert "refine" not in whole["command"]
-
-    trained = stop_training(5)  # in the second round
-    with pytest.raises(KeyboardInterrupt):
-        shrink(search_run=1, **{**asked, "search": {}})
-    ex.run({"resume": 3, "runs_dir": str(tmp_path / "runs")})
-    assert trained == [0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 2, 3]
-    again = read_json(folder.parent / "3" / "shrink.json")
-    assert (again["refined"], again["mask"]) == (whole["refined"], whole["mask"])
-    assert again["models"][2]["loss"] == whole["models"][2]["loss"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before the record", "behind it"])
+@pytest.mark.usefixtures("trusting")
 def test_shrink_resumes_after_the_model_was_saved(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch, after: bool
+    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ):
-    del trusting
     original = Path.replace
 
     def stopping(path: Path, target: Path) -> Path:
@@ -380,11 +313,8 @@ def test_shrink_resumes_after_the_model_was_saved(
     ("settings", "text"),
     [
         ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
-        ({"out": "{data_root}"}, "`out` exists"),
-        ({"parameters_saved": 0.5, "memory_saved": 0.2}, "more than one budget"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
-        ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
@@ -392,9 +322,6 @@ def test_shrink_resumes_after_the_model_was_saved(
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
-        ({"units": "sublayers", "mask": (1, 0) * 4}, "No attention of the first layer's kind"),
-        ({"supernet": "{checkpoint}/model.safetensors"}, "`supernet` is not supported"),
-        ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
@@ -408,23 +335,6 @@ def test_shrink_rejects_wrong_settings_before_a_search(
         shrink(**filled)
     assert "\n" not in str(rejected.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_shrink_needs_room_for_weights_in_the_dtype_of_the_computation(
-    shrink: Callable[..., Any], given: dict[str, str], monkeypatch: pytest.MonkeyPatch
-):
-    rooms = []
-
-    def no_room(out: Path, source: Path, room: int) -> None:
-        rooms.append(room)
-        raise ValueError("too full")
-
-    monkeypatch.setattr(checks, "check_out", no_room)
-    for settings in ({"recover": "full"}, {}, {"dtype": "float64"}):
-        with pytest.raises(RunError, match="too full"):
-            shrink(**settings)
-    size = (Path(given["checkpoint"]) / "model.safetensors").stat().st_size
-    assert rooms == [size, 2 * size, 3 * size]
 
 
 def spoilt(place: Path, name: str, **changes: Any) -> Path:
@@ -502,10 +412,3 @@ def test_check_dtype(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
     check_dtype(torch.bfloat16, torch.device("cpu"), source)
     with pytest.raises(ValueError, match=r"are float16, .* dtype=float16"):
         check_dtype(torch.float16, torch.device("cpu"), source)
-
-
-def test_shrink_without_a_bundled_model(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    entry = checks.MODELS["VLM"]
-    monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
-    with pytest.raises(RunError, match=r"no VLM is bundled. Give `checkpoint`"):
-        shrink(checkpoint=None)

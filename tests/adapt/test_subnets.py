@@ -61,13 +61,9 @@ def test_load_subnet_returns_what_was_saved(subnet: AdaptedModel, splits: Splits
 def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     (folder / SUBNET_FILE).unlink()  # loading would raise
     record = read_json(folder / RECORD)
-    for data_root, error, said in (
-        ("/missing", FileNotFoundError, "`data_root` does not exist: got /missing"),
-        (3, ValueError, r"adapt\.json is not a record of a subnet"),
-    ):
-        write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": data_root}})
-        with pytest.raises(error, match=said):
-            EvaluateSettings(run=str(folder)).load()
+    write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": "/missing"}})
+    with pytest.raises(FileNotFoundError, match="`data_root` does not exist: got /missing"):
+        EvaluateSettings(run=str(folder)).load()
     with pytest.raises(FileNotFoundError, match="data_root"):
         EvaluateSettings(run=str(folder), data_root="/other").load()
 
@@ -76,9 +72,7 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
     "change",
     [
         {"problem": 3},
-        {"problem": {"task": "vqa", "model": 3}},
         {"plugins": 3},
-        {"plugins": [3]},
         {"model_settings": 3},
     ],
 )

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +10,12 @@ from das_gym.problem.unit_latency import UnitTimer
 
 
 @pytest.mark.slow
-def test_latency_is_measured_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = tmp_path / "latency.json"
-    latency.main(["--models", "meter_mini", "--batch", "1", "--subnets", "2", "--rounds", "2", "--json", str(path)])
-    (record,) = json.loads(path.read_text())["records"]
+def test_latency_is_measured_and_described():
+    record = latency.measure("meter_mini", 1, 2, 2)
     assert len(record["subnets"]) == 2
     assert all(min(subnet["predicted_ms"], subnet["measured_ms"]) > 0 for subnet in record["subnets"])
     assert record["das"]["macs_saved"] == pytest.approx(0.2, abs=0.01)
-    assert "2 random subnets, predicted within" in capsys.readouterr().out
+    assert "2 random subnets, predicted within" in latency.describe("meter_mini", 1, record)
 
 
 def test_errors_are_those_of_the_clock():
@@ -44,19 +39,3 @@ def test_errors_are_those_of_the_clock():
     masks[-1] = [True, False]
     das = latency.compared(timer, taken, masks, MaskCost(100, 100, np.array([10, 40])), das=True)["das"]
     assert (das["macs_saved"], das["measured_saved"]["median"], das["of_the_macs"]) == pytest.approx((0.1, 0.5, 5.0))
-
-
-def test_rounds_have_separate_orders_and_assign_times():
-    now, order = [0.0], []
-
-    def taking(milliseconds):
-        def call():
-            order.append(milliseconds)
-            now[0] += milliseconds / 1000
-
-        return call
-
-    calls = [taking(each) for each in (1, 2, 3, 4)]
-    for number in range(2):
-        assert latency.in_turns(calls, lambda: now[0], np.random.default_rng(number)) == pytest.approx([1, 2, 3, 4])
-    assert order[:4] != order[4:]

@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.pretrain import recipe
 from benchmarks.pretrain.batches import IGNORE
-from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
 from benchmarks.pretrain.conversation_losses import features
 from benchmarks.pretrain.conversations import ConversationBatches
-from benchmarks.pretrain.family import AnsweringModel
-from benchmarks.pretrain.models import ANSWERING_MODELS
+from benchmarks.pretrain.family import AnsweringRecipe
 from benchmarks.pretrain.questions import INSTRUCTION
-from benchmarks.pretrain.recipe import pretrain
-from benchmarks.pretrain.tokenizer import messages
+from benchmarks.pretrain.recipe import CHECKPOINTS, RECIPES, PretrainSettings, pretrain
+from benchmarks.pretrain.tokenizer import train_chat_tokenizer
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import Scene, SceneObject, render
 from das_gym.tasks.answering.examples import instructed
@@ -23,33 +22,33 @@ from das_gym.tasks.answering.examples import instructed
 CLASSES = {"SmolVLM": ("SmolVLMForConditionalGeneration", 12), "LLaVA": ("LlavaForConditionalGeneration", 24)}
 
 
-@pytest.fixture(scope="module", params=ANSWERING_MODELS)
+@pytest.fixture(scope="module", params=CLASSES)
 def name(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def family(name: str) -> AnsweringModel:
-    return ANSWERING_MODELS[name]
+def family(name: str) -> AnsweringRecipe:
+    return RECIPES[name]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(family: AnsweringModel):
-    return family.make_tokenizer(0)
+def tokenizer(family: AnsweringRecipe):
+    return train_chat_tokenizer(family.tokens, 0)
 
 
 @pytest.fixture(scope="module")
-def processor(family: AnsweringModel, tokenizer):
+def processor(family: AnsweringRecipe, tokenizer):
     return family.make_processor(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def batches(family: AnsweringModel, tokenizer) -> ConversationBatches:
+def batches(family: AnsweringRecipe, tokenizer) -> ConversationBatches:
     return ConversationBatches(family, tokenizer, seed=0, batch_size=6)
 
 
 @pytest.fixture
-def model(family: AnsweringModel, tokenizer):
+def model(family: AnsweringRecipe, tokenizer):
     torch.manual_seed(0)
     model = family.build(16, tokenizer)
     family.initialise(model)
@@ -66,17 +65,22 @@ SCENE = Scene(
 )
 
 
-def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
+def test_shipped_tokenizer_equals_the_trained_one(name: str, family: AnsweringRecipe, tokenizer, tmp_path: Path):
     tokenizer.backend_tokenizer.no_padding()
     family.make_processor(tokenizer).save_pretrained(tmp_path)
     assert (ASSETS / f"{name.lower()}_mini/tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+
+def messages(text: str) -> list[dict[str, object]]:
+    """One user's turn: where the image will be, then the text."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def test_questions_are_put_as_the_answering_task_puts_them():
     assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
 
 
-def test_batch_equals_the_processors(family: AnsweringModel, batches: ConversationBatches, processor):
+def test_batch_equals_the_processors(family: AnsweringRecipe, batches: ConversationBatches, processor):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (family.mean, family.std))
     batch = batches(3, described=False)
     for index in range(0, len(batch.rows), 5):
@@ -94,7 +98,7 @@ def test_batch_equals_the_processors(family: AnsweringModel, batches: Conversati
 
 
 @torch.no_grad()
-def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel, batches: ConversationBatches, model):
+def test_packed_questions_equal_separate_ones(name: str, family: AnsweringRecipe, batches: ConversationBatches, model):
     batch = batches(0, described=True)
     together = features(family, model, batch).last
     for index in range(0, len(batch.rows), 7):
@@ -106,14 +110,16 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringModel,
 
 
 @pytest.mark.slow
-def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path):
-    config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4, save_every=2)
+def test_training_stops_resumes_and_writes_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
+    settings = PretrainSettings(model=name, hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4)
     logged: list[str] = []
-    whole = pretrain(config, tmp_path / "whole", tmp_path / "a", lambda name, value, step: logged.append(name))
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    pretrain(settings, whole, tmp_path / "a", lambda name, value, step: logged.append(name))
     assert {"image.color", "answer.words", "answer.right"} <= set(logged)
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
     (tmp_path / "a" / CHECKPOINTS[1]).unlink()
-    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
+    pretrain(settings, again, tmp_path / "a")  # the first part from step 2, the second again
     assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     model, processor = AutoModelForImageTextToText.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
     kind, layers = CLASSES[name]

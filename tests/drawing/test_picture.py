@@ -9,6 +9,7 @@ from PIL import ImageColor
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import KEPT, SMALL, WIDTH, Scene, draw, font, layout
 from das_gym.problem.mask_cost import MaskCost
+from das_gym.tables.table import SubnetTable
 
 
 def scene(n_units: int, mask: np.ndarray, **more) -> Scene:
@@ -43,3 +44,8 @@ def test_layout_keeps_labels_apart(n_units: int):
     places.sort()
     assert all(one[0] != other[0] or one[2] < other[1] for one, other in itertools.pairwise(places))
     assert max(right for _, _, right in places) <= WIDTH
+
+
+def test_architecture_reads_stages_from_a_table(small_problem, small_table: SubnetTable):
+    known = Architecture.of_layers(small_problem.vlp.layers, small_table.layer_macs)
+    assert Architecture.of_table(small_table) == known

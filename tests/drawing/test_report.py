@@ -30,7 +30,7 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
     rng = np.random.default_rng(0)
     told = {
         "facts": {"reward": "0.75", "metric, %": "94.4"},
-        "progress": Progress([0.1, None, 0.5], [0.1, 0.1, 0.5], [0.6, 0.6, 0.2]),
+        "progress": Progress([0.1, None, 0.5], [0.1, 0.1, 0.5]),
         "heat": Heat.of(rng.random((8, n_units)).tolist()),
         "cost": CostChart.of([(0.1, 0.3), (0.2, 0.2), (0.1, 0.1)], (0.2, 0.2)),
         "statistics": {"depth": list(range(n_units)), "leave_one_out": rng.random(n_units).tolist()},
@@ -107,7 +107,7 @@ def test_in_a_browser(chromium, tmp_path: Path):
         check_fits(page)
     assert len(page.query_selector_all("article")) == 2
     assert page.query_selector_all("#run-1 .unit.skipped >> nth=1")[0].inner_text() == "text.1"
-    assert [key.inner_text().strip() for key in page.query_selector_all("[data-chart=all-regret] .legend li")] == [
+    assert [key.inner_text().strip() for key in page.query_selector_all("[data-chart=all-progress] .legend li")] == [
         "run 1",
         "run 2",
     ]

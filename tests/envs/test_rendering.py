@@ -125,23 +125,6 @@ def test_record_video_records_an_episode(kwargs: dict, env_id: str, tmp_path: Pa
     assert (tmp_path / "one" / "rl-video-episode-0.mp4").stat().st_size > 1000
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
-@pytest.mark.filterwarnings("ignore:.*autoreset mode is same-step:UserWarning")  # Gymnasium's, of any such environment
-def test_record_video_records_a_vector_env(kwargs: dict, tmp_path: Path):
-    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
-    if not hasattr(gymnasium.wrappers.vector, "RecordVideo"):
-        pytest.skip("this version of Gymnasium records no vector environments")
-    vector = gymnasium.make_vec(TABULAR, num_envs=3, action="sequence", render_mode="rgb_array", **kwargs[TABULAR])
-    recorder = gymnasium.wrappers.vector.RecordVideo
-    films = recorder(vector, str(tmp_path / "many"), episode_trigger=lambda episode: True, name_prefix="vector")
-    films.reset(seed=0)
-    for layer in (0, 1, 2, 3):
-        films.step(np.full(3, layer))
-    films.close()
-    assert (tmp_path / "many" / "vector-episode-0.mp4").stat().st_size > 1000
-
-
 @pytest.mark.parametrize("env_id", [TABULAR, SUITE])
 @pytest.mark.filterwarnings("ignore:.*'human' rendering for an environment that doesn't natively:UserWarning")  # Gymnasium's
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pygame

@@ -5,7 +5,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -95,39 +94,16 @@ def test_env_is_wrapped_finds_wrappers(tabular_kwargs: dict):
     assert [info["episode"]["r"] for info in infos] == pytest.approx(rewards.tolist())
 
 
-def test_vec_env_takes_gymnasiums_vector_envs(tabular_kwargs: dict):
-    sync = gymnasium.make_vec(
-        TABULAR,
-        num_envs=2,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        action="sequence",
-        **tabular_kwargs,
-    )
-    env, own = SB3VecEnv(sync), make(2, action="sequence", **tabular_kwargs)
-    env.reset(), own.reset()
-    for actions in ([0, 0], [1, 0], [3, 4]):
-        for got, expected in zip(env.step(np.array(actions))[:3], own.step(np.array(actions))[:3], strict=True):
-            np.testing.assert_array_equal(got, expected)
-        for got, expected in zip(env.env_method("action_masks"), own.env_method("action_masks"), strict=True):
-            np.testing.assert_array_equal(got, expected)
-    assert env.get_attr("skip_num", indices=[1]) == [2]
-    env.set_attr("note", "mine")
-    assert env.get_attr("note") == ["mine", "mine"]
-
-
 @pytest.mark.parametrize("env_id", ["DAS-Suite-Search-v0", "das_gym:DAS-Suite-Search-v0"])
 def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: Path):
     env = make_sb3_vec_env(env_id, n_envs=2, seed=0, suite=str(made_up_suite), evaluations=3, flat=True)
     RecurrentPPO("MlpLstmPolicy", env, n_steps=6, batch_size=6, n_epochs=1, seed=0).learn(12)
-    sync = make_sb3_vec_env(TABULAR, n_envs=2, vectorization_mode="sync")
-    sync.reset()
-    assert sync.step(np.eye(12, dtype=np.int8)[:2])[2].all()
 
 
-def test_next_step_mode_is_rejected(tabular_kwargs: dict):
-    with pytest.raises(ValueError, match="autoreset_mode"):
-        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
+@pytest.mark.parametrize("made", [{"autoreset_mode": "NextStep"}, {"vectorization_mode": "sync"}])
+def test_other_vector_envs_are_rejected(tabular_kwargs: dict, made: dict):
+    with pytest.raises(ValueError, match="`env`"):
+        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, **made, **tabular_kwargs))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from das_gym.envs.scoring import INFO_KEYS
-from das_gym.problem.rewards import REWARDS
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)
 
@@ -89,24 +88,3 @@ def test_wrong_settings_are_rejected(tiny_kwargs: dict[str, str], setting: dict)
 def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
     with pytest.raises(FileNotFoundError, match=setting):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
-
-
-@pytest.mark.parametrize("reward", REWARDS)
-def test_rewards_stay_within_bounds(tiny_kwargs: dict[str, str], reward: str):
-    env = gymnasium.make("DAS-METER-VQA-v0", reward=reward, reward_examples=10, **tiny_kwargs)
-    env.reset(seed=1)
-    for _ in range(3):
-        mask = np.isin(np.arange(12), env.np_random.choice(12, 4, replace=False)).astype(np.int8)
-        assert REWARDS[reward].low <= run_episode(env, mask)[1] <= REWARDS[reward].high
-
-
-@pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
-def test_same_seed_gives_the_same_rewards(tiny_kwargs: dict[str, str], batches: str):
-    def rewards(seed: int) -> list[float]:
-        env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
-        env.reset(seed=seed)
-        return [run_episode(env, MASK)[1] for _ in range(4)]
-
-    assert rewards(3) == rewards(3)
-    assert len(set(rewards(3))) == (1 if batches == "fixed" else 4)
-    assert (rewards(3) == rewards(4)) == (batches != "resample")

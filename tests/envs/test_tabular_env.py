@@ -107,9 +107,7 @@ def test_wrong_arguments_are_rejected(argument: dict):
     "change",
     [
         {"evaluations": "x"},
-        {"position": 0.5},
         {"improvements": [[1, "x"]]},
-        {"episode": {"masks": [[0]], "over": [False]}},
         {"episode": {"masks": [[2] * 6], "over": [False]}},
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
@@ -186,28 +184,6 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyP
         gymnasium.make("DAS-ViLT-F30K-Tabular-v0")
     with pytest.raises(FileNotFoundError, match="no table at"):
         gymnasium.make(ID, table=str(tmp_path / "none.npz"))
-
-
-@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_vector_env_agrees_with_single_envs(table_path: str, action: str):
-    kwargs = {"table": table_path, "skip_num": 3, "action": action}
-    vector = gymnasium.make_vec(ID, num_envs=5, **kwargs)
-    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    singles = [gymnasium.make(ID, **kwargs) for _ in range(5)]
-    for env in (vector, *singles):
-        env.reset(seed=0)
-    vector.action_space.seed(1)
-    for _ in range(8):
-        actions = vector.action_space.sample()
-        observations, rewards, terminated, _, info = vector.step(actions)
-        for i, env in enumerate(singles):
-            observation, reward, ended, _, told = env.step(actions[i])
-            assert (rewards[i], terminated[i]) == (reward, ended)
-            assert info["loss"][i] == told["loss"]
-            if ended:
-                np.testing.assert_array_equal(info["final_obs"][i], observation)
-                observation, _ = env.reset()
-            np.testing.assert_array_equal(observations[i], observation)
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])

@@ -174,8 +174,8 @@ def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink.verifying import Verification
     from das_gym.adapt.shrink_experiment import ex
 
-    checked = Verification(3, 0.0, ("with a cache",), 1000)
-    quick = {"LATENCY_BLOCKS": 1, "MEASURE_PEAK": False, "verify": lambda *_: checked}  # a fresh process writes nothing
+    checked = Verification(3, 0.0, ("with a cache",))
+    quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
     training = {"train": {"steps": 2, "save_every": 1}}
@@ -197,35 +197,10 @@ def _adapt_compare(folder: Path) -> Job:
 
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}
-    files = ("compare.json", "compare.png", "lora.safetensors")  # the figure comes last
+    files = ("compare.json", "lora.safetensors")
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
     run = _run(lambda: ex, _time_little(trials))
     return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
-
-
-def _suite(folder: Path) -> Job:
-    """Replace all models by two small ones."""
-    from benchmarks.make_suite import make
-    from benchmarks.make_suite.models import SuiteModel
-
-    del folder
-    small = {
-        "suite_models": lambda seed: [
-            SuiteModel("pairs", "train", "METER", "vqa", ((1,), (0, 5)), seed, steps=2, max_skipped=2),
-            SuiteModel("words", "test", "VLM", "answering", ((0, 5),), seed, steps=2),
-        ],
-        "write_shapes": lambda place, seed, **_: write_shapes(place, seed, train_scenes=12, val_scenes=12),
-        "USUAL_EXAMPLES": (6, 4),
-    }
-
-    def run(settings: dict[str, Any]) -> None:
-        runs = Path(settings["runs_dir"])
-        (runs / "0").mkdir(parents=True, exist_ok=True)
-        asked = make.SuiteSettings(out=str(runs.with_name("suite")), bundled=False, seed=settings.get("seed", 5))
-        with patch.multiple(make, **small):
-            make.make_suite(asked)
-
-    return Job(run, ("pairs.npz", "words.npz", "suite.json"), {}, out="suite/tables")
 
 
 def _export(folder: Path) -> Job:
@@ -259,7 +234,6 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "shrink": _shrink,
     "shrink_compare": _shrink_compare,
     "adapt_compare": _adapt_compare,
-    "suite": _suite,
     "export": _export,
 }
 """By name, what makes a job in a folder."""

@@ -17,10 +17,9 @@ import pytest
 import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import read_trials
-from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw
-from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyNetwork
+from das_gym.agents.policy.network import PolicyEnsemble, PolicyNetwork
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -86,7 +85,7 @@ def record(path: Path) -> None:
 
 
 def policy(path: Path) -> None:
-    PolicyEnsemble([PolicyNetwork(PolicyConfig(width=4))]).save(path)
+    PolicyEnsemble([PolicyNetwork(width=4)]).save(path)
 
 
 def trainer(path: Path) -> Trainer:
@@ -115,7 +114,6 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: read_searches(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
-    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, read_rounds),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
         "suite.json",

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.published import count_costs_of_meter
+from das_gym.adapt.paper_command import count_costs_of_meter
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

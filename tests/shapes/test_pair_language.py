@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from das_gym.models.inputs import load_tokenizer
 from das_gym.shapes.pair_language import STATEMENT_FAMILIES, ScenePair, StatementSet, sample_set
 from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN
 from das_gym.shapes.scenes import Scene, SceneObject
@@ -115,12 +113,3 @@ def test_either_side_is_the_same_in_true_and_false_pairs(family: str):
                     seen[pair.truths[number]][measure(statement.text, getattr(pair, side))] += 1
                 assert seen[True] == seen[False], statement.text
                 assert len(seen[True]) == 2, "a side that is always the same would leave the other to decide"
-
-
-@pytest.mark.slow
-def test_bundled_tokenizer_knows_all_words(mini_folder: Path):
-    texts, tokenizer = sorted({text for text, _, _ in statements()}), load_tokenizer(mini_folder)
-    assert len(texts) > 200
-    ids = tokenizer(texts)["input_ids"]
-    assert not any(tokenizer.unk_token_id in each for each in ids)
-    assert max(map(len, ids)) <= 16  # the longest text in pre-training

@@ -17,7 +17,7 @@ from das_gym.shapes.vqa import shapes_root, write_shapes
 
 FEW = {"train": 4, "val": 4, "test": 4}
 KINDS: dict[str, tuple[Callable[..., Path], Callable[..., Path], dict[str, Any], tuple[Any, ...]]] = {
-    "vqa": (write_shapes, shapes_root, {"train_scenes": 20, "val_scenes": 10}, (0, 4, 4, 0.0)),
+    "vqa": (write_shapes, shapes_root, {"train_scenes": 20, "val_scenes": 10}, (0, 4, 4)),
     "nlvr2": (write_shapes_nlvr2, shapes_nlvr2_root, {"directories": 2, "directory_sets": 2, "test_sets": 3}, (0, 2, 1, 1)),
     "captions": (write_shapes_captions, shapes_captions_root, {"scenes": FEW}, (0, FEW)),
     "snli_ve": (write_shapes_snli_ve, shapes_snli_ve_root, {"scenes": {"train": 9, "dev": 2, "test": 2}}, (0, FEW)),
@@ -53,7 +53,6 @@ def test_same_arguments_write_the_same_bytes(kind: str, tmp_path: Path):
     [
         *((kind, "seed", {"seed": -1}) for kind in KINDS),
         ("vqa", "train_scenes", {"train_scenes": 0}),
-        ("vqa", "disagreement", {"disagreement": 1.5}),
         ("nlvr2", "directories", {"directories": 1}),
         ("captions", "test", {"scenes": {**FEW, "test": 3}}),
         ("snli_ve", "dev", {"scenes": {"train": 1}}),

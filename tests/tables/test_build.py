@@ -86,27 +86,6 @@ def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: S
     assert equal(table, small_table, tmp_path)
 
 
-def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
-    small_problem: Problem, small_table: SubnetTable, tmp_path: Path
-):
-    path = tmp_path / "checkpoint.npz"
-    assert equal(build_table(small_problem, ENV_ID, 10, 6, path)[0], small_table, tmp_path)
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for number, place in enumerate(rng.integers(0, len(whole), 24)):
-        damaged = bytearray(whole[:place]) if number % 6 == 0 else bytearray(whole)
-        if number % 6:
-            damaged[place] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        try:
-            table = build_table(small_problem, ENV_ID, 10, 6, path)[0]
-        except ValueError as error:
-            told = str(error)
-        else:
-            told = ""
-            assert equal(table, small_table, tmp_path)
-        assert not told or "checkpoint.npz cannot be resumed" in told
-
-
 @pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
 def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path, change: dict | int):
     path = tmp_path / "checkpoint.npz"

@@ -6,17 +6,16 @@ const STYLES = [["var(--kept)", "line", null], ["var(--accent)", "dashes", "8 4"
 const styleOf = (index) => STYLES[index % STYLES.length];
 const points = (values) => values.flatMap((value, index) => (value === null ? [] : [{ at: index + 1, value }]));
 
-function lines(place, label, axis, series, of = "") {
-  const marks = series.flatMap(([, values], index) => [
-    Plot.line(points(values), { x: "at", y: "value", curve: "step-after", stroke: styleOf(index)[0], strokeWidth: 2,
-      strokeDasharray: styleOf(index)[2] }),
-  ]);
-  const longest = Math.max(...series.map(([, values]) => values.length));
-  chart(place, label, () => ({ height: 220, marginLeft: 56, x: { label: "evaluations", domain: [1, Math.max(2, longest)] },
-    y: { label: axis, grid: true, nice: true }, marks }), {
-    of, legend: series.length > 1 ? series.map(([name], index) => [name, styleOf(index)[0], styleOf(index)[1]]) : [],
-    table: () => ({ columns: ["evaluation", ...series.map(([name]) => name)],
-      rows: Array.from({ length: longest }, (_, i) => [i + 1, ...series.map(([, values]) => number(values[i]))]) }),
+/** The best reward of several runs in one chart. */
+function progressOf(runs, place) {
+  const longest = Math.max(...runs.map((run) => run.progress.best.length));
+  const marks = runs.map((run, index) => Plot.line(points(run.progress.best), { x: "at", y: "value", curve: "step-after",
+    stroke: styleOf(index)[0], strokeWidth: 2, strokeDasharray: styleOf(index)[2] }));
+  chart(place, "Best reward so far, run by run", () => ({ height: 220, marginLeft: 56,
+    x: { label: "evaluations", domain: [1, Math.max(2, longest)] }, y: { label: "best reward", grid: true, nice: true }, marks }), {
+    legend: runs.map((run, index) => [run.name, styleOf(index)[0], styleOf(index)[1]]),
+    table: () => ({ columns: ["evaluation", ...runs.map((run) => run.name)],
+      rows: Array.from({ length: longest }, (_, i) => [i + 1, ...runs.map((run) => number(run.progress.best[i]))]) }),
   });
 }
 
@@ -42,10 +41,6 @@ const DRAW = {
       table: () => ({ columns: ["evaluation", "reward", "best so far"],
         rows: rewards.map((reward, i) => [i + 1, number(reward), number(best[i])]) }),
     });
-  },
-  regret(place, run) {
-    const name = "regret of the best seen";
-    lines(place, "Regret of the best seen: what the best mask of all has more", name, [[name, run.progress.regret]], run.name);
   },
   heat(place, run) {
     const { turns, values } = run.heat;
@@ -99,10 +94,7 @@ const searched = data.runs.filter((run) => run.progress);
 for (const place of document.querySelectorAll("[data-chart]")) {
   const kind = place.dataset.chart;
   if (kind === "all-progress" && searched.length > 1) {
-    lines(place, "Best reward so far, run by run", "best reward", searched.map((run) => [run.name, run.progress.best]));
-  } else if (kind === "all-regret") {
-    const known = searched.filter((run) => run.progress.regret);
-    if (known.length > 1) lines(place, "Regret of the best seen, run by run", "regret of the best seen", known.map((run) => [run.name, run.progress.regret]));
+    progressOf(searched, place);
   } else if (place.dataset.run) {
     DRAW[kind](place, data.runs[place.dataset.run - 1]);
   }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from das_gym.data.images import NoiseImage as NoiseImage
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
@@ -28,31 +27,6 @@ BEGINNING = "Read the question with care, answer it in a few words, and say noth
 
 QUESTIONS = ("How many circles are there?", "What is this?", "Is anything else in it?")
 ANSWERS = ("two", "a red square", "no")
-
-
-@dataclass(frozen=True)
-class NoiseImage:
-    """An image of noise, the same for the same seed."""
-
-    seed: int
-    width: int = 64
-    height: int = 48
-
-    @property
-    def key(self) -> str:
-        """Its seed."""
-        return f"noise {self.seed}"
-
-    def stamp(self) -> str:
-        """Return an empty stamp: the image never changes."""
-        return ""
-
-    def open(self) -> Any:
-        """Return the image."""
-        from PIL import Image
-
-        values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
-        return Image.fromarray(values)
 
 
 class Comparison:

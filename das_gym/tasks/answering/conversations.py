@@ -134,6 +134,7 @@ def group_names(conversations: Conversations) -> list[str]:
 def _disjoint(parts: Sequence[Conversations], bad: BadExamples) -> list[Conversations]:
     """Return the parts without the conversations about images that a later part has, which are reported."""
     kept: list[Conversations] = list(parts)
+    # Test decides what is reported, reward which mask is chosen: neither may lose examples to train.
     for later in range(len(parts) - 1, 0, -1):
         where_of = {image.key: c.where for c in kept[later] for image in c.images}
         for earlier in range(later):

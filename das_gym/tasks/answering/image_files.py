@@ -42,6 +42,7 @@ class ImageFinder:
                 if file in names:
                     self._latest = base
                     return folder / file
+        # It is most likely expected where the last image was found, else in a folder that is named for images.
         expected = [base for base in self._near if base.name in IMAGE_FOLDERS[1:]]
         base = self._latest or next((base for base in expected if base.is_dir()), self._root)
         return _join(base, name)

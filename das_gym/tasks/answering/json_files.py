@@ -89,6 +89,7 @@ def _json_paths(folder: Path) -> list[Path]:
 def data_file(path: Path) -> DataFile:
     """Read the beginning of a JSON file, and return what it holds."""
     part, rest = part_of(path)
+    # Files may have a gigabyte: only the first entries are parsed, with a decoder that takes them one by one.
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
     is_list = text.startswith("[")

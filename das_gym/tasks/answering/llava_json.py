@@ -75,6 +75,7 @@ def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[
 
     def conversation(entry: Any, where: str) -> Conversation:
         own_id = _id_of(entry)
+        # Rounds of a conversation add "#2" to its key, so that an id with "#" could be the key of another round.
         unique = own_id and ids[own_id] == 1 and "#" not in own_id
         key = f"{name}/{own_id}" if unique else name + where.removeprefix(str(path))
         return _conversation(entry, key, f"{where} (id {own_id:.60})" if own_id else where, finder)
@@ -103,11 +104,8 @@ def _conversation(entry: Any, key: str, where: str, finder: ImageFinder) -> Conv
             f"{where}: wrong number of images: got {len(images)}, expected one for each of {marks} {IMAGE_MARK}"
         )
     kind, options = entry.get("answer_type") or "", entry.get("options") or []
-    if not isinstance(kind, str):
-        raise ValueError(f"{where}: wrong `answer_type`: got {kind!r:.60}, expected a text, such as OPEN")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"{where}: wrong `options`: got {options!r:.60}, expected a list of texts")
-    options = tuple(option.strip() for option in options)
+    check_fields({"answer_type": kind, "options": options}, {"answer_type": str, "options": list}, where)
+    options = tuple(check_text(option, f"{where}: `options`") for option in options)
     for _, answer in rounds if options else ():
         check_options(answer, options, where)
     return Conversation(where, key, images, tuple(map(plain_name, names)), rounds, options, kind.strip())

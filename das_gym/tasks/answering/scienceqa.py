@@ -54,8 +54,8 @@ def _conversation(split: str, pid: str, problem: Any, where: str, finder: ImageF
     check_fields(problem, _FIELDS, where)
     question, choices, answer, hint = problem["question"], problem["choices"], problem["answer"], problem.get("hint") or ""
     check_text(question, f"{where}: `question`")
-    if not isinstance(hint, str):
-        raise ValueError(f"{where}: wrong `hint`: got {hint!r:.60}, expected a text")
+    image = problem.get("image") or ""
+    check_fields({"hint": hint, "image": image}, {"hint": str, "image": str}, where)
     check_characters(hint, f"{where}: `hint`")
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{where}: wrong `choices`: got {len(choices)}, expected 2..{len(LETTERS)}")
@@ -63,10 +63,7 @@ def _conversation(split: str, pid: str, problem: Any, where: str, finder: ImageF
         check_text(choice, f"{where}: `choices`")
     if not 0 <= answer < len(choices):
         raise ValueError(f"{where}: wrong `answer`: got {answer}, expected 0..{len(choices) - 1}")
-    image = problem.get("image")
-    if image and not isinstance(image, str):
-        raise ValueError(f"{where}: wrong `image`: got {image!r:.60}, expected the name of a file, or null")
-    names = (f"{split}/{pid}/{image}",) if image else ()
+    names = (f"{split}/{pid}/{image}",) if image else ()  # every image is called image.png
     images = tuple(finder.find(name, where) for name in names)
     rounds = ((multiple_choice(question, hint, choices), LETTERS[answer]),)
     kind = str(problem.get("subject") or "").strip()

@@ -166,7 +166,7 @@ class AnsweringTask(Task):
     @staticmethod
     def _nats(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the negative log-likelihood of each token, (tokens,)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision loses small differences
         return F.cross_entropy(logits, targets["labels"], reduction="none")
 
 

@@ -164,7 +164,7 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
         check_text(sentence, f"{where} ({pair}): `questions`")
         if label not in LABELS:
             raise ValueError(f"{where} ({pair}): wrong `answers`: got {label!r:.60}, expected True or False")
-        of_set = numbers[image_set]
+        of_set = numbers[image_set]  # the sentences of an image set occur with each of its pairs
         identifier = f"{pair}-{of_set.setdefault(sentence, len(of_set))}"
         check_new(seen, identifier, "sentence", where)
         images = CellImage(path, item["row"], "image_0"), CellImage(path, item["row"], "image_1")

@@ -71,7 +71,7 @@ class RetrievalExample:
 
 def _draws(key: str, count: int) -> Iterator[int]:
     """Yield endless numbers below `count`: four bytes each of BLAKE2b hashes of the key and a counter, the same for ever."""
-    block = 0
+    block = 0  # hashes, since generators of random numbers may change with Python's or numpy's version
     while True:
         digest = hashlib.blake2b(f"{key} {block}".encode()).digest()
         yield from (int.from_bytes(digest[start : start + 4], "little") % count for start in range(0, len(digest), 4))

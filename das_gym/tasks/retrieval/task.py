@@ -99,6 +99,7 @@ class RetrievalTask(Task):
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Return 1 where the true text has a larger score than every other, else 0; (batch,)."""
+        # Strictly larger: a diverged model, whose scores are all equal or NaN, ranks nothing first.
         is_true = F.one_hot(targets["true"], logits.shape[-1]).bool()
         return (logits[is_true] > logits.masked_fill(is_true, -torch.inf).amax(-1)).to(logits)
 

@@ -66,7 +66,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
     listings, images, seen = FolderListings(), dict[str, ImageFile](), dict[str, str]()
 
     def image(name: str, where: str) -> ImageFile:
-        if name not in images:
+        if name not in images:  # five pairs and more share an image
             if not name or Path(name).name != name:
                 raise ValueError(
                     f"{where}: wrong `Flickr30K_ID`: got {name!r:.60}, expected the name of an image without .jpg"

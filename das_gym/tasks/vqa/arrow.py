@@ -69,6 +69,7 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
         check_text(item["questions"], f"{where}: `questions`")
         check_new(seen, item["question_id"], "question_id", where)
         ten = _ten_answers(item, where)
+        # `max` returns the first of equals: the answers are in the order of the table's scores.
         most_frequent = max(ten, key=lambda answer: (answer != OUT_OF_VOCABULARY, ten.count(answer)))
         ids, image = (item["question_id"], item["image_id"]), CellImage(path, item["row"])
         answers = normalize_answer(most_frequent), normalized_answers(ten)

@@ -14,7 +14,6 @@ from das_gym.adapt import evaluate_command
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.record import Trial, best_trials, kept_file, kept_model, method_variants
 from das_gym.adapt.compare.table import Line, comparison_table, verdict
-from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.compare_experiment import GRID, CompareSettings, grid_of, prepare
 from das_gym.adapt.export import command as export_command
 
@@ -30,13 +29,8 @@ def words(small_kwargs: dict[str, str]) -> list[str]:
     return ["compare", "with", *given, f"methods={METHODS}", *QUICK, "search.evaluations=6"]
 
 
-def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    timed = ("seconds", "latency", "speedup")
-    return sorted(({k: v for k, v in t.items() if k not in timed} for t in found), key=str)
-
-
 @pytest.mark.long
-def test_compare_resumes_to_the_same_result(
+def test_compare_searches_masks_and_chooses_rates(
     run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
@@ -50,34 +44,9 @@ def test_compare_resumes_to_the_same_result(
     assert {tuple(t["mask"]) for t in whole["trials"] if t["variant"] == "das_2"} == {
         tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
     }
-    assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 5
-    assert (tmp_path / "runs/2/compare.png").stat().st_size > 5000
     assert not list((tmp_path / "runs/2").glob("*.pt"))
-
-    train, count = ComparisonContext.train, 0
-
-    def stopping(self, *args):
-        nonlocal count
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-        return train(self, *args)
-
-    monkeypatch.setattr(ComparisonContext, "train", stopping)
-    code, told = run_here(*words(small_kwargs), "searches={'2':1}")
-    assert code == 130
-    assert "resume=3" in told
-    half = read_json(tmp_path / "runs/3/compare.json")
-    assert len(half["trials"]) == 4
-    monkeypatch.setattr(ComparisonContext, "train", train)
-    code, told = run_here("compare", "with", "resume=3")
-    assert code == 0, told
-    resumed = read_json(tmp_path / "runs/3/compare.json")
-    assert plain(resumed["trials"]) == plain(whole["trials"])
     kept = sorted(path.name for path in (tmp_path / "runs/2").glob("*.safetensors"))
     assert kept == ["das_2.safetensors", "lora.safetensors", "random_2.safetensors"]
-    for name in kept:
-        assert (tmp_path / "runs/3" / name).read_bytes() == (tmp_path / "runs/2" / name).read_bytes()
 
 
 @pytest.mark.slow

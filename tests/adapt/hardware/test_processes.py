@@ -20,7 +20,6 @@ from das_gym.adapt.training import TrainingConfig
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits, load_supernet
-from das_gym.processes import join, warn_if_single_process
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -146,25 +145,6 @@ def test_mixed_precision_computes_in_bfloat16(small_kwargs: dict[str, str]):
     trainer.run(step_loss.parts, "16 bits")
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.backbone.vlp.parameters()} == {torch.float32}
-
-
-def test_join_warns_of_a_single_process_of_accelerate_launch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    join()
-    assert capsys.readouterr().err == ""  # one process was asked for
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    warn_if_single_process.cache_clear()
-    join()
-    assert "ACCELERATE_USE_CPU=true torchrun" in capsys.readouterr().err
-    join()  # the next training of the same command
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    join()
-    assert capsys.readouterr().err == ""
 
 
 def test_process_share_covers_all_examples_once(monkeypatch: pytest.MonkeyPatch):

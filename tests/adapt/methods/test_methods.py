@@ -13,7 +13,6 @@ import torch
 from das_gym.adapt import step_loss
 from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
-from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trained_parameters
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
@@ -253,7 +252,6 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
     ("change", "told"),
     [
         ({"method": MethodSettings("lorra")}, "unknown method 'lorra'; did you mean 'lora'"),
-        ({"method": MethodSettings("lora", {"rank": "x"})}, "kept: rank='x' .str. is not allowed"),
         (
             {"method": MethodSettings("lora", {"rank": 2**20})},
             r"has shape .4, 64. in the adaptation, .1048576, 64. in the mo",
@@ -261,7 +259,6 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         ({"method": MethodSettings("prompt", {"tokens": 2**20})}, "parameters of the adaptation and of the model differ"),
         ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
-        ({"task": "nlvr2"}, "kept was trained for task 'nlvr2', not 'vqa'"),
     ],
 )
 def test_restore_adaptation_checks_before_it_allocates(worlds, change: dict[str, Any], told: str):
@@ -296,16 +293,6 @@ def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
                 assert bool(after.attend[stream][..., -3:].all())
 
 
-def test_das_removes_the_layers_of_its_mask(worlds: dict[str, World]):
-    for family, layers in (("METER", 6), ("ViLT", 3), ("VLM", 4)):
-        mask = (1, *(0,) * (layers - 1))
-        model = worlds[family].model()
-        whole = sum(p.numel() for p in model.backbone.vlp.parameters())
-        DAS(mask=mask).apply(model)
-        assert model.backbone.vlp.pruned_mask.tolist() == [bool(bit) for bit in mask]
-        assert sum(p.numel() for p in model.backbone.vlp.parameters()) < whole
-
-
 @pytest.mark.parametrize(("family", "name"), REFUSED)
 def test_check_rejects_unsupported_methods(worlds: dict[str, World], family: str, name: str):
     model = worlds[family].model()
@@ -334,7 +321,6 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
     [
         ("lorra", {}, "unknown method 'lorra'; did you mean 'lora'?"),
         ("lora", {"rnk": 3}, "unknown setting of method 'lora', 'rnk'; did you mean 'rank'?"),
-        ("lora", {"rank": 0}, "`rank` is out of range"),
         ("parallel", {"scale": 0.0}, "`scale` is out of range"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_states
+from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, merged, recover
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
 
@@ -94,13 +94,14 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     student, unchanged = pruned_copy(problem.vlp, MASK), divergence(pruned_copy(problem.vlp, MASK), problem)
     before = {name: p.clone() for name, p in student.model.named_parameters()}
-    widths = {"bottleneck": 4, "skip_bottleneck": 6}
-    config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0, **widths)
-    recovery = Recovery(student, problem.vlp, problem.task, problem.splits.train, config)
-    recovery.run()
-    after = dict(student.model.named_parameters())
+    config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0)
+    trained = recover(student, problem.vlp, problem.task, problem.splits.train, config)
+    with merged(student, problem.vlp, config, trained):
+        after = dict(student.model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert recovery.trained == sum(p.numel() for name, p in after.items() if "adapter" in name and ".norm." not in name)
+    assert sum(p.numel() for p in trained) == sum(
+        p.numel() for name, p in after.items() if "adapter" in name and ".norm." not in name
+    )
     assert divergence(student, problem) < 0.8 * unchanged
     assert not any(p.requires_grad for p in after.values())
 
@@ -136,5 +137,5 @@ def test_saved_folder_runs_no_code_of_its_source(
         write_json(source / name, {**read_json(source / name), "auto_map": brought})
     probes = Probes.of(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
     save(probes.vlm.model, tmp_path / "out", source, source, torch.float32)
-    assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["tokens"]
+    assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["logits"]
     assert not canary.exists()

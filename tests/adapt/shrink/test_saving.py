@@ -45,17 +45,10 @@ def test_saved_dtype(source: Path):
     assert saved_dtype(torch.float16, torch.float32, "float32") == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("source", "computed", "wanted", "text"),
-    [
-        (torch.float16, torch.float32, "auto", "float16, as the source is. It was computed in float32; dtype=float32 keeps"),
-        (torch.float32, torch.float32, "auto", "float32, as the source is"),
-        (torch.float32, torch.bfloat16, "auto", "bfloat16, in which it was computed (the source is in float32)"),
-        (torch.float16, torch.float32, "float32", "float32, as dtype=float32 asks"),
-    ],
-)
-def test_describe_dtype_says_what_is_saved_and_why(source: torch.dtype, computed: torch.dtype, wanted: str, text: str):
-    assert describe_dtype(source, computed, wanted, "dtype").startswith(f"saved in {text}")
+def test_describe_dtype_says_how_to_keep_the_precision_of_the_training():
+    assert "dtype=float32 keeps more" in describe_dtype(torch.float16, torch.float32, "auto", "dtype")
+    for given in ((torch.float32, torch.bfloat16, "auto"), (torch.float16, torch.float32, "float32")):
+        assert "keeps" not in describe_dtype(*given, "dtype")
 
 
 def test_save_keeps_dtype_modes_and_other_files(
@@ -146,30 +139,26 @@ def test_round_parameters_replaces_only_what_changes():
     assert pair[1].weight is pair[0].weight
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"), [(OSError(errno.ENOSPC, "No space left"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)]
-)
-def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException, raised: type[BaseException]):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException):
     def fill() -> None:
         with new_folder(tmp_path / "out") as part:
             (part / "model.safetensors").write_bytes(b"half")
             raise error
 
-    with pytest.raises(raised):
+    with pytest.raises(type(error)):
         fill()
     assert not list(tmp_path.iterdir())
 
 
-def test_new_folder_keeps_other_errors_and_existing_folders(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"1\.png"), new_folder(tmp_path / "out"):
-        raise FileNotFoundError("1.png is missing")
+def test_new_folder_keeps_existing_folders(tmp_path: Path):
     with pytest.raises(ValueError, match="`out` exists"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_check_out(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    check_out(tmp_path / "a" / "b", source, 1000)
+def test_check_out(source: Path, tmp_path: Path):
+    check_out(tmp_path / "a" / "b", source)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     for out, message in (
@@ -178,11 +167,7 @@ def test_check_out(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "file" / "inner", "not writable"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_out(out, source, 1000)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    with pytest.raises(ValueError, match="1 MiB free, 1,088 MiB needed"):
-        check_out(tmp_path / "new", source, 2**30)
+            check_out(out, source)
 
 
 def test_save_keeps_a_config_dtype_that_differs_from_the_weights(tmp_path: Path):

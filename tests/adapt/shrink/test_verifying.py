@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import subprocess_main, verifying
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.recovery import RecoveryConfig, merged, recover
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, VerificationError, check_generation, verify
 
@@ -49,8 +49,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable
 def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     """Return a recovered model that was saved."""
     smaller = pruned_copy(problem.vlp, MASK)
-    config = RecoveryConfig(steps=2, batch_size=4, learning_rate=1e-2)
-    Recovery(smaller, problem.vlp, problem.task, problem.splits.train, config).run()
+    config = RecoveryConfig("full", steps=2, batch_size=4, learning_rate=1e-3)
+    with merged(smaller, problem.vlp, config, recover(smaller, problem.vlp, problem.task, problem.splits.train, config)):
+        pass  # what `full` trains is the student's own
     save(smaller.model, folder, source, source, torch.float32)
     return smaller, Probes.of(problem.vlp, problem.task, problem.splits.test)
 
@@ -80,22 +81,11 @@ def another_logit(found: dict[str, Any]) -> None:
     found["logits"][1][0, 7] += 0.1 * found["logits"][1].abs().max()
 
 
-def nan_logit(found: dict[str, Any]) -> None:
-    found["logits"][0][0, 7] = torch.nan
-
-
-def other_tokens(found: dict[str, Any]) -> None:
-    found["tokens"][0] = [1, 2]
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (another_logit, r"relative difference 0\.1, allowed 0\.001"),
-        (nan_logit, "relative difference inf"),
-        (other_tokens, "tokenizer"),
         (another_token("with a cache"), "with a cache, generates .* token 1 "),
-        (another_token("without a cache"), "without a cache, generates"),
         (another_token("with left padding"), "with left padding, generates"),
     ],
 )
@@ -106,7 +96,7 @@ def test_verify_names_what_differs(problem_of, folder_of, in_this_process, tmp_p
         verify(tmp_path / "out", smaller, MASK, probes, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["llama", "mllama", "qwen3_vl", "glm4_moe"])
+@pytest.mark.parametrize("name", ["mllama", "qwen3_vl", "glm4_moe"])
 def test_verify_other_types_in_float64(name: str, in_this_process, tmp_path: Path):
     in_this_process()
     source = tiny.save(name, tmp_path / "source", torch.float64)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.choosing import Choice
 from das_gym.adapt.shrink import checks
 from das_gym.adapt.shrink.checks import fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import loss_of
