@@ -109,7 +109,7 @@ def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
     (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
-        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(path)])
+        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
     assert not (tmp_path / "MARK").exists()
 
 
