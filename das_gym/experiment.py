@@ -52,6 +52,7 @@ from das_gym.runs import (
     find_run,
     library_versions,
     read_config,
+    read_settings_file,
     runs_dir_words,
 )
 from das_gym.settings_help import WIDTH, help_text, settings_text
@@ -131,7 +132,7 @@ class RecordedCommand(Generic[Settings]):
 
         Args:
             config_updates: Settings.
-            named_configs: Named configs, or JSON files of settings. Later ones win, `config_updates` over all.
+            named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
             on_started: Called with the run's id, once the run can be resumed.
 
@@ -183,7 +184,7 @@ class RecordedCommand(Generic[Settings]):
             if on_started is not None:
                 on_started(id)
 
-        main.__name__ = self.name  # Sacred logs it: "Running command 'agents table'"
+        main.__name__ = self.name.replace(".", " ")  # Sacred logs it; it takes a dot for an ingredient's command
         experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
         # Record the file of the command and the libraries' versions; Sacred itself would record this file.
         module = vars(sys.modules[self.main.__module__])
@@ -228,8 +229,8 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        if Path(name).suffix == ".json":
-            settings = nest_settings(read_config(Path(name)))
+        if Path(name).suffix in (".json", ".yaml", ".yml"):
+            settings = nest_settings(read_settings_file(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings

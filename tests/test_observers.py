@@ -86,19 +86,30 @@ def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("content", "says"), [("{bad", "is not valid JSON"), ("[1]", "expected settings by name")])
-def test_file_without_settings_is_named(command, tmp_path: Path, content: str, says: str):
-    (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(RunError, match=rf"bad\.json .*{says}"):
-        command.run_words(["with", str(tmp_path / "bad.json"), f"runs_dir={tmp_path / 'runs'}"])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("bad.json", "{bad", "is not valid JSON"),
+        ("list.json", "[1]", "expected settings by name"),
+        ("bad.yaml", "number: 1\n---\nnumber: 2", "is not valid YAML"),
+        ("alias.yaml", "a: &a [x, x]\nb: [*a, *a]", "line 2 has an alias"),  # nested ones expand without bound
+    ],
+)
+def test_file_without_settings_is_named(command, tmp_path: Path, name: str, content: str, says: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError) as error:
+        command.run_words(["with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
+    assert name in str(error.value)
+    assert says in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
-def test_settings_file_builds_no_object(command, tmp_path: Path):
+@pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
+def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
-    (tmp_path / "settings.json").write_text(json.dumps({"number": [harm]}))
+    (tmp_path / name).write_text(json.dumps({"number": [harm]}))
     with pytest.raises(RunError, match="py/reduce"):
-        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / "settings.json")])
+        command.run({"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
     assert not (tmp_path / "MARK").exists()
 
 
@@ -106,9 +117,10 @@ def test_settings_file_builds_no_object(command, tmp_path: Path):
     "settings", [{"plugins": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
 )
 def test_settings_file_chooses_no_module(command, tmp_path: Path, settings):
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
-        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
+        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 
 def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path: Path):
