@@ -147,7 +147,8 @@ class Scorer(ABC):
 
     def restart(self) -> None:
         """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does."""
-        self.evaluations, self.position = self.observation_masks, 0
+        self.evaluations: int = self.observation_masks
+        self.position: int = 0
         self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:
