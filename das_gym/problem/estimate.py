@@ -282,7 +282,7 @@ def time_examples(call: Callable[[int], object], most: int, device: torch.device
 
     These are as many as take a while, or `most`, which run together later.
     """
-    size = 1
+    size = min(2, most)  # in a large model, two examples take little longer than one
     while True:
         seconds = seconds_of(partial(call, size), device)
         if seconds < TIMED_SECONDS:  # the first call takes longer, which matters for small models alone
