@@ -18,7 +18,7 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss, make_trainer
-from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import Log, StepResult, Trainer, adamw, decay
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
@@ -132,17 +132,17 @@ class Training:
             else:
                 others.append(parameter)
         groups = [
-            Group(others, rate),
-            Group(projector, settings.projector_learning_rate),
-            Group(fusion, rate * settings.fusion_multiplier),
-            Group(list(own_parameters(vlp, self.model.head).values()), rate * settings.head_multiplier),
+            (others, rate),
+            (projector, settings.projector_learning_rate),
+            (fusion, rate * settings.fusion_multiplier),
+            (list(own_parameters(vlp, self.model.head).values()), rate * settings.head_multiplier),
         ]
         return make_trainer(
             self.step_loss,
             self.hardware,
             optimizer=adamw(groups, settings.weight_decay),
             steps=steps,
-            schedule=partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule),
+            schedule=partial(decay, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
             checkpoint=checkpoint,
             save_every=save_every,
             stateful=stateful,

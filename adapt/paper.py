@@ -52,8 +52,7 @@ class DASSettings:
         weight_decay: Of matrices.
         itm_weight: Of the image-text-matching loss that is added to retrieval's ranking loss, by the checkpoint's frozen
             matching head; in rewards, too, where they are computed with dropout.
-        schedule: How the learning rate falls to 0: `polynomial` or `cosine`.
-        power: Of the polynomial decay.
+        schedule: How the learning rate falls to 0: `linear` or `cosine`.
     """
 
     skip_num: int = _from(4, "released scripts; ViLT's code defaults to 4 and its script says 1")
@@ -86,8 +85,7 @@ class DASSettings:
     warmup: float = _from(0.1, "code's configs")
     weight_decay: float = _from(0.01, "code's configs")
     itm_weight: float = _from(0.0, "code's configs of retrieval; 0 for other tasks")
-    schedule: str = _from("polynomial", "code's configs; LLaVA's scripts: cosine")
-    power: float = _from(1.0, "code's configs: polynomial decay to 0, power 1")
+    schedule: str = _from("linear", "code's configs: polynomial decay of power 1; LLaVA's scripts: cosine")
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {"masks_per_turn": (2, math.inf), "dropout": (0, 1 - 1e-9)}
@@ -95,7 +93,7 @@ class DASSettings:
             ranges[name] = (1, math.inf)
         for name in ("skip_num", "warmup_epochs", "finetune_epochs", "projector_learning_rate", "itm_weight"):
             ranges[name] = (0, math.inf)
-        for name in ("update_rate", "learning_rate", "finetune_learning_rate", "power"):
+        for name in ("update_rate", "learning_rate", "finetune_learning_rate"):
             ranges[name] = POSITIVE
         ranges |= {"head_multiplier": POSITIVE, "fusion_multiplier": POSITIVE}
         check_ranges(self, **ranges)

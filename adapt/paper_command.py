@@ -199,9 +199,9 @@ def count_costs_of_meter(counting: str = "runs") -> list[dict[str, float | str]]
         `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
         adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
     """
-    vlp = full_size_model("METER")
-    layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
     with without_content():
+        vlp = METER()
+        layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
         head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
     costs = count_costs(vlp, example_batch(), head, counting=counting)
     rows: list[dict[str, float | str]] = [

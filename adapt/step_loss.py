@@ -14,7 +14,7 @@ from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_a
 from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.prefetching import Prefetcher
-from das_gym.adapt.training import WEIGHT_DECAY, Group, StepResult, Trainer, TrainingConfig, adamw, decay
+from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
@@ -217,8 +217,8 @@ def set_up(
     batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
     step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder, config, config.itm_weight)
     groups = (
-        Group([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
-        Group(list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
+        ([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
+        (list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
     )
     trainer = make_trainer(
         step_loss,

@@ -36,7 +36,7 @@ Step = Callable[[int], StepResult | Iterable[StepResult]]
 Results of several processes are averaged, so each process multiplies its parts by the number of processes.
 """
 
-SCHEDULES = ("polynomial", "cosine")
+SCHEDULES = ("linear", "cosine")
 POSITIVE = (math.ulp(0.0), math.inf)
 TRAINING_RANGES = {
     "steps": POSITIVE,
@@ -107,39 +107,31 @@ class TrainingConfig(Hardware):
         check_ranges(self, **ranges, head_learning_rate=POSITIVE, itm_weight=(0.0, math.inf))
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate."""
-
-    parameters: Sequence[nn.Parameter]
-    learning_rate: float
-
-
-def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW with betas 0.9 and 0.98, and no weight decay for biases, LayerNorms and other vectors.
+def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW for parameters with their learning rates, without weight decay for biases, LayerNorms and other vectors.
 
     Source: METER's optimizer.
     """
     options = []
-    for group in groups:
-        matrices = [p for p in group.parameters if p.ndim > 1]
-        vectors = [p for p in group.parameters if p.ndim <= 1]
+    for parameters_of_rate, rate in groups:
+        matrices = [p for p in parameters_of_rate if p.ndim > 1]
+        vectors = [p for p in parameters_of_rate if p.ndim <= 1]
         for parameters, decay in ((matrices, weight_decay), (vectors, 0.0)):
             if parameters:
-                options.append({"params": parameters, "lr": group.learning_rate, "weight_decay": decay})
+                options.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
 
 
-def decay(step: int, steps: int, warmup: float, power: float = 1.0, schedule: str = "polynomial") -> float:
+def decay(step: int, steps: int, warmup: float, schedule: str = "linear") -> float:
     """Return the factor of the learning rate: linear warm-up over a fraction of the steps, then down to 0.
 
-    `polynomial` with a power is METER's and ViLT's, `cosine` is LLaVA's.
+    `linear` is METER's and ViLT's, `cosine` is LLaVA's.
     """
     warmup_steps = max(1, round(steps * warmup))
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else (1 - done) ** power
+    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
 
 
 def add_prefix(prefix: str, log: Log | None) -> Log | None:
@@ -156,7 +148,7 @@ class Trainer:
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = adamw([Group(list(model.parameters()), 0.1)], weight_decay=0.01)
+        >>> optimizer = adamw([(list(model.parameters()), 0.1)], weight_decay=0.01)
         >>> trainer = Trainer({"model": model}, optimizer, 10, lambda step: 1.0)
         >>> trainer.run(lambda step: {"loss": model(torch.ones(2, 3)).square().mean()}, "training")
 

@@ -184,7 +184,7 @@ class RecordedCommand(Generic[Settings]):
             if on_started is not None:
                 on_started(id)
 
-        main.__name__ = self.name  # Sacred logs it: "Running command 'agents table'"
+        main.__name__ = self.name.replace(".", " ")  # Sacred logs it; it takes a dot for an ingredient's command
         experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
         # Record the file of the command and the libraries' versions; Sacred itself would record this file.
         module = vars(sys.modules[self.main.__module__])

@@ -117,9 +117,10 @@ def test_settings_file_builds_no_object(command, tmp_path: Path, name: str):
     "settings", [{"plugins": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
 )
 def test_settings_file_chooses_no_module(command, tmp_path: Path, settings):
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"settings\.json .*`plugins=harm_me`"):
-        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
+        command.run({"runs_dir": str(tmp_path)}, named_configs=[str(path)])
 
 
 def test_files_of_settings_and_words_are_taken_in_their_order(command, tmp_path: Path):

@@ -74,8 +74,7 @@ class Method(ABC):
     trains_weights: ClassVar[bool] = False
     adds_code: ClassVar[bool] = False
     recovery_rate: ClassVar[float] = 1e-3
-
-    poolers: bool = True
+    poolers: ClassVar[bool] = True
 
     @abstractmethod
     def insert(self, vlp: VLP) -> list[nn.Parameter]:

@@ -35,11 +35,10 @@ class Full(Method):
 
 @dataclass(frozen=True)
 class Head(Method):
-    """Train the task's head (linear probing); with `poolers`, also the poolers and token types."""
+    """Train the task's head alone (linear probing)."""
 
     title: ClassVar[str] = "head only"
-
-    poolers: bool = False
+    poolers: ClassVar[bool] = False
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert nothing; return nothing."""

@@ -21,7 +21,7 @@ import torch
 from das_gym.adapt.memory import restored_afterwards
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
 from das_gym.adapt.step_loss import batch_at
-from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
+from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -214,7 +214,7 @@ def recover(
     if method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
         replace_model(student, copy.deepcopy(student.model).float())
     parameters = insert_trained(student, full_model, method)
-    optimizer = adamw([Group(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
+    optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
     schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
     trainer = Trainer({"student": student.model}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     size = min(config.batch_size, len(examples))

@@ -25,8 +25,6 @@ class Bandit(Agent):
     with p as it was before the turn. The answer is the layers with the largest preferences.
 
     Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
         learning_rate: eta, > 0. The reference uses 1 (for METER it also declares 0.1, which nothing uses).
     """
 

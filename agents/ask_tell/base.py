@@ -43,8 +43,9 @@ class Agent(ABC):
     A subclass needs only `ask`. The base class remembers every mask and its reward, answers with the best one, and saves and
     restores itself. A subclass with more state also overrides `tell`, `best`, `state_dict` and `load_state_dict`.
 
-    Hyperparameters are keyword arguments after `seed`. Two names are filled in by searches instead: `statistics` receives
-    the layer statistics of the environment (name to (n_layers,) values), `blocks` the distances that `Angular` describes.
+    Hyperparameters are keyword arguments after `space` and `seed`, which every agent has. Two names are filled in by
+    searches instead: `statistics` receives the layer statistics of the environment (name to (n_layers,) values), `blocks`
+    the distances that `Angular` describes.
 
     Args:
         space: The masks to choose from.

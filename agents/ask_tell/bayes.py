@@ -81,8 +81,6 @@ class Bayes(Agent):
     """Bayesian optimization: Gaussian processes over masks, with expected improvement. The default.
 
     Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
         noisy: Whether the reward of a mask depends on when it is scored (`reward_batches` other than "fixed").
 
     Example:

@@ -26,8 +26,6 @@ class Evolution(Agent):
     for parent and answer. A table of mean scores has no examples to stage.
 
     Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
         offspring: lambda, at least 1.
         max_swaps: Largest number of swaps, at least 1.
         stages: Rising fractions of the reward examples, the last 1.
@@ -151,8 +149,6 @@ class EvoPress(Evolution):
     mask is scored twice at one fidelity.
 
     Args:
-        space: The masks to choose from.
-        seed: Seed, or the generator to draw from.
         statistics: Statistic name to (n_layers,) values; `parameters_share` identifies which layers have the same size.
         offspring: lambda, at least 1.
         initial: Number of random masks, at least 1.

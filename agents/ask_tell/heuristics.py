@@ -46,8 +46,6 @@ class BlockInfluence(Heuristic):
     one-shot ranking by that statistic; `leave_one_out` has the model score n_layers + 1 masks, which count as evaluations.
 
     Args:
-        space: The masks to choose from.
-        seed: Not used.
         statistics: Statistic name to (n_layers,) values.
         statistic: The statistic to rank by.
         skip: Whether the "lowest" or the "highest" values are skipped.
@@ -138,8 +136,6 @@ class BlockHeuristic(Heuristic):
     """Base class of heuristics that choose by blocks of layers.
 
     Args:
-        space: The masks to choose from.
-        seed: Not used.
         statistics: Statistic name to (n_layers,) values, for `Blocks.estimate`.
         blocks: What `das_gym.problem.blocks.measure_blocks` returns. Searches fill it in where the model is at hand. None
             estimates the blocks.

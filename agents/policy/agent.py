@@ -53,8 +53,6 @@ class Policy(Heuristic):
     It was trained on problems of up to `MAX_UNITS` units. For more, `greedy_mask` replaces it.
 
     Args:
-        space: The masks to choose from.
-        seed: Not used.
         statistics: Statistic name to (n_layers,) values.
         policy: File of a policy, see `python -m agents policy`; None is the bundled one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from das_gym.agents.policy.neighbour_costs import NeighbourCosts
 from torch import Tensor, nn
 
-from das_gym.config import build
 from das_gym.files import explain_damage
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.problem.budget import Floats, Masks
@@ -31,16 +30,8 @@ MAX_STANDARD_SCORE = 4.0
 RELATIONS = 8
 """Inputs about how the units of a pair lie to each other."""
 
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Size of the network.
-
-    Attributes:
-        width: Hidden width of both parts.
-    """
-
-    width: int = 24
+WIDTH = 24
+"""Hidden width of a network."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +113,12 @@ class PolicyNetwork(nn.Module):
     Before training the corrections are 0, so that the best mask is the one with the lowest estimated cost.
 
     Args:
-        config: Its size.
+        width: Hidden width.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.config, width = config, config.width
+        self.width = width
         size = ENCODINGS * len(READS)
         self.enter = nn.Sequential(nn.Linear(size + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mix = nn.Linear(2 * width, width)
@@ -172,7 +163,7 @@ class PolicyEnsemble(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the file."""
         first: Any = self.members[0]
-        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(first.config))})
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps({"width": first.width})})
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
@@ -186,10 +177,10 @@ class PolicyEnsemble(nn.Module):
         if file.config.get("format") != FORMAT:
             raise ValueError(f"{path} is not a policy of this version ({FORMAT!r}): {HINT}")
         with explain_damage(Path(path), HINT):
-            config = build(PolicyConfig, json.loads(file.config["config"]))
+            width = int(json.loads(file.config["config"])["width"])
         try:
-            with torch.device("meta"):  # so that sizes in a damaged config cannot exhaust memory
-                ensemble = cls(PolicyNetwork(config) for _ in {name.split(".")[1] for name in file.tensors})
+            with torch.device("meta"):  # so that a damaged width cannot exhaust memory
+                ensemble = cls(PolicyNetwork(width) for _ in {name.split(".")[1] for name in file.tensors})
             ensemble.load_state_dict(dict(file.tensors), assign=True)
         except (RuntimeError, AssertionError, LookupError) as error:
             raise ValueError(f"{path} is damaged, its tensors do not match its config: {HINT}") from error

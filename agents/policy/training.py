@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from das_gym.agents.policy.network import READS, PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, PolicyNetwork
 from torch import Tensor
 
 from das_gym.config import choice
@@ -48,7 +48,6 @@ class PolicySettings(PluginSettings):
         steps: Gradient steps of each member.
         members: Number of networks to train, with seeds from `seed` on. They decide together.
         seed: Random seed.
-        width: Hidden width of the network.
         relatives: Problems to add for each model: the same model without one to three of its layers.
         budgets: Kinds of budgets of the problems: a number of layers, or a share of MACs, latency, parameters or memory.
     """
@@ -58,7 +57,6 @@ class PolicySettings(PluginSettings):
     steps: int = 400
     members: int = 8
     seed: int = 0
-    width: int = 24
     relatives: int = 6
     budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
@@ -132,7 +130,7 @@ def train_member(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = PolicyNetwork(PolicyConfig(settings.width))
+        network = PolicyNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
 
     def schedule(step: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.supernet import SupernetConfig, random_mask
-from das_gym.adapt.training import Group, StepResult, Trainer, adamw, decay
+from das_gym.adapt.training import StepResult, Trainer, adamw, decay
 from torch import Tensor
 
 from benchmarks.pretrain.conversation_losses import features, words_losses
@@ -171,7 +171,7 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
         found = words_losses(model, features(recipe, model, batch), batch)
         return {"loss": found.pop("words"), **found}
 
-    optimizer = adamw([Group(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
+    optimizer = adamw([(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
     schedule = functools.partial(decay, steps=spec.steps, warmup=0.1)
     Trainer({"model": model}, optimizer, spec.steps, schedule).run(step, spec.name)
     with replacing_folder(folder) as part:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.training import POSITIVE, Group, Log, StepResult, Trainer, adamw, add_prefix, check_ranges, decay
+from das_gym.adapt.training import POSITIVE, Log, StepResult, Trainer, adamw, add_prefix, check_ranges, decay
 from torch import nn
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
@@ -128,7 +128,7 @@ def pretrain(settings: PretrainSettings, out: Path, checkpoints: Path, log: Log 
         first = title == "images"
         steps, rate = (size.image_steps, IMAGE_LEARNING_RATE) if first else (size.steps, size.learning_rate)
         parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-        optimizer = adamw([Group(parameters, rate)], WEIGHT_DECAY)
+        optimizer = adamw([(parameters, rate)], WEIGHT_DECAY)
         schedule = partial(decay, steps=steps, warmup=WARMUP)
         checkpoint = checkpoints / CHECKPOINTS[not first]
         Trainer(parts, optimizer, steps, schedule, checkpoint, SAVE_EVERY).run(

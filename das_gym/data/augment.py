@@ -22,7 +22,7 @@ def randaugment(image: Image, seed: int, num_ops: int = NUM_OPS, magnitude: int 
     draws operations and signs; torch's global generator is not advanced.
     """
     augment = _augment(num_ops, magnitude)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # RandAugment takes no generator
         torch.manual_seed(seed)
         return augment(image)
 

@@ -52,7 +52,7 @@ class BadExamples:
     def report(self, error: Exception) -> None:
         """Raise an error, whose message names file and entry, with a hint; or keep its message and skip the entry."""
         if not self.skips:
-            raise type(error)(f"{error}. {HINT}") from error.__cause__
+            raise type(error)(f"{error}. {HINT}") from error.__cause__  # the reader's own error would be shown twice
         self.lines.append(str(error))
 
     def parse(self, entries: Iterable[tuple[str, Any]], make: Callable[[Any, str], Example | None]) -> list[Example]:

@@ -58,7 +58,7 @@ def _open(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, 
     """Open an image without decoding it, and name it in the errors of what follows."""
     try:
         file = io.BytesIO(read_bytes(source)) if isinstance(source, str | Path) else source
-        Image.init()
+        Image.init()  # or formats that no image has had so far are missing in `Image.OPEN`
         supported = [each for each in FORMATS if each in Image.OPEN]  # pillow before 11.3 has no AVIF
         with Image.open(file, formats=supported) as image:
             # PIL raises an error from twice this limit on, and only warns below.

@@ -56,6 +56,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _has_lines(path: Path) -> bool:
     """Return whether the first line is a JSON object by itself."""
+    # A list, and an object that spans several lines, begin with a line that is no JSON object.
     first = next((content for _, content in _numbered_lines(path)), b"")
     try:
         return first.startswith(b"{") and isinstance(json.loads(first), dict)

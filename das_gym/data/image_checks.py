@@ -17,6 +17,7 @@ MANY_IMAGES = 1000
 def missing_files(images: Mapping[str, ImageSource]) -> dict[str, Exception]:
     """Return the errors of image files that do not exist, by key; lists every folder once."""
     files = {key: os.path.split(image.path) for key, image in images.items() if isinstance(image, ImageFile)}
+    # On network file systems, a listing is much faster than asking for each of 100,000 files.
     names = {folder: files_in(folder) for folder in {folder for folder, _ in files.values()}}
     absent = [key for key, (folder, name) in files.items() if name not in names[folder]]
     return {key: FileNotFoundError(f"the image {key} does not exist") for key in absent}

@@ -74,11 +74,11 @@ def share_of(share: float, count: int) -> int:
 
 def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
     """Return a group number for each example. Examples that share a key, directly or through others, are in one group."""
-    parents = list(range(len(keys)))
+    parents = list(range(len(keys)))  # union-find: each group is a tree
 
     def root_of(number: int) -> int:
         while parents[number] != number:
-            parents[number] = parents[parents[number]]
+            parents[number] = parents[parents[number]]  # halve the path, for the next search
             number = parents[number]
         return number
 

@@ -164,6 +164,7 @@ class ScoreMode(ActionMode):
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
+        # Policies draw from unbounded Gaussians: values beyond the space are as good as any, but NaN has no order.
         array, shape = np.asarray(actions, dtype=np.float64), (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(f"`action` has the wrong shape: got {array.shape}, expected {shape}, one score per layer")
@@ -235,6 +236,7 @@ class SequenceMode(ActionMode):
         if action < self.n_layers and choices[0, action]:
             self.masks[0, action] = True
         complete, _, valid, _ = self._state()
+        # Writing into arrays of one row is faster than making new ones.
         self.over[0] = complete[0] or action == self.n_layers
         info = {"action_mask": valid.copy(), "invalid_action": np.array([invalid])}
         return Moves(self.masks.copy(), self.over.copy(), info)
@@ -276,6 +278,7 @@ class SequenceMode(ActionMode):
         else:
             complete = self.budget.is_kept_by(self.masks)
             choices = ~self.masks & ~complete[:, None] & self.budget.useful_layers
+        # Where no action has an effect, all are allowed: MaskablePPO cannot normalize a row without any.
         return complete, choices, choices | ~choices.any(axis=1, keepdims=True)
 
     def _features(self) -> np.ndarray:
@@ -296,6 +299,7 @@ class SequenceMode(ActionMode):
 def next_valid_actions(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
     """Replace each of (m,) actions without effect by the next one that has an effect, wrapping around the action space."""
     m, n = action_masks.shape
+    # Row by row: all actions in turn, from the given one on.
     order = (actions[:, None] + np.arange(n)) % n
     first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
     return order[np.arange(m), first]

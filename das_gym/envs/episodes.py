@@ -40,6 +40,7 @@ class Episodes:
 
     def reset(self, rng: np.random.Generator, seeded: bool, options: Any) -> None:
         """Start all episodes as `reset` of an environment does; a seed also restarts the reward examples."""
+        # Gymnasium: a seed makes the episodes that follow repeat, so that examples and counts begin again.
         if seeded:
             self.scorer.restart()
         self.mode.begin()
@@ -65,6 +66,7 @@ class Episodes:
     def observe(self) -> Any:
         """Return the layer statistics and the state of the action space, (m, size) float32."""
         statistics, features = self.scorer.observation(), self.mode.features()
+        # One allocation: np.concatenate would need the statistics repeated for each row first.
         observations = np.empty((self.mode.rows, len(statistics) + features.shape[1]), dtype=np.float32)
         observations[:, : len(statistics)] = statistics
         observations[:, len(statistics) :] = features
@@ -86,10 +88,9 @@ class Episodes:
 
     def report(self, costs: Sequence[str]) -> list[tuple[float, float]]:
         """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
-        scorer = self.scorer
-        scorer.reported |= {name: scorer.cost_of(name) for name in costs if name != "macs_saved"}
-        objective = scorer.objective
-        return [(objective.low - 1.0, objective.high), *(scorer.cost_of(name).range for name in costs)]
+        self.scorer.report(costs)
+        objective = self.scorer.objective
+        return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""

@@ -45,6 +45,7 @@ class MaskScorer(Scorer):
         bound = pick_budget(len(problem.layer_names), budget, self.cost_of)
         objective = Objective(bound, find_reward(reward), self.cost_of("macs_saved"), macs_price)
         super().__init__(problem.layer_names, objective, statistics)
+        # The task's order mixes images, so that a small number of examples is a fair sample.
         self._order = problem.task.order(problem.splits.reward)
         self._fixed = self._examples(np.arange(self.batch_size))
 

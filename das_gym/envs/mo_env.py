@@ -52,6 +52,7 @@ class VectorReward:
     def _announce(self) -> None:
         """Set what MO-Gymnasium's wrappers and MORL-Baselines read from `env.unwrapped`; `info` gets the savings."""
         ranges = self.unwrapped.episodes.report(self._names[1:])
+        # 0 is the reward within an episode, and what a mask off its budget saves.
         low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
         space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
         self.unwrapped.reward_space, self.unwrapped.reward_dim, self.unwrapped.objectives = space, len(ranges), self._names
@@ -85,6 +86,7 @@ class VectorReward:
     def _add(self, copy: int, problem: int, point: Floats) -> None:
         """Add a reward vector to the front of a copy's problem."""
         front = self._fronts.get((copy, problem), np.empty((0, len(point))))
+        # A dominated point changes nothing, and most points are.
         if not (front >= point).all(axis=1).any():
             points = np.concatenate((front, point[None]))
             self._fronts[copy, problem] = points[undominated_rows(points)]

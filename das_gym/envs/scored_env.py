@@ -58,7 +58,8 @@ class ScoredEnv(MaskEnv):
             "state": self.get_state(),
             "spec": self.spec,
             "last": self._last,
-            "action_space": self.action_space,  # with their generators
+            # Spaces have generators of their own, which a copy has to continue.
+            "action_space": self.action_space,
             "observation_space": self.observation_space,
         }
 

@@ -134,15 +134,21 @@ class Scorer(ABC):
             return np.arange(self.batch_size)
         if self.reward_batches == "resample":
             return rng.choice(self.total, self.batch_size, replace=False)
+        # Around the split: the last batch is filled up with the first examples.
         first, self.position = self.position, (self.position + self.batch_size) % self.total
         return (first + np.arange(self.batch_size)) % self.total
+
+    def report(self, costs: Iterable[str]) -> None:
+        """Have `info` hold the savings of these costs, keys of `SAVED`."""
+        self.reported |= {name: self.cost_of(name) for name in costs if name != "macs_saved"}
 
     def close(self) -> None:  # noqa: B027 - a table has nothing to release
         """Release resources outside of this process."""
 
     def restart(self) -> None:
         """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does."""
-        self.evaluations, self.position = self.observation_masks, 0
+        self.evaluations: int = self.observation_masks
+        self.position: int = 0
         self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:
@@ -168,11 +174,13 @@ class Scorer(ABC):
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
         feasible = self.budget.is_kept_by(masks)
+        # Masks off the budget are never evaluated: they cost no time, and their loss cannot be learned from.
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
             found = self.measure(masks[scored], rng)
             losses[scored], metrics[scored] = found.losses, found.metrics
+            # The engine computes divergences only for rewards that need them.
             divergences[scored] = np.nan if found.divergences is None else found.divergences
         scores = Scores(losses, metrics, divergences)
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
@@ -198,6 +206,7 @@ class Scorer(ABC):
 
     def _count(self, rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
         """Return (m,) int64 evaluations after each of m masks, and note where the best reward rose."""
+        # Rows count one after another, as if one environment had scored them in turn.
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
         best = self.best_so_far

@@ -149,6 +149,7 @@ class SuiteEpisodes(Episodes):
             **self.problem_info(),
         }
         info |= {name: suite.saved_of(name)[rows] for name in self.costs}
+        # An episode ends as soon as its budget is kept: a mask within a sequence is off it, which `info` says already.
         return np.where(moves.ended, suite.scaled[rows], 0.0), info | moves.info
 
     def score_one(self, moves: Moves, rng: np.random.Generator) -> tuple[float, dict[str, Any]]:

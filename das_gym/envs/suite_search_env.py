@@ -82,6 +82,7 @@ class SuiteSearchEnv(SuiteEnv):
         rewards, info = self.episodes.score(moves, self.np_random)
         place, self._count = self._count, self._count + 1
         ended = self._count == self.evaluations
+        # To its action mode every mask ends an episode; here the last one does.
         self.mode.over[:] = ended
         scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
         history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]

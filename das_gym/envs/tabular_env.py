@@ -53,6 +53,7 @@ class TableScorer(Scorer):
     ) -> None:
         self.table, self._costs = table, {**table.costs, **given_costs(costs)}
         bound = pick_budget(table.n_layers, budget, self.cost_of)
+        # Without such masks, an agent could choose one that nothing is known of.
         most = table.meta.max_skipped
         if most is not None and (bound.skip_num is None or bound.skip_num > most):
             raise ValueError(f"`skip_num` is out of range: this table holds masks of up to {most} layers, give 0..{most}")
@@ -125,6 +126,7 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """See `Scorer.score_one`."""
+        # The bytes of a short mask hash faster than its row is computed.
         known = self._rows_known.get(key := masks.tobytes())
         if known is None:
             row = int(self.table.rows(masks[0])) if self._exact else -1
@@ -139,6 +141,13 @@ class TableScorer(Scorer):
             if reward > self.best_so_far:
                 self.improvements.append((self.evaluations, reward))
         return reward, {**info, "evaluations": self.evaluations}
+
+    def report(self, costs: Iterable[str]) -> None:
+        """See `Scorer.report`; what was looked up before lacks the savings."""
+        super().report(costs)
+        self._rows_known.clear()
+        for name in ("_known", "_full_model_info", "_exact"):
+            self.__dict__.pop(name, None)
 
     def full_model_info(self) -> dict[str, Any]:
         """See `Scorer.full_model_info`."""

@@ -107,9 +107,11 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
             final = {"final_obs": self._rows_of(ended), "_final_obs": ended, "final_info": final_info, "_final_info": ended}
             episodes.begin(ended, self.np_random)
         if "action_mask" in info and (final or some_restarted):
+            # The next action is chosen in the state after the reset.
             info = info | {"action_mask": self.mode.action_masks()}
         told = with_presence(info, np.ones(self.num_envs, dtype=bool))
         if some_restarted:
+            # Gymnasium's convention: a key is absent in the rows whose reset has no such value.
             told |= {f"_{key}": ~restarted for key in info if key not in first}
         return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), told | final
 

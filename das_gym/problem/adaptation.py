@@ -151,5 +151,5 @@ def _tunable(vlp: VLP, head: nn.Module) -> dict[str, Tensor]:
 
 def own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:
     """Return `head.<name>` to the parameters of a head, without those that are the model's: a language model's own head."""
-    models = {id(p) for p in vlp.parameters()}
+    models = {id(p) for p in vlp.parameters()}  # a language model's head may be tied to its embeddings
     return {f"head.{name}": p for name, p in head.named_parameters() if id(p) not in models}

@@ -129,6 +129,7 @@ class Budget:
             masks = np.zeros(scores.shape, dtype=bool)
             masks[np.arange(len(scores))[:, None], highest] = True
             return masks
+        # `lexsort` sorts by its last key first: units that save something come before the others.
         order = np.lexsort((-scores, np.broadcast_to(~self.useful_layers, scores.shape)), axis=1)
         ranks = np.argsort(order, axis=1)
         prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row

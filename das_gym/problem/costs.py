@@ -150,6 +150,7 @@ def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
     parts = [list(own.modules()) for unit in units for own in (unit.layer, unit.skip_adapter) if own is not None]
     inside = {module for modules in parts for module in modules}
     others = ([module] for module in vlp.modules() if module not in inside)
+    # A parameter that a second module holds, such as tied embeddings, is needed whatever is skipped.
     owners = Counter(
         owned
         for modules in (*parts, *others)

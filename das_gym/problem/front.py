@@ -13,6 +13,7 @@ def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
 
     `saved` is the (m,) share of the cost that each mask saves; masks with a non-finite loss are never on it.
     """
+    # From the largest saving down, a mask is on the front if its loss is below that of all before it.
     order = np.lexsort((losses, -saved))
     ordered = np.where(np.isfinite(losses), losses, np.inf)[order]
     lowest = np.minimum.accumulate(np.concatenate(([np.inf], ordered[:-1])))
@@ -48,6 +49,7 @@ def dominated_volume(points: Floats, reference: npt.ArrayLike = 0.0) -> float:
     if points.shape[1] == 2:
         return hypervolume(points[:, 0], -points[:, 1], (0.0, 0.0))
     points = points[np.argsort(-points[:, -1], kind="stable")]
+    # Slices between one value of the last dimension and the next: each has the volume of the points that reach it.
     depths = -np.diff(points[:, -1], append=0.0)
     return float(sum(depth * dominated_volume(points[: i + 1, :-1]) for i, depth in enumerate(depths) if depth))
 

@@ -198,7 +198,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     kept = None if settings else _KEPT.get((config, _modification_times(config)))
     if kept is not None:
         frozen: dict[int, Any] = {id(p): p for p in kept.vlp.parameters() if not p.requires_grad}
-        return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))
+        return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))  # the memo: deepcopy takes these as copied already
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}

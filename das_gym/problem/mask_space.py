@@ -144,6 +144,7 @@ class MaskSpace:
         mask = self.budget.skip_highest(values[None])[0]
         if self.skip_num is not None:
             return mask
+        # A layer that saves much may have made others unnecessary: skipping them would cost quality for nothing.
         for layer in np.argsort(-values, kind="stable")[::-1]:
             if mask[layer]:
                 mask[layer] = False
@@ -158,6 +159,7 @@ class MaskSpace:
         """Return an allowed mask in which random layers replace up to `strength` skipped layers of `mask`."""
         skipped = np.flatnonzero(mask)
         freed = rng.choice(skipped, min(strength, len(skipped)), replace=False)
+        # Skipped layers have 2 to 3, kept ones 0 to 1, freed ones less: `top` fills up with random kept layers.
         values = rng.random(self.n_layers) + np.where(mask, 2.0, 0.0)
         values[freed] -= 4.0
         return self.top(values)

@@ -170,5 +170,6 @@ class Objective:
         with np.errstate(over="ignore"):
             earned = np.nan_to_num(self.reward.compute(scores), nan=self.reward.low)
         earned = np.clip(earned, self.reward.low, self.reward.high) + self.macs_price * self.macs.saved(masks)
+        # A tiny violation is lost in the rounding of a low of -10,000.
         below = np.minimum(self.low - violations, np.nextafter(self.low, -np.inf))
         return np.where(violations > 0, below, earned)

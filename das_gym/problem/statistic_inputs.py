@@ -109,7 +109,7 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
     before, after = state.hidden[stream], output
     tokens = min(before.shape[1], after.shape[1])  # Qwen3-VL's vision layers prepend features to the tokens
     before, after = before[:, -tokens:].double(), after[:, -tokens:].double()
-    norm = before.norm(dim=-1).clamp_min(1e-12)
+    norm = before.norm(dim=-1).clamp_min(1e-12)  # padding may be zeros
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
     residual = (after - before).norm(dim=-1) / norm
     angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi

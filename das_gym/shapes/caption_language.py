@@ -161,6 +161,7 @@ def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, 
     """Draw captions with one word changed, clearly false of the scene: first the opposite relation where that is false."""
     options = caption.changed(scene)
     relations = {fact.relation for fact in caption.facts if isinstance(fact, RelationFact)}
+    # The opposite relation has the same words of colour and shape: only the positions tell it apart.
     opposite = [o for o in options if any(isinstance(f, RelationFact) and f.relation not in relations for f in o.facts)]
     others = [option for option in options if option not in opposite]
     drawn = rng.choice(len(others), count - len(opposite), replace=False)

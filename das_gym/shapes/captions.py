@@ -75,10 +75,12 @@ def draw_split(
     rng: np.random.Generator, count: int, unique: bool, images: NewImages
 ) -> Iterator[tuple[Scene, bytes, list[SceneCaption]]]:
     """Yield scenes with new images, their JPEG files and captions; with `unique` a caption is true of one scene only."""
+    # Training scenes may share captions, as those of real images do; in val and test each has to find its image.
     index = _Index() if unique else None
     drawn = 0
     while drawn < count:
         scene = sample_scene(rng)
+        # A new scene must not make an earlier caption ambiguous either.
         if len(scene.objects) < MIN_OBJECTS or (index and index.has_caption_for(scene)):
             continue
         captions = _draw_captions(rng, scene, index)

@@ -48,6 +48,7 @@ def write_shapes_nlvr2(
 
 def _write_split(folder: Path, split: str, directories: list[str], rng: np.random.Generator, bar: tqdm) -> None:
     """Write a set of images and statements for each entry of `directories`; `` is the folder of the split itself."""
+    # Every pair of families in turn, so that all are equally frequent.
     families = list(combinations_with_replacement(STATEMENT_FAMILIES, 2))
     lines: list[str] = []
     for number, directory in enumerate(directories):

@@ -194,6 +194,7 @@ def sample_set(rng: np.random.Generator, families: Sequence[str]) -> StatementSe
 
 def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> tuple[ScenePair, ...] | None:
     """Draw four pairs of scenes, with the kinds of each statement in random order."""
+    # Independent orders: the truth of one statement tells nothing of the other.
     orders = [rng.permutation(len(KINDS)).tolist() for _ in statements]
     pairs = []
     for place in range(len(KINDS)):

@@ -60,6 +60,7 @@ def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
     nearest, furthest = left - MAX_RADIUS, left + CURTAIN_WIDTH + MAX_RADIUS
     while True:
         scene = sample_scene(rng)
+        # No object may touch the curtain: what is visible is visible as a whole.
         covered = curtain and any(nearest < item.x < furthest for item in scene.objects)
         if not covered and sample_scene_caption(rng, scene) is not None:
             break

@@ -53,6 +53,7 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
     images, counts = NewImages(), {"train2014": train_scenes, "val2014": val_scenes}
     with new_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
+        # A generator for each split: val2014 does not depend on the number of training scenes.
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
             _write_split(partial, split, count, rng, images, bar)
     return folder

@@ -63,6 +63,7 @@ def bundled_root(name: str, write: Callable[[Path], object], title: str, cache: 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may need the data at once: one writes, the others wait and look again.
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 write(folder)

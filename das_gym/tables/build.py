@@ -100,6 +100,7 @@ def _content_hash(task: Task, examples: Sequence[Any]) -> str:
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
+    # All pixels would take minutes: sizes of a few images tell data sets apart, tokens and targets the examples.
     measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
     words = [str(image.open().size) for pair in measured for image in pair.images]
     for start in range(0, len(examples), EXAMPLES_HASHED):
@@ -198,6 +199,7 @@ def build_table(
     )
     scores = {}
     for split in SPLITS:
+        # Sums are float64, in the order of batches: a resumed build rounds as one that was not stopped.
         means = progress.sums[split] / len(examples[split])
         # A mask with a non-finite loss in some batch has loss inf.
         means = np.where(np.isfinite(means[0]), means, np.array([[np.inf], [0.0], [np.inf]])).astype(np.float32)
@@ -235,6 +237,7 @@ def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequen
     def known_losses(masks: np.ndarray) -> np.ndarray:
         return table.values("loss", "reward")[table.index(masks)]
 
+    # The table has the losses that statistics ask for, unless it lacks some masks.
     known = None if table.meta.max_skipped is not None else known_losses
     activity = measure_activity(problem.evaluator, examples)
     inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, known)
@@ -306,6 +309,7 @@ class _Progress:
             arrays = read_arrays(path)
             meta = description_in(arrays, "begin a new run")
             done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
+            # Whatever the checkpoint lacks or has in addition differs, too.
             wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:

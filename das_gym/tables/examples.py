@@ -60,6 +60,7 @@ class ExampleScores(SplitPart):
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
         if len(values) > MOST_VALUES:
             raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave `each` out")
+        # New values move the places of earlier ones.
         self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
         self.metrics[where] = np.searchsorted(values, found)
         return ExampleScores(**{**vars(self), "metric_values": values})

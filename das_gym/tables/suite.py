@@ -139,6 +139,7 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
     """
     allowed = ~(masks & ~useful).any(axis=1)
     count, sizes = int(useful.sum()), masks.sum(axis=1)
+    # A mask of s units is reached in (s - 1)! orders of those before the last, times (count - s)! of those after it.
     orders = np.array([math.factorial(max(s - 1, 0)) * math.factorial(max(count - s, 0)) for s in range(masks.shape[1] + 1)])
     lasts = np.zeros(len(masks))  # units that can be the last one skipped: without them the budget is not yet satisfied
     for unit in np.flatnonzero(useful):
@@ -160,6 +161,7 @@ def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> It
             continue
         cost = table.costs[BUDGET_KINDS[kind]]
         for share in SAVED_SHARES:
+            # Rounded down: the name stays short, and the saving within reach.
             saved = math.floor(1000 * share * cost.range[1]) / 1000
             if saved > 0:
                 yield Budget(n, saved=saved, cost=cost)
@@ -250,6 +252,7 @@ class Suite:
             self.savings[row, :n] = problem.cost.savings / problem.cost.full
             self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
             self.goals[row] = (budget.skip_num or 0) / n, budget.saved or 0.0
+        # The entries of problem p begin at _first[p]; the number of a mask is added.
         self._first = np.cumsum([0, *(len(problem.rewards) for problem in problems[:-1])])
         self._bits = 1 << np.arange(MAX_UNITS, dtype=np.int64)
         off = np.concatenate([problem.budget.violations(problem.table.masks) for problem in problems])
@@ -309,6 +312,7 @@ class Suite:
     def skip_highest(self, which: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return (m, MAX_UNITS) bool: units skipped from the highest score down, until the budget is satisfied."""
         m = len(which)
+        # Units that serve no purpose come last, where they are never reached.
         order = np.argsort(np.where(self.useful[which], -scores, np.inf), axis=1, kind="stable")
         masks, everyone = np.zeros((m, MAX_UNITS), bool), np.arange(m)
         for place in range(MAX_UNITS):
@@ -410,5 +414,6 @@ def _load_suite(
             found += problems_of(source, table, reward, without, budgets)
     settings = list(BUDGET_KINDS.values())
     last_default = BUDGET_KINDS[DEFAULT_BUDGETS[-1]]
+    # Sorting is stable: problems of the default budgets keep their order, and so their numbers.
     found.sort(key=lambda problem: max(settings.index(problem.cost.setting), settings.index(last_default)))
     return Suite(found, statistics)

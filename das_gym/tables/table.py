@@ -154,6 +154,7 @@ class SubnetTable:
     @cached_property
     def layer_macs(self) -> MaskCost:
         """MACs of any mask."""
+        # MACs add up over units, so that masks of single units give those of all.
         alone = self.index(np.eye(self.n_layers, dtype=bool))
         return MaskCost(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
 
@@ -191,6 +192,7 @@ class SubnetTable:
         if self.meta.max_skipped is None:
             return numbers
         known, rows = self._numbered
+        # Masks beyond the last are looked for at the last, and found to differ.
         places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
         return np.where(known[places] == numbers, rows[places], -1)
 
@@ -319,6 +321,7 @@ class SubnetTable:
     def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
         """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
         goodness = self._goodness(by, split)
+        # By MACs, of equal MACs the best first: whatever is not better than all before it is dominated.
         order = np.lexsort((-goodness, self.macs))
         reached = np.maximum.accumulate(goodness[order])
         better = np.concatenate(([True], goodness[order][1:] > reached[:-1]))
@@ -342,6 +345,7 @@ class SubnetTable:
             arrays["group_statistics"] = self.group_statistics
         meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
+        # numpy dates all members of the archive 1980: equal tables give equal bytes.
         np.savez_compressed(buffer, **arrays, macs=self.macs, statistics=self.statistics, meta=np.array(meta))
         write_bytes(path, buffer.getvalue())
 

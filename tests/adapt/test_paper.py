@@ -22,16 +22,7 @@ def test_published_settings():
     assert meter.reward_dropout
     assert meter.train_on_reward
     assert not meter.reward_shuffled
-    assert {key: settings.reward_examples for key, settings in PAPER.items()} == {
-        ("METER", "vqa"): 32,
-        ("METER", "nlvr2"): 32,
-        ("METER", "retrieval"): 2,
-        ("METER", "snli_ve"): 32,
-        ("ViLT", "vqa"): 64,
-        ("ViLT", "nlvr2"): 64,
-        ("ViLT", "retrieval"): 4,
-        ("VLM", "answering"): 32,
-    }
+    assert [settings.reward_examples for settings in PAPER.values()] == [32, 32, 2, 32, 64, 64, 4, 32]
     assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "retrieval")} == {1}
     assert {task for (_, task), settings in PAPER.items() if settings.reward_split == "train"} == {"nlvr2"}
     assert {task: s.itm_weight for (_, task), s in PAPER.items() if s.itm_weight} == {"retrieval": 0.5}

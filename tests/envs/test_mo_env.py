@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from das_gym.envs.mo_env import MultiObjectiveReward
 from das_gym.problem.front import dominated_volume
 from das_gym.registration import ASSETS
 from tests.made_up_suite import write_made_up_suite
@@ -153,7 +154,10 @@ def test_search_of_a_suite_rewards_each_mask(suite: str):
 
 
 def test_third_objective_is_a_given_cost():
-    env = gymnasium.make(ID, objectives=("task", "macs_saved", "latency_saved"), costs=latencies())
+    plain = gymnasium.make("DAS-METER-VQA-Tabular-v0", skip_num=None, costs=latencies())
+    plain.reset(seed=0)
+    plain.step(np.zeros(12, np.int8))
+    env = MultiObjectiveReward(plain, ("task", "macs_saved", "latency_saved"))  # as `make` does, after it was used
     env.reset(seed=0)
     mask = np.zeros(12, np.int8)
     mask[[1, 8]] = 1

@@ -18,8 +18,8 @@ import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import read_trials
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
-from das_gym.adapt.training import Group, Trainer, adamw
-from das_gym.agents.policy.network import PolicyConfig, PolicyEnsemble, PolicyNetwork
+from das_gym.adapt.training import Trainer, adamw
+from das_gym.agents.policy.network import PolicyEnsemble, PolicyNetwork
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,13 +85,13 @@ def record(path: Path) -> None:
 
 
 def policy(path: Path) -> None:
-    PolicyEnsemble([PolicyNetwork(PolicyConfig(width=4))]).save(path)
+    PolicyEnsemble([PolicyNetwork(width=4)]).save(path)
 
 
 def trainer(path: Path) -> Trainer:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
-    optimizer = adamw([Group(list(model.parameters()), 0.1)], 0.01)
+    optimizer = adamw([(list(model.parameters()), 0.1)], 0.01)
     return Trainer({"model": model}, optimizer, 2, lambda _: 1.0, path, save_every=1)
 
 

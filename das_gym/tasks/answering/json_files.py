@@ -23,6 +23,10 @@ FIRST_ENTRIES = 20
 QUESTIONS = "questions"
 """The kind of LLaVA's files for evaluation, which have no answers."""
 
+QUESTIONS_ONLY = (
+    f"questions without answers. Add a file with answers, or answer them with `adapt predict` and `split={QUESTIONS}`"
+)
+
 KINDS: Mapping[str, frozenset[str]] = {
     "llava": frozenset({"conversations"}),
     "slake": frozenset({"img_name", "question", "answer"}),
@@ -105,7 +109,7 @@ def data_file(path: Path) -> DataFile:
     fields = some(list(first), 5) or "nothing" if isinstance(first, dict) else f"{first!r:.30}"
     has_entries = bool(entries) and (is_list or len(entries) > 1 or kind != "")
     content = f"{'entries' if has_entries else 'one object'} with {fields}" if entries else "no JSON entries"
-    return DataFile(path, kind, part, rest, has_entries, content)
+    return DataFile(path, kind, part, rest, has_entries, QUESTIONS_ONLY if kind == QUESTIONS else content)
 
 
 def part_of(path: Path) -> tuple[str, tuple[str, ...]]:

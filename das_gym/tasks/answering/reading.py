@@ -42,10 +42,6 @@ FORMATS = (
 DEPTH = 2
 """How deep below the data root files are looked for."""
 
-QUESTIONS_ONLY = (
-    f"questions without answers. Add a file with answers, or answer them with `adapt predict` and `split={QUESTIONS}`"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
@@ -121,17 +117,13 @@ def _find(root: Path) -> DataSet:
         if not any(file.part != ALL or file.has_entries for file in files):  # else a damaged data set is meant, not classes
             found = _first_level(root, _classes_in)
     if not found:
-        contents = [f"{file.path.name} with {_content(file)}" for file in files]
+        contents = [f"{file.path.name} with {file.content}" for file in files]
         names = some(contents or sorted(path.name for path in root.iterdir()), 6)
         raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
         raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
-
-
-def _content(file: DataFile) -> str:
-    return QUESTIONS_ONLY if file.kind == QUESTIONS else file.content
 
 
 def _first_level(root: Path, find: Callable[[Path], Iterator[DataSet]]) -> list[DataSet]:
@@ -156,7 +148,7 @@ def _find_file(path: Path) -> DataSet:
     for found in _data_sets_in(path.parent, path.parent, path):
         if path in found.files:
             return found
-    content = [_content(file) for file in json_files(path.parent) if file.path == path] or [
+    content = [file.content for file in json_files(path.parent) if file.path == path] or [
         "no .json, .jsonl, .parquet or .arrow file"
     ]
     raise ValueError(f"`data_root` {path} is not in a known format: got {content[0]}, expected a file of {FORMATS}")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
-from das_gym.agents.policy.network import READS, PolicyConfig, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, PolicyNetwork
 from das_gym.agents.policy.training import PolicySettings, load_examples, mean_scaled, suite_masks, train_policy
 
 from das_gym.problem.budget import Budget, Floats
@@ -54,7 +53,7 @@ def suite(made_up_suite: Path) -> Suite:
 def random_policy(members: int = 2) -> PolicyEnsemble:
     """Return a policy whose corrections are not zero."""
     torch.manual_seed(0)
-    policy = PolicyEnsemble(PolicyNetwork(PolicyConfig(width=8)) for _ in range(members)).eval()
+    policy = PolicyEnsemble(PolicyNetwork(width=8) for _ in range(members)).eval()
     for member in policy.members:
         torch.nn.init.normal_(member.unit.weight)
         torch.nn.init.normal_(member.pair[-1].weight)
@@ -78,7 +77,7 @@ def test_neighbour_costs_are_exact_for_runs_of_three():
 
 
 def test_untrained_policy_takes_the_mask_with_the_least_cost(suite: Suite):
-    masks = suite_masks(PolicyNetwork(PolicyConfig()).eval(), suite)
+    masks = suite_masks(PolicyNetwork().eval(), suite)
     for row, problem in enumerate(suite.problems):
         kept = problem.table.masks[problem.budget.is_kept_by(problem.table.masks)]
         costs = NeighbourCosts(observed(suite, row))
@@ -112,11 +111,11 @@ def test_greedy_mask_skips_the_unit_that_adds_least():
     np.testing.assert_array_equal(greedy_mask(costs, budget), chosen)
 
 
-@pytest.mark.parametrize("config", [{"width": 10**9}, {"width": 16}])
-def test_load_rejects_tensors_that_do_not_match(tmp_path: Path, config: dict[str, int]):
+@pytest.mark.parametrize("width", [10**9, 16])
+def test_load_rejects_tensors_that_do_not_match(tmp_path: Path, width: int):
     policy = random_policy()
     for member in policy.members:
-        member.config = dataclasses.replace(member.config, **config)
+        member.width = width
     policy.save(tmp_path / "policy.safetensors")
     with pytest.raises(ValueError, match=r"policy\.safetensors is damaged.*train one with `python -m agents policy`"):
         PolicyEnsemble.load(tmp_path / "policy.safetensors")
@@ -179,18 +178,18 @@ def test_train_policy_improves(made_up_suite: Path, tmp_path: Path, capsys: pyte
     suite = load_suite(made_up_suite, "train")
     examples = load_examples(suite)
     told: list[str] = []
-    settings = PolicySettings(str(tmp_path / "p"), str(made_up_suite), steps=100, members=1, width=8, relatives=0)
+    settings = PolicySettings(str(tmp_path / "p"), str(made_up_suite), steps=100, members=1, relatives=0)
 
     def mean_gain(policy: torch.nn.Module) -> float:
         with torch.no_grad():
             return float(np.mean([(one.wanted * policy(one.given)).sum(dim=1).mean() for one in examples]))
 
-    start = mean_gain(PolicyNetwork(PolicyConfig()))
+    start = mean_gain(PolicyNetwork())
     policy = train_policy(settings, told.append)
     assert mean_gain(policy) > start + 0.1
     assert mean_scaled(policy, suite) > 0.9
     assert "valid" in told[-1]
-    words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=2", "width=4"]
+    words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=2"]
     assert PROGRAM.run(["policy", *words, "members=2", 'budgets=["macs", "latency"]']) == 0
     assert "policy:" in capsys.readouterr().out
     first, second = PolicyEnsemble.load(tmp_path / "p.safetensors").members
