@@ -142,7 +142,7 @@ class Comparison:
         With `tokens`, only those of the first `tokens` tokens of each answer.
         """
         vlm, head, found = VLM(model), model.get_output_embeddings(), []
-        project = None if head is None else head.forward
+        project: Any = None if head is None else head.forward
 
         def project_answer(start: int, hidden: Tensor) -> Tensor:
             """Compute logits from a position on, and zeros before: those of a vocabulary are as much work as some layers."""
