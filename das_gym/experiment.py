@@ -52,9 +52,9 @@ from das_gym.runs import (
     find_run,
     library_versions,
     read_config,
-    read_settings_file,
     runs_dir_words,
 )
+from das_gym.settings_files import read_settings_file
 from das_gym.settings_help import WIDTH, help_text, settings_text
 from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
 

@@ -35,9 +35,8 @@ from das_gym.tasks.base import Task, check_task
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
-TREE_BYTES, TRUNK_BYTES = 2**31, 2**30
-"""For models of prompts, which can be long: bounds of the mask tree's hidden states, and of those of the full model that are
-kept for later turns."""
+TREE_GIB = 3.0
+"""Bound of the mask tree's hidden states for models of prompts, unless `tree_gib` is given: prompts can be long."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -146,13 +145,26 @@ def build_problem(config: ProblemConfig) -> Problem:
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     sample = sample_of(supernet, splits)
-    pairs = PAIRS_PER_BATCH
-    if MODELS[config.model].reads == "prompts":
+    pairs, (states, _) = PAIRS_PER_BATCH, tree_bytes(config)
+    if states is not None:
         # On the way down the tree, each stage holds its state and at most two outputs.
         held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
-        pairs = max(1, min(PAIRS_PER_BATCH, TREE_BYTES // held))
+        pairs = max(1, min(PAIRS_PER_BATCH, states // held))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
+
+
+def tree_bytes(config: ProblemConfig) -> tuple[int | None, int]:
+    """Return the bytes of hidden states that the mask tree may hold, and that it may keep of the full model for later turns.
+
+    Models of prompts keep a third of the bound; others keep nothing, and have no bound unless one is given.
+    """
+    reads_prompts = MODELS[config.model].reads == "prompts"
+    gib = TREE_GIB if config.tree_gib is None and reads_prompts else config.tree_gib
+    if gib is None:
+        return None, 0
+    kept = int(gib * 2**30 / 3) if reads_prompts else 0
+    return int(gib * 2**30) - kept, kept
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -398,7 +410,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,
-        "trunk_bytes": TRUNK_BYTES if MODELS[config.model].reads == "prompts" else 0,
+        "trunk_bytes": tree_bytes(config)[1],
         "precision": config.precision,
     }
     parts = (model.backbone.vlp, model.head, model.task)

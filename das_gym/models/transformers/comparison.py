@@ -142,7 +142,7 @@ class Comparison:
         With `tokens`, only those of the first `tokens` tokens of each answer.
         """
         vlm, head, found = VLM(model), model.get_output_embeddings(), []
-        project: Any = getattr(head, "forward", None)
+        project: Any = None if head is None else head.forward
 
         def project_answer(start: int, hidden: Tensor) -> Tensor:
             """Compute logits from a position on, and zeros before: those of a vocabulary are as much work as some layers."""
@@ -199,7 +199,7 @@ class Comparison:
 
 def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Module]:
     """Return all layers but the first and last few of those that are built and called alike: `running` of each kind."""
-    kinds: defaultdict[Any, list[nn.Module]] = defaultdict(list)
+    kinds = defaultdict(list)
     for place, (layer, call) in enumerate(zip(stack.layers, recording.calls, strict=True)):
         given = [leaf if isinstance(leaf, int | float | str) else id(leaf) for leaf in tree_leaves((call.args, call.kwargs))]
         kinds[structure(layer), tuple(given), call.made, place in recording.added].append(layer)

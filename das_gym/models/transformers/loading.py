@@ -17,10 +17,9 @@ from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
-from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
-from das_gym.models.transformers.probing import probe_capabilities
-from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
+from das_gym.models.transformers.probing import check_sublayers, probe_capabilities
 from das_gym.models.transformers.tower_probing import find_tower_reads, with_tower
 from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, weight_files

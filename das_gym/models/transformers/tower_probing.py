@@ -15,8 +15,8 @@ from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference
+from das_gym.models.transformers.probing import check_mac_counting, separating_sets
 from das_gym.models.transformers.recording import run_layer
-from das_gym.models.transformers.rejecting import check_mac_counting, separating_sets
 from das_gym.models.transformers.stack import find_vision_tower, note_layer_parts
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities

@@ -13,8 +13,7 @@ from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import probe_capabilities
-from das_gym.models.transformers.rejecting import separating_sets
+from das_gym.models.transformers.probing import probe_capabilities, separating_sets
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
