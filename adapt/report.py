@@ -208,7 +208,7 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
 """The lines of a table of models: heading, and the cell of a model's record. Lines that no record has are left out."""
 
 SHOWN = ("metric_name", "numbers")
-"""What the table shows of an evaluation, besides its metric."""
+"""Parts of an evaluation that the table shows, besides its metric."""
 
 RELATIVE = (
     "MACs saved and times as fast (ratio of the median times) are relative to the baseline. In brackets: quartiles of "

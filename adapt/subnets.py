@@ -125,8 +125,8 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
     model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
     name = next(name for name, entry in TASKS.items() if entry.gives == "prompts")
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    backbone = load_backbone(ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device, **options))
-    backbone.vlp.remove_adapters()
+    config = ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device, **options)
+    backbone = load_backbone(config, only_runs=True)
     task = task_class(name)(backbone.processor)
     return AdaptedModel(backbone, new_head(backbone, task), task)
 

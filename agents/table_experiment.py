@@ -29,6 +29,7 @@ from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring,
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
+from das_gym.problem.statistics import STATISTICS, MaskLosses
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
@@ -105,9 +106,28 @@ def plan(settings: TableSettings) -> list[Part]:
     reward = len(table_examples(problem, "reward", settings.reward_examples))
     some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
-    # Activity and sensitivity of the layers take about six forwards, once for all examples and once group by group.
-    statistics = Part("layer statistics", 12 * reward * walk.forward, held=batch * held)
+    # Activity and sensitivity of the layers take about six forwards.
+    seconds = 6 * walk.forward
+    if settings.max_skipped is not None:  # otherwise the table knows the losses
+        seconds += sum(walk.seconds(turn, problem.vlp.stages) for turn in masks_of_statistics(problem))
+    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
+    statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
     return [scoring(problem, walk, "scores", examples, [masks], 1), statistics]
+
+
+def masks_of_statistics(problem: Problem) -> list[np.ndarray]:
+    """Return the masks that layer statistics need the losses of, those that are scored together in one array."""
+    layers, turns = problem.vlp.layers, list[np.ndarray]()
+
+    def note(masks: np.ndarray) -> np.ndarray:
+        turns.append(masks)
+        return np.zeros(len(masks))
+
+    losses = MaskLosses(note, [layer.stream for layer in layers], [layer.stage for layer in layers])
+    for statistic in STATISTICS.values():
+        if statistic.of_losses is not None:
+            statistic.of_losses(losses)
+    return turns
 
 
 def make_table(settings: TableSettings, run: Run) -> None:

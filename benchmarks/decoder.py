@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import make_parser, memory_mib, restart_peak
+from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.base import VLP, State
 from das_gym.models.inputs import Processor, load_tokenizer
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.meter.model import METER
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.registration import ASSETS

@@ -52,9 +52,9 @@ from das_gym.runs import (
     find_run,
     library_versions,
     read_config,
-    read_settings_file,
     runs_dir_words,
 )
+from das_gym.settings_files import read_settings_file
 from das_gym.settings_help import WIDTH, help_text, settings_text
 from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
 
@@ -184,7 +184,7 @@ class RecordedCommand(Generic[Settings]):
             if on_started is not None:
                 on_started(id)
 
-        main.__name__ = self.name  # Sacred logs it: "Running command 'agents table'"
+        main.__name__ = self.name.replace(".", " ")  # Sacred logs it; it takes a dot for an ingredient's command
         experiment = Experiment(self.name, save_git_info=False)  # git fails in folders of other owners
         # Record the file of the command and the libraries' versions; Sacred itself would record this file.
         module = vars(sys.modules[self.main.__module__])

@@ -28,6 +28,7 @@ LEAVES = (
     "processes",
     "progress",
     "runs",
+    "settings_files",
     "settings_help",
     "streams",
     "trust",

@@ -64,7 +64,8 @@ def search(
         return train_sb3(config, folder, on_turn, resume).result
     run_folder = None if folder is None else Path(folder)
     config = with_costs(config, run_folder if resume else None)
-    free, history = agent_class(config.agent).free_budget, list[Turn]()
+    free = agent_class(config.agent).free_budget
+    history: list[Turn] = []
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
         base: Any = env.unwrapped
         with waiting("measuring layer statistics"):
@@ -72,8 +73,9 @@ def search(
         agent = _new_agent(config, base, observation[0])
         if resume and run_folder is not None:
             history = _restore(config, base, agent, run_folder)
-        for turn in history if on_turn is not None else ():
-            on_turn(turn)
+        if on_turn is not None:
+            for turn in history:
+                on_turn(turn)
         while take_turn(config, env, agent, history):
             if run_folder is not None and len(history) % config.save_every == 0:
                 state = base.get_state() if hasattr(base, "get_state") else None
@@ -95,7 +97,9 @@ def take_turn(config: SearchConfig, env: gymnasium.vector.VectorEnv, agent: Agen
     """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
     # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
     left = math.floor(config.evaluations - sum(turn.cost for turn in history))
-    masks = ask(agent, config.agent, min(left, config.masks_per_turn)) if left else ()
+    if left == 0:
+        return False
+    masks = ask(agent, config.agent, min(left, config.masks_per_turn))
     if len(masks) == 0:
         return False
     share = agent.examples_share  # before `tell`, after which it is that of the next masks

@@ -43,7 +43,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     turns = enumerate(result.history) if changing else ()
     claims = [(f"turn {number}", turn.rows, turn.examples_share) for number, turn in turns]
     claims.append(("answer", [vars(result)], 1.0))
-    if not changing:  # the best mask was scored on examples of its own turn, which is replayed above
+    if not changing:  # else the turn in which it was scored is replayed above
         claims.append(("best seen", [result.best_seen], 1.0))
     with closing(make_env(result.env_id, result.env_kwargs, result.masks_per_turn, changing and result.free_budget)) as env:
         base: Any = env.unwrapped

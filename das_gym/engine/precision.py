@@ -41,7 +41,7 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return those of `CPU_FLAGS` that this processor has; torch before 2.9 does not tell, and counts as without."""
+    """Return those of `CPU_FLAGS` that this processor has; none with torch before 2.9, which cannot report them."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
 

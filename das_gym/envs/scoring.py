@@ -53,6 +53,8 @@ class Scorer(ABC):
         reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
+    position: int
+
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
         self.objective = objective
@@ -135,7 +137,8 @@ class Scorer(ABC):
         if self.reward_batches == "resample":
             return rng.choice(self.total, self.batch_size, replace=False)
         # Around the split: the last batch is filled up with the first examples.
-        first, self.position = self.position, (self.position + self.batch_size) % self.total
+        first = self.position
+        self.position = (first + self.batch_size) % self.total
         return (first + np.arange(self.batch_size)) % self.total
 
     def report(self, costs: Iterable[str]) -> None:
@@ -147,7 +150,8 @@ class Scorer(ABC):
 
     def restart(self) -> None:
         """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does."""
-        self.evaluations, self.position = self.observation_masks, 0
+        self.evaluations: int = self.observation_masks
+        self.position = 0
         self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:

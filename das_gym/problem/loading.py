@@ -35,9 +35,8 @@ from das_gym.tasks.base import Task, check_task
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
-TREE_BYTES, TRUNK_BYTES = 2**31, 2**30
-"""For models of prompts, which can be long: bounds of the mask tree's hidden states, and of those of the full model that are
-kept for later turns."""
+TREE_GIB = 3.0
+"""Bound of the mask tree's hidden states for models of prompts, unless `tree_gib` is given: prompts can be long."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -129,12 +128,12 @@ def load_problem(config: ProblemConfig) -> Problem:
         >>> masks = np.eye(12, dtype=bool)
         >>> losses = problem.evaluator.losses(masks, problem.splits.reward[:16])
     """
-    return _load_problem(config, _modification_times(config))
+    return _load_problem(config, _versions(config))
 
 
 @lru_cache(maxsize=4)
-def _load_problem(config: ProblemConfig, times: tuple[int, ...]) -> Problem:
-    del times  # part of the cache's key: a supernet that was trained again is loaded again
+def _load_problem(config: ProblemConfig, versions: tuple[int, ...]) -> Problem:
+    del versions  # part of the cache's key: a supernet that was trained again is loaded again
     return build_problem(config)
 
 
@@ -146,13 +145,26 @@ def build_problem(config: ProblemConfig) -> Problem:
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     sample = sample_of(supernet, splits)
-    pairs = PAIRS_PER_BATCH
-    if MODELS[config.model].reads == "prompts":
+    pairs, (states, _) = PAIRS_PER_BATCH, tree_bytes(config)
+    if states is not None:
         # On the way down the tree, each stage holds its state and at most two outputs.
         held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
-        pairs = max(1, min(PAIRS_PER_BATCH, TREE_BYTES // held))
+        pairs = max(1, min(PAIRS_PER_BATCH, states // held))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
+
+
+def tree_bytes(config: ProblemConfig) -> tuple[int | None, int]:
+    """Return the bytes of hidden states that the mask tree may hold, and that it may keep of the full model for later turns.
+
+    Models of prompts keep a third of the bound; others keep nothing, and have no bound unless one is given.
+    """
+    reads_prompts = MODELS[config.model].reads == "prompts"
+    gib = TREE_GIB if config.tree_gib is None and reads_prompts else config.tree_gib
+    if gib is None:
+        return None, 0
+    kept = int(gib * 2**30 / 3) if reads_prompts else 0
+    return int(gib * 2**30) - kept, kept
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -179,13 +191,17 @@ def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
 
 
 _KEPT: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
-"""Models of `keep_backbone` that are still in use, by configuration and times of change."""
+"""Models of `keep_backbone` that are still in use, by configuration and versions of its files."""
+
+
+def keep_backbone(config: ProblemConfig) -> Backbone:
+    """Return the frozen model of a configuration, which stays in memory: do not train it, `load_backbone` returns copies."""
+    return _keep_backbone(config, _versions(config))
 
 
 @lru_cache(maxsize=1)
-def keep_backbone(config: ProblemConfig) -> Backbone:
-    """Return the frozen model of a configuration, which stays in memory: do not train it, `load_backbone` returns copies."""
-    backbone = _KEPT[config, _modification_times(config)] = load_backbone(config)
+def _keep_backbone(config: ProblemConfig, versions: tuple[int, ...]) -> Backbone:
+    backbone = _KEPT[config, versions] = load_backbone(config)
     return backbone
 
 
@@ -195,7 +211,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
     the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
     """
-    kept = None if settings else _KEPT.get((config, _modification_times(config)))
+    kept = None if settings else _KEPT.get((config, _versions(config)))
     if kept is not None:
         frozen: dict[int, Any] = {id(p): p for p in kept.vlp.parameters() if not p.requires_grad}
         return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))  # the memo: deepcopy takes these as copied already
@@ -257,7 +273,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).pretrained_head in _head_names(config, _modification_times(config)):
+        if task_class(config.task).pretrained_head in _head_names(config, _versions(config)):
             return None
         raise ValueError(
             f"`checkpoint` has neither a supernet nor a head for {config.task}: got {config.checkpoint}. Train a supernet "
@@ -345,15 +361,20 @@ def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
 
 
 @lru_cache(maxsize=16)
-def _head_names(config: ProblemConfig, times: tuple[int, ...]) -> frozenset[str]:
+def _head_names(config: ProblemConfig, versions: tuple[int, ...]) -> frozenset[str]:
     """Return the names of the heads in the checkpoint. This reads the whole checkpoint, once."""
-    del times  # part of the cache's key
+    del versions  # part of the cache's key
     return frozenset(load_backbone(config).heads)
 
 
-def _modification_times(config: ProblemConfig) -> tuple[int, ...]:
-    paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
-    return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
+def _versions(config: ProblemConfig) -> tuple[int, ...]:
+    """Return times of change of what a configuration names, and times and sizes of the files in a model's folders."""
+    given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
+    found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
+    for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):
+        for file in sorted(folder.iterdir()):  # a file that is written again in place leaves its folder's time
+            found += [file.stat().st_mtime_ns, file.stat().st_size]
+    return tuple(found)
 
 
 def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State, int] | None = None) -> Costs:
@@ -389,7 +410,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,
-        "trunk_bytes": TRUNK_BYTES if MODELS[config.model].reads == "prompts" else 0,
+        "trunk_bytes": tree_bytes(config)[1],
         "precision": config.precision,
     }
     parts = (model.backbone.vlp, model.head, model.task)

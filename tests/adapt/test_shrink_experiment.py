@@ -125,7 +125,7 @@ def test_shrink_end_to_end(
 
 @pytest.mark.slow
 def test_shrink_removes_attention_and_mlp_separately(
-    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
     run = shrink(units="sublayers", mask=(1, 0, 0, 1, 1, 1, 0, 0), out=str(out))
@@ -140,6 +140,11 @@ def test_shrink_removes_attention_and_mlp_separately(
     assert 'dtype="auto", trust_remote_code=True)' in card
     assert "equal those of the recovered model in memory" in card
     assert "MA□■ (A: attention alone is left, M: MLP alone)" in capsys.readouterr().out
+    evaluated = EvaluateSettings(str(out), data_root=given["data_root"], trust_remote_code=True)
+    evaluation_main(evaluated)
+    assert f"loss {recovered['loss']:.4f}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        evaluation_main(replace(evaluated, trust_remote_code=False))
 
 
 @pytest.mark.slow

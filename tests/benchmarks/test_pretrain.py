@@ -40,6 +40,14 @@ def test_pretraining_runs_stops_and_resumes(tmp_path: Path, monkeypatch: pytest.
     assert np.isfinite([float(p.detach().sum()) for p in one.vlp.parameters()]).all()
 
 
+@pytest.mark.slow
+def test_command_writes_the_model_into_its_run(tmp_path: Path):
+    sizes = {"hidden_size": 16, "image_steps": 1, "steps": 1, "batch_size": 8, "image_batch_size": 8}
+    recipe.ex.run({"model": "ViLT", "runs_dir": str(tmp_path), **sizes})
+    assert load_tokenizer(tmp_path / "1" / "vilt_mini")
+    assert not any((tmp_path / "1" / file).exists() for file in CHECKPOINTS)
+
+
 @pytest.mark.parametrize("settings", [{"model": "vilt"}, {"hidden_size": 30}, {"steps": 0}])
 def test_wrong_settings_are_rejected(settings: dict):
     with pytest.raises(ValueError, match=next(iter(settings))):

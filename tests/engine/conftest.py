@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
+from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Processor, load_tokenizer
@@ -29,26 +29,6 @@ from tests.models.golden_cases import run_full
 PATCH = 16
 LABELS = ("red", "blue", "two", "yes", "no")
 QUESTIONS = ("What?", "What color is the small circle above the square to the left of the large red triangle?", "How many?")
-
-
-@dataclass(frozen=True)
-class Painting:
-    """An image of random pixels."""
-
-    seed: int
-    width: int
-    height: int
-
-    @property
-    def key(self) -> str:
-        return f"painting {self.seed}"
-
-    def stamp(self) -> str:
-        return ""
-
-    def open(self) -> Image.Image:
-        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,7 +73,7 @@ def random_examples(sizes: list[tuple[int, int]]) -> tuple[VQAExample, ...]:
     for number, (width, height) in enumerate(sizes):
         for question in (QUESTIONS[number % 3], QUESTIONS[(number + 1) % 3]):
             answers = tuple(rng.choice(LABELS, 10).tolist())
-            image = Painting(number, width, height)
+            image = NoiseImage(number, width, height)
             rows.append(VQAExample(len(rows), number, image, question, "", "other", answers[0], answers))
     return tuple(rows)
 

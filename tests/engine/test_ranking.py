@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from das_gym.data.images import NoiseImage
 from das_gym.engine.ranking import rank, recalls
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
 from das_gym.tasks.retrieval.task import build_rank_head
-from tests.engine.conftest import Painting, World
+from tests.engine.conftest import World
 from tests.models.golden_cases import run_full
 
-IMAGES = (Painting(0, 40, 40), Painting(1, 50, 32), Painting(2, 32, 64), Painting(3, 32, 32))
+IMAGES = (NoiseImage(0, 40, 40), NoiseImage(1, 50, 32), NoiseImage(2, 32, 64), NoiseImage(3, 32, 32))
 TEXTS = (
     "a red star.",
     "a red circle left of a blue star, a green cross.",
@@ -121,7 +122,7 @@ def test_rank_names_a_score_that_is_not_finite(new_world):
     world = new_world()
     with torch.no_grad():
         world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"28 of 28 scores .* painting 0 with 'a red star\.'"):
+    with pytest.raises(ValueError, match=r"28 of 28 scores .* noise 0 40 40 with 'a red star\.'"):
         rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, np.arange(12) == 3)
 
 

@@ -13,7 +13,7 @@ import torch
 
 import das_gym.problem.loading
 from das_gym.models.checkpoints import save_checkpoint
-from das_gym.models.tensor_files import read_tensors, write_tensors
+from das_gym.models.tensor_files import read_tensors, write_safetensors, write_tensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
@@ -158,6 +158,17 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
     if task == "vqa":
         with pytest.warns(UserWarning, match=r"vqa_classifier: 3.weight has shape \(3, 128\), expected \(2, 128\)"):
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))
+
+
+def test_keep_backbone_loads_a_checkpoint_again_that_changed_in_place(mini_folder, tiny_kwargs, tmp_path: Path):
+    folder = shutil.copytree(mini_folder, tmp_path / "model")
+    config = ProblemConfig(**tiny_kwargs, checkpoint=str(folder))
+    kept, times = keep_backbone(config), folder.stat()
+    assert keep_backbone(config) is kept
+    changed = {name: tensor + 1 for name, tensor in read_tensors(folder).tensors.items()}
+    write_safetensors(folder / "model.safetensors", changed, {})
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert keep_backbone(config).base != kept.base
 
 
 def test_load_backbone_copies_a_kept_model_and_shares_its_frozen_weights(tiny_kwargs: dict[str, str]):

@@ -116,10 +116,15 @@ def test_incompatible_settings_are_rejected(settings: dict[str, object], text: s
         ProblemConfig(**settings)
 
 
-def test_batch_size_is_limited_by_memory(prompts: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("das_gym.problem.loading.TREE_BYTES", 2**19)
-    problem = build_problem(ProblemConfig("VLM", "answering", **prompts))
+def test_batch_size_is_limited_by_memory(prompts: dict[str, str]):
+    problem = build_problem(ProblemConfig("VLM", "answering", **prompts, tree_gib=1.5 * 2**19 / 2**30))
     hidden = 4 * tiny.WIDTH * 10 * (problem.evaluator.batch_size + 1) * 30  # about 30 tokens a prompt
     assert 1 <= problem.evaluator.batch_size < 128
     assert hidden > 2**18
-    assert problem.evaluator.trunk_bytes == 2**30
+    assert problem.evaluator.trunk_bytes == 2**18
+
+
+def test_tree_gib_bounds_other_models_where_it_is_given(small_kwargs: dict[str, str]):
+    bounded = build_problem(ProblemConfig(**small_kwargs, tree_gib=2**-10)).evaluator
+    assert bounded.batch_size < build_problem(ProblemConfig(**small_kwargs)).evaluator.batch_size
+    assert bounded.trunk_bytes == 0  # their encoder outputs are kept instead

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from das_gym.data.images import NoiseImage as NoiseImage
+from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
+from das_gym.models.macs import structure
+from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stack import JOINT
+from das_gym.models.transformers.recording import Recording, record
+from das_gym.models.transformers.stack import JOINT, Stack, note_layer_parts, replace_forwards, skip_forward
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
 from das_gym.wording import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
+
+LARGE_BYTES = 2**28
+"""Size of a model from which on few of its layers run while it is probed, see `Comparison.with_few_layers`."""
+
+ALIKE = 4
+"""How many of the layers that are built and called alike then run, if they are what is probed; otherwise one."""
 
 BEGINNING = "Read the question with care, answer it in a few words, and say nothing else."
 """Of every question, so that questions have a prefix in common in text models, too."""
@@ -38,6 +50,41 @@ class Comparison:
         self.name = type(model).__name__
         self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
         self.is_float32 = False
+        self.is_large = sum(p.numel() * p.element_size() for p in model.parameters()) > LARGE_BYTES
+        self.idle: set[nn.Module] = set()
+
+    @contextmanager
+    def with_few_layers(self, vision: bool = False) -> Iterator[None]:
+        """Let few of the layers run that are built and called alike, if the model is large.
+
+        The others return their input, so that nothing that depends on positions of layers changes. What is found out about
+        layers holds for those that are alike, in a fraction of the time and memory.
+
+        Args:
+            vision: Whether vision layers are probed, too.
+        """
+        if not self.is_large:
+            yield
+            return
+        encodings = self.encodings(self.prompts(1))
+        with ExitStack() as stack:
+            try:
+                tower = VisionTower(self.model, TowerCapabilities(()))
+                pixels = self.pixels()
+                note_layer_parts(tower.stack, lambda: image_features(self.model, pixels))
+                idle = idle_layers(tower.stack, tower.record(pixels), ALIKE if vision else 1)
+                stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in idle}))
+            except Exception:  # whatever transformers raises: it has no such tower, or all layers of it run
+                idle = []
+            plain = VLM(self.model)
+            with self.rejecting("its layers cannot be recorded"):
+                more = idle_layers(plain.stack, record(plain.stack, lambda: plain.run(encodings)), ALIKE)
+            stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in more}))
+            self.idle = {*idle, *more}
+            try:
+                yield
+            finally:
+                self.idle = set()
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -52,7 +99,7 @@ class Comparison:
         with ExitStack() as stack:
             stack.enter_context(computing_in_float32(self.model))
             try:
-                self.is_float32 = VLM(self.model).run(encodings, with_head=True).logits.dtype == torch.float32
+                self.is_float32 = self.own_logits(self.model, encodings).dtype == torch.float32
             except Exception:  # whatever torch raises where dtypes are mixed
                 self.is_float32 = False
             if self.is_float32:
@@ -94,10 +141,17 @@ class Comparison:
 
         With `tokens`, only those of the first `tokens` tokens of each answer.
         """
-        vlm, found = VLM(model), []
+        vlm, head, found = VLM(model), model.get_output_embeddings(), []
+        project: Any = None if head is None else head.forward
+
+        def project_answer(start: int, hidden: Tensor) -> Tensor:
+            """Compute logits from a position on, and zeros before: those of a vocabulary are as much work as some layers."""
+            return nn.functional.pad(project(hidden[:, start:]), (0, 0, start, 0))
+
         with computing_in_float32(model) if self.is_float32 and model is not self.model else nullcontext():
             for encoding in encodings:
-                with self.rejecting("its own forward fails on the output of its processor"):
+                forwards = {} if head is None else {head: partial(project_answer, encoding.answer - 1)}
+                with self.rejecting("its own forward fails on the output of its processor"), replace_forwards(forwards):
                     output = vlm.run([encoding], with_head=True).logits[0]
                 found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
@@ -143,16 +197,27 @@ class Comparison:
         return float((mine - its).abs().max()) <= self.tolerance * (float(its.abs().max()) + 1e-6)
 
 
+def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Module]:
+    """Return all layers but the first and last few of those that are built and called alike: `running` of each kind."""
+    kinds = defaultdict(list)
+    for place, (layer, call) in enumerate(zip(stack.layers, recording.calls, strict=True)):
+        given = [leaf if isinstance(leaf, int | float | str) else id(leaf) for leaf in tree_leaves((call.args, call.kwargs))]
+        kinds[structure(layer), tuple(given), call.made, place in recording.added].append(layer)
+    first, last = (running + 1) // 2, running // 2
+    return [layer for alike in kinds.values() for layer in alike[first : max(first, len(alike) - last)]]
+
+
 def _has_16_bits(module: nn.Module) -> bool:
     return any(parameter is not None and parameter.dtype in HALVES for parameter in module._parameters.values())
 
 
 @contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Make every module with 16-bit parameters compute in float32.
+    """Make every module with 16-bit parameters compute in float32. A `share_copy` of the model does the same.
 
-    Only the weights of the module that runs are converted, which saves memory. A `share_copy` of the model does the same.
+    Weights are converted when their module first runs, and kept until the end. Of embeddings, the output is converted.
     """
+    converted: dict[int, Tensor | None] = {}
 
     def widen(value: Any) -> Any:
         return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
@@ -160,7 +225,10 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
     def before(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         kept = dict(module._parameters)
         module.__dict__.setdefault("_das_halves", []).append(kept)
-        module._parameters.update({name: widen(parameter) for name, parameter in kept.items()})
+        for parameter in kept.values():
+            if id(parameter) not in converted:
+                converted[id(parameter)] = widen(parameter)
+        module._parameters.update({name: converted[id(parameter)] for name, parameter in kept.items()})
         return tree_map(widen, (args, dict(kwargs)))
 
     def after(module: Any, *_: Any) -> None:
@@ -168,6 +236,9 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
 
     handles = []
     for module in filter(_has_16_bits, model.modules()):
+        if isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _, __, output: widen(output)))
+            continue
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after, always_call=True))
     try:

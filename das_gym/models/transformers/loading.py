@@ -17,10 +17,9 @@ from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
-from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
-from das_gym.models.transformers.probing import probe_capabilities
-from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
+from das_gym.models.transformers.probing import check_sublayers, probe_capabilities
 from das_gym.models.transformers.tower_probing import find_tower_reads, with_tower
 from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, weight_files
@@ -50,6 +49,7 @@ def load_vlm(
     bottleneck: int | None = None,
     skip_bottleneck: int | None = None,
     projector: bool = False,
+    only_runs: bool = False,
 ) -> VLM:
     """Load a model of transformers from its folder, and find out how its layers can be skipped.
 
@@ -67,6 +67,7 @@ def load_vlm(
             training takes them away. None follows the hidden size, see `adapters.default_widths`.
         skip_bottleneck: Width of skip adapters, with the same default.
         projector: Whether the projector between vision tower and decoder trains with the adapters.
+        only_runs: Whether nothing is skipped or trained: then folders without parts of layers (`units=sublayers`) load, too.
 
     Raises:
         FileNotFoundError: The folder or its processor is missing.
@@ -79,7 +80,7 @@ def load_vlm(
         raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
     with _naming(folder):
         check_folder(folder, trust_remote_code)
-        config = _read_config(folder, trust_remote_code)
+        config = _read_config(folder, trust_remote_code, only_runs)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
         options: dict[str, Any] = {"dtype": read_dtype(dtype), "trust_remote_code": trust_remote_code}
         if device_map is None:
@@ -88,14 +89,14 @@ def load_vlm(
             options["device_map"] = device_map
         model = _load(folder, config, options)
         wrapped = VLM(model, units).processor_of(processor)
-        capabilities = probe_capabilities(model, wrapped)
+        capabilities = probe_capabilities(model, wrapped, only_runs)
         if vision:
             capabilities = with_tower(capabilities, model, wrapped)
         vlm = VLM(model, units, capabilities)
         vlm.source_processor, wrapped = processor, vlm.processor_of(processor)
         if units != UNITS[0]:
             check_sublayers(vlm, wrapped)
-        elif not vlm.untrainable:
+        elif not vlm.untrainable and not only_runs:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
             if projector and wrapped.sees:
                 vlm.open_projector(find_tower_reads(capabilities, model, wrapped))
@@ -150,7 +151,7 @@ def _settings(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
         yield names, value
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
     """Read the configuration; quantized weights and models with adapters of DAS are rejected."""
     from transformers import AutoConfig
 
@@ -170,10 +171,11 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"{folder} holds quantized weights ({method}), whose layers cannot be saved again unchanged. Pass the folder of "
             "the full weights."
         )
-    if hasattr(config, SUBLAYERS):
+    if hasattr(config, SUBLAYERS) and not (only_runs and trust_remote_code):
+        advice = "pass `trust_remote_code=True`" if only_runs else "pass the folder that it was made from"
         raise ValueError(
-            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`), so it cannot be searched or evaluated "
-            "again: its README.md has its scores. To search, pass the folder that it was made from."
+            f"{folder} lacks attentions or MLPs of single layers (`units=sublayers`): it cannot be searched or trained, "
+            f"and needs its own code. Here, {advice}."
         )
     if hasattr(config, ADAPTED):
         raise ValueError(

@@ -79,6 +79,13 @@ def batch_experts(model: Any) -> None:
         model.set_experts_implementation("batched_mm")
 
 
+def prepare_experts(model: Any) -> Any:
+    """Return the model; a mixture of experts of float64 weights computes batched products, as grouped ones cannot."""
+    if model.dtype == torch.float64:
+        batch_experts(model)
+    return model
+
+
 class VLM(UnitModel):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 

@@ -29,9 +29,8 @@ class SkippedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden states of the same shape, (..., hidden_size)."""
-        # a `device_map` may have put the layer before on another device
-        moved = hidden.to(self.adapter.down.weight.device)
-        return (moved + self.adapter(self.norm(moved))).to(hidden.device)
+        # a `device_map` may have put the layer before on another device: norm and adapter move what they read
+        return hidden + self.adapter(self.norm(hidden)).to(hidden.device)
 
 
 def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:

@@ -1,7 +1,13 @@
-"""Find out how the layers of a model can be run one by one, by trying it on two images of noise."""
+"""Find out how the layers of a model can be run one by one, by trying it on two images of noise; or reject the model.
+
+`probe_capabilities` decides about the decoder, `tower_probing.with_tower` about a vision tower. Nothing is looked up by the
+type of a model, except for those that are known to give wrong numbers (`REJECTED`).
+"""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,53 +15,82 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.models.macs import share_copy
+from das_gym.models.macs import MacCounter, share_copy
+from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
-from das_gym.models.transformers.inputs import PromptProcessor
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, reload_difference
-from das_gym.models.transformers.model import VLM, LanguageHead
+from das_gym.models.transformers.model import VLM, LanguageHead, prepare_experts
 from das_gym.models.transformers.recording import record
-from das_gym.models.transformers.rejecting import check_mac_counting, check_removal, reject_unsupported
 from das_gym.models.transformers.stack import find_decoder, note_layer_parts
-from das_gym.models.transformers.units import ModelCapabilities
+from das_gym.models.transformers.units import UNITS, ModelCapabilities
+from das_gym.processes import is_main_process
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of logits in configurations."""
 
-RELOADED_BYTES = 2**28
-"""Models of up to this size are saved without a layer and loaded again, and compared in float32."""
+
+QUERY_TRANSFORMER = (
+    "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes"
+)
+SHARED_KEYS = "some of its layers take keys and values from earlier ones, which a layer by itself cannot"
+
+REJECTED = {
+    "blip-2": QUERY_TRANSFORMER,
+    "blip_2": QUERY_TRANSFORMER,
+    "instructblip": QUERY_TRANSFORMER,
+    "gemma3n": SHARED_KEYS,
+    "gemma3n_text": SHARED_KEYS,
+}
+"""Types of models that are known not to work, and why."""
+
+TIED = "some layers read what others computed, or depend on their positions in a way that is not known"
 
 
 @torch.no_grad()
-def probe_capabilities(model: Any, processor: PromptProcessor) -> ModelCapabilities:
+def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool = False) -> ModelCapabilities:
     """Find out how the layers of a model can be run one by one.
 
     Args:
         model: The model of transformers, in eval mode.
         processor: Its own, as das_gym uses it.
+        only_runs: Whether nothing is removed from it, so that this is not tried.
 
     Raises:
         ValueError: The layers of the model cannot be skipped, with the reason.
     """
-    reject_unsupported(model)
-    compare = Comparison(model, processor)
-    is_small = sum(p.numel() * p.element_size() for p in model.parameters()) <= RELOADED_BYTES
-    with compare.in_float32():
-        capabilities = _probe_decoder(compare)
-        if is_small:
-            check_removal(compare, capabilities, reload=True)
-    if not is_small:
-        check_removal(compare, capabilities, reload=False)
-    check_mac_counting(compare, capabilities)
-    return capabilities
-
-
-def _probe_decoder(compare: Comparison) -> ModelCapabilities:
-    """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
-    model, plain = compare.model, VLM(compare.model)
+    _reject_unsupported(model)
+    compare, plain = Comparison(model, processor), VLM(model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
         note_layer_parts(plain.stack, lambda: plain.run(one))
+    with compare.with_few_layers():
+        with compare.in_float32():
+            capabilities = _probe_decoder(compare, plain, one)
+            if not only_runs:
+                _check_removal(compare, capabilities)
+        check_mac_counting(compare, capabilities)
+    if compare.is_large and not only_runs:
+        _check_one_removal(compare, capabilities, prompts=1)  # of all layers, in the model's own dtype
+    return capabilities
+
+
+def _reject_unsupported(model: Any) -> None:
+    """Reject types that are known not to work, and layers that share keys and values."""
+    config, kind = model.config.get_text_config(decoder=True), model.config.model_type
+    reason = REJECTED.get(kind)
+    if getattr(config, "num_kv_shared_layers", None):
+        reason = f"{SHARED_KEYS} (`num_kv_shared_layers`)"
+    sources = getattr(config, "kv_source_layers", None)
+    if sources is not None and list(sources) != list(range(len(sources))):
+        reason = f"{SHARED_KEYS} (`kv_source_layers`)"
+    if reason:
+        raise ValueError(f"{type(model).__name__} ({kind}) is not supported: {reason}")
+
+
+def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
+    """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
+    model = compare.model
     forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
     if len(forms) > 1:
         raise compare.unsupported("images of the same size get tensors of different shapes.")
@@ -74,13 +109,11 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
     )
     plain_way = _with_head(compare, plain_way)
     found = replace(plain_way, protected={**_fixed_ends(model), **plain_way.protected})
+    plain_logits = compare.driven_logits(compare.with_capabilities(plain_way))
     for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
-        plainer = replace(
-            richer, caches_images=plain_way.caches_images, shares_prefix=False, supports_kv_only_last_layer=False
-        )
         try:
-            if compare.same(*(compare.driven_logits(compare.with_capabilities(way)) for way in (richer, plainer))):
+            if compare.same(compare.driven_logits(compare.with_capabilities(richer)), plain_logits):
                 found = richer
         except Exception:  # whatever transformers raises: the model cannot do this
             continue
@@ -151,3 +184,83 @@ def _fixed_ends(model: Any) -> dict[int, str]:
     last = len(find_decoder(model).layers) - 1
     why = "without it the model would not reload unchanged"
     return {at: why for at in (0, last) if reload_difference(delete_layers(share_copy(model), [at])) is not None}
+
+
+def separating_sets(places: Sequence[int]) -> list[list[int]]:
+    """Return sets of positions such that for any two positions, some set contains one and not the other."""
+    bits = range((len(places) - 1).bit_length())
+    return [[p for n, p in enumerate(places) if n >> bit & 1 == side] for bit in bits for side in (0, 1)]
+
+
+def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None:
+    """Compare removed layers with skipped ones; a small model without a layer is also saved and loaded again.
+
+    One layer is removed first. Then several are, so that of any two layers one goes and the other stays: a layer that reads
+    anything of another one is found, also what an earlier mask left behind.
+    """
+    _check_one_removal(compare, capabilities)
+    vlm = compare.with_capabilities(capabilities)
+    encodings, state = compare.encodings(compare.prompts(1)), compare.begin(vlm, 1)
+    compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
+    for several in separating_sets(_running(compare, vlm)):
+        with compare.rejecting(f"without its layers {several} its own forward fails"):
+            without = compare.own_logits(delete_layers(share_copy(compare.model), several), encodings)
+        if not compare.same(compare.driven_logits(vlm, several, state), without):
+            raise compare.unsupported(f"without layers {several} it differs from skipping them: {TIED}")
+
+
+def _running(compare: Comparison, vlm: VLM) -> list[int]:
+    """Return the positions of layers that can be skipped and are not idle."""
+    return [place for place in vlm.places if vlm.stack.layers[place] not in compare.idle]
+
+
+@torch.no_grad()
+def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, prompts: int = 3) -> None:
+    """Compare the model without one layer with skipping that; a small one is also saved and loaded again."""
+    vlm = compare.with_capabilities(capabilities)
+    if len(vlm.places) < 2:
+        raise compare.unsupported(f"it has only {len(vlm.places)} decoder layers that could be skipped.")
+    places = _running(compare, vlm)
+    removed, encodings = [places[len(places) // 2]], compare.encodings(compare.prompts(prompts))
+    skipped = compare.driven_logits(vlm, removed, compare.begin(vlm, prompts))
+    smaller = delete_layers(share_copy(compare.model), removed)
+    difference = reload_difference(smaller)
+    if difference is not None:
+        raise compare.unsupported(f"without layer {removed[0]} it would not load again as it was: {difference}")
+    if not compare.same(skipped, compare.own_logits(smaller, encodings)):
+        raise compare.unsupported(f"without layer {removed[0]} it differs from skipping that: {TIED}")
+    if not compare.is_large and is_main_process():  # of several processes, the others save nothing
+        with tempfile.TemporaryDirectory() as folder, quiet_loading():
+            smaller.save_pretrained(folder)
+            dtype = next(smaller.parameters()).dtype
+            again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        again = prepare_experts(again.to(smaller.device).eval())
+        if not compare.same(skipped, compare.own_logits(again, encodings)):
+            raise compare.unsupported(f"saved without layer {removed[0]}, it loads as another model.")
+
+
+@torch.no_grad()
+def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> None:
+    """Reject models whose MACs depend on the values of tensors, such as experts that run one by one."""
+    vlm = compare.with_capabilities(capabilities)
+    with compare.rejecting("the MACs of its layers cannot be counted without computing them"):
+        counter = MacCounter(vlm)
+        state, _ = counter.embed(vlm.sample(compare.processor, compare.prompts(1), counter)[0])
+        for number, indices in enumerate(vlm.stages):
+            state, _ = vlm.enter(state, number)
+            for index in indices:
+                hidden, _ = counter.run_layer(index, state, False, False)
+                state = state.with_hidden({vlm.layers[index].stream: hidden})
+
+
+@torch.no_grad()
+def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
+    """Reject a model whose layers are more than their attention followed by their MLP, or compute both side by side."""
+    compare = Comparison(vlm.model, processor)
+    with compare.with_few_layers(), compare.in_float32():
+        whole, halves = (compare.driven_logits(VLM(vlm.model, units, vlm.capabilities)) for units in UNITS)
+    if not compare.same(halves, whole):
+        raise ValueError(
+            f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
+            "separately. Leave out `units`."
+        )

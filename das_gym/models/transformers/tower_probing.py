@@ -15,8 +15,8 @@ from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_vision_layers, reload_difference
+from das_gym.models.transformers.probing import check_mac_counting, separating_sets
 from das_gym.models.transformers.recording import run_layer
-from das_gym.models.transformers.rejecting import check_mac_counting, separating_sets
 from das_gym.models.transformers.stack import find_vision_tower, note_layer_parts
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
@@ -37,7 +37,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
         raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
     if not capabilities.caches_images:
         raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
-    with compare.in_float32():
+    with compare.with_few_layers(vision=True), compare.in_float32():
         with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
             richer = replace(capabilities, tower=_probe_tower(compare))
         if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):

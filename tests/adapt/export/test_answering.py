@@ -15,8 +15,8 @@ from das_gym.adapt.methods.saving import trained_parameters
 from das_gym.adapt.shrink.verifying import Probes, replay_logits
 from transformers import AutoModelForImageTextToText
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inserted_adapters import export_form
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class

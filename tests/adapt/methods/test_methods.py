@@ -34,7 +34,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.registration import ASSETS
 from tests.crossing import crossed
-from tests.fake_device import DEVICE, FakeDeviceTensor, fake_device
+from tests.fake_device import DEVICE, FakeDeviceTensor, fake_device, two_devices
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -123,6 +123,29 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
         parts, trainer = set_up(model, world.splits.train, TrainingConfig(steps=2, batch_size=4), None)
         trainer.run(parts, name)
     assert all(isinstance(p, FakeDeviceTensor) for p in parameters(model).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for family, name in HAVING if family == "VLM"])
+def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatch: pytest.MonkeyPatch):
+    """Layers stay where `device_map` put them, and what a method inserts lies on the device of its layer."""
+    monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")
+
+    def train(problem: ProblemConfig) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = dataclasses.replace(worlds["VLM"], problem=problem).model()
+        make_method(name).apply(model)
+        parts, trainer = set_up(model, worlds["VLM"].splits.train, TrainingConfig(steps=2, batch_size=4), None)
+        trainer.run(parts, name)
+        named = model.backbone.vlp.named_parameters()
+        # the gradient of a key's bias is 0 but for rounding errors, which Adam makes as large as any
+        return {key: p.detach().cpu() for key, p in named if not key.endswith("k_proj.bias")}
+
+    expected = train(worlds["VLM"].problem)
+    with two_devices():
+        found = train(dataclasses.replace(worlds["VLM"].problem, device_map="auto"))
+        assert not any(isinstance(p, FakeDeviceTensor) for p in found.values())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

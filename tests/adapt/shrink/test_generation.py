@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.generation import (
     cut_at_end,
     generate,

@@ -15,8 +15,8 @@ from das_gym.adapt.shrink.recovery import RecoveryConfig, merged, recover
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, VerificationError, check_generation, verify
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM

@@ -6,19 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 
+from das_gym.models.adapters import Adapter
 from das_gym.models.base import check_model
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.adapters import default_widths
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.modeling_das_adapters import SkippedLayer
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
 HIDDEN = torch.randn(1, 6, tiny.WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_skipped_layer_runs_with_offloaded_weights():
+    torch.manual_seed(0)
+    layer = SkippedLayer(torch.nn.LayerNorm(tiny.WIDTH), Adapter(tiny.WIDTH, 4, norm=False)).double()
+    wanted = layer(HIDDEN)
+    accelerate.cpu_offload(layer, execution_device=torch.device("cpu"))
+    assert layer.adapter.down.weight.is_meta
+    torch.testing.assert_close(layer(HIDDEN), wanted)
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers as t
 
+from das_gym.data.images import NoiseImage
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample

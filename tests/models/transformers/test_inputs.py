@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import PromptProcessor
 
 

@@ -10,13 +10,12 @@ import torch
 import transformers as t
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.layer_removal import prune
-from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.rejecting import prepare_experts
+from das_gym.models.transformers.model import VLM, prepare_experts
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 

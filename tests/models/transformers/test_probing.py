@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers as t
 
+from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.probing import probe_capabilities
-from das_gym.models.transformers.rejecting import separating_sets
+from das_gym.models.transformers.probing import probe_capabilities, separating_sets
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -103,3 +103,26 @@ def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_
 @pytest.mark.slow
 def test_softcap_under_another_name_is_found(tmp_path):
     assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0
+
+
+@pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))
+def test_large_model_probed_by_few_layers_gives_the_same_capabilities(name, driven, monkeypatch):
+    monkeypatch.setattr(comparison, "LARGE_BYTES", 0)
+    monkeypatch.setattr(comparison, "ALIKE", 2)
+    model = driven(name)
+    assert probe_capabilities(model.vlm.model, model.processor) == model.vlm.capabilities
+    assert not any("forward" in vars(layer) for layer in model.vlm.stack.layers)
+
+
+def test_large_model_runs_few_of_its_alike_layers(driven, monkeypatch):
+    """The first forward and the last comparison run all layers: at least three times each."""
+    monkeypatch.setattr(comparison, "LARGE_BYTES", 0)
+    model, runs = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text(num_hidden_layers=9))).eval(), [0] * 9
+    for place, layer in enumerate(model.model.layers):
+
+        def count(*_: Any, place: int = place) -> None:
+            runs[place] += 1
+
+        layer.mlp.register_forward_hook(count)
+    probe_capabilities(model, driven("llama").processor)
+    assert max(runs[2:7]) <= 4 < 8 < min(runs[:2] + runs[7:])

@@ -23,8 +23,7 @@ from das_gym.models.transformers.layer_removal import (
     pruned_copy,
 )
 from das_gym.models.transformers.loading import auto_class, load_vlm
-from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.rejecting import prepare_experts
+from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.stack import replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
