@@ -44,6 +44,7 @@ class Job:
         files: What it must have written, from the run's folder, or the folder next to the runs that `out` names.
         settings: What it is given when it begins.
         volatile: Names of entries of its JSON files that may differ: times, ids, places. None = its files do to the byte.
+        is_whole: Whether a run's record, which grows while it runs, has all entries.
     """
 
     run: Callable[[dict[str, Any]], Any]
@@ -51,6 +52,7 @@ class Job:
     settings: dict[str, Any]
     out: str | None = None
     volatile: re.Pattern[str] | None = None
+    is_whole: Callable[[Path], bool] = lambda run: True
 
     def begin_or_go_on(self, folder: Path) -> None:
         """Start or resume the command, as a user would in this folder."""
@@ -70,7 +72,7 @@ class Job:
         place = folder / self.out if self.out else None
         for run in sorted((folder / "runs").glob("[0-9]*"), key=lambda path: -int(path.name)):
             found = [(place or run) / name for name in self.files]
-            if all(path.is_file() for path in found):
+            if all(path.is_file() for path in found) and self.is_whole(run):
                 return {path.name: hashlib.sha256(self._content(path)).hexdigest() for path in found}
         return {}
 
@@ -188,7 +190,13 @@ def _shrink_compare(folder: Path) -> Job:
     quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4}
     quick["train"] = {"steps": 2, "save_every": 1}
     volatile = re.compile(r"settings|run|(.*_)?seconds")
-    return Job(_run(lambda: ex), ("compare.json",), {**answering_in(folder), **quick}, volatile=volatile)
+    return Job(
+        _run(lambda: ex),
+        ("compare.json",),
+        {**answering_in(folder), **quick},
+        volatile=volatile,
+        is_whole=lambda run: len(read_json(run / "compare.json")["methods"]) == 2,
+    )
 
 
 def _adapt_compare(folder: Path) -> Job:
@@ -198,9 +206,14 @@ def _adapt_compare(folder: Path) -> Job:
     rows: dict[str, Any] = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2}
     rows["train"] = {"steps": 2, "batch_size": 4}
     files = ("compare.json", "lora.safetensors")
-    volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
+    volatile = re.compile(r"settings|run|report|(.*_)?seconds|latency|speedup")  # its table has times
     run = _run(lambda: ex, _time_little(trials))
-    return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
+
+    def is_whole(run: Path) -> bool:
+        return sum(trial["test"] is not None for trial in read_json(run / "compare.json")["trials"]) == 2
+
+    given = {**_without_supernet(folder), **rows, "test_examples": 4}
+    return Job(run, files, given, volatile=volatile, is_whole=is_whole)
 
 
 def _export(folder: Path) -> Job:
