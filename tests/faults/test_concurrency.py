@@ -12,7 +12,6 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 import das_gym
-from das_gym.envs.sb3_vec_env import SB3VecEnv
 from das_gym.files import read_json
 from tests.faults.sixteen import PROCESSES
 
@@ -73,18 +72,6 @@ def test_environments_in_processes_of_their_own_give_what_they_give_here(context
     for action, reward in zip(ACTIONS, rewards, strict=False):
         here.reset()
         assert here.step(action)[1] == reward
-
-
-def test_killed_process_raises_and_ends_the_others():
-    vec_env = SB3VecEnv(several("fork", 2))
-    vec_env.reset()
-    process = vec_env._base.processes[1]
-    process.kill()
-    process.join()
-    with pytest.raises((EOFError, ConnectionError)):
-        vec_env.step(ACTIONS)
-    vec_env._base.close(terminate=True)
-    assert not any(each.is_alive() for each in vec_env._base.processes)
 
 
 FORKED = """
