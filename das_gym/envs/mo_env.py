@@ -121,6 +121,9 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
     all rewards since `reset` last had a seed. In a suite, only the rewards of the problem of this episode count; in a search
     of a suite, only those of this episode.
 
+    ## Version History
+    v0: first.
+
     Args:
         env: A single-objective environment of das_gym.
         objectives: `task` and one or more of `macs_saved`, `latency_saved`, `parameters_saved`, `memory_saved`.
