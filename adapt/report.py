@@ -269,7 +269,9 @@ def conclusion(rows: Mapping[str, ModelResult]) -> str:
     evaluation, saved = subnet.evaluation, 100 * subnet.macs_saved
     assert evaluation is not None
     what = f"Skipping {', '.join(subnet.skipped_layers) or 'nothing'}"
-    what += f" saves {saved:.2f} % of the baseline's MACs"
+    # A skipped layer that is smaller than the adapters of the others saves nothing.
+    what += f" saves {saved:.2f} %" if saved >= 0 else f" adds {-saved:.2f} %"
+    what += " of the baseline's MACs"
     if subnet.speedup is not None:
         what += f" and {describe_speedup(subnet.speedup)}"
     what += f"; it scores {100 * evaluation.metric:.1f} % {evaluation.metric_name.replace('_', ' ')} on test"

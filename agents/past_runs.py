@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, str]:
             "result": f"{result:.4f}" if isinstance(result, int | float) else "-",
             "resume": f"resume={folder.name}" if status in ("died", "stopped") and "resume" in config else "",
         }
-    except (LookupError, TypeError, ValueError, AttributeError, OSError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
         cells = {"status": "damaged"}
     # Records are untrusted: a control character could rewrite the terminal.
     printable = {name: "".join(c if c.isprintable() else "?" for c in str(cell)) for name, cell in cells.items()}

@@ -6,6 +6,7 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import sys
@@ -63,6 +64,9 @@ NamedConfigs = Mapping[str, Mapping[str, Any]]
 
 COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
+
+DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
+"""Sacred's options for databases, the library that each needs, and the extra that installs it."""
 
 USAGE = """
 Usage:
@@ -143,7 +147,8 @@ class RecordedCommand(Generic[Settings]):
         try:
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
-                given["runs_dir"] = folder
+                given["runs_dir"] = folder  # over a setting of that name
+            check_databases(options)
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -355,3 +360,10 @@ def required_folder(run: Run) -> Path:
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder
+
+
+def check_databases(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an option whose library is missing, before a run starts."""
+    for option, library, extra in DATABASES:
+        if options.get(option) and importlib.util.find_spec(library) is None:
+            raise ValueError(f"{option} needs {library}: pip install 'das_gym[{extra}]'")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from das_gym.plugins import import_plugins
+from das_gym.plugins import import_plugins, imported_plugins
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
 """Packages whose modules every record may name."""
@@ -70,6 +70,8 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any]) -> None:
     effect = " and ".join(
         ["runs code"] * (False in writes) + ["writes outside the run folder or uploads"] * (True in writes)
     )
+    if "plugins" in settings:  # of two `plugins=` on a command line, the last counts
+        settings = {**settings, "plugins": ",".join(dict.fromkeys([*imported_plugins(), *settings["plugins"].split(",")]))}
     confirm = " ".join(shlex.quote(f"{name}={value}") for name, value in settings.items())
     message = f"{what} with {words}, which {effect}. To confirm, add to the command: {confirm}"
     raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sqlite3
 from dataclasses import dataclass, field
@@ -78,6 +79,22 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
     kept_files = {each["name"]: files.get(each["file_id"]).read() for each in kept["artifacts"]}
     assert {"search.json", "search.png"} <= kept_files.keys()
     assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
+
+
+def test_module_of_a_settings_file_is_confirmed_next_to_plugins_that_were_given(command, tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "given_module.py").touch()
+    (tmp_path / "settings.json").write_text('{"plugins": ["module_of_file"]}')
+    with pytest.raises(RunError, match=r"plugins=\S*given_module,module_of_file"):
+        command.run({"plugins": "given_module", "runs_dir": str(tmp_path)}, [str(tmp_path / "settings.json")])
+
+
+@pytest.mark.parametrize(("flag", "library"), [("-m", "pymongo"), ("-s", "sqlalchemy")])
+def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch, flag: str, library: str):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=f"needs {library}"):
+        command.run_words([flag, "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):

@@ -190,7 +190,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
 
 
 class GroundTruth(NamedTuple):
-    """How a mask ranks among all `masks` within the budget: 1 = `best_reward`, from which its own differs by `regret`."""
+    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: `best_reward` minus its reward."""
 
     rank: int
     masks: int

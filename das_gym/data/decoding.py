@@ -99,6 +99,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("pixels of 32-bit floats are not supported")
     if image.mode.startswith("I"):
         values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"pixels are out of range: got {values.min()}..{values.max()}, expected 0..65535")
         is_deep = image.mode != "I" or values.max() > 0xFF  # pillow reads some 16-bit files as 32 bits
         image = Image.fromarray((values >> 8 if is_deep else values).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -49,8 +49,8 @@ def read_tensors(path: str | Path) -> TensorFile:
     path = at_home(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: expected an official .ckpt file, a transformers folder, or a folder or .safetensors "
-            "file of ours, as das_gym.models.checkpoints.save_checkpoint writes"
+            f"no checkpoint at {path}: expected an official .ckpt file, a transformers folder, or a folder that "
+            "das_gym.models.checkpoints.save_checkpoint wrote"
         )
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)

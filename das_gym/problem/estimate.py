@@ -280,7 +280,7 @@ def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float
 def time_examples(call: Callable[[int], object], most: int, device: torch.device) -> tuple[float, int]:
     """Return the seconds that a call takes for each of its examples, and of how many examples it was.
 
-    These are as many as take a while, or `most`, which run together later.
+    The number grows until the call takes about `TIMED_SECONDS`, up to `most`, which run together later.
     """
     size = min(2, most)  # in a large model, two examples take little longer than one
     while True:

@@ -372,7 +372,8 @@ def _versions(config: ProblemConfig) -> tuple[int, ...]:
     given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
     found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
     for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):
-        for file in sorted(folder.iterdir()):  # a file that is written again in place leaves its folder's time
+        # A file that is written again in place leaves its folder's time. Links may lead nowhere.
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
             found += [file.stat().st_mtime_ns, file.stat().st_size]
     return tuple(found)
 

@@ -44,6 +44,11 @@ def report(rows: dict[str, ModelResult]) -> RunReport:
     return report_of(rows, ProblemConfig(), "fine-tuned", subnet)
 
 
+def test_conclusion_says_what_a_small_skipped_layer_adds():
+    rows = {**ROWS, SUBNET: dataclasses.replace(SUB, macs_saved=-0.0535)}
+    assert "Skipping text.1 adds 5.35 % of the baseline's MACs" in report(rows).table.notes[-1]
+
+
 def test_conclusion_can_be_recomputed_from_the_table():
     told = report(ROWS)
     table, said = {row[0]: row[1:] for row in told.table.rows}, told.table.notes[-1]

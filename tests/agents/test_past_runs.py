@@ -10,7 +10,7 @@ import pytest
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.past_runs import past_runs
 
-from das_gym.files import write_json
+from das_gym.files import read_json, write_json
 from das_gym.locks import lock_folder
 
 
@@ -26,6 +26,12 @@ def runs(tmp_path: Path) -> Path:
     add(3, "agents", None, "INTERRUPTED", env_id="DAS-METER-VQA-v0", agent="bandit\x1b[2J")
     add(4, "adapt shrink", 0.9, model="VLM", task="answering")
     return tmp_path
+
+
+def test_past_runs_lists_a_result_beyond_floats_as_damaged(runs: Path):
+    record = read_json(runs / "1" / "run.json")
+    write_json(runs / "1" / "run.json", record | {"result": 10**400})
+    assert {run["run"]: run["status"] for run in past_runs(str(runs))}["1"] == "damaged"
 
 
 def test_past_runs_does_not_wait_for_a_pipe(runs: Path):

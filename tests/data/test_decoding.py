@@ -53,6 +53,13 @@ def test_load_image_scales_gray_of_16_bits(tmp_path: Path, values: np.ndarray):
         load_image(tmp_path / "deep.tiff")
 
 
+@pytest.mark.parametrize("value", [70_000, -5])
+def test_load_image_rejects_gray_beyond_16_bits(tmp_path: Path, value: int):
+    Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match="out of range"):  # a cast to 8 bits would wrap around
+        load_image(tmp_path / "deep.tiff")
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_load_image_shows_transparent_pixels_white(tmp_path: Path, mode: str):
     picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))

@@ -167,6 +167,7 @@ def test_keep_backbone_loads_a_checkpoint_again_that_changed_in_place(mini_folde
     assert keep_backbone(config) is kept
     changed = {name: tensor + 1 for name, tensor in read_tensors(folder).tensors.items()}
     write_safetensors(folder / "model.safetensors", changed, {})
+    (folder / "missing").symlink_to("nowhere")  # as a partly downloaded snapshot has
     os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert keep_backbone(config).base != kept.base
 

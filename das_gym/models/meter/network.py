@@ -27,7 +27,7 @@ class METERConfig:
     """Sizes of a METER model. Widths are in units, sizes in pixels, lengths in tokens.
 
     Attributes:
-        image_size, patch_size: Sides of the square image and of a patch; one is a multiple of the other.
+        image_size, patch_size: Sides of the square image and of a patch; image_size is a multiple of patch_size.
         hidden_size, num_heads, fusion_layers: The fusion layers, as many for each stream.
         vision_width, vision_layers, vision_heads: The CLIP-ViT encoder.
         text_width, text_layers, text_heads: The RoBERTa encoder.
