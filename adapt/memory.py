@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from das_gym.problem.estimate import saved_bytes
+from das_gym.processes import is_main_process
 
 if TYPE_CHECKING:
     from das_gym.adapt.step_loss import StepLoss
@@ -55,12 +56,18 @@ def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], b
     size = min(step_loss.micro_batch_size or batch_size, batch_size)
     if step_loss.micro_batch_size is None and fits < size:
         size = step_loss.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
-        print(f"memory: {batch_size} examples at a time do not fit, so gradients are accumulated over {size} at a time")
+        print_once(f"memory: {batch_size} examples at a time do not fit, so gradients are accumulated over {size} at a time")
     if fixed + size * per_example > free:
-        print(
+        print_once(
             f"memory: {size} examples at a time take {format_bytes(fixed + size * per_example)} next to the model, and "
             f"{format_bytes(free)} are free: use a smaller micro_batch_size, or gradient_checkpointing=True"
         )
+
+
+def print_once(text: str) -> None:
+    """Print on the main process only."""
+    if is_main_process():
+        print(text)
 
 
 @contextmanager

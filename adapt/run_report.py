@@ -83,9 +83,9 @@ def run_report(folder: Path) -> RunReport:
     name = next((name for name in COMMANDS if (folder / name).is_file()), None)
     record = {} if name is None else read_json(folder / name)
     if name is None or not (isinstance(record, dict) and record.get("report")):
-        known = ", ".join([SEARCHED, *COMMANDS])
         raise FileNotFoundError(
-            f"no run has finished in {folder}, which would leave one of {known}. Resume it with `resume`."
+            f"{folder} has no report: its run has not finished, or its command has none. Searches, `adapt`, `adapt das`, "
+            "`adapt shrink` and `adapt compare` have one."
         )
     try:
         report = build(RunReport, {**record["report"], "versions": record["versions"]})

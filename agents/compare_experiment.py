@@ -78,6 +78,8 @@ class CompareSettings(RunSettings, BudgetSettings):
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
+        if self.live and "table" in self.env_kwargs:
+            raise ValueError("`live=True` scores masks by the model, `env_kwargs.table` by a table. Leave out one of them.")
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
         for agent in self.agents:

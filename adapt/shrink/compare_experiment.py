@@ -7,7 +7,7 @@ python -m adapt shrink compare with units=sublayers                             
 python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
 Each method is a search in a separate run. Their ids are in searches.json, so that a resumed comparison resumes them.
-compare.json has every number.
+compare.json has every number, compare.md the table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build
 from das_gym.experiment import RecordedCommand, Run, required_folder
-from das_gym.files import explain_damage, read_json, write_json
+from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
@@ -46,6 +46,7 @@ from das_gym.runs import find_run, library_versions
 from das_gym.wording import counted
 
 RECORD = "compare.json"
+TABLE = "compare.md"
 SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
@@ -137,8 +138,11 @@ def compare(settings: CompareSettings, run: Run) -> float:
     for result in results:
         run.log_scalar(f"{result.method}.loss", result.before.loss)
     run.add_artifact(folder / RECORD)
-    comparison_table(title_of(settings, len(test)), quality, results, left_out).print(width=130)
-    print(f"record: {folder / RECORD}")
+    table = comparison_table(title_of(settings, len(test)), quality, results, left_out)
+    write_text(folder / TABLE, f"# {table.title}\n\n{table.markdown()}\n")
+    run.add_artifact(folder / TABLE)
+    table.print(width=130)
+    print(f"record: {folder / RECORD}, table: {folder / TABLE}")
     return min(result.before.loss for result in results)
 
 

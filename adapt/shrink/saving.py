@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -62,10 +63,15 @@ def check_out(out: str | os.PathLike[str], source: Path | None = None) -> Path:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `out` if the block ends without an error."""
-    with replacing_folder(out) as part:
-        yield part
-        if out.exists():
-            raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
+    try:
+        with replacing_folder(out) as part:
+            yield part
+            if out.exists():
+                raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"cannot write `out` {out} ({error.strerror}). Make room, then run or resume it.") from error
 
 
 def round_parameters(model: Any, dtype: torch.dtype) -> None:

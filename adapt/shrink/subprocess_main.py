@@ -49,8 +49,10 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
     options["trust_remote_code"] = given["trust_processor"]
-    transformers.AutoProcessor.from_pretrained(folder, **options)  # it has to load as well
+    processor = transformers.AutoProcessor.from_pretrained(folder, **options)
+    tokenizer = getattr(processor, "tokenizer", processor)
     found: dict[str, Any] = {"logits": [], "generated": {}}
+    found["tokens"] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given["texts"]]
     with torch.no_grad():
         for batch, answer_start in given["teacher_forced"]:
             batch = {name: value.to(model.device) for name, value in batch.items()}

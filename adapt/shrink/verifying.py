@@ -94,6 +94,11 @@ class Probes:
         """The encoded prompts with pixels."""
         return [self.processor.encode(prompt, pixels=True) for prompt in self.prompts]
 
+    @property
+    def texts(self) -> list[str]:
+        """Plain texts on which tokenizers are compared."""
+        return [f"{prompt.question} {prompt.answer}" for prompt in self.prompts]
+
     def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
         """Return the input of `subprocess_main`."""
         vlm, encodings = self.vlm, self.encodings
@@ -109,6 +114,7 @@ class Probes:
             ways[PADDED] = ([cpu(padded)], {"use_cache": True})
         teacher_forced = [(cpu(left_padded([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in encodings]
         return {
+            "texts": self.texts,
             "teacher_forced": teacher_forced,
             "ways": ways,
             "generation": endless_greedy_settings(vlm, self.processor),
@@ -225,6 +231,10 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
     if source_dtype(folder) != dtype:
         raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
+    # The subprocess gets token ids, so wrong files of the tokenizer would not show in its logits.
+    tokenizer = probes.processor.tokenizer
+    if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
+        raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     masked = merge(probes.vlm, smaller, mask)
     computed, wanted = probes.vlm.model.dtype, replay_logits(masked, probes, mask)

@@ -27,6 +27,7 @@ def search_facts(result: SearchResult) -> dict[str, str]:
         "skips": ", ".join(result.skipped_layers) or "nothing",
         "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
         "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
+        "metric, %": "not finite" if result.metric is None else f"{100 * result.metric:.2f}",
         "MACs saved, %": f"{100 * result.macs_saved:.1f}",
         "masks scored": f"{result.evaluations:,}",
     }
@@ -48,7 +49,7 @@ def draw_search(path: Path, result: SearchResult) -> None:
     for at, reward in enumerate(best, start=1):
         if reward is not None and (at == 1 or reward != best[at - 2]):
             rises.append((at, reward))
-    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:7]
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
     scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
     with replacing(path) as part:

@@ -44,6 +44,7 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     [
         ({"seeds": 0}, "`seeds` is out of range"),
         ({"agents": []}, "`agents` is empty"),
+        ({"live": True}, "`live=True`"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
         ({"macs_saved": 0.9}, "`macs_saved` is out of reach"),
     ],

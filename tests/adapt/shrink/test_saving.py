@@ -139,14 +139,22 @@ def test_round_parameters_replaces_only_what_changes():
     assert pair[1].weight is pair[0].weight
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
-def test_new_folder_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException):
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ValueError, "cannot write `out`"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_new_folder_leaves_nothing_after_an_error(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], text: str | None
+):
     def fill() -> None:
         with new_folder(tmp_path / "out") as part:
             (part / "model.safetensors").write_bytes(b"half")
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(raised, match=text):
         fill()
     assert not list(tmp_path.iterdir())
 

@@ -81,9 +81,14 @@ def another_logit(found: dict[str, Any]) -> None:
     found["logits"][1][0, 7] += 0.1 * found["logits"][1].abs().max()
 
 
+def other_tokens(found: dict[str, Any]) -> None:
+    found["tokens"][0] = [1, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        (other_tokens, "tokenizer"),
         (another_logit, r"relative difference 0\.1, allowed 0\.001"),
         (another_token("with a cache"), "with a cache, generates .* token 1 "),
         (another_token("with left padding"), "with left padding, generates"),

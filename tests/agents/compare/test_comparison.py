@@ -112,7 +112,7 @@ def test_compare_agents_rejects_settings_before_any_search(oracle):
             "stages",
         ),
         (["random", "ppo"], {"ppo": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'"),
         (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
     ):
         with pytest.raises(ValueError, match=text):
