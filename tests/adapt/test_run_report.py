@@ -104,7 +104,7 @@ def test_report_command_of_several_runs(runs: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["9"], "no run has finished"), (["8"], "damaged"), (["7"], "no run '7'"), ([], "`runs`"), (["nowhere"], "nowhere")],
+    [(["9"], "has no report"), (["8"], "damaged"), (["7"], "no run '7'"), ([], "`runs`"), (["nowhere"], "nowhere")],
 )
 def test_report_rejects_unknown_and_damaged_records(
     runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str

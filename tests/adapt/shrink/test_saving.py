@@ -143,7 +143,7 @@ def test_round_parameters_replaces_only_what_changes():
     ("error", "raised", "text"),
     [
         (OSError(errno.ENOSPC, "No space left"), ValueError, "cannot write `out`"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_new_folder_leaves_nothing_after_an_error(
