@@ -41,17 +41,20 @@ def read_questions(
     `image_at` returns an image by its id. `bad` receives bad entries, repeated ones, and entries without a counterpart in
     the other file.
     """
-    questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad)
+    reported: set[int] = set()
+    questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad, reported)
     if annotations_path is None:
         empty = {"question_type": "", "answer_type": "", "multiple_choice_answer": "", "answers": ()}
         annotations: Entries = {number: {**entry, **empty} for number, entry in questions.items()}
     else:
-        annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad)
+        annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad, reported)
 
-    def example(number: int, where: str) -> VQAExample:
+    def example(number: int, where: str) -> VQAExample | None:
         question, annotation = questions.get(number), annotations.get(number)
         if question is None or annotation is None:
-            raise ValueError(f"{where} has no {'question' if question is None else 'annotation'}, or a bad one")
+            if number in reported:  # its counterpart is there, but bad
+                return None
+            raise ValueError(f"{where} has no {'question' if question is None else 'annotation'}")
         if question["image_id"] != annotation["image_id"]:
             raise ValueError(
                 f"{where} has different images: got image_id {question['image_id']} in {questions_path}, "
@@ -73,14 +76,20 @@ def read_questions(
     return bad.parse(((f"{questions_path}: question_id {number}", number) for number in numbers), example)
 
 
-def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples) -> Entries:
-    """Read the good entries of `{key: [...]}`."""
+def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples, reported: set[int]) -> Entries:
+    """Read the good entries of `{key: [...]}`; the ids of bad ones are added to `reported`."""
     entries: Entries = {}
 
     def checked(entry: Any, where: str) -> None:
-        _check_entry(entry, fields, where)
-        if entry["question_id"] in entries:
-            raise ValueError(f"{where} repeats `question_id` {entry['question_id']}")
+        number = entry.get("question_id") if isinstance(entry, dict) else None
+        try:
+            _check_entry(entry, fields, where)
+            if number in entries:
+                raise ValueError(f"{where} repeats `question_id` {number}")
+        except ValueError:
+            if isinstance(number, int):
+                reported.add(number)
+            raise
         entries[entry["question_id"]] = entry
 
     strings: dict[str, str] = {}

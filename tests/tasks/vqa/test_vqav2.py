@@ -188,7 +188,7 @@ def test_bad_entries_are_skipped_with_a_line_each(root: Path):
     splits = load_vqav2(root, on_bad_example="skip")
     assert [e.image_id for e in splits.train] == [7, 7, 9]
     assert sorted(e.image_id for e in [*splits.reward, *splits.test]) == [101, 108, 109, 110, 111]
-    assert len(splits.left_out) == 9
+    assert len(splits.left_out) == 7
 
 
 def examples_with(answers: list[str]) -> list[VQAExample]:
