@@ -247,10 +247,11 @@ def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, ta
     registry[name] = entry
 
 
-def nearest_names(name: Any, known: Iterable[str]) -> list[str]:
-    """Return the known name that is most like `name`, if any is; upper and lower case count as equal."""
+def nearest_name(name: Any, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like `name`, or None; upper and lower case count as equal."""
     by_lower = {each.lower(): each for each in known}
-    return [by_lower[each] for each in difflib.get_close_matches(str(name).lower(), by_lower, n=1)]
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
 
 
 def check_names(
@@ -285,7 +286,8 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
 
 def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
     """Return a hint for an unknown name: the nearest known name, and all of them if they are few."""
-    near = "".join(f"did you mean {each!r}? " for each in nearest_names(name, known))
+    nearest = nearest_name(name, known)
+    near = f"did you mean {nearest!r}? " if nearest else ""
     if len(known) > MAX_LISTED and listing:
         return f"{near}`{listing}` lists all {len(known)}"
     more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""

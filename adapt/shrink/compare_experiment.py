@@ -114,7 +114,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
     teacher = None if measured == set(settings.methods) else make_teacher(full, task, problem.splits.train, recovery)
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in settings.methods:
-            checkpoint = folder / f"{method.replace('/', '_')}.pt"
+            checkpoint = folder / f"{method}.pt"
             if method in measured:
                 checkpoint.unlink(missing_ok=True)
                 continue

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, check_names, nearest_names
+from das_gym.config import build, check_names, nearest_name
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.cost_kinds import COST_KINDS, SAVED
@@ -329,8 +329,8 @@ class Suite:
         names = [each.name for each in self.problems]
         if problem in names:
             return names.index(str(problem))
-        near = nearest_names(problem, names)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Names are such as {names[0]!r}."
+        near = nearest_name(problem, names)
+        hint = f" Did you mean {near!r}?" if near else f" Names are such as {names[0]!r}."
         raise ValueError(f"`problem` is unknown: got {problem!r}, expected 0..{len(names) - 1} or a name.{hint}")
 
 
