@@ -1,4 +1,4 @@
-"""What the model card of an exported METER or ViLT subnet says."""
+"""Write the model card of an exported METER or ViLT subnet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model card of a shrunk folder says."""
+"""Write the model card of a shrunk folder."""
 
 from __future__ import annotations
 

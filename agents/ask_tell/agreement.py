@@ -80,7 +80,7 @@ class AgreementProcess(Process):
         """Return the derivative of the log-likelihood with respect to `logs`, (n_layers + 4,)."""
         signs = 2.0 * self.masks - 1.0
         u = self._weighted @ signs.T
-        # `inner` is the derivative by each covariance. `scale` is at its likeliest value, so it adds no term of its own.
+        # `inner` is the derivative by each covariance. `scale` is at its likeliest value, so its derivative is 0.
         inner = 0.5 * (np.outer(self.weights, self.weights) / self.scale - self.whiten.T @ self.whiten)
         decay = inner * (self.heat * np.exp(self.rate * (u - 1.0)))
         trace = float(np.trace(inner)) * self.noise_share
@@ -115,7 +115,7 @@ class AgreementLearner:
         for _ in range(steps):
             slopes = process.gradient() - (self.logs - self._middle) / self._deviation**2
             self._slopes, self._steps = next_steps(slopes, self._slopes, self._steps)
-            # Where the likelihood is flat, steps would go on until exp() overflows.
+            # Where the likelihood is flat, unclipped steps grow until exp() overflows.
             low, high = self._middle - 3.0 * self._deviation, self._middle + 3.0 * self._deviation
             self.logs = np.clip(self.logs + np.sign(self._slopes) * self._steps, low, high)
             process = self.process(masks, values)

@@ -7,7 +7,7 @@
 3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
    variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
    (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
-   That one may be too sure of a mistake. So the other one chooses where the first expects an improvement of less than
+   That one may be overconfident, so the other one chooses where the first expects an improvement of less than
    `LITTLE`, and in every third turn if masks are too many to list.
 4. The agent asks for the mask within the budget whose score is expected to exceed the best posterior mean by most. For the
    next mask of a turn the process pretends to have observed the previous one at its mean, so the masks differ.

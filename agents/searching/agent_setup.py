@@ -61,7 +61,7 @@ def blocks_of(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any] | No
     return _blocks_of(env_id, json.dumps(dict(env_kwargs), sort_keys=True))
 
 
-@lru_cache(maxsize=32)  # by JSON text, as mappings have no hash; measuring takes forwards of the whole model
+@lru_cache(maxsize=32)  # by JSON text, as mappings have no hash; measuring takes forwards of the full model
 def _blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
     from das_gym.problem.blocks import measure_blocks
 

@@ -1,4 +1,4 @@
-"""What a finished search found: facts in words, its units, and the best reward over evaluations."""
+"""Summarize a finished search: facts in words, its units, and the best reward over evaluations."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def make_suite(settings: SuiteSettings) -> Path:
 
 
 def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
-    """Make the table of a model, unless it is there."""
+    """Make the table of a model if it does not exist."""
     path = tables / f"{spec.name}.npz"
     if not path.is_file():
         started, used = time.perf_counter(), time.process_time()

@@ -127,7 +127,7 @@ def run_stages(model: VLP, state: State, stages: range) -> State:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the chat template and the processor put before the text, between text and answer, and after the answer."""
+    """Text that chat template and processor put before the question, between question and answer, and after the answer."""
 
     before: str
     after: str

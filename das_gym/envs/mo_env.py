@@ -27,7 +27,7 @@ DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
 class VectorReward:
-    """What both wrappers share: the reward vectors, and the Pareto fronts of those so far.
+    """Base of both wrappers: makes the reward vectors, and keeps the Pareto fronts of those so far.
 
     Each copy in a vector environment has its own fronts, one a problem: a suite has many, other environments have one.
     """

@@ -58,7 +58,7 @@ class ScoredEnv(MaskEnv):
             "state": self.get_state(),
             "spec": self.spec,
             "last": self._last,
-            # Spaces have generators of their own, which a copy has to continue.
+            # Spaces have their own generators, whose state a copy needs.
             "action_space": self.action_space,
             "observation_space": self.observation_space,
         }

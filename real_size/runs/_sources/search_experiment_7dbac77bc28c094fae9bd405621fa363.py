@@ -1,0 +1,238 @@
+"""Search which layers a task does not need.
+
+    python -m agents search                                         our own agent, 4 of METER's layers, the bundled task
+    python -m agents with meter_vqa bayes skip_num=4 seed=1         the same, spelt out, with another seed
+    python -m agents with vilt_nlvr2 bandit macs_saved=0.12         the paper's bandit, ViLT, at least 12 % of the MACs saved
+    python -m agents with meter_vqa latency_saved=0.15              or parameters_saved, memory_saved
+    python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
+    python -m agents with bandit agent_kwargs.learning_rate=10      a setting of the agent
+    python -m agents with meter_vqa ppo agent_kwargs.learning_rate=1e-3   an algorithm of Stable-Baselines3, 1,000 masks
+    python -m agents with meter_vqa_table maskable_ppo masks_per_turn=8     eight environments side by side
+    python -m agents with agent=sb3_contrib:CrossQ                  any class of SB3's kind
+    python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
+    python -m agents with my_model_vqa plugins=my_module              what my_module.py registers
+    python -m agents with resume=3                                  continue run 3, which was stopped
+
+A run is kept in runs/<id>/: the found mask in search.json and search.png, its turns in search_history.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.estimate import search_parts
+from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
+from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.searching.loop import check_search, search
+from das_gym.agents.searching.picture import draw_search, search_facts
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
+
+from das_gym.commandline import format_command
+from das_gym.config import choice, nested
+from das_gym.experiment import RecordedCommand, Run, run_folder
+from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
+from das_gym.problem.estimate import Part, print_estimate
+from das_gym.problem.rewards import REWARDS
+from das_gym.progress import progress
+from das_gym.registration import named_environments
+from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
+
+FIGURE = "search.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings(ModelSettings):
+    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
+
+    Attributes:
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
+            retrieval.
+        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
+            of `python -m adapt` take as `problem.NAME`.
+    """
+
+    group: ClassVar[str] = "Reward"
+
+    reward: str = choice("exp_neg_loss", REWARDS)
+    reward_examples: int | None = None
+    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
+        kwargs = dict(self.env_kwargs)
+        for field in dataclasses.fields(EnvSettings):
+            value = getattr(self, field.name)
+            if field.name == "env_kwargs" or value == field.default:
+                continue
+            if field.name in kwargs:
+                raise ValueError(
+                    f"{field.name}={value} is given, and env_kwargs.{field.name}={kwargs[field.name]} too; give one of them"
+                )
+            kwargs[field.name] = str(setting_path(field.name, value)) if field.name in PATH_SETTINGS else value
+        return kwargs
+
+
+@dataclass(frozen=True)
+class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
+    """The settings of `python -m agents search`."""
+
+    def search_config(self) -> SearchConfig:
+        """Return the search that the settings ask for."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SearchConfig)}
+        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
+
+
+def problem_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of environments and of their tables."""
+    entries = named_environments()
+    tables = {f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()}
+    return {name: {"env_id": entry.id} for name, entry in entries.items()} | tables
+
+
+def agent_configs() -> dict[str, dict[str, Any]]:
+    """Return the named configs of agents and of Stable-Baselines3's algorithms."""
+    return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
+
+
+def check(settings: SearchSettings) -> SearchSettings:
+    """Create environment and agent, which raise for invalid settings before a run starts."""
+    check_search(settings.search_config())
+    print_estimate(settings, lambda: plan(settings))
+    return settings
+
+
+def plan(settings: SearchSettings) -> list[Part]:
+    """Return the parts of a search, for its estimate."""
+    config = settings.search_config()
+    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
+    return search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn)
+
+
+def search_mask(settings: SearchSettings, run: Run) -> float | None:
+    """Search a mask; the reward of the mask found is the result."""
+    folder, resumed = run_folder(run), settings.resume is not None
+    # Here already, since the log needs the budget of masks; `search` finds the costs given.
+    config = with_costs(settings.search_config(), folder if resumed else None)
+    log = _Log(run, config)
+    try:
+        if is_algorithm(config.agent):
+            result = _search_with_sb3(config, run, folder, log, resumed)
+        else:
+            result = search(config, folder, on_turn=log, resume=resumed)
+    finally:
+        log.bar.close()
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
+    print("\n  ".join([f"{config.agent}, seed {config.seed}:", *facts[1:]]))
+    if folder is not None:
+        draw_search(folder / FIGURE, result)
+        for name in (FIGURE, RECORD):
+            run.add_artifact(folder / name)
+        print(f"record: {folder / RECORD}")
+    return result.reward
+
+
+def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool) -> SearchResult:
+    """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
+    from das_gym.agents.sb3.policy import AGENT
+    from das_gym.agents.sb3.train import train_sb3
+    from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
+
+    class SacredWriter(KVWriter):
+        def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+            for name, value in key_values.items():
+                if isinstance(value, Real) and math.isfinite(value) and "sacred" not in (key_excluded.get(name) or ()):
+                    run.log_scalar(name, float(value), step)
+
+        def close(self) -> None:
+            pass  # the run is still active
+
+    trained = train_sb3(config, folder, log, resume, (HumanOutputFormat(sys.stdout), SacredWriter()))
+    print(f"{config.agent} in action space {trained.action!r}, {trained.model.num_timesteps} steps; its own answer:")
+    print(f"  reward {trained.policy['reward']}, mask {trained.policy['mask']}")
+    if trained.starved:
+        print(
+            f"  ended after {trained.result.masks_asked} of {config.evaluations} evaluations: nearly none of its masks kept "
+            "the budget; action=sequence and action=scores always keep it"
+        )
+    if folder is not None:
+        run.add_artifact(folder / AGENT)
+    return trained.result
+
+
+class _Log:
+    """Sends every turn to Sacred and to the progress bar."""
+
+    def __init__(self, run: Run, config: SearchConfig) -> None:
+        self.run, self.budget = run, config.mask_kwargs
+        self.bar = progress(config.evaluations, "searching", unit="mask")
+        self.evaluations = 0.0
+        self.best: float | None = None  # of a mask that may be an answer
+
+    def __call__(self, turn: Turn) -> None:
+        reward = (best_row([turn], self.budget) or {"reward": None})["reward"]
+        self.best = max((value for value in (self.best, reward) if value is not None), default=None)
+        scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
+        scalars["macs_saved"] = _mean(turn.macs_saved)
+        if self.best is not None:
+            self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
+        self.bar.update(turn.cost)
+        self.evaluations += turn.cost
+        for name, value in scalars.items():
+            if value is not None:
+                self.run.log_scalar(name, value, self.evaluations)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the finite values; None if there are none."""
+    finite = [value for value in values if value is not None]
+    return float(np.mean(finite)) if finite else None
+
+
+def next_command(folder: Path) -> str:
+    """Return the command that continues with the found mask."""
+    return format_command("adapt", f"search_run={folder.name}", runs_dir_words(folder))
+
+
+ex = RecordedCommand(
+    "agents",
+    SearchSettings,
+    search_mask,
+    named_configs=lambda: {**problem_configs(), **agent_configs()},
+    prepare=check,
+    next_command=next_command,
+)
+"""`python -m agents`."""
+
+
+def run_search(
+    config_updates: Mapping[str, Any] | None = None,
+    named_configs: Sequence[str] = (),
+    on_started: Callable[[str], object] | None = None,
+) -> tuple[str, Path, SearchResult]:
+    """Run a search as `python -m agents with ...` does.
+
+    Args:
+        config_updates: Settings, see `SearchSettings`.
+        named_configs: Names such as "meter_vqa", "bandit".
+        on_started: Called with the run's id, once the search can be resumed.
+
+    Returns:
+        The run's id, its folder and the result.
+    """
+    run = ex.run(config_updates, named_configs, on_started=on_started)
+    folder = run_folder(run)
+    if folder is None:
+        raise RuntimeError("the search left no run folder")
+    return str(run._id), folder, SearchResult.load(folder)
