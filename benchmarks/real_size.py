@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.real_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b"))
-    parser.add_argument("--folder", type=Path, default=Path("real_size"), help="for checkpoints and runs")
+    parser.add_argument("--folder", type=Path, default=Path("runs/real_size"), help="for checkpoints and runs")
     parser.add_argument("--only", default="", help="commands whose name contains this")
     parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
     parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
