@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import ChainMap
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
-from das_gym.agents.searching.checkpoint import CHECKPOINT, saved_costs
-from das_gym.agents.searching.record import Turn
+from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.config import choice
 from das_gym.envs.actions import ACTION_MODES
@@ -68,24 +62,14 @@ class SearchConfig(BudgetSettings):
             value = getattr(self, name)
             if not least <= value < 2**32:
                 raise ValueError(f"`{name}` is out of range: got {value}, expected a whole number from {least} to 2^32 - 1")
-        reserved = {**{name: name for name in BUDGET_SETTINGS}, "num_envs": "masks_per_turn", "action": "action"}
-        for name in reserved.keys() & self.env_kwargs.keys():
-            raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{reserved[name]}` of the search")
-        for name in ("env_kwargs", "agent_kwargs"):
-            try:  # a record that is not JSON could not be replayed
-                json.dumps(getattr(self, name))
-            except TypeError as error:
-                raise TypeError(f"`{name}` is not JSON ({error}). Use texts, numbers, lists and mappings") from error
-        # PPO and others may search without a budget, with a price of MACs in the reward; ask/tell agents need one.
-        has_budget = set(self.budget.values()) != {None}
-        if has_budget or not is_algorithm(self.agent):
-            check_budget(self.budget)
-        if not is_algorithm(self.agent):
-            self._check_agent(has_budget)
-
-    def _check_agent(self, has_budget: bool) -> None:
-        """Check the settings of an ask/tell agent. `check_search` checks those of an algorithm of Stable-Baselines3."""
-        if not has_budget:
+        for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
+            own = "masks_per_turn" if name == "num_envs" else name
+            raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{own}` of the search")
+        json.dumps([self.env_kwargs, self.agent_kwargs])  # a record that is not JSON could not be replayed
+        check_budget(self.budget)
+        if is_algorithm(self.agent):
+            return  # `check_search` checks its settings; it may search without a budget, with a price of MACs in the reward
+        if set(self.budget.values()) == {None}:
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         if self.action is not None:
             raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
@@ -103,24 +87,3 @@ class SearchConfig(BudgetSettings):
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's hyperparameters with the defaults of a search."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
-
-
-OnTurn = Callable[[Turn], Any]
-
-
-def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:
-    """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
-
-    Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
-    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then.
-    """
-    if folder is not None and (folder / CHECKPOINT).is_file():
-        known = saved_costs(folder)
-        costs = {} if known is None else {"costs": known}
-    elif any(name in SAVED and name != "macs_saved" for name in config.budget):
-        env = gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)
-        costs = cast(Any, env.unwrapped).budget.known_costs
-        env.close()
-    else:
-        costs = {}
-    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, **costs}) if costs else config

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import SCORES, find_scorer
+from das_gym.agents.searching.setup import SCORES, find_scorer
 
 from das_gym.config import build
 from das_gym.drawing.architecture import Unit

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.sb3.policy import load_sb3
+from das_gym.agents.sb3.train import load_sb3
 from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
