@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.front import DRAWN
-from das_gym.agents.search_experiment import EnvSettings, problem_configs, search_parts
-from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.loop import check_search, run_turns, with_costs
+from das_gym.agents.search_experiment import problem_configs, search_parts
+from das_gym.agents.searching.config import EnvSettings, SearchConfig, with_costs
+from das_gym.agents.searching.loop import check_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
 from das_gym.agents.searching.setup import OURS, find_scorer, make_env, make_search_agent, observed_statistics
 

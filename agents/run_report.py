@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.oracle import ground_truth_of
+from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.setup import is_tabular, make_scored
 
@@ -99,8 +100,6 @@ def progress_of(result: SearchResult) -> Progress | None:
 
 def search_report(folder: Path) -> RunReport:
     """Return the report of a finished search from the folder of its run."""
-    from das_gym.agents.search_experiment import SearchSettings
-
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}

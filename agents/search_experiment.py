@@ -18,83 +18,34 @@ A run is kept in runs/<id>/: the found mask in search.json and search.png, its t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.loop import check_search, search, with_costs
+from das_gym.agents.searching.config import SearchConfig, SearchSettings, with_costs
+from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.setup import find_scorer, make_env
 
 from das_gym.commandline import format_command
-from das_gym.config import choice, nested
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
 from das_gym.problem.estimate import Part, Walk, print_estimate, scoring, time_walk
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.rewards import REWARDS
 from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
+from das_gym.runs import runs_dir_words
 from das_gym.tables.shipped_losses import shipped_losses
 
 FIGURE = "search.png"
 TURNS = 20
 """Turns of random masks, whose runs along the mask tree stand for those of a search in its estimate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvSettings(ModelSettings):
-    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
-
-    Attributes:
-        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
-        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
-            retrieval.
-        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
-            of `python -m adapt` take as `problem.NAME`.
-    """
-
-    group: ClassVar[str] = "Reward"
-
-    reward: str = choice("exp_neg_loss", REWARDS)
-    reward_examples: int | None = None
-    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
-
-    @property
-    def all_env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
-        kwargs = dict(self.env_kwargs)
-        for field in dataclasses.fields(EnvSettings):
-            value = getattr(self, field.name)
-            if field.name == "env_kwargs" or value == field.default:
-                continue
-            if field.name in kwargs:
-                raise ValueError(
-                    f"{field.name}={value} is given, and env_kwargs.{field.name}={kwargs[field.name]} too; give one of them"
-                )
-            kwargs[field.name] = str(setting_path(field.name, value)) if field.name in PATH_SETTINGS else value
-        return kwargs
-
-
-@dataclass(frozen=True)
-class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
-    """The settings of `python -m agents search`."""
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:

@@ -34,9 +34,8 @@ from das_gym.agents.sb3.algorithms import (
     with_defaults,
 )
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, answer_from, torch_threads
-from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.loop import Checkpoint, OnTurn, with_costs
-from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
+from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, Turn, best_row
 from das_gym.agents.searching.setup import find_scorer, score_masks
 
 from das_gym.files import explain_damage, read_json, write_bytes, write_json

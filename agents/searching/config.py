@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import ChainMap
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
+import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.searching.record import CHECKPOINT
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.config import choice
+from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
+from das_gym.files import read_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
+from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
 from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.runs import EstimatedSettings, ResumableSettings
 
 
 @dataclass(frozen=True)
@@ -87,3 +97,65 @@ class SearchConfig(BudgetSettings):
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's hyperparameters with the defaults of a search."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings(ModelSettings):
+    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
+
+    Attributes:
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
+            retrieval.
+        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
+            of `python -m adapt` take as `problem.NAME`.
+    """
+
+    group: ClassVar[str] = "Reward"
+
+    reward: str = choice("exp_neg_loss", REWARDS)
+    reward_examples: int | None = None
+    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
+        kwargs = dict(self.env_kwargs)
+        for each in dataclasses.fields(EnvSettings):
+            name, value = each.name, getattr(self, each.name)
+            if name == "env_kwargs" or value == each.default:
+                continue
+            if name in kwargs:
+                raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={kwargs[name]} too; give one of them")
+            kwargs[name] = str(setting_path(name, value)) if name in PATH_SETTINGS else value
+        return kwargs
+
+
+@dataclass(frozen=True)
+class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
+    """The settings of `python -m agents search`."""
+
+    def search_config(self) -> SearchConfig:
+        """Return the search that the settings ask for."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
+        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
+
+
+def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:
+    """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
+
+    Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
+    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then.
+    """
+    if folder is not None and (folder / CHECKPOINT).is_file():
+        costs = read_json(folder / CHECKPOINT)
+        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
+            costs = costs.get(name) if isinstance(costs, Mapping) else None
+    elif any(name in SAVED and name != "macs_saved" for name in config.budget):
+        with closing(gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)) as env:
+            costs = cast(Any, env.unwrapped).budget.known_costs["costs"]
+    else:
+        costs = None
+    if not isinstance(costs, Mapping):
+        return config
+    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

@@ -1,14 +1,10 @@
-"""The search loop: an agent chooses masks, the environment scores them, until the budget is spent; and its checkpoint."""
+"""The search loop: an agent chooses masks, the environment scores them, until the budget is spent."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
-from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +12,8 @@ import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
-from das_gym.agents.searching.config import SearchConfig
-from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
+from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, best_row
 from das_gym.agents.searching.setup import (
     fewer_examples,
     find_scorer,
@@ -29,16 +25,10 @@ from das_gym.agents.searching.setup import (
     takes,
 )
 
-from das_gym.config import build
-from das_gym.files import explain_damage, read_json, write_json
+from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
-from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.progress import waiting
-
-CHECKPOINT = "checkpoint.json"
-
-OnTurn = Callable[[Turn], Any]
 
 
 def search(
@@ -152,67 +142,3 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     statistics = observed_statistics(base, observation)
     space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)
     return make_search_agent(config.agent, space, config.seed, settings, statistics, *problem)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike.
-
-    Attributes:
-        agent: `Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again.
-        env: The environment's `get_state()`, which determines the next examples; None if it has none.
-        turns: All turns.
-    """
-
-    agent: dict[str, Any]
-    env: Any
-    turns: tuple[Turn, ...]
-
-    def save(self, folder: Path, config: SearchConfig) -> None:
-        """Write it into a run folder, with the settings of the search."""
-        record = {"format": FORMAT, "config": dataclasses.asdict(config), "agent": self.agent, "env": self.env}
-        write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
-
-    @classmethod
-    def load(cls, folder: Path, config: SearchConfig, n_layers: int) -> Checkpoint | None:
-        """Read the checkpoint of the search `config` in a run folder; None if there is none yet."""
-        path = folder / CHECKPOINT
-        if not path.is_file():
-            return None
-        record = read_json(path)
-        is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
-        if not is_ours or not isinstance(record.get("config"), Mapping):
-            raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
-        # Through JSON, as the recorded settings went: tuples become lists.
-        mine = json.loads(json.dumps(dataclasses.asdict(config)))
-        for name, value in record["config"].items():
-            if name != "save_every" and mine.get(name) != value:
-                raise ValueError(
-                    f"{path} belongs to a search with another `{name}`: got {mine.get(name)!r}, expected {value!r}. "
-                    "Give the same settings, or another folder"
-                )
-        with explain_damage(path, "start a new search"):
-            checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
-            if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
-                raise ValueError(f"its masks do not have {n_layers} layers")
-        return checkpoint
-
-
-def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:
-    """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
-
-    Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
-    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then.
-    """
-    if folder is not None and (folder / CHECKPOINT).is_file():
-        costs = read_json(folder / CHECKPOINT)
-        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
-            costs = costs.get(name) if isinstance(costs, Mapping) else None
-    elif any(name in SAVED and name != "macs_saved" for name in config.budget):
-        with closing(gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)) as env:
-            costs = cast(Any, env.unwrapped).budget.known_costs["costs"]
-    else:
-        costs = None
-    if not isinstance(costs, Mapping):
-        return config
-    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents.pareto_experiment import ScoredMasks, ex, front_of
-from das_gym.agents.searching.loop import Checkpoint
+from das_gym.agents.searching.record import Checkpoint
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
