@@ -90,7 +90,7 @@ class FrontProblem:
 
     def score(self, masks: Masks) -> ScoredMasks:
         """Score (m, n_layers) masks in one call of the engine."""
-        info = self.scorer.score(masks, self._rng).info
+        info = self.scorer.score(masks, self._rng)[1]
         return ScoredMasks(masks, self.cost.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
 
     def hypervolume_share(self, scored: ScoredMasks) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import format_command
-from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.episodes import ScoredEnv
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats, Masks
 from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
 

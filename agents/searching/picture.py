@@ -1,4 +1,4 @@
-"""Summarize a finished search: facts in words, its units, and the best reward over evaluations."""
+"""Summarize a finished search: facts in words, its units, and the best reward so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from das_gym.agents.compare.oracle import ground_truth_of
 from das_gym.agents.searching.record import SearchResult
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import Scene, draw
+from das_gym.drawing.picture import draw
 from das_gym.drawing.report import Progress
 from das_gym.files import replacing
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
@@ -40,20 +40,14 @@ def search_facts(result: SearchResult) -> dict[str, str]:
 
 
 def draw_search(path: Path, result: SearchResult) -> None:
-    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
+    """Write a PNG of the answer on the architecture, and of some facts."""
     from PIL import Image
 
-    progress = progress_of(result)
-    best = [] if progress is None else progress.best
-    rises = []
-    for at, reward in enumerate(best, start=1):
-        if reward is not None and (at == 1 or reward != best[at - 2]):
-            rises.append((at, reward))
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
-    scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts)
     with replacing(path) as part:
-        Image.fromarray(draw(scene)).save(part, "PNG")
+        Image.fromarray(image).save(part, "PNG")
 
 
 def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
