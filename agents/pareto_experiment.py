@@ -178,8 +178,9 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched = ScoredMasks.of(turns, cost)
         baselines = {}
         for name in BASELINES:
-            outcome = scorer.score(masks := heuristic_masks(name, config, cost, statistics), np.random.default_rng(0))
-            baselines[name] = ScoredMasks.of([Turn.of(masks, outcome.rewards, outcome.info)], cost)
+            masks = heuristic_masks(name, config, cost, statistics)
+            turn = Turn.of(masks, *scorer.score(masks, np.random.default_rng(0)))
+            baselines[name] = ScoredMasks.of([turn], cost)
     assert entry is not None  # `check` rejects other environments
     reads = MODELS[entry.model].reads  # those that read prompts lose their skipped layers, the others have adapters
     front = front_of([searched, *baselines.values()], keeps_a_layer=reads == "prompts")

@@ -15,7 +15,7 @@ from das_gym.agents.searching.setup import is_tabular, make_scored
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import settings_dict
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import Scene, draw
+from das_gym.drawing.picture import draw
 from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
 from das_gym.drawing.table import Table
 from das_gym.files import replacing
@@ -59,20 +59,14 @@ def search_facts(result: SearchResult) -> dict[str, str]:
 
 
 def draw_search(path: Path, result: SearchResult) -> None:
-    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
+    """Write a PNG of the answer on the architecture, and of some facts."""
     from PIL import Image
 
-    progress = progress_of(result)
-    best = [] if progress is None else progress.best
-    rises = []
-    for at, reward in enumerate(best, start=1):
-        if reward is not None and (at == 1 or reward != best[at - 2]):
-            rises.append((at, reward))
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
-    scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts)
     with replacing(path) as part:
-        Image.fromarray(draw(scene)).save(part, "PNG")
+        Image.fromarray(image).save(part, "PNG")
 
 
 def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:

@@ -148,7 +148,7 @@ class LiveOracle(Oracle):
 
     def rewards(self, masks: Masks) -> Floats:
         """See `Oracle.rewards`."""
-        return self._scorer.score(masks, self._rng).rewards
+        return self._scorer.score(masks, self._rng)[0]
 
     def test_metrics(self, masks: Masks) -> Floats:
         """See `Oracle.test_metrics`."""
