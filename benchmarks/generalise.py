@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
-from das_gym.agents.policy.network import READS, PolicyEnsemble
+from das_gym.agents.policy.network import READS, NeighbourCosts, PolicyEnsemble, greedy_mask
 from das_gym.agents.policy.training import suite_masks
 
 from benchmarks.machine import describe_machine

@@ -1,21 +1,20 @@
-"""The policy network: estimates the cost of masks from layer statistics, with shared weights for any number of units."""
+"""The policy network: estimates the cost of masks from layer statistics, with shared weights for any number of units.
+
+Its starting point is a rule without weights, `NeighbourCosts`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts
 from torch import Tensor, nn
 
-from das_gym.files import explain_damage
 from das_gym.models.tensor_files import read_safetensors, write_tensors
-from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.budget import Budget, Floats, Masks
 
 FORMAT = "das_gym policy 3"
 HINT = "train one with `python -m agents policy`"
@@ -32,6 +31,43 @@ RELATIONS = 8
 
 WIDTH = 24
 """Hidden width of a network."""
+
+
+class NeighbourCosts:
+    """Costs of masks from runs of up to three units: each unit alone, and what it adds to its next ones in the stream.
+
+    Args:
+        statistics: Statistic name to (n,) values of `leave_one_out`, `next_interaction`, `run_interaction`, `stream` and
+            `depth`.
+    """
+
+    def __init__(self, statistics: Mapping[str, Floats]) -> None:
+        stream, depth = statistics["stream"], statistics["depth"]
+        names = ("leave_one_out", "next_interaction", "run_interaction")
+        self._effects = [np.asarray(statistics[name], float) for name in names]
+        order = np.lexsort((depth, stream))
+        follows = stream[order[1:]] == stream[order[:-1]]
+        self._next = np.full(len(order) + 1, len(order))
+        self._next[order[:-1][follows]] = order[1:][follows]
+
+    def __call__(self, masks: Masks) -> Floats:
+        """Return the predicted loss above the full model's in nats, (m,), of (m, n) bool masks."""
+        skipped = np.concatenate((masks, np.zeros((len(masks), 1), dtype=bool)), axis=1)  # a last unit has no next one
+        costs, run = np.zeros(len(masks)), skipped
+        for effect in self._effects:
+            costs += run[:, :-1] @ effect
+            run = skipped & run[:, self._next]
+        return costs
+
+
+def greedy_mask(costs: NeighbourCosts, budget: Budget) -> Masks:
+    """Skip, one after another, the unit that adds the least estimated cost to what is skipped; return an (n,) mask."""
+    mask, one = np.zeros(budget.n_layers, dtype=bool), np.eye(budget.n_layers, dtype=bool)
+    while not budget.is_kept_by(mask[None])[0]:
+        # What a unit adds depends on which of its neighbours are skipped already, so all are estimated again.
+        added = costs(mask | one) - costs(mask[None])
+        mask[np.where(budget.useful_layers & ~mask, -added, -np.inf).argmax()] = True
+    return mask
 
 
 @dataclass(frozen=True)
@@ -118,7 +154,6 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.width = width
         size = ENCODINGS * len(READS)
         self.enter = nn.Sequential(nn.Linear(size + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mix = nn.Linear(2 * width, width)
@@ -162,8 +197,7 @@ class PolicyEnsemble(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        first: Any = self.members[0]
-        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps({"width": first.width})})
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT})
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
@@ -176,12 +210,11 @@ class PolicyEnsemble(nn.Module):
         file = read_safetensors(Path(path))
         if file.config.get("format") != FORMAT:
             raise ValueError(f"{path} is not a policy of this version ({FORMAT!r}): {HINT}")
-        with explain_damage(Path(path), HINT):
-            width = int(json.loads(file.config["config"])["width"])
         try:
+            width = file.tensors["members.0.unit.weight"].shape[1]
             with torch.device("meta"):  # so that a damaged width cannot exhaust memory
                 ensemble = cls(PolicyNetwork(width) for _ in {name.split(".")[1] for name in file.tensors})
             ensemble.load_state_dict(dict(file.tensors), assign=True)
         except (RuntimeError, AssertionError, LookupError) as error:
-            raise ValueError(f"{path} is damaged, its tensors do not match its config: {HINT}") from error
+            raise ValueError(f"{path} is damaged, its tensors do not match each other: {HINT}") from error
         return ensemble.eval()

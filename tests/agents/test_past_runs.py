@@ -34,11 +34,9 @@ def test_past_runs_lists_a_result_beyond_floats_as_damaged(runs: Path):
     assert {run["run"]: run["status"] for run in past_runs(str(runs))}["1"] == "damaged"
 
 
-def test_past_runs_names_the_problem_of_the_search_that_a_run_followed(runs: Path):
+def test_past_runs_names_the_search_that_a_run_followed(runs: Path):
     write_json(runs / "4" / "config.json", {"model": "METER", "task": "vqa", "search_run": 2})  # the first two are defaults
-    assert past_runs(str(runs))[0]["environment"] == "-"
-    write_json(runs / "4" / "shrink.json", {"problem": {"model": "VLM", "task": "answering"}})
-    assert past_runs(str(runs))[0]["environment"] == "VLM answering"
+    assert past_runs(str(runs))[0]["environment"] == "as run 2"
 
 
 def test_past_runs_does_not_wait_for_a_pipe(runs: Path):

