@@ -9,7 +9,7 @@ import torch
 
 from das_gym.data.images import ImageFile
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
-from das_gym.models.encoding import meta_batch
+from das_gym.models.inputs import meta_batch
 from das_gym.problem.costs import count_costs
 from das_gym.tasks.nlvr2.task import NLVR2Task
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
