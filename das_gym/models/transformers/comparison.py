@@ -114,7 +114,7 @@ class Comparison:
                 if parameter is not None and parameter.dtype in HALVES:
                     if id(parameter) not in widened:
                         widened[id(parameter)] = parameter.float()
-                    module._parameters[name] = widened[id(parameter)]  # type: ignore[assignment]
+                    module._parameters[name] = widened[id(parameter)]
         try:
             yield
         finally:
