@@ -11,6 +11,7 @@ import torch
 
 from das_gym.bundled import checksum
 from das_gym.files import read_json, write_text
+from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -29,8 +30,8 @@ def source_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of most weights in a folder; for torch's own files, the dtype in the configuration, if any."""
     from safetensors import SafetensorError, safe_open
 
-    counts = Counter[Any]()
-    for path in weight_files(folder):
+    counts, files = Counter[Any](), weight_files(folder)
+    for path in files:
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, "pt") as file:
@@ -38,8 +39,12 @@ def source_dtype(folder: Path) -> torch.dtype:
                         counts[DTYPES.get(part.get_dtype())] += torch.Size(part.get_shape()).numel()
             except SafetensorError as error:
                 raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
+    named = None if counts else _named_dtype(folder)
+    if files and not counts and named is None:
+        smallest = min(files, key=lambda path: path.stat().st_size)
+        counts.update(tensor.dtype for tensor in read_tensors(smallest).tensors.values())
     known = [dtype for dtype, _ in counts.most_common() if dtype in DTYPES.values()]
-    return known[0] if known else (not counts and _named_dtype(folder)) or torch.float32
+    return known[0] if known else named or torch.float32
 
 
 def loaded_dtype(folder: Path) -> torch.dtype:
