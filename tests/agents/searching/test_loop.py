@@ -177,7 +177,7 @@ def test_load_rejects_other_records(tmp_path):
 def test_search_config_rejects_settings(settings, name):
     with pytest.raises(ValueError, match=name):
         SearchConfig(**settings)
-    with pytest.raises(TypeError, match="env_kwargs"):
+    with pytest.raises(TypeError, match="JSON"):
         SearchConfig(env_kwargs={"model": object()})
 
 
