@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from das_gym.agents.ask_tell.heuristics import Heuristic
-from das_gym.agents.policy.network import READS, NeighbourCosts, PolicyEnsemble, PolicyInput, greedy_mask
+from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, unit_costs
 
 from das_gym.files import absolute
 from das_gym.problem.budget import Floats, Masks
@@ -26,7 +26,8 @@ def bundled_policy() -> Path:
 class Policy(Heuristic):
     """A policy trained on other models, which reads the layer statistics of this one. One mask, no search.
 
-    It was trained on problems of up to `MAX_UNITS` units. For more, `greedy_mask` replaces it.
+    It was trained on problems of up to `MAX_UNITS` units. For more, it takes the units with the least
+    `unit_costs`.
 
     Args:
         statistics: Statistic name to (n_layers,) values.
@@ -54,7 +55,7 @@ class Policy(Heuristic):
             if not np.isfinite(known[name]).all():
                 raise ValueError(f"the policy reads {name}, which is not finite for every layer. Clip it, as das_gym's are")
         if space.n_layers > MAX_UNITS:  # the network scores every mask, and they are too many
-            self._mask = space.top(greedy_mask(NeighbourCosts(known), space.budget).astype(float))
+            self._mask = space.top(-unit_costs(known))
             return
         with torch.no_grad():
             best = int(network(PolicyInput.of([known], space.masks))[0].argmax())

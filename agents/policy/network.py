@@ -1,7 +1,4 @@
-"""The policy network: estimates the cost of masks from layer statistics, with shared weights for any number of units.
-
-Its starting point is a rule without weights, `NeighbourCosts`.
-"""
+"""The policy network: estimates the cost of masks from layer statistics, with shared weights for any number of units."""
 
 from __future__ import annotations
 
@@ -14,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.models.tensor_files import read_safetensors, write_tensors
-from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
-FORMAT = "das_gym policy 3"
+FORMAT = "das_gym policy 4"
 HINT = "train one with `python -m agents policy`"
 
-READS = ("leave_one_out", "next_interaction", "run_interaction", "stream", "depth")
+EFFECTS = ("leave_one_out", "leave_one_out_25", "leave_one_out_40")
+"""What skipping a unit costs where none, a quarter and two fifths of the units are skipped."""
+
+READS = (*EFFECTS, "stream", "depth")
 """The layer statistics that a policy reads."""
 
 ENCODINGS = 3
@@ -33,43 +33,6 @@ WIDTH = 24
 """Hidden width of a network."""
 
 
-class NeighbourCosts:
-    """Costs of masks from runs of up to three units: each unit alone, and what it adds to its next ones in the stream.
-
-    Args:
-        statistics: Statistic name to (n,) values of `leave_one_out`, `next_interaction`, `run_interaction`, `stream` and
-            `depth`.
-    """
-
-    def __init__(self, statistics: Mapping[str, Floats]) -> None:
-        stream, depth = statistics["stream"], statistics["depth"]
-        names = ("leave_one_out", "next_interaction", "run_interaction")
-        self._effects = [np.asarray(statistics[name], float) for name in names]
-        order = np.lexsort((depth, stream))
-        follows = stream[order[1:]] == stream[order[:-1]]
-        self._next = np.full(len(order) + 1, len(order))
-        self._next[order[:-1][follows]] = order[1:][follows]
-
-    def __call__(self, masks: Masks) -> Floats:
-        """Return the predicted loss above the full model's in nats, (m,), of (m, n) bool masks."""
-        skipped = np.concatenate((masks, np.zeros((len(masks), 1), dtype=bool)), axis=1)  # a last unit has no next one
-        costs, run = np.zeros(len(masks)), skipped
-        for effect in self._effects:
-            costs += run[:, :-1] @ effect
-            run = skipped & run[:, self._next]
-        return costs
-
-
-def greedy_mask(costs: NeighbourCosts, budget: Budget) -> Masks:
-    """Skip, one after another, the unit that adds the least estimated cost to what is skipped; return an (n,) mask."""
-    mask, one = np.zeros(budget.n_layers, dtype=bool), np.eye(budget.n_layers, dtype=bool)
-    while not budget.is_kept_by(mask[None])[0]:
-        # What a unit adds depends on which of its neighbours are skipped already, so all are estimated again.
-        added = costs(mask | one) - costs(mask[None])
-        mask[np.where(budget.useful_layers & ~mask, -added, -np.inf).argmax()] = True
-    return mask
-
-
 @dataclass(frozen=True)
 class PolicyInput:
     """The input of a policy: one or more problems that share their units and their masks.
@@ -79,7 +42,7 @@ class PolicyInput:
         relations: (pairs, RELATIONS), pairs of units in the order of `numpy.triu_indices(n, 1)`.
         skipped: (masks, n) float, 1 = skipped.
         both: (masks, pairs) float, 1 = both units of the pair are skipped.
-        costs: (problems, masks) estimates of `NeighbourCosts`, scaled for each problem by `log_scaled`.
+        costs: (problems, masks) sums of `unit_costs`, scaled for each problem by `log_scaled`.
     """
 
     units: Tensor
@@ -97,7 +60,7 @@ class PolicyInput:
             masks: (masks, n) bool, which the policy chooses from.
         """
         values = np.stack([np.stack([known[name] for name in READS], axis=1) for known in statistics])
-        costs = np.stack([NeighbourCosts(known)(masks) for known in statistics])
+        costs = np.stack([masks @ unit_costs(known) for known in statistics])
         first, second = np.triu_indices(masks.shape[1], 1)
         return cls(
             encode(torch.from_numpy(values.astype(np.float32))),
@@ -106,6 +69,11 @@ class PolicyInput:
             torch.from_numpy((masks[:, first] & masks[:, second]).astype(np.float32)),
             torch.from_numpy(log_scaled(costs).astype(np.float32)),
         )
+
+
+def unit_costs(statistics: Mapping[str, Floats]) -> Floats:
+    """Return (n,) estimated costs of units, the sum of `EFFECTS`, whose mask the policy takes without corrections."""
+    return np.sum([np.asarray(statistics[name], float) for name in EFFECTS], axis=0)
 
 
 def encode(statistics: Tensor) -> Tensor:
@@ -144,7 +112,7 @@ def log_scaled(costs: Floats) -> Floats:
 
 
 class PolicyNetwork(nn.Module):
-    """Scores masks by the scaled costs of `NeighbourCosts`, corrected for single units and for pairs of units.
+    """Scores masks by the scaled sums of `unit_costs`, corrected for single units and for pairs of units.
 
     Before training the corrections are 0, so that the best mask is the one with the lowest estimated cost.
 
