@@ -105,8 +105,6 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
         ("bandit", {"rate": 1}, "rate"),
         ("evolution", {"stages": [0.5, 1]}, "stages"),
         ("ppo", {"gama": 1}, "gamma"),
-        ("ppo", {"policy": "MlpPolcy"}, "policy"),
-        ("pppo", {}, "ppo"),
     ],
 )
 def test_compare_agents_rejects_settings_before_any_search(oracle, agent, kwargs, text):

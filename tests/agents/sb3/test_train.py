@@ -73,13 +73,6 @@ def test_algorithm_defaults_find_the_best_mask(name: str):
     assert train_sb3(config).policy["reward"] >= gymnasium.spec(ID).reward_threshold
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn", "ars"])
-def test_train_repeats_with_the_same_seed(env_kwargs: dict, name: str):
-    one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))
-    assert one == two
-    assert other.history != one.history
-
-
 def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     model, description = load_sb3(tmp_path, trust=True)
@@ -97,6 +90,7 @@ def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path
     assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 3
     resumed = train(name, env_kwargs, tmp_path, save_every=1, resume=True)
     assert resumed.result == train(name, env_kwargs).result
+    assert resumed.result.history != train(name, env_kwargs, seed=5).result.history
 
 
 def test_answer_from_answers_recorded_masks_alone():
