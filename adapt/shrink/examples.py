@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from das_gym.data.bad_examples import decode_errors
 from das_gym.data.decoding import file_pixels
-from das_gym.data.image_checks import decode_errors
 from das_gym.data.images import ImageFile, ImageSource
 from das_gym.models.inputs import Prompt
 from das_gym.progress import progress

@@ -88,9 +88,6 @@ class VLP(nn.Module, ABC):
         Args:
             folder: The checkpoint's, or that of another tokenizer if the user names one.
             max_text_length: Longest text in tokens, longer ones are truncated; None = the model's default.
-
-        Raises:
-            ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not define how batches are made: define inputs(folder, max_text_length)"

@@ -113,12 +113,7 @@ class PromptProcessor:
         return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
 
     def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
-        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for.
-
-        Raises:
-            ValueError: Images for a text model, marks that do not fit the images, an answer without tokens, or a prompt
-                longer than the model reads.
-        """
+        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for."""
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
@@ -271,12 +266,7 @@ def image_tokens_of(model: Any) -> list[int]:
 
 
 def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: The folder holds none that transformers can read.
-        ValueError: A file of it is not a regular file.
-    """
+    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded."""
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +81,9 @@ class DataFile:
 
 
 def json_files(folder: Path) -> list[DataFile]:
-    """Return the `.json` and `.jsonl` files of a folder by name, then those of its folders `train`, `val` and `test`.
-
-    A file in such a folder belongs to that part, unless its own name says another.
-    """
-    files = [data_file(path) for path in _json_paths(folder)]
-    for inner in subfolders(folder):
-        part = _PART_OF.get(inner.name.lower())
-        if part:
-            found = map(data_file, _json_paths(inner))
-            files += [replace(file, part=part) if file.part == ALL else file for file in found]
-    return files
-
-
-def _json_paths(folder: Path) -> list[Path]:
+    """Return the `.json` and `.jsonl` files of a folder by name."""
     paths = sorted(path for suffix in ("*.json", "*.jsonl") for path in folder.glob(suffix))
-    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    return [data_file(path) for path in paths if path.is_file() and not path.name.startswith(".")]
 
 
 def data_file(path: Path) -> DataFile:

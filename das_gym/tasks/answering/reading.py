@@ -105,9 +105,9 @@ def _find(root: Path) -> DataSet:
         return _find_file(root)
     found, files = list(_data_sets_in(root)), json_files(root)
     if not found and not any(file.part != ALL or file.has_entries for file in files):  # else damaged files are meant
-        parts = class_folders(root)
-        if parts:
-            found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
+        classes = class_folders(root)
+        if classes:
+            found = [DataSet("folders of classes", (root,), partial(load_class_folders, classes, root))]
     if not found:
         contents = [f"{file.path.name} with {file.content}" for file in files]
         names = some(contents or sorted(path.name for path in root.iterdir()), 6)

@@ -79,17 +79,6 @@ def test_split_is_independent_of_folder_and_order(tmp_path: Path):
     assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
 
 
-def test_parts_in_separate_folders(tmp_path: Path):
-    for part, count in (("train", 9), ("valid", 3), ("test", 2)):
-        llava_folder(tmp_path / "data" / part, images="", annotations=count)
-    splits = load_answers(tmp_path / "data")
-    assert [len(part) for part in parts_of(splits).values()] == [9, 3, 2]
-    assert splits.test[0].key == "test/annotations.json/0"
-    assert splits.test[0].images == (ImageFile(tmp_path / "data" / "test" / "0.png"),)
-    assert_disjoint(splits)
-    assert sizes(tmp_path / "data" / "train" / "annotations.json") == [7, 1, 1]
-
-
 IMAGES = st.lists(st.lists(st.integers(0, 30), max_size=3, unique=True), min_size=3, max_size=60)
 PARTS = st.lists(st.sampled_from(("train", "val", "test")), min_size=60, max_size=60)
 
