@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from das_gym.data.decoding import HINT as IMAGE_HINT
-from das_gym.data.images import ImageFile, ImageSource, files_in
+from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
 from das_gym.progress import progress
 
@@ -80,14 +80,15 @@ class BadExamples:
     def _broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
         """Return the errors of the images that cannot be used, by key.
 
-        With `skip`, every image is decoded. With `raise`, only missing files are found, by listing
-        folders; damage is reported when an image is opened.
+        With `skip`, every image is decoded. With `raise`, only missing files are found; damage is reported when an image is
+        opened.
         """
-        distinct = {image.key: image for image in images}
-        if not self.skips:
-            return missing_files(distinct)
-        # without the advice: the example is being skipped
-        return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
+        distinct, listings = {image.key: image for image in images}, FolderListings()
+        if self.skips:  # without the advice: the example is being skipped
+            return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
+        # On network file systems, a listing is much faster than asking for each of 100,000 files.
+        files = [image for image in distinct.values() if isinstance(image, ImageFile) and not listings.has(image.path)]
+        return {file.key: FileNotFoundError(f"the image {file.key} does not exist") for file in files}
 
     def drop_broken(
         self, examples: Sequence[Example], source: str, name: Callable[[Any], str] = attrgetter("key")
@@ -117,15 +118,6 @@ class BadExamples:
 def _images_of(example: Any) -> Sequence[ImageSource]:
     images: Sequence[ImageSource] = example.images if hasattr(example, "images") else (example.image,)
     return images
-
-
-def missing_files(images: Mapping[str, ImageSource]) -> dict[str, Exception]:
-    """Return the errors of image files that do not exist, by key; lists every folder once."""
-    files = {key: os.path.split(image.path) for key, image in images.items() if isinstance(image, ImageFile)}
-    # On network file systems, a listing is much faster than asking for each of 100,000 files.
-    names = {folder: files_in(folder) for folder in {folder for folder, _ in files.values()}}
-    absent = [key for key, (folder, name) in files.items() if name not in names[folder]]
-    return {key: FileNotFoundError(f"the image {key} does not exist") for key in absent}
 
 
 def decode_errors(images: Mapping[str, ImageSource]) -> Generator[tuple[str, Exception], None, None]:
