@@ -97,8 +97,7 @@ def has_fewer_examples(scorer: Any) -> bool:
 
 def continue_examples(base: Any, state: Mapping[str, Any]) -> None:
     """Set which examples an environment scores next, from the state of any number of environments; keep its episodes."""
-    episodes = {name: value for name, value in base.get_state().items() if name in ("episode", "waiting")}
-    base.set_state({**state, **episodes})
+    base.set_state({**state, "episode": base.get_state()["episode"]})
 
 
 class LayerStatistics(dict[str, Floats]):
