@@ -17,13 +17,12 @@ from das_gym.adapt.methods.saving import restore_adaptation
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.files import at_home, read_json, write_json
-from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
-from das_gym.trust import trusted_settings
+from das_gym.trust import import_plugins, imported_plugins, trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"

@@ -12,7 +12,7 @@ from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
 from rich.table import Table
 
 from das_gym.commandline import format_command
-from das_gym.console import Console
+from das_gym.drawing.table import Console
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS

@@ -31,6 +31,7 @@ from das_gym.config import check_names, choice, settings_dict
 from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import explain_damage, read_json, write_json
+from das_gym.output import counted
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.estimate import print_estimate
@@ -40,7 +41,6 @@ from das_gym.problem.mask_space import MaskSpace
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
 from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
-from das_gym.wording import counted
 
 FIGURE = "front.png"
 CHECKPOINT = "front_checkpoint.json"

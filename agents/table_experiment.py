@@ -24,6 +24,7 @@ import numpy as np
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
@@ -36,7 +37,6 @@ from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"

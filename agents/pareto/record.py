@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from das_gym.agents.searching.record import plain_numbers
 
-from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
+from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "front.json"

@@ -28,7 +28,7 @@ from das_gym.agents.searching.record import SearchResult, Turn, best_row
 from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.progress import waiting
+from das_gym.progress import progress
 
 
 def search(
@@ -68,7 +68,7 @@ def search(
     history: list[Turn] = []
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
         base: Any = env.unwrapped
-        with waiting("measuring layer statistics"):
+        with progress(1, "measuring layer statistics", unit="pass"):
             observation, _ = env.reset(seed=config.seed)
         agent = _new_agent(config, base, observation[0])
         if resume and run_folder is not None:

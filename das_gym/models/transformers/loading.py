@@ -23,7 +23,7 @@ from das_gym.models.transformers.probing import check_sublayers, probe_capabilit
 from das_gym.models.transformers.tower_probing import find_tower_reads, with_tower
 from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import source_dtype, weight_files
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 """Files of AutoGPTQ and AutoAWQ from before config.json had an entry for quantization."""
