@@ -28,6 +28,7 @@ from das_gym.agents.searching.setup import (
 from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.progress import progress
 
 
 def search(
