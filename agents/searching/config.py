@@ -19,8 +19,8 @@ from das_gym.agents.searching.record import Turn
 
 from das_gym.config import choice
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
-from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.budget import check_budget
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import format_command
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.problem.budget import BUDGET_SETTINGS, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
 
 SCORES = ("loss", "metric", "macs", "macs_saved")

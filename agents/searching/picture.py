@@ -13,8 +13,8 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import Scene, draw
 from das_gym.drawing.report import Progress
 from das_gym.files import replacing
-from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
-from das_gym.problem.mask_cost import SAVED, given_costs
+from das_gym.problem.budget import keeps_budget
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
 
 
 def search_facts(result: SearchResult) -> dict[str, str]:

@@ -11,8 +11,8 @@ from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.cost_kinds import BUDGET_SETTINGS, SAVED
 from das_gym.problem.loading import load_problem
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
 
@@ -99,7 +99,7 @@ class SkipEnv(ScoredEnv):
         costs: Costs of masks that are known already: as `das_gym.problem.mask_cost.given_costs` takes them, or the
             path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
         settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
-            unit has on this machine (`das_gym.problem.unit_latency`), of parameters, or of the bytes of the weights. And
+            unit has on this machine (`das_gym.problem.latency`), of parameters, or of the bytes of the weights. And
             model and data: the fields of `das_gym.problem.config.ProblemConfig`, such as `checkpoint`, `supernet`,
             `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` distributes masks.
 

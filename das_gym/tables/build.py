@@ -18,13 +18,12 @@ from das_gym.commandline import format_command
 from das_gym.config import build
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import description_in, read_arrays, write_bytes
-from das_gym.problem.cost_kinds import COST_KINDS
+from das_gym.problem.latency import UnitLatencies, latency_of
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_cost import measure_cost
+from das_gym.problem.mask_cost import COST_KINDS, measure_cost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
-from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.parts import GroupScores
