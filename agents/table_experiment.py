@@ -110,7 +110,7 @@ def plan(settings: TableSettings) -> list[Part]:
     seconds = 6 * walk.forward
     if settings.max_skipped is not None:  # otherwise the table knows the losses
         seconds += sum(walk.seconds(turn, problem.vlp.stages) for turn in masks_of_statistics(problem))
-    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
     statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
     return [scoring(problem, walk, "scores", examples, [masks], 1), statistics]
 

@@ -26,7 +26,6 @@ from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.parts import GroupScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
@@ -157,9 +156,7 @@ def build_table(
         "test": table_examples(problem, "test", test_examples),
     }
     hashes = problem_hashes(problem, examples["reward"], examples["test"], content=each)
-    groups = sorted({problem.task.group(example) for part in examples.values() for example in part})
-    if len(groups) < 2 and not each:
-        groups = []
+    groups = sorted({problem.task.group(example) for part in examples.values() for example in part}) if each else []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress(problem.task, examples, identity, len(masks), each)
@@ -206,8 +203,7 @@ def build_table(
     macs = problem.costs.macs_cost.amounts(masks)
     statistics = np.zeros((width, len(STATISTICS)), np.float32)
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
-    group_scores = None if each or not groups else progress.group_scores()
-    table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group, group_scores)
+    table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group)
     return with_statistics(table, problem), progress.spent
 
 
@@ -250,9 +246,6 @@ class _Progress:
         identity: What the table depends on; another identity is another table.
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
         each: By split, the scores of each example; empty where means are enough.
-        places: By split, (examples,) the group of each example, as a number.
-        group_sums: By split, (2, groups, masks) float64 sums over a group's examples of losses and metrics; no groups where
-            they are not told apart, or where `each` holds them.
         done: By split, how many examples are in them.
         spent: The computation so far.
     """
@@ -262,40 +255,26 @@ class _Progress:
     ) -> None:
         groups = identity["groups"]
         self.identity, self.done, self.spent = identity, dict.fromkeys(SPLITS, 0), Spending()
-        self.each: dict[str, ExampleScores] = {}
-        self.places: dict[str, np.ndarray] = {}
-        for split, part in examples.items():
-            self.places[split] = np.array([groups.index(task.group(e)) if groups else 0 for e in part], int)
-            if each:
-                images: dict[str, int] = {}
-                first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
-                numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
-                places, keys = self.places[split].astype(np.int16), [e.key for e in part]
-                self.each[split] = ExampleScores.empty(masks, places, numbers, keys)
         self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
-        self.group_sums = {split: np.zeros((2, 0 if each else len(groups), masks)) for split in SPLITS}
+        self.each: dict[str, ExampleScores] = {}
+        for split, part in examples.items() if each else ():
+            images: dict[str, int] = {}
+            first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
+            numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
+            places = np.array([groups.index(task.group(e)) for e in part], np.int16)
+            self.each[split] = ExampleScores.empty(masks, places, numbers, [e.key for e in part])
 
     def add(self, split: str, scores: Scores) -> None:
         """Add the (masks, m) scores of the next m examples."""
         if self.each:
             self.each[split] = self.each[split].put(self.done[split], scores)
         self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
-        groups = self.places[split][self.done[split] : self.done[split] + scores.losses.shape[1]]
-        for group in np.unique(groups) if self.group_sums[split].size else ():
-            mine = groups == group
-            self.group_sums[split][:, group] += scores.losses[:, mine].sum(axis=1), scores.metrics[:, mine].sum(axis=1)
         self.done[split] += scores.losses.shape[1]
-
-    def group_scores(self) -> dict[str, GroupScores]:
-        """Return the mean scores of each group, by split."""
-        count = len(self.identity["groups"])
-        sizes = {split: np.bincount(places, minlength=count) for split, places in self.places.items()}
-        return {split: GroupScores.from_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
-        arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
+        arrays = dict(self.sums)
         for split, each in self.each.items():
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
@@ -313,12 +292,10 @@ class _Progress:
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:
                 raise ValueError(f"it is of another table: {', '.join(differing)} differ")
-            for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
-                for split in SPLITS:
-                    found = arrays[split + suffix]
-                    if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                        raise ValueError("its sums belong to other masks or groups")
-                    own[split] = found
+            for split, own in self.sums.items():
+                if (arrays[split].shape, arrays[split].dtype) != (own.shape, own.dtype):
+                    raise ValueError("its sums belong to other masks")
+                self.sums[split] = arrays[split]
             for split, each in self.each.items():
                 if done[split]:
                     read = ExampleScores.of(arrays, split)
