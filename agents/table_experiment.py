@@ -27,7 +27,7 @@ from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
 from das_gym.problem.statistics import STATISTICS, MaskLosses
 from das_gym.progress import progress
@@ -87,10 +87,7 @@ class TableSettings(EstimatedSettings, ProblemSettings):
 def check(settings: TableSettings) -> TableSettings:
     """Load model and data, and reject too many layers."""
     n_layers = len(load_problem(settings.problem_config).layer_names)
-    if settings.max_skipped is None:
-        every_mask(n_layers)
-    else:
-        masks_up_to(n_layers, settings.max_skipped)
+    masks_up_to(n_layers, settings.max_skipped)
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -101,7 +98,7 @@ def plan(settings: TableSettings) -> list[Part]:
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
     walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
-    masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
+    masks = masks_up_to(width, settings.max_skipped)
     examples = _total(problem, (settings.reward_examples, settings.test_examples))
     reward = len(table_examples(problem, "reward", settings.reward_examples))
     some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)

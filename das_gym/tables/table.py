@@ -27,8 +27,9 @@ from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
 from das_gym.files import description_in, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
+from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs
-from das_gym.problem.mask_space import every_mask, masks_up_to
+from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
 from das_gym.tables.examples import ExampleScores, check_array
@@ -136,8 +137,7 @@ class SubnetTable:
     @cached_property
     def masks(self) -> np.ndarray:
         """(n_masks, n_layers) bool: the masks, in the order of rows."""
-        most = self.meta.max_skipped
-        return every_mask(self.n_layers) if most is None else masks_up_to(self.n_layers, most)
+        return masks_up_to(self.n_layers, self.meta.max_skipped)
 
     @cached_property
     def layer_macs(self) -> MaskCost:
@@ -305,6 +305,10 @@ class SubnetTable:
         """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`."""
         within, goodness = self._competing(by, **budget), self._goodness(by, split)
         return goodness[within].max() - goodness[self._rows_within(masks, within)]
+
+    def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
+        """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
+        return self.masks[front_rows(self.macs_saved, -self._goodness(by, split))[::-1]]
 
     def describe(self, mask: np.ndarray) -> dict[str, float | int]:
         """Return all numbers of one (n_layers,) mask, as plain values."""
