@@ -9,8 +9,8 @@ from das_gym.config import build
 from das_gym.files import explain_damage, read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
+from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.sizes import MAX_SIDE
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.trust import trusted_settings
