@@ -13,13 +13,11 @@ import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
 from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.paper import PAPER
-from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
-from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.processes import world_size
@@ -49,7 +47,7 @@ class StepLoss:
         seed: Seed of the order of examples, and of augmentation.
         augment: Whether images go through RandAugment.
         encoder: Cache of the same frozen encoders and images; None makes a new one.
-        hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
+        hardware: How many examples go through the model at a time, and the cache's size.
         itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
 
@@ -82,8 +80,6 @@ class StepLoss:
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
-        reader = self.encoder.processor if self.caches_encoders and not augment else task.processor
-        self.prefetcher = Prefetcher(reader, self._requests, hardware.dataloader_num_workers)
         self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
@@ -92,35 +88,18 @@ class StepLoss:
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
-        for number, part in enumerate(self._micro_batches(step)):
-            # parts may differ in size, and the trainer divides the sum over processes by their number
-            weight = len(part) * world_size() / self.batch_size
-            with self.prefetcher.batch(step, number):
-                result = self._evaluate(part, step, mask)
-            yield {name: value * weight for name, value in result.items()}
-
-    def _micro_batches(self, step: int) -> list[Sequence[Any]]:
         own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
         size = self.micro_batch_size or len(own)
-        return [own[start : start + size] for start in range(0, len(own), size)]
-
-    def _draw(self, step: int) -> tuple[int, int] | None:
-        """Return the seed of a step's augmentation."""
-        return (self.seed, step) if self.augment else None
-
-    def _requests(self, step: int) -> list[Requests]:
-        """Return which images each micro-batch of a step has to read: those whose encoder outputs are not cached."""
-
-        def cached(key: Any) -> bool:
-            return self.caches_encoders and not self.augment and self.encoder.has("image", key)
-
-        processor = self.prefetcher.processor
-        return [processor.requests(self.task.pairs(part), self._draw(step), cached) for part in self._micro_batches(step)]
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            # parts may differ in size, and the trainer divides the sum over processes by their number
+            weight = len(part) * world_size() / self.batch_size
+            yield {name: value * weight for name, value in self._evaluate(part, step, mask).items()}
 
     def _evaluate(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, examples
         targets = self.targets(examples)
-        losses, logits = self.losses(examples, targets, mask, self._draw(step))
+        losses, logits = self.losses(examples, targets, mask, (self.seed, step) if self.augment else None)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": losses.mean(), self.task.metric_name: metric}
@@ -201,7 +180,7 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
     with accelerator.autocast():
         choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
     modules = {"vlp": vlp, "head": step_loss.head}
-    return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
+    return Trainer(modules, accelerator=accelerator, **settings)
 
 
 def set_up(

@@ -48,14 +48,11 @@ def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_training_in_two_processes_equals_one(problem: dict[str, str], tmp_path: Path):
-    """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients.
-
-    Each of the two has a worker that reads images.
-    """
+    """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients."""
     port, two = free_port(), tmp_path / "two"
     two.mkdir()
     trackers = ["tensorboard"] if find_spec("tensorboard") else []
-    words = (json.dumps(problem), json.dumps({**STEPS, "dataloader_num_workers": 1, "trackers": trackers}), str(two))
+    words = (json.dumps(problem), json.dumps({**STEPS, "trackers": trackers}), str(two))
     both = [start(rank, port, *words) for rank in (0, 1)]
     logged: list[tuple[str, float, int]] = []
     one = train_supernet(
