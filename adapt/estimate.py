@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
 from das_gym.adapt.finetune import cut
-from das_gym.adapt.memory import activation_bytes
 from das_gym.adapt.references import find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
@@ -68,7 +67,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     config, _ = resolve_defaults(settings.training, subject)
     problem, rng = settings.problem_config, torch.get_rng_state()
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
-    size, activations = step_loss.batch_size, activation_bytes(step_loss)
+    size, activations = step_loss.batch_size, step_loss.activation_bytes()
     at_a_time = step_loss.micro_batch_size or size
 
     def step(count: int) -> None:

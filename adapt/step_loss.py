@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
-from das_gym.adapt.memory import choose_micro_batch_size
+from das_gym.adapt.hardware import (
+    ONE_DEVICE,
+    Hardware,
+    check_precision,
+    free_bytes,
+    make_accelerator,
+    process_share,
+    training_bytes,
+)
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
@@ -19,11 +26,15 @@ from torch import Tensor
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.adaptation import own_parameters
+from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import AdaptedModel, Backbone
-from das_gym.processes import world_size
+from das_gym.processes import is_main_process, world_size
 from das_gym.tasks.base import Task
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+USABLE = 0.8
+"""Fraction of the free memory that an estimate may fill: allocators leave gaps."""
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
@@ -131,6 +142,35 @@ class StepLoss:
         """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
+    def activation_bytes(self) -> int:
+        """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
+        example, device = self.examples[:1], self.vlp.device
+        augment = (self.seed, 0) if self.augment else None
+        with torch.random.fork_rng(
+            devices=[device] if device.type == "cuda" else []
+        ):  # dropout must not change the training
+            return saved_bytes(
+                lambda: self.losses(example, self.targets(example), None, augment),
+                [*self.vlp.parameters(), *self.head.parameters()],
+            )
+
+    def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
+        """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
+        fixed, per_example, free = training_bytes(parameters), self.activation_bytes(), free_bytes(self.vlp)
+        fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
+        size, message = min(self.micro_batch_size or batch_size, batch_size), ""
+        if self.micro_batch_size is None and fits < size:
+            size = self.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
+            message = f"memory: {batch_size} examples at a time do not fit: gradients are accumulated over {size} at a time"
+        if fixed + size * per_example > free:
+            needed, left = ((count / 2**30) for count in (fixed + size * per_example, free))
+            message = (
+                f"memory: {size} examples at a time take {needed:.2f} GiB next to the model, and {left:.2f} GiB are free. Use "
+                "a smaller micro_batch_size, or gradient_checkpointing=True."
+            )
+        if message and is_main_process():
+            print(message)
+
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     """Return the settings with learning rates and batch size filled in, and a line that describes them."""
@@ -178,7 +218,7 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
     accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
     parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
-        choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
+        step_loss.choose_micro_batch_size(parameters, -(-step_loss.batch_size // world_size()))
     modules = {"vlp": vlp, "head": step_loss.head}
     return Trainer(modules, accelerator=accelerator, **settings)
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.memory import free_bytes
+from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens

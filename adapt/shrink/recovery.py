@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.memory import restored_afterwards
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, Trainer, adamw, check_ranges, decay
@@ -242,7 +242,7 @@ def merged(
     if method is None:
         yield
         return
-    with restored_afterwards(method.merged_weights(student), folder):
+    with _restored_afterwards(method.merged_weights(student), folder):
         method.finish(student)
         if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
             replace_model(student, student.model.to(dtype))
@@ -250,6 +250,22 @@ def merged(
             parameter.data = parameter.data.to(dtype)
         student.freeze()
         yield
+
+
+@contextmanager
+def _restored_afterwards(parameters: Sequence[Tensor], folder: Path | None) -> Iterator[None]:
+    """Write parameters to a file in a folder (None: the system's), and read them again after the block."""
+    with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that it does not outlive a killed process
+        for parameter in parameters:
+            file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        file.flush()  # a full disk is an error before the block
+        try:
+            yield
+        finally:
+            file.seek(0)
+            for parameter in parameters:
+                content = bytearray(file.read(parameter.nbytes))
+                parameter.data.copy_(torch.frombuffer(content, dtype=parameter.dtype).view(parameter.shape))
 
 
 def replace_model(student: VLM, model: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt import step_loss
 from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trained_parameters
@@ -115,7 +114,7 @@ def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str
 @pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[1] in ("lora", "das")])
 def test_training_on_another_device(worlds: dict[str, World], family: str, name: str, monkeypatch: pytest.MonkeyPatch):
     """All tensors lie on that device, which raises where they meet tensors of the CPU, as CUDA does."""
-    monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")  # it asks where tensors lie in memory
+    monkeypatch.setattr(StepLoss, "choose_micro_batch_size", lambda *_: None)  # it asks where tensors lie in memory
     world = worlds[family]
     with fake_device():
         model = dataclasses.replace(world, problem=dataclasses.replace(world.problem, device=DEVICE)).model()
@@ -129,7 +128,7 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
 @pytest.mark.parametrize("name", [name for family, name in HAVING if family == "VLM"])
 def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatch: pytest.MonkeyPatch):
     """Layers stay where `device_map` put them, and what a method inserts lies on the device of its layer."""
-    monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")
+    monkeypatch.setattr(StepLoss, "choose_micro_batch_size", lambda *_: None)
 
     def train(problem: ProblemConfig) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
