@@ -146,13 +146,10 @@ class StepLoss:
         """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
         example, device = self.examples[:1], self.vlp.device
         augment = (self.seed, 0) if self.augment else None
-        with torch.random.fork_rng(
-            devices=[device] if device.type == "cuda" else []
-        ):  # dropout must not change the training
-            return saved_bytes(
-                lambda: self.losses(example, self.targets(example), None, augment),
-                [*self.vlp.parameters(), *self.head.parameters()],
-            )
+        parameters = [*self.vlp.parameters(), *self.head.parameters()]
+        # dropout must not draw from the random numbers of the training
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return saved_bytes(lambda: self.losses(example, self.targets(example), None, augment), parameters)
 
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
         """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
@@ -163,10 +160,10 @@ class StepLoss:
             size = self.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
             message = f"memory: {batch_size} examples at a time do not fit: gradients are accumulated over {size} at a time"
         if fixed + size * per_example > free:
-            needed, left = ((count / 2**30) for count in (fixed + size * per_example, free))
+            gib = (fixed + size * per_example) / 2**30
             message = (
-                f"memory: {size} examples at a time take {needed:.2f} GiB next to the model, and {left:.2f} GiB are free. Use "
-                "a smaller micro_batch_size, or gradient_checkpointing=True."
+                f"memory: {size} examples at a time take {gib:.2f} GiB next to the model, {free / 2**30:.2f} GiB are free: use "
+                "a smaller micro_batch_size, or gradient_checkpointing=True"
             )
         if message and is_main_process():
             print(message)
