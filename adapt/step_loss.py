@@ -162,8 +162,8 @@ class StepLoss:
         if fixed + size * per_example > free:
             gib = (fixed + size * per_example) / 2**30
             message = (
-                f"memory: {size} examples at a time take {gib:.2f} GiB next to the model, {free / 2**30:.2f} GiB are free: use "
-                "a smaller micro_batch_size, or gradient_checkpointing=True"
+                f"memory: {size} examples at a time take {gib:.2f} GiB next to the model, {free / 2**30:.2f} GiB are free: "
+                "use a smaller micro_batch_size, or gradient_checkpointing=True"
             )
         if message and is_main_process():
             print(message)

@@ -16,7 +16,7 @@ import torch
 from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import with_new_head
-from das_gym.adapt.methods.saving import to_adaptation
+from das_gym.adapt.methods.base import to_adaptation
 from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix

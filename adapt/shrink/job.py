@@ -10,7 +10,6 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import shrunk_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
@@ -23,7 +22,7 @@ from das_gym.adapt.shrink.measuring import (
     score_model,
 )
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
-from das_gym.adapt.shrink.report import report_of, table_of
+from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify

@@ -19,8 +19,7 @@ from das_gym.adapt.export import command
 from das_gym.adapt.export import folder as writing
 from das_gym.adapt.export.command import ExportSettings, run_export
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.export.graph import require_onnx
-from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
+from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, subnet_logits
 from PIL import Image
 from torch import Tensor, nn
 

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.compare_experiment import CompareSettings, with_methods
-from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
-from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trained_parameters
+from das_gym.adapt.methods.base import (
+    METHODS,
+    Method,
+    make_method,
+    register_method,
+    restore_adaptation,
+    to_adaptation,
+    trained_parameters,
+)
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 

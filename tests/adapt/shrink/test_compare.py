@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.shrink import compare_experiment
-from das_gym.adapt.shrink.compare import MethodResult, Quality, comparison_table
-from das_gym.adapt.shrink.compare_experiment import ex
+from das_gym.adapt.shrink.compare_experiment import MethodResult, Quality, comparison_table, ex
 from das_gym.agents.ask_tell.heuristics import Heuristic
 
 from das_gym.experiment import RunError
@@ -74,7 +73,7 @@ def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_
     """With half of the MACs of attentions and MLPs apart; the rules `uniform` and `angular` of two layers differ."""
     measured, measure_mask = [], compare_experiment.measure_mask
     monkeypatch.setattr(
-        compare_experiment, "measure_mask", lambda found, *rest: measured.append(found.mask) or measure_mask(found, *rest)
+        compare_experiment, "measure_mask", lambda mask, *rest: measured.append(tuple(mask)) or measure_mask(mask, *rest)
     )
     settings = {name: value for name, value in given.items() if name != "skip_num"}
     settings |= {"methods": ["leave_one_out", "greedy", "uniform"], "macs_saved": 0.01, "units": "sublayers"}
