@@ -111,9 +111,7 @@ def main(settings: PluginSettings) -> None:
     for model in TASKS:
         published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
-    print(
-        "The command of each cell (FILE: the authors' checkpoint; STEPS = epochs x examples / batch, 10 epochs in the paper):"
-    )
+    print("The command of each cell, with the authors' checkpoints (STEPS = 10 epochs x examples / batch):")
     for model, tasks in TASKS.items():
         for task in tasks:
             settings_of_cell = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task]

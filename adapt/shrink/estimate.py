@@ -75,10 +75,10 @@ def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
 
 
 class AnswerTimes(NamedTuple):
-    """What answering `count` test examples takes.
+    """What answering the test examples takes.
 
     Attributes:
-        count: Number of examples.
+        examples: Their number.
         forward: Seconds of an example's loss.
         first, further: Seconds of an example's first token in a batch, and of each further token of a batch.
         own_tokens: Tokens that the full model's answers have.
@@ -86,7 +86,7 @@ class AnswerTimes(NamedTuple):
         alone: (tokens,) seconds of each token of one prompt.
     """
 
-    count: int
+    examples: int
     forward: float
     first: float
     further: float
@@ -96,9 +96,9 @@ class AnswerTimes(NamedTuple):
 
     def scoring(self, tokens: int) -> float:
         """Return the seconds of scoring a model whose answers have this many tokens."""
-        padding = 2 * min(PROBES, self.count) * self.first  # whether padding changes an answer is tried first
-        decoding = -(-self.count // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
-        return self.count * (self.forward + self.first) + decoding + padding
+        padding = 2 * min(PROBES, self.examples) * self.first  # whether padding changes an answer is tried first
+        decoding = -(-self.examples // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
+        return self.examples * (self.forward + self.first) + decoding + padding
 
 
 def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, ModelResult, Quality, answer_scores, latencies, loss_of, time_tokens
+from das_gym.adapt.shrink.measuring import (
+    Measured,
+    Quality,
+    ShrunkModelResult,
+    answer_scores,
+    latencies,
+    loss_of,
+    time_tokens,
+)
 from das_gym.adapt.shrink.report import conclusion, table_of
 
 from das_gym.models.transformers.generation import greedy_settings
@@ -26,7 +34,8 @@ def measured(*losses: float) -> Measured:
     rows = {}
     for name, loss in zip(names, losses, strict=True):
         parameters, cached, speedups = (100, 64, (None, None)) if name == "full" else (80, 48, faster)
-        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, cached, duration, duration, *speedups)
+        quality = 0.5, 0.4, 0.6, loss
+        rows[name] = ShrunkModelResult(name, parameters, 50, 0.1, *quality, 200, cached, duration, duration, *speedups)
     return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
 
 
