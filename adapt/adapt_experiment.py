@@ -168,8 +168,7 @@ def train(
 ) -> list[str]:
     """Fine-tune models in place, with encoder outputs that are computed once for all of them.
 
-    Returns:
-        The names of those whose trained weights are bundled with das_gym.
+    Return the names of those whose trained weights are bundled with das_gym.
     """
     first = next(iter(models.values()))
     encoder = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))

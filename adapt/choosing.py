@@ -66,13 +66,10 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mask, with the problem that it was searched or given for.
+    """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    Attributes:
-        mask: (n_layers,) bool, True = skipped.
-        problem: The model and data.
-        remark: Why the mask is not the search's answer, or which point of a front it is; else empty.
-        others: Other masks that the search scored and that keep its budget, (n_layers,) bool each, the best first.
+    `remark` says why it is not the search's answer, or which point of a front it is. `others` are masks that the search
+    scored and that keep its budget, the best first.
     """
 
     mask: np.ndarray

@@ -25,13 +25,15 @@ from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, searc
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
+    Line,
     Trial,
     best_trials,
+    comparison_table,
     kept_file,
     method_variants,
     read_trials,
+    report_of,
 )
-from das_gym.adapt.compare.table import Line, comparison_table, report_of, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
@@ -199,7 +201,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             # Saved before the record: a resumed run does not train a recorded trial again.
             trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
-        table = comparison_table(title, lines, verdict(lines))
+        table = comparison_table(title, lines)
         record = {
             "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
@@ -221,7 +223,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
     run.add_artifact(folder / RECORD)
-    comparison_table(title, lines, verdict(lines)).print(WIDTH)
+    comparison_table(title, lines).print(WIDTH)
     print(f"record: {folder / RECORD}")
     best = max(best_trials(trials), key=lambda trial: trial.merit)
     words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)

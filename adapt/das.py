@@ -38,14 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JointTurn:
-    """Masks that were scored on the same examples.
+    """Masks (1 = skipped) that were scored on the same examples after `step` training steps.
 
-    Attributes:
-        step: Training steps before it.
-        masks: One number per layer, 1 = skipped.
-        losses: In nats.
-        rewards: exp(-loss).
-        preferences: The bandit's preferences after the turn; None for another agent.
+    `preferences` are the bandit's after the turn, None for another agent.
     """
 
     step: int

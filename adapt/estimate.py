@@ -40,11 +40,7 @@ WARM_UPS = 2
 
 
 def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarray]:
-    """Return the parts of the search that runs first, and a random mask that stands for its answer.
-
-    Args:
-        values: The search's settings, see `das_gym.adapt.choosing.search_values`.
-    """
+    """Return the parts of the search that runs first, and a random mask that stands for its answer."""
     config = build(SearchSettings, values).search_config()
     env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
     scorer = find_scorer(env.unwrapped)
@@ -54,14 +50,7 @@ def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarra
 
 
 def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: np.ndarray) -> list[Part]:
-    """Return the parts of `python -m adapt` after its search.
-
-    Args:
-        settings: The command's.
-        model: The full model.
-        splits: The data.
-        mask: (n_layers,) bool, what is removed.
-    """
+    """Return the parts of `python -m adapt` after its search, which removes the layers of a mask from the full model."""
     subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
@@ -107,11 +96,5 @@ def distinct_images(pairs: Sequence[Any]) -> int:
 
 
 def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
-    """Return the activations of an example with gradient checkpointing.
-
-    Args:
-        activations: Without.
-        layers: Number of layers.
-        state: Hidden states before a layer.
-    """
+    """Return the activations of an example with gradient checkpointing; `state` is the hidden states before a layer."""
     return layers * state + activations // layers

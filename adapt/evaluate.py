@@ -33,11 +33,9 @@ class Evaluation:
 
     Attributes:
         metric: The task's metric, 0..1.
-        metric_name: Its name.
         loss: Mean loss, nats.
         numbers: All numbers of the task, `metric` and `loss` among them; see `Task.summary`.
-        examples: Number of examples.
-        predictions: The answer to each, see `Task.predictions`.
+        predictions: The answer to each example, see `Task.predictions`.
         metrics: The metric of each example, whose mean is `metric`.
     """
 

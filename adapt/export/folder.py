@@ -44,11 +44,9 @@ class ExportedFolder:
     """An exported folder.
 
     Attributes:
-        folder: Its path.
         loads_with: The class of transformers, or the file of code, that loads it.
         parameters: Number of parameters.
-        difference: Largest difference of a logit from the subnet's.
-        onnx_difference: The same of the ONNX file. None without one.
+        difference, onnx_difference: Largest difference of a logit from the subnet's.
         dtype: Which dtype was saved and why; empty for models that have no choice.
     """
 

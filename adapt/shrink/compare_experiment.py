@@ -55,12 +55,7 @@ METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlac
 
 @dataclass(frozen=True)
 class StartedSearch:
-    """A search that was started.
-
-    Attributes:
-        run: Its id.
-        seconds: Its duration; None while it runs, and if it was interrupted.
-    """
+    """A search that was started, and how long it took; None while it runs, and if it was interrupted."""
 
     run: int
     seconds: float | None = None
@@ -71,19 +66,14 @@ class MethodResult:
     """One method of the comparison.
 
     Attributes:
-        method: The agent.
         run: Id of its search.
         mask: 0 or 1 per layer, 1 = removed.
         evaluations: Number of masks scored, in units of all reward examples.
         seconds: Of the search, including the layer statistics that every environment measures first. None if it was
             interrupted.
         reward_loss: The mask's loss on the reward split, nats.
-        macs_saved: Share of the full model's MACs.
-        kv_saved: Share of the full model's bytes of keys and values per token.
-        drawn: The removed layers as text.
-        before: Quality after removal alone.
-        after: Quality after recovery. None without recovery.
-        recovery_seconds: Of recovery.
+        macs_saved, kv_saved: Share of the full model's MACs, and of its bytes of keys and values per token.
+        before, after: Quality after removal alone, and after recovery.
     """
 
     method: str

@@ -62,13 +62,7 @@ class ShrunkModelResult(ModelResult):
 
 @dataclass(frozen=True)
 class Quality:
-    """A model's loss and score on test examples.
-
-    Attributes:
-        loss: Of the reference answers, nats.
-        score: Mean score of generated answers, 0..1.
-        low, high: Its 95 % interval.
-    """
+    """A model's loss on the reference answers (nats), and its mean score (0..1) with a 95 % interval."""
 
     loss: float
     score: float
@@ -82,14 +76,9 @@ Scored = tuple[Quality, Sequence[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of all models on the same examples.
+    """The results of all models on the same examples, the full model first and the saved model last.
 
-    Attributes:
-        rows: By name, the full model first and the saved model last.
-        texts: The answers of each model.
-        scores: (n_examples,) scores of each model.
-        metric: What the score is.
-        control: The full model after the same training as the saved one, if there is one.
+    `scores` are those of each example. `control` is the full model after the same training as the saved one.
     """
 
     rows: dict[str, ShrunkModelResult]

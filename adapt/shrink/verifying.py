@@ -59,13 +59,7 @@ class VerificationError(ValueError):
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a successful verification.
-
-    Attributes:
-        prompts: Number of prompts.
-        logits_difference: Largest difference of logits relative to the largest logit.
-        ways: How text was generated.
-    """
+    """The result of a successful verification: the largest relative difference of logits, and how text was generated."""
 
     prompts: int
     logits_difference: float
