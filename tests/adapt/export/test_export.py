@@ -9,13 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
-from das_gym.adapt.export import command
 from das_gym.adapt.export import folder as writing
 from das_gym.adapt.export.command import ExportSettings, run_export
 from das_gym.adapt.export.folder import export
@@ -269,16 +267,6 @@ def test_onnx(model, task, tmp_path):
         given = as_transformers(batch, images_of(subnet))
         (logits,) = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
         torch.testing.assert_close(torch.from_numpy(logits).reshape(-1), subnet_logits(subnet, batch), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("record", ["adapt.json", "compare.json"])
-def test_run_export_rejects_onnx_of_answering_models(tmp_path, monkeypatch, record):
-    monkeypatch.setattr(command, "require_onnx", lambda: None)
-    monkeypatch.setattr(command, "find_subnet", lambda *_: (tmp_path, tmp_path))
-    monkeypatch.setattr(command, "load_with_overrides", Mock(side_effect=AssertionError("it is loaded")))
-    (tmp_path / record).write_text(json.dumps({"problem": {"model": "VLM"}}))
-    with pytest.raises(ValueError, match=r"`onnx` .* VLM"):
-        run_export(ExportSettings(run=1, out=str(tmp_path / "out"), onnx=True))
 
 
 def test_export_names_what_onnx_needs(tmp_path, monkeypatch):

@@ -175,21 +175,6 @@ def test_lora_leaves_routers_alone(name: str):
     torch.testing.assert_close(merged, changed, atol=1e-4, rtol=1e-4)
 
 
-def test_recovery_resumes_to_the_same_bits(problem_of: Callable[[str], Problem], tmp_path: Path):
-    """The log, which is called at step 12, interrupts the first training after the checkpoint of step 10."""
-    problem = problem_of("llava")
-    uninterrupted = recovered_state(problem)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        recovered_state(problem, tmp_path / "recovery.pt", log=interrupt)
-    assert torch.load(tmp_path / "recovery.pt", weights_only=True)["step"] == 10
-    resumed = recovered_state(problem, tmp_path / "recovery.pt")
-    assert all(torch.equal(value, resumed[key]) for key, value in uninterrupted.items())
-
-
 class FirstParameter(Method):
     """Trains the parameter that names a model's dtype."""
 

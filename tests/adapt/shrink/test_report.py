@@ -16,7 +16,6 @@ from das_gym.adapt.shrink.measuring import (
     Measured,
     Quality,
     ShrunkModelResult,
-    answer_scores,
     latencies,
     loss_of,
     time_tokens,
@@ -25,7 +24,6 @@ from das_gym.adapt.shrink.report import conclusion, table_of
 
 from das_gym.models.transformers.generation import greedy_settings
 from das_gym.problem.latency import Speedup, Spread
-from das_gym.tasks.answering.examples import AnswerExample
 
 
 def measured(*losses: float) -> Measured:
@@ -111,14 +109,3 @@ def test_time_tokens_times_each_of_a_batch(problem_of):
     assert seconds.shape == (5,)
     assert (seconds > 0).all()
     assert seconds.sum() <= time.perf_counter() - started
-
-
-def test_answer_scores_are_the_tasks(problem_of):
-    examples: list[Any] = [
-        AnswerExample("1", (), "what", "Two dogs"),
-        AnswerExample("2", (), "which", "B", options=("A", "B")),
-        AnswerExample("3", (), "who", "cat", answers=("cat", "cat", "dog", *["bird"] * 7)),
-    ]
-    task = problem_of("llava").task
-    assert answer_scores(task, examples, ["two dogs.", "(B)", "cat"]).tolist() == pytest.approx([1, 1, 0.6])
-    assert answer_scores(task, examples, ["dogs", "A", ""]).tolist() == [0, 0, 0]
