@@ -184,7 +184,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
     layers = context.base.backbone.vlp.layers
     names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
-    rates = settings.learning_rates or grid_of(context)
+    rates = settings.learning_rates or GRID
+    if not settings.learning_rates and context.base.backbone.vlp.size == "base":
+        rates = tuple((context.recipe.learning_rate or 0.0) * share for share in AROUND)
     count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
     print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
@@ -242,12 +244,6 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
             raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
-
-
-def grid_of(context: ComparisonContext) -> tuple[float, ...]:
-    """Return the default learning rates to try."""
-    own = context.recipe.learning_rate or 0.0
-    return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
 
 
 ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)

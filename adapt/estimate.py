@@ -54,7 +54,8 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
-    problem, rng = settings.problem_config, torch.get_rng_state()
+    problem = settings.problem_config
+    rng = torch.get_rng_state()  # the run has to draw what it would have drawn without an estimate
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, step_loss.activation_bytes()
     at_a_time = step_loss.micro_batch_size or size
@@ -66,6 +67,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
     encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
+    # Encoders run once for an image, however many questions there are about it.
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
     batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)

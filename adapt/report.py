@@ -269,7 +269,11 @@ def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
     what += f" saves {saved:.2f} %" if saved >= 0 else f" adds {-saved:.2f} %"
     what += " of the baseline's MACs"
     if subnet.speedup is not None:
-        what += f" and {describe_speedup(subnet.speedup)}"
+        numbers = "{:.2f} ({:.2f} to {:.2f})".format(*subnet.speedup)
+        if subnet.speedup.is_measurable:
+            what += f" and runs {numbers} times as fast as the baseline"
+        else:
+            what += f" and is not measurably faster than the baseline ({numbers} times as fast)"
     what += f"; it scores {100 * evaluation.metric:.1f} % {evaluation.metric_name.replace('_', ' ')} on test"
     reference = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
     if reference is not None and reference.evaluation is not None:
@@ -278,14 +282,6 @@ def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
         what += f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
         what += f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
     return f"{what}."
-
-
-def describe_speedup(faster: Speedup) -> str:
-    """Return how fast a model runs relative to the baseline, with the interval, as a verb phrase."""
-    numbers = "{:.2f} ({:.2f} to {:.2f})".format(*faster)
-    if faster.is_measurable:
-        return f"runs {numbers} times as fast as the baseline"
-    return f"is not measurably faster than the baseline ({numbers} times as fast)"
 
 
 def recorded_command(settings: Any) -> dict[str, Any]:

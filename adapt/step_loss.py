@@ -90,6 +90,7 @@ class StepLoss:
         self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
+        # Dropout within the encoders, and training them, changes their outputs from step to step.
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
         self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
@@ -130,7 +131,7 @@ class StepLoss:
     ) -> tuple[Tensor, Tensor]:
         """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs."""
         pairs = self.task.pairs(examples)
-        if self.caches_encoders and augment is None:
+        if self.caches_encoders and augment is None:  # augmented images differ from step to step
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
             pooled = self.vlp.make_forward(self.task.processor, pairs, augment)(mask)
@@ -173,6 +174,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     """Return the settings with learning rates and batch size filled in, and a line that describes them."""
     backbone, task = model.backbone, model.task
     name = "" if backbone.config is None else backbone.config.model
+    # The paper's values are for models of its size alone.
     paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
     defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)
     if paper is not None:

@@ -173,6 +173,7 @@ class Trainer:
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
+        # Frozen weights are in the checkpoint of the model, and are not saved again.
         self._trained = {
             f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters() if p.requires_grad
         }
@@ -236,6 +237,7 @@ class Trainer:
         self.optimizer.zero_grad()
         with accelerator.autocast():
             result = step_function(self.step)
+        # Parts are computed one by one: memory holds the graph of a single one.
         parts = iter([result] if isinstance(result, dict) else result)
         while True:
             with accelerator.autocast():  # `next` computes a part; its backward pass runs outside of autocast
@@ -305,7 +307,7 @@ class Trainer:
         device = self.accelerator.device
         rng = self._gather(torch.get_rng_state())
         device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-        if not is_main_process():
+        if not is_main_process():  # all take part in gathering, one writes
             return
         scaler, buffer = self.accelerator.scaler, io.BytesIO()
         state = {
@@ -365,6 +367,7 @@ class Trainer:
         self._scheduler.last_epoch = self.step  # all that a `LambdaLR` keeps; the optimizer's state has the current rates
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        # Last of all: loading the state above must not draw from it.
         torch.set_rng_state(state["rng"][rank()])
         if self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"][rank()], self.accelerator.device)

@@ -139,6 +139,7 @@ def run_all(
             for variant in variants:
                 trained = None
                 if variant.key not in chosen:
+                    # Random masks take the rate of the searched one, so that the two differ in their masks alone.
                     grid = rates if variant.rate_of is None else (chosen[variant.rate_of],)
                     trained, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
                 key = (variant.key, chosen[variant.key], seed)
@@ -168,6 +169,7 @@ def _choose_rate(
             except FloatingPointError:
                 add(Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=()))
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
+        # Processes may differ by rounding, and have to agree on one rate.
         best = run_on_main_process(partial(max, tried, key=attrgetter("merit"))).rate
         if best == rate:
             best_trained = trained

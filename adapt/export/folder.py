@@ -141,6 +141,7 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
             folder, local_files_only=True, output_loading_info=True
         )
     version = f"transformers {library_versions()['transformers']} is installed, das_gym supports 5.20 and later"
+    # transformers only warns of missing weights, which it fills with noise.
     odd = sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"])))
     if odd:
         raise ValueError(f"the exported folder does not load completely ({', '.join(odd[:5])}); {version}.")

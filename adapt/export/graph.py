@@ -96,6 +96,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
         program.save(path, external_data=weights > MOST_IN_ONE_FILE)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []
+    # Other batches, text lengths and image shapes than the one that was traced.
     for rows, square in ((1, True), (6, False)):
         batch = probe(subnet, num_images, rows, square)
         named = as_transformers(batch, num_images)

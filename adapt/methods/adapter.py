@@ -43,6 +43,7 @@ class AdapterTuning(Method):
             layer = site.last
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
             adapter.to(layer.weight.device)
+            # In place of the linear layer: the code of any layer runs it there.
             site.owner.set_submodule(site.out, SequentialAdapter(layer, adapter))
             trained += adapter.parameters()
         return trained

@@ -113,6 +113,7 @@ class Method(ABC):
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
+        # What a method draws for its modules must not change the order of the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inserted = self.insert(vlp)
@@ -122,7 +123,7 @@ class Method(ABC):
             parameter.requires_grad_(True)
         self._check_trains(vlp, bool(trained))
         counted = {id(p): p.numel() for p in inserted}
-        for parameter in shared:
+        for parameter in shared:  # trained by every method, so that they tell none apart
             counted.pop(id(parameter), None)
         return sum(counted.values())
 

@@ -56,6 +56,7 @@ def check(settings: ShrinkSettings) -> None:
     config = settings.problem_config if choice is None else choice.problem
     _check_config(settings, config)
     problem = load_problem(config)
+    # The model stays in memory, where search and job find it.
     _check_model(settings, as_vlm(problem))
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
@@ -231,6 +232,7 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     vlm = as_vlm(problem)
     known, key = _REASONS.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
+        # Tried once for each mask: `check` and `ShrinkJob` ask for the same ones.
         known[key] = ""
         try:
             smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)

@@ -74,8 +74,10 @@ class ShrinkJob:
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
+        # Before `merged`, which changes weights that the full model shares with the recovered one.
         scored = {name: self._score(vlm, f"{name} model") for name, vlm in models.items()}
         probes = Probes.of(self.full, task, self.test)
+        # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
@@ -107,6 +109,7 @@ class ShrinkJob:
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, record)
+        # The record gets its name last, and a run that is resumed in between renames it.
         finish_saved(self.folder)
         table_of(measured, self.data).print()
         drawn = draw_mask(self.full, mask)

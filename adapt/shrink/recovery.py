@@ -126,6 +126,7 @@ class Teacher:
     """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits."""
 
     def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
+        # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()
         self.dtype = full_model.model.dtype
         self._states: dict[str, Tensor] = {}
@@ -174,6 +175,7 @@ def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Par
     insert_adapters = partial(insert_into_pruned, student, full_model)
     pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
     parameters = method.insert_for_recovery(pruned)
+    # The full model, which is the teacher, shares the weights.
     parameters = own_copies(student.model, parameters) if method.trains_weights else parameters
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -279,6 +281,7 @@ def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary
+    # KL(teacher || student): the student has to cover all that the teacher finds likely.
     divergence = task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean()
     cross_entropy = task.losses(logits, targets).mean()
     loss = config.distillation * divergence + config.cross_entropy * cross_entropy
