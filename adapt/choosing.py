@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.pareto.record import RECORD as FRONT
-from das_gym.agents.search_experiment import SearchSettings, agent_configs, run_search
+from das_gym.agents.pareto_experiment import RECORD as FRONT
+from das_gym.agents.search_experiment import agent_configs, run_search
 from das_gym.agents.search_experiment import ex as search_command
+from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commandline import format_command, setting_words

@@ -39,7 +39,7 @@ from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
-from das_gym.agents.search_experiment import SearchSettings
+from das_gym.agents.searching.config import SearchSettings
 
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, nested

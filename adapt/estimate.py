@@ -21,9 +21,9 @@ from das_gym.adapt.finetune import cut
 from das_gym.adapt.references import find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
-from das_gym.agents.estimate import search_parts
-from das_gym.agents.search_experiment import SearchSettings
-from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.search_experiment import search_parts
+from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.setup import find_scorer, make_env
 
 from das_gym.config import build
 from das_gym.data.splits import Splits

@@ -20,7 +20,7 @@ from das_gym.commandline import format_command
 from das_gym.drawing.table import Table
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
-from das_gym.models.encoding import meta_batch
+from das_gym.models.inputs import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT

@@ -19,8 +19,8 @@ from das_gym.config import build, check_names
 from das_gym.files import at_home, explain_damage, read_json, write_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
+from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.sizes import MAX_SIDE
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation

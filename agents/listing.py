@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
+from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 from rich.table import Table
 
 from das_gym.commandline import format_command

@@ -1,4 +1,4 @@
-"""The report of a search, and the command that repeats a run."""
+"""Summaries of a finished search: facts, figure and report; and the command that repeats a run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import is_tabular, make_scored
-from das_gym.agents.searching.picture import architecture_of, progress_of, search_facts
+from das_gym.agents.compare.oracle import ground_truth_of
+from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult
+from das_gym.agents.searching.setup import is_tabular, make_scored
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import settings_dict
-from das_gym.drawing.report import CostChart, Heat, RunReport
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.picture import draw
+from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
 from das_gym.drawing.table import Table
+from das_gym.files import replacing
+from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
+from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.runs import CONFIG, read_config
 from das_gym.tables.table import SPLITS
 from das_gym.trust import trusted_settings
@@ -30,10 +36,64 @@ def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **cha
     return format_command(command, *setting_words(chosen, defaults))
 
 
+def search_facts(result: SearchResult) -> dict[str, str]:
+    """Return what a search found, by name: for its report, its figure and the printed summary."""
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
+    facts = {
+        "agent": result.agent,
+        "environment": result.env_id,
+        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
+        "skips": ", ".join(result.skipped_layers) or "nothing",
+        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
+        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
+        "metric, %": "not finite" if result.metric is None else f"{100 * result.metric:.2f}",
+        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
+        "masks scored": f"{result.evaluations:,}",
+    }
+    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
+        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
+    if truth is not None:
+        facts |= {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
+    return facts
+
+
+def draw_search(path: Path, result: SearchResult) -> None:
+    """Write a PNG of the answer on the architecture, and of some facts."""
+    from PIL import Image
+
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
+    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts)
+    with replacing(path) as part:
+        Image.fromarray(image).save(part, "PNG")
+
+
+def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
+    """Return the searched units: from the record, the table's environment, or the layer names alone."""
+    if result.units:
+        return Architecture(result.units)
+    return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
+
+
+def progress_of(result: SearchResult) -> Progress | None:
+    """Return reward and best reward after every scored mask; None without turns."""
+    rewards: list[float | None] = []
+    best: list[float | None] = []
+    so_far: float | None = None
+    for turn in result.history:
+        for row in turn.rows:
+            reward = row["reward"]
+            allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            if reward is not None and allowed:
+                so_far = reward if so_far is None else max(so_far, reward)
+            rewards.append(reward)
+            best.append(so_far)
+    return Progress(rewards, best) if rewards else None
+
+
 def search_report(folder: Path) -> RunReport:
     """Return the report of a finished search from the folder of its run."""
-    from das_gym.agents.search_experiment import SearchSettings
-
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}

@@ -117,13 +117,13 @@ def plan(settings: TableSettings) -> list[Part]:
 
 def masks_of_statistics(problem: Problem) -> list[np.ndarray]:
     """Return the masks that layer statistics need the losses of, those that are scored together in one array."""
-    layers, turns = problem.vlp.layers, list[np.ndarray]()
+    turns = list[np.ndarray]()
 
     def note(masks: np.ndarray) -> np.ndarray:
         turns.append(masks)
         return np.zeros(len(masks))
 
-    losses = MaskLosses(note, [layer.stream for layer in layers], [layer.stage for layer in layers])
+    losses = MaskLosses(note, len(problem.vlp.layers))
     for statistic in STATISTICS.values():
         if statistic.of_losses is not None:
             statistic.of_losses(losses)

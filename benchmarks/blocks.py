@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from das_gym.agents.searching.agent_setup import blocks_file
+from das_gym.agents.searching.setup import blocks_file
 
 from das_gym.commandline import parse_or_help
 from das_gym.envs.tabular_env import load_table

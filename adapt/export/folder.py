@@ -20,9 +20,8 @@ from das_gym.adapt.shrink.saving import check_out, new_folder
 
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
-from das_gym.models.exporting import ExportedModel, export_head, layer_kinds
+from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.remote_code import copy_code
 from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
 from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import is_tabular, make_scored, observed_statistics
+from das_gym.agents.searching.setup import is_tabular, make_scored, observed_statistics
 
 from das_gym.config import check_names
 from das_gym.envs.suite_env import SuiteEnv
@@ -148,7 +148,7 @@ class LiveOracle(Oracle):
 
     def rewards(self, masks: Masks) -> Floats:
         """See `Oracle.rewards`."""
-        return self._scorer.score(masks, self._rng).rewards
+        return self._scorer.score(masks, self._rng)[0]
 
     def test_metrics(self, masks: Masks) -> Floats:
         """See `Oracle.test_metrics`."""

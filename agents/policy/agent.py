@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from das_gym.agents.ask_tell.heuristics import Heuristic
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
-from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput
+from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, unit_costs
 
 from das_gym.files import absolute
 from das_gym.problem.budget import Floats, Masks
@@ -50,7 +49,8 @@ def load_policy(policy: str | None = None) -> PolicyEnsemble:
 class Policy(Heuristic):
     """A policy trained on other models, which reads the layer statistics of this one. One mask, no search.
 
-    It was trained on problems of up to `MAX_UNITS` units. For more, `greedy_mask` replaces it.
+    It was trained on problems of up to `MAX_UNITS` units. For more, it takes the units with the least
+    `unit_costs`.
 
     Args:
         statistics: Statistic name to (n_layers,) values.
@@ -78,7 +78,7 @@ class Policy(Heuristic):
             wrong = ", ".join(infinite)
             raise ValueError(f"the policy reads {wrong}, which is not finite for every layer. Clip it, as das_gym's are")
         if space.n_layers > MAX_UNITS:  # the network scores every mask, and they are too many
-            self._mask = space.top(greedy_mask(NeighbourCosts(known), space.budget).astype(float))
+            self._mask = space.top(-unit_costs(known))
             return
         with torch.no_grad():
             best = int(network(PolicyInput.of([known], space.masks))[0].argmax())

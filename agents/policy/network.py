@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts
 from torch import Tensor, nn
 
 from das_gym.files import explain_damage
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.problem.budget import Floats, Masks
 
-FORMAT = "das_gym policy 3"
+FORMAT = "das_gym policy 4"
 HINT = "train one with `python -m agents policy`"
 
-READS = ("leave_one_out", "next_interaction", "run_interaction", "stream", "depth")
+EFFECTS = ("leave_one_out", "leave_one_out_25", "leave_one_out_40")
+"""What skipping a unit costs where none, a quarter and two fifths of the units are skipped."""
+
+READS = (*EFFECTS, "stream", "depth")
 """The layer statistics that a policy reads."""
 
 ENCODINGS = 3
@@ -43,7 +45,7 @@ class PolicyInput:
         relations: (pairs, RELATIONS), pairs of units in the order of `numpy.triu_indices(n, 1)`.
         skipped: (masks, n) float, 1 = skipped.
         both: (masks, pairs) float, 1 = both units of the pair are skipped.
-        costs: (problems, masks) estimates of `NeighbourCosts`, scaled for each problem by `log_scaled`.
+        costs: (problems, masks) sums of `unit_costs`, scaled for each problem by `log_scaled`.
     """
 
     units: Tensor
@@ -61,7 +63,7 @@ class PolicyInput:
             masks: (masks, n) bool, which the policy chooses from.
         """
         values = np.stack([np.stack([known[name] for name in READS], axis=1) for known in statistics])
-        costs = np.stack([NeighbourCosts(known)(masks) for known in statistics])
+        costs = np.stack([masks @ unit_costs(known) for known in statistics])
         first, second = np.triu_indices(masks.shape[1], 1)
         return cls(
             encode(torch.from_numpy(values.astype(np.float32))),
@@ -70,6 +72,11 @@ class PolicyInput:
             torch.from_numpy((masks[:, first] & masks[:, second]).astype(np.float32)),
             torch.from_numpy(log_scaled(costs).astype(np.float32)),
         )
+
+
+def unit_costs(statistics: Mapping[str, Floats]) -> Floats:
+    """Return (n,) estimated costs of units, the sum of `EFFECTS`, whose mask the policy takes without corrections."""
+    return np.sum([np.asarray(statistics[name], float) for name in EFFECTS], axis=0)
 
 
 def encode(statistics: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ def log_scaled(costs: Floats) -> Floats:
 
 
 class PolicyNetwork(nn.Module):
-    """Scores masks by the scaled costs of `NeighbourCosts`, corrected for single units and for pairs of units.
+    """Scores masks by the scaled sums of `unit_costs`, corrected for single units and for pairs of units.
 
     Before training the corrections are 0, so that the best mask is the one with the lowest estimated cost.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.searching.environment import SCORES
 from das_gym.agents.searching.record import Turn
+from das_gym.agents.searching.setup import SCORES
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.engine.scores import Scores

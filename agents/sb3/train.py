@@ -25,21 +25,28 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
-from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, policy_mask
+from das_gym.agents.sb3.algorithms import (
+    choose_action,
+    find_algorithm,
+    make_model,
+    supports_action_masks,
+    with_action,
+    with_defaults,
+)
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, answer_from, torch_threads
-from das_gym.agents.searching.checkpoint import Checkpoint
-from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
-from das_gym.agents.searching.environment import continue_examples, find_scorer, score_masks
-from das_gym.agents.searching.record import FORMAT, SearchResult, Turn, best_row
+from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, Turn, best_row
+from das_gym.agents.searching.setup import find_scorer, score_masks
 
-from das_gym.files import write_bytes, write_json
+from das_gym.files import explain_damage, read_json, write_bytes, write_json
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.logger import KVWriter
 
+AGENT = "agent.zip"
+DESCRIPTION = "sb3.json"
 LOGS = 20
 """Lines of metrics that an algorithm with a replay buffer logs in a search."""
 
@@ -195,9 +202,47 @@ class _Training:
         """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
         with closing(gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)) as env:
             env.reset(seed=self.config.seed)
-            if hasattr(env.unwrapped, "set_state"):
-                continue_examples(env.unwrapped, self.base.get_state())
+            scored: Any = env.unwrapped
+            if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
+                own = {name: value for name, value in scored.get_state().items() if name in ("episode", "waiting")}
+                scored.set_state({**self.base.get_state(), **own})
             return Turn.of(masks, *score_masks(env, masks)).rows
+
+
+def load_sb3(
+    folder: str | os.PathLike[str], device: str = "cpu", trust: bool = False
+) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")
+    if not trust:
+        raise ValueError(
+            f"loading {Path(folder) / AGENT} unpickles it, which can run any code. Pass `trust=True` to confirm"
+        )
+    description = read_json(path)
+    with explain_damage(path, "train the agent again"):
+        cls, _ = find_algorithm(str(description["class"]))
+    return cls.load(Path(folder) / AGENT, device=device), description
+
+
+def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
+    """Return the mask that a policy chooses without exploration, (n_layers,) bool; `action` is what it was trained with."""
+    env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
+    base: Any = env.unwrapped
+    state, start = None, np.ones(1, dtype=bool)
+    observation, _ = env.reset(seed=seed)
+    try:
+        while True:
+            masks = {"action_masks": base.action_masks()} if supports_action_masks(type(model)) else {}
+            chosen, state = model.predict(observation, state=state, episode_start=start, deterministic=True, **masks)
+            observation, _, terminated, truncated, _ = env.step(chosen)
+            start = terminated | truncated
+            if start[0]:
+                last = getattr(base, "last_masks", None)  # of environments whose action is not a mask
+                return np.asarray(chosen if last is None else last, dtype=bool)[0]
+    finally:
+        env.close()
 
 
 def _tensorboard(folder: Path | None) -> list[KVWriter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +41,13 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
     return next((flag for flag in CPU_FLAGS if flag in flags), None)
 
 
-def cpu_flags() -> frozenset[str]:
-    """Return those of `CPU_FLAGS` that this processor has; none with torch before 2.9, which cannot report them."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return those of `CPU_FLAGS` that this processor has; before torch 2.9, those that Linux lists in `cpuinfo`."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = {flag for flag, has in torch.cpu.get_capabilities().items() if has}
+    else:
+        found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return frozenset(found.intersection(CPU_FLAGS))
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:

@@ -100,7 +100,7 @@ class ActionMode(ABC):
         return {}
 
     def action_masks(self) -> np.ndarray:
-        """Return (m, n_choices) bool: which actions have an effect; never all False. Not every action space has them."""
+        """Return (m, n_choices) bool: which actions have an effect; never all False. Only `sequence` has them."""
         raise ValueError(f"action={self.name!r} has no actions to mask; use action='sequence'")
 
     def get_state(self) -> dict[str, Any]:
@@ -142,13 +142,6 @@ class MaskMode(ActionMode):
         if np.count_nonzero(others):
             raise ValueError(f"`action` is not a skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
         return self._end_all(array.astype(bool).reshape(self.rows, self.n_layers))
-
-    def action_masks(self) -> np.ndarray:
-        """Return (m, 2 n_layers) bool, all True: pairs (may be 0, may be 1) as sb3-contrib reads them.
-
-        Bits cannot say "exactly k of them": where a budget is to be kept, use action='sequence'.
-        """
-        return np.ones((self.rows, 2 * self.n_layers), dtype=bool)
 
 
 class ScoreMode(ActionMode):

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from das_gym.envs.mo_env import MultiObjectiveVectorReward
 from das_gym.envs.vector_env import MaskVectorEnv
 
 METHODS_BY_ENV = ("action_masks", "render")
@@ -40,6 +41,8 @@ class SB3VecEnv(VecEnv):
                 f"`env` is not supported: got {env} with {mode}, expected das_gym's own vector environment with "
                 "AutoresetMode.SAME_STEP. Make it without `vectorization_mode` and `autoreset_mode`."
             )
+        if isinstance(env, MultiObjectiveVectorReward):
+            raise ValueError(f"`env` has vector rewards, but Stable-Baselines3 needs one number: got {env}. Wrap it first.")
         self.env, self.spec, self._base = env, env.spec, env.unwrapped
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

@@ -14,8 +14,9 @@ from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import height_of
 from das_gym.envs.actions import Moves, find_action_mode
-from das_gym.envs.episodes import Episodes, first_row
+from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View
+from das_gym.envs.scoring import first_row
 from das_gym.problem.budget import Masks
 from das_gym.problem.cost_kinds import SAVED
 from das_gym.problem.statistics import STATISTICS
@@ -190,16 +191,7 @@ class SuiteEpisodes(Episodes):
         if last is None and self.mode.over[row]:
             raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
         problem = self.suite.problems[int(self.which[row] if last is None else last.info["problem"])]
-        scored = last is not None and last.scored
-        improvements = [(1, last.reward)] if last is not None and scored else []
-        return View(
-            Architecture.of_table(problem.table),
-            problem.budget.describe(),
-            improvements,
-            int(scored),
-            problem.name,
-            self.height,
-        )
+        return View(Architecture.of_table(problem.table), problem.budget.describe(), problem.name, self.height)
 
     @cached_property
     def height(self) -> int:

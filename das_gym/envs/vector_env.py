@@ -11,9 +11,8 @@ from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names, read_array
 from das_gym.envs.actions import Moves
-from das_gym.envs.episodes import Episodes, MaskEnv
+from das_gym.envs.episodes import Episodes, MaskEnv, ScoredEnv
 from das_gym.envs.rendering import LastStep, render
-from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import is_whole
 
 AUTORESET_MODES = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}

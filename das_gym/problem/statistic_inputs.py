@@ -72,9 +72,8 @@ class StatisticInputs:
     @cached_property
     def mask_losses(self) -> MaskLosses:
         """The model's losses on the examples; a mask that two statistics ask for is scored once."""
-        layers = self.evaluator.vlp.layers
         losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
-        return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
+        return MaskLosses(losses, len(self.evaluator.vlp.layers))
 
 
 @torch.inference_mode()

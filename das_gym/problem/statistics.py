@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,45 +24,23 @@ class MaskLosses:
 
     Attributes:
         losses: From (m, n_layers) masks to (m,) losses in nats.
-        streams: (n_layers) the stream of each layer.
-        stages: (n_layers) the stage of each layer, which rises along a stream.
+        n_layers: How many layers there are.
     """
 
     losses: Callable[[np.ndarray], np.ndarray]
-    streams: Sequence[Any]
-    stages: Sequence[float]
+    n_layers: int
     _known: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def n_layers(self) -> int:
-        """How many layers there are."""
-        return len(self.streams)
-
-    @cached_property
-    def followers(self) -> list[list[int]]:
-        """The layers of the same stream after each layer, in order."""
-        places = list(zip(self.stages, range(self.n_layers), strict=True))
-        behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
-        return [[index for _, index in sorted(found)] for found in behind]
-
-    def above_full_model(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) losses under (m, n_layers) bool masks, minus the loss of the full model."""
-        wanted = np.concatenate((np.zeros((1, self.n_layers), dtype=bool), np.asarray(masks, dtype=bool)))
-        unknown = list({key: mask for mask in wanted if (key := mask.tobytes()) not in self._known}.values())
+    def effects(self, mask: np.ndarray) -> np.ndarray:
+        """Return (n_layers,) loss with a layer skipped minus loss with it kept, others as in an (n_layers,) bool mask."""
+        masks = np.concatenate((mask[None], mask ^ np.eye(self.n_layers, dtype=bool)))
+        unknown = list({key: mask for mask in masks if (key := mask.tobytes()) not in self._known}.values())
         if unknown:
             found = self.losses(np.stack(unknown))
             self._known.update((mask.tobytes(), float(loss)) for mask, loss in zip(unknown, found, strict=True))
-        losses = np.array([self._known[mask.tobytes()] for mask in wanted])
+        losses = np.array([self._known[mask.tobytes()] for mask in masks])
         with np.errstate(invalid="ignore"):  # losses may be infinite
-            return losses[1:] - losses[0]
-
-    def runs(self, length: int) -> np.ndarray:
-        """Return (n_layers, n_layers) bool: each layer and the next `length - 1` of its stream; alone if there are fewer."""
-        masks = np.eye(self.n_layers, dtype=bool)
-        for index, behind in enumerate(self.followers):
-            if len(behind) >= length - 1:
-                masks[index, behind[: length - 1]] = True
-        return masks
+            return np.where(mask, -1.0, 1.0) * (losses[1:] - losses[0])
 
 
 @dataclass(frozen=True)
@@ -75,8 +52,8 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        masks_a_layer: How many masks per layer it scores, at most.
-        includes: Names of statistics whose masks it scores, too.
+        rounds: How many times it scores a mask and those that differ from it in one layer, n_layers + 1 masks.
+        includes: Names of statistics whose rounds it takes, too.
         of_losses: The values from the losses of masks, if nothing else is needed: tables know those.
     """
 
@@ -85,7 +62,7 @@ class Statistic:
     low: float
     high: float
     compute: Callable[[StatisticInputs], np.ndarray]
-    masks_a_layer: int = 0
+    rounds: int = 0
     includes: tuple[str, ...] = ()
     of_losses: Callable[[MaskLosses], np.ndarray] | None = None
 
@@ -96,43 +73,39 @@ class Statistic:
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
     """Return (n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
-    return losses.above_full_model(losses.runs(1))
+    return losses.effects(np.zeros(losses.n_layers, dtype=bool))
 
 
-def next_interaction(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and the next of its stream skipped, beyond `leave_one_out` of both, nats."""
-    single, both = np.split(losses.above_full_model(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
-    with np.errstate(invalid="ignore"):  # losses may be infinite
-        return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(losses.followers)])
+def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
+    """Return (n_layers,) effect of skipping each layer, in nats, where a quarter of the layers is skipped.
 
-
-def run_interaction(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and the next two of its stream skipped, beyond the effects of fewer, in nats.
-
-    These are `leave_one_out` of each, and `next_interaction` of the first two and of the last two.
+    These are the layers with the least `leave_one_out`.
     """
-    lengths = np.concatenate([losses.runs(length) for length in (1, 2, 3)])
-    single, both, three = np.split(losses.above_full_model(lengths), 3)
+    return losses.effects(lowest(leave_one_out(losses), 0.25))
+
+
+def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
+    """Return (n_layers,) effect of skipping each layer, in nats, where two fifths of the layers are skipped.
+
+    These are the layers with the least sum of `leave_one_out` and `leave_one_out_25`.
+    """
     with np.errstate(invalid="ignore"):  # losses may be infinite
-        return np.array(
-            [three[i] - both[i] - both[b[0]] + single[b[0]] if len(b) > 1 else 0.0 for i, b in enumerate(losses.followers)]
-        )
+        return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
 
 
-def early_exit(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and all after it in its stream skipped, minus the full model's, in nats."""
-    masks = losses.runs(1)
-    for index, behind in enumerate(losses.followers):
-        masks[index, behind] = True
-    return losses.above_full_model(masks)
+def lowest(values: np.ndarray, share: float) -> np.ndarray:
+    """Return an (n,) bool mask of a share of the layers, at least one: those with the lowest values; NaN comes last."""
+    mask = np.zeros(len(values), dtype=bool)
+    mask[np.argsort(values, kind="stable")[: max(round(share * len(values)), 1)]] = True
+    return mask
 
 
 def _of_losses(
-    formula: str, compute: Callable[[MaskLosses], np.ndarray], masks_a_layer: int, includes: tuple[str, ...] = ()
+    formula: str, compute: Callable[[MaskLosses], np.ndarray], rounds: int, includes: tuple[str, ...] = ()
 ) -> Statistic:
     """Return a statistic that follows from the losses of masks, named as its function."""
     name = compute.__name__
-    return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), masks_a_layer, includes, compute)
+    return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
 
 
 def _stream(inputs: StatisticInputs) -> np.ndarray:
@@ -219,19 +192,16 @@ STATISTICS |= {
             lambda m: m.sensitivity.fisher,
         ),
         _of_losses(
-            "loss with the layer and the next of its stream skipped, beyond the sum of leave_one_out of both, nats",
-            next_interaction,
+            "leave_one_out where the quarter of the layers with the least leave_one_out is skipped, nats",
+            leave_one_out_25,
             2,
             ("leave_one_out",),
         ),
         _of_losses(
-            "loss with the layer and the next two of its stream skipped, beyond leave_one_out and next_interaction, nats",
-            run_interaction,
+            "leave_one_out where the two fifths with the least leave_one_out + leave_one_out_25 are skipped, nats",
+            leave_one_out_40,
             3,
-            ("leave_one_out", "next_interaction"),
-        ),
-        _of_losses(
-            "loss with the layer and all after it in its stream skipped - loss of the full model, nats", early_exit, 1
+            ("leave_one_out", "leave_one_out_25"),
         ),
     )
 }
@@ -266,12 +236,11 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
 def masks_needed(names: Iterable[str], n_layers: int) -> int:
     """Return how many masks a model scores for statistics by name, at most; unknown names need none.
 
-    The full model and the masks of a statistic that another one includes count once.
+    The rounds of a statistic that another one includes count once.
     """
     known = [STATISTICS[name] for name in dict.fromkeys(names) if name in STATISTICS]
     included = {name for statistic in known for name in statistic.includes}
-    needed = n_layers * sum(statistic.masks_a_layer for statistic in known if statistic.name not in included)
-    return needed + 1 if needed else 0
+    return (n_layers + 1) * sum(statistic.rounds for statistic in known if statistic.name not in included)
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:

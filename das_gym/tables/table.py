@@ -274,12 +274,9 @@ class SubnetTable:
 
     @cached_property
     def _mask_losses(self) -> MaskLosses:
-        """Losses of the reward split; without the statistics `stream` and `depth`, all layers are one stream."""
-        held = self.meta.statistics
-        streams = self.statistic("stream") if "stream" in held else np.zeros(self.n_layers)
-        stages = self.statistic("depth") if "depth" in held else np.arange(self.n_layers)
+        """Losses of the reward split."""
         losses = self.values("loss")
-        return MaskLosses(lambda masks: losses[self.index(masks)], streams.tolist(), stages.tolist())
+        return MaskLosses(lambda masks: losses[self.index(masks)], self.n_layers)
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better)."""

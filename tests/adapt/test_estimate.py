@@ -18,9 +18,9 @@ from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink_experiment import ex as shrink
 from das_gym.agents.pareto_experiment import ex as pareto
-from das_gym.agents.search_experiment import SearchSettings
 from das_gym.agents.search_experiment import ex as search
-from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.setup import find_scorer, make_env
 from das_gym.agents.table_experiment import ex as table
 from das_gym.agents.table_experiment import masks_of_statistics
 

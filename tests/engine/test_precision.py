@@ -20,6 +20,13 @@ def with_bfloat16(monkeypatch):
     monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
 
 
+def test_cpu_flags_before_torch_2_9(monkeypatch, tmp_path):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx512f avx512_bf16 amx_tile\n")
+    assert precision.cpu_flags(tmp_path / "cpuinfo") == {"avx512_bf16"}
+    assert precision.cpu_flags(tmp_path / "none") == frozenset()
+
+
 def test_bfloat16_hardware_needs_onednn(with_bfloat16, monkeypatch):
     assert bfloat16_hardware("meta") is None
     assert bfloat16_hardware("cpu") == "avx512_bf16"

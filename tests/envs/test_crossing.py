@@ -15,8 +15,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scoring import INFO_KEYS, REWARD_BATCHES
+from das_gym.envs.skip_env import MaskScorer
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_backbone, load_problem
@@ -36,7 +36,7 @@ OF_ENVIRONMENTS: dict[str, tuple[Any, ...]] = {
     "reward_batches": REWARD_BATCHES,
     "reward_examples": (1, EXAMPLES),
     "macs_price": (0.0, 0.5),
-    "statistics": (("depth",), ("fisher", "early_exit")),
+    "statistics": (("depth",), ("fisher", "leave_one_out_25")),
     "autoreset_mode": (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP),
 }
 

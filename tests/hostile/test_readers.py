@@ -38,7 +38,7 @@ from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.nlvr2.files import load_nlvr2
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
 from tests.tables.test_table import make_grouped_table, make_table
@@ -267,7 +267,7 @@ NAMES = [
     ("name", "field", "load"),
     [
         ("nlvr2", "directory", load_nlvr2),
-        ("karpathy", "filename", load_flickr30k),
+        ("karpathy", "filename", load_captions),
         ("snli_ve", "Flickr30K_ID", load_snli_ve),
         ("llava", "image", load_answers),
         ("slake", "img_name", load_answers),

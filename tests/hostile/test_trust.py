@@ -14,8 +14,7 @@ from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
-from das_gym.agents.sb3.policy import load_sb3
-from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.sb3.train import load_sb3, train_sb3
 
 from das_gym import locks, plugins
 from das_gym.config import settings_dict

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from das_gym.models.encoding import meta_batch
+from das_gym.models.inputs import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig

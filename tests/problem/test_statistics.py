@@ -14,9 +14,13 @@ from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, 
 from das_gym.problem.statistics import (
     DEFAULT_STATISTICS,
     STATISTICS,
+    MaskLosses,
     Statistic,
     check_statistics,
     compute_statistics,
+    leave_one_out,
+    leave_one_out_25,
+    leave_one_out_40,
     masks_needed,
     register_statistic,
 )
@@ -49,9 +53,8 @@ def test_masks_needed_counts_scored_masks(measured: StatisticInputs, name: str):
         return np.zeros(len(masks))
 
     STATISTICS[name].compute(dataclasses.replace(measured, known_losses=known_losses))
-    assert len({mask.tobytes() for mask in asked}) == len(asked)
-    ends = {"next_interaction": 2, "run_interaction": 2 + 4}.get(name, 0)  # at the end of a stream there are fewer
-    assert masks_needed([name], 12) == len(asked) + ends
+    between = 2 if name == "leave_one_out_40" else 0  # masks with 4 layers skipped belong to both of its rounds
+    assert len({mask.tobytes() for mask in asked}) == len(asked) == masks_needed([name], 12) - between
 
 
 def test_masks_are_scored_once(measured: StatisticInputs):
@@ -61,14 +64,13 @@ def test_masks_are_scored_once(measured: StatisticInputs):
         asked.extend(masks)
         return masks.sum(axis=1) ** 2.0
 
-    names = ("run_interaction", "leave_one_out", "depth", "next_interaction", "early_exit")
+    names = ("leave_one_out_40", "leave_one_out", "depth", "leave_one_out_25")
     values = compute_statistics(check_statistics(names), dataclasses.replace(measured, known_losses=known_losses))
-    assert len({mask.tobytes() for mask in asked}) == len(asked) == 1 + 12 + 10 + 8 + 6  # exits of four to six of a stream
-    assert masks_needed(names[:4], 12) == 37 == masks_needed(names[:1], 12)
-    assert masks_needed(names, 12) == 49
+    assert len({mask.tobytes() for mask in asked}) == len(asked) == 37
+    assert masks_needed(names, 12) == masks_needed(names[:1], 12) == 39  # at most
     np.testing.assert_array_equal(values[:, 1], 1)
-    np.testing.assert_array_equal(values[:, 3], [2, 2, 2, 2, 2, 0] * 2)
-    np.testing.assert_array_equal(values[:, 0], [2, 2, 2, 2, 0, 0] * 2)  # of the first and the third
+    np.testing.assert_array_equal(values[:, 3], [5] * 3 + [7] * 9)  # 3 layers are skipped: 9 - 4 and 16 - 9
+    np.testing.assert_array_equal(values[:, 0], [9] * 5 + [11] * 7)
 
 
 def test_compute_statistics_clips_values(measured: StatisticInputs):
@@ -224,23 +226,19 @@ def test_sensitivity_agrees_with_finite_differences(tiny_problem: Problem, monke
         assert found.fisher[index] == pytest.approx(float((slopes**2).mean().sqrt()), rel=0.05, abs=2e-2)
 
 
-def test_statistics_of_losses_by_hand(measured: StatisticInputs):
-    def loss(*skipped: int) -> float:
-        mask = np.zeros((1, 12), bool)
-        mask[0, list(skipped)] = True
-        return float(measured.evaluator.losses(mask, measured.examples)[0])
+def test_statistics_of_losses_by_hand():
+    costs = np.array([1.0, 0.1, 3.0, 0.2, np.inf, 0.3, 4.0, 5.0])
 
-    both = loss(7, 8) - loss(7) - loss(8) + loss()  # image.1 and image.2
-    three = loss(7, 8, 9) - loss(7, 8) - loss(8, 9) + loss(8)
-    names = ("next_interaction", "early_exit", "run_interaction")
-    pairs, exits, runs = (STATISTICS[name].compute(measured) for name in names)
-    assert pairs[7] == pytest.approx(both, abs=1e-6)
-    assert pairs[5] == pairs[11] == 0  # the last of each stream
-    assert runs[7] == pytest.approx(three, abs=1e-6)
-    assert runs[4] == runs[5] == runs[10] == runs[11] == 0
-    assert exits[3] == pytest.approx(loss(3, 4, 5) - loss())
-    known = dataclasses.replace(measured, known_losses=lambda masks: masks.sum(axis=1).astype(float))
-    np.testing.assert_array_equal(STATISTICS["early_exit"].compute(known), [6, 5, 4, 3, 2, 1] * 2)
+    def losses(masks: np.ndarray) -> np.ndarray:
+        found = np.where(masks, costs, 0.0).sum(axis=1)
+        return found + 2.0 * (masks[:, 1] & masks[:, 5]) + 7.0 * (masks[:, 0] & masks[:, 3] & masks[:, 1])
+
+    known = MaskLosses(losses, 8)
+    np.testing.assert_allclose(leave_one_out(known), costs)
+    after_1_and_3 = [8.0, 0.1, 3.0, 0.2, np.inf, 2.3, 4.0, 5.0]  # 0 meets both, 5 meets 1
+    np.testing.assert_allclose(leave_one_out_25(known), after_1_and_3)
+    after_1_3_and_5 = [8.0, 2.1, 3.0, 0.2, np.inf, 2.3, 4.0, 5.0]  # sums: 1 has 0.2, 3 has 0.4, 5 has 2.6
+    np.testing.assert_allclose(leave_one_out_40(known), after_1_3_and_5)
 
 
 def test_register_statistic_leaves_the_defaults(monkeypatch: pytest.MonkeyPatch):

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import AgentResult, judge
-from das_gym.agents.compare_experiment import cells, print_results
+from das_gym.agents.compare_experiment import cells, plot_comparison, print_results
 
 NONE = -np.inf
 

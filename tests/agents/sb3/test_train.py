@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
-from das_gym.agents.sb3.policy import load_sb3, policy_mask
 from das_gym.agents.sb3.recorder import Recorder, answer_from
-from das_gym.agents.sb3.train import train_sb3
-from das_gym.agents.searching.checkpoint import CHECKPOINT
-from das_gym.agents.searching.record import SearchResult, Turn
+from das_gym.agents.sb3.train import load_sb3, policy_mask, train_sb3
+from das_gym.agents.searching.record import CHECKPOINT, SearchResult, Turn
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table

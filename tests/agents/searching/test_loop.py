@@ -177,7 +177,7 @@ def test_load_rejects_other_records(tmp_path):
 def test_search_config_rejects_settings(settings, name):
     with pytest.raises(ValueError, match=name):
         SearchConfig(**settings)
-    with pytest.raises(TypeError, match="env_kwargs"):
+    with pytest.raises(TypeError, match="JSON"):
         SearchConfig(env_kwargs={"model": object()})
 
 
@@ -209,7 +209,7 @@ def test_search_rejects_stages_without_examples():
 
 @pytest.mark.parametrize(
     ("agent", "statistic", "masks"),
-    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 19)],
+    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 21)],
 )
 def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent, statistic, masks):
     named = {} if statistic is None else {"agent_kwargs": {"statistic": statistic}}

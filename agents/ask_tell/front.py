@@ -8,25 +8,24 @@
 4. Every other turn looks only one step around the front: one layer more, one less, or one swapped for another.
 5. Few layers are enumerated. Of many, candidates are random masks, the neighbours of the front, and climbs from them
    towards the front that the process expects.
-
-The cost is a function from masks to the fraction saved.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import masks_of_keys
+from das_gym.agents.ask_tell.base import Agent
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
 
 from das_gym.config import convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.mask_space import MaskSpace, every_mask
+from das_gym.problem.rewards import MAX_LOSS
 
 DRAWN = 12
 """Number of masks, the ends among them, before the process chooses."""
@@ -42,51 +41,39 @@ _POOL_DRAWS = 500
 _CLIMBS = 3
 
 
-class FrontSearch:
-    """Asks for masks of all budgets, as the module describes; `saved` maps (m, n_layers) masks to (m,) shares of the cost.
+class FrontSearch(Agent):
+    """Asks for masks of all budgets, as the module describes. Rewards are `neg_loss`: minus the loss in nats.
 
-    Attributes:
-        scored: `mask.tobytes()` of every scored mask to its loss in nats, in the order of scoring.
+    Args:
+        space: The masks that save at least 0 of a cost. Only the cost matters.
     """
 
-    def __init__(
-        self, n_layers: int, saved: Callable[[Masks], Floats], seed: int | np.random.Generator | None = None
-    ) -> None:
-        self.n_layers = n_layers
-        self.saved = saved
-        self.rng = np.random.default_rng(seed)
-        self.scored: dict[bytes, float] = {}
+    free_budget: ClassVar[bool] = True
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+        if space.budget.cost is None:
+            raise ValueError("`space` has a budget by count. A front needs a cost to save")
+        self.saved = space.budget.cost.saved
         self.indices = list(START)
         self._level = 0
         self._turns = 0
-        singles = saved(np.eye(n_layers, dtype=bool))
-        nothing = np.zeros((1, n_layers), dtype=bool)
-        self.ends = np.concatenate((nothing, [singles > saved(nothing)[0]]))
-        low, high = np.sort(saved(self.ends)).tolist()
+        singles = self.saved(np.eye(self.n_layers, dtype=bool))
+        nothing = np.zeros((1, self.n_layers), dtype=bool)
+        self.ends = np.concatenate((nothing, [singles > self.saved(nothing)[0]]))
+        low, high = np.sort(self.saved(self.ends)).tolist()
         self._edges = np.linspace(low, high, LEVELS + 1)[1:-1]
-
-    @property
-    def masks(self) -> Masks:
-        """(m, n_layers) scored masks, in order."""
-        return masks_of_keys(self.scored, self.n_layers)
-
-    @property
-    def losses(self) -> Floats:
-        """(m,) their losses in nats."""
-        return np.array(list(self.scored.values()), dtype=np.float64)
-
-    def front(self) -> Masks:
-        """Return the Pareto front of the scored masks, (p, n_layers), the smallest saving first."""
-        return self.masks[front_rows(self.saved(self.masks), self.losses)]
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
-        if len(self.scored) < min(DRAWN, 2**self.n_layers):
-            return self.random_masks(min(n, DRAWN - len(self.scored)))
-        masks, values = self.masks, log_goodness(self.losses)
+        if len(self.rewards) < min(DRAWN, 2**self.n_layers):
+            return self.random_masks(min(n, DRAWN - len(self.rewards)))
+        masks, losses = self.scored_masks(), -np.array(list(self.rewards.values()))
+        losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite
+        values = log_goodness(losses)
         process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
         saved = self.saved(masks)
-        rows = front_rows(saved, self.losses)
+        rows = front_rows(saved, losses)
         near = self._new(neighbours(masks[rows]))
         local = self._turns % 2 == 1 and len(near) >= n
         candidates = near if local else self._candidates(process, masks[rows], near)
@@ -98,26 +85,22 @@ class FrontSearch:
         needed = best[np.searchsorted(saved[rows], self.saved(candidates), side="left")]
         return self._promising(n, process, candidates, needed)
 
-    def tell(self, masks: Masks, losses: Floats) -> None:
-        """Learn the losses of (m, n_layers) masks. A loss that is not finite counts as the worst one."""
-        self.scored.update(zip((mask.tobytes() for mask in np.asarray(masks, dtype=bool)), losses.tolist(), strict=True))
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the search, except for the scored masks, as JSON values."""
-        return {"rng": self.rng.bit_generator.state, "indices": self.indices, "level": self._level, "turns": self._turns}
+        """Return `Agent.state_dict` with the state of the process and the next level."""
+        return {**super().state_dict(), "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was called. First `tell` the same masks."""
-        self.rng.bit_generator.state = state["rng"]
+        """Continue exactly where `state_dict` was called."""
+        super().load_state_dict(state)
         self.indices = read_indices(state["indices"])
         self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
 
     def random_masks(self, n: int) -> Masks:
         """Return (m, n_layers) new masks: the ends first, then random masks with a random number of layers."""
-        found = {end.tobytes(): end for end in self.ends if end.tobytes() not in self.scored}
-        while len(found) < n and len(found) + len(self.scored) < 2**self.n_layers:
+        found = {end.tobytes(): end for end in self.ends if end.tobytes() not in self.rewards}
+        while len(found) < n and len(found) + len(self.rewards) < 2**self.n_layers:
             mask = self._draw()
-            if mask.tobytes() not in self.scored:
+            if mask.tobytes() not in self.rewards:
                 found.setdefault(mask.tobytes(), mask)
         return np.array(list(found.values())[:n], dtype=bool)
 
@@ -128,7 +111,7 @@ class FrontSearch:
     def _new(self, masks: Masks) -> Masks:
         """Return the masks that were not scored, each once."""
         masks = distinct(masks)
-        return masks[[mask.tobytes() not in self.scored for mask in masks]]
+        return masks[[mask.tobytes() not in self.rewards for mask in masks]]
 
     def _candidates(self, process: MaskProcess, front: Masks, near: Masks) -> Masks:
         if self.n_layers <= LISTED:
