@@ -35,7 +35,7 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import WIDTH, Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions

@@ -56,11 +56,9 @@ def _read(path: Path) -> dict[str, str]:
         status = STATES.get(run["status"], str(run["status"]).lower())
         if status == "running" and not _is_alive(folder, run):
             status = "died"
-        # A run that follows a search has the search's problem, which its record names.
-        problem = {} if config.get("search_run") is not None else config
-        for name in ("adapt.json", "das.json", "shrink.json"):
-            problem = read_json(folder / name)["problem"] if (folder / name).is_file() else problem
-        env = config.get("env_id") or f"{problem.get('model', '')} {problem.get('task', '')}".strip()
+        env = config.get("env_id") or f"{config.get('model', '')} {config.get('task', '')}".strip()
+        if config.get("search_run") is not None:  # a run that follows a search has the search's problem
+            env = f"as run {config['search_run']}"
         result = run.get("result")
         cells = {
             "started (UTC)": str(run["start_time"])[:16].replace("T", " "),

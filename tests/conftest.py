@@ -16,8 +16,9 @@ from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.metrics import METRICS
+from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary
 from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 
@@ -34,7 +35,7 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_supernet(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
     """A supernet of METER-mini for `shapes_folder` whose parameters are random and large: masks differ a lot."""
     backbone = load_backbone(ProblemConfig())
-    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(shapes_folder).train, min_count=1))
+    task = VQATask(backbone.processor, answer_vocabulary(load_vqa(shapes_folder).train, min_count=1))
     torch.manual_seed(1)
     head = task.build_head(backbone.vlp.feature_size)
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:

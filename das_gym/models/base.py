@@ -7,14 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
+from das_gym.models.inputs import Processor, input_blocks, meta_batch, real_tokens, stacked
 from das_gym.models.macs import MacCounter, without_adapters
 from das_gym.models.state import (
     Forward,
@@ -30,9 +30,6 @@ from das_gym.models.state import (
     no_mark,
     no_memo,
 )
-
-if TYPE_CHECKING:
-    from das_gym.models.inputs import Processor
 
 HALVES = (torch.float16, torch.bfloat16)
 """The 16-bit dtypes, in which small steps of training are lost."""

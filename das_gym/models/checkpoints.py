@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from das_gym.config import build, check_names
-from das_gym.files import at_home
+from das_gym.files import at_home, replacing_folder
 from das_gym.models.base import VLP
-from das_gym.models.formats import HEADS, SEARCH, Family, Format, Heads
+from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
 from das_gym.models.macs import structure, without_content
-from das_gym.models.sizes import check_sizes
-from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_folder, write_tensors
+from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
 
 FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.checkpoint:FAMILY")
 """Every family whose checkpoints are read, as "module:name": imported when a file is read or written."""
@@ -88,13 +87,11 @@ class LoadedCheckpoint:
         vlp: The model, float32, in eval mode, on the CPU, not frozen yet.
         heads: Tensors of each head by the head's name (`vqa_classifier`, `nlvr2_classifier`, `rank_output`,
             `itm_score`, `mlm_score`, ...), named as in the head itself.
-        search: Result of a DAS search: `das_gate` (n_layers,), `skip_num` (1,); empty without one.
         report: What was loaded for every name.
     """
 
     vlp: VLP
     heads: dict[str, dict[str, Tensor]]
-    search: dict[str, Tensor]
     report: LoadReport
 
 
@@ -151,7 +148,6 @@ def save_checkpoint(
     vlp: VLP,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
     files: Mapping[str, str] | None = None,
-    search: Mapping[str, Tensor] | None = None,
     leave_out: Sequence[str] = (),
 ) -> None:
     """Write a model, completely or not at all.
@@ -161,12 +157,11 @@ def save_checkpoint(
         vlp: A model of one of the families, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
-        search: As `LoadedCheckpoint.search`.
         leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
 
     Raises:
         TypeError: the model is of no family whose checkpoints are written.
-        FileExistsError: the folder exists and is no checkpoint.
+        FileExistsError: the folder exists and is not empty.
     """
     path = at_home(path)
     family = family_of(vlp)
@@ -178,15 +173,14 @@ def save_checkpoint(
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in leave_out}
     for head, parts in (heads or {}).items():
         tensors.update({f"{HEADS}{head}.{key}": tensor for key, tensor in parts.items()})
-    tensors.update({f"{SEARCH}{key}": tensor for key, tensor in (search or {}).items()})
 
-    def fill(folder: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists. Give another name, or remove it first")
+    with replacing_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file, text in (files or {}).items():
             (folder / file).write_text(text, encoding="utf-8")
         write_tensors(folder / "model.safetensors", tensors, config)
-
-    write_folder(path, fill)
 
 
 def assemble(
@@ -206,7 +200,6 @@ def assemble(
     for name in [name for name in named if name.startswith(HEADS)]:
         head, _, part = name.removeprefix(HEADS).partition(".")
         found_heads.setdefault(head, {})[part] = named.pop(name).float()
-    search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
     family.derive(named, found_heads, config)
     with without_content():
         vlp: VLP = family.model(config)
@@ -217,7 +210,7 @@ def assemble(
     for name, tensors in found_heads.items():
         check_finite(((f"{name}.{part}", tensor) for part, tensor in tensors.items()), file.path)
     report.missing += [head for head in heads if head not in found_heads]
-    return LoadedCheckpoint(vlp.eval(), found_heads, search, report)
+    return LoadedCheckpoint(vlp.eval(), found_heads, report)
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, Layer, SkippableLayer, State
-from das_gym.models.encoding import meta_batch
+from das_gym.models.inputs import meta_batch
 from das_gym.models.macs import OWN, MacCounter, head_macs
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig

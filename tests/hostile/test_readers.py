@@ -38,10 +38,10 @@ from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.nlvr2.files import load_nlvr2
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
-from tests.tables.test_table import make_grouped_table, make_table
+from tests.tables.test_table import make_table, make_table_of_examples
 
 PROFILE = settings(
     max_examples=25,
@@ -146,7 +146,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     },
     "arrow": ("a.arrow", arrow, read_arrow),
     "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
-    "grouped table": ("a.npz", lambda path: make_grouped_table().save(path), SubnetTable.load),
+    "table of examples": ("a.npz", lambda path: make_table_of_examples().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
     "policy": ("a.safetensors", policy, PolicyEnsemble.load),
@@ -267,7 +267,7 @@ NAMES = [
     ("name", "field", "load"),
     [
         ("nlvr2", "directory", load_nlvr2),
-        ("karpathy", "filename", load_flickr30k),
+        ("karpathy", "filename", load_captions),
         ("snli_ve", "Flickr30K_ID", load_snli_ve),
         ("llava", "image", load_answers),
         ("slake", "img_name", load_answers),

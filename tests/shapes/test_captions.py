@@ -13,7 +13,7 @@ from das_gym.shapes.captions import draw_split, write_shapes_captions
 from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.writing import NewImages
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 
 FEW = {"train": 12, "val": 30, "test": 20}
 
@@ -28,7 +28,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def test_written_data_are_read_back(folder: Path):
-    splits = load_flickr30k(folder, "skip")  # decodes every image
+    splits = load_captions(folder, "skip")  # decodes every image
     assert splits.left_out == ()
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [60, 150, 100]
     for example in splits.test[:10]:

@@ -23,15 +23,18 @@ from typing import Any
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_fields, check_new, check_text, read_entries
 from das_gym.data.splits import Splits
-from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
-from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
-from das_gym.tasks.answering.image_files import ImageFinder, plain_name
+from das_gym.tasks.answering.examples import (
+    IMAGE_MARK,
+    AnswerExample,
+    Conversation,
+    check_options,
+    divide,
+    drop_broken,
+)
+from das_gym.tasks.answering.files import MISSPELLED, ImageFinder, plain_name
 
 ROLES = ("human", "gpt")
 """Who speaks, in turn."""
-
-MISSPELLED = "conversatons"
-"""The field in files of LLaVA-Med."""
 
 MAX_CLASSES = 100
 """The largest number of answers to a single question that become its options."""
@@ -40,7 +43,7 @@ Rounds = tuple[tuple[str, str], ...]
 
 
 def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read the files of `train`, `val` and `test`, or one of any name; see `conversations.divide`."""
+    """Read the files of `train`, `val` and `test`, or one of any name; see `examples.divide`."""
     bad = BadExamples(on_bad_example)
     same_names = len({path.name for path in files.values()}) < len(files)  # train/data.json and test/data.json
     parts = {}

@@ -20,9 +20,8 @@ from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.base import PARTS, Task
 from das_gym.tasks.classification import build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import TABLES, load_arrow_vqa
-from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2, read_vqav2
+from das_gym.tasks.vqa.readers import TABLES, load_vqa
+from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, read_vqav2
 
 
 class VQATask(Task):
@@ -38,9 +37,7 @@ class VQATask(Task):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
         """Read VQAv2's files, or arrow tables; None is Shapes-VQA."""
-        root = shapes_root() if data_root is None else data_root
-        load = load_arrow_vqa if TABLES.is_in(root) else load_vqav2
-        return load(root, on_bad_example)
+        return load_vqa(shapes_root() if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def load_part(

@@ -85,10 +85,11 @@ LLAVA = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_addi
 GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 
 
-def llava_of(decoder: Any = None) -> tuple[Any, Any]:
+def llava_of(decoder: Any = None, vision_layers: int = TOWER_LAYERS, **more: Any) -> tuple[Any, Any]:
     """LLaVA on a decoder of a configuration; None is Llama's."""
-    parts = {"vision_config": t.CLIPVisionConfig(**tower()), "text_config": decoder or t.LlamaConfig(**text())}
-    config = t.LlavaConfig(**parts, image_token_index=_id("<image>"))
+    parts = {"vision_config": t.CLIPVisionConfig(**tower(num_hidden_layers=vision_layers))}
+    parts["text_config"] = decoder or t.LlamaConfig(**text())
+    config = t.LlavaConfig(**parts, image_token_index=_id("<image>"), **more)
     processor = t.LlavaProcessor(_clip_images(), tokenizer(image_token="<image>"), **LLAVA)
     return t.LlavaForConditionalGeneration(config), _with_template(processor, "<image>")
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
-from das_gym.tasks.answering.conversations import Conversation, divide
-from das_gym.tasks.answering.examples import SHORT_ANSWER
-from das_gym.tasks.answering.json_files import part_of
+from das_gym.tasks.answering.examples import SHORT_ANSWER, Conversation, divide
+from das_gym.tasks.answering.files import part_of
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.arrow_tables import write_nlvr2, write_vqa
@@ -74,7 +73,7 @@ def test_split_is_independent_of_folder_and_order(tmp_path: Path):
     write(moved / "data" / "everything.json", [dict(e, image=f"./{e['image']}") for e in reversed(entries)])
     parts, moved_parts = (
         {name: {Path(key).name for key in keys} for name, keys in images_of(load_answers(path)).items()}
-        for path in (root, moved)
+        for path in (root, moved / "data")
     )
     assert parts == moved_parts
     assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
@@ -165,7 +164,6 @@ def test_nlvr2_through_a_prompt(tmp_path: Path):
     for path in root.glob("*.json"):
         path.rename(root / "data" / path.name)
     assert list(load_answers(root).test) == list(splits.test)
-    assert list(load_answers(tmp_path).train) == list(splits.train)
 
 
 def test_arrow_tables(tmp_path: Path):
@@ -240,10 +238,9 @@ def scienceqa(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("folder", ["", "data/scienceqa"])
-def test_scienceqa(tmp_path: Path, folder: str):
-    root = scienceqa(tmp_path / "ScienceQA" / folder)
-    splits = load_answers(tmp_path / "ScienceQA")
+def test_scienceqa(tmp_path: Path):
+    root = scienceqa(tmp_path / "ScienceQA")
+    splits = load_answers(root)
     assert [len(part) for part in parts_of(splits).values()] == [8, 3, 3]
     first, second, _ = splits.test
     asked = "Which is 12?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a heron\nAnswer with the option's letter from the "
@@ -289,19 +286,14 @@ def test_unknown_and_repeated_pids_are_named(tmp_path: Path):
         load_answers(root)
 
 
-def aid(root: Path, *parts: str) -> Path:
-    for part in parts or ("",):
-        draw(
-            *(root / part / folder / f"{n}.jpg" for folder in ("Airport", "BareLand", "rail_way-Station") for n in range(7))
-        )
-    (root / parts[0] if parts else root).joinpath("Airport", "notes.txt").touch()
+def aid(root: Path) -> Path:
+    draw(*(root / folder / f"{n}.jpg" for folder in ("Airport", "BareLand", "rail_way-Station") for n in range(7)))
+    (root / "Airport" / "notes.txt").touch()
     return root
 
 
-@pytest.mark.parametrize("above", ["", "AID"])
-def test_class_folders(tmp_path: Path, above: str):
-    aid(tmp_path / "data" / above)
-    splits = load_answers(tmp_path / "data")
+def test_class_folders(tmp_path: Path):
+    splits = load_answers(aid(tmp_path / "data"))
     assert [len(part) for part in parts_of(splits).values()] == [17, 2, 2]
     (example,) = [e for part in parts_of(splits).values() for e in part if e.key == "BareLand/3.jpg"]
     assert example.question == f"What is the label for this image?\n{SHORT_ANSWER}"
@@ -351,7 +343,7 @@ def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
     """test-dev has no public answers: its questions are asked like all others, and known by their own numbers."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
     write(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions})
-    draw(tmp_path / "test2015/COCO_test2015_000000000005.png")
+    draw(tmp_path / "test2015/COCO_test2015_000000000005.jpg")
     [example] = AnsweringTask.load_part(tmp_path, "test-dev2015")
     assert (example.question, example.answer, example.question_id) == (f"How many?\n{SHORT_ANSWER}", "", 50)
     assert not AnsweringTask.is_labelled([example])

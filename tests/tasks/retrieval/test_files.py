@@ -12,7 +12,7 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 
 SIZES = {"train": 5, "restval": 1, "val": 4, "test": 4}
 
@@ -57,8 +57,8 @@ def change(root: Path, edit: Callable[[list[Any]], Any]) -> Path:
     return path
 
 
-def test_load_flickr30k(root: Path):
-    splits = load_flickr30k(root)
+def test_load_captions(root: Path):
+    splits = load_captions(root)
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [30, 20, 20]
     assert splits.left_out == ()
     example = splits.reward[7]  # the sixth image after train's five and restval's one is the second of val
@@ -70,7 +70,7 @@ def test_load_flickr30k(root: Path):
 
 
 def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
-    splits = load_flickr30k(root)
+    splits = load_captions(root)
     for part, imgids in ((splits.train, range(6)), (splits.reward, range(6, 10)), (splits.test, range(10, 14))):
         for example in part:
             assert example.texts[0] == example.caption
@@ -93,7 +93,7 @@ def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
 def test_folders_of_images_are_found(tmp_path: Path, name: str, folder: str):
     write(tmp_path, name, folder)
     for data_root in (tmp_path, tmp_path / name):
-        assert load_flickr30k(data_root).test[0].image.open().size == (20, 12)
+        assert load_captions(data_root).test[0].image.open().size == (20, 12)
 
 
 @pytest.mark.parametrize("above", ["", "images"])
@@ -102,14 +102,14 @@ def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
     for item in entries:
         item.update(filepath="train2014", cocoid=item["imgid"] + 1000)
     save(tmp_path / "dataset_coco.json", entries)
-    assert load_flickr30k(tmp_path).test[0].image.open().size == (20, 12)
+    assert load_captions(tmp_path).test[0].image.open().size == (20, 12)
 
 
 def test_file_selects_one_of_several_data_sets(root: Path):
     write(root, "karpathy/dataset_coco.json")
     with pytest.raises(ValueError, match=r"several data sets: got dataset_flickr30k\.json, karpathy/dataset_coco\.json"):
-        load_flickr30k(root)
-    assert len(load_flickr30k(root / "karpathy" / "dataset_coco.json").test) == 20
+        load_captions(root)
+    assert len(load_captions(root / "karpathy" / "dataset_coco.json").test) == 20
 
 
 BAD: list[tuple[Callable[[list[Any]], Any], str]] = [
@@ -130,25 +130,25 @@ BAD: list[tuple[Callable[[list[Any]], Any], str]] = [
 def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str):
     path = change(root, edit)
     with pytest.raises(ValueError, match=f"^{path}.*{message}"):
-        load_flickr30k(root)
-    splits = load_flickr30k(root, "skip")
+        load_captions(root)
+    splits = load_captions(root, "skip")
     assert (len(splits.train), len(splits.left_out)) == (25, 1)
 
 
 def test_too_small_split_names_skipped_entries(root: Path):
     (root / "flickr30k-images" / "12.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
-        load_flickr30k(root)
+        load_captions(root)
     with pytest.raises(ValueError, match=r"too few captions: got 3 images.*1 entries were skipped.*12\.jpg"):
-        load_flickr30k(root, "skip")
+        load_captions(root, "skip")
 
 
 def test_empty_split_or_damaged_file_is_named(root: Path):
     path = change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == "val"])
     with pytest.raises(ValueError, match=r"the reward split\) holds no usable example"):
-        load_flickr30k(root)
+        load_captions(root)
     path.write_bytes(b'{"images": 3}')
     with pytest.raises(ValueError, match=r"dataset_flickr30k\.json has"):
-        load_flickr30k(root)
+        load_captions(root)
     with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
-        load_flickr30k(root / "nowhere")
+        load_captions(root / "nowhere")

@@ -1,4 +1,4 @@
-"""Read VQAv2 from arrow tables.
+"""Read VQAv2, from its own files or from arrow tables.
 
 `vqav2_train.arrow` is for training. The images of val2014 are halved into reward and test as with the official files
 (see `in_reward_split`), so that numbers are comparable. They come from `vqav2_val.arrow`, or from
@@ -24,8 +24,7 @@ from das_gym.data.entries import check_new, check_text
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
 from das_gym.tasks.vqa.accuracy import normalize_answer
-from das_gym.tasks.vqa.examples import VQAExample, normalized_answers
-from das_gym.tasks.vqa.vqav2 import halve
+from das_gym.tasks.vqa.vqav2 import VQAExample, halve, normalized_answers, read_vqav2
 
 TABLES = ArrowFormat(
     "vqa",
@@ -49,9 +48,16 @@ _COUNTS = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
 """How many annotators a soft score stands for; 4 is four or more."""
 
 
-def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
-    """Read the tables; arguments and errors are those of `Task.load_splits`."""
-    tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
+def load_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
+    """Read train2014 to train on, and val2014, whose images are halved into reward and test.
+
+    Arguments and errors are those of `Task.load_splits`.
+    """
+    bad = BadExamples(on_bad_example)
+    if not TABLES.is_in(data_root):
+        train, val = (read_vqav2(data_root, split, bad) for split in ("train2014", "val2014"))
+        return bad.splits(train, *halve(val, str(data_root), bad))
+    tables = TABLES.find(data_root)
     train = _read([require_table(tables, "train")], "train2014", bad)
     parts = [tables[split] for split in ("trainable_val", "rest_val") if split in tables]
     val_paths = [require_table(tables, "val")] if "val" in tables or not parts else parts

@@ -10,9 +10,8 @@ import pytest
 from das_gym.adapt.shrink.saving import save
 from transformers import AutoModelForImageTextToText
 
-from das_gym.models.sums import SUMS, check_sums
 from das_gym.models.transformers.loading import load_vlm
-from das_gym.models.transformers.weights import source_dtype
+from das_gym.models.transformers.weights import SUMS, check_sums, source_dtype
 from tests.models.transformers import tiny
 
 

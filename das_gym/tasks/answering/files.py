@@ -1,24 +1,33 @@
-"""Recognize the JSON files of a folder by their first entries, and the data sets that they belong to by their names."""
+"""Find the files of data sets: JSON files, recognized by their first entries and names, and the images that entries name."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.entries import some
-from das_gym.tasks.answering.image_files import subfolders
-from das_gym.tasks.answering.llava_json import MISSPELLED
+from das_gym.data.entries import check_text, some
+from das_gym.data.images import FolderListings, ImageFile
 
 HEAD_BYTES = 1 << 20
 """Only this much of a file is looked at."""
 
 FIRST_ENTRIES = 20
+
+IMAGE_FOLDERS = ("images", "imgs", "image", "img", "")
+"""Where images are looked for first: in the folder of the file that names them, in the data root, and one folder above."""
+
+DEPTH, MAX_FOLDERS = 2, 256
+"""Then in the folders of the data root, up to this depth and number."""
+
+MISSPELLED = "conversatons"
+"""The field `conversations` in files of LLaVA-Med."""
 
 QUESTIONS = "questions"
 """The kind of LLaVA's files for evaluation, which have no answers."""
@@ -140,7 +149,7 @@ def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
     return [{part: found[part] for part in (*PARTS, ALL) if part in found} for found in sets.values()]
 
 
-def check_companions(found: Mapping[str, DataFile], others: Iterable[DataFile]) -> None:
+def check_companions(found: Mapping[str, DataFile], others: Sequence[DataFile]) -> None:
     """Raise ValueError for a file that is named like a part of a data set but has another form."""
     rests = {file.rest for file in found.values()}
     for other in others:
@@ -150,3 +159,53 @@ def check_companions(found: Mapping[str, DataFile], others: Iterable[DataFile]) 
                 f"{other.path} is named like the {other.part} part of {known} but has another structure: "
                 f"got {other.content}, expected a list of entries. Correct it or move it away"
             )
+
+
+class ImageFinder:
+    """Finds the images that the entries of a file in `folder` name; lists each folder once."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        near = [base / name for base in (folder, root, folder.parent) for name in IMAGE_FOLDERS]
+        self._bases = list(dict.fromkeys((*near, *folders_below(root))))
+        self._found: dict[str, ImageFile] = {}
+        self._listings = FolderListings()
+
+    def find(self, name: str, where: str) -> ImageFile:
+        """Return the image that an entry names so; where it does not exist, the path at which it is expected."""
+        if name in self._found:
+            return self._found[name]
+        check_text(name, f"{where}: `image`")
+        if "://" in name or any(letter < " " for letter in name):
+            raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
+        image = ImageFile(Path(os.path.normpath(self._bases[0] / name)))
+        for number, base in enumerate(self._bases):
+            path = Path(os.path.normpath(base / name))
+            if self._listings.has(path):
+                image = ImageFile(path)
+                self._bases.insert(0, self._bases.pop(number))  # most likely the next image lies there, too
+                break
+        self._found[name] = image
+        return image
+
+
+def folders_below(root: Path) -> Iterator[Path]:
+    """Yield the folders in a folder, then those in these, up to `DEPTH` and `MAX_FOLDERS`, by name."""
+    level, left = [root], MAX_FOLDERS
+    for _ in range(DEPTH):
+        level = [inner for folder in level for inner in subfolders(folder)][:left]
+        left -= len(level)
+        yield from level
+
+
+def plain_name(name: str) -> str:
+    """Return the name of an image in one spelling: `./a//b.jpg` is `a/b.jpg`."""
+    return Path(os.path.normpath(name)).as_posix()
+
+
+def subfolders(folder: Path) -> Sequence[Path]:
+    """Return the folders in a folder by name, without hidden ones."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(folder / entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []

@@ -1,8 +1,11 @@
-"""Read Flickr30k, COCO captions, and any data set in Karpathy's format.
+"""Read Flickr30k, COCO captions, and any data set in Karpathy's format, from his files or from arrow tables.
 
 A data root holds `dataset_flickr30k.json`, `dataset_coco.json` or another `dataset*.json`, itself or in a folder
 `karpathy`, and the images under their official names in one of `FOLDERS`. COCO's images are in the folder that their
 entry names (`filepath`: `train2014`, `val2014`). Where there are several JSON files, pass one of them as the data root.
+
+Arrow tables are `{prefix}_train.arrow`, optionally `{prefix}_restval.arrow`, `{prefix}_val.arrow` and `{prefix}_test.arrow`.
+A row is an image with its captions. They lack the numbers of images and captions, which are counted in this order.
 
 Train and `restval` are for training, val is the reward split, test is the test split: 29,000 / 1,014 / 1,000 images of
 Flickr30k, 113,287 / 5,000 / 5,000 of COCO. Each needs at least 4 images of 5 captions: an example has 15 captions of other
@@ -12,13 +15,17 @@ images as its false texts.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
+from das_gym.data.arrow import ArrowFormat, read_items, require_table
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import Fields, check_fields, check_new, check_text, read_list, some
 from das_gym.data.images import FolderListings, ImageFile
 from das_gym.data.splits import Splits
+from das_gym.data.tables import CellImage
 from das_gym.files import absolute
 from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
@@ -28,14 +35,23 @@ SPLITS = {"train": "train", "restval": "train", "val": "reward", "test": "test"}
 FOLDERS = ("flickr30k-images", "images", "")
 """Where images may be, in the data root."""
 
+TABLES = ArrowFormat(
+    "retrieval",
+    prefixes=("f30k_caption_karpathy", "coco_caption_karpathy"),
+    columns={"image": "bytes", "caption": "list of text", "image_id": "text"},
+)
+
 _IMAGE_FIELDS: Fields = {"filename": str, "split": str, "imgid": int, "sentences": list}
 _SENTENCE_FIELDS: Fields = {"raw": str, "sentid": int}
 
 
-def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
-    """Read the official files, an example for each caption; arguments and errors are those of `Task.load_splits`."""
+def load_captions(data_root: str | Path, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
+    """Read files or tables, an example for each caption; arguments and errors are those of `Task.load_splits`."""
+    bad = BadExamples(on_bad_example)
+    if TABLES.is_in(data_root):
+        return _load_tables(TABLES.find(data_root), bad)
     path, root = _find_file(absolute(data_root))
-    reader, bad, entries = _Reader(root), BadExamples(on_bad_example), read_list(path, "images")
+    reader, entries = _Reader(root), read_list(path, "images")
     read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image)
     images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}")
 
@@ -115,3 +131,31 @@ class _Reader:
         paths = [self.root / base / folder / filename for base in (FOLDERS[::-1] if folder else FOLDERS)]
         paths += [self.root / base / filename for base in FOLDERS if folder]
         return self._listings.first_of(paths)
+
+
+def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[RetrievalExample]:
+    """Read arrow tables."""
+    image_ids, caption_ids, seen = count(), count(), dict[str, str]()
+
+    def checked(item: dict[str, Any], where: str) -> dict[str, Any]:
+        if not item["image_id"]:
+            raise ValueError(f"{where} has no `image_id`, expected the name of its image")
+        check_new(seen, item["image_id"], "image_id", where.rpartition(",")[0])
+        return {**item, "caption": " ".join(check_text(item["caption"], f"{where}: `caption`").split())}
+
+    def images_in(path: Path) -> list[CaptionedImage]:
+        images = []
+        for row, items in groupby(bad.parse(read_items(path, TABLES.columns, bad), checked), lambda item: item["row"]):
+            captions = tuple(item["caption"] for item in items)
+            ids = tuple(next(caption_ids) for _ in captions)
+            images.append(CaptionedImage(CellImage(path, row), next(image_ids), captions, ids, ((),) * len(captions)))
+        return images
+
+    def examples_in(*paths: Path) -> tuple[RetrievalExample, ...]:
+        read = [image for path in paths for image in images_in(path)]
+        images = bad.drop_broken(read, str(paths[0]), lambda e: e.image.key)
+        return retrieval_examples(images, str(paths[0]), bad.last_skipped)
+
+    train, reward, test = (require_table(tables, split) for split in ("train", "val", "test"))
+    restval = [tables["restval"]] if "restval" in tables else []
+    return bad.splits(examples_in(train, *restval), examples_in(reward), examples_in(test))
