@@ -36,7 +36,7 @@ from das_gym.agents.searching.setup import find_scorer, make_env
 
 from das_gym.commandline import format_command
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.problem.estimate import Part, Walk, print_estimate, scoring, time_walk
+from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.progress import progress
 from das_gym.registration import named_environments
@@ -69,13 +69,13 @@ def check(settings: SearchSettings) -> SearchSettings:
     return settings
 
 
-def search_parts(scorer: Any, evaluations: int, masks_per_turn: int, walk: Walk | None = None) -> list[Part]:
+def search_parts(scorer: Any, evaluations: int, masks_per_turn: int) -> list[Part]:
     """Return the parts of a search; none if a table or Ray's workers score its masks."""
     problem = getattr(scorer, "problem", None)  # environments of other packages have no scorer, tables no problem
     if problem is None or problem.backbone.config.workers is not None:
         return []
     examples, rng, n_layers = scorer.fixed_examples, np.random.default_rng(0), scorer.n_layers
-    walk = walk or time_walk(problem, examples)
+    walk = time_walk(problem, examples)
     count = TURNS * masks_per_turn
     if scorer.budget.is_free:
         masks = rng.random((count, n_layers)) < rng.random((count, 1))
@@ -202,7 +202,7 @@ def run_search(
         The run's id, its folder and the result.
     """
     run = ex.run(config_updates, named_configs, on_started=on_started)
-    folder = run_folder(run)
+    folder = run_folder(run)  # not `required_folder`: only the main process may have called this
     if folder is None:
         raise RuntimeError("the search left no run folder")
     return str(run._id), folder, SearchResult.load(folder)

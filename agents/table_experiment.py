@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,19 +23,19 @@ import numpy as np
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
-from das_gym.problem.statistics import STATISTICS, MaskLosses
+from das_gym.problem.statistics import STATISTICS, masks_needed
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -79,18 +78,10 @@ class TableSettings(EstimatedSettings, ProblemSettings):
                     f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
                 )
 
-    def file(self, folder: Path) -> Path:
-        """Return where the table of a run in a folder is written."""
-        return folder / TABLE if self.out is None else at_home(self.out)
-
 
 def check(settings: TableSettings) -> TableSettings:
     """Load model and data, and reject too many layers."""
-    n_layers = len(load_problem(settings.problem_config).layer_names)
-    if settings.max_skipped is None:
-        every_mask(n_layers)
-    else:
-        masks_up_to(n_layers, settings.max_skipped)
+    masks_up_to(len(load_problem(settings.problem_config).layer_names), settings.max_skipped)
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -101,39 +92,21 @@ def plan(settings: TableSettings) -> list[Part]:
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
     walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
-    masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
     examples = _total(problem, (settings.reward_examples, settings.test_examples))
     reward = len(table_examples(problem, "reward", settings.reward_examples))
     some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
-    # Activity and sensitivity of the layers take about six forwards.
-    seconds = 6 * walk.forward
-    if settings.max_skipped is not None:  # otherwise the table knows the losses
-        seconds += sum(walk.seconds(turn, problem.vlp.stages) for turn in masks_of_statistics(problem))
-    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
-    statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
-    return [scoring(problem, walk, "scores", examples, [masks], 1), statistics]
-
-
-def masks_of_statistics(problem: Problem) -> list[np.ndarray]:
-    """Return the masks that layer statistics need the losses of, those that are scored together in one array."""
-    turns = list[np.ndarray]()
-
-    def note(masks: np.ndarray) -> np.ndarray:
-        turns.append(masks)
-        return np.zeros(len(masks))
-
-    losses = MaskLosses(note, len(problem.vlp.layers))
-    for statistic in STATISTICS.values():
-        if statistic.of_losses is not None:
-            statistic.of_losses(losses)
-    return turns
+    # Activity and sensitivity of the layers take about six forwards, those of masks one each, unless the table has them.
+    forwards = 6 + (0 if settings.max_skipped is None else masks_needed(STATISTICS, width))
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
+    statistics = Part("layer statistics", rounds * reward * forwards * walk.forward, held=batch * held)
+    return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
     folder, problem = required_folder(run), load_problem(settings.problem_config)
-    out = settings.file(folder)
+    out = folder / TABLE if settings.out is None else at_home(settings.out)
     env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +21,6 @@ POLICY_FILE = "policy.safetensors"
 def bundled_policy() -> Path:
     """Return the path of the bundled policy."""
     return bundled_suite() / POLICY_FILE
-
-
-@lru_cache(maxsize=4)
-def _load(path: Path, stamp: int) -> PolicyEnsemble:
-    del stamp  # part of the cache's key: a policy that was trained again is loaded again
-    return PolicyEnsemble.load(path)
-
-
-def load_policy(policy: str | None = None) -> PolicyEnsemble:
-    """Load a policy, from a process-wide cache.
-
-    Args:
-        policy: Its file; None is the bundled one.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it is not a policy.
-    """
-    path = bundled_policy() if policy is None else absolute(policy)
-    if not path.is_file():
-        raise FileNotFoundError(f"no policy at {path}. Train one: `python -m agents policy with out={path}`")
-    return _load(path, path.stat().st_mtime_ns)
 
 
 class Policy(Heuristic):
@@ -68,15 +45,15 @@ class Policy(Heuristic):
         policy: str | None = None,
     ) -> None:
         super().__init__(space, seed)
-        self.statistics_read, network = READS, load_policy(policy)
+        self.statistics_read = READS
+        network = PolicyEnsemble.load(bundled_policy() if policy is None else absolute(policy))
         try:  # a search measures a statistic when it is looked up
             known = {name: ({} if statistics is None else statistics)[name] for name in READS}
         except (KeyError, ValueError) as error:
             raise ValueError(f"the policy needs `statistics={READS}` of the environment ({error})") from error
-        infinite = [name for name in READS if not np.isfinite(known[name]).all()]
-        if infinite:
-            wrong = ", ".join(infinite)
-            raise ValueError(f"the policy reads {wrong}, which is not finite for every layer. Clip it, as das_gym's are")
+        for name in READS:
+            if not np.isfinite(known[name]).all():
+                raise ValueError(f"the policy reads {name}, which is not finite for every layer. Clip it, as das_gym's are")
         if space.n_layers > MAX_UNITS:  # the network scores every mask, and they are too many
             self._mask = space.top(-unit_costs(known))
             return

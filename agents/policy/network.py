@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.files import explain_damage
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.problem.budget import Floats, Masks
 
@@ -125,7 +122,6 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.width = width
         size = ENCODINGS * len(READS)
         self.enter = nn.Sequential(nn.Linear(size + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mix = nn.Linear(2 * width, width)
@@ -169,8 +165,7 @@ class PolicyEnsemble(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        first: Any = self.members[0]
-        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps({"width": first.width})})
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT})
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
@@ -183,12 +178,11 @@ class PolicyEnsemble(nn.Module):
         file = read_safetensors(Path(path))
         if file.config.get("format") != FORMAT:
             raise ValueError(f"{path} is not a policy of this version ({FORMAT!r}): {HINT}")
-        with explain_damage(Path(path), HINT):
-            width = int(json.loads(file.config["config"])["width"])
         try:
+            width = file.tensors["members.0.unit.weight"].shape[1]
             with torch.device("meta"):  # so that a damaged width cannot exhaust memory
                 ensemble = cls(PolicyNetwork(width) for _ in {name.split(".")[1] for name in file.tensors})
             ensemble.load_state_dict(dict(file.tensors), assign=True)
         except (RuntimeError, AssertionError, LookupError) as error:
-            raise ValueError(f"{path} is damaged, its tensors do not match its config: {HINT}") from error
+            raise ValueError(f"{path} is damaged, its tensors do not match each other: {HINT}") from error
         return ensemble.eval()

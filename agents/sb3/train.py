@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -39,7 +39,6 @@ from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchRe
 from das_gym.agents.searching.setup import find_scorer, score_masks
 
 from das_gym.files import explain_damage, read_json, write_bytes, write_json
-from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -96,117 +95,75 @@ def train_sb3(
         >>> trained.result.n_skipped
         4
     """
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from das_gym.envs.sb3_vec_env import SB3VecEnv
+
     run_folder = None if folder is None else Path(folder)
     config = with_costs(config, run_folder if resume else None)
-    training = _Training(config, run_folder, resume)
-    with closing(training.recorder), torch_threads(1):
-        training.learn(on_turn, writers)
-        return training.finish()
-
-
-class _Training:
-    """A running search."""
-
-    def __init__(self, config: SearchConfig, folder: Path | None, resume: bool) -> None:
-        from stable_baselines3.common.vec_env import VecMonitor
-
-        from das_gym.envs.sb3_vec_env import SB3VecEnv
-
-        self.config, self.folder = config, folder
-        self._saved_turns = 0
-        cls, algorithm = find_algorithm(config.agent)
-        self.hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
-        self.action = choose_action(algorithm, config.action)
-        kwargs = with_action(config.mask_kwargs, self.action)
-        env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-        try:
-            base: Any = env.unwrapped
-            self.base, self.layer_names = base, tuple(base.layer_names)
-            self.recorder = Recorder(env, config.evaluations)
-            self.model = make_model(cls, self.hyperparameters, VecMonitor(SB3VecEnv(self.recorder)), config.seed)
-            known = Checkpoint.load(folder, config, len(self.layer_names)) if resume and folder is not None else None
-            if known is not None:
-                self._saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
-                answer_from(find_scorer(base), known.turns)
-        except BaseException:
-            env.close()
-            raise
-
-    def learn(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
-        """Train until the evaluations are spent."""
-        from stable_baselines3.common.logger import Logger
-        from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-
-        self.recorder.on_turn = on_turn
-        logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
-        self.model.set_logger(logger)
-        # in updates; for an algorithm with a replay buffer, in episodes
-        interval = max(1, self.config.evaluations // LOGS) if isinstance(self.model, OffPolicyAlgorithm) else 1
-        try:
-            while True:  # masks outside the budget leave evaluations over
-                steps = self._steps_left()
-                self.model.learn(steps, self._keep_checkpoint, log_interval=interval, reset_num_timesteps=False)
-        except BudgetSpentError:
-            if logger.name_to_value:
-                logger.dump(self.model.num_timesteps)
-        finally:
-            logger.close()
-
-    def finish(self) -> TrainedAgent:
-        """Score the answer, and write the record, the agent and its description."""
-        config = self.config
-        best = best_row(self.recorder.turns, config.mask_kwargs)
-        chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
-        # In one call, on the same examples: rewards of different batches cannot be compared.
-        policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
+    cls, algorithm = find_algorithm(config.agent)
+    hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
+    action = choose_action(algorithm, config.action)
+    kwargs = with_action(config.mask_kwargs, action)
+    with closing(gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)) as env:
+        base: Any = env.unwrapped
+        recorder = Recorder(env, config, run_folder, on_turn)
+        model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
+        known = Checkpoint.load(run_folder, config, len(base.layer_names)) if resume and run_folder is not None else None
+        if known is not None:
+            recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
+            answer_from(find_scorer(base), known.turns)
+        with torch_threads(1):
+            _learn(model, recorder, action, [*writers, *_tensorboard(run_folder)])
+            best = best_row(recorder.turns, config.mask_kwargs)
+            chosen = policy_mask(model, config.env_id, action, config.seed, **config.mask_kwargs)
+            # In one call, on the same examples: rewards of different batches cannot be compared.
+            both = np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool)))
+            policy, other = _score_next(config, base, both)
         answer = max(policy, other, key=lambda row: -np.inf if row["reward"] is None else float(row["reward"]))
-        result = SearchResult.of(
-            config, self.base, answer, best or answer, self.recorder.turns, None, agent_kwargs=self.hyperparameters
-        )
-        if self.folder is not None:
-            buffer = io.BytesIO()
-            self.model.save(buffer)
-            write_bytes(self.folder / AGENT, buffer.getvalue())
-            cls = type(self.model)
-            description = {
-                "format": FORMAT,
-                "algorithm": config.agent,
-                "class": f"{cls.__module__}:{cls.__qualname__}",
-                "action": self.action,
-                "evaluations": self.recorder.evaluations,
-                "steps": int(self.model.num_timesteps),
-                "hyperparameters": self.hyperparameters,
-                "policy": {**policy, "skipped_layers": skipped_names(self.layer_names, policy["mask"])},
-            }
-            write_json(self.folder / DESCRIPTION, description)
-            result.save(self.folder)
-        return TrainedAgent(result, self.model, self.action, policy, self.recorder.starved)
+        result = SearchResult.of(config, base, answer, best or answer, recorder.turns, None, agent_kwargs=hyperparameters)
+    if run_folder is not None:
+        buffer = io.BytesIO()
+        model.save(buffer)
+        write_bytes(run_folder / AGENT, buffer.getvalue())
+        description = {"format": FORMAT, "algorithm": config.agent, "class": f"{cls.__module__}:{cls.__qualname__}"}
+        write_json(run_folder / DESCRIPTION, {**description, "action": action, "policy": policy})
+        result.save(run_folder)
+    return TrainedAgent(result, model, action, policy, recorder.starved)
 
-    def _steps_left(self) -> int:
-        """Return how many steps the rest of the evaluations takes if all masks count; SB3's schedules depend on it."""
-        left = max(1, self.config.evaluations - self.recorder.evaluations)
-        if self.action != "sequence":
-            return left
-        return left * max(1, self.base.skip_num or len(self.layer_names) // 2)
 
-    def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
-        """Write a checkpoint every `save_every` turns. SB3 calls this after each step."""
-        del locals_, globals_
-        turns = self.recorder.turns
-        if self.folder is not None and len(turns) - self._saved_turns >= self.config.save_every:
-            self._saved_turns = len(turns)
-            Checkpoint({}, None, tuple(turns)).save(self.folder, self.config)
-        return True
+def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[KVWriter]) -> None:
+    """Train until the evaluations are spent."""
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-    def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
-        """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
-        with closing(gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)) as env:
-            env.reset(seed=self.config.seed)
-            scored: Any = env.unwrapped
-            if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
-                own = {name: value for name, value in scored.get_state().items() if name in ("episode", "waiting")}
-                scored.set_state({**self.base.get_state(), **own})
-            return Turn.of(masks, *score_masks(env, masks)).rows
+    logger = Logger(folder=None, output_formats=writers)
+    model.set_logger(logger)
+    evaluations, base = recorder.config.evaluations, cast(Any, recorder.unwrapped)
+    # in updates; for an algorithm with a replay buffer, in episodes
+    interval = max(1, evaluations // LOGS) if isinstance(model, OffPolicyAlgorithm) else 1
+    steps_per_mask = max(1, base.skip_num or len(base.layer_names) // 2) if action == "sequence" else 1
+    try:
+        while True:  # masks outside the budget leave evaluations over
+            # SB3's schedules depend on the steps that the rest takes if all masks count.
+            steps = max(1, evaluations - recorder.evaluations) * steps_per_mask
+            model.learn(steps, log_interval=interval, reset_num_timesteps=False)
+    except BudgetSpentError:
+        if logger.name_to_value:
+            logger.dump(model.num_timesteps)
+    finally:
+        logger.close()
+
+
+def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict[str, Any]]:
+    """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
+    with closing(gymnasium.make_vec(config.env_id, num_envs=len(masks), **config.mask_kwargs)) as env:
+        env.reset(seed=config.seed)
+        scored: Any = env.unwrapped
+        if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
+            own = {"episode": scored.get_state()["episode"]}
+            scored.set_state({**base.get_state(), **own})
+        return Turn.of(masks, *score_masks(env, masks)).rows
 
 
 def load_sb3(
@@ -249,9 +206,6 @@ def _tensorboard(folder: Path | None) -> list[KVWriter]:
     """Return TensorBoard's writer, if there is a folder and TensorBoard is installed."""
     from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
 
-    if folder is None:
-        return []
-    if SummaryWriter is None:
-        print("TensorBoard is not installed, so its files are not written. To get them: pip install 'das_gym[sb3]'")
+    if folder is None or SummaryWriter is None:
         return []
     return [TensorBoardOutputFormat(str(folder / "tensorboard"))]

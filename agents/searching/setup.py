@@ -20,7 +20,8 @@ from das_gym.commandline import format_command
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.files import explain_damage, read_json
-from das_gym.problem.budget import BUDGET_SETTINGS, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives
 
@@ -35,19 +36,24 @@ OURS = f"expected an id such as {DEFAULT_ENV}. `{format_command('agents list')}`
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
     """Make the vector environment of a search; `free` lifts its budget, see `Agent.free_budget`."""
+    _check_id(env_id)
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
-    name = env_id.rpartition(":")[2]
-    if name in SUITE_IDS or name.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` has not one problem with one reward: got {env_id}, {OURS}")
     return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
 
 
 def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
     """Make a single environment of das_gym, without wrappers."""
+    _check_id(env_id)
     env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
     return env
+
+
+def _check_id(env_id: str) -> None:
+    name = env_id.rpartition(":")[2]
+    if name in SUITE_IDS or name.endswith(many_objectives("")):
+        raise ValueError(f"`env_id` has not one problem with one reward: got {env_id}, {OURS}")
 
 
 def score_masks(env: gymnasium.vector.VectorEnv, masks: Masks) -> tuple[Floats, dict[str, Any]]:
@@ -152,13 +158,17 @@ def blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
 
     settings, name = json.loads(env_kwargs), env_id.rpartition(":")[2]
     if is_tabular(env_id):
-        made_with = gymnasium.spec(env_id).kwargs | settings
-        table = made_with.get("table") or bundled_table(made_with["model"], made_with["task"])
-        return stored_blocks(Path(table))
+        return stored_blocks(table_path(env_id, settings))
     if name not in ENVIRONMENTS:
         return None
     scorer = make_scored(env_id, {"skip_num": None}, settings).scorer
     return measure_blocks(scorer.problem.evaluator, scorer.fixed_examples)
+
+
+def table_path(env_id: str, env_kwargs: Mapping[str, Any]) -> Path:
+    """Return the path of the table that an environment looks scores up in."""
+    made_with = gymnasium.spec(env_id).kwargs | dict(env_kwargs)
+    return Path(made_with.get("table") or bundled_table(made_with["model"], made_with["task"]))
 
 
 def blocks_file(table: Path) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,11 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
-
-Requests = dict[Hashable, tuple[Any, ...]]
-"""The arguments of a processor's `read` for some pairs, by the key in its `ahead`."""
 
 TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
@@ -95,10 +92,10 @@ class PromptError(ValueError):
     """A prompt that a model cannot read.
 
     Attributes:
-        prompt: The prompt; None if torch's DataLoader has rebuilt the error, from its message alone.
+        prompt: The prompt.
     """
 
-    def __init__(self, reason: str, prompt: Prompt | None = None) -> None:
+    def __init__(self, reason: str, prompt: Prompt) -> None:
         super().__init__(reason)
         self.prompt = prompt
 
@@ -112,7 +109,6 @@ class Processor:
         transform: Takes an RGB image, a size and a patch size in pixels, and returns (3, height, width) float32.
         image_size, patch_size: Those sizes.
         max_text_length: Longest text in tokens; longer ones are truncated.
-        ahead: Images that another process has read already, by key, see `requests`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -120,21 +116,9 @@ class Processor:
     image_size: int
     patch_size: int
     max_text_length: int
-    ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
         """Return (3, height, width) float32, through RandAugment if `augment` gives its seed."""
-        found: Tensor | None = self.ahead.get((source.key, augment))
-        return self.read(source, augment) if found is None else found
-
-    def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
-        """Return the images to read for some pairs, but those whose encoder output is cached already, as `kept` says."""
-        sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
-        seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
-        return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
-
-    def read(self, source: ImageSource, augment: int | None) -> Tensor:
-        """Read an image from its file; see `image`."""
         image = source.open()
         if augment is not None:
             image = randaugment(image, augment)

@@ -51,23 +51,13 @@ def test_evolution_with_stages_ends_when_few_masks_exist():
     assert agent.best().sum() == 1
 
 
-@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), "all", (0, 1)])
-def test_evolution_rejects_stages(stages):
-    with pytest.raises(ValueError, match="stages"):
-        Evolution(SPACE, 0, stages=stages)
-
-
-@pytest.mark.parametrize(
-    ("agent", "settings"),
-    [
-        (Evolution, {"offspring": "many"}),
-        (Evolution, {"max_swaps": 0}),
-        (EvoPress, {"survivors": 0}),
-    ],
-)
-def test_populations_reject_settings_out_of_range(agent, settings):
+@pytest.mark.parametrize("settings", [{"offspring": "many"}, {"max_swaps": 0}, {"survivors": 0}])
+def test_populations_reject_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        agent(SPACE, 0, **settings)
+        (EvoPress if "survivors" in settings else Evolution)(SPACE, 0, **settings)
+    for stages in ((), (0.5,), (1.0, 0.5), "all", (0, 1)):
+        with pytest.raises(ValueError, match="stages"):
+            Evolution(SPACE, 0, stages=stages)
 
 
 def test_evopress_keeps_the_number_skipped_of_each_size():

@@ -57,9 +57,8 @@ def test_suite_oracle_has_the_statistics_that_the_policy_reads():
     ("env_id", "budget", "env_kwargs", "text"),
     [
         ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
-        ("DAS-Suite-v0", {}, {"flat": True}, "flat"),
-        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "use DAS-METER-VQA-Tabular-v0"),
-        ("DAS-Suite-MO-v0", {}, {}, "use DAS-Suite-v0"),
+        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "one reward"),
+        ("DAS-Suite-MO-v0", {}, {}, "one reward"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )

@@ -96,7 +96,7 @@ def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         train(name, env_kwargs, tmp_path, save_every=1, on_turn=stop)
-    assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 2
+    assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 3
     resumed = train(name, env_kwargs, tmp_path, save_every=1, resume=True)
     assert resumed.result == train(name, env_kwargs).result
     with pytest.raises(ValueError, match="another `seed`"):
@@ -166,7 +166,7 @@ def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs: dict):
 
 def test_recorder_names_a_nan_reward(env_kwargs: dict):
     env = gymnasium.make_vec(ID, num_envs=2, skip_num=2, **env_kwargs)
-    recorder = Recorder(TransformReward(env, lambda rewards: rewards * np.nan), 10)
+    recorder = Recorder(TransformReward(env, lambda rewards: rewards * np.nan), SearchConfig(ID))
     recorder.reset(seed=0)
     with pytest.raises(ValueError, match=r"skips layers \[0, 5\] is not finite"):
         recorder.step(np.isin(np.arange(12), (0, 5))[None].repeat(2, axis=0).astype(np.int8))

@@ -4,16 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
-from das_gym.agents import Greedy, LeaveOneOut, MaskSpace
+from das_gym.agents import Greedy, LeaveOneOut, MaskSpace, RandomSearch
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 
 
-def play(agent, n=3, maximum=1000):
+def play(agent, n=3):
     asked = np.zeros((0, agent.n_layers), bool)
-    while len(asked) < maximum and len(masks := agent.ask(min(n, maximum - len(asked)))):
+    while len(masks := agent.ask(n)):
         agent.tell(masks, rewards(masks))
         asked = np.concatenate((asked, masks))
     return asked
@@ -52,8 +52,13 @@ def test_leave_one_out_scores_each_layer_once():
 def test_greedy_answers_when_removal_leads_away():
     """Only one pair saves enough, and removing the others, which cost more skipped than kept, comes first."""
     pair = np.isin(np.arange(5), [0, 1])
-    space = MaskSpace(Budget(5, saved=0.4, cost=MaskCost(100, 100, np.where(pair, 20, -1))))
-    agent = Greedy(space)
+    agent = Greedy(MaskSpace(Budget(5, saved=0.4, cost=MaskCost(100, 100, np.where(pair, 20, -1)))))
     while len(masks := agent.ask(3)):
         agent.tell(masks, masks @ np.arange(5.0))
     assert (agent.best() == pair).all()
+
+
+def test_random_search_draws_each_layer_equally_often():
+    np.testing.assert_allclose(RandomSearch(SPACES["count"], seed=0).ask(495).mean(axis=0), 1 / 3)
+    shares = np.mean([RandomSearch(SPACES["count"], seed=seed).ask(3).mean(axis=0) for seed in range(500)], axis=0)
+    assert np.abs(shares - 1 / 3).max() < 0.05
