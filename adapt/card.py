@@ -14,16 +14,7 @@ TRUST = ", trust_remote_code=True"
 
 
 def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:
-    """Return the text of a card.
-
-    Args:
-        front: The first lines, which hubs read, see `front_matter`.
-        title: What the folder holds.
-        about: Paragraphs on how it was made.
-        example: Python code that loads the folder.
-        results: The table of the run; None if it is unknown.
-        checked: How the saved folder was compared with the model in memory.
-    """
+    """Return the text of a card: after the lines for hubs, `about` says how the folder was made, `example` loads it."""
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     return "\n\n".join(
         [

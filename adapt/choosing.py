@@ -67,13 +67,10 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mask, with the problem that it was searched or given for.
+    """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    Attributes:
-        mask: (n_layers,) bool, True = skipped.
-        problem: The model and data.
-        remark: Why the mask is not the search's answer, or which point of a front it is; else empty.
-        others: Other masks that the search scored and that keep its budget, (n_layers,) bool each, the best first.
+    `remark` says why it is not the search's answer, or which point of a front it is. `others` are masks that the search
+    scored and that keep its budget, the best first.
     """
 
     mask: np.ndarray
@@ -143,10 +140,11 @@ def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
 
     The best mask that the search scored is used if its reward is higher, on the same examples, and it keeps the budget.
     """
+    # The bandit's answer, the layers of the largest preferences, is a mask that it may never have scored.
     seen, budget = record["best_seen"], record["env_kwargs"]
     answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
     is_kept = keeps_budget(budget, seen["mask"], seen["macs_saved"])
-    same_examples = budget.get("reward_batches", "fixed") == "fixed"
+    same_examples = budget.get("reward_batches", "fixed") == "fixed"  # else rewards cannot be compared
     if not (best > answer and is_kept and same_examples):
         return np.array(record["mask"], dtype=bool), ""
     remark = (
@@ -160,6 +158,7 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
     recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
+    # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
     if (entry := entry_of(record["env_id"])) is not None:
         named = {"checkpoint": CHECKPOINT_TABLES[record["env_id"]][1]} if record["env_id"] in CHECKPOINT_TABLES else {}

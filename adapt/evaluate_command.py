@@ -145,6 +145,7 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
+    # A vocabulary that lacks the right answer bounds the score from above.
     ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
     columns, rows = ("", "%", "at most, %") if ceilings else ("", "%"), []
     for name, value in found.numbers.items():

@@ -77,6 +77,7 @@ def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) 
 def copy_model(model: AdaptedModel) -> AdaptedModel:
     """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
     vlp = model.backbone.vlp
+    # `deepcopy` keeps what its memo holds by id.
     shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
     copied, head = copy.deepcopy((vlp, model.head), shared)
     return AdaptedModel(dataclasses.replace(model.backbone, vlp=copied), head, model.task)

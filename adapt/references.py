@@ -48,7 +48,7 @@ def find_reference(
     adaptation = Adaptation.load(path)
     recorded = adaptation.info.get("settings", {})
     settings = deciding_settings(problem, config)
-    # The files may record settings that are constants today.
+    # Other settings give other weights. The files may record settings that are constants today.
     is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
     return None if is_other else adaptation
 

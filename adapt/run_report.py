@@ -94,6 +94,7 @@ def run_report(folder: Path) -> RunReport:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_examples(folder))
+    # a number, so that a record cannot name a search outside of the folder of runs
     is_searched = search.name.isdecimal() and (search / SEARCHED).is_file()
     return report.with_search(search_report(search)) if is_searched else report
 

@@ -24,11 +24,11 @@ from das_gym.agents.run_report import masks_table
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
-from das_gym.problem.budget import Masks
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
 from das_gym.problem.statistics import STATISTICS, masks_needed
 from das_gym.progress import progress
@@ -37,7 +37,6 @@ from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
-from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -80,14 +79,10 @@ class TableSettings(EstimatedSettings, ProblemSettings):
                     f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
                 )
 
-    def masks(self, n_layers: int) -> Masks:
-        """Return the (m, n_layers) masks to score."""
-        return every_mask(n_layers) if self.max_skipped is None else masks_up_to(n_layers, self.max_skipped)
-
 
 def check(settings: TableSettings) -> TableSettings:
     """Load model and data, and reject too many layers."""
-    settings.masks(len(load_problem(settings.problem_config).layer_names))
+    masks_up_to(len(load_problem(settings.problem_config).layer_names), settings.max_skipped)
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -104,9 +99,9 @@ def plan(settings: TableSettings) -> list[Part]:
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
     # Activity and sensitivity of the layers take about six forwards, those of masks one each, unless the table has them.
     forwards = 6 + (0 if settings.max_skipped is None else masks_needed(STATISTICS, width))
-    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
     statistics = Part("layer statistics", rounds * reward * forwards * walk.forward, held=batch * held)
-    return [scoring(problem, walk, "scores", examples, [settings.masks(width)], 1), statistics]
+    return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
@@ -142,10 +137,10 @@ def print_summary(table: SubnetTable, spent: Spending) -> None:
     meta, losses = table.meta, table.values("loss")
     count = min(SUMMARY_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
     best = table.best(skip_num=count)
-    title = (
+    print(
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples"
     )
-    masks_table(table, {"full model": table.masks[0], f"best of k={count}": best}, title).print()
+    masks_table(table, {"full model": table.masks[0], f"best of k={count}": best}, "").print()
     print(f"k={count} skips {', '.join(skipped_names(meta.layer_names, best)) or 'nothing'}")
     agreement = spearman(losses, table.values("loss", "test"))
     print(f"rank correlation of losses between the two splits (Spearman): {agreement:.4f}")

@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import insert_trained

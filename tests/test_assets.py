@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.engine.ranking import rank, recalls
@@ -49,7 +49,7 @@ def test_bundled_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
     subnet, test = cut_subnet(ProblemConfig(), np.zeros(12, bool)), problem.splits.test[:600]
     seen = evaluate(subnet, test, "seeing")
-    blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
+    blinded = evaluate(with_mean_image(subnet, test), test, "blinded")
     assert seen.metric >= 0.75
     assert seen.metric - blinded.metric >= 0.25
     for family in ("attribute", "existence", "count", "relation", "nearest"):

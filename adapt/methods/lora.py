@@ -96,6 +96,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int) -> list[nn.Paramete
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(names), lora_dropout=0.0)
     inject_adapter_in_model(config, model)
+    # peft makes parameters of the dtype of the layer: steps of 1e-4 of them are lost in 16 bits.
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
     for parameter in trained:
@@ -111,6 +112,7 @@ def merge_lora(model: Any) -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
+            # peft's own unloading expects a model that it has wrapped.
             base: Any = module.get_base_layer()
             try:
                 module.merge(safe_merge=True)

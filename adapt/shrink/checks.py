@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.shrink.examples import check_examples
+from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
+from das_gym.data.bad_examples import decode_errors
+from das_gym.data.decoding import file_pixels
+from das_gym.data.images import ImageFile, ImageSource
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
@@ -33,8 +36,13 @@ from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
 from das_gym.problem.mask_cost import SAVED, measure_cost
+from das_gym.progress import progress
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
+from das_gym.tasks.base import Task
+
+LONGEST = 8
+"""Number of prompts of each kind that are fully encoded: those with most words, pixels and images."""
 
 FALLBACK_MASKS = 64
 """Number of a search's masks that are tried if its best one cannot be removed."""
@@ -48,6 +56,7 @@ def check(settings: ShrinkSettings) -> None:
     config = settings.problem_config if choice is None else choice.problem
     _check_config(settings, config)
     problem = load_problem(config)
+    # The model stays in memory, where search and job find it.
     _check_model(settings, as_vlm(problem))
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
@@ -60,6 +69,48 @@ def check(settings: ShrinkSettings) -> None:
         check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
     if choice is None:
         check_examples(problem.task, problem.splits.reward)
+
+
+def check_examples(task: Task, examples: Sequence[Any]) -> None:
+    """Reject examples that the model cannot read: all texts are tokenized, all images decoded.
+
+    Image tokens are made for the longest prompts alone, since that takes long for thousands of examples.
+    """
+    processor: Any = task.processor
+    prompts: list[tuple[str, Any]] = [(example.key, prompt) for example in examples for prompt in task.pairs([example])]
+    images: dict[str, tuple[str, ImageSource]] = {}
+    for key, prompt in prompts:
+        for image in prompt.images:
+            images.setdefault(image.key, (key, image))
+    with contextlib.closing(decode_errors({name: image for name, (_, image) in images.items()})) as errors:
+        for name, error in errors:
+            raise type(error)(f"{images[name][0]}: {error}") from error
+    pixels = {name: _pixels(image) for name, (_, image) in images.items()}
+
+    def read(row: int, method: Callable[[Any], Any]) -> Any:
+        key, prompt = prompts[row]
+        try:
+            return method(prompt)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+    lengths = []
+    with progress(len(prompts), "checking texts", unit="text") as bar:
+        for row, (_, prompt) in enumerate(prompts):
+            size = sum(pixels[image.key] for image in prompt.images)
+            lengths.append((read(row, processor.count_words), size, len(prompt.images)))
+            bar.update()
+    longest = np.argsort(lengths, axis=0)[-LONGEST:].flatten().tolist()
+    without = [row for row, (_, prompt) in enumerate(prompts) if not prompt.images]
+    for row in sorted({*longest, *without[:1]}):  # some templates reject prompts without an image
+        read(row, processor.encode)
+
+
+def _pixels(image: ImageSource) -> int:
+    if isinstance(image, ImageFile):
+        return file_pixels(image.path)
+    opened = image.open()
+    return int(opened.width * opened.height)
 
 
 def source_of(problem: ProblemConfig) -> Path:
@@ -181,6 +232,7 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     vlm = as_vlm(problem)
     known, key = _REASONS.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
+        # Tried once for each mask: `check` and `ShrinkJob` ask for the same ones.
         known[key] = ""
         try:
             smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)

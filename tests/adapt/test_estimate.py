@@ -12,7 +12,7 @@ import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.choosing import search_values
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink_experiment import ex as shrink

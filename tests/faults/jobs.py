@@ -180,7 +180,7 @@ def _shrink(folder: Path) -> Job:
     quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
-    training = {"train": {"steps": 2, "save_every": 1}}
+    training = {"train": {"steps": 2, "save_every": 1}, "control": True}
     return Job(run, ("model.safetensors", "config.json"), {**given, **training}, out="smaller")
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.export.answering import QUESTIONS, export_answering
-from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.methods.saving import trained_parameters
+from das_gym.adapt.methods.base import make_method, trained_parameters
 from das_gym.adapt.shrink.verifying import Probes, replay_logits
 from transformers import AutoModelForImageTextToText
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import check_out, describe_dtype, new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.saving import check_out, new_folder, round_parameters, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
@@ -43,12 +43,6 @@ def test_saved_dtype(source: Path):
     assert saved_dtype(torch.float32, torch.bfloat16) == torch.bfloat16
     assert saved_dtype(torch.float32, torch.float64) == torch.float32
     assert saved_dtype(torch.float16, torch.float32, "float32") == torch.float32
-
-
-def test_describe_dtype_says_how_to_keep_the_precision_of_the_training():
-    assert "dtype=float32 keeps more" in describe_dtype(torch.float16, torch.float32, "auto", "dtype")
-    for given in ((torch.float32, torch.bfloat16, "auto"), (torch.float16, torch.float32, "float32")):
-        assert "keeps" not in describe_dtype(*given, "dtype")
 
 
 def test_save_keeps_dtype_modes_and_other_files(

@@ -163,9 +163,3 @@ def test_run_in_subprocess_reports_one_line_and_keeps_stdin_open(tmp_path: Path,
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
     with pytest.raises(VerificationError, match=r"RuntimeError: the weights are missing$"):
         verifying.run_in_subprocess(Path("out"), {})
-
-
-def test_subprocess_main_blocks_das_gym():
-    with pytest.raises(ImportError):
-        subprocess_main.DasGymBlocker.find_spec("das_gym.models")
-    assert subprocess_main.DasGymBlocker.find_spec("torch") is None
