@@ -39,7 +39,7 @@ from das_gym.adapt.training import Log, TrainingConfig, add_prefix, check_ranges
 
 from das_gym.commandline import format_command
 from das_gym.config import nested
-from das_gym.data.image_checks import require_readable
+from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import RecordedCommand, Run, required_folder

@@ -56,10 +56,7 @@ class Comparison:
         """Let few of the layers run that are built and called alike, if the model is large.
 
         The others return their input, so that nothing that depends on positions of layers changes. What is found out about
-        layers holds for those that are alike, in a fraction of the time and memory.
-
-        Args:
-            vision: Whether vision layers are probed, too.
+        layers holds for those that are alike, in a fraction of the time and memory. `vision`: vision layers are probed, too.
         """
         if not self.is_large:
             yield
