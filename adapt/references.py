@@ -1,7 +1,7 @@
 """Trained weights of the full model with adapters and of the baseline, bundled with das_gym.
 
 Neither depends on the mask, so `python -m adapt` with default settings only evaluates them.
-`python -m benchmarks.references` makes the files.
+`python -m benchmarks.assets references` makes the files.
 """
 
 from __future__ import annotations

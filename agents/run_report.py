@@ -59,12 +59,14 @@ def search_facts(result: SearchResult) -> dict[str, str]:
 
 
 def draw_search(path: Path, result: SearchResult) -> None:
-    """Write a PNG of the answer on the architecture, and of some facts."""
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
     from PIL import Image
 
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
-    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts)
+    progress = progress_of(result)
+    best = [] if progress is None else [reward for reward in progress.best if reward is not None]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)
     with replacing(path) as part:
         Image.fromarray(image).save(part, "PNG")
 

@@ -31,16 +31,20 @@ import torch
 from das_gym.adapt.training import POSITIVE, Log, StepResult, Trainer, adamw, add_prefix, check_ranges, decay
 from torch import nn
 
+from benchmarks.pretrain.answering_models import LlavaMini, SmolVLMMini
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
-from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, image_token_losses
 from benchmarks.pretrain.conversations import ConversationBatches, sampled_images
 from benchmarks.pretrain.family import HEADS, AnsweringRecipe, PairRecipe, Recipe, Size
-from benchmarks.pretrain.llava import LlavaMini
-from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
-from benchmarks.pretrain.meter import MeterMini
-from benchmarks.pretrain.smolvlm import SmolVLMMini
+from benchmarks.pretrain.losses import (
+    ConversationHeads,
+    PretrainHeads,
+    caption_losses,
+    conversation_losses,
+    image_losses,
+    image_token_losses,
+)
+from benchmarks.pretrain.pair_models import MeterMini, ViltMini
 from benchmarks.pretrain.tokenizer import tokenizer_files, train_chat_tokenizer, train_tokenizer
-from benchmarks.pretrain.vilt import ViltMini
 from das_gym.config import check_names, choice
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json

@@ -9,11 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.pretrain import recipe
 from benchmarks.pretrain.batches import IGNORE
-from benchmarks.pretrain.conversation_losses import features
 from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringRecipe
-from benchmarks.pretrain.questions import INSTRUCTION
+from benchmarks.pretrain.losses import features
 from benchmarks.pretrain.recipe import CHECKPOINTS, RECIPES, PretrainSettings, pretrain
+from benchmarks.pretrain.texts import INSTRUCTION
 from benchmarks.pretrain.tokenizer import train_chat_tokenizer
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import Scene, SceneObject, render

@@ -10,7 +10,7 @@ from das_gym.agents import Budget, MaskSpace
 from das_gym.agents.searching.setup import blocks_file, blocks_of, make_search_agent, stored_blocks
 from synthetic import ENV_ID
 
-from benchmarks.blocks import main
+from benchmarks.assets import main
 from benchmarks.search.problems import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
@@ -44,8 +44,8 @@ def test_blocks_command_measures_next_to_a_table(small_table, small_kwargs, tmp_
     shutil.copy(blocks_file(TABLES[0]), blocks_file(path))
     assert stored_blocks(path) is None  # of other data
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    main(["with", f"table={path}", *given])
-    assert capsys.readouterr().out == f"blocks of layers: {blocks_file(path)}\n"
+    main(["blocks", str(path), "--problem", *given])
+    assert capsys.readouterr().out == f"{blocks_file(path)}\n"
     assert len(stored_blocks(path)["cosine"]) == small_table.n_layers
     blocks_file(path).write_text("{}")
     with pytest.raises(ValueError, match=r"_blocks\.json is damaged"):
