@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, unit_costs
+from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, bundled_policy, unit_costs
 from das_gym.agents.policy.training import suite_masks
 
 from benchmarks.machine import describe_machine
