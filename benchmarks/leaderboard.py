@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
-from das_gym.agents.compare.results import AgentResult, quantile
+from das_gym.agents.compare.comparison import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,14 +69,8 @@ class PolicySettings(PluginSettings):
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1")
 
 
-@dataclass(frozen=True)
-class Example:
-    """Problems that share a table and a budget.
-
-    Attributes:
-        given: What the policy reads.
-        wanted: (problems, masks) the softmax of the scaled rewards.
-    """
+class Example(NamedTuple):
+    """Problems that share a table and a budget: what a policy reads, and the softmax of the rewards, (problems, masks)."""
 
     given: PolicyInput
     wanted: Tensor

@@ -46,20 +46,14 @@ LOGS = 20
 
 @dataclass(frozen=True, eq=False)
 class TrainedAgent:
-    """A trained algorithm and the result of its search.
-
-    Attributes:
-        result: The record. Its mask is the better of the policy's answer and the best scored mask.
-        model: The trained algorithm.
-        action: The action space of the search.
-        policy: The policy's own answer: `mask`, `reward` and scores.
-        starved: Whether the search ended early because nearly none of its masks was within the budget.
-    """
+    """A trained algorithm and the result of its search."""
 
     result: SearchResult
+    """The record. Its mask is the better of the policy's answer and the best scored mask."""
     model: BaseAlgorithm
     action: str
     policy: dict[str, Any]
+    """The policy's own answer: `mask`, `reward` and scores."""
     starved: bool
 
 
@@ -72,15 +66,7 @@ def train_sb3(
 ) -> TrainedAgent:
     """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
-    Args:
-        config: What to search. `agent` is an algorithm, `agent_kwargs` are its hyperparameters.
-        folder: Run folder. None keeps nothing.
-        on_turn: Called after every step that scored masks, with the turn.
-        resume: Continue from the checkpoint in `folder`, if there is one.
-        writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
-
-    Raises:
-        ValueError: a setting is not valid for the environment or the algorithm, or a reward is not finite.
+    The arguments are those of `das_gym.agents.search`. SB3's metrics go to `writers`, and to TensorBoard in the folder.
 
     Example:
         >>> from das_gym.agents import SearchConfig
