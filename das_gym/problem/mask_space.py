@@ -178,10 +178,6 @@ class MaskSpace:
         pairs = np.concatenate((pairs, np.repeat(np.arange(self.n_layers), 2).reshape(-1, 2)))
         return pairs[self.contains(flipped(mask, pairs))]
 
-    def neighbours(self, mask: Masks) -> Masks:
-        """Return (m, n_layers): one skipped layer swapped for a kept one; by cost also one layer more or fewer skipped."""
-        return flipped(mask, self.moves(mask))
-
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
         """Return distinct masks that are not `seen` (by `mask.tobytes()`).
 
