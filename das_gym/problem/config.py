@@ -147,8 +147,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
-                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}. Download "
-                    f"what is on the Hugging Face Hub first: `hf download {value} --local-dir FOLDER`."
+                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}. "
+                    f"Download what is on the Hugging Face Hub first: `hf download {value} --local-dir FOLDER`."
                 )
 
     @property
