@@ -114,14 +114,6 @@ class DAS(Method):
         if vlp.untrainable:
             raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        parallel, skip = recovery_widths(hidden_size)
-        return (
-            f"Adapters of DAS (arXiv 2309.01479), and nothing else, {parallel} wide before attention and MLP, {skip} wide "
-            "where a layer was deleted"
-        )
-
 
 def recovery_widths(hidden_size: int) -> tuple[int, int]:
     """Return the widths of parallel and skip adapters in recovery, by the hidden size of the decoder."""

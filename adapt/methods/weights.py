@@ -28,10 +28,6 @@ class Full(Method):
         """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
         return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        return "All parameters of the remaining layers and the projector"
-
 
 @dataclass(frozen=True)
 class Head(Method):
