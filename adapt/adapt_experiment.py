@@ -20,10 +20,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import (
-    SEARCH_ID,
     ChoosingSettings,
     choose,
-    command_of,
     named_configs,
     search_first,
     search_values,
@@ -117,8 +115,7 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         return [*searching, *adapt_parts(settings, base, splits, mask)]
 
     print_estimate(settings, parts)
-    continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
-    return dataclasses.replace(settings, search_run=search_first(values, continue_command))
+    return dataclasses.replace(settings, search_run=search_first(values))
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float:

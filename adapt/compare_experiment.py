@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, search_first, search_values
+from das_gym.adapt.choosing import choice_from_run, search_first, search_values
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
@@ -141,8 +141,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
     check_prompts(backbone, problem)
     found = dict(settings.searches)
     for k in needed:
-        continue_command = command_of("adapt compare", settings, searches={**found, str(k): SEARCH_ID})
-        found[str(k)] = search_first(values_for_search(settings, k), continue_command)
+        found[str(k)] = search_first(values_for_search(settings, k), f"searches.{k}")
     return dataclasses.replace(settings, searches=found)
 
 

@@ -98,16 +98,14 @@ def test_search_gets_model_data_and_its_own_settings(
 ):
     seen: dict[str, Any] = {}
 
-    def search_first(values: dict[str, Any], continue_command: str) -> int:
-        seen.update(values, continue_command=continue_command)
+    def search_first(values: dict[str, Any]) -> int:
+        seen.update(values)
         return 7
 
     monkeypatch.setattr(adapt_experiment, "search_first", search_first)
     values, _ = ex.resolve({**given, "estimate": False}, names)
     assert prepare(build(AdaptSettings, values)).search_run == 7
     assert asked.items() <= seen.items()
-    assert "search_run=SEARCH_RUN" in seen["continue_command"]
-    assert "search." not in seen["continue_command"]
 
 
 @pytest.mark.parametrize(
