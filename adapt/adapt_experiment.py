@@ -28,8 +28,7 @@ from das_gym.adapt.choosing import (
 )
 from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
-from das_gym.adapt.finetune import cut, finetune, load_base_model
-from das_gym.adapt.references import load_reference
+from das_gym.adapt.finetune import cut, finetune, load_base_model, load_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, finish_run, limit_test
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.finetune import cut
-from das_gym.adapt.references import find_reference
+from das_gym.adapt.finetune import cut, find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.search_experiment import search_parts

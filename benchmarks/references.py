@@ -12,8 +12,7 @@ from typing import cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, finetune
-from das_gym.adapt.references import deciding_settings, load_reference, reference_file
+from das_gym.adapt.finetune import cut_subnet, deciding_settings, finetune, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 from das_gym.adapt.training import TrainingConfig
