@@ -8,15 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.shrink import checks
 from das_gym.adapt.shrink.checks import fallback_if_not_removable
-from das_gym.adapt.shrink.measuring import loss_of
-from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.verifying import Probes, verify
 
-from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -28,21 +23,6 @@ MASK = np.array([False, True, False, False, False, True, False])
 def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
     config = ProblemConfig("VLM", "answering", checkpoint=str(folder_of("qwen2_5_vl")), data_root=str(data), vision=True)
     return load_problem(dataclasses.replace(config, device="cpu"))
-
-
-@pytest.mark.slow
-def test_pruned_copy_has_the_loss_of_the_mask_and_is_saved(problem: Problem, tmp_path: Path):
-    """Its logits in a process of transformers alone are the mask's, and so are its words."""
-    whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
-    full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
-    smaller = pruned_copy(whole, MASK)
-    assert loss_of(smaller, problem.task, examples, 4, "loss") == pytest.approx(masked, abs=1e-5)
-    assert loss_of(whole, problem.task, examples, 4, "loss") == pytest.approx(full, abs=1e-5)
-    assert draw_mask(whole, MASK) == "■□■ ■□■■"
-    source = Path(problem.backbone.config.checkpoint)
-    save(smaller.model, tmp_path, source, source, torch.float32)
-    probes = Probes.of(whole, problem.task, examples)
-    assert verify(tmp_path, smaller, MASK, probes, torch.float32).logits_difference < 1e-4
 
 
 @pytest.mark.slow
