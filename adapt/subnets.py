@@ -22,7 +22,6 @@ from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
-from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
 from das_gym.problem.loading import (
@@ -36,7 +35,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
-from das_gym.trust import trusted_settings
+from das_gym.trust import import_plugins, imported_plugins, trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"

@@ -31,7 +31,7 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.plugins import imported_plugins
+from das_gym.output import counted
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.estimate import print_estimate
@@ -41,7 +41,7 @@ from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
 from das_gym.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
-from das_gym.wording import counted
+from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "front.json"

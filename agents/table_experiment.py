@@ -23,11 +23,11 @@ import numpy as np
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
-from das_gym.problem.budget import Masks
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
 from das_gym.problem.statistics import STATISTICS, masks_needed
 from das_gym.progress import progress
@@ -36,7 +36,6 @@ from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -79,14 +78,10 @@ class TableSettings(EstimatedSettings, ProblemSettings):
                     f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
                 )
 
-    def masks(self, n_layers: int) -> Masks:
-        """Return the (m, n_layers) masks to score."""
-        return every_mask(n_layers) if self.max_skipped is None else masks_up_to(n_layers, self.max_skipped)
-
 
 def check(settings: TableSettings) -> TableSettings:
     """Load model and data, and reject too many layers."""
-    settings.masks(len(load_problem(settings.problem_config).layer_names))
+    masks_up_to(len(load_problem(settings.problem_config).layer_names), settings.max_skipped)
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -103,9 +98,9 @@ def plan(settings: TableSettings) -> list[Part]:
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
     # Activity and sensitivity of the layers take about six forwards, those of masks one each, unless the table has them.
     forwards = 6 + (0 if settings.max_skipped is None else masks_needed(STATISTICS, width))
-    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
     statistics = Part("layer statistics", rounds * reward * forwards * walk.forward, held=batch * held)
-    return [scoring(problem, walk, "scores", examples, [settings.masks(width)], 1), statistics]
+    return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:

@@ -5,7 +5,7 @@
     python -m benchmarks.latency --batch 1 --subnets 10
 
 Random subnets with 1 to n - 1 skipped units, which are removed, run from pixels and tokens to logits. The prediction is the
-sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and parts are timed in turns, in random order, so that
+sum of their parts (`das_gym.problem.latency`). Whole subnets and parts are timed in turns, in random order, so that
 other load affects both; medians are compared. METER is also run full without adapters, and as DAS with k = 4: two text and
 two image layers skipped, adapters everywhere. Its share of saved time is compared with its share of saved MACs.
 """
@@ -25,10 +25,9 @@ from das_gym.models.base import VLP
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.costs import count_costs
-from das_gym.problem.latency import Spread
+from das_gym.problem.latency import Spread, Timed, UnitTimer, make_timed_forward, without_adapters_sharing
 from das_gym.problem.loading import load_problem
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.unit_latency import Timed, UnitTimer, make_timed_forward, without_adapters_sharing
 
 MODELS = ("meter_base", "meter_mini", "vilt_mini", "smolvlm_mini")
 ROUNDS = {"meter_base": 8}

@@ -128,7 +128,7 @@ run the command again.
 
 - *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
-  and those behind layer statistics. `policy` needs 3 n + 1 masks for n layers before its answer.
+  and those behind layer statistics. `policy` needs 3 n + 3 masks for n layers before its answer.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
 - Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
   of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %

@@ -6,7 +6,6 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import sys
@@ -42,7 +41,6 @@ from das_gym.commandline import (
 )
 from das_gym.config import build, check_names, flatten_settings, merge, nest_settings, plain, settings_dict
 from das_gym.files import explain_damage, read_json
-from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 from das_gym.runs import (
     CONFIG,
@@ -55,18 +53,11 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.settings_files import read_settings_file
 from das_gym.settings_help import WIDTH, help_text, settings_text
-from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
+from das_gym.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
-
-COMMANDS = ("print_config", "print_named_configs")
-"""Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
-
-DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
-"""Sacred's options for databases, the library that each needs, and the extra that installs it."""
 
 USAGE = """
 Usage:
@@ -79,7 +70,6 @@ OPTIONS = """
 Instead of `with` or before it:
   print_config                Print every setting with value and description;
                               * marks those that are not the default
-  print_named_configs         Print the named configs and their settings
 
 Options before `with`, those of Sacred that apply here:
   -F DIR --file_storage=DIR   Folder of all runs, as runs_dir=DIR
@@ -136,7 +126,7 @@ class RecordedCommand(Generic[Settings]):
 
         Args:
             config_updates: Settings.
-            named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
+            named_configs: Named configs, or JSON files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
             on_started: Called with the run's id, once the run can be resumed.
 
@@ -148,7 +138,6 @@ class RecordedCommand(Generic[Settings]):
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
-            check_databases(options)
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -234,12 +223,12 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        if Path(name).suffix in (".json", ".yaml", ".yml"):
-            settings = nest_settings(read_settings_file(Path(name)))
+        if Path(name).suffix == ".json":
+            settings = nest_settings(read_config(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
-        known, listing = self.named_configs(), format_command(f"{self.name} print_named_configs")
+        known, listing = self.named_configs(), format_command(f"{self.name} --help")
         check_names([name], known, "named config", own=True, listing=listing)
         return known[name]
 
@@ -280,7 +269,7 @@ class RecordedCommand(Generic[Settings]):
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
         names = [field.name for field in fields(self.settings)]
-        check_words(words, self.name, names, (*siblings, *COMMANDS), self.named_configs())
+        check_words(words, self.name, names, (*siblings, "print_config"), self.named_configs())
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
             print(self.help_text())
             return None
@@ -293,10 +282,6 @@ class RecordedCommand(Generic[Settings]):
         if options["COMMAND"] == "print_config":
             values, _ = self.resolve(given, named)
             print(settings_text(self.settings, settings_dict(build(self.settings, values))))
-            return None
-        if options["COMMAND"] == "print_named_configs":
-            for name, settings in self.named_configs().items():
-                print(name, *setting_words(settings))
             return None
         return self._run_command(given, named, {name: value for name, value in options.items() if name.startswith("-")})
 
@@ -360,10 +345,3 @@ def required_folder(run: Run) -> Path:
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder
-
-
-def check_databases(options: Mapping[str, Any]) -> None:
-    """Raise a ValueError for an option whose library is missing, before a run starts."""
-    for option, library, extra in DATABASES:
-        if options.get(option) and importlib.util.find_spec(library) is None:
-            raise ValueError(f"{option} needs {library}: pip install 'das_gym[{extra}]'")

@@ -30,7 +30,7 @@ def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
         "before = loaded()\n"
         f"for env in (gymnasium.make('{env_id}'), gymnasium.make_vec('{env_id}', num_envs=2)):\n"
         "    env.reset(seed=0); env.step(env.action_space.sample())\n"
-        "print(sorted(loaded() - before - {'psutil', 'tqdm'}))"  # small dependencies of das_gym
+        "print(sorted(loaded() - before - {'filelock', 'psutil', 'tqdm'}))"  # small dependencies of das_gym
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 
 import pytest
 
-from das_gym.progress import progress, waiting
+from das_gym.progress import progress
 
 
 class Terminal(io.StringIO):
@@ -21,7 +20,6 @@ def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     screen = Terminal()
     for name in ("stdout", "stderr", "__stderr__"):
         monkeypatch.setattr(sys, name, screen)
-    monkeypatch.setattr("das_gym.progress.DELAY", 1e-6)
     return screen
 
 
@@ -81,16 +79,3 @@ def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, monke
     with progress(2, "searching") as bar:
         bar.update()
     assert log_file.getvalue() == ""
-
-
-def test_uncounted_work_is_printed_after_a_delay(monkeypatch: pytest.MonkeyPatch):
-    terminal = a_terminal(monkeypatch)
-    with waiting("loading"):
-        while "loading ...\r" not in terminal.getvalue():
-            time.sleep(0.001)
-    print("done")
-    assert seen(terminal)[-2] == "done"
-    monkeypatch.setattr("das_gym.progress.DELAY", 60.0)
-    with waiting("quick"):
-        pass
-    assert "quick" not in terminal.getvalue()

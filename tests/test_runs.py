@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import das_gym
-from das_gym import plugins
 from das_gym.commandline import UsageError
 from das_gym.data.cache import cache_folder
 from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
@@ -184,8 +183,7 @@ def test_damaged_run_is_named(command, stopped: Path, name: str, text: str):
         resume(command, stopped)
 
 
-def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(plugins, "_imported", [])
+def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
     with pytest.raises(RunError, match=r"images/7\.png"):

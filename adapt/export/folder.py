@@ -23,10 +23,10 @@ from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
-from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
+from das_gym.trust import imported_plugins
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest, between the subnet and the folder."""

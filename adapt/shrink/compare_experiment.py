@@ -38,12 +38,12 @@ from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
+from das_gym.output import counted
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
 from das_gym.runs import find_run, library_versions
-from das_gym.wording import counted
 
 RECORD = "compare.json"
 TABLE = "compare.md"

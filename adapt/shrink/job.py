@@ -36,11 +36,11 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.output import escape_control_chars
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
 from das_gym.runs import library_versions
-from das_gym.streams import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""

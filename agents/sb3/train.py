@@ -161,7 +161,7 @@ def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict
         env.reset(seed=config.seed)
         scored: Any = env.unwrapped
         if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
-            own = {name: value for name, value in scored.get_state().items() if name in ("episode", "waiting")}
+            own = {"episode": scored.get_state()["episode"]}
             scored.set_state({**base.get_state(), **own})
         return Turn.of(masks, *score_masks(env, masks)).rows
 

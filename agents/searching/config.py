@@ -20,9 +20,9 @@ from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
+from das_gym.problem.budget import check_budget
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
-from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import EstimatedSettings, ResumableSettings

@@ -20,7 +20,8 @@ from das_gym.commandline import format_command
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.files import explain_damage, read_json
-from das_gym.problem.budget import BUDGET_SETTINGS, Floats, Masks
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives
 

@@ -26,13 +26,12 @@ from benchmarks.make_suite.plan import SEED, suite_models
 from das_gym.commandline import parse_or_help
 from das_gym.config import check_names
 from das_gym.files import absolute, write_json
-from das_gym.locks import lock_folder
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.latency import latency_of
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.problem.unit_latency import latency_of
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import PluginSettings
+from das_gym.runs import PluginSettings, lock_folder
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes

@@ -12,12 +12,11 @@ from torch import nn
 
 from das_gym.models.base import VLP
 
-PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
+PRECISIONS = ("float32", "bfloat16", "auto")
 """The values of an `Evaluator`'s `precision`.
 
 `float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
-it. `auto` is `bfloat16` on hardware with them and `float32` on other hardware. `bfloat16-emulated` gives the numbers of
-bfloat16 on any hardware, tens of times slower without the instructions: for tests and rank agreement.
+it: emulation is tens of times slower than float32. `auto` is `bfloat16` on hardware with them and `float32` on other.
 """
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -51,7 +50,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:
-    """Return `float32`, `bfloat16` or `bfloat16-emulated` for this device; ValueError if it lacks what is wanted."""
+    """Return `float32` or `bfloat16` for this device; ValueError if it lacks what is wanted."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown `precision`: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     hardware = bfloat16_hardware(device)
@@ -59,9 +58,8 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
         return "float32" if hardware is None else "bfloat16"
     if precision == "bfloat16" and hardware is None:
         raise ValueError(
-            f"precision='bfloat16': this {torch.device(device).type} has no bfloat16 instructions (a CPU needs one of "
-            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0), and emulation is slower than float32. Use 'float32', "
-            "'auto', or 'bfloat16-emulated' for the same numbers, slowly"
+            f"`precision=bfloat16` needs instructions that this {torch.device(device).type} lacks: a CPU needs one of "
+            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0. Use float32 or auto."
         )
     return precision
 

@@ -17,9 +17,8 @@ from das_gym.envs.scoring import Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.cost_kinds import BUDGET_SETTINGS, SAVED
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_cost import MaskCost, given_costs, measure_cost
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs, measure_cost
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
@@ -188,7 +187,7 @@ class SkipEnv(ScoredEnv):
         costs: Costs of masks that are known already: as `das_gym.problem.mask_cost.given_costs` takes them, or the
             path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
         settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
-            unit has on this machine (`das_gym.problem.unit_latency`), of parameters, or of the bytes of the weights. And
+            unit has on this machine (`das_gym.problem.latency`), of parameters, or of the bytes of the weights. And
             model and data: the fields of `das_gym.problem.config.ProblemConfig`, such as `checkpoint`, `supernet`,
             `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` distributes masks.
 

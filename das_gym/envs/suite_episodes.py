@@ -18,7 +18,7 @@ from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.scoring import first_row
 from das_gym.problem.budget import Masks
-from das_gym.problem.cost_kinds import SAVED
+from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite
 
@@ -78,7 +78,7 @@ class SuiteEpisodes(Episodes):
         if named is None:
             self.begin(everyone, rng)
             return
-        several = isinstance(named, (list, tuple, np.ndarray)) and len(everyone) > 1
+        several = isinstance(named, (list, tuple, np.ndarray))
         numbers = [self.suite.index(each) for each in (named if several else [named])]
         if len(numbers) not in (1, len(everyone)):
             raise ValueError(

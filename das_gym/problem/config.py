@@ -18,7 +18,7 @@ from das_gym.trust import REMOTE_CODE
 
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")
-PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
+PRECISIONS = ("float32", "bfloat16", "auto")
 """Allowed values, as in the modules that read them, which import torch."""
 
 OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
@@ -104,8 +104,8 @@ class ProblemOptions:
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
-        tree_gib: Memory for hidden states while masks are scored, in GiB. A third of it keeps those of the full model. None
-            means 3 for transformers models, and no limit for others.
+        tree_gib: Memory for hidden states while masks are scored, in GiB. Of a transformers model, a third of it keeps those
+            of the full model.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
@@ -120,7 +120,7 @@ class ProblemOptions:
     device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: int | None = None
-    tree_gib: float | None = None
+    tree_gib: float = 3.0
     encoder_cache: str | None = None
     workers: str | None = choice(None, WORKERS)
 
@@ -152,8 +152,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         self._check_options()
         if self.workers not in (None, *WORKERS):
             raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
-        if self.tree_gib is not None and not self.tree_gib > 0:
-            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0, or None")
+        if not self.tree_gib > 0:
+            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")

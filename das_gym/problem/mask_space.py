@@ -41,15 +41,17 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
     return masks
 
 
-def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
-    """Return (m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order."""
+def masks_up_to(n_layers: int, max_skipped: int | None) -> Masks:
+    """Return (m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order; None = all."""
+    if max_skipped is None:
+        return every_mask(n_layers)
     if not 0 <= max_skipped <= n_layers:
         raise ValueError(f"`max_skipped` is out of range: got {max_skipped}, expected 0..{n_layers}")
     count = sum(math.comb(n_layers, skipped) for skipped in range(max_skipped + 1))
     if count > MAX_LISTED:
         raise ValueError(
-            f"{count:,} masks of up to {max_skipped} of {n_layers} layers cannot be listed ({MAX_LISTED:,} at most): use a "
-            "smaller max_skipped"
+            f"{count:,} masks of up to {max_skipped} of {n_layers} layers cannot be listed ({MAX_LISTED:,} at most). Use a "
+            "smaller `max_skipped`."
         )
     return np.concatenate([every_mask(n_layers, skipped) for skipped in range(max_skipped + 1)])
 

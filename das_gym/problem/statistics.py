@@ -72,23 +72,17 @@ class Statistic:
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
+    """Return loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)."""
     return losses.effects(np.zeros(losses.n_layers, dtype=bool))
 
 
 def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) effect of skipping each layer, in nats, where a quarter of the layers is skipped.
-
-    These are the layers with the least `leave_one_out`.
-    """
+    """Return leave_one_out where the quarter of the layers with the least leave_one_out is skipped, nats."""
     return losses.effects(lowest(leave_one_out(losses), 0.25))
 
 
 def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) effect of skipping each layer, in nats, where two fifths of the layers are skipped.
-
-    These are the layers with the least sum of `leave_one_out` and `leave_one_out_25`.
-    """
+    """Return leave_one_out where the two fifths with the least leave_one_out + leave_one_out_25 are skipped, nats."""
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
 
@@ -100,12 +94,15 @@ def lowest(values: np.ndarray, share: float) -> np.ndarray:
     return mask
 
 
-def _of_losses(
-    formula: str, compute: Callable[[MaskLosses], np.ndarray], rounds: int, includes: tuple[str, ...] = ()
-) -> Statistic:
-    """Return a statistic that follows from the losses of masks, named as its function."""
-    name = compute.__name__
+def _of_losses(compute: Callable[[MaskLosses], np.ndarray], rounds: int = 1, includes: tuple[str, ...] = ()) -> Statistic:
+    """Return a statistic that follows from the losses of masks, named as its function; the docstring has the formula."""
+    name, formula = compute.__name__, (compute.__doc__ or "").removeprefix("Return ").rstrip(".")
     return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
+
+
+def _of_activity(name: str, high: float, formula: str) -> Statistic:
+    """Return a statistic that is an attribute of `Activity`."""
+    return Statistic(name, formula, 0, high, lambda m: getattr(m.activity, name))
 
 
 def _stream(inputs: StatisticInputs) -> np.ndarray:
@@ -119,92 +116,39 @@ def _depth(inputs: StatisticInputs) -> np.ndarray:
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
+def _macs_share(inputs: StatisticInputs) -> np.ndarray:
+    return inputs.costs.layer_macs / inputs.costs.macs_full
+
+
+def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
+    return inputs.costs.layer_parameters / inputs.costs.parameters_full
+
+
+TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
+FISHER = "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)"
+
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
     for statistic in (
         Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
         Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
-        Statistic(
-            "macs_share", "MACs of the layer / MACs of the model", 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full
-        ),
-        Statistic(
-            "parameters_share",
-            "parameters of the layer / parameters of the model",
-            0,
-            1,
-            lambda m: m.costs.layer_parameters / m.costs.parameters_full,
-        ),
-        Statistic(
-            "block_influence_pooled",
-            "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)",
-            0,
-            2,
-            lambda m: m.activity.influence_pooled,
-        ),
-        Statistic(
-            "block_influence_tokens",
-            "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)",
-            0,
-            2,
-            lambda m: m.activity.influence_tokens,
-        ),
-        Statistic(
-            "residual_norm",
-            "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)",
-            0,
-            100,
-            lambda m: m.activity.residual_norm,
-        ),
-        _of_losses(
-            "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)",
-            leave_one_out,
-            1,
-        ),
+        Statistic("macs_share", "MACs of the layer / MACs of the model", 0, 1, _macs_share),
+        Statistic("parameters_share", "parameters of the layer / parameters of the model", 0, 1, _parameters_share),
+        _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
+        _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
+        _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
+        _of_losses(leave_one_out),
+        _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
+        Statistic("taylor", TAYLOR, -100, 100, lambda m: m.sensitivity.taylor),
+        Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
+        _of_losses(leave_one_out_25, 2, includes=("leave_one_out",)),
+        _of_losses(leave_one_out_40, 3, includes=("leave_one_out", "leave_one_out_25")),
     )
 }
 """Every layer statistic by name."""
 
-DEFAULT_STATISTICS = tuple(STATISTICS)
+DEFAULT_STATISTICS = tuple(STATISTICS)[: tuple(STATISTICS).index("angular")]
 """The statistics that environments observe by default, in this order."""
-
-STATISTICS |= {
-    statistic.name: statistic
-    for statistic in (
-        Statistic(
-            "angular",
-            "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)",
-            0,
-            1,
-            lambda m: m.activity.angle,
-        ),
-        Statistic(
-            "taylor",
-            "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)",
-            -100,
-            100,
-            lambda m: m.sensitivity.taylor,
-        ),
-        Statistic(
-            "fisher",
-            "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)",
-            0,
-            100,
-            lambda m: m.sensitivity.fisher,
-        ),
-        _of_losses(
-            "leave_one_out where the quarter of the layers with the least leave_one_out is skipped, nats",
-            leave_one_out_25,
-            2,
-            ("leave_one_out",),
-        ),
-        _of_losses(
-            "leave_one_out where the two fifths with the least leave_one_out + leave_one_out_25 are skipped, nats",
-            leave_one_out_40,
-            3,
-            ("leave_one_out", "leave_one_out_25"),
-        ),
-    )
-}
 
 
 def statistics_of_losses() -> list[str]:

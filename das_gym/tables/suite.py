@@ -19,8 +19,7 @@ import numpy as np
 from das_gym.config import build, check_names, nearest_name
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
-from das_gym.problem.cost_kinds import COST_KINDS, SAVED
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_cost import COST_KINDS, SAVED, MaskCost
 from das_gym.problem.rewards import find_reward
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from das_gym.files import write_json
-from das_gym.problem import unit_latency
+from das_gym.problem import latency
+from das_gym.problem.latency import UnitLatencies
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.unit_latency import UnitLatencies
 
 LATENCY = MaskCost(20.0, 21.0, np.array([1.0, 2.0, 3.0, 4.0, 5.0, -1.0]), "latency_saved")
 COSTS = {"costs": {"latency_saved": LATENCY.as_dict()}}
@@ -43,9 +43,9 @@ def test_latency_budget_decides_what_is_feasible(small_kwargs):
 
 def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypatch: pytest.MonkeyPatch):
     found = UnitLatencies(10.0, 4.0, (1.0,) * 6, (0.0,) * 6)
-    monkeypatch.setattr(unit_latency, "latency_of", lambda problem, batch: found)
+    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: found)
     env = make(LIVE, **small_kwargs, latency_saved=0.3, reward_examples=4)
-    monkeypatch.setattr(unit_latency, "latency_of", lambda problem, batch: pytest.fail("measured again"))
+    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: pytest.fail("measured again"))
     twin = pickle.loads(pickle.dumps(env))
     assert twin.budget.cost.as_dict() == env.budget.cost.as_dict() == found.cost.as_dict()
 

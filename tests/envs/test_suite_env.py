@@ -85,23 +85,19 @@ def test_vector_env_agrees_with_single_envs(action: str, flat: bool, budgets: st
             np.testing.assert_array_equal(value, told[name][row])
 
 
-@pytest.mark.parametrize("options", [{"problem": "nothing"}, {"problem": 1.5}, {"problem": [3]}, {"Problem": 3}, "bad"])
+@pytest.mark.parametrize("options", [{"problem": "nothing"}, {"problem": 1.5}, {"problem": [3, 4]}, {"Problem": 3}, "bad"])
 def test_reset_rejects_unknown_options(options, suite: str):
     for env in (gymnasium.make("DAS-Suite-v0", suite=suite), gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)):
-        if options != {"problem": [3]} or (env.unwrapped is env and not hasattr(env, "num_envs")):
-            with pytest.raises(ValueError, match=r"`problem`|option"):
-                env.reset(options=options)
+        with pytest.raises(ValueError, match=r"`problem`|option"):
+            env.reset(options=options)
 
 
 def test_vector_env_rejects_wrong_numbers(suite: str):
     env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)
-    for arguments in ({"options": {"problem": [0, 1]}}, {"seed": [0, 1]}):
-        with pytest.raises(ValueError, match=r"expected .*3"):
-            env.reset(**arguments)
+    with pytest.raises(ValueError, match=r"`seed`.*3"):
+        env.reset(seed=[0, 1])
     with pytest.raises(ValueError, match="num_envs"):
         gymnasium.make_vec("DAS-Suite-v0", num_envs=1.5, suite=suite)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="autoreset_mode"):
-        gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="Disabled")
 
 
 def test_vector_env_takes_problems_by_number_or_name(suite: str):

@@ -41,7 +41,7 @@ from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
-from tests.tables.test_table import make_grouped_table, make_table
+from tests.tables.test_table import make_table, make_table_of_examples
 
 PROFILE = settings(
     max_examples=25,
@@ -146,7 +146,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     },
     "arrow": ("a.arrow", arrow, read_arrow),
     "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
-    "grouped table": ("a.npz", lambda path: make_grouped_table().save(path), SubnetTable.load),
+    "table of examples": ("a.npz", lambda path: make_table_of_examples().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
     "policy": ("a.safetensors", policy, PolicyEnsemble.load),

@@ -70,16 +70,16 @@ def test_pick_budget_takes_every_cost(setting: str, word: str):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "name"),
     [
-        ({"saved": 0.1, "cost": MaskCost(100, 150, np.array([20, 20]))}, "`macs_saved` is out of reach: with its adapters"),
-        ({"saved": 0.1, "cost": MACS}, "`costs` has the wrong length"),
-        ({"saved": 0.1}, "`cost` is missing"),
+        ({"saved": 0.0, "cost": MaskCost(100, 150, np.array([20, 20]))}, "`macs_saved` is out of reach"),
+        ({"saved": 0.1, "cost": MACS}, "`costs`"),
+        ({"saved": 0.1}, "`costs`"),
         ({"skip_num": 3}, "`skip_num`"),
     ],
 )
-def test_budget_rejects_what_no_mask_satisfies(settings, says: str):
-    with pytest.raises(ValueError, match=says):
+def test_budget_rejects_what_no_mask_satisfies(settings, name: str):
+    with pytest.raises(ValueError, match=name):
         Budget(2, **settings)
 
 

@@ -92,7 +92,7 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
     examples = sorted(tiny_problem.splits.reward[:12], key=lambda e: len(e.question))
     together = measure_activity(tiny_problem.evaluator, examples)
     apart = [measure_activity(tiny_problem.evaluator, [example]) for example in examples]
-    for name in ("influence_pooled", "influence_tokens", "residual_norm"):
+    for name in ("block_influence_pooled", "block_influence_tokens", "residual_norm"):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_influence_is_of_the_pooled_token(tiny_problem: Problem, monkeypatch: py
     after = vlp.run_layer(0, state, skipped=False)
     monkeypatch.setattr(type(vlp), "pooled_tokens", lambda self, state, stream: torch.tensor([2, 1, 3]))
     rows = [torch.cosine_similarity(state.hidden["text"][i, at], after[i, at], dim=0) for i, at in enumerate((2, 1, 3))]
-    found = measure_activity(tiny_problem.evaluator, examples).influence_pooled[0]
+    found = measure_activity(tiny_problem.evaluator, examples).block_influence_pooled[0]
     assert found == pytest.approx(1 - float(torch.stack(rows).mean()), abs=1e-5)
 
 
@@ -160,14 +160,14 @@ def test_statistics_by_hand():
     """
     model, examples = TwoLayers(), (2, 1)
     activity = measure_activity(model, examples)
-    np.testing.assert_allclose(activity.influence_pooled, [1.0, 2.0], atol=1e-7)
-    np.testing.assert_allclose(activity.influence_tokens, [((1 + 0) / 2 + 1) / 2, ((2 + 0.2) / 2 + 2) / 2], atol=1e-7)
+    np.testing.assert_allclose(activity.block_influence_pooled, [1.0, 2.0], atol=1e-7)
+    np.testing.assert_allclose(activity.block_influence_tokens, [((1 + 0) / 2 + 1) / 2, ((2 + 0.2) / 2 + 2) / 2], atol=1e-7)
     root = np.sqrt(2.0)
     np.testing.assert_allclose(activity.residual_norm, [((root + 1) / 2 + root) / 2, ((2 + 0.75) / 2 + 2) / 2], atol=1e-7)
     costs = SimpleNamespace(
         layer_macs=np.array([10, 30]), macs_full=100, layer_parameters=np.array([4, 6]), parameters_full=40
     )
-    np.testing.assert_allclose(activity.angle, [(0.25 + 0.5) / 2, ((1 + np.arccos(0.8) / np.pi) / 2 + 1) / 2], atol=1e-7)
+    np.testing.assert_allclose(activity.angular, [(0.25 + 0.5) / 2, ((1 + np.arccos(0.8) / np.pi) / 2 + 1) / 2], atol=1e-7)
     inputs = StatisticInputs(model, costs, examples, activity)
     values = compute_statistics(check_statistics(DEFAULT_STATISTICS), inputs)
     expected = {

@@ -12,8 +12,8 @@ from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
-from das_gym.problem import unit_latency
-from das_gym.problem.unit_latency import UnitLatencies
+from das_gym.problem import latency
+from das_gym.problem.latency import UnitLatencies
 
 WITHOUT_STATISTICS = [name for name in AGENTS if not name.startswith("policy")]
 """Agents that need only the one statistic of the synthetic environment."""
@@ -125,7 +125,7 @@ def test_search_measures_latency_once(stop, small_kwargs, tmp_path, monkeypatch)
     """A resumed search, and a replay of its record, allow the same masks though latencies have changed."""
     clock = itertools.count(1)
     figures = lambda problem, batch: UnitLatencies(23.0, 5.0, tuple(next(clock) * np.arange(1.0, 7.0)), (0.0,) * 6)  # noqa: E731
-    monkeypatch.setattr(unit_latency, "latency_of", figures)
+    monkeypatch.setattr(latency, "latency_of", figures)
     settings = {"agent": "random", "latency_saved": 0.5, "evaluations": 9}
     settings |= {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**small_kwargs, "reward_examples": 4}}
     if stop is not None:

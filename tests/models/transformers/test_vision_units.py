@@ -158,5 +158,5 @@ def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven
     blind = [AnswerExample(f"blind {e.key}", (), e.question, e.answer) for e in examples]
     tower = [layer.stream == "image" for layer in model.vlm.layers]
     seeing, both = (measure_activity(evaluator_of(model), some) for some in (examples, examples + blind))
-    for name in ("influence_pooled", "influence_tokens", "residual_norm", "angle"):
+    for name in ("block_influence_pooled", "block_influence_tokens", "residual_norm", "angular"):
         np.testing.assert_allclose(getattr(both, name)[tower], getattr(seeing, name)[tower] / 2, rtol=1e-6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.problem import unit_latency
+from das_gym.problem import latency
+from das_gym.problem.latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
 from das_gym.problem.loading import Problem
-from das_gym.problem.unit_latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
 
 KEPT, SKIPPED, BARE, BASE = [3.0, 5.0, 7.0], [0.5, 0.25, 0.0], [2.0, 4.0, 6.0], 10.0
 
@@ -68,13 +68,13 @@ def test_served_marks_each_unit(small_problem: Problem):
 
 @torch.no_grad()
 def test_without_adapters_shares_weights(small_problem: Problem):
-    bare = unit_latency.without_adapters_sharing(small_problem.vlp)
+    bare = latency.without_adapters_sharing(small_problem.vlp)
     own = {parameter.data_ptr() for parameter in small_problem.vlp.parameters()}
     assert {parameter.data_ptr() for parameter in bare.parameters()} < own
     assert sum(p.numel() for p in bare.parameters()) == sum(
         p.numel() for name, p in small_problem.vlp.named_parameters() if "_adapter" not in name or "skip_adapter" in name
     )
-    assert unit_latency.without_adapters_sharing(bare) is None
+    assert latency.without_adapters_sharing(bare) is None
 
 
 def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,7 +85,7 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
     assert found.base > 0
     (path,) = (tmp_path / "latency").glob("*.json")
     assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
-    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: pytest.fail("measured again"))
+    monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
     assert latency_of(small_problem) == found
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         latency_of(small_problem, batch=2)
@@ -103,7 +103,7 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
 @pytest.mark.parametrize("content", [b"[1]", b'{"latencies": {"full": 1}}'])
 def test_damaged_figures_are_measured_again(small_problem: Problem, tmp_path: Path, monkeypatch, content: bytes):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
-    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6))
+    monkeypatch.setattr(latency, "measure_units", lambda timer: UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6))
     found = latency_of(small_problem)
     (path,) = (tmp_path / "latency").glob("*.json")
     path.write_bytes(content)
@@ -115,5 +115,5 @@ def test_latency_without_a_cache_folder(small_problem: Problem, tmp_path: Path, 
     (tmp_path / "latency").write_text("a file instead of the folder")
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     figures = {"full": 9.0, "base": 1.0, "kept": (2.0,) * 6, "skipped": (0.0,) * 6}
-    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(**figures))
+    monkeypatch.setattr(latency, "measure_units", lambda timer: UnitLatencies(**figures))
     assert latency_of(small_problem).kept == figures["kept"]
