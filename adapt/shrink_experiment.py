@@ -37,7 +37,7 @@ def prepare(settings: ShrinkSettings) -> ShrinkSettings:
         return settings
     values = search_values(settings, settings.budget, settings.search)
     print_estimate(settings, lambda: [*search_first_parts(values)[0], *shrink_parts(settings)])
-    return replace(settings, search_run=search_first(values))
+    return replace(settings, search_run=search_first(values), **dict.fromkeys(settings.asked))
 
 
 def shrink(settings: ShrinkSettings, run: Run) -> float:

@@ -12,7 +12,6 @@ from das_gym.adapt.choosing import Choice
 from das_gym.adapt.shrink import checks
 from das_gym.adapt.shrink.checks import fallback_if_not_removable
 
-from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 
@@ -29,15 +28,13 @@ def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
 def test_selection_takes_the_best_removable_mask(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
-    first, free = np.arange(7) == 0, Budget(7)
-    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, first, MASK))
-    np.testing.assert_array_equal(fallback_if_not_removable(best, problem, free).mask, first)
-    found = fallback_if_not_removable(best, problem, Budget(7, 2))  # what was asked for
+    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))
+    found = fallback_if_not_removable(best, problem)
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.remark.startswith("a remark\n")
     assert "all 3 vision layers" in found.remark
     with monkeypatch.context() as patch:
         patch.setattr(checks, "check_generation", lambda *_: pytest.fail("a mask is tried twice"))
-        assert fallback_if_not_removable(found, problem, free) is found
+        assert fallback_if_not_removable(found, problem) is found
     with pytest.raises(ValueError, match="all 3 vision layers"):
-        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
+        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem)
