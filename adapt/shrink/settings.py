@@ -107,7 +107,7 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
         self.check_choice()
         if self.asked and not self.needs_search:
             raise ValueError(
-                f"`{next(iter(self.asked))}` is the budget of a search: leave it out with a mask or `search_run`."
+                f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
         check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
         if self.control and self.recover == "none":
