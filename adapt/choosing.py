@@ -171,6 +171,7 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
+    # The command prints one estimate for its search and what follows.
     values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
     for each in overrides:
         values = merge(values, each)

@@ -139,6 +139,7 @@ def prepare(settings: CompareSettings) -> CompareSettings:
             f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
         )
     check_prompts(backbone, problem)
+    # Searches come last, since all that can be rejected should be rejected before them.
     found = dict(settings.searches)
     for k in needed:
         found[str(k)] = search_first(values_for_search(settings, k), f"searches.{k}")
@@ -168,6 +169,7 @@ def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any
     entry = find_environment(settings.model, settings.task)
     is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
     if is_bundled and entry.table is not None:
+        # A table needs no model, and so no device.
         values.pop("device", None)
         values["env_id"] = entry.tabular_id
     return {**values, **settings.search}

@@ -68,6 +68,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     # Encoders run once for an image, however many questions there are about it.
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
+    # The cache holds each image once, and a later epoch costs no encoder.
     batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)

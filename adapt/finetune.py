@@ -112,6 +112,7 @@ def finetune(
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head
+    # Whatever was trained before in this process, the same seed gives the same model.
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)

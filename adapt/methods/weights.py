@@ -22,6 +22,7 @@ class Full(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert nothing; return all parameters."""
         vlp.remove_adapters()
+        # Quantised weights are integers, which have no gradient.
         return [p for p in vlp.parameters() if p.is_floating_point()]
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
