@@ -22,8 +22,7 @@ from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, shuffled, task_class
 from das_gym.processes import is_main_process
-from das_gym.tasks.base import Task
-from das_gym.tasks.vqa.vqav2 import read_vocabulary
+from das_gym.tasks.base import Task, read_labels
 
 IMAGE_MARGIN = 0.02
 """A metric (0..1) that is not this much better with the images than without them does not rely on them."""
@@ -124,7 +123,7 @@ def describe_reliance(metric: str, seeing: float, blind: float) -> str:
 
 def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:
     """Return the task with the labels of a file, or those that its data contain."""
-    labels = read_vocabulary(config.vocabulary) if config.vocabulary else None
+    labels = read_labels(config.vocabulary) if config.vocabulary else None
     default = kind.choose_labels(splits, config.min_answer_count)
     task = kind(processor, labels or default)
     if labels and not default:

@@ -28,7 +28,7 @@ from das_gym.problem.config import ProblemSettings, problem_words
 from das_gym.problem.loading import check_prompts, keep_backbone, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
-from das_gym.tasks.vqa.vqav2 import read_vocabulary
+from das_gym.tasks.base import read_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -62,7 +62,7 @@ def prepare(settings: SupernetSettings) -> SupernetSettings:
     backbone = keep_backbone(problem)
     check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
     if settings.train.vocabulary:
-        read_vocabulary(settings.train.vocabulary)
+        read_labels(settings.train.vocabulary)
     check_prompts(backbone, problem)
     return settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from das_gym.agents.policy.network import PolicyEnsemble
 
-from benchmarks.checksums import bundled_files
+from benchmarks.assets import bundled_files
 from das_gym import bundled
 from das_gym.bundled import CHECKSUMS, check_bundled, checksum
 from das_gym.files import read_json

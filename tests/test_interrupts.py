@@ -15,13 +15,10 @@ from typing import Any
 
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.agents import listing
 from das_gym.agents.ask_tell.bandit import Bandit
 
-from das_gym.commandline import Command, Program
 from das_gym.files import read_json
 from das_gym.interrupts import Terminated
-from das_gym.runs import PluginSettings
 from tests.commands import start, stop_when
 
 
@@ -95,20 +92,6 @@ def test_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: py
         time.sleep(0.01)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
-
-
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)])
-def test_interrupt_of_a_command_that_keeps_no_run(
-    error: KeyboardInterrupt, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    def interrupt(settings: PluginSettings) -> None:
-        raise error
-
-    monkeypatch.setattr(listing, "main", interrupt)
-    command = Command("das_gym.agents.listing:main", "", "waits", settings="das_gym.agents.listing:ListSettings")
-    program = Program("agents", {"wait": command}, main="wait")
-    assert program.run(["wait"]) == code
-    assert capsys.readouterr().err.startswith("Stopped")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES, Caption, patch_owners
+from benchmarks.pretrain.texts import CAPTION_FAMILIES, Caption, patch_owners
 from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, render, sample_scene
 
 if TYPE_CHECKING:

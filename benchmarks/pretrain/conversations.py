@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
-from benchmarks.pretrain.captions import PATCH_SIZE, patch_owners, pixel_owners
 from benchmarks.pretrain.family import IMAGE_TOKENS, AnsweringRecipe
-from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
+from benchmarks.pretrain.texts import (
+    INSTRUCTION,
+    PATCH_SIZE,
+    describe,
+    mentions,
+    patch_owners,
+    pixel_owners,
+    questions,
+    target,
+)
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, sample_scene
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES
-from benchmarks.pretrain.questions import INSTRUCTION, describe, questions
+from benchmarks.pretrain.texts import CAPTION_FAMILIES, INSTRUCTION, describe, questions
 from das_gym.shapes.scene_language import QUESTION_FAMILIES
 from das_gym.shapes.scenes import sample_scene
 

@@ -53,15 +53,6 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
     assert lengths == {2} if action != "mask" else lengths
 
 
-def test_options_must_be_equal(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    env.set_options({"anything": 1})
-    env.reset()
-    env.set_options([{"anything": 1}, {}])
-    with pytest.raises(ValueError, match="options"):
-        env.reset()
-
-
 def test_attributes_and_methods_reach_the_environment(tabular_kwargs: dict):
     env = make(3, action="sequence", render_mode="ansi", **tabular_kwargs)
     env.reset()

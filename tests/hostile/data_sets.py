@@ -10,10 +10,11 @@ from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
+from das_gym.tasks.base import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve
-from das_gym.tasks.vqa.vqav2 import read_questions, read_vocabulary
+from das_gym.tasks.vqa.vqav2 import read_questions
 from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
@@ -112,6 +113,6 @@ DATA_SETS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] =
     "slake": ("train.json", slake, folder_of(load_answers)),
     "scienceqa problems": ("problems.json", scienceqa, folder_of(load_answers)),
     "scienceqa splits": ("pid_splits.json", scienceqa, folder_of(load_answers)),
-    "labels": ("a.json", lambda path: write(path, ["yes", "no"]), read_vocabulary),
+    "labels": ("a.json", lambda path: write(path, ["yes", "no"]), read_labels),
 }
 """File, what writes the data set that it is of, and what reads that."""

@@ -27,7 +27,6 @@ from das_gym.data.entries import (
     some,
 )
 from das_gym.data.images import ImageFile, ImageSource
-from das_gym.files import read_json
 from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 VQAV2_MIN_COUNT = 9
@@ -252,13 +251,3 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
     if not 1 <= min_count <= second:
         raise ValueError(f"`min_count` leaves too few answers: got {min_count}, expected 1..{second}, or None to choose it")
     return tuple(answer for answer, count in counts.items() if count >= min_count)
-
-
-def read_vocabulary(path: str | Path) -> tuple[str, ...]:
-    """Return the answers in a JSON list of two or more different texts; the index is the class."""
-    answers = read_json(path)
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{path} is not an answer vocabulary: got {answers!r:.60}, expected a list of texts")
-    if len(set(answers)) < max(2, len(answers)):
-        raise ValueError(f"{path} is not an answer vocabulary: expected two or more different answers")
-    return tuple(answers)

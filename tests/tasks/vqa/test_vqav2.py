@@ -16,9 +16,10 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
+from das_gym.tasks.base import read_labels
 from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, in_reward_split, read_vocabulary, read_vqav2
+from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, in_reward_split, read_vqav2
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -209,11 +210,11 @@ def test_answer_vocabulary_rejects_fewer_than_two_answers(answers: str, min_coun
         answer_vocabulary(examples_with(list(answers)), min_count=min_count)
 
 
-def test_read_vocabulary_rejects_another_file(tmp_path: Path):
+def test_read_labels_rejects_another_file(tmp_path: Path):
     path = tmp_path / "answers.json"
     path.write_text('["yes", "caf\\u00e9"]')
-    assert read_vocabulary(path) == ("yes", "café")
+    assert read_labels(path) == ("yes", "café")
     for text in ('{"answers": ["a", "b"]}', "[1, 2]", '["a", "b", "a"]', '["a"]'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"answers\.json is not an answer vocabulary"):
-            read_vocabulary(path)
+            read_labels(path)
