@@ -109,8 +109,8 @@ def describe(size: str, batch: int, record: dict[str, Any]) -> str:
     """Return a record as text."""
     error, saved, count = record["error"], record["measured_saved"], len(record["predicted_ms"])
     return (
-        f"METER-{size}, batch {batch}: {count} random subnets, predicted within {error.median:.1%} of the clock in the median "
-        f"(quartiles {error.low:.1%}..{error.high:.1%}, at most {record['largest_error']:.1%}); "
+        f"METER-{size}, batch {batch}: {count} random subnets, predicted within {error.median:.1%} of the clock in the "
+        f"median (quartiles {error.low:.1%}..{error.high:.1%}, at most {record['largest_error']:.1%}); "
         f"full {record['full_ms']:.1f} ms\n"
         f"  DAS, k = 4 ({', '.join(DAS)}): {record['macs_saved']:.1%} of the MACs and {saved.median:.1%} of the time "
         f"saved (quartiles {saved.low:.1%}..{saved.high:.1%}, predicted {record['predicted_saved']:.1%}): "

@@ -97,7 +97,7 @@ def pretrain(name: str, size: Size, out: Path, checkpoints: Path, seed: int = 0)
 
 def _pretrain_pairs(recipe: PairRecipe, size: Size, seed: int, out: Path, train: Train) -> None:
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(seed, recipe.special_tokens)
+    tokenizer = train_tokenizer(seed, recipe.tokens)
     bare: Any = recipe.build(size.hidden_size, len(tokenizer), 0)
     recipe.initialise(bare)
     for name, parameter in bare.named_parameters():
