@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, unit_costs
+from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, bundled_policy, unit_costs
 from das_gym.agents.policy.training import suite_masks
 
 from benchmarks.machine import make_parser

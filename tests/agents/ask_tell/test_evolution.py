@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents import Evolution, EvoPress, MaskSpace
+from das_gym.agents import MaskSpace
+from das_gym.agents.ask_tell.evolution import Evolution, EvoPress
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
