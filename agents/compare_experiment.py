@@ -22,10 +22,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.comparison import check_agent
+from das_gym.agents.compare.comparison import QUARTILES, AgentResult, check_agent, quantile
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
-from das_gym.agents.compare.results import QUARTILES, AgentResult, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,6 @@ def test_vector_env_takes_problems_by_number_or_name(suite: str):
     assert env.problems.tolist() != [2, 4, 1]
 
 
-def test_copies_share_the_suite(suite: str):
-    env = gymnasium.make("DAS-Suite-v0", suite=suite)
-    assert copy.deepcopy(env).unwrapped.suite is env.unwrapped.suite
-
-
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
 @pytest.mark.parametrize("problems", [None, 5])
 def test_pickle_continues_without_the_arrays_of_the_suite(id: str, problems: int | None):
@@ -142,19 +136,14 @@ def test_pickle_continues_without_the_arrays_of_the_suite(id: str, problems: int
         {"problems_seed": -1},
         {"statistics": "depht"},
         {"budgets": []},
+        {"evaluations": 1.5},
+        {"evaluations": 10**9},
     ],
 )
 def test_wrong_arguments_are_rejected(id: str, arguments: dict[str, Any], suite: str):
     (name,) = arguments
     with pytest.raises(ValueError, match=name.removesuffix("s")):
         gymnasium.make(id, suite=suite, **arguments)
-
-
-@pytest.mark.parametrize("arguments", [{"evaluations": 1.5}, {"evaluations": 10**9}, {"action": "sequence"}])
-def test_search_rejects_wrong_arguments(arguments: dict[str, Any], suite: str):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        gymnasium.make("DAS-Suite-Search-v0", suite=suite, **arguments)
 
 
 def test_search_earns_the_gain_of_its_best(suite: str):
