@@ -37,6 +37,7 @@ from das_gym.drawing.report import Heat, Progress
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.checkpoints import ADAPTER_FIELDS
+from das_gym.output import counted
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
@@ -44,7 +45,6 @@ from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS, named_problems
-from das_gym.wording import counted
 
 FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"

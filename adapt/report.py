@@ -22,12 +22,12 @@ from das_gym.drawing.table import Table
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
-from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
+from das_gym.trust import imported_plugins
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """Numbers shown next to the metric if the task reports them."""

@@ -22,7 +22,6 @@ from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
-from das_gym.plugins import import_plugins, imported_plugins
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
@@ -36,7 +35,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
-from das_gym.trust import trusted_settings
+from das_gym.trust import import_plugins, imported_plugins, trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
@@ -97,6 +96,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         raise ValueError(
             f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
+    # A comparison keeps one record for the files of all its methods.
     names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
     record = record_in(folder, names)
     if record is None or adaptation is None:
@@ -115,6 +115,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with _named(record, "Import the module that registers it (plugins=MODULE), or fine-tune it again."):
         problem = build(ProblemConfig, {**recorded, **changes})
+    # A method inserts modules before its parameters fit; adapters are part of the model.
     put_back = restore if adaptation.method is None else restore_adaptation
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
@@ -151,6 +152,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     trusted_settings(folder, about.plugins, {})
     loaded = load_checkpoint(folder, image_size=about.image_size)
     vlp = loaded.vlp
+    # Nothing of it is trained, and dropout would change its answers.
     vlp.freeze()
     with quiet_loading():  # transformers warns that it does not know the model's type when it looks for the tokenizer
         processor = vlp.inputs(folder, max_text_length or about.max_text_length)
@@ -249,5 +251,6 @@ def save(
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
+    # The record last: a folder with a record is complete.
     write_json(folder / name, content)
     return folder / name

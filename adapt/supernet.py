@@ -22,8 +22,7 @@ from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, shuffled, task_class
 from das_gym.processes import is_main_process
-from das_gym.tasks.base import Task
-from das_gym.tasks.labels import read_labels
+from das_gym.tasks.base import Task, read_labels
 
 IMAGE_MARGIN = 0.02
 """A metric (0..1) that is not this much better with the images than without them does not rely on them."""

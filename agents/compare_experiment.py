@@ -22,24 +22,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.comparison import check_agent
+from das_gym.agents.compare.comparison import QUARTILES, AgentResult, check_agent, quantile
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
-from das_gym.agents.compare.results import QUARTILES, AgentResult, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.config import choice, settings_dict
-from das_gym.console import Console
 from das_gym.drawing.charts import new_figure, save_figure
-from das_gym.drawing.table import WIDTH, Table
+from das_gym.drawing.table import WIDTH, Console, Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
+from das_gym.output import counted
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions
-from das_gym.wording import counted
 
 FORMAT = 1
 RECORD = "compare.json"

@@ -10,8 +10,7 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commandline import format_command
-from das_gym.console import Console
-from das_gym.drawing.table import Table
+from das_gym.drawing.table import Console, Table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives

@@ -31,7 +31,7 @@ from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.plugins import imported_plugins
+from das_gym.output import counted
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.estimate import print_estimate
@@ -41,7 +41,7 @@ from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
 from das_gym.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
-from das_gym.wording import counted
+from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "front.json"
@@ -241,22 +241,13 @@ def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def mask_diagram(mask: Sequence[int] | np.ndarray, layer_names: Sequence[str]) -> str:
-    """Return a drawing of a mask, kind by kind, with □ for skipped layers: `■■□■ ■□□■`."""
-    kinds = [name.rpartition(".")[0] for name in layer_names]
-    texts = dict.fromkeys(kinds, "") if len(set(kinds)) <= 2 else {"": ""}
-    for kind, skipped in zip(kinds, mask, strict=True):
-        texts[kind if kind in texts else ""] += "□" if skipped else "■"
-    return " ".join(texts.values())
-
-
 def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> None:
     """Print the points as a table, and how many masks were scored."""
     rows = []
     for number, mask in enumerate(front.masks):
         numbers = f"{100 * front.saved[number]:.1f} %", f"{front.losses[number]:.4f}", f"{100 * front.metrics[number]:.1f} %"
-        rows.append((str(number), *numbers, str(int(mask.sum())), mask_diagram(mask, record["layer_names"])))
-    columns = ("point", f"{record['cost']} saved", "loss", metric, "skipped", "layers, □ = skipped")
+        rows.append((str(number), *numbers, str(int(mask.sum()))))
+    columns = ("point", f"{record['cost']} saved", "loss", metric, "layers skipped")
     by_rules = sum(len(scored["masks"]) for scored in record["baselines"].values())
     searched = counted(record["evaluations"], "mask")
     notes = [f"Scored: {searched} by the search, and {by_rules} of {', '.join(record['baselines'])}."]
@@ -264,7 +255,7 @@ def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> N
         share = f"{100 * record['hypervolume_share']:.2f} %"
         notes.append(f"The search found {share} of the true front's hypervolume (by the table).")
     title = f"{record['env_id']}: the front, seed {record['settings']['seed']}"
-    Table(columns, tuple(rows), title, tuple(notes), (-1,)).print()
+    Table(columns, tuple(rows), title, tuple(notes)).print()
 
 
 def plot_front(

@@ -22,7 +22,7 @@ from das_gym.files import replacing
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
 from das_gym.runs import CONFIG, read_config
-from das_gym.tables.table import SPLITS
+from das_gym.tables.table import SPLITS, SubnetTable
 from das_gym.trust import trusted_settings
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
@@ -59,12 +59,14 @@ def search_facts(result: SearchResult) -> dict[str, str]:
 
 
 def draw_search(path: Path, result: SearchResult) -> None:
-    """Write a PNG of the answer on the architecture, and of some facts."""
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
     from PIL import Image
 
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
-    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts)
+    progress = progress_of(result)
+    best = [] if progress is None else [reward for reward in progress.best if reward is not None]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)
     with replacing(path) as part:
         Image.fromarray(image).save(part, "PNG")
 
@@ -98,7 +100,12 @@ def search_report(folder: Path) -> RunReport:
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
     trusted_settings(folder / RECORD, result.plugins, recorded)
-    env = make_scored(result.env_id, {}, result.env_kwargs) if on_table else None
+    env, table = None, None
+    if on_table:
+        env = make_scored(result.env_id, {}, result.env_kwargs)
+        best = env.table.best(env.scorer.objective, env.scorer.split)
+        masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
+        table = masks_table(env.table, masks, "Before and after")
     tried = set()
     for turn in result.history:
         rows = turn.rows if turn.examples_share == 1.0 else ()
@@ -115,7 +122,7 @@ def search_report(folder: Path) -> RunReport:
         facts=search_facts(result),
         architecture=architecture_of(result, env),
         mask=result.mask,
-        table=None if env is None else _table(result, env),
+        table=table,
         progress=progress_of(result),
         heat=Heat.of([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
         cost=CostChart.of(sorted(tried), answer, *on_masks),
@@ -126,14 +133,8 @@ def search_report(folder: Path) -> RunReport:
     )
 
 
-def _table(result: SearchResult, env: Any) -> Table:
-    """Return the full model, the answer and the best mask of all on both splits of the table."""
-    table, scorer = env.table, env.scorer
-    masks = {
-        "full model": np.zeros(table.n_layers, dtype=bool),
-        "the answer": np.array(result.mask, dtype=bool),
-        "best mask of all": table.best(scorer.objective, scorer.split),
-    }
+def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:
+    """Return the scores of some masks by name, on both splits of a table."""
     scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
     metric = table.meta.metric_name.replace("_", " ")
     rows = []
@@ -141,4 +142,4 @@ def _table(result: SearchResult, env: Any) -> Table:
         rows.append((f"{metric} on the {split} split, %", *(f"{100 * s[f'{split}_metric']:.2f}" for s in scores)))
         rows.append((f"loss on the {split} split, nats", *(f"{s[f'{split}_loss']:.4f}" for s in scores)))
     rows.append(("MACs saved, %", *(f"{100 * s['macs_saved']:.1f}" for s in scores)))
-    return Table(("", *masks), tuple(rows), "Before and after")
+    return Table(("", *masks), tuple(rows), title)

@@ -191,16 +191,7 @@ def run_search(
     named_configs: Sequence[str] = (),
     on_started: Callable[[str], object] | None = None,
 ) -> tuple[str, Path, SearchResult]:
-    """Run a search as `python -m agents with ...` does.
-
-    Args:
-        config_updates: Settings, see `SearchSettings`.
-        named_configs: Names such as "meter_vqa", "bandit".
-        on_started: Called with the run's id, once the search can be resumed.
-
-    Returns:
-        The run's id, its folder and the result.
-    """
+    """Run a search as `python -m agents with ...` does, see `RecordedCommand.run`; return its id, folder and result."""
     run = ex.run(config_updates, named_configs, on_started=on_started)
     folder = run_folder(run)  # not `required_folder`: only the main process may have called this
     if folder is None:

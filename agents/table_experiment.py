@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.agents.run_report import masks_table
 
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
@@ -34,8 +36,7 @@ from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
-from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.wording import counted
+from das_gym.tables.table import SubnetTable
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -119,7 +120,7 @@ def make_table(settings: TableSettings, run: Run) -> None:
     (folder / CHECKPOINT).unlink()
     run.add_artifact(out)
     run.add_artifact(folder / RECORD)
-    print(summary(table, spent))
+    print_summary(table, spent)
     print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
 
 
@@ -131,27 +132,18 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
     return sum(len(table_examples(problem, *split)) for split in zip(("reward", "test"), counts, strict=True))
 
 
-def summary(table: SubnetTable, spent: Spending) -> str:
-    """Return a summary of a table, and of the work that building it took, in a few lines."""
+def print_summary(table: SubnetTable, spent: Spending) -> None:
+    """Print what a table says of its best mask, and the work that building it took."""
     meta, losses = table.meta, table.values("loss")
+    count = min(SUMMARY_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
+    best = table.best(skip_num=count)
+    print(
+        f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples"
+    )
+    masks_table(table, {"full model": table.masks[0], f"best of k={count}": best}, "").print()
+    print(f"k={count} skips {', '.join(skipped_names(meta.layer_names, best)) or 'nothing'}")
     agreement = spearman(losses, table.values("loss", "test"))
-    most = table.n_layers // 2 if table.n_layers <= SUMMARY_SKIP_NUM else SUMMARY_SKIP_NUM
-    count = most if meta.max_skipped is None else min(most, meta.max_skipped)
-    lines = [
-        f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
-        _line("full model", table, table.masks[0]),
-        _line(f"best of k={count}", table, table.best(skip_num=count)),
-        f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
-        f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
-    ]
-    broken = int(np.isinf(losses).sum())
-    if broken:
-        lines.append(f"  {counted(broken, 'mask')} with a non-finite loss")
-    return "\n".join(lines)
-
-
-def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
-    known, metric = table.describe(mask), table.meta.metric_name
-    splits = [f"{name} split: loss {known[f'{name}_loss']:.4f}, {metric} {known[f'{name}_metric']:.4f}" for name in SPLITS]
-    skipped = ", ".join(skipped_names(table.meta.layer_names, mask)) or "nothing"
-    return f"  {what:<14s} {'; '.join(splits)}; {100 * known['macs_saved']:.1f} % of MACs saved, skips {skipped}"
+    print(f"rank correlation of losses between the two splits (Spearman): {agreement:.4f}")
+    print(f"{spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s")
+    if not np.isfinite(losses).all():
+        print(f"{counted(int((~np.isfinite(losses)).sum()), 'mask')} with a non-finite loss")

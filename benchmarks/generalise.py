@@ -15,20 +15,16 @@ two fifths, and measures once more.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from das_gym.agents.policy.agent import bundled_policy
-from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, unit_costs
+from das_gym.agents.policy.network import EFFECTS, PolicyEnsemble, bundled_policy, unit_costs
 from das_gym.agents.policy.training import suite_masks
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import make_parser
 from das_gym.drawing.table import markdown_table
-from das_gym.files import write_json
 from das_gym.intervals import bootstrap_interval
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
@@ -117,29 +113,21 @@ def kind_of(problem: SuiteProblem) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generalise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure and print."""
+    parser = make_parser("generalise", __doc__)
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
     parser.add_argument("--policy", type=Path, help="file of a policy; the bundled one by default")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     policy = options.policy or bundled_policy()
     test, found = measure(options.split, options.suite, policy, options.budgets)
-    names = [problem.name for problem in test.problems]
-    record: dict[str, Any] = {"machine": describe_machine(), "split": options.split}
-    record["regret"] = {method: dict(zip(names, values.tolist(), strict=True)) for method, values in found.items()}
     models = np.array([problem.source.name for problem in test.problems])
-    print(f"{len(names)} problems of `{options.split}`\n")
-    print("\n".join([*table(found, models, np.ones(len(names), bool)), "", *verdict(found, models)]))
+    print(f"{len(test.problems)} problems of `{options.split}`\n")
+    print("\n".join([*table(found, models, np.ones(len(test.problems), bool)), "", *verdict(found, models)]))
     kinds = np.array([kind_of(problem) for problem in test.problems])
     for kind in np.unique(kinds):
         print("\n".join([f"\n{kind}, {(kinds == kind).sum()} problems:\n", *table(found, models, kinds == kind)]))
-    if options.json is not None:
-        write_json(options.json, record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Needs `pip install cosmic-ray`. It edits a clone of HEAD, and prints each edit t
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sqlite3
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.machine import make_parser
 from das_gym.config import check_names
 
 REPOSITORY = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def run(target: Target, clone: Path, limit: int | None) -> tuple[int, list[str]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Edit the named modules and print the edits that survive."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("mutation", __doc__)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; default all")
     parser.add_argument("--limit", type=int, help="largest number of edits per module")
     options = parser.parse_args(arguments)

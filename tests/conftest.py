@@ -19,6 +19,7 @@ from das_gym.tasks.metrics import METRICS
 from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary
+from das_gym.trust import IMPORTED_PLUGINS
 from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 
@@ -85,6 +86,23 @@ def small_problem(small_kwargs: dict[str, str]) -> Problem:
 def small_table(small_problem: Problem) -> SubnetTable:
     """Its table, of 10 reward and 6 test examples."""
     return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]
+
+
+@pytest.fixture(scope="session")
+def small_table_file(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of `small_table`; do not write there."""
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    small_table.save(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """Forget the plugins that a test imports: printed commands and records would name them in later tests."""
+    before = list(IMPORTED_PLUGINS)
+    IMPORTED_PLUGINS.clear()
+    yield
+    IMPORTED_PLUGINS[:] = before
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -36,11 +36,11 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.output import escape_control_chars
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
 from das_gym.runs import library_versions
-from das_gym.streams import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
@@ -52,7 +52,7 @@ class ShrinkJob:
     def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         self.problem: Problem = load_problem(choice.problem)
-        self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
+        self.choice = fallback_if_not_removable(choice, self.problem)
         self.full: VLM = as_vlm(self.problem)
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)

@@ -27,7 +27,7 @@ AGENTS: dict[str, str | type[Agent]] = {
     "greedy": "das_gym.agents.ask_tell.baselines:Greedy",
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.baselines:LeaveOneOut",
-    "policy": "das_gym.agents.policy.agent:Policy",
+    "policy": "das_gym.agents.policy.network:Policy",
     "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
 }
@@ -205,15 +205,11 @@ def _checked(agent: Agent, masks: Any, source: str, most: int, free_budget: bool
 def register_agent(name: str, agent: str | type[Agent]) -> None:
     """Register a custom agent, so that searches, comparisons and commands accept its name.
 
-    Args:
-        name: Its name.
-        agent: Its class, or "module:class", which is imported on first use.
+    `agent` is its class, or "module:class", which is imported on first use. Complete example: `examples/own_agent.py`.
 
     Raises:
         TypeError: neither of them.
         ValueError: the name is not allowed, or already registered.
-
-    Complete example: `examples/own_agent.py`.
     """
     from das_gym.agents.sb3.algorithms import ALGORITHMS
 

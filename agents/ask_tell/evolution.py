@@ -47,7 +47,8 @@ class Evolution(Agent):
             check_number("stages", fraction, above=0, maximum=1)
         if not is_list or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
-        self.offspring, self.max_swaps = offspring, max_swaps
+        self.initial, self.offspring, self.max_swaps = offspring, offspring, max_swaps
+        self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half
         self.stages = tuple(float(fraction) for fraction in stages)
         self.parent: Masks | None = None
         self._stage = 0
@@ -58,11 +59,7 @@ class Evolution(Agent):
     @property
     def generation_size(self) -> int:
         """Number of masks in the current generation."""
-        return self.offspring
-
-    def survivors_of(self, scored: int) -> int:
-        """Return how many of `scored` masks enter the next stage."""
-        return (scored + 1) // 2
+        return self.initial if self.parent is None else self.offspring
 
     @property
     def examples_share(self) -> float:  # type: ignore[override]
@@ -123,7 +120,7 @@ class Evolution(Agent):
             self.parent, self._stage = self.best(), 0
         else:
             ranked = sorted(self._scored, key=lambda key: -self._scored[key])
-            kept = self.survivors_of(len(ranked))
+            kept = (len(ranked) + 1) // 2 if self.survivors is None else self.survivors
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting, self._stage = ranked[:kept], self._stage + 1
         self._scored = {}
@@ -172,15 +169,6 @@ class EvoPress(Evolution):
         self.initial, self.survivors = initial, survivors
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))
         self._sizes = np.unique(sizes, return_inverse=True)[1]
-
-    @property
-    def generation_size(self) -> int:
-        """Number of masks in the current generation: `initial` at first, then `offspring`."""
-        return self.initial if self.parent is None else self.offspring
-
-    def survivors_of(self, scored: int) -> int:
-        """Return how many of `scored` masks enter the next stage."""
-        return min(self.survivors, scored)
 
     def _mutate(self, parent: Masks) -> Masks:
         mask = parent.copy()

@@ -28,18 +28,8 @@ class Recorder(VectorWrapper):
     """Record every scored mask as a turn of the search, and end the search when its budget is spent.
 
     A turn is one step: the masks that it scored, in one engine call. Masks beyond the evaluations of the search are left
-    out. Masks outside the environment's budget are not scored and do not count.
-
-    Args:
-        env: Environments of das_gym. Their action is a mask, or they have `last_masks`.
-        config: The search.
-        folder: Run folder for a checkpoint every `save_every` turns, or None.
-        on_turn: Called with each turn.
-
-    Attributes:
-        turns: All turns.
-        evaluations: Number of masks in them.
-        saved_turns: Number of turns in the checkpoint.
+    out. Masks outside the environment's budget are not scored and do not count. The action of `env` is a mask, or it has
+    `last_masks`. A checkpoint is written to `folder` every `save_every` turns; it holds `saved_turns`.
     """
 
     def __init__(
@@ -64,12 +54,7 @@ class Recorder(VectorWrapper):
         return self.steps >= self.max_steps and self.evaluations < self.config.evaluations
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environments.
-
-        Raises:
-            BudgetSpentError: the evaluations are spent, or the search starves.
-            ValueError: a reward is not finite.
-        """
+        """Step the environments, or raise BudgetSpentError."""
         if self.evaluations >= self.config.evaluations or self.steps >= self.max_steps:
             raise BudgetSpentError
         with torch_threads(self._threads):

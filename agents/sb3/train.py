@@ -15,6 +15,7 @@ by the model again. The result is that of an uninterrupted search.
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 from collections.abc import Sequence
@@ -25,14 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
-from das_gym.agents.sb3.algorithms import (
-    choose_action,
-    find_algorithm,
-    make_model,
-    supports_action_masks,
-    with_action,
-    with_defaults,
-)
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, answer_from, torch_threads
 from das_gym.agents.searching.config import SearchConfig, with_costs
 from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, Turn, best_row
@@ -52,20 +46,14 @@ LOGS = 20
 
 @dataclass(frozen=True, eq=False)
 class TrainedAgent:
-    """A trained algorithm and the result of its search.
-
-    Attributes:
-        result: The record. Its mask is the better of the policy's answer and the best scored mask.
-        model: The trained algorithm.
-        action: The action space of the search.
-        policy: The policy's own answer: `mask`, `reward` and scores.
-        starved: Whether the search ended early because nearly none of its masks was within the budget.
-    """
+    """A trained algorithm and the result of its search."""
 
     result: SearchResult
+    """The record. Its mask is the better of the policy's answer and the best scored mask."""
     model: BaseAlgorithm
     action: str
     policy: dict[str, Any]
+    """The policy's own answer: `mask`, `reward` and scores."""
     starved: bool
 
 
@@ -78,15 +66,7 @@ def train_sb3(
 ) -> TrainedAgent:
     """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
-    Args:
-        config: What to search. `agent` is an algorithm, `agent_kwargs` are its hyperparameters.
-        folder: Run folder. None keeps nothing.
-        on_turn: Called after every step that scored masks, with the turn.
-        resume: Continue from the checkpoint in `folder`, if there is one.
-        writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
-
-    Raises:
-        ValueError: a setting is not valid for the environment or the algorithm, or a reward is not finite.
+    The arguments are those of `das_gym.agents.search`. SB3's metrics go to `writers`, and to TensorBoard in the folder.
 
     Example:
         >>> from das_gym.agents import SearchConfig
@@ -114,7 +94,7 @@ def train_sb3(
             recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
             answer_from(find_scorer(base), known.turns)
         with torch_threads(1):
-            _learn(model, recorder, action, [*writers, *_tensorboard(run_folder)])
+            _learn(model, recorder, action, list(writers))
             best = best_row(recorder.turns, config.mask_kwargs)
             chosen = policy_mask(model, config.env_id, action, config.seed, **config.mask_kwargs)
             # In one call, on the same examples: rewards of different batches cannot be compared.
@@ -134,9 +114,11 @@ def train_sb3(
 
 def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[KVWriter]) -> None:
     """Train until the evaluations are spent."""
-    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.logger import Logger, SummaryWriter, TensorBoardOutputFormat
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+    if recorder.folder is not None and SummaryWriter is not None:  # TensorBoard is installed
+        writers.append(TensorBoardOutputFormat(str(recorder.folder / "tensorboard")))
     logger = Logger(folder=None, output_formats=writers)
     model.set_logger(logger)
     evaluations, base = recorder.config.evaluations, cast(Any, recorder.unwrapped)
@@ -161,7 +143,7 @@ def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict
         env.reset(seed=config.seed)
         scored: Any = env.unwrapped
         if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
-            own = {name: value for name, value in scored.get_state().items() if name in ("episode", "waiting")}
+            own = {"episode": scored.get_state()["episode"]}
             scored.set_state({**base.get_state(), **own})
         return Turn.of(masks, *score_masks(env, masks)).rows
 
@@ -188,10 +170,11 @@ def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, *
     env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
     base: Any = env.unwrapped
     state, start = None, np.ones(1, dtype=bool)
+    takes_masks = "action_masks" in inspect.signature(model.predict).parameters  # as MaskablePPO's
     observation, _ = env.reset(seed=seed)
     try:
         while True:
-            masks = {"action_masks": base.action_masks()} if supports_action_masks(type(model)) else {}
+            masks = {"action_masks": base.action_masks()} if takes_masks else {}
             chosen, state = model.predict(observation, state=state, episode_start=start, deterministic=True, **masks)
             observation, _, terminated, truncated, _ = env.step(chosen)
             start = terminated | truncated
@@ -200,12 +183,3 @@ def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, *
                 return np.asarray(chosen if last is None else last, dtype=bool)[0]
     finally:
         env.close()
-
-
-def _tensorboard(folder: Path | None) -> list[KVWriter]:
-    """Return TensorBoard's writer, if there is a folder and TensorBoard is installed."""
-    from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
-
-    if folder is None or SummaryWriter is None:
-        return []
-    return [TensorBoardOutputFormat(str(folder / "tensorboard"))]

@@ -28,7 +28,7 @@ from das_gym.agents.searching.setup import (
 from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.progress import waiting
+from das_gym.progress import progress
 
 
 def search(
@@ -86,7 +86,7 @@ def run_turns(
     See `search` for the arguments.
     """
     base: Any = env.unwrapped
-    with waiting("measuring layer statistics"):
+    with progress(1, "measuring layer statistics", unit="pass"):
         observation, _ = env.reset(seed=config.seed)
     agent = _new_agent(config, base, observation[0])
     history: list[Turn] = []

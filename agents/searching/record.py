@@ -16,11 +16,11 @@ from das_gym.agents.searching.setup import SCORES, find_scorer
 from das_gym.config import build
 from das_gym.drawing.architecture import Unit
 from das_gym.files import explain_damage, read_json, write_json
-from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
+from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "search.json"
@@ -29,21 +29,8 @@ CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True)
-class ScoredMask:
-    """A mask with its scores, in plain JSON values; None where a number is not finite."""
-
-    mask: list[int]
-    reward: float | None
-    loss: float | None
-    metric: float | None
-    macs: int
-    macs_saved: float
-    skipped_layers: list[str]
-
-
-@dataclass(frozen=True)
 class Turn:
-    """One turn of a search: masks, 0/1 per layer, with their scores as in `ScoredMask`.
+    """One turn of a search: masks, 0/1 per layer, with their scores; None where a number is not finite.
 
     Attributes:
         skip_probabilities: The agent's after the turn; None if it has none.
@@ -130,7 +117,7 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores, as in `ScoredMask`.
+        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores.
         macs_full: MACs of the full model per example.
         evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
@@ -170,8 +157,7 @@ class SearchResult:
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        best = build(ScoredMask, self.best_seen, "value of best_seen,")
-        masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
+        masks = [self.mask, self.best_seen["mask"], *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
 
     @property

@@ -1,4 +1,4 @@
-"""Draw an architecture under a mask: what environments render as `rgb_array`."""
+"""Draw an architecture under a mask: what environments render as `rgb_array`, and the figure of a search."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BAND_STAGES = 24
 LINE, FACTS = 22, 6
 """Height of a line of text in pixels, and the number of lines below the units."""
 
-TEXT, SMALL, TITLE = 15, 12, 20
+TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
 
-INK, GREY, PAPER, KEPT = "#1b1b1b", "#595959", "#ffffff", "#0072b2"
-"""Each has a contrast ratio of at least 4.5 to `PAPER`."""
+INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
+"""Each has a contrast ratio of at least 4.5 to `PAPER`. Blue and orange are distinguishable with colour blindness."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -80,7 +80,12 @@ def height_of(architecture: Architecture) -> int:
 
 
 def draw(
-    architecture: Architecture, mask: np.ndarray, title: str, facts: Sequence[str], height: int | None = None
+    architecture: Architecture,
+    mask: np.ndarray,
+    title: str,
+    facts: Sequence[str],
+    height: int | None = None,
+    best: Sequence[float] = (),
 ) -> np.ndarray:
     """Return a (height, WIDTH, 3) uint8 image.
 
@@ -90,6 +95,7 @@ def draw(
         title: One line.
         facts: Up to `FACTS` lines.
         height: In pixels; None takes what the architecture needs.
+        best: The best reward after each evaluation, which is drawn as a curve.
     """
     from PIL import Image, ImageDraw
 
@@ -107,7 +113,10 @@ def draw(
     for unit, box, skipped in zip(architecture.units, places.boxes, mask, strict=True):
         _draw_box(canvas, box, unit.label, bool(skipped))
     for number, fact in enumerate(facts):
-        canvas.text((MARGIN, places.bottom + LINE * number), fact, INK, font(TEXT))
+        fits = not len(best) or font(TEXT).getlength(fact) <= WIDTH // 2 - MARGIN - 8
+        canvas.text((MARGIN, places.bottom + LINE * number), fact, INK, font(TEXT if fits else SMALLEST))
+    if len(best):
+        _draw_curve(canvas, np.asarray(best), (WIDTH // 2 + 70, places.bottom, WIDTH - MARGIN - 10, places.bottom + 124))
     return np.asarray(image)
 
 
@@ -120,6 +129,21 @@ def _draw_box(canvas: Any, box: Box, label: str, skipped: bool) -> None:
     else:
         canvas.rectangle(box, KEPT, KEPT, 1)
     canvas.text(((left + right) / 2, bottom + 2), label, GREY if skipped else INK, font(SMALL), anchor="ma")
+
+
+def _draw_curve(canvas: Any, best: np.ndarray, box: Box) -> None:
+    """Draw the best reward over evaluations as steps."""
+    left, top, right, bottom = box
+    canvas.text((left - 70, top), "best reward so far, over evaluations", GREY, font(SMALL))
+    canvas.line((left, top + 24, left, bottom, right, bottom), GREY, 1)
+    low, high = float(best[0]), float(best[-1])
+    x = left + (right - left) * np.arange(1, len(best) + 1) / len(best)
+    y = bottom - 8 - (bottom - top - 36) * (best - low) / (high - low or 1.0)
+    for value, at in ((low, y[0]), (high, y[-1])):
+        canvas.text((left - 8, at), f"{value:.4g}", GREY, font(SMALL), anchor="rm")
+    canvas.text((right, bottom + 4), str(len(best)), GREY, font(SMALL), anchor="ra")
+    steps = np.stack((np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]), axis=1)
+    canvas.line(steps.flatten().tolist(), CURVE, 3)
 
 
 @lru_cache(maxsize=8)

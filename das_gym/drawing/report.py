@@ -13,9 +13,9 @@ import numpy as np
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
+from das_gym.output import counted
 from das_gym.problem.front import front_rows
 from das_gym.tables.table import SubnetTable
-from das_gym.wording import counted
 
 MAX_DOTS = 1500
 """Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import registry
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
@@ -35,11 +35,10 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if not isinstance(env.unwrapped, MaskVectorEnv) or mode is not AutoresetMode.SAME_STEP:
+        if not isinstance(env.unwrapped, MaskVectorEnv):
             raise ValueError(
-                f"`env` is not supported: got {env} with {mode}, expected das_gym's own vector environment with "
-                "AutoresetMode.SAME_STEP. Make it without `vectorization_mode` and `autoreset_mode`."
+                f"`env` is not supported: got {env}, expected das_gym's own vector environment. Make it without "
+                "`vectorization_mode`."
             )
         if isinstance(env, MultiObjectiveVectorReward):
             raise ValueError(f"`env` has vector rewards, but Stable-Baselines3 needs one number: got {env}. Wrap it first.")

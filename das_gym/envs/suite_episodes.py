@@ -78,7 +78,7 @@ class SuiteEpisodes(Episodes):
         if named is None:
             self.begin(everyone, rng)
             return
-        several = isinstance(named, (list, tuple, np.ndarray)) and len(everyone) > 1
+        several = isinstance(named, (list, tuple, np.ndarray))
         numbers = [self.suite.index(each) for each in (named if several else [named])]
         if len(numbers) not in (1, len(everyone)):
             raise ValueError(

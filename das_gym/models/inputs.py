@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -160,9 +160,10 @@ class Processor:
         sources = {pair.image.key: pair.image for pair in pairs}  # an image of several pairs is opened once
         seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
         images = {key: self.image(source, seeds[key]) for key, source in sources.items()}
+        height, width = (max(image.shape[side] for image in images.values()) for side in (1, 2))
+        padded = [F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in (images[p.image.key] for p in pairs)]
         types = torch.tensor([pair.image_type for pair in pairs])
-        batch = {"image": pad_images([images[pair.image.key] for pair in pairs]), "image_types": types}
-        return {**batch, **self.tokens(pairs)}
+        return {"image": torch.stack(padded), "image_types": types, **self.tokens(pairs)}
 
     def identity(self) -> str:
         """Return a text that changes with anything that a batch depends on besides its pairs."""
@@ -171,17 +172,6 @@ class Processor:
         vocabulary = hashlib.sha256(words.encode()).hexdigest()
         transform = f"{self.transform.__module__}.{getattr(self.transform, '__qualname__', self.transform)}"
         return f"{transform} {self.image_size} {self.patch_size} {self.max_text_length} {vocabulary}"
-
-
-def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """Return (batch, 3, height, width) of (3, h, w) images, with zeros at the right and bottom of smaller ones."""
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
-
-
-def input_blocks(processor: Processor, stream: str, items: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield rows and their batch, all of one shape; `items` are texts or images, as `stream` says."""
-    return _text_blocks(processor.texts(items)) if stream == "text" else _image_blocks(processor, items)
 
 
 def _blocks(rows: list[int]) -> Iterator[list[int]]:
@@ -193,7 +183,7 @@ def _blocks(rows: list[int]) -> Iterator[list[int]]:
         start += size
 
 
-def _text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+def text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield rows and their batch, all of the same padded length."""
     longest = inputs["input_ids"].shape[1]
     lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
@@ -202,7 +192,7 @@ def _text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict
             yield rows, {name: tensor[rows, :length] for name, tensor in inputs.items()}
 
 
-def _image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+def image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield rows and their batch, all of the same size; no more images than needed are in memory at a time."""
     waiting: defaultdict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
     for row, source in enumerate(sources):

@@ -17,7 +17,7 @@ from torch import Tensor
 from das_gym.commandline import format_command
 from das_gym.config import build
 from das_gym.engine.scores import Scores, Spending
-from das_gym.files import description_in, read_arrays, write_bytes
+from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.latency import UnitLatencies, latency_of
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import COST_KINDS, measure_cost
@@ -266,7 +266,7 @@ class _Progress:
         """Resume from a checkpoint."""
         try:
             arrays = read_arrays(path)
-            meta = description_in(arrays, "begin a new run")
+            meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
             done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
             # Whatever the checkpoint lacks or has in addition differs, too.
             wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}

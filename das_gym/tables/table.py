@@ -25,7 +25,7 @@ import numpy as np
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
-from das_gym.files import description_in, read_arrays, write_bytes
+from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
 from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs
@@ -344,7 +344,7 @@ class SubnetTable:
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
-        meta = description_in(arrays, "make it again")
+        meta = parse_json(str(arrays["meta"]), "its description", "make it again")
         form = meta.pop("format", None) if isinstance(meta, dict) else None
         if form not in FORMATS:
             raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")

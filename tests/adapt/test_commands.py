@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,6 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
 
 
-def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
-    printed = (adapted / "printed.txt").read_text()
-    for line in ("accuracy on test, %", "trainable parameters", "latency, ms", "skipped layers"):
-        assert printed.count(line) == 1
-    assert "% for the full model with adapters (95 % interval of the difference" in " ".join(printed.split())
-    assert "Result:" not in printed
-    assert "Next: python -m adapt with search_run" not in printed  # what would follow the search follows by itself
-    own = printed[printed.index("test examples of vqa") : printed.index("record: runs/2")].splitlines()
-    assert all(len(line) <= 80 for line in own)
-
-
 def in_this_process(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert PROGRAM.run(words) == 0
     return capsys.readouterr().out
@@ -99,7 +89,7 @@ def test_answers_are_kept_and_written_again(
     assert json.loads(out.read_text()) == kept
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
     assert f"{100 * metric:.2f}" in printed
-    assert "at most, %" in printed
+    assert re.search(r"at most [\d.]+ %", printed)
     in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "limit=5"], capsys)
     assert len(json.loads((tmp_path / "val.json").read_text())) == 5
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1

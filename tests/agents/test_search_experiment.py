@@ -87,8 +87,6 @@ def test_settings_of_the_environment_reach_it():
     [
         ({"image_size": 96}, "Did you mean `env_kwargs.image_size`"),
         ({"agent": "ppo", "agent_kwargs": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        ({"agent": "bandit", "action": "scores"}, "agent 'bandit' has no setting `action`"),
-        ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` has not one problem with one reward"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},

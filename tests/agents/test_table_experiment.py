@@ -6,7 +6,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.table_experiment import ex, summary
+from das_gym.agents.table_experiment import ex, print_summary
 
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RunError
@@ -53,13 +53,14 @@ def test_partial_table_is_written_to_out(small: dict, tmp_path: Path, capsys: py
     assert json.loads(Path("runs/1/table.json").read_text())["table"] == str(out)
 
 
-def test_summary_matches_the_table(small_table: SubnetTable):
-    lines = summary(small_table, Spending(layer_runs=1234, macs=5 * 10**12, seconds=6.0)).splitlines()
-    best = small_table.best(skip_num=4)
-    assert f"loss {small_table.values()[0]:.4f}" in lines[1]
-    assert f"loss {small_table.regret(best) + small_table.values().min():.4f}" in lines[2]
-    assert lines[2].endswith(f"skips {', '.join(skipped_names(small_table.meta.layer_names, best))}")
-    assert lines[-1] == "  1,234 layer runs, 5.000 T MACs, 6 s"
+def test_summary_matches_the_table(small_table: SubnetTable, capsys: pytest.CaptureFixture[str]):
+    print_summary(small_table, Spending(layer_runs=1234, macs=5 * 10**12, seconds=6.0))
+    printed = capsys.readouterr().out
+    best = small_table.best(skip_num=3)
+    (losses,) = [line.split() for line in printed.splitlines() if "loss on the reward split" in line]
+    assert losses[-2:] == [f"{small_table.values()[0]:.4f}", f"{small_table.describe(best)['reward_loss']:.4f}"]
+    assert f"k=3 skips {', '.join(skipped_names(small_table.meta.layer_names, best))}\n" in printed
+    assert printed.endswith("1,234 layer runs, 5.000 T MACs, 6 s\n")
 
 
 @pytest.mark.parametrize(

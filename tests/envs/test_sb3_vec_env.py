@@ -15,11 +15,9 @@ from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
-@pytest.fixture(scope="session")
-def tabular_kwargs(small_table, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    path = tmp_path_factory.mktemp("table") / "table.npz"
-    small_table.save(path)
-    return {"table": str(path), "skip_num": 2}
+@pytest.fixture
+def tabular_kwargs(small_table_file: str) -> dict:
+    return {"table": small_table_file, "skip_num": 2}
 
 
 def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:
@@ -51,15 +49,6 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
                 np.testing.assert_array_equal(got["terminal_observation"], expected["terminal_observation"])
                 lengths.add(got["n_skipped"])
     assert lengths == {2} if action != "mask" else lengths
-
-
-def test_options_must_be_equal(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    env.set_options({"anything": 1})
-    env.reset()
-    env.set_options([{"anything": 1}, {}])
-    with pytest.raises(ValueError, match="options"):
-        env.reset()
 
 
 def test_attributes_and_methods_reach_the_environment(tabular_kwargs: dict):
@@ -106,10 +95,9 @@ def test_vector_rewards_are_rejected(env_id: str):
         make_sb3_vec_env(env_id, n_envs=2)
 
 
-@pytest.mark.parametrize("made", [{"autoreset_mode": "NextStep"}, {"vectorization_mode": "sync"}])
-def test_other_vector_envs_are_rejected(tabular_kwargs: dict, made: dict):
+def test_other_vector_envs_are_rejected(tabular_kwargs: dict):
     with pytest.raises(ValueError, match="`env`"):
-        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, **made, **tabular_kwargs))
+        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
-from das_gym.tasks.labels import read_labels
+from das_gym.tasks.base import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve

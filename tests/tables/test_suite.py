@@ -139,9 +139,9 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
     untimed.save(tmp_path / "a.npz")
     write_json(tmp_path / "suite.json", suite_record([SuiteTable("a.npz", "train", "METER", "vqa", "a")], 0))
     assert load_suite(tmp_path).problems
-    with pytest.raises(ValueError, match=r"a\.npz holds no latency.*retime="):
+    with pytest.raises(ValueError, match=r"a\.npz holds no latency"):
         load_suite(tmp_path, budgets=("count", "latency"))
-    with pytest.raises(ValueError, match=r"a\.npz holds no memory(?!.*retime)"):
+    with pytest.raises(ValueError, match=r"a\.npz holds no memory"):
         load_suite(tmp_path, budgets="memory")
     for budgets in (("latencies",), ()):
         with pytest.raises(ValueError, match="budget"):
@@ -149,7 +149,7 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
 
 
 def test_read_suite_rejects_other_folders(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
+    with pytest.raises(FileNotFoundError, match="make_suite --out FOLDER"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged or of another version"):

@@ -23,7 +23,7 @@ from das_gym.models.transformers.recording import Recording, record
 from das_gym.models.transformers.stack import JOINT, Stack, note_outputs, replace_forwards, skip_forward
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
@@ -56,10 +56,7 @@ class Comparison:
         """Let few of the layers run that are built and called alike, if the model is large.
 
         The others return their input, so that nothing that depends on positions of layers changes. What is found out about
-        layers holds for those that are alike, in a fraction of the time and memory.
-
-        Args:
-            vision: Whether vision layers are probed, too.
+        layers holds for those that are alike, in a fraction of the time and memory. `vision`: vision layers are probed, too.
         """
         if not self.is_large:
             yield

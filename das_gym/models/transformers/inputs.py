@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain
 from das_gym.models.inputs import Prompt, PromptError
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""
@@ -103,12 +103,7 @@ class PromptProcessor:
         return make_batch([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
 
     def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
-        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for.
-
-        Raises:
-            ValueError: Images for a text model, marks that do not fit the images, an answer without tokens, or a prompt
-                longer than the model reads.
-        """
+        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for."""
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
@@ -260,12 +255,7 @@ def image_tokens_of(model: Any) -> list[int]:
 
 
 def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: The folder holds none that transformers can read.
-        ValueError: A file of it is not a regular file.
-    """
+    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded."""
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))

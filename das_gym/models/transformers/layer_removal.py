@@ -125,11 +125,7 @@ def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list
 
 
 def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
-    """Return a model without the skipped layers; it shares every parameter that is left with the full one.
-
-    Raises:
-        ValueError: What is left would not load again as it is, or has no attention that counts cached tokens.
-    """
+    """Return a model without the skipped layers; it shares every parameter that is left with the full one."""
     removed = vlm.removed_layers(mask)
     model = delete_layers(share_copy(vlm.model), removed, vlm.removed_layers(mask, IMAGE))
     if parts := vlm.removed_parts(mask):

@@ -43,11 +43,7 @@ from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, Mode
 class DecoderInputs:
     """Inputs of the decoder besides the outputs of vision layers, kept until these have run.
 
-    Attributes:
-        processor: The model's `PromptProcessor`.
-        prompts: The prompts.
-        given: Pixels and sizes of their images, by key of the images.
-        slices: Where those lie in the image stream.
+    `given` are pixels and sizes of images, `slices` where these lie in the image stream, both by key of the images.
     """
 
     processor: PromptProcessor

@@ -55,15 +55,9 @@ TIED_VISION = "without it the model reads other layers, or would not reload unch
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool = False) -> ModelCapabilities:
-    """Find out how the layers of a model can be run one by one.
+    """Find out how the layers of a model can be run one by one; raise ValueError, with the reason, if they cannot.
 
-    Args:
-        model: The model of transformers, in eval mode.
-        processor: Its own, as das_gym uses it.
-        only_runs: Whether nothing is removed from it, so that this is not tried.
-
-    Raises:
-        ValueError: The layers of the model cannot be skipped, with the reason.
+    With `only_runs`, nothing is removed from the model, so that this is not tried.
     """
     _reject_unsupported(model)
     compare, plain = Comparison(model, processor), VLM(model)
@@ -272,11 +266,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
 
 @torch.no_grad()
 def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
-    """Return the capabilities with those of the vision tower, so that vision layers can be skipped, too.
-
-    Raises:
-        ValueError: They cannot, with the reason.
-    """
+    """Return the capabilities with those of the vision tower; raise ValueError if its layers cannot be skipped."""
     compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
     if not processor.sees:
         raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")

@@ -43,11 +43,7 @@ class Stack:
 
 
 def find_decoder(model: nn.Module) -> Stack:
-    """Find the decoder layers of a model of transformers, and the norm after them.
-
-    Raises:
-        ValueError: The model is an encoder-decoder, or keeps its layers where transformers usually does not.
-    """
+    """Find the decoder layers of a model of transformers, and the norm after them; ValueError if there are none."""
     name, config = type(model).__name__, model.config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model, which is not supported. Use a decoder-only model.")

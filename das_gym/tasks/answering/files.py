@@ -8,12 +8,11 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from das_gym.data.entries import check_text, some
-from das_gym.data.images import FolderListings, ImageFile
+from das_gym.data.entries import check_text
+from das_gym.data.images import ImageFile, files_in
 
 HEAD_BYTES = 1 << 20
 """Only this much of a file is looked at."""
@@ -31,10 +30,6 @@ MISSPELLED = "conversatons"
 
 QUESTIONS = "questions"
 """The kind of LLaVA's files for evaluation, which have no answers."""
-
-QUESTIONS_ONLY = (
-    f"questions without answers. Add a file with answers, or answer them with `adapt predict` and `split={QUESTIONS}`"
-)
 
 KINDS: Mapping[str, frozenset[str]] = {
     "llava": frozenset({"conversations"}),
@@ -68,57 +63,34 @@ class DataFile:
         kind: One of `KINDS`; empty = none of them.
         part: `train`, `val`, `test` or `all`.
         rest: The other words of its name.
-        has_entries: Whether it is a list of entries or has one per line.
-        content: What it holds, for errors.
     """
 
     path: Path
     kind: str
     part: str
     rest: tuple[str, ...]
-    has_entries: bool
-    content: str
 
 
 def json_files(folder: Path) -> list[DataFile]:
-    """Return the `.json` and `.jsonl` files of a folder by name, then those of its folders `train`, `val` and `test`.
-
-    A file in such a folder belongs to that part, unless its own name says another.
-    """
-    files = [data_file(path) for path in _json_paths(folder)]
-    for inner in subfolders(folder):
-        part = _PART_OF.get(inner.name.lower())
-        if part:
-            found = map(data_file, _json_paths(inner))
-            files += [replace(file, part=part) if file.part == ALL else file for file in found]
-    return files
-
-
-def _json_paths(folder: Path) -> list[Path]:
+    """Return the `.json` and `.jsonl` files of a folder by name."""
     paths = sorted(path for suffix in ("*.json", "*.jsonl") for path in folder.glob(suffix))
-    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    return [data_file(path) for path in paths if path.is_file() and not path.name.startswith(".")]
 
 
 def data_file(path: Path) -> DataFile:
-    """Read the beginning of a JSON file, and return what it holds."""
+    """Read the beginning of a JSON file, and return what it is."""
     part, rest = part_of(path)
     # Files may have a gigabyte: only the first entries are parsed, with a decoder that takes them one by one.
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
-    is_list = text.startswith("[")
-    decoder, place, entries = json.JSONDecoder(), int(is_list), list[Any]()
+    decoder, place, kind = json.JSONDecoder(), int(text.startswith("[")), ""
     with contextlib.suppress(ValueError, RecursionError):  # the end of the list, or of what was read
-        while len(entries) < FIRST_ENTRIES:
+        for _ in range(FIRST_ENTRIES):
             place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # matches nothing, too
             entry, place = decoder.raw_decode(text, place)
-            entries.append(entry)
-    keys = [{"conversations" if key == MISSPELLED else key for key in e} for e in entries if isinstance(e, dict)]
-    kind = next((kind for found in keys for kind, needed in KINDS.items() if needed <= found), "")
-    first = entries[0] if entries else None
-    fields = some(list(first), 5) or "nothing" if isinstance(first, dict) else f"{first!r:.30}"
-    has_entries = bool(entries) and (is_list or len(entries) > 1 or kind != "")
-    content = f"{'entries' if has_entries else 'one object'} with {fields}" if entries else "no JSON entries"
-    return DataFile(path, kind, part, rest, has_entries, QUESTIONS_ONLY if kind == QUESTIONS else content)
+            keys = {"conversations" if key == MISSPELLED else key for key in entry} if isinstance(entry, dict) else set()
+            kind = kind or next((kind for kind, needed in KINDS.items() if needed <= keys), "")
+    return DataFile(path, kind, part, rest)
 
 
 def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -156,8 +128,8 @@ def check_companions(found: Mapping[str, DataFile], others: Sequence[DataFile]) 
         if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
             known = next(iter(found.values())).path.name
             raise ValueError(
-                f"{other.path} is named like the {other.part} part of {known} but has another structure: "
-                f"got {other.content}, expected a list of entries. Correct it or move it away"
+                f"{other.path} is named like the {other.part} part of {known} but has another structure, "
+                "expected a list of entries. Correct it or move it away"
             )
 
 
@@ -165,27 +137,34 @@ class ImageFinder:
     """Finds the images that the entries of a file in `folder` name; lists each folder once."""
 
     def __init__(self, folder: Path, root: Path) -> None:
-        near = [base / name for base in (folder, root, folder.parent) for name in IMAGE_FOLDERS]
-        self._bases = list(dict.fromkeys((*near, *folders_below(root))))
+        self._root = root
+        self._near = [base / name for base in dict.fromkeys((folder, root, folder.parent)) for name in IMAGE_FOLDERS]
         self._found: dict[str, ImageFile] = {}
-        self._listings = FolderListings()
+        self._places: dict[tuple[str, bool], list[tuple[Path, frozenset[str]]]] = {}
 
     def find(self, name: str, where: str) -> ImageFile:
-        """Return the image that an entry names so; where it does not exist, the path at which it is expected."""
-        if name in self._found:
-            return self._found[name]
-        check_text(name, f"{where}: `image`")
-        if "://" in name or any(letter < " " for letter in name):
-            raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
-        image = ImageFile(Path(os.path.normpath(self._bases[0] / name)))
-        for number, base in enumerate(self._bases):
-            path = Path(os.path.normpath(base / name))
-            if self._listings.has(path):
-                image = ImageFile(path)
-                self._bases.insert(0, self._bases.pop(number))  # most likely the next image lies there, too
-                break
-        self._found[name] = image
-        return image
+        """Return the image that an entry names so; where it does not exist, a path at which it is expected."""
+        if name not in self._found:
+            check_text(name, f"{where}: `image`")
+            if "://" in name or any(letter < " " for letter in name):
+                raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
+            self._found[name] = ImageFile(self._path_of(name))
+        return self._found[name]
+
+    def _path_of(self, name: str) -> Path:
+        file = name.rpartition("/")[2]
+        inner = name.removesuffix(file)
+        # Most images lie near: the folders below the root are only listed for those that do not.
+        for far in (False, True):
+            if (inner, far) not in self._places:
+                bases = folders_below(self._root) if far else self._near
+                folders = [Path(os.path.normpath(base / inner)) for base in bases]
+                self._places[inner, far] = [(folder, names) for folder in folders if (names := files_in(folder))]
+            for folder, names in self._places[inner, far]:
+                if file in names:
+                    return folder / file
+        expected = next((folder for folder, _ in self._places[inner, False]), self._near[0] / inner)
+        return Path(os.path.normpath(expected / file))
 
 
 def folders_below(root: Path) -> Iterator[Path]:

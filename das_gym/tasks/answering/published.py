@@ -7,8 +7,7 @@ ScienceQA has `problems.json`, `pid_splits.json` and the images `{split}/{pid}/i
 `images`; about half of the problems have none. A problem is asked with its hint as context and its choices lettered, and
 the answer is a letter, as in LLaVA-1.5. Val is the reward split.
 
-Class folders are in the data root, or in `train`, `val` and `test` in it. The options are their names: `BareLand` and
-`bare_land` are both the class `bare land`.
+Class folders are in the data root. The options are their names: `BareLand` and `bare_land` are both the class `bare land`.
 """
 
 from __future__ import annotations
@@ -46,9 +45,6 @@ SPLITS = ("train", "val", "test")
 """The official splits that are read; the small ones are parts of them."""
 
 _PROBLEM_FIELDS: Fields = {"question": str, "choices": list, "answer": int}
-
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folders of class folders, and their parts."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z\W_]+|[^\w\s]+")
 
@@ -130,42 +126,28 @@ def class_name(folder: str) -> str:
     return " ".join(_WORD.findall(folder.replace("-", " "))).lower() or folder
 
 
-def class_folders(folder: Path) -> dict[str, Sequence[Path]]:
-    """Return the class folders of each part in a folder, or of a single part ``; empty where there are none."""
-    parts = {SPLIT_FOLDERS[p.name]: _with_images(p) for p in subfolders(folder) if p.name in SPLIT_FOLDERS}
-    if parts and all(len(classes) > 1 for classes in parts.values()):
-        return parts
-    classes = [path for path in _with_images(folder) if path.name not in {*IMAGE_FOLDERS, *SPLIT_FOLDERS}]
-    return {"": classes} if len(classes) > 1 else {}
-
-
-def _with_images(folder: Path) -> Sequence[Path]:
-    return [path for path in subfolders(folder) if _image_names(path)]
-
-
-def _image_names(folder: Path) -> list[str]:
-    return sorted(n for n in files_in(folder) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
+def class_folders(folder: Path) -> dict[Path, list[str]]:
+    """Return the class folders in a folder, with the names of their images; empty if there are fewer than two."""
+    found = {}
+    for path in subfolders(folder):
+        names = sorted(n for n in files_in(path) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
+        if names and path.name not in IMAGE_FOLDERS:
+            found[path] = names
+    return found if len(found) > 1 else {}
 
 
 def load_class_folders(
-    parts: Mapping[str, Sequence[Path]], root: Path, on_bad_example: str = "raise"
+    classes: Mapping[Path, Sequence[str]], root: Path, on_bad_example: str = "raise"
 ) -> Splits[AnswerExample]:
     """Read what `class_folders` found in `root`; errors are those of `Task.load_splits`."""
     bad, question = BadExamples(on_bad_example), instructed(CLASS_QUESTION)
-    names = sorted({folder.name for classes in parts.values() for folder in classes})
-    labels = {name: class_name(name) for name in names}
-    if len(set(labels.values())) < len(labels):
-        labels = {name: name for name in names}
-    for name in names:
-        check_characters(name, f"{root}: the name of the folder {name!a}")
-    read = {}
-    for part, classes in parts.items():
-        options = tuple(sorted(labels.values()))
-        conversations = []
-        for folder in classes:
-            for name in _image_names(folder):
-                key, image = f"{part}/{folder.name}/{name}".lstrip("/"), ImageFile(folder / name)
-                rounds = ((question, labels[folder.name]),)
-                conversations.append(Conversation(str(image.path), key, (image,), (key,), rounds, options))
-        read[part] = drop_broken(conversations, str(root / part), bad)
-    return divide(read, str(root), bad)
+    for folder in classes:
+        check_characters(folder.name, f"{root}: the name of the folder {folder.name!a}")
+    options = tuple(sorted({class_name(folder.name) for folder in classes}))
+    conversations = []
+    for folder, names in classes.items():
+        rounds = ((question, class_name(folder.name)),)
+        for name in names:
+            key, image = f"{folder.name}/{name}", ImageFile(folder / name)
+            conversations.append(Conversation(str(image.path), key, (image,), (key,), rounds, options))
+    return divide({"": drop_broken(conversations, str(root), bad)}, str(root), bad)

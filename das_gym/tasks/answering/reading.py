@@ -12,7 +12,7 @@ from das_gym.data.splits import Splits
 from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.files import ALL, QUESTIONS, check_companions, data_file, data_sets, json_files
+from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
 from das_gym.tasks.answering.llava_json import load_llava, load_questions
 from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_part, load_prompted_vqa
 from das_gym.tasks.answering.published import (
@@ -30,7 +30,8 @@ FORMATS = (
     "LLaVA's conversations (train.json, val.json, test.json, or one file; also .jsonl), Slake's own files, VQAv2's "
     f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
     "one folder of images per class, parquet files or a folder of `save_to_disk` with columns image, question and "
-    "answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow"
+    "answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow; questions without answers are for `adapt predict` with "
+    f"`split={QUESTIONS}`"
 )
 """The supported formats of a data root."""
 
@@ -103,14 +104,13 @@ def _find(root: Path) -> DataSet:
     """Return the only data set in a data root, which is a folder or one of its files; ValueError: none or several."""
     if root.is_file():
         return _find_file(root)
-    found, files = list(_data_sets_in(root)), json_files(root)
-    if not found and not any(file.part != ALL or file.has_entries for file in files):  # else damaged files are meant
-        parts = class_folders(root)
-        if parts:
-            found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
+    found = list(_data_sets_in(root))
+    if not found and not json_files(root):  # else damaged files are meant
+        classes = class_folders(root)
+        if classes:
+            found = [DataSet("folders of classes", (root,), partial(load_class_folders, classes, root))]
     if not found:
-        contents = [f"{file.path.name} with {file.content}" for file in files]
-        names = some(contents or sorted(path.name for path in root.iterdir()), 6)
+        names = some(sorted(path.name for path in root.iterdir()), 6)
         raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
@@ -126,10 +126,7 @@ def _find_file(path: Path) -> DataSet:
     for found in _data_sets_in(path.parent):
         if path in found.files:
             return found
-    content = [file.content for file in json_files(path.parent) if file.path == path] or [
-        "no .json, .jsonl, .parquet or .arrow file"
-    ]
-    raise ValueError(f"`data_root` {path} is not in a known format: got {content[0]}, expected a file of {FORMATS}")
+    raise ValueError(f"`data_root` {path} is not in a known format, expected a file of {FORMATS}")
 
 
 def _data_sets_in(folder: Path) -> Iterator[DataSet]:

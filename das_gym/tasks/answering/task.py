@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
-from das_gym.tasks.answering.metrics import mean_by_kind, score_answer
+from das_gym.tasks.answering.metrics import score_answer
 from das_gym.tasks.answering.reading import load_answers, load_answers_part
 from das_gym.tasks.base import PARTS, Task
 
@@ -111,7 +112,12 @@ class AnsweringTask(Task):
 
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return mean loss, and the share of right answers: overall and by kind (`kind/CLOSED`)."""
-        return {**super().summary(examples, losses, metrics), **mean_by_kind(examples, metrics)}
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for example, metric in zip(examples, metrics.tolist(), strict=True):
+            if example.kind:
+                groups[f"kind/{example.kind}"].append(metric)
+        by_kind = {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
+        return {**super().summary(examples, losses, metrics), **by_kind}
 
     def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
         """Return the examples without their options."""

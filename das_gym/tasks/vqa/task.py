@@ -117,21 +117,16 @@ class VQATask(Task):
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return the mean loss, and the accuracy: overall, by `question/<type>` and by `answer/<type>`.
 
-        `ceiling` in front of these is the best accuracy that this vocabulary allows. `blank` counts the questions that no
-        annotator answered.
+        `ceiling` is the best accuracy that this vocabulary allows.
         """
-        groups: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        groups: defaultdict[str, list[float]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
-            scored = metric, self.ceiling(example)
-            groups[""].append(scored)
             for kind, name in (("question", example.question_type), ("answer", example.answer_type)):
                 if name:  # arrow tables have no types
-                    groups[f"{kind}/{name}"].append(scored)
-        numbers = super().summary(examples, losses, metrics)
-        for name, rows in sorted(groups.items()):
-            accuracy, ceiling = np.mean(rows, axis=0).tolist()
-            numbers |= {f"ceiling/{name}".rstrip("/"): ceiling, **({name: accuracy} if name else {})}
-        return {**numbers, "blank": float(sum(not any(example.answers) for example in examples))}
+                    groups[f"{kind}/{name}"].append(metric)
+        by_group = {name: float(np.mean(values)) for name, values in sorted(groups.items())}
+        ceiling = float(np.mean([self.ceiling(example) for example in examples]))
+        return {**super().summary(examples, losses, metrics), "ceiling": ceiling, **by_group}
 
     def ceiling(self, example: VQAExample) -> float:
         """Return the accuracy of the best answer in the vocabulary, 0..1."""

@@ -40,25 +40,14 @@ def test_agent_answers_with_the_first_best_mask():
     assert (agent.scored_masks() == masks).all()
 
 
-@pytest.mark.parametrize(
-    ("asked", "text"),
-    [
-        (GOOD.tolist(), "numpy array"),
-        (GOOD * 2, "numpy array"),
-        (SPACE.masks[:5], r"shape \(5, 6\)"),
-        (GOOD[0], r"shape \(6,\)"),
-        (OUTSIDE[None], r"layers \[0, 1, 2\].*free_budget"),
-    ],
-)
-def test_ask_rejects_wrong_masks(asked, text):
-    with pytest.raises(ValueError, match=rf"(?s)agent 'own': ask\(3\).*{text}"):
+@pytest.mark.parametrize("asked", [None, GOOD * 2, SPACE.masks[:5], OUTSIDE])
+def test_ask_and_answer_reject_wrong_masks(asked):
+    with pytest.raises(ValueError, match=r"agent 'own': ask\(3\)"):
         ask(Scripted(SPACE, asked=asked), "own", 3)
-
-
-@pytest.mark.parametrize("answered", [None, GOOD[:1], GOOD[0] * 3, OUTSIDE])
-def test_answer_rejects_wrong_masks(answered):
     with pytest.raises(ValueError, match=r"agent 'own': best\(\)"):
-        answer(Scripted(SPACE, answered=answered), "own")
+        answer(Scripted(SPACE, answered=asked), "own")
+    with pytest.raises(ValueError, match="outside the budget"):
+        ask(Scripted(SPACE, asked=OUTSIDE[None]), "own", 3)
 
 
 def test_agent_class_names_unknown_agents():

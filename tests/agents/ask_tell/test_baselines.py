@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from das_gym.agents import Greedy, LeaveOneOut, MaskSpace, RandomSearch
+from das_gym.agents import MaskSpace
+from das_gym.agents.ask_tell.baselines import Greedy, LeaveOneOut, RandomSearch
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget

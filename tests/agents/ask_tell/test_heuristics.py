@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from das_gym.agents import Angular, BlockInfluence, Budget, Interlace, MaskSpace, Uniform
-from das_gym.agents.ask_tell.heuristics import Blocks
+from das_gym.agents import Budget, MaskSpace
+from das_gym.agents.ask_tell.heuristics import Angular, BlockInfluence, Blocks, Interlace, Uniform
 from landscapes import SPACES
 
 from das_gym.problem.mask_cost import MaskCost

@@ -86,21 +86,12 @@ def test_load_rejects_tensors_that_do_not_match(tmp_path: Path, width: int):
         PolicyEnsemble.load(tmp_path / "policy.safetensors")
 
 
-def test_load_reports_a_missing_policy(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        PolicyEnsemble.load(tmp_path / "none.safetensors")
-
-
 def test_load_rejects_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr("das_gym.agents.policy.network.FORMAT", "das_gym policy 1")
         random_policy().save(tmp_path / "old.safetensors")
     with pytest.raises(ValueError, match=r"old\.safetensors is not a policy of this version"):
         PolicyEnsemble.load(tmp_path / "old.safetensors")
-
-
-def test_save_and_load_keep_the_policy(file: str, suite: Suite):
-    np.testing.assert_array_equal(suite_masks(PolicyEnsemble.load(file), suite), suite_masks(random_policy(), suite))
 
 
 def test_policy_takes_the_mask_of_its_file(file: str, suite: Suite, tmp_path: Path):
@@ -131,10 +122,10 @@ def test_examples_want_the_masks_with_the_highest_rewards(suite: Suite):
     torch.testing.assert_close(wanted.sum(dim=1), torch.ones(len(wanted)))
 
 
-@pytest.mark.parametrize("name", ["members", "steps"])
-def test_policy_settings_reject_nothing_to_train(name: str):
-    with pytest.raises(ValueError, match=f"`{name}` is out of range"):
-        PolicySettings("p", **{name: 0})
+def test_policy_settings_reject_nothing_to_train():
+    for name in ("members", "steps"):
+        with pytest.raises(ValueError, match=f"`{name}` is out of range"):
+            PolicySettings("p", **{name: 0})
 
 
 @pytest.mark.slow

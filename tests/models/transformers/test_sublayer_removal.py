@@ -13,13 +13,11 @@ from das_gym.adapt.shrink.saving import save
 from safetensors import safe_open
 
 from das_gym.files import read_json
-from das_gym.models.macs import share_copy
 from das_gym.models.transformers.generation import generate_batch, greedy_settings, pad_token, pads_left
 from das_gym.models.transformers.layer_removal import (
     counting_attentions,
     draw_mask,
     full_with_parameters_of,
-    prune,
     pruned_copy,
 )
 from das_gym.models.transformers.loading import auto_class, load_vlm
@@ -148,17 +146,6 @@ def test_draw_mask_tells_what_is_left_of_layers(driven):
     vlm = driven("llava", "sublayers").vlm
     assert draw_mask(vlm, mask_of(vlm, TOGETHER)) == "M□■A"
     assert vlm.layer_mask(mask_of(vlm, TOGETHER)).tolist() == [False, True, False, False]
-
-
-@pytest.mark.slow
-def test_layer_mask_is_one_that_prune_takes(driven):
-    """Qwen3-VL adds image features behind its first layers, which are no units."""
-    vlm = driven("qwen3_vl").vlm
-    assert len(vlm.layers) < len(vlm.stack.layers)
-    mask = np.arange(len(vlm.layers)) == 0
-    smaller = prune(share_copy(vlm.model), vlm.layer_mask(mask))
-    assert smaller.config.text_config.num_hidden_layers == len(vlm.stack.layers) - 1
-    assert vlm.layer_mask(mask)[vlm.places[0]]
 
 
 def test_load_vlm_rejects_a_folder_without_sublayers(driven, folder_of, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,30 +15,19 @@ from tests.models.transformers import tiny
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model's folder, and one as `adapt shrink` saves it."""
-    place = tmp_path_factory.mktemp("sums")
-    tiny.save("llava", place / "source")
-    (place / "smaller").mkdir()
-    model = AutoModelForImageTextToText.from_pretrained(place / "source")
-    save(model, place / "smaller", place / "source", place / "source", model.dtype)
-    return place / "source", place / "smaller"
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llava", tmp_path_factory.mktemp("sums") / "source")
 
 
-@pytest.fixture
-def smaller(folders: tuple[Path, Path], tmp_path: Path) -> Path:
-    return shutil.copytree(folders[1], tmp_path / "smaller")
-
-
-def test_sums_have_the_form_of_sha256sum(folders, smaller):
-    assert not check_sums(folders[0])
-    assert check_sums(smaller)
-    digest = hashlib.sha256((smaller / "model.safetensors").read_bytes()).hexdigest()
-    assert (smaller / SUMS).read_text() == f"{digest}  model.safetensors\n"  # the form of sha256sum
-
-
-def test_changed_weight_is_detected_on_load(smaller):
+def test_checksums_are_compared_on_load(source, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(source)
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    save(model, smaller, source, source, model.dtype)
+    assert (check_sums(source), check_sums(smaller)) == (False, True)
     path = smaller / "model.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (smaller / SUMS).read_text() == f"{digest}  model.safetensors\n"  # the form of sha256sum
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -50,19 +38,15 @@ def test_changed_weight_is_detected_on_load(smaller):
 
 
 @pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        (f"{'0' * 64}  ../../etc/passwd\n", "expected a checksum"),
-        (f"{'0' * 64}  missing.safetensors\n", "lacks missing.safetensors"),
-    ],
+    ("name", "match"), [("../../etc/passwd", "expected a checksum"), ("missing.safetensors", "lacks missing.safetensors")]
 )
-def test_checksums_that_cannot_be_compared(tmp_path, text, match):
-    (tmp_path / SUMS).write_text(text)
+def test_checksums_that_cannot_be_compared(tmp_path, name, match):
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  {name}\n")
     with pytest.raises(ValueError, match=match):
         check_sums(tmp_path)
 
 
-def test_wrong_header_is_named(tmp_path):
+def test_source_dtype_names_a_damaged_file(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         source_dtype(tmp_path)

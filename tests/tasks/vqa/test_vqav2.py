@@ -16,6 +16,7 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
+from das_gym.tasks.base import read_labels
 from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, in_reward_split, read_vqav2
@@ -207,3 +208,13 @@ def test_choose_labels_counts_train_and_val_together():
 def test_answer_vocabulary_rejects_fewer_than_two_answers(answers: str, min_count: int | None):
     with pytest.raises(ValueError, match=r"`min_count`|too few different answers"):
         answer_vocabulary(examples_with(list(answers)), min_count=min_count)
+
+
+def test_read_labels_rejects_another_file(tmp_path: Path):
+    path = tmp_path / "answers.json"
+    path.write_text('["yes", "caf\\u00e9"]')
+    assert read_labels(path) == ("yes", "café")
+    for text in ('{"answers": ["a", "b"]}', "[1, 2]", '["a", "b", "a"]', '["a"]'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"answers\.json is not an answer vocabulary"):
+            read_labels(path)

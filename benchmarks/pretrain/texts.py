@@ -1,14 +1,24 @@
-"""Captions of scenes with false variants, and the objects in the patches of their images: what pre-training learns from."""
+"""What pre-training learns from: captions and questions about scenes, and the objects in the patches of their images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from das_gym.shapes.scene_language import OPPOSITES, absent_name, attribute_target, counted, nearest_pair, related_pair
+from das_gym.shapes.scene_language import (
+    OPPOSITES,
+    QUESTION_FAMILIES,
+    Question,
+    absent_name,
+    attribute_target,
+    counted,
+    nearest_pair,
+    related_pair,
+)
 from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, SceneObject, paint, pick
 
 PATCH_SIZE = 16
@@ -16,6 +26,18 @@ PATCH_SIZE = 16
 
 MIN_SHARE = 0.15
 """Least share of a patch that an object covers to own it."""
+
+
+INSTRUCTION = "\nAnswer the question using a single word or phrase."
+"""Follows every question."""
+
+DESCRIPTION = "describe the picture from left to right."
+
+AGAIN = ("count", "relation", "nearest", "nearest")
+MORE = 3
+"""Number of further questions drawn from these families, which are the hardest to learn."""
+
+_MENTION = re.compile(rf"\b(?:({'|'.join(COLORS)}) )?(?:({'|'.join(SHAPES)})(?:es|s)?|objects?)\b")
 
 
 @dataclass(frozen=True)
@@ -113,3 +135,34 @@ def patch_owners(scene: Scene) -> np.ndarray:
     numbers = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
     share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
     return np.where(share.max(axis=0) >= MIN_SHARE, share.argmax(axis=0), -1)
+
+
+def questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """Draw a question of each family that the scene offers, and more of the hard ones."""
+    families = [*QUESTION_FAMILIES, *(AGAIN[i] for i in rng.integers(len(AGAIN), size=MORE))]
+    asked = (QUESTION_FAMILIES[family](rng, scene) for family in families)
+    return [question for question in asked if question is not None]
+
+
+def describe(scene: Scene) -> Question:
+    """Ask for every object by name, from left to right."""
+    names = [item.name for item in sorted(scene.objects, key=lambda item: item.x)]
+    return Question(DESCRIPTION, ", ".join(names), "description", "other")
+
+
+def mentions(scene: Scene, text: str) -> Iterator[tuple[int, tuple[SceneObject, ...]]]:
+    """Yield the words of a question that name objects: index of their last character, and all objects that they fit."""
+    for match in _MENTION.finditer(text):
+        color, shape = match.groups()
+        if color or shape:
+            yield match.end() - 1, scene.matching(color, shape)
+
+
+def target(scene: Scene, question: Question) -> SceneObject | None:
+    """Return the one object whose colour or shape is the answer, if there is one."""
+    if question.family not in ("attribute", "nearest"):
+        return None
+    ((_, objects),) = mentions(scene, question.text)
+    if question.family == "attribute":
+        return objects[0]
+    return min((item for item in scene.objects if item is not objects[0]), key=objects[0].distance)
