@@ -20,18 +20,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import (
-    SEARCH_ID,
     ChoosingSettings,
     choose,
-    command_of,
     named_configs,
     search_first,
     search_values,
 )
 from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
-from das_gym.adapt.finetune import cut, finetune, load_base_model
-from das_gym.adapt.references import load_reference
+from das_gym.adapt.finetune import cut, finetune, load_base_model, load_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, finish_run, limit_test
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
@@ -117,8 +114,7 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         return [*searching, *adapt_parts(settings, base, splits, mask)]
 
     print_estimate(settings, parts)
-    continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
-    return dataclasses.replace(settings, search_run=search_first(values, continue_command))
+    return dataclasses.replace(settings, search_run=search_first(values))
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float:

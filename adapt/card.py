@@ -35,6 +35,7 @@ def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     source_lines = found.group(1).splitlines() if found else []
+    # Hubs show these lines, and the license of the source holds for what is made from it.
     kept = [line for line in source_lines if re.match(r"(license|license_name|license_link|base_model): \S", line)]
     if "/" in name:
         kept = [line for line in kept if not line.startswith("base_model")] + [f"base_model: {name}"]
@@ -44,6 +45,7 @@ def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
 
 def display_name(folder: Path) -> str:
     """Return a model's name on the Hub if it lies in the Hub's cache, else its folder's name."""
+    # The Hub's cache has models--OWNER--NAME/snapshots/COMMIT.
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)

@@ -14,8 +14,8 @@ from das_gym.agents.search_experiment import ex as search_command
 from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, merge, nested, settings_dict
+from das_gym.commandline import format_command
+from das_gym.config import build, merge, nested
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
@@ -23,9 +23,6 @@ from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
 from das_gym.runs import find_run
 from das_gym.trust import trusted_settings
-
-SEARCH_ID = "SEARCH_RUN"
-"""Stands for the id of a search in the command that continues with it."""
 
 
 @dataclass(frozen=True)
@@ -174,29 +171,19 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
+    # The command prints one estimate for its search and what follows.
     values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
     for each in overrides:
         values = merge(values, each)
     return values
 
 
-def search_first(values: Mapping[str, Any], continue_command: str) -> int:
-    """Run a search as a separate run, on the main process only, and return its id.
-
-    After an interrupt, `continue_command` is printed with the id in place of `SEARCH_ID`.
-    """
+def search_first(values: Mapping[str, Any], setting: str = "search_run") -> int:
+    """Run a search as a separate run, on the main process only, and return its id, which `setting` of the command takes."""
     try:
         return run_on_main_process(lambda: int(run_search(values)[0]))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Resume with: {command}")
-            interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
+            interrupt.add_note(f"and then repeat this command with {setting}={search_command.current_run._id}")
         raise
-
-
-def command_of(name: str, settings: Any, **changes: Any) -> str:
-    """Return the command line with these settings; a change to None leaves a setting out."""
-    values, defaults = settings_dict(settings), settings_dict(type(settings)())
-    for each, value in {"plugins": None, "resume": None, **changes}.items():
-        values[each] = defaults.get(each) if value is None else value
-    return format_command(name, *setting_words(values, defaults))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, search_first, search_values
+from das_gym.adapt.choosing import choice_from_run, search_first, search_values
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
@@ -139,10 +139,10 @@ def prepare(settings: CompareSettings) -> CompareSettings:
             f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
         )
     check_prompts(backbone, problem)
+    # Searches come last, since all that can be rejected should be rejected before them.
     found = dict(settings.searches)
     for k in needed:
-        continue_command = command_of("adapt compare", settings, searches={**found, str(k): SEARCH_ID})
-        found[str(k)] = search_first(values_for_search(settings, k), continue_command)
+        found[str(k)] = search_first(values_for_search(settings, k), f"searches.{k}")
     return dataclasses.replace(settings, searches=found)
 
 
@@ -169,6 +169,7 @@ def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any
     entry = find_environment(settings.model, settings.task)
     is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
     if is_bundled and entry.table is not None:
+        # A table needs no model, and so no device.
         values.pop("device", None)
         values["env_id"] = entry.tabular_id
     return {**values, **settings.search}

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.finetune import cut
-from das_gym.adapt.references import find_reference
+from das_gym.adapt.finetune import cut, find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.search_experiment import search_parts
@@ -69,6 +68,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     # Encoders run once for an image, however many questions there are about it.
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
+    # The cache holds each image once, and a later epoch costs no encoder.
     batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)

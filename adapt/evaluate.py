@@ -93,6 +93,7 @@ def predict(
     prompts = [task.generation_prompt(example) for example in examples]
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
+    # Answers come back in the order of the examples, whichever way each was made.
     texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
     batches = answered(subnet, to_classify, title) if to_classify else ()
     classes = iter([row for chunk, logits in batches for row in task.predictions(chunk, logits)])

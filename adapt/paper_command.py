@@ -178,6 +178,7 @@ def count(row: PublishedRow) -> tuple[float, float]:
     plain.remove_adapters()
     with without_content():
         updated = sum(p.numel() for p in make_method(row.method or "").insert(model))
+    # Other methods run as many MACs as the model without them.
     vlps: tuple[VLP, ...] = (model, plain) if parallel_adapters(model) else ()
     macs = [count_costs(vlp, example_batch(), counting="paper").macs([False] * len(vlp.layers)) for vlp in vlps]
     return updated / 1e6, (macs[0] - macs[1]) / 1e9 if macs else 0.0

@@ -105,6 +105,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     if name == SHRUNK:
         return command_of(folder, record["problem"], mask)
     changes = {**grouped_settings(record["problem"]), "search_run": None, "search": None, "searches": None}
+    # The search is not repeated: its mask is in the record.
     if name == RECORD:
         changes["mask"] = json.dumps(mask, separators=(",", ":"))
     command, settings = COMMANDS[name]

@@ -23,7 +23,7 @@ from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -46,8 +46,6 @@ FORMAT = "das_gym adapt 1"
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
-    if not folder.is_dir() and is_hub_id(str(run)):
-        raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
@@ -98,6 +96,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         raise ValueError(
             f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
+    # A comparison keeps one record for the files of all its methods.
     names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
     record = record_in(folder, names)
     if record is None or adaptation is None:
@@ -116,6 +115,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with _named(record, "Import the module that registers it (plugins=MODULE), or fine-tune it again."):
         problem = build(ProblemConfig, {**recorded, **changes})
+    # A method inserts modules before its parameters fit; adapters are part of the model.
     put_back = restore if adaptation.method is None else restore_adaptation
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
@@ -152,6 +152,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     trusted_settings(folder, about.plugins, {})
     loaded = load_checkpoint(folder, image_size=about.image_size)
     vlp = loaded.vlp
+    # Nothing of it is trained, and dropout would change its answers.
     vlp.freeze()
     with quiet_loading():  # transformers warns that it does not know the model's type when it looks for the tokenizer
         processor = vlp.inputs(folder, max_text_length or about.max_text_length)
@@ -250,5 +251,6 @@ def save(
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
+    # The record last: a folder with a record is complete.
     write_json(folder / name, content)
     return folder / name

@@ -79,6 +79,7 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
     if answers:
         write_json(folder / VOCABULARY, list(answers))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+    # A search on other data or another checkpoint would score another model.
     words = problem_words(settings.problem_config, *setting_words({"supernet": str(out)}), group="env_kwargs")
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")
 

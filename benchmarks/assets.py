@@ -19,8 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import cut_subnet, finetune
-from das_gym.adapt.references import deciding_settings, reference_file
+from das_gym.adapt.finetune import cut_subnet, deciding_settings, finetune, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 from das_gym.adapt.training import TrainingConfig

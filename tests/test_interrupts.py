@@ -119,7 +119,7 @@ def test_sigterm_training_resumes_to_the_same_weights(training: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_interrupted_adapt_search_prints_both_commands(
+def test_interrupted_adapt_search_says_how_to_continue(
     small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -139,5 +139,4 @@ def test_interrupted_adapt_search_prints_both_commands(
     error = capsys.readouterr().err
     first, second = error.splitlines()[-2:]
     assert first == "Stopped by SIGTERM. Resume with: python -m agents with resume=1 'runs_dir=my runs'"
-    words = shlex.split(second.removeprefix("and then: python -m adapt with "))
-    assert set(words) == {*data.split(), "runs_dir=my runs", "search_run=1", "train.steps=7"}
+    assert second == "and then repeat this command with search_run=1"

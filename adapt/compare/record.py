@@ -43,6 +43,7 @@ class MethodVariant:
         if not self.random_mask:
             return make_method(self.method, self.settings)
         mask = np.zeros(n_layers, dtype=int)
+        # Of the seed alone, so that a resumed comparison trains the same masks.
         mask[np.random.default_rng([seed, self.skip_num]).choice(n_layers, self.skip_num, replace=False)] = 1
         return make_method(self.method, {**self.settings, "mask": tuple(mask.tolist())})
 

@@ -165,9 +165,6 @@ def subnet_card(
     loads_with = f"This is a plain `{exported.loads_with}` with fewer blocks."
     if model.code:
         loads_with = f"Its code is `{exported.loads_with}` and what that imports. It needs torch and transformers alone."
-    problem = record.get("problem") or {}
-    names = ("checkpoint", "data_root", *(() if "row" in record else ("supernet",)))  # a comparison has new adapters
-    sources = "".join(f", {name} {problem.get(name) or 'bundled'}" for name in names if problem)
     layers = ", ".join(f"{layer.name} {kind}" for layer, kind in zip(vlp.layers, kinds, strict=True))
     onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.1e}"
     return model_card(
@@ -177,7 +174,7 @@ def subnet_card(
             f"Made by `python -m adapt export` of das_gym. {how}",
             " ".join([loads_with, *model.notes]),
             f"Mask: `{mask}`, 1 = skipped. Layers as exported: {layers}.",
-            f"Source: fingerprint of the checkpoint `{subnet.backbone.base}`{sources}.",
+            f"Fingerprint of the checkpoint: `{subnet.backbone.base}`.",
         ],
         _loading_example(model, exported.folder.name, num_images),
         results_table(record["models"]) if record.get("models") else None,
@@ -189,22 +186,15 @@ def subnet_card(
 def _loading_example(model: ExportedModel, folder: str, num_images: int) -> str:
     trust = TRUST if model.code else ""
     auto = "AutoModel" if model.code else model.model.partition(":")[2]
-    if num_images == 1 and model.image_processor.get("processor_class") is not None:
-        names = sorted({auto, "AutoProcessor"})
-        batch = f"""processor = AutoProcessor.from_pretrained(folder{trust})
-batch = processor([image], ["..."], padding=True, truncation=True, return_tensors="pt")"""
-    else:
-        names = sorted({auto, "AutoImageProcessor", "AutoTokenizer"})
-        images = "image" if num_images == 1 else ", ".join(f"image_{i + 1}" for i in range(num_images))
-        pixels = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all of one example"
-        batch = f"""tokenizer = AutoTokenizer.from_pretrained(folder{trust})
-image_processor = AutoImageProcessor.from_pretrained(folder{trust})
-batch = dict(tokenizer(["..."], padding=True, truncation=True, return_tensors="pt"))
-images = image_processor([{images}], return_tensors="pt")
-batch |= {pixels}"""
-    return f"""from transformers import {", ".join(names)}
+    images = ", ".join(f"image_{number + 1}" for number in range(num_images))
+    pixels = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all of one example"
+    return f"""from transformers import {", ".join(sorted((auto, "AutoImageProcessor", "AutoTokenizer")))}
 
 folder = "{folder}"
 model = {auto}.from_pretrained(folder{trust}).eval()
-{batch}
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+image_processor = AutoImageProcessor.from_pretrained(folder{trust})
+batch = dict(tokenizer(["..."], padding=True, truncation=True, return_tensors="pt"))
+images = image_processor([{images}], return_tensors="pt")
+batch |= {pixels}
 logits = model(**batch).logits  # model.config.id2label names them"""

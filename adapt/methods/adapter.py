@@ -84,7 +84,8 @@ class ScaledParallel(Method):
 class DAS(Method):
     """Dynamic Architecture Skipping (arXiv 2309.01479): replace skipped layers by adapters, add parallel ones to the others.
 
-    In fine-tuning the adapters are as wide as those that the model was loaded with, in recovery see `recovery_widths`.
+    In fine-tuning the adapters are as wide as those that the model was loaded with. In recovery, parallel adapters have 1/64
+    of the hidden size, skip adapters 1/16.
 
     Attributes:
         mask: One number per layer, 1 = skipped; None skips none. In recovery the layers are deleted already.
@@ -107,25 +108,13 @@ class DAS(Method):
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert adapters, which start without effect."""
-        return pruned.insert_adapters(*recovery_widths(pruned.vlp.feature_size))
+        width = pruned.vlp.feature_size
+        return pruned.insert_adapters(max(8, width // 64), max(8, width // 16))
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that layers have a known place for adapters."""
         if vlp.untrainable:
             raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
-
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        parallel, skip = recovery_widths(hidden_size)
-        return (
-            f"Adapters of DAS (arXiv 2309.01479), and nothing else, {parallel} wide before attention and MLP, {skip} wide "
-            "where a layer was deleted"
-        )
-
-
-def recovery_widths(hidden_size: int) -> tuple[int, int]:
-    """Return the widths of parallel and skip adapters in recovery, by the hidden size of the decoder."""
-    return max(8, hidden_size // 64), max(8, hidden_size // 16)
 
 
 def das_bottleneck(vlp: VLP) -> int | None:

@@ -94,10 +94,6 @@ class Method(ABC):
         if not self.insert(meta_twin(vlp)):
             raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text for the model card: which parameters recovery trains, given the hidden size."""
-        return f"{self.title} in the remaining layers"
-
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of a trained model that `finish` changes; by default none."""
         return []

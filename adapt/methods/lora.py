@@ -47,10 +47,6 @@ class LoRA(Method):
         if not linear_names(parts):
             raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        return f"LoRA (rank {self.rank}, merged) in the remaining layers and the projector"
-
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of the layers that have an update."""
         from peft.tuners.lora import LoraLayer

@@ -35,7 +35,7 @@ from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
-from das_gym.problem.mask_cost import SAVED, measure_cost
+from das_gym.problem.mask_cost import measure_cost
 from das_gym.progress import progress
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
@@ -61,8 +61,9 @@ def check(settings: ShrinkSettings) -> None:
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
     else:
-        _check_mask_keeps_budget(settings, problem, choice.mask)
-        fallback_if_not_removable(choice, problem, requested_budget(settings, problem))
+        if not as_vlm(problem).check_mask(choice.mask).any():
+            raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
+        fallback_if_not_removable(choice, problem)
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.recover != "none" and len(train):
@@ -168,18 +169,6 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
             raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 
 
-def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: np.ndarray) -> None:
-    if not as_vlm(problem).check_mask(mask).any():
-        raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
-    budget = requested_budget(settings, problem)
-    if not budget.is_kept_by(mask[None])[0]:
-        cost = budget.cost or measure_cost(problem, "macs_saved")
-        raise ValueError(
-            f"`mask` does not keep the budget: it skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the "
-            f"{SAVED[cost.setting]}, and not {budget.describe()}. Leave out `mask` or `{next(iter(settings.asked))}`."
-        )
-
-
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     """Reject a budget for which every layer of the decoder, or of the vision tower, would have to go.
 
@@ -209,13 +198,12 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
         )
 
 
-def fallback_if_not_removable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
-    """Return the choice, or the best other mask of its search that can be removed and keeps the budget."""
+def fallback_if_not_removable(choice: Choice, problem: Problem) -> Choice:
+    """Return the choice, or the best other mask of its search that can be removed."""
     reason = why_not_removable(problem, choice.mask)
     if not reason:
         return choice
-    allowed = (mask for mask in choice.others if mask.any() and budget.is_kept_by(mask[None])[0])
-    others = itertools.islice(allowed, FALLBACK_MASKS)
+    others = itertools.islice(filter(np.any, choice.others), FALLBACK_MASKS)
     fallback = next((mask for mask in others if not why_not_removable(problem, mask)), None)
     if fallback is None:
         raise ValueError(reason)
@@ -242,11 +230,6 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
         except ValueError as error:
             known[key] = str(error)
     return known[key]
-
-
-def requested_budget(settings: ShrinkSettings, problem: Problem) -> Budget:
-    """Return the budget that a given mask has to keep; without one, any mask does."""
-    return budget_of(settings, problem, settings.asked or {"skip_num": None})
 
 
 def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:

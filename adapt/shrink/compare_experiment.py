@@ -23,7 +23,7 @@ import numpy as np
 from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_from_run, search_values
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
+from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
@@ -134,7 +134,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
     quality, results = read_results(folder)
     quality = quality or score_model(full, task, test, "full model", settings.metric)[0]
     measured = {result.method for result in results}
-    budget, left_out = requested_budget(settings.shrink_settings, problem), dict[str, str]()
+    left_out = dict[str, str]()
     teacher = None if measured == set(settings.methods) else make_teacher(full, task, problem.splits.train, recovery)
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in settings.methods:
@@ -143,7 +143,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
                 run_id = searches[method].run
                 choice = choice_from_run(settings.runs_dir, run_id, changed_settings(settings.problem_config))
                 try:
-                    mask = fallback_if_not_removable(choice, problem, budget).mask
+                    mask = fallback_if_not_removable(choice, problem).mask
                 except ValueError as error:
                     left_out[method] = str(error)
                     continue

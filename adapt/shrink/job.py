@@ -10,7 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -52,7 +52,7 @@ class ShrinkJob:
     def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         self.problem: Problem = load_problem(choice.problem)
-        self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
+        self.choice = fallback_if_not_removable(choice, self.problem)
         self.full: VLM = as_vlm(self.problem)
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)

@@ -237,4 +237,5 @@ def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], setting
     """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images."""
     clock, start = TokenClock(), time.perf_counter()
     generate_batch(vlm, processor, encodings, settings, streamer=clock)
+    # `generate` puts the prompt before the first token.
     return np.diff([start, *clock.times[1:]])

@@ -47,9 +47,6 @@ WARMUP = 0.03
 ALIASES = {"adapters": "das"}
 """Other names of methods in `recover`."""
 
-HALF_PRECISION_BYTES = 2**30
-"""A teacher's cached outputs that are larger than this are kept in 16 bits."""
-
 
 @dataclass(frozen=True)
 class RecoveryConfig:
@@ -134,8 +131,6 @@ class Teacher:
             for start in range(0, len(examples), batch_size):
                 chunk = examples[start : start + batch_size]
                 states = answer_states(full_model, task, chunk)
-                large = states.numel() * 4 * len(examples) > HALF_PRECISION_BYTES * len(chunk)
-                states = states.half() if large and states.dtype == torch.float32 else states
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
                 for example, part in zip(chunk, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()

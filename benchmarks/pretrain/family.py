@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pretrain.texts import PATCH_SIZE
-from benchmarks.pretrain.tokenizer import SpecialTokens, Tokens
+from benchmarks.pretrain.tokenizer import Tokens
 from das_gym.models.base import VLP, State
 from das_gym.shapes.scenes import IMAGE_SIZE
 
@@ -68,11 +68,11 @@ class PairRecipe(Recipe):
     - `features(model, batch)`: what the losses of the second part read.
 
     Attributes:
-        special_tokens: Of its tokenizer.
+        tokens: Of its tokenizer.
         positions, words: Patterns of the names of position and word embeddings, which begin larger than other weights.
     """
 
-    special_tokens: ClassVar[SpecialTokens]
+    tokens: ClassVar[Tokens]
     positions: ClassVar[str]
     words: ClassVar[str]
 

@@ -17,7 +17,7 @@ from das_gym.models.transformers.recording import cache_name
 from das_gym.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES
 
 if TYPE_CHECKING:
-    from benchmarks.pretrain.conversations import ConversationBatch, TokenBatch
+    from benchmarks.pretrain.conversations import ConversationBatch
     from benchmarks.pretrain.family import AnsweringRecipe
 
 LOSS_WEIGHTS = {
@@ -168,7 +168,7 @@ class ConversationFeatures:
 
 def features(recipe: AnsweringRecipe, model: Any, batch: ConversationBatch) -> ConversationFeatures:
     """Run the decoder once over the images, and once over all that is asked about them."""
-    patches = recipe.image_tokens(model, batch.images.scenes.image)
+    patches = recipe.image_tokens(model, batch.images.image)
     decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
@@ -193,11 +193,11 @@ def words_losses(model: Any, read: ConversationFeatures, batch: ConversationBatc
     return {"words": F.cross_entropy(logits, batch.labels[said]), "right": right}
 
 
-def image_token_losses(heads: ConversationHeads, patches: Tensor, batch: TokenBatch) -> StepResult:
+def image_token_losses(heads: ConversationHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
     """Return losses of the object at every image token and of the pixels that show it, and as `loss` their sum."""
     losses = {
         "silhouette": F.binary_cross_entropy_with_logits(heads.silhouette(patches), batch.silhouettes),
-        **patch_losses(heads.patches, patches, batch.scenes),
+        **patch_losses(heads.patches, patches, batch),
     }
     return {"loss": weighted(losses, IMAGE_TOKEN_WEIGHTS), **losses}
 

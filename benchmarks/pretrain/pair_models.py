@@ -32,7 +32,7 @@ class MeterMini(PairRecipe):
 
     size = Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4)
     mean, std = CLIP_MEAN, CLIP_STD
-    special_tokens = ROBERTA
+    tokens = ROBERTA
     positions, words = r"image_encoder.*position", r"embedding"
 
     def build(self, hidden_size: int, vocab_size: int, bottleneck: int) -> METER:
@@ -71,7 +71,7 @@ class ViltMini(PairRecipe):
 
     size = Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=1e-3)
     mean, std = (VILT_MEAN,) * 3, (VILT_STD,) * 3
-    special_tokens = BERT
+    tokens = BERT
     positions = r"^(image_positions|class_token)$"
     words = r"^(word_embeddings|text_positions)\.weight$"
 
@@ -83,7 +83,7 @@ class ViltMini(PairRecipe):
 
     def early_patches(self, model: ViLT, image: Tensor) -> Tensor:
         """See `PairRecipe.early_patches`; the text has only its first and last token."""
-        ids = torch.tensor([BERT.first, BERT.last]).expand(len(image), 2)
+        ids = torch.tensor(BERT.ends).expand(len(image), 2)
         state = model.embed(model.encode({"image": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}))
         return _normed(run_stages(model, state, range(EARLY)))[:, 3:]
 

@@ -30,7 +30,7 @@ from torch import nn
 from benchmarks.machine import make_parser
 from benchmarks.pretrain.answering_models import LlavaMini, SmolVLMMini
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
-from benchmarks.pretrain.conversations import ConversationBatches, sampled_images
+from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringRecipe, PairRecipe, Recipe, Size
 from benchmarks.pretrain.losses import (
     ConversationHeads,
@@ -97,7 +97,7 @@ def pretrain(name: str, size: Size, out: Path, checkpoints: Path, seed: int = 0)
 
 def _pretrain_pairs(recipe: PairRecipe, size: Size, seed: int, out: Path, train: Train) -> None:
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(seed, recipe.special_tokens)
+    tokenizer = train_tokenizer(seed, recipe.tokens)
     bare: Any = recipe.build(size.hidden_size, len(tokenizer), 0)
     recipe.initialise(bare)
     for name, parameter in bare.named_parameters():
@@ -132,8 +132,8 @@ def _pretrain_answering(recipe: AnsweringRecipe, size: Size, seed: int, out: Pat
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = sampled_images(seed, index, size.image_batch_size, recipe.normalise)
-        return image_token_losses(heads, recipe.image_tokens(model, batch.scenes.image), batch)
+        batch = image_batch(seed, index, size.image_batch_size, recipe.normalise)
+        return image_token_losses(heads, recipe.image_tokens(model, batch.image), batch)
 
     train("images", {**recipe.eyes(model), "heads": heads.dense()}, look)
     batches = ConversationBatches(recipe, tokenizer, seed, size.batch_size)

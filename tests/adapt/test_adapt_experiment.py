@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from das_gym.adapt import adapt_experiment
-from das_gym.adapt.adapt_experiment import AdaptSettings, ex, prepare
+from das_gym.adapt.adapt_experiment import AdaptSettings, ex
 from das_gym.adapt.choosing import best_mask, choose
 
-from das_gym.config import build
 from das_gym.experiment import RunError
 from das_gym.files import write_json
 
@@ -83,31 +82,6 @@ def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
     with pytest.raises(RunError, match=r"got shape \(2,\), expected \(12,\)"):
         ex.run({"mask": [1, 0], "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("names", "given", "asked"),
-    [
-        ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0, "evaluations": 80}),
-        (("vilt_nlvr2", "ppo"), {"search": {"evaluations": 9}}, {"env_id": "DAS-ViLT-NLVR2-v0", "agent": "ppo"}),
-        (("bandit",), {"search": {"agent": "random"}, "device": "cpu"}, {"agent": "random", "device": "cpu"}),
-    ],
-)
-def test_search_gets_model_data_and_its_own_settings(
-    names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
-    seen: dict[str, Any] = {}
-
-    def search_first(values: dict[str, Any], continue_command: str) -> int:
-        seen.update(values, continue_command=continue_command)
-        return 7
-
-    monkeypatch.setattr(adapt_experiment, "search_first", search_first)
-    values, _ = ex.resolve({**given, "estimate": False}, names)
-    assert prepare(build(AdaptSettings, values)).search_run == 7
-    assert asked.items() <= seen.items()
-    assert "search_run=SEARCH_RUN" in seen["continue_command"]
-    assert "search." not in seen["continue_command"]
 
 
 @pytest.mark.parametrize(

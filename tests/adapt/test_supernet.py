@@ -19,14 +19,8 @@ def test_random_mask_is_uniform_over_counts_and_layers():
     assert counts[9:].tolist() == [0] * 4
     assert (abs(counts[:9] - 400) < 80).all()  # four standard deviations
     assert (abs(masks.mean(axis=0) - 1 / 3) < 0.04).all()
-
-
-def test_random_mask_depends_on_seed_and_step_alone():
     assert np.array_equal(random_mask(3, 7, 12, 8), random_mask(3, 7, 12, 8))
     assert len({random_mask(seed, step, 12, 8).tobytes() for seed in (3, 4) for step in range(20)}) > 30
-
-
-def test_random_mask_of_few_layers():
     assert {int(random_mask(0, step, 2, 8).sum()) for step in range(50)} == {0, 1, 2}
     assert not any(random_mask(0, step, 12, 0).any() for step in range(20))
 

@@ -19,7 +19,7 @@ from das_gym.registration import MODELS
 def test_shipped_tokenizer_equals_the_trained_one(name: str):
     folder = MODELS[name].assets
     assert folder is not None
-    shipped, trained = load_tokenizer(folder), train_tokenizer(0, RECIPES[name].special_tokens)
+    shipped, trained = load_tokenizer(folder), train_tokenizer(0, RECIPES[name].tokens)
     assert shipped.get_vocab() == trained.get_vocab()
     assert shipped("is it red?")["input_ids"] == trained("is it red?")["input_ids"]
 

@@ -88,11 +88,11 @@ def test_batch_equals_the_processors(family: AnsweringRecipe, batches: Conversat
         first = int(answered.nonzero()[0]) + 1  # of the answer
         own = batch.input_ids[index, : int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]]
         text = processor.tokenizer.decode(own[:first]).split("\n")[0].strip()
-        pixels = ((batch.images.scenes.image[row] * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
+        pixels = ((batch.images.image[row] * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
         prompt = processor.apply_chat_template(messages(text + INSTRUCTION), add_generation_prompt=True)
         made = processor(text=[prompt], images=[[pixels]], return_tensors="pt")
         assert torch.equal(made["input_ids"][0], torch.cat((batch.prefix_ids[row], own[:first])))
-        assert torch.allclose(made["pixel_values"].flatten(0, -4)[0], batch.images.scenes.image[row], atol=1e-5)
+        assert torch.allclose(made["pixel_values"].flatten(0, -4)[0], batch.images.image[row], atol=1e-5)
         assert own[-1] == processor.tokenizer.eos_token_id
         assert torch.equal(batch.labels[index][answered], own[first:])
 
@@ -104,7 +104,7 @@ def test_packed_questions_equal_separate_ones(name: str, family: AnsweringRecipe
     for index in range(0, len(batch.rows), 7):
         row, length = int(batch.rows[index]), int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]
         ids = torch.cat((batch.prefix_ids[row], batch.input_ids[index, :length]))[None]
-        pixels = batch.images.scenes.image[row][None]
+        pixels = batch.images.image[row][None]
         alone = model(input_ids=ids, pixel_values=pixels[None] if name == "SmolVLM" else pixels).logits[0, -length:]
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
 

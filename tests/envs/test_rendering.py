@@ -22,12 +22,10 @@ IDS = (TABULAR, LIVE, SUITE, SEARCH)
 
 
 @pytest.fixture(scope="module")
-def kwargs(small_kwargs, small_table, made_up_suite: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    path = tmp_path_factory.mktemp("rendering") / "table.npz"
-    small_table.save(path)
+def kwargs(small_kwargs: dict[str, str], small_table_file: str, made_up_suite: Path) -> dict[str, dict]:
     suite = {"suite": str(made_up_suite)}
     live = {"skip_num": 2, **small_kwargs, "reward_examples": 4}
-    return {TABULAR: {"skip_num": 2, "table": str(path)}, LIVE: live, SUITE: suite, SEARCH: suite}
+    return {TABULAR: {"skip_num": 2, "table": small_table_file}, LIVE: live, SUITE: suite, SEARCH: suite}
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])

@@ -247,10 +247,9 @@ def test_onnx(model, task, tmp_path):
 
 
 def test_export_names_what_onnx_needs(tmp_path, monkeypatch):
-    with monkeypatch.context() as older:
-        older.setattr(torch, "__version__", "2.9.1+cpu")
-        with pytest.raises(ValueError, match=r"`onnx` needs torch 2\.11 or newer: got 2\.9\.1\+cpu"):
-            export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ValueError, match=r"`onnx` needs torch 2\.11 or newer"):
+        export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
     monkeypatch.setattr(torch, "__version__", "2.11.0")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"`onnx` needs .*onnxscript"):

@@ -51,11 +51,6 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     assert results.loss_regained() == share
     said = conclusion(results)
     assert words in said
-    assert "saves 10.00 % of the baseline's MACs, 20.0 % of its parameters and 25.0 % of its KV cache." in said
-    assert (
-        "Relative to the baseline, the first token comes 1.50 (1.25 to 1.75) times as fast, and each further one 1.02 "
-        "(0.90 to 1.10) times as fast, which is not measurably faster." in said
-    )
     table = table_of(results)
     assert table.columns[1] == "full model (baseline)"
     assert table.rows[0] == ("accuracy on test, %", *["50.0"] * len(losses))
