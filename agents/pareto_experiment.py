@@ -12,7 +12,7 @@ A run is kept in runs/<id>/: front.json holds the points of the front and every 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -186,6 +186,11 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     front = front_of([searched, *baselines.values()], keeps_a_layer=reads == "prompts")
     reference = reference_point(searched.saved, searched.losses)
     metric = scorer.table.meta.metric_name if hasattr(scorer, "table") else scorer.problem.task.metric_name
+    points = []
+    for number, mask in enumerate(front.masks):
+        scores = {"saved": front.saved[number], "loss": front.losses[number], "metric": front.metrics[number]}
+        point = {"point": number, "mask": mask.astype(int).tolist(), "skipped_layers": skipped_names(layer_names, mask)}
+        points.append({**point, **{name: float(value) for name, value in scores.items()}})
     record: dict[str, Any] = {
         "format": FORMAT,
         "settings": {k: v for k, v in settings_dict(settings).items() if k not in EnvSettings.__dataclass_fields__},
@@ -195,7 +200,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "hypervolume_share": hypervolume_share(scorer, cost, searched),
         "layer_names": layer_names,
         "evaluations": len(searched.masks),
-        "points": points_of(front, layer_names),
+        "points": points,
         "reference": dict(zip(("saved", "loss"), reference, strict=True)),
         "hypervolume": hypervolume(front.saved, front.losses, reference),
         "searched": searched.record(),
@@ -224,21 +229,6 @@ def heuristic_masks(agent: str, config: SearchConfig, cost: MaskCost, statistics
         mask = make_search_agent(agent, space, config.seed, {}, statistics, config.env_id, config.env_kwargs).best()
         found[mask.tobytes()] = mask
     return np.array(list(found.values()), dtype=bool)
-
-
-def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the points of a front, as plain values."""
-    return [
-        {
-            "point": number,
-            "mask": mask.astype(int).tolist(),
-            "skipped_layers": skipped_names(layer_names, mask),
-            "saved": float(front.saved[number]),
-            "loss": float(front.losses[number]),
-            "metric": float(front.metrics[number]),
-        }
-        for number, mask in enumerate(front.masks)
-    ]
 
 
 def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> None:
