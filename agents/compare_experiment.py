@@ -39,14 +39,10 @@ from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions
 
-FORMAT = 1
 RECORD = "compare.json"
 FIGURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
-
-STYLES = ("-", "--", ":")
-"""Line styles. Ten colours times three styles are distinguishable."""
 
 EXPLANATION = (
     "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask\n"
@@ -137,7 +133,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     if folder is None:
         return
     record = {
-        "format": FORMAT,
+        "format": 1,
         "settings": settings_dict(settings),
         "env_id": oracle.env_id,
         "budget": space.budget.as_dict(),
@@ -191,7 +187,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         quartiles = np.stack([quantile(result.regret, percent) for percent in QUARTILES])
         low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
         evaluations = np.arange(1, len(median) + 1)
-        colour, style = f"C{index % 10}", STYLES[index % len(STYLES)]
+        colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles
         axes.plot(evaluations, median, label=result.agent, color=colour, linewidth=2.0, linestyle=style)
         axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
     every = np.concatenate([result.regret.ravel() for result in results])
