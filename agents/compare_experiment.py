@@ -27,6 +27,7 @@ from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import check_search
 
 from das_gym.config import choice, settings_dict
 from das_gym.drawing.charts import new_figure, save_figure
@@ -81,12 +82,8 @@ class CompareSettings(RunSettings, BudgetSettings):
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
-        if self.live and "table" in self.env_kwargs:
-            raise ValueError("`live=True` scores masks by the model, `env_kwargs.table` by a table. Leave out one of them.")
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
-        for agent in self.agents:
-            self.search_config(agent)
         for name in self.agent_kwargs.keys() - set(self.agents):
             raise ValueError(
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
@@ -107,8 +104,10 @@ class CompareSettings(RunSettings, BudgetSettings):
 
 
 def check(settings: CompareSettings) -> CompareSettings:
-    """Create the environment, which raises for invalid settings before a run starts."""
+    """Create environment and agents, which raise for invalid settings before a run starts."""
     settings.oracle()
+    for agent in settings.agents:
+        check_search(settings.search_config(agent))
     return settings
 
 
