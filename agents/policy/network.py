@@ -61,12 +61,7 @@ class PolicyInput:
 
     @classmethod
     def of(cls, statistics: Sequence[Mapping[str, Floats]], masks: Masks) -> PolicyInput:
-        """Return the input of problems.
-
-        Args:
-            statistics: Of each problem, statistic name to (n,) values. `stream` and `depth` are those of the first.
-            masks: (masks, n) bool, which the policy chooses from.
-        """
+        """Return the input of problems by their statistics, name to (n,) values, for (masks, n) masks to choose from."""
         values = np.stack([np.stack([known[name] for name in READS], axis=1) for known in statistics])
         costs = np.stack([masks @ unit_costs(known) for known in statistics])
         first, second = np.triu_indices(masks.shape[1], 1)
