@@ -19,11 +19,19 @@ class Terminal(io.StringIO):
         return True
 
 
+class SameScreen:
+    """Standard output, another stream than standard error on the same terminal."""
+
+    def __init__(self, screen: Terminal) -> None:
+        self.write, self.flush = screen.write, screen.flush
+
+
 def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard output and errors of a terminal, on which bars are seen at once; no fixture, since pytest replaces them."""
     screen = Terminal()
-    for name in ("stdout", "stderr", "__stderr__"):
+    for name in ("stderr", "__stderr__"):
         monkeypatch.setattr(sys, name, screen)
+    monkeypatch.setattr(sys, "stdout", SameScreen(screen))
     return screen
 
 
@@ -53,7 +61,7 @@ def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
     assert "\rsearching:  50%" in terminal.getvalue()
     assert not any("searching" in line for line in seen(terminal))  # the bar disappears
     assert seen(terminal)[-2] == "done"
-    assert sys.stdout is terminal
+    assert isinstance(sys.stdout, SameScreen)
 
 
 @pytest.fixture

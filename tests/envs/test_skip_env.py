@@ -7,7 +7,6 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from das_gym.envs.scoring import INFO_KEYS
@@ -108,20 +107,3 @@ def test_step_is_one_engine_call(vector):
     vector.step(MASKS)
     assert evaluator.spent.masks == 2  # the third is off budget
     assert evaluator.spent.layer_runs < 2 * 8
-
-
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_vector_env_agrees_with_gymnasiums_own(tiny_kwargs: dict[str, str], vector, mode: str):
-    other = gymnasium.make_vec(
-        "DAS-METER-VQA-v0",
-        num_envs=3,
-        vectorization_mode=mode,
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        reward_examples=10,
-        **tiny_kwargs,
-    )
-    try:
-        other.reset(seed=0)
-        np.testing.assert_allclose(other.step(MASKS)[1], vector.step(MASKS)[1], rtol=1e-6)
-    finally:
-        other.close()
