@@ -142,7 +142,7 @@ class AnsweringTask(Task):
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
         missed = _sum_by(wrong, targets)[targets["reference"]]
         likelihood = -_sum_by(self._nats(logits, targets), targets)
-        # An option is as likely as its whole text, not as its mean token: longer options do not win by their length.
+        # An option is as likely as its whole text: the sum over its tokens counts, not their mean.
         best = torch.full_like(options, -torch.inf, dtype=likelihood.dtype)
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
         return torch.where(options > 1, likelihood[targets["reference"]] >= best, missed == 0).to(likelihood)
