@@ -22,7 +22,7 @@ from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -45,8 +45,6 @@ FORMAT = "das_gym adapt 1"
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
-    if not folder.is_dir() and is_hub_id(str(run)):
-        raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():

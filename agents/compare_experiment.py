@@ -22,11 +22,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.comparison import QUARTILES, AgentResult, check_agent, quantile
+from das_gym.agents.compare.comparison import QUARTILES, AgentResult, quantile
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import check_search
 
 from das_gym.config import choice, settings_dict
 from das_gym.drawing.charts import new_figure, save_figure
@@ -39,14 +40,10 @@ from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions
 
-FORMAT = 1
 RECORD = "compare.json"
 FIGURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
-
-STYLES = ("-", "--", ":")
-"""Line styles. Ten colours times three styles are distinguishable."""
 
 EXPLANATION = (
     "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask\n"
@@ -85,12 +82,8 @@ class CompareSettings(RunSettings, BudgetSettings):
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
-        if self.live and "table" in self.env_kwargs:
-            raise ValueError("`live=True` scores masks by the model, `env_kwargs.table` by a table. Leave out one of them.")
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
-        for agent in self.agents:
-            self.search_config(agent)
         for name in self.agent_kwargs.keys() - set(self.agents):
             raise ValueError(
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
@@ -112,9 +105,9 @@ class CompareSettings(RunSettings, BudgetSettings):
 
 def check(settings: CompareSettings) -> CompareSettings:
     """Create environment and agents, which raise for invalid settings before a run starts."""
-    oracle = settings.oracle()
+    settings.oracle()
     for agent in settings.agents:
-        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
+        check_search(settings.search_config(agent))
     return settings
 
 
@@ -139,7 +132,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     if folder is None:
         return
     record = {
-        "format": FORMAT,
+        "format": 1,
         "settings": settings_dict(settings),
         "env_id": oracle.env_id,
         "budget": space.budget.as_dict(),
@@ -193,7 +186,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         quartiles = np.stack([quantile(result.regret, percent) for percent in QUARTILES])
         low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
         evaluations = np.arange(1, len(median) + 1)
-        colour, style = f"C{index % 10}", STYLES[index % len(STYLES)]
+        colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles
         axes.plot(evaluations, median, label=result.agent, color=colour, linewidth=2.0, linestyle=style)
         axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
     every = np.concatenate([result.regret.ravel() for result in results])

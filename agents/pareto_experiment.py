@@ -43,12 +43,14 @@ from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
 from das_gym.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
 from das_gym.trust import imported_plugins
 
-FORMAT = 1
 RECORD = "front.json"
 FIGURE = "front.png"
 AGENT = "das_gym.agents.ask_tell.front:FrontSearch"
 BASELINES = ("block_influence", "angular", "interlace", "uniform")
 """Agents without a search, each scored at ten budgets, to compare with the front."""
+
+SETTINGS = {word: setting for setting, word in SAVED.items()}
+"""The setting that asks for a share of each cost."""
 
 MAX_NUMBERS = 15
 """Points of a front that are numbered in the figure: more numbers overlap."""
@@ -83,33 +85,21 @@ class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
         if batches != "fixed":
             raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
 
-    @property
-    def cost_setting(self) -> str:
-        """The setting that asks for a share of the cost."""
-        return next(setting for setting, word in SAVED.items() if word == self.cost)
-
     def search_config(self) -> SearchConfig:
         """Return the search that the settings ask for: by the loss, whatever the environment rewards."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("env_id", "evaluations", "seed", "masks_per_turn")}
         env_kwargs = {**self.all_env_kwargs, "reward": "neg_loss", "macs_price": 0.0}
-        fields[self.cost_setting] = 0.0
+        fields[SETTINGS[self.cost]] = 0.0
         return SearchConfig(**fields, agent=AGENT, env_kwargs=env_kwargs)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredMasks:
-    """Masks with their scores on the reward split.
-
-    Attributes:
-        masks: (m, n_layers) bool, True = skipped.
-        saved: (m,) fraction of the cost that each saves.
-        losses: (m,) nats; inf if a loss is not finite.
-        metrics: (m,) 0..1.
-    """
+    """(m, n_layers) masks with their scores on the reward split, (m,) each: `saved` are shares of the cost."""
 
     masks: Masks
     saved: Floats
-    losses: Floats
+    losses: Floats  # inf if one is not finite
     metrics: Floats
 
     @classmethod
@@ -173,21 +163,16 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         _, turns = run_turns(config, env, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         base: Any = env.unwrapped
         scorer, layer_names, entry = find_scorer(base), list(base.layer_names), entry_of(config.env_id)
-        cost = scorer.cost_of(settings.cost_setting)
-        statistics = observed_statistics(base, env.reset()[0][0])
+        cost = scorer.cost_of(SETTINGS[settings.cost])
         searched = ScoredMasks.of(turns, cost)
-        baselines = {}
-        for name in BASELINES:
-            masks = heuristic_masks(name, config, cost, statistics)
-            turn = Turn.of(masks, *scorer.score(masks, np.random.default_rng(0)))
-            baselines[name] = ScoredMasks.of([turn], cost)
+        baselines = score_heuristics(config, scorer, cost, observed_statistics(base, env.reset()[0][0]))
     assert entry is not None  # `check` rejects other environments
     reads = MODELS[entry.model].reads  # those that read prompts lose their skipped layers, the others have adapters
     front = front_of([searched, *baselines.values()], keeps_a_layer=reads == "prompts")
     reference = reference_point(searched.saved, searched.losses)
     metric = scorer.table.meta.metric_name if hasattr(scorer, "table") else scorer.problem.task.metric_name
     record: dict[str, Any] = {
-        "format": FORMAT,
+        "format": 1,
         "settings": {k: v for k, v in settings_dict(settings).items() if k not in EnvSettings.__dataclass_fields__},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(settings.all_env_kwargs),
@@ -216,29 +201,31 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     return float(record["hypervolume"])
 
 
-def heuristic_masks(agent: str, config: SearchConfig, cost: MaskCost, statistics: Mapping[str, Floats]) -> Masks:
-    """Return the masks of a heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
-    found = {}
-    for share in np.linspace(0.0, 0.9 * cost.range[1], 11)[1:]:  # near the largest saving only one mask is left
-        space = MaskSpace(Budget(len(cost.savings), saved=float(share), cost=cost))
-        mask = make_search_agent(agent, space, config.seed, {}, statistics, config.env_id, config.env_kwargs).best()
-        found[mask.tobytes()] = mask
-    return np.array(list(found.values()), dtype=bool)
+def score_heuristics(
+    config: SearchConfig, scorer: Any, cost: MaskCost, statistics: Mapping[str, Floats]
+) -> dict[str, ScoredMasks]:
+    """Score the masks of each heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
+    scored = {}
+    for name in BASELINES:
+        found = {}
+        for share in np.linspace(0.0, 0.9 * cost.range[1], 11)[1:]:  # near the largest saving only one mask is left
+            space = MaskSpace(Budget(scorer.n_layers, saved=float(share), cost=cost))
+            mask = make_search_agent(name, space, config.seed, {}, statistics, config.env_id, config.env_kwargs).best()
+            found[mask.tobytes()] = mask
+        masks = np.array(list(found.values()), dtype=bool)
+        turn = Turn.of(masks, *scorer.score(masks, np.random.default_rng(0)))
+        scored[name] = ScoredMasks.of([turn], cost)
+    return scored
 
 
 def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the points of a front, as plain values."""
-    return [
-        {
-            "point": number,
-            "mask": mask.astype(int).tolist(),
-            "skipped_layers": skipped_names(layer_names, mask),
-            "saved": float(front.saved[number]),
-            "loss": float(front.losses[number]),
-            "metric": float(front.metrics[number]),
-        }
-        for number, mask in enumerate(front.masks)
-    ]
+    points = []
+    for number, mask in enumerate(front.masks):
+        scores = {"saved": front.saved[number], "loss": front.losses[number], "metric": front.metrics[number]}
+        point = {"point": number, "mask": mask.astype(int).tolist(), "skipped_layers": skipped_names(layer_names, mask)}
+        points.append({**point, **{name: float(value) for name, value in scores.items()}})
+    return points
 
 
 def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> None:

@@ -44,8 +44,7 @@ from das_gym.runs import runs_dir_words
 from das_gym.tables.shipped_losses import shipped_losses
 
 FIGURE = "search.png"
-TURNS = 20
-"""Turns of random masks, whose runs along the mask tree stand for those of a search in its estimate."""
+TURNS = 20  # of random masks, whose runs along the mask tree stand for those of a search in its estimate
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ complete, as the configuration of a run; its observers, options and captured out
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 import textwrap
@@ -17,6 +18,8 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import yaml
 
 from das_gym.run_folder import RunError, RunFolder, lock_run
 
@@ -40,7 +43,7 @@ from das_gym.commandline import (
     setting_words,
 )
 from das_gym.config import build, check_names, flatten_settings, merge, nest_settings, plain, settings_dict
-from das_gym.files import explain_damage, read_json
+from das_gym.files import explain_damage, read_bytes, read_json
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 from das_gym.runs import (
     CONFIG,
@@ -59,6 +62,9 @@ from das_gym.trust import ask_to_repeat, import_plugins, imported_plugins, sensi
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
 
+COMMANDS = ("print_config", "print_named_configs")
+"""Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
+
 USAGE = """
 Usage:
   das [(with UPDATE...)] [options]
@@ -70,6 +76,7 @@ OPTIONS = """
 Instead of `with` or before it:
   print_config                Print every setting with value and description;
                               * marks those that are not the default
+  print_named_configs         Print the named configs and their settings
 
 Options before `with`, those of Sacred that apply here:
   -F DIR --file_storage=DIR   Folder of all runs, as runs_dir=DIR
@@ -126,7 +133,7 @@ class RecordedCommand(Generic[Settings]):
 
         Args:
             config_updates: Settings.
-            named_configs: Named configs, or JSON files of settings. Later ones win, `config_updates` over all.
+            named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
             on_started: Called with the run's id, once the run can be resumed.
 
@@ -223,12 +230,12 @@ class RecordedCommand(Generic[Settings]):
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
-        if Path(name).suffix == ".json":
-            settings = nest_settings(read_config(Path(name)))
+        if Path(name).suffix in (".json", ".yaml", ".yml"):
+            settings = nest_settings(read_settings_file(Path(name)))
             modules = dict.fromkeys(unknown_modules(settings))
             ask_to_repeat(f"{name} was written", {"plugins": ",".join(modules)} if modules else {})
             return settings
-        known, listing = self.named_configs(), format_command(f"{self.name} --help")
+        known, listing = self.named_configs(), format_command(f"{self.name} print_named_configs")
         check_names([name], known, "named config", own=True, listing=listing)
         return known[name]
 
@@ -269,7 +276,7 @@ class RecordedCommand(Generic[Settings]):
     def run_words(self, words: Sequence[str], siblings: Sequence[str] = ()) -> Run | None:
         """Run the command with the command-line words after its name; messages suggest `siblings` as first words."""
         names = [field.name for field in fields(self.settings)]
-        check_words(words, self.name, names, (*siblings, "print_config"), self.named_configs())
+        check_words(words, self.name, names, (*siblings, *COMMANDS), self.named_configs())
         if set(words[: list(words).index("with")] if "with" in words else words) & set(HELP):
             print(self.help_text())
             return None
@@ -282,6 +289,10 @@ class RecordedCommand(Generic[Settings]):
         if options["COMMAND"] == "print_config":
             values, _ = self.resolve(given, named)
             print(settings_text(self.settings, settings_dict(build(self.settings, values))))
+            return None
+        if options["COMMAND"] == "print_named_configs":
+            for name, settings in self.named_configs().items():
+                print(name, *setting_words(settings))
             return None
         return self._run_command(given, named, {name: value for name, value in options.items() if name.startswith("-")})
 
@@ -345,3 +356,25 @@ def required_folder(run: Run) -> Path:
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. Aliases are rejected: nested ones expand a few hundred bytes to billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*): write the value itself")
+        return super().compose_node(parent, index)
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON or YAML file given after `with`, as plain values."""
+    if path.suffix == ".json":
+        return read_config(path)
+    try:
+        settings = yaml.load(read_bytes(path), Loader=_PlainLoader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
+    return json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts

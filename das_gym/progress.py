@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -43,6 +44,16 @@ class ProgressLines(tqdm):
             print(self, end="" if self.disable else "\n", file=self.fp, flush=True)
 
 
+class _Above(DummyTqdmFile):
+    """A stream that writes complete lines above the bars."""
+
+    def write(self, text: str) -> int:
+        # tqdm would clear the bars, which are on standard error, only for lines on standard error.
+        with tqdm.external_write_mode(file=sys.__stderr__) if "\n" in text else nullcontext():
+            super().write(text)
+        return len(text)
+
+
 class Bar(tqdm):
     """A tqdm bar that stays below printed text, and disappears when it ends."""
 
@@ -53,7 +64,7 @@ class Bar(tqdm):
         super().__init__(**settings, dynamic_ncols=True, leave=False)
         if not Bar._open:
             Bar._streams = sys.stdout, sys.stderr
-            sys.stdout, sys.stderr = (DummyTqdmFile(stream) for stream in Bar._streams)
+            sys.stdout, sys.stderr = (_Above(stream) for stream in Bar._streams)
         Bar._open.append(self)
 
     def close(self) -> None:

@@ -88,6 +88,14 @@ def small_table(small_problem: Problem) -> SubnetTable:
     return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]
 
 
+@pytest.fixture(scope="session")
+def small_table_file(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of `small_table`; do not write there."""
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    small_table.save(path)
+    return str(path)
+
+
 @pytest.fixture(autouse=True)
 def own_plugins() -> Iterator[None]:
     """Forget the plugins that a test imports: printed commands and records would name them in later tests."""

@@ -279,17 +279,8 @@ def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
     check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
 
 
-def check_number(
-    name: str,
-    value: Any,
-    minimum: float = -math.inf,
-    maximum: float = math.inf,
-    above: float = -math.inf,
-    whole: bool = False,
-) -> None:
-    """Raise a ValueError unless `value` is finite, (whole), in `minimum`..`maximum` and greater than `above`."""
+def check_positive(name: str, value: Any, whole: bool = False) -> None:
+    """Raise a ValueError unless `value` is a finite (whole) number above 0."""
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not minimum <= value <= maximum or value <= above:
-        bounds = {"from": minimum, "above": above, "to": maximum}
-        words = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
-        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number {' '.join(words)}")
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number above 0")

@@ -58,11 +58,7 @@ class Greedy(Agent):
         return self.space.top(np.where(current, np.inf, scores))
 
     def _replay(self) -> tuple[Masks, Floats, Masks]:
-        """Replay the rounds from the stored rewards, which are the complete state of the search.
-
-        Returns:
-            The current mask; for each layer the latest reward of skipping it in addition; the unscored masks of this round.
-        """
+        """Return the current mask, each layer's latest reward of skipping it in addition, and the round's unscored masks."""
         # Stored rewards are the only state, so a resumed search cannot disagree with them.
         current, scores = np.zeros(self.n_layers, dtype=bool), np.full(self.n_layers, -np.inf)
         nothing = np.zeros((0, self.n_layers), dtype=bool)

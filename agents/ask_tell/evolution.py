@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_number, masks_of_keys
+from das_gym.agents.ask_tell.base import Agent, check_positive, masks_of_keys
 
 from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
@@ -40,12 +40,10 @@ class Evolution(Agent):
         stages: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(space, seed)
-        check_number("offspring", offspring, minimum=1, whole=True)
-        check_number("max_swaps", max_swaps, minimum=1, whole=True)
-        is_list = isinstance(stages, (list, tuple))
-        for fraction in stages if is_list else ():
-            check_number("stages", fraction, above=0, maximum=1)
-        if not is_list or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
+        check_positive("offspring", offspring, whole=True)
+        check_positive("max_swaps", max_swaps, whole=True)
+        # Rising, from above 0 to 1.
+        if not isinstance(stages, (list, tuple)) or sorted({0, *stages}) != [0, *stages] or [*stages][-1:] != [1]:
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
         self.initial, self.offspring, self.max_swaps = offspring, offspring, max_swaps
         self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half
@@ -164,8 +162,8 @@ class EvoPress(Evolution):
         stages: Sequence[float] = (1 / 16, 1.0),
     ) -> None:
         super().__init__(space, seed, offspring, stages=stages)
-        check_number("initial", initial, minimum=1, whole=True)
-        check_number("survivors", survivors, minimum=1, whole=True)
+        check_positive("initial", initial, whole=True)
+        check_positive("survivors", survivors, whole=True)
         self.initial, self.survivors = initial, survivors
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))
         self._sizes = np.unique(sizes, return_inverse=True)[1]

@@ -113,10 +113,7 @@ class TableOracle(Oracle):
 
 
 class SuiteOracle(Oracle):
-    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split.
-
-    Agents observe `statistics`, and those that follow from the losses of masks.
-    """
+    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split."""
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
         self.env_id, self.env_kwargs = problem.name, {}

@@ -61,12 +61,7 @@ class PolicyInput:
 
     @classmethod
     def of(cls, statistics: Sequence[Mapping[str, Floats]], masks: Masks) -> PolicyInput:
-        """Return the input of problems.
-
-        Args:
-            statistics: Of each problem, statistic name to (n,) values. `stream` and `depth` are those of the first.
-            masks: (masks, n) bool, which the policy chooses from.
-        """
+        """Return the input of problems by their statistics, name to (n,) values, for (masks, n) masks to choose from."""
         values = np.stack([np.stack([known[name] for name in READS], axis=1) for known in statistics])
         costs = np.stack([masks @ unit_costs(known) for known in statistics])
         first, second = np.triu_indices(masks.shape[1], 1)
@@ -123,9 +118,6 @@ class PolicyNetwork(nn.Module):
     """Scores masks by the scaled sums of `unit_costs`, corrected for single units and for pairs of units.
 
     Before training the corrections are 0, so that the best mask is the one with the lowest estimated cost.
-
-    Args:
-        width: Hidden width.
     """
 
     def __init__(self, width: int = WIDTH) -> None:
@@ -157,11 +149,7 @@ class PolicyNetwork(nn.Module):
 
 
 class PolicyEnsemble(nn.Module):
-    """Networks that were trained independently; their mean is more reliable than each.
-
-    Args:
-        members: One or more networks.
-    """
+    """Networks that were trained independently; their mean is more reliable than each."""
 
     def __init__(self, members: Iterable[PolicyNetwork]) -> None:
         super().__init__()
@@ -177,12 +165,7 @@ class PolicyEnsemble(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: it is damaged, or of another version.
-        """
+        """Read what `save` wrote; raise a ValueError for a damaged file, or one of another version."""
         file = read_safetensors(Path(path))
         if file.config.get("format") != FORMAT:
             raise ValueError(f"{path} is not a policy of this version ({FORMAT!r}): {HINT}")
@@ -210,9 +193,6 @@ class Policy(Heuristic):
     Args:
         statistics: Statistic name to (n_layers,) values.
         policy: File of a policy, see `python -m agents policy`; None is the bundled one.
-
-    Raises:
-        ValueError: a statistic that the policy reads is not observed, or not finite.
     """
 
     def __init__(

@@ -54,20 +54,15 @@ VALUE_BASED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm of SB3.
-
-    Attributes:
-        name: Its name.
-        path: "module:class".
-        actions: The action spaces that it supports, the default first.
-        rollout: Steps between updates, all environments together; None if it has no `n_steps`.
-        defaults: Its settings for a thousand masks.
-    """
+    """An algorithm of SB3, with its settings for a thousand masks."""
 
     name: str
     path: str
+    """module:class"""
     actions: tuple[str, ...]
+    """The action spaces that it supports, the default first."""
     rollout: int | None = None
+    """Steps between updates, all environments together; None if it has no `n_steps`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -148,9 +148,7 @@ def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict
         return Turn.of(masks, *score_masks(env, masks)).rows
 
 
-def load_sb3(
-    folder: str | os.PathLike[str], device: str = "cpu", trust: bool = False
-) -> tuple[BaseAlgorithm, dict[str, Any]]:
+def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseAlgorithm, dict[str, Any]]:
     """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
@@ -162,7 +160,7 @@ def load_sb3(
     description = read_json(path)
     with explain_damage(path, "train the agent again"):
         cls, _ = find_algorithm(str(description["class"]))
-    return cls.load(Path(folder) / AGENT, device=device), description
+    return cls.load(Path(folder) / AGENT, device="cpu"), description
 
 
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:

@@ -17,7 +17,6 @@ from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, Sear
 from das_gym.agents.searching.setup import (
     fewer_examples,
     find_scorer,
-    has_fewer_examples,
     make_env,
     make_search_agent,
     observed_statistics,
@@ -81,10 +80,7 @@ def search(
 def run_turns(
     config: SearchConfig, env: gymnasium.vector.VectorEnv, folder: Path | None, on_turn: OnTurn | None, resume: bool
 ) -> tuple[Agent, list[Turn]]:
-    """Run the turns of a search until its budget is spent or the agent is done; return the agent and all turns.
-
-    See `search` for the arguments.
-    """
+    """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
     base: Any = env.unwrapped
     with progress(1, "measuring layer statistics", unit="pass"):
         observation, _ = env.reset(seed=config.seed)
@@ -137,7 +133,7 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     """Make the agent of a search in an environment with (n_features,) observations."""
     scorer, settings = find_scorer(base), config.agent_settings()
     budget = pick_budget(len(base.layer_names), config.budget, lambda setting: scorer.cost_of(setting))
-    if takes(config.agent, "stages") and not has_fewer_examples(scorer):  # a table of means: one stage, on all examples
+    if takes(config.agent, "stages") and not hasattr(scorer, "batch_size"):  # a table of means: one stage
         settings = {"stages": [1.0], **settings}
     statistics = observed_statistics(base, observation)
     space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)

@@ -238,16 +238,12 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike.
-
-    Attributes:
-        agent: `Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again.
-        env: The environment's `get_state()`, which determines the next examples; None if it has none.
-        turns: All turns.
-    """
+    """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike."""
 
     agent: dict[str, Any]
+    """`Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again."""
     env: Any
+    """The environment's `get_state()`, which determines the next examples; None if it has none."""
     turns: tuple[Turn, ...]
 
     def save(self, folder: Path, config: Any) -> None:

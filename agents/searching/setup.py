@@ -81,7 +81,7 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
     if share == 1.0:
         yield
         return
-    if not has_fewer_examples(scorer):
+    if not hasattr(scorer, "batch_size"):
         raise ValueError("this environment scores masks on all its examples at once: leave the agent's `stages` out")
     everything = scorer.batch_size
     scorer.batch_size = max(1, round(share * everything))
@@ -89,11 +89,6 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
         yield
     finally:
         scorer.batch_size = everything
-
-
-def has_fewer_examples(scorer: Any) -> bool:
-    """Return whether masks can be scored on some of the reward examples; a table of means cannot."""
-    return hasattr(scorer, "batch_size")
 
 
 class LayerStatistics(dict[str, Floats]):

@@ -29,9 +29,6 @@ FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.check
 ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")
 """Config fields that size adapters: they may differ from those of a file without adapters."""
 
-FREE_FIELDS = ("dropout", *ADAPTER_FIELDS)
-"""Config fields that may differ from a file's; its trained adapters are never dropped for it."""
-
 HEAD_WIDTH, BASE_WIDTH = 64, 512
 """Width of an attention head if the file does not give it, and the smallest model width for which it is assumed."""
 
@@ -251,7 +248,7 @@ def _infer_config(
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{file.path}: {error}") from error
     for name, value in settings.items():
-        if name in found and name not in FREE_FIELDS and found[name] != value:
+        if name in found and name not in ("dropout", *ADAPTER_FIELDS) and found[name] != value:
             raise ValueError(f"`{name}` contradicts {file.path}: got {value}, expected {found[name]}. Leave it out")
     fields = {**found, **settings}
     try:

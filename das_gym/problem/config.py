@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -27,9 +26,6 @@ OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 """Fields of `ProblemConfig` that are paths."""
 
-WORKERS = ("ray",)
-"""Backends that distribute masks, by name."""
-
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
@@ -44,20 +40,6 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     models = MODELS.values() if model is None else (MODELS[model],)
     named = {each: folder for entry in models for each, folder in entry.named.items()}
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path
-
-
-def is_hub_id(value: str) -> bool:
-    """Return whether a missing path looks like an id of the Hugging Face Hub, `owner/name`."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
-
-
-def download_first(what: str, id: str, setting: str) -> str:
-    """Return the error for an id of the Hugging Face Hub in place of a folder, which `setting` takes."""
-    kind = "--repo-type dataset " if setting == "data_root" else ""
-    return (
-        f"{what}: got {id}. das_gym downloads nothing. Download it first: `hf download {kind}{id} --local-dir FOLDER`, then "
-        f"give {setting}=FOLDER."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +104,7 @@ class ProblemOptions:
     eval_batch_size: int | None = None
     tree_gib: float = 3.0
     encoder_cache: str | None = None
-    workers: str | None = choice(None, WORKERS)
+    workers: str | None = choice(None, ("ray",))
 
 
 @dataclass(frozen=True)
@@ -144,14 +126,12 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
-        if is_hub_id(self.model):
-            raise ValueError(download_first(f"`model` is the kind of model ({', '.join(MODELS)})", self.model, "checkpoint"))
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        if self.workers not in (None, *WORKERS):
-            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
+        if self.workers not in (None, "ray"):
+            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected ray")
         if not self.tree_gib > 0:
             raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
@@ -164,12 +144,11 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             path = setting_path(name, value, self.model)
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
-                if name != "supernet" and is_hub_id(value):
-                    raise FileNotFoundError(download_first(f"`{name}` is not a file or folder", value, name))
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
-                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}."
+                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}. "
+                    f"Download what is on the Hugging Face Hub first: `hf download {value} --local-dir FOLDER`."
                 )
 
     @property

@@ -75,7 +75,7 @@ def format_estimate(parts: Sequence[Part], before: int) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Return a time as people say it: `45 s`, `2 min 5 s`, `3 h 20 min`."""
+    """Return a time such as `45 s`, `2 min 5 s` or `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -144,17 +144,7 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Walk:
-    """What scoring one example takes, in seconds and bytes.
-
-    Attributes:
-        encode: Encoders, which run once an example.
-        begin: The state before the first unit.
-        units: (n_units,) each unit.
-        skip: A skipped unit.
-        leaf: Head, loss and metric.
-        cached_bytes: Encoder outputs.
-        state_bytes: Hidden states.
-    """
+    """What scoring one example takes, in seconds and bytes; names as in the formula above, `units` is (n_units,)."""
 
     encode: float
     begin: float

@@ -214,9 +214,8 @@ class UnitTimer:
 
     @torch.inference_mode()
     def round(self) -> None:
-        """Time each unit once kept and once skipped, and once without adapters if it has any."""
+        """Time each unit once kept and once skipped, one run after the other, and once without adapters if it has any."""
         mask = self._rng.random(self.n_layers) < 0.5
-        # Both run one after the other, so that a slow moment of the machine affects kept and skipped units alike.
         self._runs += [(each, *self._run(self.timed, each)) for each in (mask, ~mask)]
         if self.timed_bare is not None:
             units, rest = self._run(self.timed_bare, np.zeros(self.n_layers, dtype=bool))

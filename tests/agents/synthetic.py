@@ -17,6 +17,22 @@ N_LAYERS = 12
 ENV_ID = "synthetic:Synthetic-v0"
 
 
+class StopError(Exception):
+    """Stands for a kill between two turns."""
+
+
+def stop_after(turns):
+    """Return an `on_turn` that stops a search in one of its turns."""
+    seen = []
+
+    def on_turn(turn):
+        seen.append(turn)
+        if len(seen) == turns:
+            raise StopError
+
+    return on_turn
+
+
 class SyntheticVectorEnv(VectorEnv):
     """reward = exp(-loss); `resample` adds noise from `np_random`, `cycle` a drift with the number of steps."""
 

@@ -33,9 +33,10 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     ("update", "text"),
     [
         ({"seeds": 0}, "`seeds` is out of range"),
-        ({"live": True}, "`live=True`"),
+        ({"live": True}, "'table'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
         ({"macs_saved": 0.9}, "`macs_saved` is out of reach"),
+        ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "did you mean 'gamma'"),
     ],
 )
 def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):

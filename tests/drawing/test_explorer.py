@@ -139,28 +139,6 @@ def test_sliders_set_the_budget(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
-def test_by_keyboard_alone(page: Any, table: SubnetTable):
-    reset_page(page)
-    page.evaluate("document.activeElement.blur()")
-    page.focus("button.unit")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    assert pressed(page).tolist() == [False, True, True, False, False, False]
-    page.focus("#least")
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text("#least-told") == "0.5 %"
-    reached = set()
-    page.focus("button.unit")
-    for _ in range(25):
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-        page.keyboard.press("Tab")
-    assert {"nothing", "best", "exactly", "least", "front", "SUMMARY"} <= reached
-
-
-@pytest.mark.slow
-@needs_browser
 def test_everyone_can_read_it(page: Any, tmp_path: Path):
     page.click("figure summary")
     page.wait_for_selector("figure details td")

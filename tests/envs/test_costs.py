@@ -26,12 +26,6 @@ def make(env_id: str, **settings: Any) -> Any:
     return env
 
 
-@pytest.fixture
-def table_file(small_problem, small_table, tmp_path) -> str:
-    small_table.save(tmp_path / "table.npz")
-    return str(tmp_path / "table.npz")
-
-
 def test_latency_budget_decides_what_is_feasible(small_kwargs):
     env = make(LIVE, **small_kwargs, latency_saved=0.4, reward_examples=4, **COSTS)
     for mask, saved in (([0, 0, 0, 1, 1, 0], 8 / 20), ([1, 1, 1, 0, 1, 1], 9 / 20), ([1, 1, 1, 0, 0, 1], 4 / 20)):
@@ -50,12 +44,12 @@ def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypa
     assert twin.budget.cost.as_dict() == env.budget.cost.as_dict() == found.cost.as_dict()
 
 
-def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, table_file, tmp_path):
+def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, small_table_file, tmp_path):
     write_json(tmp_path / "figures.json", COSTS)
-    env = make(TABULAR, table=table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))
+    env = make(TABULAR, table=small_table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))
     assert env.budget.is_kept_by(np.array([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0]], dtype=bool)).tolist() == [True, False]
     replace(small_table, meta=replace(small_table.meta, costs={})).save(tmp_path / "old.npz")
-    for path, setting in ((table_file, "latency_saved"), (str(tmp_path / "old.npz"), "memory_saved")):
+    for path, setting in ((small_table_file, "latency_saved"), (str(tmp_path / "old.npz"), "memory_saved")):
         with pytest.raises(ValueError, match=f"`{setting}`"):
             make(TABULAR, table=path, **{setting: 0.1})
 

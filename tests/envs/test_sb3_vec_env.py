@@ -15,11 +15,9 @@ from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
-@pytest.fixture(scope="session")
-def tabular_kwargs(small_table, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    path = tmp_path_factory.mktemp("table") / "table.npz"
-    small_table.save(path)
-    return {"table": str(path), "skip_num": 2}
+@pytest.fixture
+def tabular_kwargs(small_table_file: str) -> dict:
+    return {"table": small_table_file, "skip_num": 2}
 
 
 def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:

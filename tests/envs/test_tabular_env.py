@@ -24,13 +24,6 @@ ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
 
 
-@pytest.fixture(scope="session")
-def table_path(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("table") / "table.npz"
-    small_table.save(path)
-    return str(path)
-
-
 def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> MaskScorer:
     """Scores the examples of the small table with the engine."""
     budget = {"skip_num": skip_num, "macs_saved": macs_saved}
@@ -83,13 +76,13 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
         assert looked_up.full_model_info() == Scorer.full_model_info(computed)
 
 
-def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyPatch):
+def test_tabular_env_loads_no_model(small_table_file: str, monkeypatch: pytest.MonkeyPatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
     monkeypatch.setattr("das_gym.problem.loading.load_backbone", refuse)
     monkeypatch.setattr("torch.nn.Module.__call__", refuse)
-    env = gymnasium.make(ID, table=table_path, skip_num=2)
+    env = gymnasium.make(ID, table=small_table_file, skip_num=2)
     env.reset(seed=0)
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
 
@@ -110,8 +103,8 @@ def test_wrong_arguments_are_rejected(argument: dict):
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
 )
-def test_set_state_rejects_wrong_values(table_path: str, change: dict):
-    env = gymnasium.make(ID, table=table_path, skip_num=2).unwrapped
+def test_set_state_rejects_wrong_values(small_table_file: str, change: dict):
+    env = gymnasium.make(ID, table=small_table_file, skip_num=2).unwrapped
     env.reset(seed=0)
     state = env.get_state()
     env.set_state(state)
@@ -137,8 +130,8 @@ def test_reward_needs_divergences(small_table: SubnetTable):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_step_needs_an_episode(table_path: str, action: str):
-    kwargs = {"table": table_path, "skip_num": 1, "action": action}
+def test_step_needs_an_episode(small_table_file: str, action: str):
+    kwargs = {"table": small_table_file, "skip_num": 1, "action": action}
     env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
     for each in (env, vector):
         with pytest.raises(gymnasium.error.ResetNeeded):
@@ -185,8 +178,8 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_vector_env_agrees_with_gymnasiums_own(table_path: str, action: str):
-    kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
+def test_vector_env_agrees_with_gymnasiums_own(small_table_file: str, action: str):
+    kwargs = {"num_envs": 3, "table": small_table_file, "skip_num": 2, "action": action}
     own = gymnasium.make_vec(ID, **kwargs)
     same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
     sync = gymnasium.make_vec(ID, vectorization_mode="sync", vector_kwargs=same_step, **kwargs)

@@ -132,6 +132,15 @@ def _table_search(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("search.json", "search_history.json"), settings)
 
 
+def _pareto(folder: Path) -> Job:
+    from das_gym.agents.pareto_experiment import ex
+
+    del folder
+    volatile = re.compile(r"settings|run|(.*_)?seconds")
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 40}
+    return Job(_run(lambda: ex), ("front.json",), settings, volatile=volatile)
+
+
 def _table(folder: Path) -> Job:
     from das_gym.agents.table_experiment import ex
 
@@ -240,6 +249,7 @@ def _export(folder: Path) -> Job:
 JOBS: dict[str, Callable[[Path], Job]] = {
     "table_search": _table_search,
     "search": _search,
+    "pareto": _pareto,
     "table": _table,
     "supernet": _supernet,
     "finetune": _finetune,

@@ -23,7 +23,6 @@ from torch import nn
 
 from das_gym.engine import precision
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import Budget
@@ -45,13 +44,6 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
     about = {"task": "vqa", "answers": problem.task.labels, "base": problem.backbone.base}
     Adaptation.of(problem.vlp, problem.head, **about).save(path)
     return {**small_kwargs, "supernet": str(path)}
-
-
-def test_words():
-    assert format_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
-    assert format_mask(np.zeros(3)) == "the full model"
-    assert format_examples(["a"]) == "example 'a'"
-    assert format_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
 
 
 def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged: dict[str, str], tmp_path: Path):

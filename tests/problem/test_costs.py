@@ -222,11 +222,6 @@ def test_shared_parameters_belong_to_the_base():
     assert kept - both == 2 * (kept - one)  # sums over layers cannot see that it is unused now: it counts as kept
 
 
-def test_macs_reject_masks_of_another_length():
-    with pytest.raises(ValueError, match="mask"):
-        tiny_costs(tiny("meter")).macs([True] * 3)
-
-
 def test_models_that_read_tensor_values_are_rejected():
     class Looks(ViLT):
         def text_stream(self, batch):

@@ -65,13 +65,8 @@ def test_time_walk_measures_every_unit_and_changes_nothing(small_problem: Proble
 def test_time_walk_includes_encoders_where_one_batch_has_all_examples(
     small_problem: Problem, monkeypatch: pytest.MonkeyPatch
 ):
-    vlp, encode_items = small_problem.vlp, small_problem.vlp.encode_items
-
-    def slow(*args):
-        time.sleep(0.02)
-        return encode_items(*args)
-
-    monkeypatch.setattr(vlp, "encode_items", slow)
+    encode_items = small_problem.vlp.encode_items
+    monkeypatch.setattr(small_problem.vlp, "encode_items", lambda *args: time.sleep(0.02) or encode_items(*args))
     assert 2 * time_walk(small_problem, small_problem.splits.reward[:2]).encode > 0.02
 
 

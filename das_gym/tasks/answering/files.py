@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from das_gym.data.entries import check_text
-from das_gym.data.images import FolderListings, ImageFile
+from das_gym.data.images import ImageFile, files_in
 
 HEAD_BYTES = 1 << 20
 """Only this much of a file is looked at."""
@@ -137,27 +137,34 @@ class ImageFinder:
     """Finds the images that the entries of a file in `folder` name; lists each folder once."""
 
     def __init__(self, folder: Path, root: Path) -> None:
-        near = [base / name for base in (folder, root, folder.parent) for name in IMAGE_FOLDERS]
-        self._bases = list(dict.fromkeys((*near, *folders_below(root))))
+        self._root = root
+        self._near = [base / name for base in dict.fromkeys((folder, root, folder.parent)) for name in IMAGE_FOLDERS]
         self._found: dict[str, ImageFile] = {}
-        self._listings = FolderListings()
+        self._places: dict[tuple[str, bool], list[tuple[Path, frozenset[str]]]] = {}
 
     def find(self, name: str, where: str) -> ImageFile:
-        """Return the image that an entry names so; where it does not exist, the path at which it is expected."""
-        if name in self._found:
-            return self._found[name]
-        check_text(name, f"{where}: `image`")
-        if "://" in name or any(letter < " " for letter in name):
-            raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
-        image = ImageFile(Path(os.path.normpath(self._bases[0] / name)))
-        for number, base in enumerate(self._bases):
-            path = Path(os.path.normpath(base / name))
-            if self._listings.has(path):
-                image = ImageFile(path)
-                self._bases.insert(0, self._bases.pop(number))  # most likely the next image lies there, too
-                break
-        self._found[name] = image
-        return image
+        """Return the image that an entry names so; where it does not exist, a path at which it is expected."""
+        if name not in self._found:
+            check_text(name, f"{where}: `image`")
+            if "://" in name or any(letter < " " for letter in name):
+                raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
+            self._found[name] = ImageFile(self._path_of(name))
+        return self._found[name]
+
+    def _path_of(self, name: str) -> Path:
+        file = name.rpartition("/")[2]
+        inner = name.removesuffix(file)
+        # Most images lie near: the folders below the root are only listed for those that do not.
+        for far in (False, True):
+            if (inner, far) not in self._places:
+                bases = folders_below(self._root) if far else self._near
+                folders = [Path(os.path.normpath(base / inner)) for base in bases]
+                self._places[inner, far] = [(folder, names) for folder in folders if (names := files_in(folder))]
+            for folder, names in self._places[inner, far]:
+                if file in names:
+                    return folder / file
+        expected = next((folder for folder, _ in self._places[inner, False]), self._near[0] / inner)
+        return Path(os.path.normpath(expected / file))
 
 
 def folders_below(root: Path) -> Iterator[Path]:

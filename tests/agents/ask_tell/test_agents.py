@@ -106,13 +106,3 @@ def test_agent_rejects_bad_rewards_states_and_settings(name):
         make(name, SPACES["count"], sed=1)
     with pytest.raises(TypeError, match="space"):
         type(agent)(12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in AGENTS if name != "exhaustive"])
-@pytest.mark.parametrize(("n_layers", "by"), [(36, "count"), (72, "cost")])
-def test_agent_searches_many_layers(name, n_layers, by):
-    macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
-    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.06, cost=macs)
-    agent = make(name, MaskSpace(budget))
-    check_masks(agent, play(agent, 4), 3)

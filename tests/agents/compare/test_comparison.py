@@ -14,17 +14,6 @@ TABULAR = "DAS-METER-VQA-Tabular-v0"
 NONE = -np.inf
 
 
-def test_run_agent_curves_are_of_the_current_answer(oracle):
-    result = run_agent(oracle, "random", range(3), 30, 3, {})
-    assert (result.curves[:, :2] == -np.inf).all()  # a turn of 3 has no answer before all three are scored
-    assert (np.diff(result.curves[:, 2:], axis=1) >= 0).all()
-    for later in (3, 4):
-        assert (result.curves[:, later::3] == result.curves[:, 2 : 30 - later + 2 : 3]).all()
-    assert (result.curves[:, -1] == oracle.rewards(result.answers)).all()
-    assert len(np.unique(result.answers, axis=0)) > 1
-    assert (run_agent(oracle, "random", range(3), 30, 3, {}).curves == result.curves).all()
-
-
 def test_run_agent_with_a_single_mask(made_up_table):
     oracle = TableOracle(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
     result = run_agent(oracle, "greedy", range(2), 5, 3, {})

@@ -18,6 +18,7 @@ from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
+from synthetic import StopError, stop_after
 
 ID = "DAS-METER-VQA-Tabular-v0"
 
@@ -31,18 +32,6 @@ def env_kwargs(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def train(algorithm, env_kwargs: dict, folder: Path | None = None, on_turn=None, resume=False, **settings):
     settings = {"env_id": ID, "env_kwargs": env_kwargs, "evaluations": 22, "masks_per_turn": 4, **settings}
     return train_sb3(SearchConfig(agent=algorithm, **settings), folder, on_turn, resume)
-
-
-def stop_after(turns: int):
-    """Return a callback that stops the search in a turn."""
-    seen = []
-
-    def stop(turn):
-        seen.append(turn)
-        if len(seen) >= turns:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -85,7 +74,7 @@ def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
 def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path: Path, name: str):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopError):
         train(name, env_kwargs, tmp_path, save_every=1, on_turn=stop_after(3))
     assert len(json.loads((tmp_path / CHECKPOINT).read_text())["turns"]) == 3
     resumed = train(name, env_kwargs, tmp_path, save_every=1, resume=True)
@@ -172,7 +161,7 @@ def test_resumed_search_on_a_model_equals_an_uninterrupted_one(
     settings = {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "action": action, "skip_num": 3, "evaluations": 12}
     settings |= {"save_every": 1, "masks_per_turn": 2, "agent_kwargs": {"n_steps": 2, "n_epochs": 1}}
     config = SearchConfig(env_kwargs=env_kwargs, **settings)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopError):
         search(config, tmp_path, on_turn=stop_after(3))
     result = search(config, tmp_path, resume=True)
     assert result == search(config)

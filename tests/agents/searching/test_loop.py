@@ -10,7 +10,7 @@ import pytest
 from das_gym.agents import AGENTS, Heuristic, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
-from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
+from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, stop_after
 
 from das_gym.problem import latency
 from das_gym.problem.latency import UnitLatencies
@@ -23,23 +23,8 @@ SEARCHING = [name for name in WITHOUT_STATISTICS if not issubclass(agent_class(n
 STAGED = {"offspring": 4, "stages": [0.5, 1.0]}
 
 
-class StopError(Exception):
-    """Stands for a kill between two turns."""
-
-
 def config(**settings):
     return SearchConfig(**{"env_id": ENV_ID, "evaluations": 60, "seed": 1, **settings})
-
-
-def stop_after(turns):
-    seen = []
-
-    def on_turn(turn):
-        seen.append(turn)
-        if len(seen) == turns:
-            raise StopError
-
-    return on_turn
 
 
 def stopped_search(folder, turns=2, **settings):

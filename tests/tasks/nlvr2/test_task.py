@@ -8,9 +8,6 @@ import pytest
 import torch
 
 from das_gym.data.images import ImageFile
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone
-from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.base import Task
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
@@ -44,21 +41,6 @@ def test_consistency_needs_every_pair_of_a_sentence(task: NLVR2Task):
     metrics = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])  # dev-1-0 is wrong once, dev-1-1 and dev-2-0 never
     found = task.summary([example(name) for name in names], np.full(6, 0.25), metrics)
     assert found == pytest.approx({"accuracy": 5 / 6, "loss": 0.25, "consistency": 2 / 3})
-
-
-def test_shapes_nlvr2_runs_through_the_bundled_model(tmp_path: Path):
-    root = write_shapes_nlvr2(tmp_path / "data", directories=2, directory_sets=1, test_sets=1)
-    splits = NLVR2Task.load_splits(root)
-    backbone = load_backbone(ProblemConfig(task="nlvr2"))
-    task = NLVR2Task(backbone.processor)
-    assert task.choose_labels(splits) == ()
-    examples = splits.test[:3]
-    with torch.no_grad():
-        pooled = backbone.vlp(backbone.processor(task.pairs(examples)))
-        logits = task.build_head(backbone.vlp.feature_size)(task.group_features(pooled))
-    assert logits.shape == (3, 2)
-    assert task.losses(logits, task.targets(examples)).shape == (3,)
-    assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_example_as_text(task: NLVR2Task):
