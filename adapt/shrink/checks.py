@@ -132,8 +132,6 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source)
-    if problem.units == "sublayers" and problem.vision:
-        raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
@@ -177,7 +175,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     stacks = {JOINT: vlm.stack} if vlm.tower is None else {JOINT: vlm.stack, IMAGE: vlm.tower.stack}
     needed = {stream: list(range(len(stack.layers))) for stream, stack in stacks.items()}
     if vlm.unit_kind != "layers":
-        needed = {JOINT: counting_attentions(vlm.model)}
+        needed[JOINT] = counting_attentions(vlm.model)
     fully_skippable = []
     for stream, places in needed.items():
         units = zip(vlm.layers, vlm.places, strict=True)

@@ -72,17 +72,17 @@ class Statistic:
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """Return loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)."""
+    """Return (n_layers,) loss with one layer skipped, minus the loss of the full model."""
     return losses.effects(np.zeros(losses.n_layers, dtype=bool))
 
 
 def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
-    """Return leave_one_out where the quarter of the layers with the least leave_one_out is skipped, nats."""
+    """Return (n_layers,) loss added by skipping each layer, with the quarter that costs least skipped as well."""
     return losses.effects(lowest(leave_one_out(losses), 0.25))
 
 
 def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
-    """Return leave_one_out where the two fifths with the least leave_one_out + leave_one_out_25 are skipped, nats."""
+    """Return (n_layers,) loss added by skipping each layer, with the two fifths that cost least so far skipped, too."""
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
 
@@ -94,10 +94,11 @@ def lowest(values: np.ndarray, share: float) -> np.ndarray:
     return mask
 
 
-def _of_losses(compute: Callable[[MaskLosses], np.ndarray], rounds: int = 1, includes: tuple[str, ...] = ()) -> Statistic:
-    """Return a statistic that follows from the losses of masks, named as its function; the docstring has the formula."""
-    name, formula = compute.__name__, (compute.__doc__ or "").removeprefix("Return ").rstrip(".")
-    return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
+def _of_losses(
+    compute: Callable[[MaskLosses], np.ndarray], rounds: int, formula: str, includes: tuple[str, ...] = ()
+) -> Statistic:
+    """Return a statistic that follows from the losses of masks, named as its function."""
+    return Statistic(compute.__name__, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
 
 
 def _of_activity(name: str, high: float, formula: str) -> Statistic:
@@ -126,6 +127,9 @@ def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
 
 TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
 FISHER = "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)"
+ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
+QUARTER = "loss added by skipping the layer, with the 25 % of layers of the lowest leave_one_out skipped, nats"
+FIFTHS = "the same with the 40 % of layers of the lowest leave_one_out + leave_one_out_25 skipped, nats"
 
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
@@ -137,12 +141,12 @@ STATISTICS: dict[str, Statistic] = {
         _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
         _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
         _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
-        _of_losses(leave_one_out),
+        _of_losses(leave_one_out, 1, ALONE),
         _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
         Statistic("taylor", TAYLOR, -100, 100, lambda m: m.sensitivity.taylor),
         Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
-        _of_losses(leave_one_out_25, 2, includes=("leave_one_out",)),
-        _of_losses(leave_one_out_40, 3, includes=("leave_one_out", "leave_one_out_25")),
+        _of_losses(leave_one_out_25, 2, QUARTER, ("leave_one_out",)),
+        _of_losses(leave_one_out_40, 3, FIFTHS, ("leave_one_out", "leave_one_out_25")),
     )
 }
 """Every layer statistic by name."""

@@ -251,7 +251,6 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`skip_num` is the budget of a search"),
         ({"control": True, "recover": "none"}, "`control`"),
-        ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),

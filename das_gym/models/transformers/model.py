@@ -332,9 +332,9 @@ class VLM(UnitModel):
             alone = replace_forwards({other: zero_forward(other)})
         with alone:
             if self.layers[index].stream == IMAGE:
+                tower: Any = self.tower
                 run_tower = None if skipped else partial(run_layer, layer)
-                images, is_half_done = state.extras["images"], kind == MLP
-                hidden = self.tower.step(state.hidden[IMAGE], images, place, run_tower, is_half_done)  # type: ignore[union-attr]
+                hidden = tower.step(state.hidden[IMAGE], state.extras["images"], place, run_tower)
                 return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
             is_last = pooled_only and place == len(self.stack.layers) - 1
 

@@ -36,7 +36,7 @@ from das_gym.models.transformers.stack import (
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
 UNITS = ("layers", "sublayers")
-"""What may be skipped: whole layers, or the attention and the MLP of each."""
+"""What may be skipped: whole layers, or the attention and the MLP of each decoder layer."""
 
 LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
@@ -89,7 +89,7 @@ class UnitModel(VLP):
         self.tower = None if capabilities.tower is None else VisionTower(model, capabilities.tower)
         vision_units = []
         if self.tower is not None:
-            vision_units = find_units(self.tower.stack, units, self.tower.capabilities.protected, "vision", IMAGE, 0)
+            vision_units = find_units(self.tower.stack, UNITS[0], self.tower.capabilities.protected, "vision", IMAGE, 0)
         self.front = len(vision_units)  # the decoder's state depends on their bits: the engine keeps one for each of these
         decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT, self.front)
         self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first

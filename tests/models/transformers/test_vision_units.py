@@ -22,6 +22,7 @@ from das_gym.tasks.answering.examples import AnswerExample
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_sublayer_removal import load, saved
 
 pytestmark = pytest.mark.slow  # all of them take seconds
 
@@ -118,6 +119,15 @@ def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
     both = masks[2] | masks[0]
     evaluator.losses(both[None], examples)
     assert evaluator.spent.layer_runs == 3  # the tower's mask is known
+
+
+def test_vision_layers_are_removed_next_to_sublayers(driven, folder_of, tmp_path):
+    model = driven("smolvlm", "sublayers", vision=True)
+    mask = np.isin([unit.name for unit in model.vlm.layers], ["decoder.0.attention", "decoder.2.mlp", "vision.1"])
+    smaller, report = load(saved(model, mask, folder_of("smolvlm"), tmp_path / "out"))
+    assert not report
+    found = model.with_model(smaller).plain(model.prompts())
+    torch.testing.assert_close(found, model.logits(model.prompts(), mask), atol=1e-10, rtol=1e-10)
 
 
 @every_tower
