@@ -256,15 +256,10 @@ class SubnetTable:
 
     def _from_losses(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
-        statistic = STATISTICS[name]
+        statistic, losses = STATISTICS[name], self.values("loss")
         assert statistic.of_losses is not None
-        return statistic.bounded(statistic.of_losses(self._mask_losses)).astype(np.float32)
-
-    @cached_property
-    def _mask_losses(self) -> MaskLosses:
-        """Losses of the reward split."""
-        losses = self.values("loss")
-        return MaskLosses(lambda masks: losses[self.index(masks)], self.n_layers)
+        known = MaskLosses(lambda masks: losses[self.index(masks)], self.n_layers)
+        return statistic.bounded(statistic.of_losses(known)).astype(np.float32)
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better)."""

@@ -148,17 +148,14 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
             load_suite(made_up_suite, budgets=budgets)
 
 
-def test_read_suite_rejects_other_folders(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="make_suite --out FOLDER"):
+def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="make_suite"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged or of another version"):
         read_suite(tmp_path)
-
-
-@pytest.mark.parametrize("file", ["", "../other.npz", "/etc/other.npz", "sub\\other.npz"])
-def test_read_suite_rejects_tables_outside_its_folder(tmp_path: Path, file: str):
-    table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
-    (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
-    with pytest.raises(ValueError, match="`file`"):
-        read_suite(tmp_path)
+    for file in ("", "../other.npz", "/etc/other.npz", "sub\\other.npz"):
+        table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
+        (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
+        with pytest.raises(ValueError, match="`file`"):
+            read_suite(tmp_path)

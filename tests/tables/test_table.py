@@ -136,18 +136,10 @@ def test_load_reads_what_save_wrote(table: SubnetTable, tmp_path: Path):
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["cut", "text", "other arrays", "other format"])
-def test_load_rejects_damaged_files(table: SubnetTable, tmp_path: Path, harm: str):
+@pytest.mark.parametrize("arrays", [{"losses": LOSSES}, {"meta": np.array('{"format": "das_gym table 0"}')}], ids=str)
+def test_load_rejects_other_files(tmp_path: Path, arrays: dict):
     path = tmp_path / "table.npz"
-    table.save(path)
-    if harm == "cut":
-        path.write_bytes(path.read_bytes()[:500])
-    elif harm == "text":
-        path.write_text("not a table")
-    elif harm == "other arrays":
-        np.savez(path, losses=LOSSES)
-    else:
-        np.savez(path, meta=np.array('{"format": "das_gym table 0"}'))
+    np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"table\.npz is not a table of this version"):
         SubnetTable.load(path)
 
