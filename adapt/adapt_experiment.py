@@ -20,18 +20,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import (
-    SEARCH_ID,
     ChoosingSettings,
     choose,
-    command_of,
     named_configs,
     search_first,
     search_values,
 )
 from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
-from das_gym.adapt.finetune import cut, finetune, load_base_model
-from das_gym.adapt.references import load_reference
+from das_gym.adapt.finetune import cut, finetune, load_base_model, load_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, finish_run, limit_test
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
@@ -39,20 +36,23 @@ from das_gym.adapt.training import Log, TrainingConfig, add_prefix, check_ranges
 
 from das_gym.commandline import format_command
 from das_gym.config import nested
-from das_gym.data.image_checks import require_readable
+from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.models.adapters import parallel_adapters
+from das_gym.output import escape_control_chars
 from das_gym.problem.config import ProblemConfig, ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts
 from das_gym.processes import is_main_process
 from das_gym.runs import EstimatedSettings, runs_dir_words
-from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task
 
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
+
+LOGGED = ("macs", "macs_saved", "latency_ms", "speedup", "trainable_parameters")
+"""Numbers of a model's record that the run logs, besides those of its evaluation."""
 
 EVALUATIONS, FEW_LAYERS = 80, 12
 """Masks that `bayes` scores when it searches first, and the most layers of a model to which this number applies. On
@@ -114,8 +114,7 @@ def prepare(settings: AdaptSettings) -> AdaptSettings:
         return [*searching, *adapt_parts(settings, base, splits, mask)]
 
     print_estimate(settings, parts)
-    continue_command = command_of("adapt", settings, search=None, search_run=SEARCH_ID)
-    return dataclasses.replace(settings, search_run=search_first(values, continue_command))
+    return dataclasses.replace(settings, search_run=search_first(values))
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float:
@@ -146,8 +145,11 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     parts = run, folder, settings, models, choice.problem, splits, info, RECORD, "fine-tuned"
     rows = finish_run(*parts, untrained, bundled, artifacts)
     for row in rows.values():
-        for key, value in row.scalars().items():
-            run.log_scalar(f"{row.name}.{key}", value)
+        record = row.record()
+        numbers = {f"test.{name}": value for name, value in (row.evaluation.numbers if row.evaluation else {}).items()}
+        numbers |= {name: record[name] for name in LOGGED if record[name] is not None}
+        for name, value in numbers.items():
+            run.log_scalar(f"{row.name}.{name}", float(value))
     print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
     return rows[SUBNET].metric
 
@@ -162,8 +164,7 @@ def train(
 ) -> list[str]:
     """Fine-tune models in place, with encoder outputs that are computed once for all of them.
 
-    Returns:
-        The names of those whose trained weights are bundled with das_gym.
+    Return the names of those whose trained weights are bundled with das_gym.
     """
     first = next(iter(models.values()))
     encoder = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))

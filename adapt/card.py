@@ -14,16 +14,7 @@ TRUST = ", trust_remote_code=True"
 
 
 def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:
-    """Return the text of a card.
-
-    Args:
-        front: The first lines, which hubs read, see `front_matter`.
-        title: What the folder holds.
-        about: Paragraphs on how it was made.
-        example: Python code that loads the folder.
-        results: The table of the run; None if it is unknown.
-        checked: How the saved folder was compared with the model in memory.
-    """
+    """Return the text of a card: after the lines for hubs, `about` says how the folder was made, `example` loads it."""
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     return "\n\n".join(
         [
@@ -44,6 +35,7 @@ def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     source_lines = found.group(1).splitlines() if found else []
+    # Hubs show these lines, and the license of the source holds for what is made from it.
     kept = [line for line in source_lines if re.match(r"(license|license_name|license_link|base_model): \S", line)]
     if "/" in name:
         kept = [line for line in kept if not line.startswith("base_model")] + [f"base_model: {name}"]
@@ -53,6 +45,7 @@ def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
 
 def display_name(folder: Path) -> str:
     """Return a model's name on the Hub if it lies in the Hub's cache, else its folder's name."""
+    # The Hub's cache has models--OWNER--NAME/snapshots/COMMIT.
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.pareto.record import RECORD as FRONT
-from das_gym.agents.search_experiment import SearchSettings, agent_configs, run_search
+from das_gym.agents.pareto_experiment import RECORD as FRONT
+from das_gym.agents.search_experiment import agent_configs, run_search
 from das_gym.agents.search_experiment import ex as search_command
+from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, merge, nested, settings_dict
+from das_gym.commandline import format_command
+from das_gym.config import build, merge, nested
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
@@ -22,9 +23,6 @@ from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
 from das_gym.runs import find_run
 from das_gym.trust import trusted_settings
-
-SEARCH_ID = "SEARCH_RUN"
-"""Stands for the id of a search in the command that continues with it."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,10 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mask, with the problem that it was searched or given for.
+    """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    Attributes:
-        mask: (n_layers,) bool, True = skipped.
-        problem: The model and data.
-        remark: Why the mask is not the search's answer, or which point of a front it is; else empty.
-        others: Other masks that the search scored and that keep its budget, (n_layers,) bool each, the best first.
+    `remark` says why it is not the search's answer, or which point of a front it is. `others` are masks that the search
+    scored and that keep its budget, the best first.
     """
 
     mask: np.ndarray
@@ -142,10 +137,11 @@ def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
 
     The best mask that the search scored is used if its reward is higher, on the same examples, and it keeps the budget.
     """
+    # The bandit's answer, the layers of the largest preferences, is a mask that it may never have scored.
     seen, budget = record["best_seen"], record["env_kwargs"]
     answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
     is_kept = keeps_budget(budget, seen["mask"], seen["macs_saved"])
-    same_examples = budget.get("reward_batches", "fixed") == "fixed"
+    same_examples = budget.get("reward_batches", "fixed") == "fixed"  # else rewards cannot be compared
     if not (best > answer and is_kept and same_examples):
         return np.array(record["mask"], dtype=bool), ""
     remark = (
@@ -159,6 +155,7 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     """Return the model and data of a record; `given` overrides them."""
     known = {each.name for each in fields(ProblemConfig)}
     recorded = {name: value for name, value in record["env_kwargs"].items() if name in known and name not in given}
+    # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
     if (entry := entry_of(record["env_id"])) is not None:
         named = {"checkpoint": CHECKPOINT_TABLES[record["env_id"]][1]} if record["env_id"] in CHECKPOINT_TABLES else {}
@@ -174,29 +171,20 @@ def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
     values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
+    # The command prints one estimate for its search and what follows.
     values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
     for each in overrides:
         values = merge(values, each)
     return values
 
 
-def search_first(values: Mapping[str, Any], continue_command: str) -> int:
-    """Run a search as a separate run, on the main process only, and return its id.
-
-    After an interrupt, `continue_command` is printed with the id in place of `SEARCH_ID`.
-    """
+def search_first(values: Mapping[str, Any], setting: str = "search_run") -> int:
+    """Run a search as a separate run, on the main process only, and return its id, which `setting` of the command takes."""
     try:
         return run_on_main_process(lambda: int(run_search(values)[0]))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Resume with: {command}")
-            interrupt.add_note(f"and then: {continue_command.replace(SEARCH_ID, str(search_command.current_run._id))}")
+            done = f"{setting}={search_command.current_run._id}"
+            interrupt.add_note(f"and then repeat this command with {done} in place of the settings of the search")
         raise
-
-
-def command_of(name: str, settings: Any, **changes: Any) -> str:
-    """Return the command line with these settings; a change to None leaves a setting out."""
-    values, defaults = settings_dict(settings), settings_dict(type(settings)())
-    for each, value in {"plugins": None, "resume": None, **changes}.items():
-        values[each] = defaults.get(each) if value is None else value
-    return format_command(name, *setting_words(values, defaults))

@@ -21,23 +21,25 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import SEARCH_ID, choice_from_run, command_of, search_first, search_values
+from das_gym.adapt.choosing import choice_from_run, search_first, search_values
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
+    Line,
     Trial,
     best_trials,
+    comparison_table,
     kept_file,
     method_variants,
     read_trials,
+    report_of,
 )
-from das_gym.adapt.compare.table import Line, comparison_table, report_of, verdict
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
-from das_gym.agents.search_experiment import SearchSettings
+from das_gym.agents.searching.config import SearchSettings
 
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, nested
@@ -45,14 +47,14 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json
 from das_gym.models.base import VLP
-from das_gym.plugins import imported_plugins
+from das_gym.output import counted
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, check_prompts, keep_backbone, load_splits, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
-from das_gym.wording import counted
+from das_gym.trust import imported_plugins
 
 WIDTH = 126
 
@@ -137,10 +139,10 @@ def prepare(settings: CompareSettings) -> CompareSettings:
             f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
         )
     check_prompts(backbone, problem)
+    # Searches come last, since all that can be rejected should be rejected before them.
     found = dict(settings.searches)
     for k in needed:
-        continue_command = command_of("adapt compare", settings, searches={**found, str(k): SEARCH_ID})
-        found[str(k)] = search_first(values_for_search(settings, k), continue_command)
+        found[str(k)] = search_first(values_for_search(settings, k), f"searches.{k}")
     return dataclasses.replace(settings, searches=found)
 
 
@@ -167,6 +169,7 @@ def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any
     entry = find_environment(settings.model, settings.task)
     is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
     if is_bundled and entry.table is not None:
+        # A table needs no model, and so no device.
         values.pop("device", None)
         values["env_id"] = entry.tabular_id
     return {**values, **settings.search}
@@ -182,7 +185,9 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
     layers = context.base.backbone.vlp.layers
     names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
-    rates = settings.learning_rates or grid_of(context)
+    rates = settings.learning_rates or GRID
+    if not settings.learning_rates and context.base.backbone.vlp.size == "base":
+        rates = tuple((context.recipe.learning_rate or 0.0) * share for share in AROUND)
     count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
     print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
@@ -199,7 +204,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             # Saved before the record: a resumed run does not train a recorded trial again.
             trained.save(kept_file(folder, last.variant))
         lines = lines_of(trials)
-        table = comparison_table(title, lines, verdict(lines))
+        table = comparison_table(title, lines)
         record = {
             "settings": recorded_command(settings),
             "problem": recorded_settings(dataclasses.asdict(problem)),
@@ -221,7 +226,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
     run.add_artifact(folder / RECORD)
-    comparison_table(title, lines, verdict(lines)).print(WIDTH)
+    comparison_table(title, lines).print(WIDTH)
     print(f"record: {folder / RECORD}")
     best = max(best_trials(trials), key=lambda trial: trial.merit)
     words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
@@ -240,12 +245,6 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
             raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
-
-
-def grid_of(context: ComparisonContext) -> tuple[float, ...]:
-    """Return the default learning rates to try."""
-    own = context.recipe.learning_rate or 0.0
-    return tuple(own * share for share in AROUND) if context.base.backbone.vlp.size == "base" else GRID
 
 
 ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)

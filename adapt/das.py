@@ -38,14 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JointTurn:
-    """Masks that were scored on the same examples.
+    """Masks (1 = skipped) that were scored on the same examples after `step` training steps.
 
-    Attributes:
-        step: Training steps before it.
-        masks: One number per layer, 1 = skipped.
-        losses: In nats.
-        rewards: exp(-loss).
-        preferences: The bandit's preferences after the turn; None for another agent.
+    `preferences` are the bandit's after the turn, None for another agent.
     """
 
     step: int
@@ -68,6 +63,7 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
     backbone = load_backbone(config, **options)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
+    # The head of every copy starts from the same values.
     torch.manual_seed(seed)
     return with_new_head(backbone, config.task, splits)
 
@@ -104,6 +100,7 @@ class Training:
         """
         if not self.settings.reward_dropout:
             modules = (self.model.backbone.vlp, self.model.head)
+            # The engine scores without dropout. Its mode is put back afterwards, since the training goes on.
             modes = [module.training for module in modules]
             try:
                 for module in modules:
@@ -122,6 +119,7 @@ class Training:
         settings, vlp = self.settings, self.model.backbone.vlp
         rate = settings.learning_rate if rate is None else rate
         others, projector, fusion = [], [], []
+        # The multipliers of the paper's settings go by parts of names.
         for name, parameter in vlp.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -186,6 +184,7 @@ def joint_search(
     first_turn = settings.warmup_epochs * training.steps_per_epoch
 
     def step(index: int) -> Iterator[StepResult]:
+        # A turn depends on the index of its step alone, so a resumed search takes the same ones.
         if index >= first_turn and (index - first_turn) % settings.steps_per_turn == 0:
             turns.history.append(_take_turn(training, chooser, index, examples))
             if on_turn is not None:
@@ -203,6 +202,7 @@ def _take_turn(training: Training, chooser: Agent, step: int, examples: Sequence
     masks = chooser.ask(training.settings.masks_per_turn)
     # On the main process alone: with dropout, each process would compute other losses.
     losses = run_on_main_process(lambda: training.losses(masks, examples))
+    # One NaN would make all preferences NaN, and a checkpoint would keep them.
     if not np.isfinite(losses).all():
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(

@@ -37,6 +37,7 @@ from das_gym.drawing.report import Heat, Progress
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.checkpoints import ADAPTER_FIELDS
+from das_gym.output import counted
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
@@ -44,7 +45,6 @@ from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS, named_problems
-from das_gym.wording import counted
 
 FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"
@@ -105,27 +105,6 @@ class JointSearchSettings(ProblemSettings):
         )
 
 
-@dataclass(frozen=True)
-class JointSearchResult:
-    """The result of a joint search, as read from its file.
-
-    Attributes:
-        mask: 0 or 1 for each layer.
-        skipped_layers: Names of those that are 1.
-        turns: All turns.
-    """
-
-    mask: tuple[int, ...]
-    skipped_layers: tuple[str, ...]
-    turns: tuple[JointTurn, ...]
-
-
-def read_joint_search(path: Path) -> JointSearchResult:
-    """Return the result of a joint search."""
-    with explain_damage(path, "remove it to search again"):
-        return build(JointSearchResult, read_json(path))
-
-
 @lru_cache(maxsize=1)
 def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> tuple[AdaptedModel, Splits[Any], Tensor]:
     """Return the untrained model, its data, and the random state from which its copies are trained."""
@@ -136,6 +115,7 @@ def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> tuple[Ada
 def _load_copy(settings: JointSearchSettings) -> tuple[AdaptedModel, Splits[Any]]:
     """Return a copy of the untrained model, which is loaded once, and its data; restore the random state."""
     base, splits, random_state = _load(settings.problem_config, settings.pipeline, settings.seed)
+    # Each training draws the random numbers that it would draw if it had loaded the model itself.
     torch.set_rng_state(random_state)
     return copy_model(base), splits
 
@@ -163,6 +143,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     models = {SUBNET: _finetune(settings, SUBNET, mask, folder, run.log_scalar)}
     if settings.references:
         models[FULL_MODEL] = _finetune(settings, FULL_MODEL, nothing, folder, run.log_scalar)
+    # Others have trained their share of each step, and evaluation is not divided.
     if not is_main_process():
         return 0.0
     full, splits = _load_copy(settings)
@@ -215,9 +196,11 @@ def _search(settings: JointSearchSettings, folder: Path, log: Log) -> np.ndarray
         if is_main_process():
             model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
-    known = run_on_main_process(lambda: read_joint_search(folder / FOUND))
-    print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
-    return np.array(known.mask, dtype=bool)
+    # A stopped run has its result in the file alone, and other processes than the main one have none.
+    found = run_on_main_process(lambda: read_json(folder / FOUND))
+    with explain_damage(folder / FOUND, "remove it to search again"):
+        print(f"found after {counted(len(found['turns']), 'turn')}: skip {', '.join(found['skipped_layers']) or 'nothing'}")
+        return np.array(found["mask"], dtype=bool)
 
 
 def _finetune(settings: JointSearchSettings, name: str, mask: np.ndarray, folder: Path, log: Log) -> AdaptedModel:

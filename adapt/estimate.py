@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import BATCH_PAIRS, evaluate
-from das_gym.adapt.finetune import cut
-from das_gym.adapt.memory import activation_bytes
-from das_gym.adapt.references import find_reference
+from das_gym.adapt.finetune import cut, find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
-from das_gym.agents.estimate import search_parts
-from das_gym.agents.search_experiment import SearchSettings
-from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.search_experiment import search_parts
+from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.setup import find_scorer, make_env
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -41,11 +39,7 @@ WARM_UPS = 2
 
 
 def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarray]:
-    """Return the parts of the search that runs first, and a random mask that stands for its answer.
-
-    Args:
-        values: The search's settings, see `das_gym.adapt.choosing.search_values`.
-    """
+    """Return the parts of the search that runs first, and a random mask that stands for its answer."""
     config = build(SearchSettings, values).search_config()
     env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
     scorer = find_scorer(env.unwrapped)
@@ -55,20 +49,14 @@ def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarra
 
 
 def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: np.ndarray) -> list[Part]:
-    """Return the parts of `python -m adapt` after its search.
-
-    Args:
-        settings: The command's.
-        model: The full model.
-        splits: The data.
-        mask: (n_layers,) bool, what is removed.
-    """
+    """Return the parts of `python -m adapt` after its search, which removes the layers of a mask from the full model."""
     subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
-    problem, rng = settings.problem_config, torch.get_rng_state()
+    problem = settings.problem_config
+    rng = torch.get_rng_state()  # the run has to draw what it would have drawn without an estimate
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
-    size, activations = step_loss.batch_size, activation_bytes(step_loss)
+    size, activations = step_loss.batch_size, step_loss.activation_bytes()
     at_a_time = step_loss.micro_batch_size or size
 
     def step(count: int) -> None:
@@ -78,7 +66,9 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
     encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
+    # Encoders run once for an image, however many questions there are about it.
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
+    # The cache holds each image once, and a later epoch costs no encoder.
     batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
     torch.set_rng_state(rng)
@@ -108,11 +98,5 @@ def distinct_images(pairs: Sequence[Any]) -> int:
 
 
 def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
-    """Return the activations of an example with gradient checkpointing.
-
-    Args:
-        activations: Without.
-        layers: Number of layers.
-        state: Hidden states before a layer.
-    """
+    """Return the activations of an example with gradient checkpointing; `state` is the hidden states before a layer."""
     return layers * state + activations // layers

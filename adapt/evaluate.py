@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel
 from das_gym.progress import progress
 from das_gym.registration import MODELS, find_class
-from das_gym.tasks.base import Gallery
 
 BATCH_PAIRS = 128
 """Largest number of pairs of text and image in a batch."""
@@ -33,11 +33,9 @@ class Evaluation:
 
     Attributes:
         metric: The task's metric, 0..1.
-        metric_name: Its name.
         loss: Mean loss, nats.
         numbers: All numbers of the task, `metric` and `loss` among them; see `Task.summary`.
-        examples: Number of examples.
-        predictions: The answer to each, see `Task.predictions`.
+        predictions: The answer to each example, see `Task.predictions`.
         metrics: The metric of each example, whose mean is `metric`.
     """
 
@@ -50,30 +48,24 @@ class Evaluation:
     metrics: list[float] = field(default_factory=list, repr=False)
 
 
-def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
-    """Return the (3, height, width) float32 mean of the images of the examples, which have one size."""
-    sources = {pair.image.key: pair.image for pair in subnet.task.pairs(examples)}
-    images = [subnet.task.processor.image(sources[key]) for key in sorted(sources)]
-    total: Tensor = sum(images[1:], images[0])
-    return total / len(images)
+def with_mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> AdaptedModel:
+    """Return a subnet that sees the mean of the examples' images, which have one size, in place of every image."""
+    task = copy.copy(subnet.task)
+    sources = {pair.image.key: pair.image for pair in task.pairs(examples)}
+    mean: Any = sum(task.processor.image(sources[key]) for key in sorted(sources)) / len(sources)
+    task.processor = replace(task.processor, transform=lambda *_: mean)
+    return replace(subnet, task=task)
 
 
 @torch.inference_mode()
 def evaluate(
-    subnet: AdaptedModel,
-    examples: Sequence[Any],
-    title: str,
-    blind: Tensor | None = None,
-    rank_images: int | None = RANKED_IMAGES,
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, rank_images: int | None = RANKED_IMAGES
 ) -> Evaluation:
-    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all).
-
-    `blind` is a (3, height, width) image that replaces every image; nothing is ranked with it.
-    """
+    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all)."""
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
-    for chunk, logits in answered(subnet, examples, title, blind):
+    for chunk, logits in answered(subnet, examples, title):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
         _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
@@ -81,9 +73,13 @@ def evaluate(
         predictions += task.predictions(chunk, logits)
     losses, metrics = np.array(rows).T
     numbers = task.summary(examples, losses, metrics)
-    gallery = None if blind is not None else task.gallery(examples, rank_images)
+    gallery = task.gallery(examples, rank_images)
     if gallery is not None:  # every text with every image, which takes longer than all the rest
-        numbers |= ranked(subnet, gallery, title)
+        images, texts = gallery.images, gallery.texts
+        with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
+            scores = rank(subnet.backbone.vlp, subnet.head, task.processor, images, texts, progress=bar.update)
+        # recall at 1, 5 and 10 both ways: tr_r1, ..., ir_r10
+        numbers |= {**recalls(scores, gallery.image_of_text), "ranked_images": float(len(images))}
     metric = numbers[task.metric_name]
     return Evaluation(metric, task.metric_name, numbers["loss"], numbers, len(rows), predictions, metrics.tolist())
 
@@ -97,6 +93,7 @@ def predict(
     prompts = [task.generation_prompt(example) for example in examples]
     to_classify = [example for example, prompt in zip(examples, prompts, strict=True) if prompt is None]
     to_generate = [prompt for prompt in prompts if prompt is not None]
+    # Answers come back in the order of the examples, whichever way each was made.
     texts = iter(generate_texts(subnet, to_generate, title, max_new_tokens) if to_generate else ())
     batches = answered(subnet, to_classify, title) if to_classify else ()
     classes = iter([row for chunk, logits in batches for row in task.predictions(chunk, logits)])
@@ -118,19 +115,15 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
     return answers
 
 
-def answered(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, blind: Tensor | None = None
-) -> Iterator[tuple[Sequence[Any], Tensor]]:
-    """Yield batches of examples with their logits; arguments as for `evaluate`."""
+def answered(subnet: AdaptedModel, examples: Sequence[Any], title: str) -> Iterator[tuple[Sequence[Any], Tensor]]:
+    """Yield batches of examples with their logits."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
     step = task.examples_for_pairs(BATCH_PAIRS)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
-            pairs = task.pairs(chunk)
-            pooled = vlp.make_forward(task.processor, pairs)() if blind is None else _blind(subnet, pairs, blind)
-            logits = subnet.head(task.group_features(pooled))
+            logits = subnet.head(task.group_features(vlp.make_forward(task.processor, task.pairs(chunk))()))
             largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
             _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())
             yield chunk, logits
@@ -147,18 +140,3 @@ def _check_finite(subnet: AdaptedModel, examples: Sequence[Any], broken: Tensor)
         f"the outputs of {format_mask(subnet.backbone.vlp.check_mask(None))} are NaN or infinite, on "
         f"{format_examples(keys)}. Use float32, or train at a lower learning rate"
     )
-
-
-def _blind(subnet: AdaptedModel, pairs: Sequence[Any], image: Tensor) -> Tensor:
-    """Return pooled features of pairs that all show one image."""
-    vlp, batch = subnet.backbone.vlp, subnet.task.processor(pairs)
-    batch["image"] = image.expand(len(batch["image"]), -1, -1, -1)
-    return vlp({name: tensor.to(vlp.device) for name, tensor in batch.items()})
-
-
-def ranked(subnet: AdaptedModel, gallery: Gallery, title: str) -> dict[str, float]:
-    """Return recall at 1, 5 and 10 both ways (`tr_r1`, ..., `ir_r10`, 0..1) and the number of `ranked_images`."""
-    images, texts = gallery.images, gallery.texts
-    with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
-        scores = rank(subnet.backbone.vlp, subnet.head, subnet.task.processor, images, texts, progress=bar.update)
-    return {**recalls(scores, gallery.image_of_text), "ranked_images": float(len(images))}

@@ -144,20 +144,13 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 
 def print_numbers(found: Evaluation, title: str) -> None:
-    """Print the task's numbers: shares in per cent, with the vocabulary's upper bounds if known, and the loss in nats."""
-    ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
-    columns, rows = ("", "%", "at most, %") if ceilings else ("", "%"), []
-    for name, value in found.numbers.items():
-        if name in ceilings or name in COUNTS or name == "loss":
-            continue
-        ceiling = ceilings.get("ceiling" if name == found.metric_name else f"ceiling/{name}")
-        cells = (name.replace("_", " "), f"{100 * value:.2f}", "" if ceiling is None else f"{100 * ceiling:.2f}")
-        rows.append(cells[: len(columns)])
-    Table(columns, tuple(rows), title).print()
+    """Print the task's numbers: shares in per cent, with the vocabulary's upper bound if known, and the loss in nats."""
+    others = ("loss", "ranked_images", "ceiling")
+    shares = {name: value for name, value in found.numbers.items() if name not in others}
+    rows = tuple((name.replace("_", " "), f"{100 * value:.2f}") for name, value in shares.items())
+    Table(("", "%"), rows, title).print()
     print(f"loss {found.loss:.4f} nats")
-    for name in COUNTS & found.numbers.keys():
-        print(f"{name.replace('_', ' ')}: {found.numbers[name]:,.0f}")
-
-
-COUNTS = {"ranked_images", "blank"}
-"""Numbers of a task's summary that are no shares."""
+    if "ceiling" in found.numbers:
+        print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
+    if "ranked_images" in found.numbers:
+        print(f"ranked images: {found.numbers['ranked_images']:,.0f}")

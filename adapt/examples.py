@@ -48,4 +48,5 @@ def thumbnail_url(source: ImageSource) -> str:
     image, buffer = source.open(), io.BytesIO()
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     image.save(buffer, "JPEG", quality=85)
+    # Within the page: a report is one file, which can be sent.
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

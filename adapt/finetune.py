@@ -1,4 +1,8 @@
-"""Fine-tuning one subnet: it is cut from the full model, and its adapters, poolers, token types and head train."""
+"""Fine-tuning one subnet: it is cut from the full model, and its adapters, poolers, token types and head train.
+
+The package has trained weights of the full model with adapters and of the baseline. Neither depends on the mask, so that
+`python -m adapt` with default settings only evaluates them. `python -m benchmarks.assets references` makes the files.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.macs import without_adapters
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -27,6 +33,14 @@ from das_gym.problem.loading import (
     new_head,
     task_class,
 )
+from das_gym.registration import MODELS
+
+WITHOUT_EFFECT = (
+    *COMPUTE_SETTINGS,
+    *(field.name for field in dataclasses.fields(Hardware) if field.name != "mixed_precision"),
+    "save_every",
+)
+"""Settings that do not change what fine-tuning learns, except for rounding."""
 
 
 def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
@@ -77,6 +91,7 @@ def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) 
 def copy_model(model: AdaptedModel) -> AdaptedModel:
     """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
     vlp = model.backbone.vlp
+    # `deepcopy` keeps what its memo holds by id.
     shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
     copied, head = copy.deepcopy((vlp, model.head), shared)
     return AdaptedModel(dataclasses.replace(model.backbone, vlp=copied), head, model.task)
@@ -97,6 +112,43 @@ def finetune(
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # the baseline of a model that brings its head
+    # Whatever was trained before in this process, the same seed gives the same model.
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder)
     trainer.run(step_loss.parts, title, log, step_loss.describe_step)
+
+
+def deciding_settings(problem: ProblemConfig, config: TrainingConfig) -> dict[str, Any]:
+    """Return the settings on which fine-tuned weights depend, as plain JSON values."""
+    both = {**dataclasses.asdict(problem), **dataclasses.asdict(config)}
+    return {name: value for name, value in both.items() if name not in WITHOUT_EFFECT}
+
+
+def reference_file(problem: ProblemConfig, name: str) -> Path | None:
+    """Return the path of the bundled weights of a model of the table; None if nothing is bundled for the model."""
+    folder = MODELS[problem.model].assets
+    return None if folder is None else folder / f"{problem.task}_{name}.safetensors"
+
+
+def find_reference(
+    problem: ProblemConfig, config: TrainingConfig, name: str, labels: tuple[str, ...] | None
+) -> Adaptation | None:
+    """Return the bundled weights of a model of the table if they were trained with these settings, else None."""
+    path = reference_file(problem, name)
+    if path is None or not path.is_file():
+        return None
+    adaptation = Adaptation.load(path)
+    recorded = adaptation.info.get("settings", {})
+    settings = deciding_settings(problem, config)
+    # Other settings give other weights. The files may record settings that are constants today.
+    is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
+    return None if is_other else adaptation
+
+
+def load_reference(model: AdaptedModel, problem: ProblemConfig, config: TrainingConfig, name: str) -> bool:
+    """Load the bundled weights into a model if they were trained with these settings; return whether they were."""
+    adaptation = find_reference(problem, config, name, model.task.labels)
+    if adaptation is None:
+        return False
+    adaptation.apply(model.backbone.vlp, model.head, model.backbone.base)
+    return True

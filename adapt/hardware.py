@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
+import psutil
 import torch
+from torch import Tensor
 
 from das_gym.config import check_names, choice
 from das_gym.processes import join, rank, world_size
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 Example = TypeVar("Example")
 
 TRACKERS = ("tensorboard", "wandb")
+
+ADAMW_BYTES = 2 * 4
+"""Bytes that AdamW keeps per parameter, in addition to its gradient."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,6 @@ class Hardware:
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
         trackers: Trackers that get the metrics too, besides the run's own record.
         encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
-        dataloader_num_workers: Processes that read images ahead, for each process that trains. 0 reads them in the training
-            process.
     """
 
     group: ClassVar[str] = "Hardware"
@@ -49,11 +52,10 @@ class Hardware:
     gradient_checkpointing: bool = False
     trackers: tuple[str, ...] = choice((), TRACKERS)
     encoder_cache_gib: float = 2.0
-    dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
         check_names(self.trackers, TRACKERS, "tracker")
-        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0), ("dataloader_num_workers", 0)):
+        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0)):
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
                 raise ValueError(f"`{name}` is out of range: got {value}, expected {low} or more.")
@@ -71,6 +73,17 @@ def process_share(examples: Sequence[Example]) -> Sequence[Example]:
 
 ONE_DEVICE = Hardware()
 """One process, full precision, the whole batch at once."""
+
+
+def training_bytes(parameters: Iterable[Tensor]) -> int:
+    """Return the bytes of the gradients and the optimizer's state of parameters."""
+    return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
+
+
+def free_bytes(model: torch.nn.Module) -> int:
+    """Return the free memory of the devices that a model lies on."""
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
 
 
 def check_precision(device: torch.device, hardware: Hardware) -> str:

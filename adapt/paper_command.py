@@ -9,7 +9,7 @@ ViLT-B/32 are built without weights, since parameters and MACs do not depend on 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from das_gym.adapt.methods.base import make_method
@@ -20,7 +20,7 @@ from das_gym.commandline import format_command
 from das_gym.drawing.table import Table
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
-from das_gym.models.encoding import meta_batch
+from das_gym.models.inputs import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT
@@ -53,20 +53,8 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
 and COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
 restval, ViLT on val."""
 
-NEEDED = {
-    "METER": "checkpoint meter_clip16_288_roberta_pretrain.ckpt (METER's authors) and RoBERTa-base's tokenizer",
-    "ViLT": "checkpoint vilt_200k_mlm_itm.ckpt (ViLT's authors; or dandelin/vilt-b32-mlm) and BERT-base-uncased's tokenizer",
-    "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers of `adapt predict` go to the VQA server",
-    "nlvr2": "NLVR2's JSON files and images",
-    "retrieval": "Karpathy's dataset_flickr30k.json and the Flickr30k images",
-    "snli_ve": "SNLI-VE's snli_ve_{train,dev,test}.jsonl and the Flickr30k images",
-    "coco": "Karpathy's dataset_coco.json and COCO's train2014 and val2014 images",
-}
-"""Files that a cell needs and that the package does not contain."""
 
-
-@dataclass(frozen=True)
-class PublishedRow:
+class PublishedRow(NamedTuple):
     """A row of the tables of the paper's laboratory.
 
     Attributes:
@@ -88,13 +76,13 @@ class PublishedRow:
 
 PUBLISHED = (
     PublishedRow("METER", "full tuning", "full", 323.31, 0.0, ("77.43", "83.05", "82.22 / 94.30")),
-    PublishedRow("METER", "classifier only", "head", None, 0.0, ("69.93", "73.23", "78.80 / 89.00")),
+    PublishedRow("METER", "classifier only", "head", None, None, ("69.93", "73.23", "78.80 / 89.00")),
     PublishedRow("METER", "deep prompt", None, 3.68, 13.05, ("67.57", "65.79", "70.90 / 87.70")),
     PublishedRow("METER", "LoRA", "lora", 0.29, 0.0, ("74.00", "78.82", "79.86 / 92.60")),
     PublishedRow("METER", "adapter", "adapter", 5.34, 1.64, ("74.70", "79.93", "80.38 / 91.90")),
     PublishedRow("METER", "scaled PA", "parallel", 3.82, 1.12, ("75.36", "79.86", "80.30 / 91.80")),
     PublishedRow("ViLT", "full tuning", "full", 115.43, 0.0, ("71.26", "76.13", "64.40 / 83.50")),
-    PublishedRow("ViLT", "classifier only", "head", None, 0.0, ("65.75", "66.08", "57.42 / 78.00")),
+    PublishedRow("ViLT", "classifier only", "head", None, None, ("65.75", "66.08", "57.42 / 78.00")),
     PublishedRow("ViLT", "LoRA", "lora", 0.15, 0.0, ("68.44", "72.77", "57.44 / 77.70")),
     PublishedRow("ViLT", "scaled PA", "parallel", 1.80, 0.44, ("70.40", "75.13", "61.88 / 79.00")),
     PublishedRow("ViLT", "adapter", "adapter", 3.56, 0.86, ("70.85", "75.51", "62.68 / 81.40")),
@@ -105,14 +93,7 @@ COUNTINGS = {
     "runs": "Counted as the model runs, with the first layers skipped.",
     "paper": "Counted as the paper counts: every token of the last stage too. It has 11.97 % saved with k = 4.",
 }
-COST_COLUMNS = {
-    "macs": ("MACs, G", 1e9, ".3f"),
-    "change": ("change, G", 1e9, "+.3f"),
-    "percent": ("change, %", 1.0, "+.2f"),
-    "adapters": ("adapters, M", 1e6, ".2f"),
-    "adapters_and_norms": ("and norms, M", 1e6, ".2f"),
-}
-"""Numbers of `count_costs_of_meter`: title, unit and format."""
+COST_COLUMNS = ("", "MACs, G", "change, G", "change, %", "adapters, M", "and norms, M")
 
 
 def main(settings: PluginSettings) -> None:
@@ -130,8 +111,7 @@ def main(settings: PluginSettings) -> None:
     for model in TASKS:
         published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
-    print_lines("These scores need files that the package does not contain:", NEEDED)
-    print("The command of each cell, with these files (STEPS = epochs x examples / batch; the paper trains 10 epochs):")
+    print("The command of each cell, with the authors' checkpoints (STEPS = 10 epochs x examples / batch):")
     for model, tasks in TASKS.items():
         for task in tasks:
             settings_of_cell = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task]
@@ -158,13 +138,24 @@ def print_lines(title: str, lines: dict[str, str]) -> None:
 
 
 def costs_table(counting: str, note: str) -> Table:
-    """Return MACs and parameters of METER-base, and the share saved by skipping four layers."""
-    rows = []
-    for row in count_costs_of_meter(counting):
-        cells = [f"{float(row[name]) / unit:{form}}" for name, (_, unit, form) in COST_COLUMNS.items()]
-        rows.append((str(row["what"]), *cells))
+    """Return MACs and parameters of METER-base on VQA: without adapters, with them, and with four layers skipped."""
+    with without_content():
+        vlp = METER()
+        layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
+        head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
+    costs = count_costs(vlp, example_batch(), head, counting=counting)
+    rows: list[tuple[str, ...]] = [("no adapters", f"{costs.macs_full / 1e9:.3f}", "+0.000", "+0.00", "0.00", "0.00")]
+    for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
+        mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
+        with_norms = int(np.where(mask, costs.skip_parameters, costs.parallel_parameters).sum())
+        norms = int(np.where(mask, 1, 3).sum()) * 2 * width
+        title = f"DAS, {text} text + {image} image" if text + image else "adapters, no skipping"
+        macs = costs.macs(mask)
+        change = f"{(macs - costs.macs_full) / 1e9:+.3f}", f"{-100 * costs.macs_saved(mask):+.2f}"
+        parameters = f"{(with_norms - norms) / 1e6:.2f}", f"{with_norms / 1e6:.2f}"
+        rows.append((title, f"{macs / 1e9:.3f}", *change, *parameters))
     title = f"METER-base on VQA, {IMAGE_SIZE} px, {TEXT_TOKENS} text tokens, one example"
-    return Table(("", *(heading for heading, _, _ in COST_COLUMNS.values())), tuple(rows), title, (note,))
+    return Table(COST_COLUMNS, tuple(rows), title, (note,))
 
 
 def full_size_model(model: str) -> METER | ViLT:
@@ -187,42 +178,10 @@ def count(row: PublishedRow) -> tuple[float, float]:
     plain.remove_adapters()
     with without_content():
         updated = sum(p.numel() for p in make_method(row.method or "").insert(model))
+    # Other methods run as many MACs as the model without them.
     vlps: tuple[VLP, ...] = (model, plain) if parallel_adapters(model) else ()
     macs = [count_costs(vlp, example_batch(), counting="paper").macs([False] * len(vlp.layers)) for vlp in vlps]
     return updated / 1e6, (macs[0] - macs[1]) / 1e9 if macs else 0.0
-
-
-def count_costs_of_meter(counting: str = "runs") -> list[dict[str, float | str]]:
-    """Return the costs of METER-base on VQA without adapters, with them, and of DAS with four layers skipped.
-
-    Returns:
-        `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
-        adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
-    """
-    with without_content():
-        vlp = METER()
-        layers, width = vlp.config.fusion_layers, vlp.config.hidden_size
-        head = build_classifier(2 * width, VQA_ANSWERS, 2 * width)
-    costs = count_costs(vlp, example_batch(), head, counting=counting)
-    rows: list[dict[str, float | str]] = [
-        {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}
-    ]
-    for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
-        mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
-        with_norms = int(np.where(mask, costs.skip_parameters, costs.parallel_parameters).sum())
-        norms = int(np.where(mask, 1, 3).sum()) * 2 * width
-        macs = costs.macs(mask)
-        rows.append(
-            {
-                "what": f"DAS, {text} text + {image} image" if text + image else "adapters, no skipping",
-                "macs": macs,
-                "change": macs - costs.macs_full,
-                "percent": -100 * costs.macs_saved(mask),
-                "adapters": with_norms - norms,
-                "adapters_and_norms": with_norms,
-            }
-        )
-    return rows
 
 
 def published_table(model: str) -> Table:
@@ -232,11 +191,9 @@ def published_table(model: str) -> Table:
         if row.model != model:
             continue
         parameters, macs = ("-", "-") if row.method is None else (f"{number:.2f}" for number in count(row))
-        published = (
-            "-" if row.parameters is None else f"{row.parameters:.2f}",
-            "-" if row.macs is None else f"{row.macs:+.2f}",
-        )
-        rows.append((row.title, published[0], parameters, published[1], macs, *row.scores))
+        published = "-" if row.parameters is None else f"{row.parameters:.2f}"
+        published_macs = "-" if row.macs is None else f"{row.macs:+.2f}"
+        rows.append((row.title, published, parameters, published_macs, macs, *row.scores))
     columns = ("method", "updated, M", "counted here", "MACs, G", "counted here", *SCORE_COLUMNS.values())
     note = "Counted at 384 x 384 px, 40 text tokens, every token of the last stage; ViLT's published images are larger."
     return Table(columns, tuple(rows), f"{model}: published scores, %, and what is counted here", (note,))

@@ -22,12 +22,12 @@ from das_gym.drawing.table import Table
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
-from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
+from das_gym.trust import imported_plugins
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """Numbers shown next to the metric if the task reports them."""
@@ -41,29 +41,43 @@ IN_WORDS = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The measurements of one model.
+    """The measurements of one model, as records hold them; `adapt shrink` adds its own.
 
     Attributes:
-        name: `BASELINE`, `FULL_MODEL` or `SUBNET`.
-        mask: 0 or 1 per layer, 1 = skipped.
-        skipped_layers: Their names.
-        trainable_parameters: 0 if nothing was trained.
+        name: `BASELINE`, `FULL_MODEL` or `SUBNET`; of `adapt shrink` its own names.
         parameters: All parameters of the model after removal of skipped layers.
         macs: Of one example.
         macs_saved: Share of the baseline's MACs.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    macs_saved: float
+
+    def record(self) -> dict[str, Any]:
+        """Return JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class TunedModelResult(ModelResult):
+    """The measurements of a fine-tuned model, or of its baseline.
+
+    Attributes:
+        mask: 0 or 1 per layer, 1 = skipped.
+        skipped_layers: Their names.
+        trainable_parameters: 0 if nothing was trained.
         evaluation: On the test split. None for a baseline that was not trained.
         latency: Of one example, milliseconds.
         speedup: Relative to the baseline. None for the baseline itself.
         from_package: Whether its trained weights came with das_gym.
     """
 
-    name: str
     mask: tuple[int, ...]
     skipped_layers: tuple[str, ...]
     trainable_parameters: int
-    parameters: int
-    macs: int
-    macs_saved: float
     evaluation: Evaluation | None
     latency: Spread
     speedup: Speedup | None = None
@@ -76,28 +90,15 @@ class ModelResult:
         return self.evaluation.metric
 
     def record(self) -> dict[str, Any]:
-        """Return plain JSON values, without the per-example results of the evaluation."""
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Return JSON values, without the per-example results of the evaluation."""
+        record = super().record()
         if self.evaluation is not None:
             names = ("metric", "metric_name", "loss", "numbers", "examples")
             record["evaluation"] = {name: getattr(self.evaluation, name) for name in names}
-        del record["latency"]
-        return {
-            **record,
-            "mask": list(self.mask),
-            "skipped_layers": list(self.skipped_layers),
-            "latency_ms": self.latency.median,
-            "latency_quartiles_ms": [self.latency.low, self.latency.high],
-            "speedup": self.speedup and self.speedup.ratio,
-            "speedup_interval": self.speedup and [self.speedup.low, self.speedup.high],
-        }
-
-    def scalars(self) -> dict[str, float]:
-        """Return the numbers that a run logs, by name."""
-        record = self.record()
-        names = ("macs", "macs_saved", "latency_ms", "speedup", "trainable_parameters")
-        numbers = {f"test.{key}": value for key, value in (self.evaluation.numbers if self.evaluation else {}).items()}
-        return {**{name: float(record[name]) for name in names if record[name] is not None}, **numbers}
+        median, *quartiles = record.pop("latency")
+        ratio, *interval = record.pop("speedup") or (None,)
+        record |= {"latency_ms": median, "latency_quartiles_ms": quartiles}
+        return {**record, "speedup": ratio, "speedup_interval": interval or None}
 
 
 def compare(
@@ -106,15 +107,10 @@ def compare(
     rank_images: int | None = RANKED_IMAGES,
     untrained: Collection[str] = (),
     from_package: Collection[str] = (),
-) -> dict[str, ModelResult]:
-    """Evaluate each model on the test split, and measure costs and latency of all of them.
+) -> dict[str, TunedModelResult]:
+    """Evaluate models on the test split, but not those that are `untrained`, and measure costs and latency of all.
 
-    Args:
-        models: The models by name, `BASELINE` and `SUBNET` among them.
-        splits: The data.
-        rank_images: As for `evaluate`.
-        untrained: Names of models that are measured but not evaluated.
-        from_package: Names of models whose trained weights came with das_gym.
+    `from_package` names models whose trained weights came with das_gym.
     """
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
@@ -128,7 +124,7 @@ def compare(
         mask = vlp.check_mask(None)
         parameters = {*vlp.parameters(), *model.head.parameters()}  # a set: a head may be part of the model
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        results[name] = ModelResult(
+        results[name] = TunedModelResult(
             name=name,
             mask=tuple(mask.astype(int).tolist()),
             skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
@@ -157,7 +153,7 @@ def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     return lambda: subnet.head(task.group_features(forward()))
 
 
-def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, test: Sequence[Any]) -> None:
+def write_answers(folder: Path, rows: Mapping[str, TunedModelResult], task: Task, test: Sequence[Any]) -> None:
     """Write the answers of each evaluated model, `answers_<name>.json`, and the examples that reports show."""
     answers = {}
     for name, row in rows.items():
@@ -240,7 +236,7 @@ def _cell(cell: Callable[[Mapping[str, Any]], str], model: Mapping[str, Any]) ->
         return "-"
 
 
-def report_of(rows: Mapping[str, ModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
+def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
     """Return the report of a run that fine-tuned, with its conclusion below the table."""
     tested, evaluation = rows[SUBNET], rows[SUBNET].evaluation
     assert evaluation is not None
@@ -263,7 +259,7 @@ def report_of(rows: Mapping[str, ModelResult], problem: ProblemConfig, done: str
     )
 
 
-def conclusion(rows: Mapping[str, ModelResult]) -> str:
+def conclusion(rows: Mapping[str, TunedModelResult]) -> str:
     """Return a sentence with the skipped layers, MACs saved, speed-up and score."""
     subnet = rows[SUBNET]
     evaluation, saved = subnet.evaluation, 100 * subnet.macs_saved
@@ -273,7 +269,11 @@ def conclusion(rows: Mapping[str, ModelResult]) -> str:
     what += f" saves {saved:.2f} %" if saved >= 0 else f" adds {-saved:.2f} %"
     what += " of the baseline's MACs"
     if subnet.speedup is not None:
-        what += f" and {describe_speedup(subnet.speedup)}"
+        numbers = "{:.2f} ({:.2f} to {:.2f})".format(*subnet.speedup)
+        if subnet.speedup.is_measurable:
+            what += f" and runs {numbers} times as fast as the baseline"
+        else:
+            what += f" and is not measurably faster than the baseline ({numbers} times as fast)"
     what += f"; it scores {100 * evaluation.metric:.1f} % {evaluation.metric_name.replace('_', ' ')} on test"
     reference = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
     if reference is not None and reference.evaluation is not None:
@@ -282,14 +282,6 @@ def conclusion(rows: Mapping[str, ModelResult]) -> str:
         what += f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
         what += f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
     return f"{what}."
-
-
-def describe_speedup(faster: Speedup) -> str:
-    """Return how fast a model runs relative to the baseline, with the interval, as a verb phrase."""
-    numbers = "{:.2f} ({:.2f} to {:.2f})".format(*faster)
-    if faster.is_measurable:
-        return f"runs {numbers} times as fast as the baseline"
-    return f"is not measurably faster than the baseline ({numbers} times as fast)"
 
 
 def recorded_command(settings: Any) -> dict[str, Any]:
@@ -317,7 +309,7 @@ def finish_run(
     artifacts: Sequence[str] = (),
     charts: Mapping[str, Any] = MappingProxyType({}),
     **content: Any,
-) -> dict[str, ModelResult]:
+) -> dict[str, TunedModelResult]:
     """Evaluate the models, save the subnet with the record, and print the table; return what was measured."""
     rows, subnet = compare(models, splits, settings.rank_images, untrained, from_package), models[SUBNET]
     report = dataclasses.replace(report_of(rows, problem, done, subnet), **charts)

@@ -94,6 +94,7 @@ def run_report(folder: Path) -> RunReport:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_examples(folder))
+    # a number, so that a record cannot name a search outside of the folder of runs
     is_searched = search.name.isdecimal() and (search / SEARCHED).is_file()
     return report.with_search(search_report(search)) if is_searched else report
 
@@ -104,6 +105,7 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     if name == SHRUNK:
         return command_of(folder, record["problem"], mask)
     changes = {**grouped_settings(record["problem"]), "search_run": None, "search": None, "searches": None}
+    # The search is not repeated: its mask is in the record.
     if name == RECORD:
         changes["mask"] = json.dumps(mask, separators=(",", ":"))
     command, settings = COMMANDS[name]

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from das_gym.adapt.choosing import SEARCH_ID, command_of, named_configs, search_first, search_values
+from das_gym.adapt.choosing import named_configs, search_first, search_values
 from das_gym.adapt.estimate import search_first_parts
 from das_gym.adapt.run_report import REPORT, run_report
 from das_gym.adapt.shrink.checks import check
@@ -37,8 +38,8 @@ def prepare(settings: ShrinkSettings) -> ShrinkSettings:
         return settings
     values = search_values(settings, settings.budget, settings.search)
     print_estimate(settings, lambda: [*search_first_parts(values)[0], *shrink_parts(settings)])
-    continue_command = command_of("adapt shrink", settings, search=None, search_run=SEARCH_ID)
-    return replace(settings, search_run=search_first(values, continue_command))
+    own_budget: dict[str, Any] = dict.fromkeys(settings.asked)  # a search run brings its budget
+    return replace(settings, search_run=search_first(values), **own_budget)
 
 
 def shrink(settings: ShrinkSettings, run: Run) -> float:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
-from das_gym.adapt.memory import choose_micro_batch_size
+from das_gym.adapt.hardware import (
+    ONE_DEVICE,
+    Hardware,
+    check_precision,
+    free_bytes,
+    make_accelerator,
+    process_share,
+    training_bytes,
+)
 from das_gym.adapt.paper import PAPER
-from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
-from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
+from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import AdaptedModel, Backbone
-from das_gym.processes import world_size
+from das_gym.processes import is_main_process, world_size
 from das_gym.tasks.base import Task
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+USABLE = 0.8
+"""Fraction of the free memory that an estimate may fill: allocators leave gaps."""
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
@@ -49,7 +58,7 @@ class StepLoss:
         seed: Seed of the order of examples, and of augmentation.
         augment: Whether images go through RandAugment.
         encoder: Cache of the same frozen encoders and images; None makes a new one.
-        hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
+        hardware: How many examples go through the model at a time, and the cache's size.
         itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
 
@@ -81,9 +90,8 @@ class StepLoss:
         self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
+        # Dropout within the encoders, and training them, changes their outputs from step to step.
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
-        reader = self.encoder.processor if self.caches_encoders and not augment else task.processor
-        self.prefetcher = Prefetcher(reader, self._requests, hardware.dataloader_num_workers)
         self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
@@ -92,35 +100,18 @@ class StepLoss:
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
-        for number, part in enumerate(self._micro_batches(step)):
-            # parts may differ in size, and the trainer divides the sum over processes by their number
-            weight = len(part) * world_size() / self.batch_size
-            with self.prefetcher.batch(step, number):
-                result = self._evaluate(part, step, mask)
-            yield {name: value * weight for name, value in result.items()}
-
-    def _micro_batches(self, step: int) -> list[Sequence[Any]]:
         own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
         size = self.micro_batch_size or len(own)
-        return [own[start : start + size] for start in range(0, len(own), size)]
-
-    def _draw(self, step: int) -> tuple[int, int] | None:
-        """Return the seed of a step's augmentation."""
-        return (self.seed, step) if self.augment else None
-
-    def _requests(self, step: int) -> list[Requests]:
-        """Return which images each micro-batch of a step has to read: those whose encoder outputs are not cached."""
-
-        def cached(key: Any) -> bool:
-            return self.caches_encoders and not self.augment and self.encoder.has("image", key)
-
-        processor = self.prefetcher.processor
-        return [processor.requests(self.task.pairs(part), self._draw(step), cached) for part in self._micro_batches(step)]
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            # parts may differ in size, and the trainer divides the sum over processes by their number
+            weight = len(part) * world_size() / self.batch_size
+            yield {name: value * weight for name, value in self._evaluate(part, step, mask).items()}
 
     def _evaluate(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, examples
         targets = self.targets(examples)
-        losses, logits = self.losses(examples, targets, mask, self._draw(step))
+        losses, logits = self.losses(examples, targets, mask, (self.seed, step) if self.augment else None)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": losses.mean(), self.task.metric_name: metric}
@@ -140,7 +131,7 @@ class StepLoss:
     ) -> tuple[Tensor, Tensor]:
         """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs."""
         pairs = self.task.pairs(examples)
-        if self.caches_encoders and augment is None:
+        if self.caches_encoders and augment is None:  # augmented images differ from step to step
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
             pooled = self.vlp.make_forward(self.task.processor, pairs, augment)(mask)
@@ -152,11 +143,38 @@ class StepLoss:
         """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
+    def activation_bytes(self) -> int:
+        """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
+        example, device = self.examples[:1], self.vlp.device
+        augment = (self.seed, 0) if self.augment else None
+        parameters = [*self.vlp.parameters(), *self.head.parameters()]
+        # dropout must not draw from the random numbers of the training
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return saved_bytes(lambda: self.losses(example, self.targets(example), None, augment), parameters)
+
+    def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
+        """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
+        fixed, per_example, free = training_bytes(parameters), self.activation_bytes(), free_bytes(self.vlp)
+        fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
+        size, message = min(self.micro_batch_size or batch_size, batch_size), ""
+        if self.micro_batch_size is None and fits < size:
+            size = self.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
+            message = f"memory: {batch_size} examples at a time do not fit: gradients are accumulated over {size} at a time"
+        if fixed + size * per_example > free:
+            gib = (fixed + size * per_example) / 2**30
+            message = (
+                f"memory: {size} examples at a time take {gib:.2f} GiB next to the model, {free / 2**30:.2f} GiB are free: "
+                "use a smaller micro_batch_size, or gradient_checkpointing=True"
+            )
+        if message and is_main_process():
+            print(message)
+
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     """Return the settings with learning rates and batch size filled in, and a line that describes them."""
     backbone, task = model.backbone, model.task
     name = "" if backbone.config is None else backbone.config.model
+    # The paper's values are for models of its size alone.
     paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
     defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)
     if paper is not None:
@@ -199,9 +217,9 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
     accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
     parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
-        choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world_size()))
+        step_loss.choose_micro_batch_size(parameters, -(-step_loss.batch_size // world_size()))
     modules = {"vlp": vlp, "head": step_loss.head}
-    return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
+    return Trainer(modules, accelerator=accelerator, **settings)
 
 
 def set_up(

@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.compare.record import RECORD as COMPARED
 from das_gym.adapt.compare.record import kept_model
-from das_gym.adapt.export.loading import is_exported, load_exported
-from das_gym.adapt.methods.saving import restore_adaptation
+from das_gym.adapt.methods.base import restore_adaptation
 
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
-from das_gym.files import at_home, read_json, write_json
-from das_gym.plugins import import_plugins, imported_plugins
+from das_gym.files import at_home, explain_damage, read_json, write_json
+from das_gym.models.base import fingerprint
+from das_gym.models.checkpoints import load_checkpoint
+from das_gym.models.formats import MAX_SIDE
+from das_gym.models.quiet import quiet_loading
+from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, download_first, is_hub_id, recorded_settings
-from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
+from das_gym.problem.config import ProblemConfig, download_hint, recorded_settings
+from das_gym.problem.loading import (
+    AdaptedModel,
+    Backbone,
+    load_backbone,
+    new_head,
+    pick_device,
+    restore,
+    task_class,
+)
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import PluginSettings, find_run, library_versions
-from das_gym.trust import trusted_settings
+from das_gym.trust import import_plugins, imported_plugins, trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
 JOINT_RECORD = "das.json"
 FORMAT = "das_gym adapt 1"
 
-OPTIONAL_PATHS = ("supernet", "data_root")
-"""Recorded paths that need not exist any more to load a fine-tuned subnet."""
-
 
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
-    if not folder.is_dir() and is_hub_id(str(run)):
-        raise FileNotFoundError(download_first("`run` is not a run or a folder", str(run), "run"))
+    if not folder.is_dir() and (hint := download_hint(str(run), "run")):
+        raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
@@ -89,6 +97,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         raise ValueError(
             f"{file} holds a supernet, not a subnet. Pass it as supernet=, or fine-tune a mask: `{format_command('adapt')}`."
         )
+    # A comparison keeps one record for the files of all its methods.
     names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
     record = record_in(folder, names)
     if record is None or adaptation is None:
@@ -98,17 +107,68 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         )
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
     content = read_json(record)
-    with _named(record):
+    with explain_damage(record, "fine-tune it again"):
         recorded, settings = dict(content["problem"]), dict(content["model_settings"])
-        recorded |= {name: None for name in OPTIONAL_PATHS if recorded.get(name) and not Path(recorded[name]).exists()}
+        for name in ("supernet", "data_root"):  # they need not exist any more
+            if recorded.get(name) and not Path(recorded[name]).exists():
+                recorded[name] = None
         modules = build(PluginSettings, {"plugins": content.get("plugins", ())}).plugins
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
-    with _named(record, "Import the module that registers it (plugins=MODULE), or fine-tune it again."):
+    with explain_damage(record, "import the module that registers it (plugins=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
+    # A method inserts modules before its parameters fit; adapters are part of the model.
     put_back = restore if adaptation.method is None else restore_adaptation
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """What is read in the config.json of an exported folder."""
+
+    task: str
+    labels: tuple[str, ...]
+    image_size: int
+    max_text_length: int
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:  # the folder may come from anyone
+        if not (1 <= self.image_size <= MAX_SIDE and 1 <= self.max_text_length <= 2**16):
+            raise ValueError(f"image_size={self.image_size!r}, max_text_length={self.max_text_length}")
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether `export` wrote the folder."""
+    config = folder / "config.json"
+    return config.is_file() and f'"{METADATA_KEY}":'.encode() in config.read_bytes()
+
+
+def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:
+    """Return the subnet in a folder that `export` wrote. None of the folder's code is run."""
+    config = read_json(folder / "config.json")
+    with explain_damage(folder / "config.json", "export the run again"):
+        names = [field.name for field in dataclasses.fields(_Exported)]
+        about = build(_Exported, {name: value for name, value in config[METADATA_KEY].items() if name in names})
+    trusted_settings(folder, about.plugins, {})
+    loaded = load_checkpoint(folder, image_size=about.image_size)
+    vlp = loaded.vlp
+    # Nothing of it is trained, and dropout would change its answers.
+    vlp.freeze()
+    with quiet_loading():  # transformers warns that it does not know the model's type when it looks for the tokenizer
+        processor = vlp.inputs(folder, max_text_length or about.max_text_length)
+    task = task_class(about.task)(processor, about.labels)
+    head = task.build_head(vlp.feature_size, vlp.head_size)
+    tensors = next(iter(loaded.heads.values()), {})
+    state = {name if name[:1].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()}
+    shapes, wanted = ({name: tuple(t.shape) for name, t in some.items()} for some in (state, head.state_dict()))
+    if shapes != wanted:
+        raise ValueError(
+            f"{folder} holds a head of {shapes or 'nothing'}, the task {task.name} needs {wanted}. Export the run again."
+        )
+    head.load_state_dict(state)
+    place, base = pick_device(device), fingerprint(vlp)
+    return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
 
 
 def is_transformers_model(folder: Path) -> bool:
@@ -131,15 +191,6 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
     return AdaptedModel(backbone, new_head(backbone, task), task)
 
 
-@contextmanager
-def _named(record: Path, advice: str = "Fine-tune it again.") -> Iterator[None]:
-    """Turn errors about the content of a record into a ValueError that names the file."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{record} is not a record of a subnet ({error}). {advice}") from error
-
-
 def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
     """Return the first of these records that exists in the folder of a run; None if none does."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -150,7 +201,7 @@ def recorded_data(folder: Path) -> dict[str, str | None]:
     record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
         return {}
-    with _named(record):
+    with explain_damage(record, "fine-tune it again"):
         problem = read_json(record)["problem"]
         return {name: problem.get(name) for name in ("data_root", "columns")}
 
@@ -192,5 +243,6 @@ def save(
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
+    # The record last: a folder with a record is complete.
     write_json(folder / name, content)
     return folder / name

@@ -6,14 +6,14 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
@@ -22,11 +22,7 @@ from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, shuffled, task_class
 from das_gym.processes import is_main_process
-from das_gym.tasks.base import Task
-from das_gym.tasks.labels import read_labels
-
-NO_SCORES = ("ceiling", "loss", "blank", "ranked_images")
-"""Numbers of an evaluation that are no scores."""
+from das_gym.tasks.base import Task, read_labels
 
 IMAGE_MARGIN = 0.02
 """A metric (0..1) that is not this much better with the images than without them does not rely on them."""
@@ -95,43 +91,34 @@ def train_supernet(
         scores = image_reliance(model, splits)
         model.adaptation(kind="supernet", **vars(config), **scores).save(out)
         if scores:
-            print(describe_reliance(**scores))
+            print(describe_reliance(task.metric_name, **scores))
     return out
 
 
-def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, dict[str, float]]:
-    """Return a model's scores on the reward split with the images, `seeing`, and with the mean image instead, `blind`.
+def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, float]:
+    """Return the metric on the reward split with the images, `seeing`, and with the mean image instead, `blind`.
 
-    The task's own metric comes first. Prompts and images of many sizes, which have no mean, have no scores.
+    Prompts and images of many sizes, which have no mean, have no scores.
     """
-    task, processor = model.task, model.task.processor
-    examples = shuffled(task, splits.reward, task.reward_examples)
-    pairs = task.pairs(examples)
+    processor, examples = model.task.processor, shuffled(model.task, splits.reward, model.task.reward_examples)
+    pairs = model.task.pairs(examples)
     if not all(isinstance(pair, Pair) for pair in pairs):
         return {}
-    sources = {pair.image.key: pair.image for pair in pairs}
-    if len({tuple(processor.image(source).shape) for source in sources.values()}) > 1:
+    if len({processor.image(pair.image).shape for pair in pairs}) > 1:
         return {}
-    scores = {}
-    for title, blind in (("seeing", None), ("blind", mean_image(model, examples))):
-        found = evaluate(model, examples, title, blind=blind, rank_images=1)
-        names = [n for n in found.numbers if n.partition("/")[0] not in NO_SCORES and not n.startswith(("tr_r", "ir_r"))]
-        scores[title] = {found.metric_name: found.metric, **{n: found.numbers[n] for n in names}}
-    return scores
+    models = {"seeing": model, "blind": with_mean_image(model, examples)}
+    return {name: evaluate(each, examples, name, rank_images=1).metric for name, each in models.items()}
 
 
-def describe_reliance(seeing: Mapping[str, float], blind: Mapping[str, float]) -> str:
-    """Return a line with both scores, and a second line if some scores do not depend on the image."""
-    metric = next(iter(seeing))
+def describe_reliance(metric: str, seeing: float, blind: float) -> str:
+    """Return a line with both scores, and a second line if the score does not depend on the image."""
     line = (
-        f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing[metric]:.1f} %, "
-        f"{100 * blind[metric]:.1f} % with every image replaced by the mean image"
+        f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing:.1f} %, {100 * blind:.1f} % with "
+        "every image replaced by the mean image"
     )
-    agnostic = [name for name, value in seeing.items() if name in blind and value < min(blind[name] + IMAGE_MARGIN, 1)]
-    if not agnostic:
+    if seeing >= min(blind + IMAGE_MARGIN, 1):
         return line
-    scores = ", ".join(f"{name} {100 * seeing[name]:.0f} % ({100 * blind[name]:.0f} % blind)" for name in agnostic)
-    return f"{line}\nnot clearly better than without images: {scores}. Raise `train.steps` before a search."
+    return f"{line}\nThe model is not clearly better than without images. Raise `train.steps` before a search."
 
 
 def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:

@@ -22,12 +22,13 @@ from das_gym.adapt.training import check_ranges
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import nested
 from das_gym.experiment import RecordedCommand, Run, required_folder
+from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
 from das_gym.problem.loading import check_prompts, keep_backbone, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
-from das_gym.tasks.labels import read_labels, write_labels
+from das_gym.tasks.base import read_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -76,8 +77,9 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
         return
     answers = Adaptation.load(out).answers
     if answers:
-        write_labels(folder / VOCABULARY, answers)
+        write_json(folder / VOCABULARY, list(answers))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+    # A search on other data or another checkpoint would score another model.
     words = problem_words(settings.problem_config, *setting_words({"supernet": str(out)}), group="env_kwargs")
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
-from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.files import write_bytes
@@ -161,7 +160,6 @@ class Trainer:
         save_every: Steps between checkpoints.
         stateful: What else changes with the steps, by name, with JSON values as state: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
-        prefetcher: Reads images for the steps; it is closed when they end.
     """
 
     def __init__(
@@ -174,8 +172,8 @@ class Trainer:
         save_every: int = 500,
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
-        prefetcher: Prefetcher | None = None,
     ) -> None:
+        # Frozen weights are in the checkpoint of the model, and are not saved again.
         self._trained = {
             f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters() if p.requires_grad
         }
@@ -188,7 +186,6 @@ class Trainer:
         self.checkpoint = checkpoint
         self.save_every = save_every
         self.stateful = dict(stateful or {})
-        self.prefetcher = prefetcher
         self.step = 0
         self._overflows = 0
         self._logged: list[tuple[str, float, int]] = []
@@ -231,8 +228,6 @@ class Trainer:
                     if self.step % self.save_every == 0:
                         self._save()
         finally:
-            if self.prefetcher is not None:
-                self.prefetcher.close()
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 
@@ -242,6 +237,7 @@ class Trainer:
         self.optimizer.zero_grad()
         with accelerator.autocast():
             result = step_function(self.step)
+        # Parts are computed one by one: memory holds the graph of a single one.
         parts = iter([result] if isinstance(result, dict) else result)
         while True:
             with accelerator.autocast():  # `next` computes a part; its backward pass runs outside of autocast
@@ -311,7 +307,7 @@ class Trainer:
         device = self.accelerator.device
         rng = self._gather(torch.get_rng_state())
         device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-        if not is_main_process():
+        if not is_main_process():  # all take part in gathering, one writes
             return
         scaler, buffer = self.accelerator.scaler, io.BytesIO()
         state = {
@@ -371,6 +367,7 @@ class Trainer:
         self._scheduler.last_epoch = self.step  # all that a `LambdaLR` keeps; the optimizer's state has the current rates
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        # Last of all: loading the state above must not draw from it.
         torch.set_rng_state(state["rng"][rank()])
         if self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"][rank()], self.accelerator.device)

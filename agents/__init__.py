@@ -15,10 +15,10 @@ _PLACES = {
     "EvoPress": "das_gym.agents.ask_tell.evolution",
     "Evolution": "das_gym.agents.ask_tell.evolution",
     "Exhaustive": "das_gym.agents.ask_tell.baselines",
-    "Greedy": "das_gym.agents.ask_tell.greedy",
+    "Greedy": "das_gym.agents.ask_tell.baselines",
     "Heuristic": "das_gym.agents.ask_tell.heuristics",
     "Interlace": "das_gym.agents.ask_tell.heuristics",
-    "LeaveOneOut": "das_gym.agents.ask_tell.greedy",
+    "LeaveOneOut": "das_gym.agents.ask_tell.baselines",
     "MaskSpace": "das_gym.problem.mask_space",
     "RandomSearch": "das_gym.agents.ask_tell.baselines",
     "SearchConfig": "das_gym.agents.searching.config",
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.base import make_agent as make_agent
     from das_gym.agents.ask_tell.base import register_agent as register_agent
     from das_gym.agents.ask_tell.baselines import Exhaustive as Exhaustive
+    from das_gym.agents.ask_tell.baselines import Greedy as Greedy
+    from das_gym.agents.ask_tell.baselines import LeaveOneOut as LeaveOneOut
     from das_gym.agents.ask_tell.baselines import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
     from das_gym.agents.ask_tell.evolution import Evolution as Evolution
     from das_gym.agents.ask_tell.evolution import EvoPress as EvoPress
-    from das_gym.agents.ask_tell.greedy import Greedy as Greedy
-    from das_gym.agents.ask_tell.greedy import LeaveOneOut as LeaveOneOut
     from das_gym.agents.ask_tell.heuristics import Angular as Angular
     from das_gym.agents.ask_tell.heuristics import BlockInfluence as BlockInfluence
     from das_gym.agents.ask_tell.heuristics import Heuristic as Heuristic

@@ -14,6 +14,7 @@ and test score; compare.png draws them.
 
 from __future__ import annotations
 
+import os
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,30 +22,33 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.comparison import check_agent
+from das_gym.agents.compare.comparison import QUARTILES, AgentResult, quantile
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
-from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import AgentResult, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import check_search
 
 from das_gym.config import choice, settings_dict
-from das_gym.console import Console
-from das_gym.drawing.table import WIDTH, Table
+from das_gym.drawing.charts import new_figure, save_figure
+from das_gym.drawing.table import WIDTH, Console, Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
+from das_gym.output import counted
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions
-from das_gym.wording import counted
 
-FORMAT = 1
 RECORD = "compare.json"
 FIGURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
+
+EXPLANATION = (
+    "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask minus that of the mask\n"
+    "the agent would answer with after this number of evaluations."
+)
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,8 @@ class CompareSettings(RunSettings, BudgetSettings):
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
-        if self.live and "table" in self.env_kwargs:
-            raise ValueError("`live=True` scores masks by the model, `env_kwargs.table` by a table. Leave out one of them.")
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
-        for agent in self.agents:
-            self.search_config(agent)
         for name in self.agent_kwargs.keys() - set(self.agents):
             raise ValueError(
                 f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
@@ -105,9 +105,9 @@ class CompareSettings(RunSettings, BudgetSettings):
 
 def check(settings: CompareSettings) -> CompareSettings:
     """Create environment and agents, which raise for invalid settings before a run starts."""
-    oracle = settings.oracle()
+    settings.oracle()
     for agent in settings.agents:
-        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
+        check_search(settings.search_config(agent))
     return settings
 
 
@@ -132,7 +132,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     if folder is None:
         return
     record = {
-        "format": FORMAT,
+        "format": 1,
         "settings": settings_dict(settings),
         "env_id": oracle.env_id,
         "budget": space.budget.as_dict(),
@@ -176,6 +176,30 @@ def cells(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
         median(result.evaluations),
         f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",
     )
+
+
+def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult], title: str = "") -> None:
+    """Plot regret against evaluations as a PNG: median and quartiles of each agent."""
+    figure = new_figure(9.0, 5.0)
+    axes = figure.add_subplot()
+    for index, result in enumerate(results):
+        quartiles = np.stack([quantile(result.regret, percent) for percent in QUARTILES])
+        low, median, high = np.where(np.isfinite(quartiles), quartiles, np.nan)  # NaN is not drawn
+        evaluations = np.arange(1, len(median) + 1)
+        colour, style = f"C{index % 10}", ("-", "--", ":")[index % 3]  # ten colours times three styles
+        axes.plot(evaluations, median, label=result.agent, color=colour, linewidth=2.0, linestyle=style)
+        axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
+    every = np.concatenate([result.regret.ravel() for result in results])
+    positive = every[(every > 0) & np.isfinite(every)]
+    # A regret of 0, the aim, has no place on a logarithmic axis: below the smallest other value the axis is linear.
+    axes.set_yscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0, linscale=0.3)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel("regret of the answer (reward split)")
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
+    figure.suptitle(title)
+    figure.supxlabel(EXPLANATION, fontsize=8, color="0.35")
+    save_figure(figure, path)
 
 
 ex = RecordedCommand(

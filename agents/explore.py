@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium
+from das_gym.agents.searching.setup import table_path
 
 from das_gym.config import check_names
 from das_gym.drawing.explorer import write_explorer
-from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.envs.tabular_env import load_table
 from das_gym.files import at_home
-from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, entry_of, named_environments
 from das_gym.runs import PluginSettings
 
 
@@ -31,20 +31,17 @@ class ExploreSettings(PluginSettings):
     table: str = DEFAULT_ENV
     out: str | None = None
 
-    def path(self) -> Path:
-        """Return the path of the table's file."""
-        if self.table.endswith(".npz"):
-            return at_home(self.table)
-        if self.table in CHECKPOINT_TABLES:
-            return Path(gymnasium.spec(self.table).kwargs["table"])
-        entries = {id: entry for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
-        entries |= {entry.short: entry for entry in ENVIRONMENTS.values()}
-        check_names([self.table], entries, "table (a file that ends in .npz, or an environment)", own=True)
-        return bundled_table(entries[self.table].model, entries[self.table].task)
-
 
 def main(settings: ExploreSettings) -> None:
     """Write the page."""
+    if settings.table.endswith(".npz"):
+        path = at_home(settings.table)
+    else:
+        named = named_environments()
+        env_id = named[settings.table].id if settings.table in named else settings.table
+        if entry_of(env_id) is None:
+            check_names([settings.table], named, "table (a file that ends in .npz, or an environment)", own=True)
+        path = table_path(env_id, {})
     out = Path(settings.out or f"explore_{Path(settings.table).stem}.html")
-    write_explorer(out, load_table(settings.path()))
+    write_explorer(out, load_table(path))
     print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, works offline)")

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
-from rich.table import Table
+from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commandline import format_command
-from das_gym.console import Console
-from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.drawing.table import Console, Table
+from das_gym.envs.tabular_env import load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
 from das_gym.runs import PluginSettings
 
-NARROWEST = 80
-"""Least width in columns. Narrower terminals wrap the lines."""
-
 WIDE = 200
-"""Least width in columns of output that does not go to a terminal."""
+"""Columns of output that does not go to a terminal."""
 
 
 @dataclass(frozen=True)
@@ -34,72 +31,42 @@ class ListSettings(PluginSettings):
 def main(settings: ListSettings) -> None:
     """Print all tables."""
     console = Console()
-    console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in tables():
-        console.print(table, "")
+        table.print(console.width if console.is_terminal else WIDE)
+        print()
 
 
 def tables() -> list[Table]:
     """Return the tables of all names."""
-    first = next(iter(ENVIRONMENTS.values()))
+    layers = {entry.model: _layers(entry.table) for entry in ENVIRONMENTS.values() if entry.table is not None}
     notes = (
-        "from a table, where layers are listed: meter_vqa_table, gymnasium.make("
-        f'"{first.tabular_id}")\nmany problems: {", ".join(SUITE_IDS)}\n'
-        f"many objectives: {many_objectives(first.id)}, and so on\n"
-        f"tables of further checkpoints: {', '.join(CHECKPOINT_TABLES)}"
+        f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",
+        f"Layers of the bundled models: {'; '.join(f'{model} {spans}' for model, spans in layers.items())}.",
     )
-    setting = "agent_kwargs.<setting>=..."
-    return [
-        _table(
-            f"environments: gymnasium.make(id), {format_command('agents', '<short>')}",
-            ("id", "short", "layers"),
-            ((entry.id, entry.short, _layers(entry)) for entry in ENVIRONMENTS.values()),
-            notes,
-        ),
-        _table(
-            f"agents: {format_command('agents', '<name>', setting)}",
-            ("name", "settings", "what it is"),
-            ((name, _hyperparameters(name), first_line(agent_class(name))) for name in AGENTS),
-        ),
-        _table(
-            f"algorithms of SB3: {format_command('agents', '<name>', setting)}",
-            ("name", "class", "action spaces"),
-            ((known.name, known.path, ", ".join(known.actions)) for known in ALGORITHMS.values()),
-        ),
-        _table(
-            "rewards: reward=<name>",
-            ("name", "formula", "range"),
-            ((reward.name, reward.formula, reward.range) for reward in REWARDS.values()),
-            f"macs_price=... adds to each: {PRICE_FORMULA}",
-        ),
-        _table(
-            "layer statistics: env_kwargs.statistics='[<name>, ...]'",
-            ("name", "formula", "range"),
-            ((known.name, known.formula, f"{known.low:g}..{known.high:g}") for known in STATISTICS.values()),
-        ),
+    environments = [
+        (entry.id, entry.short, "-" if entry.table is None else entry.tabular_id) for entry in ENVIRONMENTS.values()
     ]
+    environments += [("", "", id) for id in CHECKPOINT_TABLES] + [(id, "", "many problems") for id in SUITE_IDS]
+    agents = [(name, _hyperparameters(name), first_line(agent_class(name))) for name in AGENTS]
+    algorithms = [(known.name, known.path, ", ".join(known.actions)) for known in ALGORITHMS.values()]
+    rewards = [(reward.name, reward.formula, reward.range) for reward in REWARDS.values()]
+    statistics = [(known.name, known.formula, f"{known.low:g}..{known.high:g}") for known in STATISTICS.values()]
+    with_agent = format_command("agents", "<name>", "agent_kwargs.<setting>=...")
+    contents = [
+        (f"environments: {format_command('agents', '<short>')}", ("id", "short", "its table"), environments, notes),
+        (f"agents: {with_agent}", ("name", "settings", "what it is"), agents, ()),
+        (f"algorithms of SB3: {with_agent}", ("name", "class", "action spaces"), algorithms, ()),
+        ("rewards: reward=<name>", ("name", "formula", "range"), rewards, (f"With macs_price=...: {PRICE_FORMULA}.",)),
+        ("layer statistics: env_kwargs.statistics='[<name>, ...]'", ("name", "formula", "range"), statistics, ()),
+    ]
+    return [Table(columns, tuple(rows), title, notes, (0, 1, 2)) for title, columns, rows, notes in contents]
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
-    """Return a table. Names in its first column are not wrapped, so that they can be copied."""
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, overflow="fold", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _layers(entry: EnvEntry) -> str:
-    """Return the number of layers, and the first and last of each kind; "-" if no table is bundled."""
-    try:
-        names = load_table(bundled_table(entry.model, entry.task)).meta.layer_names
-    except ValueError:
-        return "-"
-    kinds = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    own = {kind: [name for name in names if name.rpartition(".")[0] == kind] for kind in kinds}
-    spans = [f"{layers[0]}..{layers[-1].removeprefix(f'{kind}.')}" for kind, layers in own.items()]
-    return f"{len(names)}: {', '.join(spans)}"
+def _layers(table: Path) -> str:
+    """Return the first and last layer of each kind in a table: `text.0..5, image.0..5`."""
+    kinds = itertools.groupby(load_table(table).meta.layer_names, key=lambda name: name.rpartition(".")[0])
+    groups = [list(group) for _, group in kinds]
+    return ", ".join(f"{names[0]}..{names[-1].rpartition('.')[2]}" for names in groups)
 
 
 def _hyperparameters(agent: str) -> str:

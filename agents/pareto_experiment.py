@@ -11,96 +11,49 @@ A run is kept in runs/<id>/: front.json holds the points of the front and every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.compare.plots import plot_front
-from das_gym.agents.estimate import search_parts
-from das_gym.agents.pareto.record import RECORD, FrontResult, ScoredMasks
-from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
-from das_gym.agents.search_experiment import EnvSettings, problem_configs
-from das_gym.agents.searching.agent_setup import agent_generator, make_search_agent
-from das_gym.agents.searching.environment import make_scored, observed_statistics
+from das_gym.agents.ask_tell.front import DRAWN
+from das_gym.agents.search_experiment import problem_configs, search_parts
+from das_gym.agents.searching.config import EnvSettings, SearchConfig, with_costs
+from das_gym.agents.searching.loop import check_search, run_turns
+from das_gym.agents.searching.record import Turn, plain_numbers
+from das_gym.agents.searching.setup import OURS, find_scorer, make_env, make_search_agent, observed_statistics
 
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, settings_dict
+from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.files import explain_damage, read_json, write_json
+from das_gym.files import write_json
+from das_gym.output import counted
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.estimate import print_estimate
-from das_gym.problem.front import hypervolume, reference_point
-from das_gym.problem.mask_cost import SAVED
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.front import front_rows, hypervolume, reference_point
+from das_gym.problem.mask_cost import SAVED, MaskCost
+from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
-from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
-from das_gym.wording import counted
+from das_gym.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
+from das_gym.trust import imported_plugins
 
+RECORD = "front.json"
 FIGURE = "front.png"
-CHECKPOINT = "front_checkpoint.json"
+AGENT = "das_gym.agents.ask_tell.front:FrontSearch"
 BASELINES = ("block_influence", "angular", "interlace", "uniform")
 """Agents without a search, each scored at ten budgets, to compare with the front."""
 
+SETTINGS = {word: setting for setting, word in SAVED.items()}
+"""The setting that asks for a share of each cost."""
 
-class FrontProblem:
-    """An environment of das_gym without a budget, and a cost to save.
-
-    Attributes:
-        layer_names: Names in mask order.
-        cost: The cost of masks.
-        max_saved: The largest fraction that any mask saves.
-        table: The table behind the environment, or None.
-        reads: What the model reads: `pairs` or `prompts`.
-    """
-
-    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], cost: str = "MACs") -> None:
-        check_names([cost], SAVED.values(), "cost")
-        batches = env_kwargs.get("reward_batches", "fixed")
-        if batches != "fixed":
-            raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
-        self._env = make_scored(env_id, {"skip_num": None}, env_kwargs)
-        self.scorer = self._env.scorer
-        self.table = getattr(self.scorer, "table", None)
-        self.layer_names: tuple[str, ...] = tuple(self._env.layer_names)
-        self.n_layers = len(self.layer_names)
-        self.cost = self.scorer.cost_of(next(setting for setting, word in SAVED.items() if word == cost))
-        self.max_saved = float(self.cost.range[1])
-        entry = entry_of(self._env.spec.id)
-        assert entry is not None  # `make_scored` rejects other environments
-        self.reads = MODELS[entry.model].reads
-        if self.max_saved <= 0:
-            raise ValueError(f"no mask of this model saves {cost}: adapters cost more than layers. Give another `cost`")
-        self._rng = np.random.default_rng(0)
-
-    @cached_property
-    def statistics(self) -> dict[str, Floats]:
-        """Statistic name to (n_layers,) values, measured on first use."""
-        return observed_statistics(self._env, self._env.reset()[0])
-
-    @property
-    def metric_name(self) -> str:
-        """Name of `ScoredMasks.metrics`."""
-        return self.scorer.problem.task.metric_name if self.table is None else self.table.meta.metric_name
-
-    def score(self, masks: Masks) -> ScoredMasks:
-        """Score (m, n_layers) masks in one call of the engine."""
-        info = self.scorer.score(masks, self._rng).info
-        return ScoredMasks(masks, self.cost.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
-
-    def hypervolume_share(self, scored: ScoredMasks) -> float | None:
-        """Return the fraction of the true front's hypervolume that the masks cover; None without a table."""
-        if self.table is None:
-            return None
-        masks, losses = self.table.masks, self.table.values("loss", self.scorer.split)
-        saved = self.cost.saved(masks)
-        reference = reference_point(saved, losses)
-        return hypervolume(scored.saved, scored.losses, reference) / hypervolume(saved, losses, reference)
+MAX_NUMBERS = 15
+"""Points of a front that are numbered in the figure: more numbers overlap."""
 
 
 @dataclass(frozen=True)
@@ -126,112 +79,202 @@ class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
 
     def __post_init__(self) -> None:
         check_names([self.cost], SAVED.values(), "cost")
-        for name, least in (("seed", 0), ("evaluations", DRAWN), ("masks_per_turn", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least {least}")
+        if self.evaluations < DRAWN:
+            raise ValueError(f"`evaluations` is out of range: got {self.evaluations}, expected at least {DRAWN}")
+        batches = self.env_kwargs.get("reward_batches", "fixed")
+        if batches != "fixed":
+            raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
 
-    def front_problem(self) -> FrontProblem:
-        """Load model and data, and return the problem."""
-        return FrontProblem(self.env_id, self.all_env_kwargs, self.cost)
+    def search_config(self) -> SearchConfig:
+        """Return the search that the settings ask for: by the loss, whatever the environment rewards."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ("env_id", "evaluations", "seed", "masks_per_turn")}
+        env_kwargs = {**self.all_env_kwargs, "reward": "neg_loss", "macs_price": 0.0}
+        fields[SETTINGS[self.cost]] = 0.0
+        return SearchConfig(**fields, agent=AGENT, env_kwargs=env_kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredMasks:
+    """(m, n_layers) masks with their scores on the reward split, (m,) each: `saved` are shares of the cost."""
+
+    masks: Masks
+    saved: Floats
+    losses: Floats  # inf if one is not finite
+    metrics: Floats
+
+    @classmethod
+    def of(cls, turns: Iterable[Turn], cost: MaskCost) -> ScoredMasks:
+        """Return the masks of turns, in order."""
+        rows = [row for turn in turns for row in turn.rows]
+        masks = np.array([row["mask"] for row in rows], dtype=bool)
+        losses = np.array([np.inf if row["loss"] is None else row["loss"] for row in rows])
+        return cls(masks, cost.saved(masks), losses, np.array([row["metric"] for row in rows], dtype=float))
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON values, None for a loss that is not finite."""
+        columns = {name: getattr(self, name).tolist() for name in ("saved", "metrics")}
+        return {"masks": self.masks.astype(int).tolist(), "losses": plain_numbers(self.losses), **columns}
+
+
+def front_of(parts: Iterable[ScoredMasks], keeps_a_layer: bool) -> ScoredMasks:
+    """Return the Pareto front of scored masks, the smallest saving first: points 0, 1, ...
+
+    With `keeps_a_layer`, a mask of all layers is no point, since nothing would be left of the model.
+    """
+    columns = [np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)]
+    if keeps_a_layer:
+        allowed = ~columns[0].all(axis=1)
+        columns = [column[allowed] for column in columns]
+    masks, saved, losses, metrics = columns
+    rows = front_rows(saved, losses)
+    return ScoredMasks(masks[rows], saved[rows], losses[rows], metrics[rows])
+
+
+def hypervolume_share(scorer: Any, cost: MaskCost, searched: ScoredMasks) -> float | None:
+    """Return the fraction of the true front's hypervolume that the scored masks cover; None without a table."""
+    table = getattr(scorer, "table", None)
+    if table is None:
+        return None
+    saved, losses = cost.saved(table.masks), table.values("loss", scorer.split)
+    reference = reference_point(saved, losses)
+    return hypervolume(searched.saved, searched.losses, reference) / hypervolume(saved, losses, reference)
 
 
 def check(settings: ParetoSettings) -> ParetoSettings:
     """Create the environment, which raises for invalid settings before a run starts."""
-    scorer, count = settings.front_problem().scorer, settings.evaluations + 10 * len(BASELINES)
-    print_estimate(settings, lambda: search_parts(scorer, count, settings.masks_per_turn))
+    config = settings.search_config()
+    check_search(config)
+    if entry_of(settings.env_id) is None:
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
+    env = make_env(config.env_id, config.mask_kwargs, 1, free=True)
+    count = config.evaluations + 10 * len(BASELINES)
+    print_estimate(settings, lambda: search_parts(find_scorer(env.unwrapped), count, config.masks_per_turn))
     return settings
 
 
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
     """Search, draw, print and save; the hypervolume of the front is the result."""
-    problem, folder = settings.front_problem(), run_folder(run)
-    searched = search(problem, settings, None if folder is None else folder / CHECKPOINT)
-    env_settings = EnvSettings.__dataclass_fields__
-    result = FrontResult(
-        settings={name: value for name, value in settings_dict(settings).items() if name not in env_settings},
-        env_id=settings.env_id,
-        env_kwargs=recorded_settings(settings.all_env_kwargs),
-        cost=settings.cost,
-        layer_names=problem.layer_names,
-        searched=searched,
-        baselines={name: baseline(problem, settings, name) for name in BASELINES},
-        hypervolume_share=problem.hypervolume_share(searched),
-        keeps_a_layer=problem.reads == "prompts",  # their skipped layers have no adapters
-    )
-    record = result.record()
-    print_front(result, problem.metric_name)
+    folder, resumed = run_folder(run), settings.resume is not None
+    config = with_costs(settings.search_config(), folder if resumed else None)
+    with (
+        progress(config.evaluations, "searching the front", unit="mask") as bar,
+        closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=True)) as env,
+    ):
+        _, turns = run_turns(config, env, folder, lambda turn: bar.update(len(turn.masks)), resumed)
+        base: Any = env.unwrapped
+        scorer, layer_names, entry = find_scorer(base), list(base.layer_names), entry_of(config.env_id)
+        cost = scorer.cost_of(SETTINGS[settings.cost])
+        searched = ScoredMasks.of(turns, cost)
+        baselines = score_heuristics(config, scorer, cost, observed_statistics(base, env.reset()[0][0]))
+    assert entry is not None  # `check` rejects other environments
+    reads = MODELS[entry.model].reads  # those that read prompts lose their skipped layers, the others have adapters
+    front = front_of([searched, *baselines.values()], keeps_a_layer=reads == "prompts")
+    reference = reference_point(searched.saved, searched.losses)
+    metric = scorer.table.meta.metric_name if hasattr(scorer, "table") else scorer.problem.task.metric_name
+    record: dict[str, Any] = {
+        "format": 1,
+        "settings": {k: v for k, v in settings_dict(settings).items() if k not in EnvSettings.__dataclass_fields__},
+        "env_id": settings.env_id,
+        "env_kwargs": recorded_settings(settings.all_env_kwargs),
+        "cost": settings.cost,
+        "hypervolume_share": hypervolume_share(scorer, cost, searched),
+        "layer_names": layer_names,
+        "evaluations": len(searched.masks),
+        "points": points_of(front, layer_names),
+        "reference": dict(zip(("saved", "loss"), reference, strict=True)),
+        "hypervolume": hypervolume(front.saved, front.losses, reference),
+        "searched": searched.record(),
+        "baselines": {name: scored.record() for name, scored in baselines.items()},
+        "plugins": imported_plugins(),
+        "versions": library_versions(),
+    }
+    print_front(front, record, metric.replace("_", " "))
     if folder is not None:
         write_json(folder / RECORD, record)
-        plot_front(folder / FIGURE, result, f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored")
+        title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
+        plot_front(folder / FIGURE, front, searched, baselines, settings.cost, title)
         for name in (RECORD, FIGURE):
             run.add_artifact(folder / name)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
         print(f"record: {folder / RECORD}\nfigure: {folder / FIGURE}")
-        then = "adapt" if problem.reads == "pairs" else "adapt shrink"
+        then = "adapt" if reads == "pairs" else "adapt shrink"
         print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
     return float(record["hypervolume"])
 
 
-def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | None = None) -> ScoredMasks:
-    """Search the front, and return the scored masks in order; a checkpoint is written, and continued if it exists."""
-    searcher = FrontSearch(problem.n_layers, problem.cost.saved, agent_generator(settings.seed))
-    parts: list[ScoredMasks] = []
-    if checkpoint is not None and checkpoint.is_file():
-        known = read_json(checkpoint)
-        with explain_damage(checkpoint, "start a new search"):
-            parts = [ScoredMasks.from_record(known["scored"])]
-            if parts[0].masks.shape != (len(parts[0].losses), searcher.n_layers):
-                raise ValueError(f"masks of shape {parts[0].masks.shape}")
-            searcher.tell(parts[0].masks, parts[0].losses)
-            searcher.load_state_dict(known["searcher"])
-    with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.scored)) as bar:
-        while (left := settings.evaluations - len(searcher.scored)) > 0:
-            masks = searcher.ask(min(left, settings.masks_per_turn))
-            if len(masks) == 0:
-                break
-            parts.append(problem.score(masks))
-            searcher.tell(masks, parts[-1].losses)
-            bar.update(len(masks))
-            if checkpoint is not None:
-                kept = {"scored": ScoredMasks.joined(parts).record(), "searcher": searcher.state_dict()}
-                write_json(checkpoint, kept, indent=None)
-    return ScoredMasks.joined(parts)
+def score_heuristics(
+    config: SearchConfig, scorer: Any, cost: MaskCost, statistics: Mapping[str, Floats]
+) -> dict[str, ScoredMasks]:
+    """Score the masks of each heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
+    scored = {}
+    for name in BASELINES:
+        found = {}
+        for share in np.linspace(0.0, 0.9 * cost.range[1], 11)[1:]:  # near the largest saving only one mask is left
+            space = MaskSpace(Budget(scorer.n_layers, saved=float(share), cost=cost))
+            mask = make_search_agent(name, space, config.seed, {}, statistics, config.env_id, config.env_kwargs).best()
+            found[mask.tobytes()] = mask
+        masks = np.array(list(found.values()), dtype=bool)
+        turn = Turn.of(masks, *scorer.score(masks, np.random.default_rng(0)))
+        scored[name] = ScoredMasks.of([turn], cost)
+    return scored
 
 
-def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> ScoredMasks:
-    """Score the masks of a heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
-    found, env = {}, (settings.env_id, settings.all_env_kwargs)
-    for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:  # near the largest saving only one mask is left
-        space = MaskSpace(Budget(problem.n_layers, saved=float(share), cost=problem.cost))
-        mask = make_search_agent(agent, space, settings.seed, {}, problem.statistics, *env).best()
-        found[mask.tobytes()] = mask
-    return problem.score(np.array(list(found.values()), dtype=bool))
+def points_of(front: ScoredMasks, layer_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the points of a front, as plain values."""
+    points = []
+    for number, mask in enumerate(front.masks):
+        scores = {"saved": front.saved[number], "loss": front.losses[number], "metric": front.metrics[number]}
+        point = {"point": number, "mask": mask.astype(int).tolist(), "skipped_layers": skipped_names(layer_names, mask)}
+        points.append({**point, **{name: float(value) for name, value in scores.items()}})
+    return points
 
 
-def mask_diagram(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
-    """Return a drawing of a mask, kind by kind, with □ for skipped layers: `■■□■ ■□□■`."""
-    kinds = [name.rpartition(".")[0] for name in layer_names]
-    texts = dict.fromkeys(kinds, "") if len(set(kinds)) <= 2 else {"": ""}
-    for kind, skipped in zip(kinds, mask, strict=True):
-        texts[kind if kind in texts else ""] += "□" if skipped else "■"
-    return " ".join(texts.values())
-
-
-def print_front(result: FrontResult, metric: str) -> None:
+def print_front(front: ScoredMasks, record: Mapping[str, Any], metric: str) -> None:
     """Print the points as a table, and how many masks were scored."""
-    front, rows = result.front, []
+    rows = []
     for number, mask in enumerate(front.masks):
         numbers = f"{100 * front.saved[number]:.1f} %", f"{front.losses[number]:.4f}", f"{100 * front.metrics[number]:.1f} %"
-        rows.append((str(number), *numbers, str(int(mask.sum())), mask_diagram(mask, result.layer_names)))
-    columns = ("point", f"{result.cost} saved", "loss", metric.replace("_", " "), "skipped", "layers, □ = skipped")
-    by_rules = sum(len(scored.masks) for scored in result.baselines.values())
-    searched = counted(len(result.searched.masks), "mask")
-    notes = [f"Scored: {searched} by the search, and {by_rules} of {', '.join(result.baselines)}."]
-    if result.hypervolume_share is not None:
-        share = f"{100 * result.hypervolume_share:.2f} %"
+        rows.append((str(number), *numbers, str(int(mask.sum()))))
+    columns = ("point", f"{record['cost']} saved", "loss", metric, "layers skipped")
+    by_rules = sum(len(scored["masks"]) for scored in record["baselines"].values())
+    searched = counted(record["evaluations"], "mask")
+    notes = [f"Scored: {searched} by the search, and {by_rules} of {', '.join(record['baselines'])}."]
+    if record["hypervolume_share"] is not None:
+        share = f"{100 * record['hypervolume_share']:.2f} %"
         notes.append(f"The search found {share} of the true front's hypervolume (by the table).")
-    title = f"{result.env_id}: the front, seed {result.settings['seed']}"
-    Table(columns, tuple(rows), title, tuple(notes), (-1,)).print()
+    title = f"{record['env_id']}: the front, seed {record['settings']['seed']}"
+    Table(columns, tuple(rows), title, tuple(notes)).print()
+
+
+def plot_front(
+    path: str | os.PathLike[str],
+    front: ScoredMasks,
+    searched: ScoredMasks,
+    baselines: Mapping[str, ScoredMasks],
+    cost: str,
+    title: str,
+) -> None:
+    """Plot loss against the fraction of the cost saved as a PNG: all scored masks, the numbered front, and baselines."""
+    figure = new_figure(9.0, 5.0)
+    axes = figure.add_subplot()
+    x = 100 * front.saved
+    losses = np.where(np.isfinite(searched.losses), searched.losses, np.nan)  # NaN is not drawn
+    axes.scatter(100 * searched.saved, losses, s=8, color="0.7", label="scored", zorder=1)
+    for index, (name, scored) in enumerate(baselines.items(), start=1):
+        colour, marker = f"C{index}", "v^<>"[index % 4]
+        axes.scatter(100 * scored.saved, scored.losses, s=30, color=colour, marker=marker, label=name, zorder=2)
+    axes.step(x, front.losses, where="pre", color="C0", linewidth=2.0, zorder=3)
+    axes.scatter(x, front.losses, s=22, color="C0", label="front, numbered", zorder=4)
+    axes.scatter(100 * searched.saved[:1], losses[:1], s=90, color="black", marker="s", label="full model", zorder=3)
+    if np.nanmin(losses) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel(f"{cost} saved, %. Front: no other mask is both cheaper and better")
+    axes.set_ylabel("loss (reward split), nats")
+    axes.legend(frameon=False)
+    axes.set_title(title)
+    for number in range(0, len(x), -(-len(x) // MAX_NUMBERS)):
+        place = (x[number], front.losses[number])
+        axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
+    save_figure(figure, path)
 
 
 ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs, prepare=check)

@@ -15,8 +15,7 @@ from typing import Any
 
 from das_gym.commandline import format_command, is_our_program
 from das_gym.files import read_json
-from das_gym.locks import is_locked
-from das_gym.runs import RUNS_DIR, PluginSettings, runs_dir_words
+from das_gym.runs import RUNS_DIR, PluginSettings, is_locked, runs_dir_words
 
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """Sacred's names of the states of a run, and ours. A run whose process was killed has `died`."""
@@ -56,11 +55,9 @@ def _read(path: Path) -> dict[str, str]:
         status = STATES.get(run["status"], str(run["status"]).lower())
         if status == "running" and not _is_alive(folder, run):
             status = "died"
-        # A run that follows a search has the search's problem, which its record names.
-        problem = {} if config.get("search_run") is not None else config
-        for name in ("adapt.json", "das.json", "shrink.json"):
-            problem = read_json(folder / name)["problem"] if (folder / name).is_file() else problem
-        env = config.get("env_id") or f"{problem.get('model', '')} {problem.get('task', '')}".strip()
+        env = config.get("env_id") or f"{config.get('model', '')} {config.get('task', '')}".strip()
+        if config.get("search_run") is not None:  # a run that follows a search has the search's problem
+            env = f"as run {config['search_run']}"
         result = run.get("result")
         cells = {
             "started (UTC)": str(run["start_time"])[:16].replace("T", " "),

@@ -1,4 +1,4 @@
-"""The report of a search, and the command that repeats a run."""
+"""Summaries of a finished search: facts, figure and report; and the command that repeats a run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import is_tabular, make_scored
-from das_gym.agents.searching.picture import architecture_of, progress_of, search_facts
+from das_gym.agents.compare.oracle import ground_truth_of
+from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult
+from das_gym.agents.searching.setup import is_tabular, make_scored
 
 from das_gym.commandline import format_command, setting_words
 from das_gym.config import settings_dict
-from das_gym.drawing.report import CostChart, Heat, RunReport
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.picture import draw
+from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
 from das_gym.drawing.table import Table
+from das_gym.files import replacing
+from das_gym.problem.budget import keeps_budget
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
 from das_gym.runs import CONFIG, read_config
-from das_gym.tables.table import SPLITS
+from das_gym.tables.table import SPLITS, SubnetTable
 from das_gym.trust import trusted_settings
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
@@ -30,15 +36,76 @@ def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **cha
     return format_command(command, *setting_words(chosen, defaults))
 
 
+def search_facts(result: SearchResult) -> dict[str, str]:
+    """Return what a search found, by name: for its report, its figure and the printed summary."""
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
+    facts = {
+        "agent": result.agent,
+        "environment": result.env_id,
+        "budget": ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None) or "none",
+        "skips": ", ".join(result.skipped_layers) or "nothing",
+        "reward": "not finite" if result.reward is None else f"{result.reward:.4f}",
+        "loss, nats": "not finite" if result.loss is None else f"{result.loss:.4f}",
+        "metric, %": "not finite" if result.metric is None else f"{100 * result.metric:.2f}",
+        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
+        "masks scored": f"{result.evaluations:,}",
+    }
+    for setting, cost in given_costs(result.env_kwargs.get("costs")).items():
+        facts[f"{SAVED[setting]} saved, %"] = f"{100 * cost.saved(np.array([result.mask], dtype=bool))[0]:.1f}"
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
+    if truth is not None:
+        facts |= {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
+    return facts
+
+
+def draw_search(path: Path, result: SearchResult) -> None:
+    """Write a PNG of the answer on the architecture, of the best reward over evaluations, and of some facts."""
+    from PIL import Image
+
+    facts = [f"{name}: {value}" for name, value in search_facts(result).items()][2:8]
+    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
+    progress = progress_of(result)
+    best = [] if progress is None else [reward for reward in progress.best if reward is not None]
+    image = draw(architecture_of(result), np.array(result.mask, bool), title, facts, best=best)
+    with replacing(path) as part:
+        Image.fromarray(image).save(part, "PNG")
+
+
+def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
+    """Return the searched units: from the record, the table's environment, or the layer names alone."""
+    if result.units:
+        return Architecture(result.units)
+    return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
+
+
+def progress_of(result: SearchResult) -> Progress | None:
+    """Return reward and best reward after every scored mask; None without turns."""
+    rewards: list[float | None] = []
+    best: list[float | None] = []
+    so_far: float | None = None
+    for turn in result.history:
+        for row in turn.rows:
+            reward = row["reward"]
+            allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            if reward is not None and allowed:
+                so_far = reward if so_far is None else max(so_far, reward)
+            rewards.append(reward)
+            best.append(so_far)
+    return Progress(rewards, best) if rewards else None
+
+
 def search_report(folder: Path) -> RunReport:
     """Return the report of a finished search from the folder of its run."""
-    from das_gym.agents.search_experiment import SearchSettings
-
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
     trusted_settings(folder / RECORD, result.plugins, recorded)
-    env = make_scored(result.env_id, {}, result.env_kwargs) if on_table else None
+    env, table = None, None
+    if on_table:
+        env = make_scored(result.env_id, {}, result.env_kwargs)
+        best = env.table.best(env.scorer.objective, env.scorer.split)
+        masks = {"full model": np.zeros_like(best), "the answer": np.array(result.mask, bool), "best mask of all": best}
+        table = masks_table(env.table, masks, "Before and after")
     tried = set()
     for turn in result.history:
         rows = turn.rows if turn.examples_share == 1.0 else ()
@@ -55,7 +122,7 @@ def search_report(folder: Path) -> RunReport:
         facts=search_facts(result),
         architecture=architecture_of(result, env),
         mask=result.mask,
-        table=None if env is None else _table(result, env),
+        table=table,
         progress=progress_of(result),
         heat=Heat.of([turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]),
         cost=CostChart.of(sorted(tried), answer, *on_masks),
@@ -66,14 +133,8 @@ def search_report(folder: Path) -> RunReport:
     )
 
 
-def _table(result: SearchResult, env: Any) -> Table:
-    """Return the full model, the answer and the best mask of all on both splits of the table."""
-    table, scorer = env.table, env.scorer
-    masks = {
-        "full model": np.zeros(table.n_layers, dtype=bool),
-        "the answer": np.array(result.mask, dtype=bool),
-        "best mask of all": table.best(scorer.objective, scorer.split),
-    }
+def masks_table(table: SubnetTable, masks: Mapping[str, np.ndarray], title: str) -> Table:
+    """Return the scores of some masks by name, on both splits of a table."""
     scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
     metric = table.meta.metric_name.replace("_", " ")
     rows = []
@@ -81,4 +142,4 @@ def _table(result: SearchResult, env: Any) -> Table:
         rows.append((f"{metric} on the {split} split, %", *(f"{100 * s[f'{split}_metric']:.2f}" for s in scores)))
         rows.append((f"loss on the {split} split, nats", *(f"{s[f'{split}_loss']:.4f}" for s in scores)))
     rows.append(("MACs saved, %", *(f"{100 * s['macs_saved']:.1f}" for s in scores)))
-    return Table(("", *masks), tuple(rows), "Before and after")
+    return Table(("", *masks), tuple(rows), title)

@@ -18,80 +18,33 @@ A run is kept in runs/<id>/: the found mask in search.json and search.png, its t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.estimate import search_parts
+from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.config import SearchConfig, with_costs
-from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.searching.config import SearchConfig, SearchSettings, with_costs
 from das_gym.agents.searching.loop import check_search, search
-from das_gym.agents.searching.picture import draw_search, search_facts
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
+from das_gym.agents.searching.setup import find_scorer, make_env
 
 from das_gym.commandline import format_command
-from das_gym.config import choice, nested
 from das_gym.experiment import RecordedCommand, Run, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
-from das_gym.problem.estimate import Part, print_estimate
-from das_gym.problem.rewards import REWARDS
+from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import EstimatedSettings, ResumableSettings, runs_dir_words
+from das_gym.runs import runs_dir_words
+from das_gym.tables.shipped_losses import shipped_losses
 
 FIGURE = "search.png"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvSettings(ModelSettings):
-    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
-
-    Attributes:
-        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
-        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
-            retrieval.
-        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
-            of `python -m adapt` take as `problem.NAME`.
-    """
-
-    group: ClassVar[str] = "Reward"
-
-    reward: str = choice("exp_neg_loss", REWARDS)
-    reward_examples: int | None = None
-    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
-
-    @property
-    def all_env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
-        kwargs = dict(self.env_kwargs)
-        for field in dataclasses.fields(EnvSettings):
-            value = getattr(self, field.name)
-            if field.name == "env_kwargs" or value == field.default:
-                continue
-            if field.name in kwargs:
-                raise ValueError(
-                    f"{field.name}={value} is given, and env_kwargs.{field.name}={kwargs[field.name]} too; give one of them"
-                )
-            kwargs[field.name] = str(setting_path(field.name, value)) if field.name in PATH_SETTINGS else value
-        return kwargs
-
-
-@dataclass(frozen=True)
-class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
-    """The settings of `python -m agents search`."""
-
-    def search_config(self) -> SearchConfig:
-        """Return the search that the settings ask for."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
+TURNS = 20  # of random masks, whose runs along the mask tree stand for those of a search in its estimate
 
 
 def problem_configs() -> dict[str, dict[str, Any]]:
@@ -108,16 +61,33 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 def check(settings: SearchSettings) -> SearchSettings:
     """Create environment and agent, which raise for invalid settings before a run starts."""
-    check_search(settings.search_config())
-    print_estimate(settings, lambda: plan(settings))
+    config = settings.search_config()
+    check_search(config)
+    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
+    print_estimate(settings, lambda: search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn))
     return settings
 
 
-def plan(settings: SearchSettings) -> list[Part]:
-    """Return the parts of a search, for its estimate."""
-    config = settings.search_config()
-    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
-    return search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn)
+def search_parts(scorer: Any, evaluations: int, masks_per_turn: int) -> list[Part]:
+    """Return the parts of a search; none if a table or Ray's workers score its masks."""
+    problem = getattr(scorer, "problem", None)  # environments of other packages have no scorer, tables no problem
+    if problem is None or problem.backbone.config.workers is not None:
+        return []
+    examples, rng, n_layers = scorer.fixed_examples, np.random.default_rng(0), scorer.n_layers
+    walk = time_walk(problem, examples)
+    count = TURNS * masks_per_turn
+    if scorer.budget.is_free:
+        masks = rng.random((count, n_layers)) < rng.random((count, 1))
+    else:
+        space = MaskSpace(scorer.budget)
+        masks = np.stack([space.sample(rng) for _ in range(count)])
+    turns = np.split(masks, TURNS)
+    search = scoring(problem, walk, "search", len(examples), turns, evaluations / count)
+    shipped = scorer.observation_masks == 0 or shipped_losses(problem, examples) is not None
+    alone = np.eye(n_layers, dtype=bool)[: 0 if shipped else n_layers]
+    # The activity of layers takes a forward, and about as much for comparing their inputs and outputs.
+    seconds = len(examples) * (2 * walk.forward + walk.seconds(alone, problem.vlp.stages))
+    return [Part("layer statistics", seconds), search]
 
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
@@ -145,8 +115,7 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
 
 def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool) -> SearchResult:
     """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
-    from das_gym.agents.sb3.policy import AGENT
-    from das_gym.agents.sb3.train import train_sb3
+    from das_gym.agents.sb3.train import AGENT, train_sb3
     from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
 
     class SacredWriter(KVWriter):
@@ -221,18 +190,9 @@ def run_search(
     named_configs: Sequence[str] = (),
     on_started: Callable[[str], object] | None = None,
 ) -> tuple[str, Path, SearchResult]:
-    """Run a search as `python -m agents with ...` does.
-
-    Args:
-        config_updates: Settings, see `SearchSettings`.
-        named_configs: Names such as "meter_vqa", "bandit".
-        on_started: Called with the run's id, once the search can be resumed.
-
-    Returns:
-        The run's id, its folder and the result.
-    """
+    """Run a search as `python -m agents with ...` does, see `RecordedCommand.run`; return its id, folder and result."""
     run = ex.run(config_updates, named_configs, on_started=on_started)
-    folder = run_folder(run)
+    folder = run_folder(run)  # not `required_folder`: only the main process may have called this
     if folder is None:
         raise RuntimeError("the search left no run folder")
     return str(run._id), folder, SearchResult.load(folder)

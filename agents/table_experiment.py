@@ -16,27 +16,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.agents.run_report import masks_table
 
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
+from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
-from das_gym.problem.statistics import STATISTICS, MaskLosses
+from das_gym.problem.statistics import STATISTICS, masks_needed
 from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
-from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.wording import counted
+from das_gym.tables.table import SubnetTable
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -79,18 +79,10 @@ class TableSettings(EstimatedSettings, ProblemSettings):
                     f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
                 )
 
-    def file(self, folder: Path) -> Path:
-        """Return where the table of a run in a folder is written."""
-        return folder / TABLE if self.out is None else at_home(self.out)
-
 
 def check(settings: TableSettings) -> TableSettings:
     """Load model and data, and reject too many layers."""
-    n_layers = len(load_problem(settings.problem_config).layer_names)
-    if settings.max_skipped is None:
-        every_mask(n_layers)
-    else:
-        masks_up_to(n_layers, settings.max_skipped)
+    masks_up_to(len(load_problem(settings.problem_config).layer_names), settings.max_skipped)
     print_estimate(settings, lambda: plan(settings))
     return settings
 
@@ -101,39 +93,21 @@ def plan(settings: TableSettings) -> list[Part]:
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
     walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
-    masks = every_mask(width) if settings.max_skipped is None else masks_up_to(width, settings.max_skipped)
     examples = _total(problem, (settings.reward_examples, settings.test_examples))
     reward = len(table_examples(problem, "reward", settings.reward_examples))
     some, batch = problem.splits.reward[:2], min(reward, problem.evaluator.batch_size)
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
-    # Activity and sensitivity of the layers take about six forwards.
-    seconds = 6 * walk.forward
-    if settings.max_skipped is not None:  # otherwise the table knows the losses
-        seconds += sum(walk.seconds(turn, problem.vlp.stages) for turn in masks_of_statistics(problem))
-    rounds = 2 if len({problem.task.group(example) for example in problem.splits.reward}) > 1 else 1  # all, then each group
-    statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
-    return [scoring(problem, walk, "scores", examples, [masks], 1), statistics]
-
-
-def masks_of_statistics(problem: Problem) -> list[np.ndarray]:
-    """Return the masks that layer statistics need the losses of, those that are scored together in one array."""
-    layers, turns = problem.vlp.layers, list[np.ndarray]()
-
-    def note(masks: np.ndarray) -> np.ndarray:
-        turns.append(masks)
-        return np.zeros(len(masks))
-
-    losses = MaskLosses(note, [layer.stream for layer in layers], [layer.stage for layer in layers])
-    for statistic in STATISTICS.values():
-        if statistic.of_losses is not None:
-            statistic.of_losses(losses)
-    return turns
+    # Activity and sensitivity of the layers take about six forwards, those of masks one each, unless the table has them.
+    forwards = 6 + (0 if settings.max_skipped is None else masks_needed(STATISTICS, width))
+    rounds = 2 if settings.each else 1  # all examples, then each group of them
+    statistics = Part("layer statistics", rounds * reward * forwards * walk.forward, held=batch * held)
+    return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
 
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
     folder, problem = required_folder(run), load_problem(settings.problem_config)
-    out = settings.file(folder)
+    out = folder / TABLE if settings.out is None else at_home(settings.out)
     env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}
@@ -146,7 +120,7 @@ def make_table(settings: TableSettings, run: Run) -> None:
     (folder / CHECKPOINT).unlink()
     run.add_artifact(out)
     run.add_artifact(folder / RECORD)
-    print(summary(table, spent))
+    print_summary(table, spent)
     print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
 
 
@@ -158,27 +132,18 @@ def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
     return sum(len(table_examples(problem, *split)) for split in zip(("reward", "test"), counts, strict=True))
 
 
-def summary(table: SubnetTable, spent: Spending) -> str:
-    """Return a summary of a table, and of the work that building it took, in a few lines."""
+def print_summary(table: SubnetTable, spent: Spending) -> None:
+    """Print what a table says of its best mask, and the work that building it took."""
     meta, losses = table.meta, table.values("loss")
+    count = min(SUMMARY_SKIP_NUM, table.n_layers // 2, table.n_layers if meta.max_skipped is None else meta.max_skipped)
+    best = table.best(skip_num=count)
+    print(
+        f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples"
+    )
+    masks_table(table, {"full model": table.masks[0], f"best of k={count}": best}, "").print()
+    print(f"k={count} skips {', '.join(skipped_names(meta.layer_names, best)) or 'nothing'}")
     agreement = spearman(losses, table.values("loss", "test"))
-    most = table.n_layers // 2 if table.n_layers <= SUMMARY_SKIP_NUM else SUMMARY_SKIP_NUM
-    count = most if meta.max_skipped is None else min(most, meta.max_skipped)
-    lines = [
-        f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
-        _line("full model", table, table.masks[0]),
-        _line(f"best of k={count}", table, table.best(skip_num=count)),
-        f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
-        f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
-    ]
-    broken = int(np.isinf(losses).sum())
-    if broken:
-        lines.append(f"  {counted(broken, 'mask')} with a non-finite loss")
-    return "\n".join(lines)
-
-
-def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
-    known, metric = table.describe(mask), table.meta.metric_name
-    splits = [f"{name} split: loss {known[f'{name}_loss']:.4f}, {metric} {known[f'{name}_metric']:.4f}" for name in SPLITS]
-    skipped = ", ".join(skipped_names(table.meta.layer_names, mask)) or "nothing"
-    return f"  {what:<14s} {'; '.join(splits)}; {100 * known['macs_saved']:.1f} % of MACs saved, skips {skipped}"
+    print(f"rank correlation of losses between the two splits (Spearman): {agreement:.4f}")
+    print(f"{spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s")
+    if not np.isfinite(losses).all():
+        print(f"{counted(int((~np.isfinite(losses)).sum()), 'mask')} with a non-finite loss")

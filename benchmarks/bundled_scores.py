@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.finetune import cut_subnet
 from PIL import Image
 
@@ -30,7 +30,7 @@ from das_gym.registration import ENVIRONMENTS, MODELS
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.answering.examples import AnswerExample
 
-HIDDEN = ("loss", "ranked_images", "ceiling", "blank")
+HIDDEN = ("loss", "ranked_images", "ceiling")
 """Beginnings of the names of numbers that are not scores."""
 
 Scores = dict[str, float]
@@ -101,7 +101,7 @@ def supernet_scores(problem_name: str) -> dict[str, Scores]:
     subnet = cut_subnet(config, np.zeros(len(problem.layer_names), dtype=bool))
     evaluations = {
         "full model": evaluate(subnet, test, "full model"),
-        "mean image": evaluate(subnet, test, "mean image", blind=mean_image(subnet, test)),
+        "mean image": evaluate(with_mean_image(subnet, test), test, "mean image"),
     }
     return {
         name: {key: value for key, value in evaluation.numbers.items() if not key.startswith(HIDDEN)}

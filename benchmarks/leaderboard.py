@@ -1,24 +1,23 @@
 """Compare all agents on tables of real models and on planted problems, and write LEADERBOARD.md.
 
-python -m benchmarks.leaderboard                        10 planted problems of each kind
-python -m benchmarks.leaderboard with planted=3         LEADERBOARD.md as it is in the repository
-python -m benchmarks.leaderboard with cache=FOLDER      keep finished searches: a stopped command continues when run again
-python -m benchmarks.leaderboard with seeds=1 long_seeds=2 planted=2 out=mine.md
+python -m benchmarks.leaderboard                    LEADERBOARD.md as it is in the repository
+python -m benchmarks.leaderboard --cache FOLDER     keep finished searches: a stopped command continues when run again
+python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine.md
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_agent
-from das_gym.agents.compare.results import AgentResult, quantile
+from das_gym.agents.compare.comparison import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
 
+from benchmarks.machine import make_parser
 from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
 from benchmarks.search.planted import CLIMBS, FAMILIES
 from benchmarks.search.problems import (
@@ -35,13 +34,12 @@ from benchmarks.search.problems import (
 from benchmarks.search.rivals import RIVALS, register_rivals
 from benchmarks.search.runs import MASKS_PER_TURN, compare
 from benchmarks.search.scores import WORST, Scores
-from das_gym.commandline import parse_or_help
 from das_gym.drawing.table import markdown_table
-from das_gym.files import at_home, write_text
+from das_gym.files import write_text
 from das_gym.intervals import mean_interval
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.runs import PluginSettings, library_versions
+from das_gym.runs import library_versions
 
 COUNTS = (5, 10, 20, EVALUATIONS)
 SORTED_BY = 20
@@ -49,51 +47,29 @@ LEADERS = 10
 """Number of agents in the first table."""
 
 
-@dataclass(frozen=True)
-class LeaderboardSettings(PluginSettings):
-    """The settings of `python -m benchmarks.leaderboard`.
-
-    Attributes:
-        seeds: Searches of each agent on each problem of up to 12 units.
-        long_seeds: Searches of each agent on each table of 24 units.
-        planted: Planted problems of each family for each number of layers.
-        agents: Agents to compare, or "module:class" of custom ones.
-        out: File to write.
-        cache: Folder for finished searches, so that a stopped command continues when it is run again. None keeps nothing.
-    """
-
-    seeds: int = 5
-    long_seeds: int = 60
-    planted: int = 10
-    agents: tuple[str, ...] = tuple(sorted((*COMPARED, *RIVALS)))
-    out: str = "LEADERBOARD.md"
-    cache: str | None = None
-
-    def __post_init__(self) -> None:
-        for agent in self.agents:
-            check_agent_name(agent)
-        for name in ("seeds", "long_seeds", "planted"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected 1 or more")
-
-
-def main(words: Sequence[str] = ()) -> None:
-    """Run the comparison that the words after `python -m benchmarks.leaderboard` describe, and write the file."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison, and write the file."""
     register_rivals()
-    settings = parse_or_help(LeaderboardSettings, words, "benchmarks.leaderboard")
-    if settings is None:
-        return
-    cache = None if settings.cache is None else at_home(settings.cache)
-    short = compare("up to 12 units", short_problems(settings.seeds), settings.agents, cache)
-    long = compare("24 units", long_problems(range(settings.long_seeds)), settings.agents, cache)
+    parser = make_parser("leaderboard", __doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="searches of each agent on each problem of up to 12 units")
+    parser.add_argument("--long-seeds", type=int, default=60, help="searches of each agent on each table of 24 units")
+    parser.add_argument("--planted", type=int, default=3, help="planted problems of each family and number of layers")
+    parser.add_argument("--agents", nargs="+", default=sorted((*COMPARED, *RIVALS)), help='or "module:class" of custom ones')
+    parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"))
+    parser.add_argument("--cache", type=Path, help="folder for finished searches")
+    options = parser.parse_args(arguments)
+    for agent in options.agents:
+        check_agent_name(agent)
+    short = compare("up to 12 units", short_problems(options.seeds), options.agents, options.cache)
+    long = compare("24 units", long_problems(range(options.long_seeds)), options.agents, options.cache)
     planted = {}
     for n in PLANTED_EVALUATIONS:
-        agents = [*without_statistics(settings.agents, n), *([OPTUNA] if has_optuna() else [])]
-        seeds = TEST_SEEDS["planted"][: settings.planted]
+        agents = [*without_statistics(options.agents, n), *([OPTUNA] if has_optuna() else [])]
+        seeds = TEST_SEEDS["planted"][: options.planted]
         problems = [planted_problem(family, n, seed) for family in FAMILIES for seed in seeds]
-        planted[n] = compare(f"planted, {n}", problems, agents, cache)
-    write_text(Path(settings.out), document(settings, short, long, planted))
-    print(f"written: {settings.out}")
+        planted[n] = compare(f"planted, {n}", problems, agents, options.cache)
+    write_text(options.out, document(options, short, long, planted))
+    print(f"written: {options.out}")
 
 
 def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
@@ -108,18 +84,16 @@ def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
     return found
 
 
-def document(settings: LeaderboardSettings, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
+def document(settings: argparse.Namespace, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     """Return the whole file."""
     versions = library_versions()
     methods = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in settings.agents)
-    defaults = LeaderboardSettings()
-    given = [f"{name}={getattr(settings, name)}" for name in ("seeds", "long_seeds", "planted")]
-    command = " ".join(["python -m benchmarks.leaderboard", *(["with", *given] if settings != defaults else [])])
+    command = f"python -m benchmarks.leaderboard --seeds {settings.seeds} --long-seeds {settings.long_seeds}"
     return f"""# Leaderboard
 
 {summary(short, long, planted)}
 
-Written by `{command}`
+Written by `{command} --planted {settings.planted}`
 with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
 for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
 run the command again.
@@ -128,7 +102,7 @@ run the command again.
 
 - *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
-  and those behind layer statistics. `policy` needs 3 n + 1 masks for n layers before its answer.
+  and those behind layer statistics. `policy` needs 3 n + 3 masks for n layers before its answer.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
 - Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
   of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %
@@ -278,4 +252,4 @@ def planted_tables(planted: dict[int, Scores]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
+from das_gym.agents.ask_tell.front import DRAWN, FrontSearch
 
 from benchmarks.machine import make_parser
 from benchmarks.search.problems import find_tables
@@ -35,27 +35,32 @@ Method = Callable[[SubnetTable, int, int], Masks]
 TURN = 8
 
 
+def make_search(table: SubnetTable, seed: int) -> FrontSearch:
+    """Return a search of the front of loss and MACs."""
+    return FrontSearch(MaskSpace(Budget(table.n_layers, saved=0.0, cost=table.layer_macs)), seed)
+
+
 def ours(table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """`python -m agents pareto`'s search."""
-    search, losses = FrontSearch(table.n_layers, table.layer_macs.saved, seed), table.values("loss", "reward")
-    while len(search.scored) < evaluations:
-        masks = search.ask(min(TURN, evaluations - len(search.scored)))
-        search.tell(masks, losses[table.index(masks)])
-    return search.masks
+    search, losses = make_search(table, seed), table.values("loss", "reward")
+    while len(search.rewards) < evaluations:
+        masks = search.ask(min(TURN, evaluations - len(search.rewards)))
+        search.tell(masks, -losses[table.index(masks)])
+    return search.scored_masks()
 
 
 def randomly(table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """Random masks of random numbers of layers, none twice, and the two ends."""
-    search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
-    while len(search.scored) < evaluations:
-        masks = search.random_masks(evaluations - len(search.scored))
+    search = make_search(table, seed)
+    while len(search.rewards) < evaluations:
+        masks = search.random_masks(evaluations - len(search.rewards))
         search.tell(masks, np.zeros(len(masks)))
-    return search.masks
+    return search.scored_masks()
 
 
 def at_budgets(count: int, table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """`bayes` at several budgets by cost, one after another, after the two ends."""
-    search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
+    search = make_search(table, seed)
     rewards = table.values("exp_neg_loss", "reward")
     asked = list(search.ends)
     shares = np.linspace(0.0, table.layer_macs.range[1], count + 1)[:-1]

@@ -12,7 +12,6 @@ The clock begins when the estimate is printed: what was loaded and timed before 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -24,16 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import insert_trained
 
-from benchmarks.machine import describe_machine, memory_mib, restart_peak
-from benchmarks.pretrain import smolvlm
+from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
+from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
 from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import counted
@@ -83,7 +81,7 @@ def smolvlm_256m() -> tuple[Any, Any]:
     import transformers as t
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    tokenizer = train_chat_tokenizer(smolvlm.TOKENS)
+    tokenizer = train_chat_tokenizer(SMOLVLM_TOKENS)
     side = {"longest_edge": 512}
     images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     vision = t.SmolVLMVisionConfig(
@@ -98,7 +96,7 @@ def smolvlm_256m() -> tuple[Any, Any]:
     config = t.SmolVLMConfig(
         vision_config=vision, text_config=decoder, image_token_id=image, scale_factor=4, tie_word_embeddings=False
     )
-    return config, t.Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=smolvlm.CHAT_TEMPLATE)
+    return config, t.Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOLVLM_TEMPLATE)
 
 
 def qwen2_vl_2b() -> tuple[Any, Any]:
@@ -159,46 +157,23 @@ def write_checkpoint(made: tuple[Any, Any], folder: Path, dtype: torch.dtype) ->
     return folder
 
 
-PROCESSOR_TIME = """
-import runpy, sys, time
-time.perf_counter = time.process_time
-sys.argv[0] = "das_gym." + sys.argv.pop(1)
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-"""Runs a command that measures the processor's time instead of the clock's."""
-
-
-def compare_with_clock(name: str, words: Sequence[str], processor_time: bool) -> None:
-    """Run a command, and print its estimate next to the time and the peak memory that it took.
-
-    Args:
-        name: What is run.
-        words: The command without `python -m`.
-        processor_time: Whether to measure the time of the processor on both sides.
-    """
-    command = [sys.executable, "-u", *(["-c", PROCESSOR_TIME] if processor_time else ["-m"])]
-    command += [words[0] if processor_time else f"das_gym.{words[0]}", *words[1:]]
+def compare_with_clock(name: str, words: Sequence[str]) -> None:
+    """Run a command, its words without `python -m`, and print its estimate next to the time and peak memory that it took."""
+    command = [sys.executable, "-u", "-m", f"das_gym.{words[0]}", *words[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    watched = psutil.Process(process.pid)
-
-    def now() -> float:
-        return sum(watched.cpu_times()[:2]) if processor_time else time.perf_counter()
-
-    line, start = "", now()
+    line, start = "", time.perf_counter()
     for printed in process.stdout:
         if printed.startswith("estimate: "):
-            line, start = printed.strip(), now()
+            line, start = printed.strip(), time.perf_counter()
     _, status, usage = os.wait4(process.pid, 0)
-    end = usage.ru_utime + usage.ru_stime if processor_time else time.perf_counter()
-    seconds, peak = end - start, usage.ru_maxrss / 2**20
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     expected, memory = seconds_in(line), float(line.split()[-2])
-    print(f"{name}: {line}", flush=True)
     print(
-        f"{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); {memory:.2f} GiB "
-        f"expected, {peak:.2f} GiB taken (ratio {memory / peak:.2f})",
+        f"{name}: {line}\n{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); "
+        f"{memory:.2f} GiB expected, {peak:.2f} GiB taken (ratio {memory / peak:.2f})",
         flush=True,
     )
 
@@ -277,31 +252,26 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the comparisons."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.real_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("real_size", __doc__)
     parser.add_argument("what", choices=("bundled", "smolvlm-256m", "qwen2-vl-2b", "llava-1.5-7b"))
     parser.add_argument("--folder", type=Path, default=Path("runs/real_size"), help="for checkpoints and runs")
     parser.add_argument("--only", default="", help="commands whose name contains this")
-    parser.add_argument("--tokens", type=int, default=640, help="of a prompt of LLaVA-1.5-7B")
-    parser.add_argument("--batch", type=int, default=16, help="examples of a step of LLaVA-1.5-7B")
-    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's, on a busy machine")
     options = parser.parse_args(arguments)
     print(describe_machine(), flush=True)
     runs = options.folder / "runs"
     if options.what == "bundled":
         for name, command in BUNDLED.items():
             if options.only in name:
-                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"], options.processor_time)
+                compare_with_clock(name, [*command.split(), f"runs_dir={runs}"])
     elif options.what == "llava-1.5-7b":
-        estimate_7b(options.tokens, options.batch, removed=6, cached_images=500, tree_gib=3.0)
+        estimate_7b(tokens=640, batch=16, removed=6, cached_images=500, tree_gib=3.0)
     else:
         made, dtype = MODELS[options.what]
         folder = write_checkpoint(made(), options.folder / options.what, dtype)
         shared = [f"checkpoint={folder}", f"runs_dir={runs}"]
         for name, words in COMMANDS[options.what].items():
             if options.only in name:
-                compare_with_clock(f"{name} {folder.name}", [*words.split(";"), *shared], options.processor_time)
+                compare_with_clock(f"{name} {folder.name}", [*words.split(";"), *shared])
         if options.only in "removal":
             remove_layers(folder, options.folder / f"{folder.name}-smaller")
 

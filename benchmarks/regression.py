@@ -272,8 +272,7 @@ def statistics(_: Workplace) -> Values:
 
 def policy(_: Workplace) -> Values:
     """The bundled policy."""
-    from das_gym.agents.policy.agent import bundled_policy
-    from das_gym.agents.policy.network import PolicyEnsemble
+    from das_gym.agents.policy.network import PolicyEnsemble, bundled_policy
     from das_gym.agents.policy.training import suite_masks
 
     from benchmarks.generalise import regrets

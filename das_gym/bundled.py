@@ -1,4 +1,4 @@
-"""Checksums of the bundled files, compared when a file is read. `python -m benchmarks.checksums` writes them."""
+"""Checksums of the bundled files, compared when a file is read. `python -m benchmarks.assets checksums` writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _compare(path: Path) -> None:
             if not file.is_file() or checksum(file) != wanted:
                 raise ValueError(
                     f"{file} is not the file that came with das_gym: its SHA-256 differs from {CHECKSUMS.name}. Install "
-                    "das_gym again; if you regenerated the file, run `python -m benchmarks.checksums`"
+                    "das_gym again; if you regenerated the file, run `python -m benchmarks.assets checksums`"
                 )
 
 

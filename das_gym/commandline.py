@@ -17,12 +17,11 @@ from typing import Any, TypeVar
 
 from das_gym.config import build, check_names, flatten_settings, merge, nest
 from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
-from das_gym.plugins import add_working_folder, import_plugins, imported_plugins
+from das_gym.output import escape_control_chars, prepare_streams, silence_stdout
 from das_gym.processes import is_main_process
-from das_gym.progress import waiting
 from das_gym.runs import USER_ERRORS, PluginSettings
 from das_gym.settings_help import defaults_of, help_text, settings_text
-from das_gym.streams import escape_control_chars, prepare_streams, silence_stdout
+from das_gym.trust import add_working_folder, import_plugins, imported_plugins
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -56,9 +55,8 @@ class Command:
 
     def load(self) -> tuple[Any, type | None]:
         """Import the target; return it with the class of its settings."""
-        with waiting("loading"):
-            target = pkgutil.resolve_name(self.target)
-            return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
+        target = pkgutil.resolve_name(self.target)
+        return target, pkgutil.resolve_name(self.settings) if self.settings else getattr(target, "settings", None)
 
     def run(self, name: str, words: Sequence[str], siblings: Sequence[str] = ()) -> int:
         """Run the command and return its exit code; messages call it `name` and suggest `siblings` as first words."""

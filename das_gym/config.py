@@ -67,11 +67,6 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
 
     Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. Error
     messages call a key `what`.
-
-    Raises:
-        ValueError: A key is not a field (the message names the nearest field), a field without default is missing,
-            or the dataclass itself rejects a value.
-        TypeError: A value has the wrong type, or `values` is not a mapping.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{values!r} ({type(values).__name__}) is not allowed; give {what}s by name")

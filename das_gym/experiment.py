@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import yaml
 
 from das_gym.run_folder import RunError, RunFolder, lock_run
 
@@ -41,8 +44,7 @@ from das_gym.commandline import (
     setting_words,
 )
 from das_gym.config import build, check_names, flatten_settings, merge, nest_settings, plain, settings_dict
-from das_gym.files import explain_damage, read_json
-from das_gym.plugins import import_plugins, imported_plugins
+from das_gym.files import explain_damage, read_bytes, read_json
 from das_gym.processes import is_main_process, run_on_main_process, world_size
 from das_gym.runs import (
     CONFIG,
@@ -55,18 +57,17 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.settings_files import read_settings_file
 from das_gym.settings_help import WIDTH, help_text, settings_text
-from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
+from das_gym.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
 
-COMMANDS = ("print_config", "print_named_configs")
-"""Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
-
 DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
 """Sacred's options for databases, the library that each needs, and the extra that installs it."""
+
+COMMANDS = ("print_config", "print_named_configs")
+"""Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
 
 USAGE = """
 Usage:
@@ -366,4 +367,26 @@ def check_databases(options: Mapping[str, Any]) -> None:
     """Raise a ValueError for an option whose library is missing, before a run starts."""
     for option, library, extra in DATABASES:
         if options.get(option) and importlib.util.find_spec(library) is None:
-            raise ValueError(f"{option} needs {library}: pip install 'das_gym[{extra}]'")
+            raise ValueError(f"{option} needs {library}. Run pip install 'das_gym[{extra}]'")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. Aliases are rejected: nested ones expand a few hundred bytes to billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*): write the value itself")
+        return super().compose_node(parent, index)
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON or YAML file given after `with`, as plain values."""
+    if path.suffix == ".json":
+        return read_config(path)
+    try:
+        settings = yaml.load(read_bytes(path), Loader=_PlainLoader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected settings by name")
+    return json.loads(json.dumps(settings, default=str))  # names that are numbers, and dates, become texts

@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,6 @@ MANY_FILES = 500
 MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
 """The arrays of a file may take this many bytes, or this many times those of the file, up to the last number."""
 
-MAX_DESCRIPTION = 2**24
-"""Bytes of the text by which a file of arrays describes itself."""
-
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _HOST = hashlib.sha256(
     f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()
@@ -44,10 +41,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends without an error.
 
     After an error or a kill, `path` is as it was before. After the block, the content is on the disk. Missing folders
-    are made, and temporary files of killed writers are removed.
-
-    Raises:
-        OSError: it cannot be written; names `path`.
+    are made, and temporary files of killed writers are removed. Errors of the disk name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,11 +141,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -> None:
     """Write `obj` to `path` as JSON atomically; floats read back bit for bit.
 
-    Numpy values are written as numbers and lists, paths as texts. Without `indent` it is one line, which is faster.
-
-    Raises:
-        ValueError: `obj` holds a NaN or an infinity, which JSON does not have.
-        TypeError: `obj` holds something that is neither plain, numpy nor a path.
+    Numpy values are written as numbers and lists, paths as texts; JSON has neither NaN nor infinity. Without `indent` it is
+    one line, which is faster.
     """
     try:
         text = json.dumps(obj, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
@@ -206,11 +197,7 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
 def parse_json(
     text: str | bytes, source: object, hint: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
-    """Return the content of a JSON text in UTF-8.
-
-    Raises:
-        ValueError: It is not JSON, or nested too deep. The message names `source` and ends with `hint`.
-    """
+    """Return the content of a JSON text in UTF-8; raise ValueError, which names `source` and ends with `hint`."""
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # errors of JSON and of UTF-8 are ValueErrors
@@ -226,21 +213,8 @@ def explain_damage(path: Path, hint: str) -> Iterator[None]:
         raise ValueError(f"{path} is damaged ({error}): {hint}") from error
 
 
-def description_in(arrays: Mapping[str, np.ndarray], hint: str) -> Any:
-    """Return the parsed JSON text `meta` of an .npz file's arrays. Raise ValueError if it is not JSON, or too long."""
-    meta = arrays["meta"]
-    if meta.nbytes > MAX_DESCRIPTION:
-        raise ValueError(f"its description is too long: got {meta.nbytes} bytes, expected at most {MAX_DESCRIPTION}")
-    return parse_json(str(meta), "its description", hint)
-
-
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the arrays in an .npz file, none of which holds objects.
-
-    Raises:
-        FileNotFoundError: no such file.
-        Exception: of any class: it is damaged, or would unpack to far more bytes than it has.
-    """
+    """Return the arrays in an .npz file; raise for one with objects, or that would unpack to far more bytes than it has."""
     packed = read_bytes(path)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         size = sum(record.file_size for record in archive.infolist())

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Timer
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 from das_gym.processes import is_main_process
-
-DELAY = 2.0
-"""Seconds of uncounted work before it is named on a terminal."""
 
 PAUSE = 60.0
 """Seconds between two lines, and of work before the first."""
@@ -48,15 +44,26 @@ class ProgressLines(tqdm):
             print(self, end="" if self.disable else "\n", file=self.fp, flush=True)
 
 
+class _Above(DummyTqdmFile):
+    """A stream that writes complete lines above the bars."""
+
+    def write(self, x: str, nolock: bool = False) -> None:
+        # tqdm would clear the bars, which are on standard error, only for lines on standard error.
+        with tqdm.external_write_mode(file=sys.__stderr__) if "\n" in x else nullcontext():
+            super().write(x, nolock)
+
+
 class Bar(tqdm):
     """A tqdm bar that stays below printed text, and disappears when it ends."""
 
     _open: ClassVar[list[Bar]] = []
+    _streams: ClassVar[tuple[Any, Any]]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, dynamic_ncols=True, leave=False)
         if not Bar._open:
-            sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
+            Bar._streams = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = (_Above(stream) for stream in Bar._streams)
         Bar._open.append(self)
 
     def close(self) -> None:
@@ -64,51 +71,5 @@ class Bar(tqdm):
         super().close()
         if self in Bar._open:
             Bar._open.remove(self)
-            for name in ("stdout", "stderr") if not Bar._open else ():
-                stream = getattr(sys, name)
-                if isinstance(stream, _Above):
-                    setattr(sys, name, stream.end())
-
-
-class _Above:
-    """A stream that writes complete lines above the bars."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._rest = stream, ""
-
-    def write(self, text: str) -> int:
-        lines, end, self._rest = (self._rest + text).rpartition("\n")
-        if end:
-            with tqdm.external_write_mode(file=sys.__stderr__):
-                self._stream.write(lines + end)
-                self._stream.flush()
-        return len(text)
-
-    def end(self) -> Any:
-        """Write the incomplete last line, and return the original stream."""
-        self._stream.write(self._rest)
-        return self._stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Print what the body does: after 2 s on a terminal, where it is erased afterwards, else after a minute."""
-    stream = sys.__stderr__ if is_main_process() else None
-    if stream is None:
-        yield
-        return
-    line = f"{what} ..."
-    delay, end = (DELAY, "\r") if stream.isatty() else (PAUSE, "\n")
-    timer = Timer(delay, lambda: print(line, end=end, file=stream, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        if end == "\r":
-            print(" " * len(line), end="\r", file=stream, flush=True)
+            if not Bar._open:
+                sys.stdout, sys.stderr = Bar._streams

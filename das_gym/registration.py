@@ -276,7 +276,7 @@ def _check_entry(entry: Any, kind: type[Any], table: Mapping[str, Any], *fields:
 
 SUITE_IDS = {
     "DAS-Suite-v0": ("das_gym.envs.suite_env:SuiteEnv", "das_gym.envs.suite_env:SuiteVectorEnv"),
-    "DAS-Suite-Search-v0": ("das_gym.envs.suite_search_env:SuiteSearchEnv", None),
+    "DAS-Suite-Search-v0": ("das_gym.envs.suite_env:SuiteSearchEnv", None),
 }
 """The environments with many problems: id to environment class and vector environment class."""
 
@@ -313,6 +313,6 @@ def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, An
     }
     threshold = REWARD_THRESHOLDS.get(id)
     register(id, env, vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
-    many = None if vector_env is None else "das_gym.envs.mo_env:make_vector_env"
-    made_with = {"env": env, **kwargs}
-    register(many_objectives(id), "das_gym.envs.mo_env:make_env", vector_entry_point=many, kwargs=made_with, **common)
+    many, made_with = "das_gym.envs.mo_env:make", {"env": env, **kwargs}
+    many_vector = None if vector_env is None else f"{many}_vector_env"
+    register(many_objectives(id), f"{many}_env", vector_entry_point=many_vector, kwargs=made_with, **common)

@@ -1,16 +1,19 @@
-"""Run folders `runs/<id>/`: the settings that name them, finding one, and the versions that they record."""
+"""Run folders `runs/<id>/`: their settings and locks, finding one, and the versions that they record."""
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import platform
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
+from filelock import FileLock, Timeout
 
 import das_gym
 from das_gym.files import read_json
@@ -23,6 +26,12 @@ USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.err
 
 LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
 NOT_INSTALLED = "not installed"
+
+LOCK = ".lock"
+"""Name of the lock file in a folder."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""Errors of file systems without locks, which some clusters have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,40 @@ def check_links(folder: Path) -> None:
             raise ValueError(f"{path} is a link, but a run writes only into its own folder. Replace it by a copy.")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is not a regular file. Remove it from the run folder.")
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Lock a folder and return the lock. The system releases it when the process ends, even if it is killed.
+
+    On a file system without locks, a warning is printed and nothing is locked.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process uses {folder}. Wait for it, or stop it first") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        print(f"{folder.parent} does not support locks. Use {folder.name} in one process at a time", file=sys.stderr)
+    return lock
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Return whether a process has locked a folder; None if it cannot be known: no locks, no permission, or a link."""
+    if not (folder / LOCK).exists():
+        return False
+    if (folder / LOCK).is_symlink():
+        return None  # filelock 3.13 empties the file that it leads to
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return None
+    lock.release()
+    return False
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -113,21 +113,9 @@ def _allowed_values(kind: Any, choices: Iterable[str] | None) -> str:
 
 
 def help_text(cls: type, about: str | None) -> str:
-    """Return the help of a command: the docstring of its module, and its settings."""
-    return f"{fit_docstring(inspect.cleandoc(about or ''))}\n\n{settings_text(cls, defaults_of(cls))}"
-
-
-def fit_docstring(text: str) -> str:
-    """Return a docstring in 80 columns: paragraphs are rewrapped, comments on commands are put on separate lines."""
-    lines: list[str] = []
-    for block in text.split("\n\n"):
-        lines.append("")
-        if not block.lstrip().startswith(("python ", "accelerate ")):
-            lines += _wrap(" ".join(block.split()), "")
-            continue
-        for line in map(str.strip, block.splitlines()):
-            command, _, comment = line.partition("  ")
-            is_command = command.startswith(("python ", "accelerate "))
-            lines += [f"  {command}"] if is_command else []
-            lines += _wrap(comment.strip() if is_command else line, "      ")
-    return "\n".join(lines[1:])
+    """Return the help of a command: the docstring of its module, rewrapped but for its commands, and its settings."""
+    blocks = []
+    for block in inspect.cleandoc(about or "").split("\n\n"):
+        is_commands = block.lstrip().startswith(("python ", "accelerate "))
+        blocks.append(block if is_commands else "\n".join(_wrap(" ".join(block.split()), "")))
+    return "\n\n".join([*blocks, settings_text(cls, defaults_of(cls))])

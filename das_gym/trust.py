@@ -1,14 +1,21 @@
-"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user repeats it."""
+"""Modules of users that are imported, and what untrusted records may name.
+
+Plugins register models, tasks, agents, ...; `plugins=MODULE` imports them. What a run folder or a record names runs, uploads
+and writes nothing unless the user repeats it.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
 from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from das_gym.plugins import import_plugins, imported_plugins
+IMPORTED_PLUGINS: list[str] = []
+"""Names of all modules that `import_plugins` imported in this process."""
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
 """Packages whose modules every record may name."""
@@ -22,6 +29,38 @@ NAMES_CODE = ("env_id", "agent", "agents", "baselines")
 
 DEVICES = ("device", "device_map")
 """Settings with a colon that names no module: `cuda:0`."""
+
+
+def import_plugins(modules: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Import modules, also of the working folder, so that what they register takes effect; return their names.
+
+    `modules` lists them, or separates them by commas.
+    """
+    names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
+    if names:
+        add_working_folder()
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(
+                f"plugins={name} cannot be imported ({type(error).__name__}: {error}); name a module of the working folder "
+                "or an installed one, without .py"
+            ) from error
+        if name not in IMPORTED_PLUGINS:
+            IMPORTED_PLUGINS.append(name)
+    return names
+
+
+def imported_plugins() -> tuple[str, ...]:
+    """Return the names of all modules that `import_plugins` imported."""
+    return tuple(IMPORTED_PLUGINS)
+
+
+def add_working_folder() -> None:
+    """Put the working folder first on `sys.path`, as `python -m` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:

@@ -102,9 +102,7 @@ def environment_page(entry: EnvEntry) -> str:
         lines = []
     else:
         facts |= _table_facts(entry)
-        alt = (
-            "The units of each stage, as wide as their share of the MACs, four of them crossed out; the best reward so far."
-        )
+        alt = "The units of each stage, as wide as their share of the MACs, four of them crossed out."
         found = '*What a search by* `bayes` *found on the bundled table, as* `render_mode="rgb_array"` *shows it.*'
         lines = [f"![{alt}]({entry.id}.png)", "", found, ""]
     rows = [f"| {name} | {text} |" for name, text in facts.items()]

@@ -9,7 +9,7 @@ from das_gym import Statistic, register_statistic
 
 def influence_per_mac(inputs):
     """(n_layers,) how much a layer changes its stream for what it costs, 1 = as the layer with the most of it."""
-    worth = inputs.activity.influence_tokens / inputs.costs.layer_macs
+    worth = inputs.activity.block_influence_tokens / inputs.costs.layer_macs
     return worth / worth.max()
 
 

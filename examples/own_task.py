@@ -9,7 +9,7 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym import Pair, ProblemConfig, Splits, Task, TaskEntry, register_task
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.vqa.vqav2 import load_vqav2
+from das_gym.tasks.vqa.readers import load_vqa
 
 
 class YesNoTask(Task):
@@ -17,7 +17,7 @@ class YesNoTask(Task):
 
     @classmethod
     def load_splits(cls, data_root, on_bad_example="raise"):
-        whole = load_vqav2(data_root or shapes_root(), on_bad_example)
+        whole = load_vqa(data_root or shapes_root(), on_bad_example)
         kept = [[e for e in part if e.answer in ("yes", "no")] for part in (whole.train, whole.reward, whole.test)]
         return Splits(*kept, whole.left_out)
 

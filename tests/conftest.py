@@ -16,8 +16,10 @@ from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.metrics import METRICS
+from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary
+from das_gym.trust import IMPORTED_PLUGINS
 from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 
@@ -34,7 +36,7 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_supernet(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
     """A supernet of METER-mini for `shapes_folder` whose parameters are random and large: masks differ a lot."""
     backbone = load_backbone(ProblemConfig())
-    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(shapes_folder).train, min_count=1))
+    task = VQATask(backbone.processor, answer_vocabulary(load_vqa(shapes_folder).train, min_count=1))
     torch.manual_seed(1)
     head = task.build_head(backbone.vlp.feature_size)
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
@@ -84,6 +86,23 @@ def small_problem(small_kwargs: dict[str, str]) -> Problem:
 def small_table(small_problem: Problem) -> SubnetTable:
     """Its table, of 10 reward and 6 test examples."""
     return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]
+
+
+@pytest.fixture(scope="session")
+def small_table_file(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of `small_table`; do not write there."""
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    small_table.save(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """Forget the plugins that a test imports: printed commands and records would name them in later tests."""
+    before = list(IMPORTED_PLUGINS)
+    IMPORTED_PLUGINS.clear()
+    yield
+    IMPORTED_PLUGINS[:] = before
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone
 from das_gym.registration import ASSETS
+from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary
 
 
 def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:
@@ -33,7 +34,7 @@ def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:
     save_checkpoint(folder / "meter", model, files={"tokenizer.json": (mini / "tokenizer.json").read_text()})
     kwargs = {"checkpoint": str(folder / "meter"), "tokenizer": str(mini), "data_root": str(data)}
     backbone = load_backbone(ProblemConfig(**kwargs))
-    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(data).train, min_count=1))
+    task = VQATask(backbone.processor, answer_vocabulary(load_vqa(data).train, min_count=1))
     head = task.build_head(backbone.vlp.feature_size)
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
         torch.nn.init.normal_(parameter, std=0.1)

@@ -1,4 +1,4 @@
-"""Bundled files are the ones whose checksums are listed."""
+"""Bundled files are the ones whose checksums are listed, and their origin and licence are documented."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from das_gym.agents.policy.network import PolicyEnsemble
 
-from benchmarks.checksums import bundled_files
+from benchmarks.assets import bundled_files
 from das_gym import bundled
 from das_gym.bundled import CHECKSUMS, check_bundled, checksum
 from das_gym.files import read_json
@@ -19,6 +19,8 @@ from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.problem.adaptation import Adaptation
 from das_gym.tables.table import SubnetTable
+
+PACKAGE = Path(__file__).parents[1] / "das_gym"
 
 
 def test_checksums_list_every_bundled_file():
@@ -56,3 +58,21 @@ def test_check_bundled_names_a_missing_file(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "vilt_mini").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"config\.json is not the file"):
         check_bundled(tmp_path / "vilt_mini/config.json")
+
+
+def test_shipped_assets_document_their_origin():
+    told = (PACKAGE / "assets" / "README.md").read_text(encoding="utf-8")
+    assert "under its own licence, MIT" in told
+    folders = {path.parent.name for path in (PACKAGE / "assets").rglob("*") if path.is_file()} - {"assets"}
+    assert folders
+    assert all(f"`{folder}/" in told for folder in folders)
+
+
+def test_vendored_files_have_licences():
+    vendor = PACKAGE / "drawing" / "pages" / "vendor"
+    licences = (vendor / "LICENSES.txt").read_text(encoding="utf-8")
+    files = {path.name for path in vendor.iterdir()} - {"LICENSES.txt"}
+    assert files
+    assert all(f"{name}: " in licences for name in files)
+    others = [path for path in PACKAGE.rglob("*.min.js") if path.parent != vendor]
+    assert others == []

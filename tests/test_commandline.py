@@ -14,12 +14,10 @@ import pytest
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM as AGENTS
 
-from das_gym import plugins
 from das_gym.commandline import (
     Command,
     Program,
     UsageError,
-    check_words,
     format_command,
     parse,
     read_settings,
@@ -54,10 +52,6 @@ seen: list[Numbers] = []
 
 def record(settings: Numbers) -> None:
     seen.append(settings)
-
-
-def full_disk(settings: Numbers) -> None:
-    raise OSError(28, "No space left on device", "model.safetensors")
 
 
 def program_of(function: str) -> Program:
@@ -113,11 +107,6 @@ def test_program_expands_home_and_reads_words_before_with(monkeypatch):
     assert [each.paths for each in seen] == [("a", "/home/me"), ("x",)]
 
 
-def test_program_explains_a_full_disk(capsys):
-    assert program_of("full_disk").run(["see"]) == 1
-    assert "error: model.safetensors cannot be written (No space left on device): make room" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("program", [AGENTS, ADAPT])
 def test_program_help_fits_80_columns_and_its_examples_name_commands(program):
     assert max(map(len, program.help().splitlines())) <= 80
@@ -136,8 +125,6 @@ def test_command_help_describes_the_command_and_every_setting(program, name, cap
     assert program.run([name, "--help"]) == 0
     printed = capsys.readouterr().out
     assert "Attributes" not in printed
-    wide = [line for line in printed.splitlines() if len(line) > 80]
-    assert all(line.startswith("  python -m ") for line in wide)  # commands are there to be copied
     cls = SETTINGS[f"{program.name} {name}"]
     for field in dataclasses.fields(cls):
         assert re.search(rf"^  {field.name}[=.]", printed, re.MULTILINE) or f"{field.name}.NAME=VALUE" in printed
@@ -151,27 +138,14 @@ def test_command_imports_plugins_first(program, name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "suggestion"),
-    [
-        (["with", "bayes", "--seed", "3", "skip_num=4"], "name=value, without spaces and dashes: got --seed"),
-        (["--data-root=x"], "got --data-root=x"),
-        (["with", "seed", "=", "3", "bayes"], "got ="),
-        (["serch", "with", "seed=3"], "did you mean 'search'?"),
-    ],
-)
-def test_check_words_says_how_settings_are_given(words: list[str], suggestion: str):
-    with pytest.raises(UsageError) as error:
-        check_words(words, "agents", ["seed", "data_root"], ["search"], ["bayes"])
-    assert suggestion in str(error.value)
-
-
-@pytest.mark.parametrize(
     ("program", "words", "code", "says"),
     [
         (AGENTS, [], 0, "  search [with ...]"),
         (ADAPT, ["--help"], 0, "  predict with run=..."),
         (AGENTS, ["meter_vqa", "bandit"], 2, "did you mean `python -m agents with meter_vqa bandit`?"),
         (ADAPT, ["supernt"], 2, "did you mean 'supernet'?"),
+        (AGENTS, ["with", "bayes", "--seed", "3"], 2, "name=value, without spaces and dashes: got --seed"),
+        (AGENTS, ["with", "seed", "=", "3"], 2, "got ="),
         (ADAPT, ["with", "model=meter"], 1, "unknown model 'meter'; did you mean 'METER'?"),
         (ADAPT, ["with", "steps=3"], 1, "unknown setting 'steps'. Did you mean `train.steps`?"),
         (ADAPT, ["with", "train.seed=3"], 1, "Did you mean `seed`?"),
@@ -193,7 +167,6 @@ def test_program_reports_mistakes_in_a_paragraph(
 def test_plugins_are_used_and_recorded(tmp_path, monkeypatch, capsys, small_kwargs: dict[str, Any]):
     (tmp_path / "my_module.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_imported", [])
     words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in small_kwargs.items())]
     with as_before():
         assert AGENTS.run(["search", "with", "plugins=my_module", "mine_vqa", *words]) == 0

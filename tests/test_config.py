@@ -40,22 +40,16 @@ def test_values_become_what_the_fields_are():
     assert type(config.count) is int
     assert type(config.rate) is float
     assert type(config.betas) is tuple
-
-
-@pytest.mark.parametrize("value", [None, "mini", 96])
-def test_union_value_keeps_its_type(value):
-    assert build(Outer, {"count": 1, "size": value}).size == value
+    assert [build(Outer, {"count": 1, "size": size}).size for size in (None, "mini", 96)] == [None, "mini", 96]
 
 
 @pytest.mark.parametrize(
     ("values", "text"),
     [
         ({"count": True}, "count=True (bool) is not allowed; give a whole number"),
-        ({"on": 1}, "on=1 (int) is not allowed; give True or False"),
         ({"size": 1.5}, "size=1.5 (float) is not allowed; give a text, a whole number or None"),
         ({"betas": [1.0]}, "betas=[1.0] (list) is not allowed; give a list of 2: a number, a number"),
         ({"names": ["a", 1]}, "names[1]=1 (int) is not allowed; give a text"),
-        ({"kwargs": [1]}, "kwargs=[1] (list) is not allowed; give values by name"),
         ({"betas": [10**400, 1]}, "0 (int) is not allowed; give a number"),  # JSON holds whole numbers of any length
     ],
 )

@@ -17,7 +17,6 @@ from das_gym import files
 from das_gym.files import (
     absolute,
     at_home,
-    description_in,
     read_arrays,
     read_json,
     replacing,
@@ -106,10 +105,6 @@ def test_read_arrays_limits_what_is_unpacked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(files, "MAX_UNPACKED", 2**20)
     with pytest.raises(ValueError, match="expected at most 1048576"):
         read_arrays(tmp_path / "large.npz")
-    assert description_in({"meta": np.array("[1]")}, "") == [1]
-    monkeypatch.setattr(files, "MAX_DESCRIPTION", 4)
-    with pytest.raises(ValueError, match="expected at most 4"):
-        description_in({"meta": np.array("[1]")}, "")
 
 
 def test_at_home_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,21 +18,16 @@ LEAVES = (
     "bundled",
     "commandline",
     "config",
-    "console",
     "files",
     "interrupts",
     "intervals",
     "lazy",
-    "locks",
-    "plugins",
+    "output",
     "processes",
     "progress",
     "runs",
-    "settings_files",
     "settings_help",
-    "streams",
     "trust",
-    "wording",
 )
 """Modules at the top that everybody may import; they import each other alone."""
 

@@ -12,6 +12,7 @@ import pytest
 
 import das_gym
 
+IN_A_CLONE = "import gymnasium, das_gym; gymnasium.make('DAS-METER-VQA-Tabular-v0'); print(das_gym.__file__)"
 DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
 
@@ -30,7 +31,7 @@ def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
         "before = loaded()\n"
         f"for env in (gymnasium.make('{env_id}'), gymnasium.make_vec('{env_id}', num_envs=2)):\n"
         "    env.reset(seed=0); env.step(env.action_space.sample())\n"
-        "print(sorted(loaded() - before - {'psutil', 'tqdm'}))"  # small dependencies of das_gym
+        "print(sorted(loaded() - before - {'filelock', 'psutil', 'tqdm'}))"  # small dependencies of das_gym
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -61,3 +62,12 @@ def test_type_checking_imports_match_places(door):
     guard = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.asname: node.module for node in guard.body for alias in node.names}
     assert told == door._PLACES
+
+
+def test_import_finds_the_package_from_the_parent_folder_of_a_clone(tmp_path: Path):
+    for name in ("das_gym", "agents", "adapt"):
+        (tmp_path / "das_gym" / name).mkdir(parents=True)
+        (tmp_path / "das_gym" / name / "__init__.py").touch()
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IN_A_CLONE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not Path(done.stdout.strip()).is_relative_to(tmp_path)

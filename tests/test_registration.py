@@ -21,14 +21,6 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_task_registers_an_environment_per_model():
-    entry = TaskEntry("tiny", "Tiny", "tests.nowhere:Tiny", "nothing")
-    register_task(entry)
-    register_task(entry)
-    assert {"DAS-METER-Tiny-v0", "DAS-ViLT-Tiny-v0"} <= ENVIRONMENTS.keys()
-    assert registration.registry["DAS-ViLT-Tiny-Tabular-v0"].kwargs == {"model": "ViLT", "task": "tiny"}
-
-
 @pytest.mark.parametrize(
     ("entry", "text"),
     [

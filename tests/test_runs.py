@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 
 import das_gym
-from das_gym import plugins
-from das_gym.commandline import UsageError
 from das_gym.data.cache import cache_folder
 from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
 from das_gym.files import read_json, write_json
 from das_gym.progress import progress
 from das_gym.run_folder import lock_run
-from das_gym.runs import ResumableSettings, find_run, library_versions, read_config
+from das_gym.runs import ResumableSettings, library_versions, read_config
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,6 @@ def test_mistake_is_reported_without_a_traceback(command, tmp_path: Path):
     assert "Traceback" in "".join(read_json(tmp_path / "1" / "run.json")["fail_trace"])
 
 
-def test_debug_prints_the_traceback(command, tmp_path: Path, capsys):
-    with pytest.raises(RunError):
-        command.run_words(["--debug", "with", f"runs_dir={tmp_path}", "broken=True"])
-    assert "Traceback" in capsys.readouterr().err
-
-
 def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path: Path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "number": 5})
@@ -148,34 +140,6 @@ def test_folder_of_runs_that_cannot_be_written_is_named(command, tmp_path: Path,
         command.run({"runs_dir": runs_dir})
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["two"], "did you mean `python -m agents trial with two`?"),
-        (["print_config", "number=3"], "cannot read"),
-        (["with"], "nothing follows `with`"),
-    ],
-)
-def test_mistyped_words_get_a_suggestion(command, tmp_path: Path, monkeypatch, words: list[str], text: str):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError) as error:
-        command.run_words(words)
-    assert text in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_find_run_lists_what_there_is(tmp_path: Path):
-    for name in ("2", "10", "1", "_sources", "7"):
-        (tmp_path / name).mkdir()
-        if name != "7":
-            (tmp_path / name / "run.json").write_text("{}")
-    assert (find_run(tmp_path, 10), find_run(tmp_path, "2")) == (tmp_path / "10", tmp_path / "2")
-    with pytest.raises(FileNotFoundError, match=r"no run 7 in .*; it holds runs 1, 2, 10"):
-        find_run(tmp_path, 7)
-    with pytest.raises(FileNotFoundError, match=r"no run 'x' in .*nowhere; it holds no runs"):
-        find_run(tmp_path / "nowhere", "x")
-
-
 @pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "\ud800"])
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
 def test_damaged_run_is_named(command, stopped: Path, name: str, text: str):
@@ -184,8 +148,7 @@ def test_damaged_run_is_named(command, stopped: Path, name: str, text: str):
         resume(command, stopped)
 
 
-def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(plugins, "_imported", [])
+def test_resumed_run_imports_recorded_and_given_plugins(command, tmp_path: Path):
     with pytest.raises(RunError):
         command.run({"runs_dir": str(tmp_path), "broken": True, "plugins": "string"})
     with pytest.raises(RunError, match=r"images/7\.png"):

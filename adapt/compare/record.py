@@ -1,4 +1,4 @@
-"""The rows of a comparison, their trainings, and the trained models that its run keeps."""
+"""The rows of a comparison, their trainings, the trained models that its run keeps, and the table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from das_gym.adapt.methods.base import METHODS, Method, make_method
 
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.report import RunReport
+from das_gym.drawing.table import Table
 from das_gym.files import explain_damage, read_json
 from das_gym.registration import find_class
 
@@ -25,17 +28,7 @@ MASKED = "das"
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A row of the comparison.
-
-    Attributes:
-        key: Name of its trainings in files and records.
-        title: Name in tables.
-        method: A key of `METHODS`.
-        settings: Of the method.
-        skip_num: Number of skipped layers.
-        random_mask: Whether each seed draws its own mask.
-        rate_of: Key of the row whose learning rate it takes. None chooses its own.
-    """
+    """A row of the comparison; random masks are drawn for each seed, and take the learning rate of the row `rate_of`."""
 
     key: str
     title: str
@@ -50,6 +43,7 @@ class MethodVariant:
         if not self.random_mask:
             return make_method(self.method, self.settings)
         mask = np.zeros(n_layers, dtype=int)
+        # Of the seed alone, so that a resumed comparison trains the same masks.
         mask[np.random.default_rng([seed, self.skip_num]).choice(n_layers, self.skip_num, replace=False)] = 1
         return make_method(self.method, {**self.settings, "mask": tuple(mask.tolist())})
 
@@ -82,17 +76,10 @@ class Trial:
     Attributes:
         variant: Key of its row.
         rate: Peak learning rate.
-        seed: Of head, inserted parameters, order of examples, and a random mask.
-        reward: The metric on the reward split, 0..1.
-        reward_loss: The loss there, nats; None if the training diverged.
-        updated: Number of trained parameters without head and poolers.
-        trained: Number of trained parameters.
-        seconds: Duration of the training.
+        reward, reward_loss: Metric (0..1) and loss (nats) on the reward split; the loss is None if the training diverged.
+        updated, trained: Number of trained parameters, without and with head and poolers.
         mask: 0 or 1 per layer, 1 = skipped.
-        test: The metric on the test split, 0..1.
-        test_loss: The loss there, nats.
-        macs: Of one example.
-        macs_full: Of the baseline, the pre-trained model.
+        macs, macs_full: Of one example, and of the pre-trained model.
         latency: Of one example, milliseconds: median and quartiles. Only for the first seed, as is `speedup`.
         speedup: Relative to the baseline: ratio of the medians and its 95 % interval.
     """
@@ -157,3 +144,96 @@ def kept_model(folder: Path, method: str | None) -> Path:
         raise ValueError(f"`method` is missing: {folder} compares methods. Choose from {', '.join(kept) or 'none yet'}.")
     check_names([method], kept, f"method of {folder}")
     return kept[method]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The result of a variant with its learning rate, over all seeds.
+
+    Attributes:
+        updated, trained: Mean number of trained parameters, without and with head and poolers.
+        saved: Share of the baseline's MACs that it saves, negative if it adds some.
+        speedup: Relative to the baseline, with the first seed: ratio of the medians and its 95 % interval. Milliseconds of
+            different lines are not comparable, since they are measured hours apart.
+        scores: The metric on the test split for each seed, 0..1.
+        layers: Skipped layers for each seed.
+    """
+
+    key: str
+    title: str
+    skip_num: int
+    rate: float
+    updated: float
+    trained: float
+    macs: float
+    saved: float
+    speedup: tuple[float, ...]
+    scores: tuple[float, ...]
+    layers: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, variant: MethodVariant, trials: Sequence[Trial], names: Sequence[str]) -> Line | None:
+        """Return the line of a variant, None before its first measurement."""
+        own = [t for t in trials if t.variant == variant.key and t.test is not None]
+        if not own:
+            return None
+        return cls(
+            key=variant.key,
+            title=variant.title,
+            skip_num=variant.skip_num,
+            rate=own[0].rate,
+            updated=float(np.mean([t.updated for t in own])),
+            trained=float(np.mean([t.trained for t in own])),
+            macs=float(np.mean([t.macs or 0 for t in own])),
+            saved=float(np.mean([1 - (t.macs or 0) / (t.macs_full or 1) for t in own])),
+            speedup=next((t.speedup for t in own if t.speedup), ()),
+            scores=tuple(t.test for t in own if t.test is not None),
+            layers=tuple(tuple(n for n, bit in zip(names, t.mask, strict=True) if bit) for t in own),
+        )
+
+    @property
+    def score(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.scores))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; NaN for one seed."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else math.nan
+
+
+COLUMNS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "MACs saved, %", "times as fast", "test, %")
+LEGEND = (
+    "updated: trained parameters without head and poolers, which train with every method but head only. MACs saved and "
+    "times as fast are relative to the baseline, the pre-trained model: ratio of the median times with the first seed, and "
+    "its 95 % interval. test: mean ± standard deviation (seeds)."
+)
+
+
+def comparison_table(title: str, lines: Sequence[Line]) -> Table:
+    """Return the table."""
+    rows = []
+    for line in lines:
+        spread = "" if math.isnan(line.spread) else f" ± {100 * line.spread:.1f}"
+        row = (line.title, f"{line.rate:g}", f"{line.updated:,.0f}", f"{line.trained:,.0f}", f"{line.macs / 1e6:,.2f}")
+        speedup = "{:.2f} ({:.2f}..{:.2f})".format(*line.speedup) if line.speedup else "-"
+        score = f"{100 * line.score:.1f}{spread} ({len(line.scores)})"
+        rows.append((*row, f"{100 * line.saved:.1f}", speedup, score))
+    return Table(COLUMNS, tuple(rows), title, (LEGEND,))
+
+
+def report_of(
+    what: str, metric: str, architecture: Architecture, lines: Sequence[Line], table: Table
+) -> dict[str, Any] | None:
+    """Return the record of a report on the best row and the layers that DAS skips; None before the first measurement."""
+    if not lines:
+        return None
+    best = max(lines, key=lambda line: line.score)
+    shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
+    skipped = shown.layers[0]
+    facts = {
+        "skips": f"{', '.join(skipped) or 'nothing'} ({shown.title})",
+        f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
+    }
+    mask = [int(unit.name in skipped) for unit in architecture.units]
+    return RunReport(f"{what}, methods of fine-tuning compared", facts, architecture, mask, table=table).record()

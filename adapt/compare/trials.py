@@ -16,7 +16,7 @@ import torch
 from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import with_new_head
-from das_gym.adapt.methods.saving import to_adaptation
+from das_gym.adapt.methods.base import to_adaptation
 from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
@@ -139,6 +139,7 @@ def run_all(
             for variant in variants:
                 trained = None
                 if variant.key not in chosen:
+                    # Random masks take the rate of the searched one, so that the two differ in their masks alone.
                     grid = rates if variant.rate_of is None else (chosen[variant.rate_of],)
                     trained, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
                 key = (variant.key, chosen[variant.key], seed)
@@ -168,6 +169,7 @@ def _choose_rate(
             except FloatingPointError:
                 add(Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=()))
         tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
+        # Processes may differ by rounding, and have to agree on one rate.
         best = run_on_main_process(partial(max, tried, key=attrgetter("merit"))).rate
         if best == rate:
             best_trained = trained

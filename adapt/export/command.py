@@ -65,8 +65,6 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
     found = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     content = None if found is None else read_json(found)
     record: dict[str, Any] = content if isinstance(content, dict) else {}
-    problem = record.get("problem")
-    _check_onnx(settings, problem.get("model") if isinstance(problem, dict) else None)
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.remaining:
         raise ValueError(
@@ -83,16 +81,11 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
-    _check_onnx(settings, config.model)  # of a model that a plugin has registered by now
+    if settings.onnx:
+        raise ValueError(f"`onnx` is not supported for generative models: got {config.model}. Leave it out.")
     from das_gym.adapt.export.answering import export_answering
 
     return export_answering(subnet, out, record, settings.dtype)
-
-
-def _check_onnx(settings: ExportSettings, model: Any) -> None:
-    """Reject `onnx` for a generative model."""
-    if settings.onnx and isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
-        raise ValueError(f"`onnx` is not supported for generative models: got model {model}. Leave it out")
 
 
 def _compared(record: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

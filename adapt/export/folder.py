@@ -1,4 +1,4 @@
-"""Write a fine-tuned subnet as a folder in transformers' conventions."""
+"""A fine-tuned subnet of METER or ViLT as a folder in transformers' conventions."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.export.card import subnet_card
+from das_gym.adapt.card import TRUST, model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
-from das_gym.adapt.export.graph import require_onnx, write_onnx
-from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
+from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, subnet_logits, write_onnx
+from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.saving import check_out, new_folder
 
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
-from das_gym.models.exporting import ExportedModel, export_head
+from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.remote_code import copy_code
 from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
-from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
+from das_gym.trust import imported_plugins
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest, between the subnet and the folder."""
+
+DAS = (
+    "Dynamic Architecture Skipping (arXiv 2309.01479) freezes a vision-language model, removes the layers that a task does "
+    "not need, replaces them by bottleneck adapters, adds parallel adapters to the sub-layers of the others, and trains "
+    "the adapters and the head."
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,9 @@ class ExportedFolder:
     """An exported folder.
 
     Attributes:
-        folder: Its path.
         loads_with: The class of transformers, or the file of code, that loads it.
         parameters: Number of parameters.
-        difference: Largest difference of a logit from the subnet's.
-        onnx_difference: The same of the ONNX file. None without one.
+        difference, onnx_difference: Largest difference of a logit from the subnet's.
         dtype: Which dtype was saved and why; empty for models that have no choice.
     """
 
@@ -137,6 +140,7 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
             folder, local_files_only=True, output_loading_info=True
         )
     version = f"transformers {library_versions()['transformers']} is installed, das_gym supports 5.20 and later"
+    # transformers only warns of missing weights, which it fills with noise.
     odd = sorted(map(str, (*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"])))
     if odd:
         raise ValueError(f"the exported folder does not load completely ({', '.join(odd[:5])}); {version}.")
@@ -147,3 +151,50 @@ def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder
     if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise ValueError(f"the exported folder's logits differ from the subnet's by {difference:.1e}; {version}.")
     return difference
+
+
+def subnet_card(
+    subnet: AdaptedModel, model: ExportedModel, exported: ExportedFolder, record: Mapping[str, Any], num_images: int
+) -> str:
+    """Return the text of the folder's README.md."""
+    vlp, task = subnet.backbone.vlp, subnet.task.name
+    kinds, mask = layer_kinds(vlp), vlp.check_mask(None).astype(int).tolist()
+    title, how = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers", DAS
+    if "row" in record and not sum(mask):  # another method than DAS
+        title, how = f"{type(vlp).__name__}, fine-tuned", f"A row of `python -m adapt compare`: {record['row']}."
+    loads_with = f"This is a plain `{exported.loads_with}` with fewer blocks."
+    if model.code:
+        loads_with = f"Its code is `{exported.loads_with}` and what that imports. It needs torch and transformers alone."
+    layers = ", ".join(f"{layer.name} {kind}" for layer, kind in zip(vlp.layers, kinds, strict=True))
+    onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.1e}"
+    return model_card(
+        f"---\nlibrary_name: transformers\ntags: [layer-skipping, {model.config['model_type']}, {task}]\n---",
+        f"{title}, for {task}",
+        [
+            f"Made by `python -m adapt export` of das_gym. {how}",
+            " ".join([loads_with, *model.notes]),
+            f"Mask: `{mask}`, 1 = skipped. Layers as exported: {layers}.",
+            f"Fingerprint of the checkpoint: `{subnet.backbone.base}`.",
+        ],
+        _loading_example(model, exported.folder.name, num_images),
+        results_table(record["models"]) if record.get("models") else None,
+        f"On a few made-up examples the logits of this folder and of the masked model differ by at most "
+        f"{exported.difference:.1e}{onnx} ({exported.parameters:,} parameters).",
+    )
+
+
+def _loading_example(model: ExportedModel, folder: str, num_images: int) -> str:
+    trust = TRUST if model.code else ""
+    auto = "AutoModel" if model.code else model.model.partition(":")[2]
+    images = ", ".join(f"image_{number + 1}" for number in range(num_images))
+    pixels = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all of one example"
+    return f"""from transformers import {", ".join(sorted((auto, "AutoImageProcessor", "AutoTokenizer")))}
+
+folder = "{folder}"
+model = {auto}.from_pretrained(folder{trust}).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+image_processor = AutoImageProcessor.from_pretrained(folder{trust})
+batch = dict(tokenizer(["..."], padding=True, truncation=True, return_tensors="pt"))
+images = image_processor([{images}], return_tensors="pt")
+batch |= {pixels}
+logits = model(**batch).logits  # model.config.id2label names them"""

@@ -1,4 +1,4 @@
-"""A subnet as an ONNX file, for any batch and text length."""
+"""A subnet as an ONNX file, for any batch and text length, and the examples on which exported forms are compared."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
+from das_gym.data.images import NoiseImage
+from das_gym.models.inputs import Pair
 from das_gym.problem.loading import AdaptedModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -30,6 +31,8 @@ MOST_IN_ONE_FILE = 1_500_000_000
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit."""
+
+WORDS = ("one", "what is this", "the picture shows all that is said here", "red")
 
 
 def require_onnx() -> None:
@@ -78,7 +81,8 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
         image |= {batch["pixel_values"].ndim - 2 + i: processor.patch_size * side for i, side in enumerate(sides)}
     shapes = ({0: size, 1: tokens}, {0: size, 1: tokens}, image)
     given = tuple(batch[name] for name in names)
-    with torch.no_grad(), quiet():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
         program: Any = torch.onnx.export(
             SubnetGraph(subnet, num_images).eval(),
             given,
@@ -92,6 +96,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
         program.save(path, external_data=weights > MOST_IN_ONE_FILE)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []
+    # Other batches, text lengths and image shapes than the one that was traced.
     for rows, square in ((1, True), (6, False)):
         batch = probe(subnet, num_images, rows, square)
         named = as_transformers(batch, num_images)
@@ -106,9 +111,32 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     return max(differences)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the messages of the exporter."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-        yield
+def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
+    """Return a batch of das_gym on the subnet's device. Every second image is wider than high, unless they are `square`."""
+    task, side = subnet.task, subnet.task.processor.image_size
+    pairs = []
+    for row in range(rows):
+        width = side if square or row % 2 else 3 * side // 2
+        for number in range(task.passes):
+            word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
+            image = NoiseImage(task.passes * row + number, width, side)
+            pairs.append(Pair(f"{word} {row}", image, 1 + number % num_images))
+    dtype = next(subnet.backbone.vlp.parameters()).dtype
+    batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+
+
+def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
+    """Return the batch as transformers' models take it, with several images of an example in one row."""
+    image = batch["image"]
+    if num_images > 1:
+        image = image.unflatten(0, (-1, num_images))
+    texts = {name: batch[name][::num_images] for name in ("input_ids", "attention_mask")}
+    return {**texts, "pixel_values": image, "pixel_mask": (image.sum(-3) != 0).long()}
+
+
+@torch.no_grad()
+def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the subnet's logits of a batch of `probe`, flat."""
+    subnet.head.eval()
+    return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

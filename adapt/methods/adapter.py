@@ -1,11 +1,13 @@
-"""Bottleneck adapters: sequential (Houlsby et al., arXiv 1902.00751), and scaled parallel (He et al., arXiv 2110.04366)."""
+"""Bottleneck adapters: sequential (Houlsby et al., arXiv 1902.00751), scaled parallel (He et al., arXiv 2110.04366), DAS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from das_gym.adapt.methods.base import Method, all_sites, check_widths
+import numpy as np
+from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
 from das_gym.adapt.training import check_ranges
 from torch import nn
 
@@ -41,6 +43,7 @@ class AdapterTuning(Method):
             layer = site.last
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
             adapter.to(layer.weight.device)
+            # In place of the linear layer: the code of any layer runs it there.
             site.owner.set_submodule(site.out, SequentialAdapter(layer, adapter))
             trained += adapter.parameters()
         return trained
@@ -75,6 +78,43 @@ class ScaledParallel(Method):
             site.put_beside(adapter.to(site.last.weight.device))
             trained += adapter.parameters()
         return trained
+
+
+@dataclass(frozen=True)
+class DAS(Method):
+    """Dynamic Architecture Skipping (arXiv 2309.01479): replace skipped layers by adapters, add parallel ones to the others.
+
+    In fine-tuning the adapters are as wide as those that the model was loaded with. In recovery, parallel adapters have 1/64
+    of the hidden size, skip adapters 1/16.
+
+    Attributes:
+        mask: One number per layer, 1 = skipped; None skips none. In recovery the layers are deleted already.
+    """
+
+    title: ClassVar[str] = "DAS"
+    adds_code: ClassVar[bool] = True
+    recovery_rate: ClassVar[float] = 3e-3
+
+    mask: tuple[int, ...] | None = None
+
+    def insert(self, vlp: VLP) -> list[nn.Parameter]:
+        """Remove layers; return the parameters of all adapters that remain."""
+        if not any(isinstance(module, Adapter) for module in vlp.modules()):
+            raise ValueError(
+                f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"
+            )
+        vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
+        return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]
+
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """Insert adapters, which start without effect."""
+        width = pruned.vlp.feature_size
+        return pruned.insert_adapters(max(8, width // 64), max(8, width // 16))
+
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
+        """Check that layers have a known place for adapters."""
+        if vlp.untrainable:
+            raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
 
 
 def das_bottleneck(vlp: VLP) -> int | None:

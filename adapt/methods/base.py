@@ -1,25 +1,28 @@
 """The interface and the registry of training methods, for fine-tuning and for recovery after layers were deleted.
 
-A method is a subclass of `Method` and an entry of `METHODS`.
+A method is a subclass of `Method` and an entry of `METHODS`. What it trained is kept as an adaptation file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from das_gym.adapt.training import check_ranges
-from torch import nn
+from torch import Tensor, nn
 
 from das_gym.config import add_entry, build, check_names
 from das_gym.models.base import VLP, Site
-from das_gym.models.macs import meta_twin
-from das_gym.problem.adaptation import own_parameters
-from das_gym.problem.loading import AdaptedModel
+from das_gym.models.macs import meta_twin, without_content
+from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameters
+from das_gym.problem.loading import AdaptedModel, Backbone, model_for_adaptation
 from das_gym.registration import find_class
 
 METHODS: dict[str, str | type[Method]] = {
@@ -30,7 +33,7 @@ METHODS: dict[str, str | type[Method]] = {
     "prompt": "das_gym.adapt.methods.prompt:Prompt",
     "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
     "parallel": "das_gym.adapt.methods.adapter:ScaledParallel",
-    "das": "das_gym.adapt.methods.das:DAS",
+    "das": "das_gym.adapt.methods.adapter:DAS",
 }
 """Name to class, or to its `module:class`."""
 
@@ -91,10 +94,6 @@ class Method(ABC):
         if not self.insert(meta_twin(vlp)):
             raise ValueError(f"{self.title} cannot recover a model: it trains only the head.")
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text for the model card: which parameters recovery trains, given the hidden size."""
-        return f"{self.title} in the remaining layers"
-
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of a trained model that `finish` changes; by default none."""
         return []
@@ -110,6 +109,7 @@ class Method(ABC):
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
+        # What a method draws for its modules must not change the order of the training that follows.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inserted = self.insert(vlp)
@@ -119,7 +119,7 @@ class Method(ABC):
             parameter.requires_grad_(True)
         self._check_trains(vlp, bool(trained))
         counted = {id(p): p.numel() for p in inserted}
-        for parameter in shared:
+        for parameter in shared:  # trained by every method, so that they tell none apart
             counted.pop(id(parameter), None)
         return sum(counted.values())
 
@@ -186,3 +186,51 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """
     method: Method = build(method_class(name), settings or {}, f"setting of method {name!r},")
     return method
+
+
+def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
+    """Return the parameters of a model and its head that train, by name."""
+    named = model.backbone.vlp.named_parameters()
+    return {**{f"vlp.{n}": p for n, p in named if p.requires_grad}, **own_parameters(model.backbone.vlp, model.head)}
+
+
+def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
+    """Return what trained in a model, before `Method.finish`: for LoRA its two small matrices, not merged weights."""
+    return Adaptation.holding(
+        trained_parameters(model),
+        model.backbone.vlp,
+        task=model.task.name,
+        answers=model.task.labels,
+        base=model.backbone.base,
+        info=info,
+        method=MethodSettings(name, json.loads(json.dumps(dataclasses.asdict(method), default=str))),
+    )
+
+
+def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+    """Return the model as `Method.finish` left it, with the saved parameters.
+
+    The method is applied to a copy without content first, so that a file cannot allocate more memory than it holds itself.
+    """
+    saved = adaptation.method
+    if saved is None:
+        raise ValueError(f"{path} names no method of fine-tuning.")
+    model = model_for_adaptation(backbone, adaptation, task, path)
+    adaptation.check_base(backbone.base)
+    try:
+        method = make_method(saved.name, saved.settings)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    with without_content():
+        twin = dataclasses.replace(model, backbone=dataclasses.replace(backbone, vlp=meta_twin(backbone.vlp)))
+        method.apply(twin)
+    own = {name: p for name, p in trained_parameters(twin).items() if name.startswith("vlp.")}
+    adaptation.check_fits({**own, **own_parameters(backbone.vlp, model.head)})
+    method.apply(model)
+    mask = backbone.vlp.pruned_mask
+    if (None if mask is None else tuple(mask.astype(int).tolist())) != adaptation.mask:
+        raise ValueError(f"{path} is damaged: its mask is not that of its method, {saved.name}. Train it again.")
+    adaptation.put(trained_parameters(model))
+    own_copies(backbone.vlp, method.merged_weights(backbone.vlp))  # a kept model may share them, see `load_backbone`
+    method.finish(backbone.vlp)
+    return model

@@ -47,10 +47,6 @@ class LoRA(Method):
         if not linear_names(parts):
             raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
 
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        return f"LoRA (rank {self.rank}, merged) in the remaining layers and the projector"
-
     def merged_weights(self, vlp: VLP) -> list[nn.Parameter]:
         """Return the weights of the layers that have an update."""
         from peft.tuners.lora import LoraLayer
@@ -96,6 +92,7 @@ def inject_lora(model: Any, names: Iterable[str], rank: int) -> list[nn.Paramete
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(names), lora_dropout=0.0)
     inject_adapter_in_model(config, model)
+    # peft makes parameters of the dtype of the layer: steps of 1e-4 of them are lost in 16 bits.
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     trained = [p for layer in layers for part in (layer.lora_A, layer.lora_B) for p in part.parameters()]
     for parameter in trained:
@@ -111,6 +108,7 @@ def merge_lora(model: Any) -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
+            # peft's own unloading expects a model that it has wrapped.
             base: Any = module.get_base_layer()
             try:
                 module.merge(safe_merge=True)

@@ -63,6 +63,7 @@ class Prompts(nn.Module):
         for stream, embedding in self.streams.items():
             own = hidden[stream]
             virtual_tokens = embedding(torch.arange(self.tokens, device=own.device))
+            # Behind the others, so that the head reads the same position.
             hidden[stream] = torch.cat((own, virtual_tokens.to(own.dtype).expand(len(own), -1, -1)), dim=1)
             seen = attend.get(stream)
             if seen is not None:

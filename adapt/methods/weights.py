@@ -22,15 +22,12 @@ class Full(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert nothing; return all parameters."""
         vlp.remove_adapters()
+        # Quantised weights are integers, which have no gradient.
         return [p for p in vlp.parameters() if p.is_floating_point()]
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
         return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
-
-    def describe_recovery(self, hidden_size: int) -> str:
-        """Return a text about what recovery trains; see `Method.describe_recovery`."""
-        return "All parameters of the remaining layers and the projector"
 
 
 @dataclass(frozen=True)

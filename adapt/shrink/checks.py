@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.shrink.examples import check_examples
+from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
+from das_gym.data.bad_examples import decode_errors
+from das_gym.data.decoding import file_pixels
+from das_gym.data.images import ImageFile, ImageSource
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
@@ -32,9 +35,14 @@ from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
-from das_gym.problem.mask_cost import SAVED, measure_cost
+from das_gym.problem.mask_cost import measure_cost
+from das_gym.progress import progress
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
+from das_gym.tasks.base import Task
+
+LONGEST = 8
+"""Number of prompts of each kind that are fully encoded: those with most words, pixels and images."""
 
 FALLBACK_MASKS = 64
 """Number of a search's masks that are tried if its best one cannot be removed."""
@@ -48,18 +56,62 @@ def check(settings: ShrinkSettings) -> None:
     config = settings.problem_config if choice is None else choice.problem
     _check_config(settings, config)
     problem = load_problem(config)
+    # The model stays in memory, where search and job find it.
     _check_model(settings, as_vlm(problem))
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
     else:
-        _check_mask_keeps_budget(settings, problem, choice.mask)
-        fallback_if_not_removable(choice, problem, requested_budget(settings, problem))
+        if not as_vlm(problem).check_mask(choice.mask).any():
+            raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
+        fallback_if_not_removable(choice, problem)
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.recover != "none" and len(train):
         check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
     if choice is None:
         check_examples(problem.task, problem.splits.reward)
+
+
+def check_examples(task: Task, examples: Sequence[Any]) -> None:
+    """Reject examples that the model cannot read: all texts are tokenized, all images decoded.
+
+    Image tokens are made for the longest prompts alone, since that takes long for thousands of examples.
+    """
+    processor: Any = task.processor
+    prompts: list[tuple[str, Any]] = [(example.key, prompt) for example in examples for prompt in task.pairs([example])]
+    images: dict[str, tuple[str, ImageSource]] = {}
+    for key, prompt in prompts:
+        for image in prompt.images:
+            images.setdefault(image.key, (key, image))
+    with contextlib.closing(decode_errors({name: image for name, (_, image) in images.items()})) as errors:
+        for name, error in errors:
+            raise type(error)(f"{images[name][0]}: {error}") from error
+    pixels = {name: _pixels(image) for name, (_, image) in images.items()}
+
+    def read(row: int, method: Callable[[Any], Any]) -> Any:
+        key, prompt = prompts[row]
+        try:
+            return method(prompt)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+    lengths = []
+    with progress(len(prompts), "checking texts", unit="text") as bar:
+        for row, (_, prompt) in enumerate(prompts):
+            size = sum(pixels[image.key] for image in prompt.images)
+            lengths.append((read(row, processor.count_words), size, len(prompt.images)))
+            bar.update()
+    longest = np.argsort(lengths, axis=0)[-LONGEST:].flatten().tolist()
+    without = [row for row, (_, prompt) in enumerate(prompts) if not prompt.images]
+    for row in sorted({*longest, *without[:1]}):  # some templates reject prompts without an image
+        read(row, processor.encode)
+
+
+def _pixels(image: ImageSource) -> int:
+    if isinstance(image, ImageFile):
+        return file_pixels(image.path)
+    opened = image.open()
+    return int(opened.width * opened.height)
 
 
 def source_of(problem: ProblemConfig) -> Path:
@@ -80,8 +132,6 @@ def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source)
-    if problem.units == "sublayers" and problem.vision:
-        raise ValueError("`units=sublayers` cannot be removed from a vision tower. Leave out `vision` or `units`.")
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
     check_problem(problem)
@@ -117,18 +167,6 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
             raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 
 
-def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: np.ndarray) -> None:
-    if not as_vlm(problem).check_mask(mask).any():
-        raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
-    budget = requested_budget(settings, problem)
-    if not budget.is_kept_by(mask[None])[0]:
-        cost = budget.cost or measure_cost(problem, "macs_saved")
-        raise ValueError(
-            f"`mask` does not keep the budget: it skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the "
-            f"{SAVED[cost.setting]}, and not {budget.describe()}. Leave out `mask` or `{next(iter(settings.asked))}`."
-        )
-
-
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     """Reject a budget for which every layer of the decoder, or of the vision tower, would have to go.
 
@@ -137,7 +175,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     stacks = {JOINT: vlm.stack} if vlm.tower is None else {JOINT: vlm.stack, IMAGE: vlm.tower.stack}
     needed = {stream: list(range(len(stack.layers))) for stream, stack in stacks.items()}
     if vlm.unit_kind != "layers":
-        needed = {JOINT: counting_attentions(vlm.model)}
+        needed[JOINT] = counting_attentions(vlm.model)
     fully_skippable = []
     for stream, places in needed.items():
         units = zip(vlm.layers, vlm.places, strict=True)
@@ -158,13 +196,12 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
         )
 
 
-def fallback_if_not_removable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
-    """Return the choice, or the best other mask of its search that can be removed and keeps the budget."""
+def fallback_if_not_removable(choice: Choice, problem: Problem) -> Choice:
+    """Return the choice, or the best other mask of its search that can be removed."""
     reason = why_not_removable(problem, choice.mask)
     if not reason:
         return choice
-    allowed = (mask for mask in choice.others if mask.any() and budget.is_kept_by(mask[None])[0])
-    others = itertools.islice(allowed, FALLBACK_MASKS)
+    others = itertools.islice(filter(np.any, choice.others), FALLBACK_MASKS)
     fallback = next((mask for mask in others if not why_not_removable(problem, mask)), None)
     if fallback is None:
         raise ValueError(reason)
@@ -181,6 +218,7 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     vlm = as_vlm(problem)
     known, key = _REASONS.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
+        # Tried once for each mask: `check` and `ShrinkJob` ask for the same ones.
         known[key] = ""
         try:
             smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)
@@ -190,11 +228,6 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
         except ValueError as error:
             known[key] = str(error)
     return known[key]
-
-
-def requested_budget(settings: ShrinkSettings, problem: Problem) -> Budget:
-    """Return the budget that a given mask has to keep; without one, any mask does."""
-    return budget_of(settings, problem, settings.asked or {"skip_num": None})
 
 
 def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:

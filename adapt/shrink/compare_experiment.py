@@ -12,22 +12,20 @@ compare.json has every number, compare.md the table.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_from_run, search_values
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
-from das_gym.adapt.shrink.compare import MethodResult, comparison_table, measure_mask
-from das_gym.adapt.shrink.measuring import Quality, score_model
-from das_gym.adapt.shrink.recovery import make_teacher
+from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable
+from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_name
@@ -36,14 +34,16 @@ from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build
+from das_gym.drawing.table import Table
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json, write_text
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
+from das_gym.output import counted
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
 from das_gym.runs import find_run, library_versions
-from das_gym.wording import counted
 
 RECORD = "compare.json"
 TABLE = "compare.md"
@@ -55,15 +55,39 @@ METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlac
 
 @dataclass(frozen=True)
 class StartedSearch:
-    """A search that was started.
-
-    Attributes:
-        run: Its id.
-        seconds: Its duration; None while it runs, and if it was interrupted.
-    """
+    """A search that was started, and how long it took; None while it runs, and if it was interrupted."""
 
     run: int
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method of the comparison.
+
+    Attributes:
+        run: Id of its search.
+        mask: 0 or 1 per layer, 1 = removed.
+        evaluations: Number of masks scored, in units of all reward examples.
+        seconds: Of the search, including the layer statistics that every environment measures first. None if it was
+            interrupted.
+        reward_loss: The mask's loss on the reward split, nats.
+        macs_saved, kv_saved: Share of the full model's MACs, and of its bytes of keys and values per token.
+        before, after: Quality after removal alone, and after recovery.
+    """
+
+    method: str
+    run: int
+    mask: tuple[int, ...]
+    evaluations: int
+    seconds: float | None
+    reward_loss: float | None
+    macs_saved: float
+    kv_saved: float
+    drawn: str
+    before: Quality
+    after: Quality | None = None
+    recovery_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class CompareSettings(AnsweringSettings):
     @property
     def shrink_settings(self) -> ShrinkSettings:
         """The settings of shrinking the same model."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(AnsweringSettings)}
+        shared = {field.name: getattr(self, field.name) for field in fields(AnsweringSettings)}
         return ShrinkSettings(**shared)
 
 
@@ -110,28 +134,27 @@ def compare(settings: CompareSettings, run: Run) -> float:
     quality, results = read_results(folder)
     quality = quality or score_model(full, task, test, "full model", settings.metric)[0]
     measured = {result.method for result in results}
-    budget, left_out = requested_budget(settings.shrink_settings, problem), dict[str, str]()
+    left_out = dict[str, str]()
     teacher = None if measured == set(settings.methods) else make_teacher(full, task, problem.splits.train, recovery)
     with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
         for method in settings.methods:
             checkpoint = folder / f"{method}.pt"
-            if method in measured:
-                checkpoint.unlink(missing_ok=True)
-                continue
-            choice = choice_from_run(settings.runs_dir, searches[method].run, changed_settings(settings.problem_config))
-            try:
-                choice = fallback_if_not_removable(choice, problem, budget)
-            except ValueError as error:
-                left_out[method] = str(error)
-                continue
-            found = found_by(settings, method, searches[method], choice.mask)
-            known = next((result for result in results if result.mask == found.mask), None)
-            if known is None:
-                found = measure_mask(found, problem, full, test, recovery, teacher, checkpoint, settings.metric)
-            results.append(found if known is None else found.measured_as(known))
-            write_results(folder, settings, quality, results, left_out)
+            if method not in measured:
+                run_id = searches[method].run
+                choice = choice_from_run(settings.runs_dir, run_id, changed_settings(settings.problem_config))
+                try:
+                    mask = fallback_if_not_removable(choice, problem).mask
+                except ValueError as error:
+                    left_out[method] = str(error)
+                    continue
+                found = found_by(settings, method, searches[method], mask)
+                # Methods often find the same mask, and recovery takes longest: each mask is measured once.
+                known = next((asdict(result) for result in results if result.mask == found["mask"]), None)
+                measurements = known or measure_mask(mask, method, problem, test, settings, teacher, checkpoint)
+                results.append(build(MethodResult, {**measurements, **found}))
+                write_results(folder, settings, quality, results, left_out)
+                bar.update()
             checkpoint.unlink(missing_ok=True)
-            bar.update()
     if not results:
         raise ValueError(f"no method found a mask that can be removed: {'; '.join(left_out.values())}")
     write_results(folder, settings, quality, results, left_out)
@@ -161,7 +184,7 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> dic
 
     def keep(method: str, run: str, seconds: float | None = None) -> None:
         started[method] = StartedSearch(int(run), seconds)
-        write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in started.items()})
+        write_json(folder / SEARCHES, {name: asdict(each) for name, each in started.items()})
 
     with progress(len(todo), "searches", unit="method") as bar:
         for method in todo:
@@ -187,13 +210,14 @@ def read_searches(folder: Path) -> dict[str, StartedSearch]:
     return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
 
-def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> MethodResult:
-    """Return the recorded result of one mask of a search."""
+def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> dict[str, Any]:
+    """Return the fields of a `MethodResult` that its search determines."""
     record = SearchResult.load(find_run(settings.runs_dir, search.run))
-    bits = tuple(int(bit) for bit in mask)
+    bits = tuple(mask.astype(int).tolist())
     rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
     loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    return MethodResult(method, search.run, bits, record.evaluations, search.seconds, loss)
+    about = {"method": method, "run": search.run, "mask": bits, "reward_loss": loss}
+    return {**about, "evaluations": record.evaluations, "seconds": search.seconds}
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
@@ -212,8 +236,8 @@ def write_results(
     """Write `compare.json`."""
     record = {
         "settings": recorded_command(settings),
-        "full": dataclasses.asdict(full),
-        "methods": [dataclasses.asdict(result) for result in results],
+        "full": asdict(full),
+        "methods": [asdict(result) for result in results],
         "left_out": left_out,
         "versions": library_versions(),
     }
@@ -229,6 +253,57 @@ def title_of(settings: CompareSettings, count: int) -> str:
         "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.train.steps, 'step')}"
     )
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
+
+
+def measure_mask(
+    mask: np.ndarray,
+    name: str,
+    problem: Problem,
+    test: Sequence[Any],
+    settings: CompareSettings,
+    teacher: Teacher | None,
+    checkpoint: Path,
+) -> dict[str, Any]:
+    """Return the fields of a `MethodResult` about the model without the layers of a mask, before and after recovery."""
+    task, full, config = problem.task, as_vlm(problem), settings.recovery()
+    smaller = pruned_copy(full, mask)
+    prompt = next(iter(task.pairs(task.open_ended(problem.splits.test[:1]))))
+    cached, cached_of_full = (cached_values(vlm, task.processor, prompt) for vlm in (smaller, full))
+    found = {
+        "macs_saved": float(problem.costs.macs_saved(mask)),
+        "kv_saved": 1 - cached / max(cached_of_full, 1),
+        "drawn": draw_mask(full, mask),
+        "before": asdict(score_model(smaller, task, test, name, settings.metric)[0]),
+    }
+    if config.recover == "none":
+        return found
+    started = time.perf_counter()
+    trained = recover(smaller, full, task, problem.splits.train, config, checkpoint, teacher)
+    with merged(smaller, full, config, trained, checkpoint.parent):
+        after = score_model(smaller, task, test, f"{name}, recovered", settings.metric)[0]
+    return {**found, "after": asdict(after), "recovery_seconds": time.perf_counter() - started}
+
+
+def comparison_table(title: str, full: Quality, results: Sequence[MethodResult], left_out: Mapping[str, str]) -> Table:
+    """Return the table: the full model first, then methods by test loss before recovery."""
+    recovers = any(result.after is not None for result in results)
+    columns = ["method", "evaluations", "seconds", "MACs saved", "KV saved", "loss seen", "loss", "score (95 %)"]
+    columns += ["recovered loss", "recovered score (95 %)"] if recovers else []
+
+    def quality(value: Quality | None) -> list[str]:
+        if value is None:
+            return ["-", "-"]
+        return [f"{value.loss:.4f}", f"{100 * value.score:.1f} ({100 * value.low:.1f}..{100 * value.high:.1f})"]
+
+    rows = [["full model", "-", "-", "-", "-", "-", *quality(full), *(["-", "-"] if recovers else []), ""]]
+    for result in sorted(results, key=lambda result: result.before.loss):
+        seen = "-" if result.reward_loss is None else f"{result.reward_loss:.4f}"
+        saved = [f"{100 * share:.1f} %" for share in (result.macs_saved, result.kv_saved)]
+        seconds = "-" if result.seconds is None else f"{result.seconds:.1f}"
+        row = [result.method, str(result.evaluations), seconds, *saved, seen, *quality(result.before)]
+        rows.append([*row, *(quality(result.after) if recovers else []), result.drawn])
+    notes = [f"{method} has no result: {reason}" for method, reason in left_out.items()]
+    return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))
 
 
 ex = RecordedCommand("adapt shrink compare", CompareSettings, compare, prepare=prepare)

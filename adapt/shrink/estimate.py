@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
 from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens
@@ -42,36 +42,43 @@ def shrink_parts(settings: ShrinkSettings) -> list[Part]:
     problem = load_problem(settings.problem_config if choice is None else choice.problem)
     full, task, config = problem.vlp, problem.task, settings.recovery()
     assert isinstance(full, VLM)
-    answers = time_answers(full, task, shuffled(task, problem.splits.test, settings.test_examples))
-    verification = Part("verification", SUBPROCESS_SECONDS + answers.verification)
+    test = shuffled(task, problem.splits.test, settings.test_examples)
+    timed = time_answers(full, task, test)
+    alone = timed.alone
+    # Without a cache, each token of one prompt takes a forward.
+    forwards, tokens = 10 * PROMPTS + NEW_TOKENS + 1, (PROMPTS + 1) * NEW_TOKENS
+    seconds = SUBPROCESS_SECONDS + forwards * float(alone[0]) + tokens * float(alone[1:].mean())
+    verification = Part("verification", seconds)
+    answering, timing = timed.scoring(timed.own_tokens), 2 * (1 + LATENCY_BLOCKS) * float(alone.sum())
+    # The answers of the model that is not recovered may not end.
+    measuring = answering + timed.scoring(timed.most_tokens) + timing
     if config.method is None:
-        return [Part("measuring", answers.measuring(1)), verification]
+        return [Part("measuring", measuring), verification]
     mask = random_mask(settings, problem) if choice is None else choice.mask
-    student = pruned_copy(full, mask)
-    teacher, recovery = recovery_parts(student, full, task, problem.splits.train, config)
-    parts = [teacher, recovery, Part("measuring", answers.measuring(2)), verification]
+    teacher, recovery = recovery_parts(pruned_copy(full, mask), full, task, problem.splits.train, config)
+    parts = [teacher, recovery, Part("measuring", measuring + answering), verification]
     if settings.control is False:
         return parts
-    longer = problem.costs.macs(np.zeros_like(mask)) / problem.costs.macs(mask)
-    training = recovery.seconds * longer + answers.of_model(answers.own_tokens)
-    return [*parts, replace(recovery, name="control", seconds=training, is_certain=settings.control is True)]
+    longer = problem.costs.macs_full / problem.costs.macs(mask)
+    control = replace(
+        recovery, name="control", seconds=recovery.seconds * longer + answering, is_certain=settings.control is True
+    )
+    return [*parts, control]
 
 
 def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
     """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
     space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))
-    return next(
-        (mask for mask in draws if not why_not_removable(problem, mask)), np.zeros(len(problem.vlp.layers), dtype=bool)
-    )
+    nothing = np.zeros(len(problem.vlp.layers), dtype=bool)
+    return next((mask for mask in draws if not why_not_removable(problem, mask)), nothing)
 
 
-@dataclass(frozen=True)
-class Answers:
+class AnswerTimes(NamedTuple):
     """What answering the test examples takes.
 
     Attributes:
-        count: Number of examples.
+        examples: Their number.
         forward: Seconds of an example's loss.
         first, further: Seconds of an example's first token in a batch, and of each further token of a batch.
         own_tokens: Tokens that the full model's answers have.
@@ -79,7 +86,7 @@ class Answers:
         alone: (tokens,) seconds of each token of one prompt.
     """
 
-    count: int
+    examples: int
     forward: float
     first: float
     further: float
@@ -87,25 +94,14 @@ class Answers:
     most_tokens: int
     alone: np.ndarray
 
-    def of_model(self, tokens: int) -> float:
+    def scoring(self, tokens: int) -> float:
         """Return the seconds of scoring a model whose answers have this many tokens."""
-        padding = 2 * min(PROBES, self.count) * self.first  # whether padding changes an answer is tried first
-        decoding = -(-self.count // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
-        return self.count * (self.forward + self.first) + decoding + padding
-
-    def measuring(self, good: int) -> float:
-        """Return the seconds for models that answer like the full one, and one whose answers may not end."""
-        timed = 2 * (1 + LATENCY_BLOCKS) * float(self.alone.sum())
-        return good * self.of_model(self.own_tokens) + self.of_model(self.most_tokens) + timed
-
-    @property
-    def verification(self) -> float:
-        """Seconds of the forwards and tokens by which a fresh process and this one are compared."""
-        forwards = 10 * PROMPTS + NEW_TOKENS + 1  # without a cache, each token of one prompt takes a forward
-        return forwards * float(self.alone[0]) + (PROMPTS + 1) * NEW_TOKENS * float(self.alone[1:].mean())
+        padding = 2 * min(PROBES, self.examples) * self.first  # whether padding changes an answer is tried first
+        decoding = -(-self.examples // GENERATE_BATCH_SIZE) * (tokens - 1) * self.further
+        return self.examples * (self.forward + self.first) + decoding + padding
 
 
-def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:
+def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:
     """Time the full model on some of the test examples."""
     processor: Any = task.processor
     open_ended = task.open_ended(test)
@@ -118,19 +114,11 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> Answers:
     tokens = time_tokens(full, processor, batch, greedy_settings(full, processor, most))
     alone = time_tokens(full, processor, batch[:1], greedy_settings(full, processor, timed, least=timed))
     further = float((tokens if len(tokens) > 1 else alone)[1:].mean())
-    return Answers(len(test), forward, float(tokens[0]) / len(batch), further, len(tokens), most, alone)
+    return AnswerTimes(len(test), forward, float(tokens[0]) / len(batch), further, len(tokens), most, alone)
 
 
 def recovery_parts(student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig) -> tuple[Part, Part]:
-    """Return the parts of a recovery: running the teacher, and training.
-
-    Args:
-        student: A copy without some layers, which shares the weights of the full model; it cannot be used afterwards.
-        full: The full model.
-        task: Its task.
-        train: The train split.
-        config: Settings of the recovery, with a method.
-    """
+    """Return the parts of a recovery: running the teacher, and training. The student cannot be used afterwards."""
     size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
     batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
     teacher = Teacher(full, task, batch, size)

@@ -10,8 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.card import shrunk_card
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, requested_budget, source_of
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -23,7 +22,7 @@ from das_gym.adapt.shrink.measuring import (
     score_model,
 )
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
-from das_gym.adapt.shrink.report import report_of, table_of
+from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
@@ -37,11 +36,11 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.output import escape_control_chars
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
 from das_gym.runs import library_versions
-from das_gym.streams import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
@@ -53,7 +52,7 @@ class ShrinkJob:
     def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
         self.settings, self.folder = settings, folder
         self.problem: Problem = load_problem(choice.problem)
-        self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
+        self.choice = fallback_if_not_removable(choice, self.problem)
         self.full: VLM = as_vlm(self.problem)
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)
@@ -75,8 +74,10 @@ class ShrinkJob:
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
+        # Before `merged`, which changes weights that the full model shares with the recovered one.
         scored = {name: self._score(vlm, f"{name} model") for name, vlm in models.items()}
         probes = Probes.of(self.full, task, self.test)
+        # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
             processor = source if tokenizer is None else Path(tokenizer)
@@ -108,6 +109,7 @@ class ShrinkJob:
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, record)
+        # The record gets its name last, and a run that is resumed in between renames it.
         finish_saved(self.folder)
         table_of(measured, self.data).print()
         drawn = draw_mask(self.full, mask)

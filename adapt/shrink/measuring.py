@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from das_gym.adapt.report import ModelResult
 from das_gym.adapt.shrink.recovery import answer_states
 
 from das_gym.engine.scores import format_examples
@@ -33,53 +34,35 @@ DECODED_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class ModelResult:
-    """The measurements of one model.
+class ShrunkModelResult(ModelResult):
+    """The measurements of one model: `full`, `shrunk` or `recovered`. Its record has times as [median, quartiles].
 
     Attributes:
-        name: `full`, `shrunk` or `recovered`.
         score: Mean score of the generated answers, 0..1.
         low, high: Its 95 % interval.
         loss: Mean negative log-likelihood of the reference answers' tokens, nats.
-        parameters: All of the model's.
         bytes: Of its weights as saved.
-        macs: Of one example.
-        macs_saved: Share of the full model's, which is the baseline.
         kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
         decode_ms: Time of each further token.
         prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
     """
 
-    name: str
     score: float
     low: float
     high: float
     loss: float
-    parameters: int
     bytes: int
-    macs: int
-    macs_saved: float
     kv_bytes: int
     prefill_ms: Spread
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
 
-    def record(self) -> dict[str, Any]:
-        """Return JSON values. Times are [median, quartiles], speed-ups [ratio, 95 % interval]."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
 
 @dataclass(frozen=True)
 class Quality:
-    """A model's loss and score on test examples.
-
-    Attributes:
-        loss: Of the reference answers, nats.
-        score: Mean score of generated answers, 0..1.
-        low, high: Its 95 % interval.
-    """
+    """A model's loss on the reference answers (nats), and its mean score (0..1) with a 95 % interval."""
 
     loss: float
     score: float
@@ -93,24 +76,19 @@ Scored = tuple[Quality, Sequence[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of all models on the same examples.
+    """The results of all models on the same examples, the full model first and the saved model last.
 
-    Attributes:
-        rows: By name, the full model first and the saved model last.
-        texts: The answers of each model.
-        scores: (n_examples,) scores of each model.
-        metric: What the score is.
-        control: The full model after the same training as the saved one, if there is one.
+    `scores` are those of each example. `control` is the full model after the same training as the saved one.
     """
 
-    rows: dict[str, ModelResult]
+    rows: dict[str, ShrunkModelResult]
     texts: Mapping[str, Sequence[str]]
     scores: Mapping[str, np.ndarray]
     metric: str
     control: Quality | None = None
 
     @property
-    def final(self) -> ModelResult:
+    def final(self) -> ShrunkModelResult:
         """The result of the saved model."""
         return list(self.rows.values())[-1]
 
@@ -161,10 +139,10 @@ def measure(
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
-        rows[name] = ModelResult(
+        rows[name] = ShrunkModelResult(
             name,
+            parameters,
             **asdict(quality),
-            parameters=parameters,
             bytes=parameters * dtypes[name != FULL].itemsize,
             macs=own_costs.macs(own_mask),
             macs_saved=own_costs.macs_saved(own_mask),
@@ -259,4 +237,5 @@ def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], setting
     """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images."""
     clock, start = TokenClock(), time.perf_counter()
     generate_batch(vlm, processor, encodings, settings, streamer=clock)
+    # `generate` puts the prompt before the first token.
     return np.diff([start, *clock.times[1:]])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.memory import restored_afterwards
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, Trainer, adamw, check_ranges, decay
@@ -46,9 +46,6 @@ WARMUP = 0.03
 
 ALIASES = {"adapters": "das"}
 """Other names of methods in `recover`."""
-
-HALF_PRECISION_BYTES = 2**30
-"""A teacher's cached outputs that are larger than this are kept in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,7 @@ class Teacher:
     """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits."""
 
     def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
+        # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()
         self.dtype = full_model.model.dtype
         self._states: dict[str, Tensor] = {}
@@ -133,8 +131,6 @@ class Teacher:
             for start in range(0, len(examples), batch_size):
                 chunk = examples[start : start + batch_size]
                 states = answer_states(full_model, task, chunk)
-                large = states.numel() * 4 * len(examples) > HALF_PRECISION_BYTES * len(chunk)
-                states = states.half() if large and states.dtype == torch.float32 else states
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
                 for example, part in zip(chunk, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()
@@ -174,6 +170,7 @@ def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Par
     insert_adapters = partial(insert_into_pruned, student, full_model)
     pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
     parameters = method.insert_for_recovery(pruned)
+    # The full model, which is the teacher, shares the weights.
     parameters = own_copies(student.model, parameters) if method.trains_weights else parameters
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -242,7 +239,7 @@ def merged(
     if method is None:
         yield
         return
-    with restored_afterwards(method.merged_weights(student), folder):
+    with _restored_afterwards(method.merged_weights(student), folder):
         method.finish(student)
         if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
             replace_model(student, student.model.to(dtype))
@@ -250,6 +247,22 @@ def merged(
             parameter.data = parameter.data.to(dtype)
         student.freeze()
         yield
+
+
+@contextmanager
+def _restored_afterwards(parameters: Sequence[Tensor], folder: Path | None) -> Iterator[None]:
+    """Write parameters to a file in a folder (None: the system's), and read them again after the block."""
+    with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that it does not outlive a killed process
+        for parameter in parameters:
+            file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        file.flush()  # a full disk is an error before the block
+        try:
+            yield
+        finally:
+            file.seek(0)
+            for parameter in parameters:
+                content = bytearray(file.read(parameter.nbytes))
+                parameter.data.copy_(torch.frombuffer(content, dtype=parameter.dtype).view(parameter.shape))
 
 
 def replace_model(student: VLM, model: Any) -> None:
@@ -263,6 +276,7 @@ def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary
+    # KL(teacher || student): the student has to cover all that the teacher finds likely.
     divergence = task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean()
     cross_entropy = task.losses(logits, targets).mean()
     loss = config.distillation * divergence + config.cross_entropy * cross_entropy

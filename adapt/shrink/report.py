@@ -1,4 +1,4 @@
-"""Report what shrinking did: the table of models and a conclusion."""
+"""Report what shrinking did: the table of models, a conclusion, and the card of the saved folder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE, percent, results_table
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured
+from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
+from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE
+from das_gym.models.transformers.units import ATTENTION, MLP
+
+ADDED_CODE = (
+    "The folder holds the code of its model, which is not one of transformers' own. Without `trust_remote_code=True`, "
+    "loading fails on purpose (no file named model.safetensors): transformers' class would fill what it misses with noise."
+)
 
 
 def table_of(measured: Measured, title: str = "") -> Table:
@@ -45,28 +57,67 @@ def report_of(
 
 
 def conclusion(measured: Measured) -> str:
-    """Return two or three sentences about savings, speed-up and scores."""
-    full, final, control = measured.rows[FULL], measured.final, measured.control
-    parts = []
-    timed = {"the first token comes": final.prefill_speedup, "each further one": final.decode_speedup}
-    for phrase, speedup in timed.items():
-        if speedup is not None:
-            measurable = "" if speedup.is_measurable else ", which is not measurably faster"
-            parts.append(f"{phrase} {speedup.ratio:.2f} ({speedup.low:.2f} to {speedup.high:.2f}) times as fast{measurable}")
-    fast = f" Relative to the baseline, {', and '.join(parts)}." if parts else ""
+    """Return a sentence on how the saved model's score compares, and how much of the loss recovery regained."""
+    final, control = measured.final, measured.control
     difference, low, high = (100 * value for value in measured.difference())
-    against = f"the baseline's {percent(full.score)} %"
+    against = f"the baseline's {percent(measured.rows[FULL].score)} %"
     if control is not None:
         against += f" and {percent(control.score)} % of the full model trained alike (the control)"
     # The better of baseline and control: a model that training alone improves as much was not helped by losing layers.
     than = "control" if measured.reference == CONTROL else "baseline"
     regained = measured.loss_regained()
     recovery = "" if regained is None else f"; recovery removed {100 * regained:.0f} % of the increase in loss"
-    smaller = 100 * (1 - final.parameters / full.parameters)
-    cache = 100 * (1 - final.kv_bytes / max(full.kv_bytes, 1))  # recurrent layers keep no keys
     return (
-        f"The {final.name} model saves {100 * final.macs_saved:.2f} % of the baseline's MACs, {smaller:.1f} % of its "
-        f"parameters and {cache:.1f} % of its KV cache.{fast} It scores {percent(final.score)} % against {against}: "
-        f"{difference:+.1f} points compared with the {than} (95 % interval {low:+.1f}..{high:+.1f}) on "
-        f"{len(measured.scores[FULL]):,} test examples{recovery}."
+        f"The {final.name} model scores {percent(final.score)} % against {against}: {difference:+.1f} points compared with "
+        f"the {than} (95 % interval {low:+.1f}..{high:+.1f}) on {len(measured.scores[FULL]):,} test examples{recovery}."
+    )
+
+
+def shrunk_card(
+    full: VLM,
+    mask: Sequence[bool],
+    source: Path,
+    origin: str,
+    recovery: RecoveryConfig,
+    trained: tuple[int, int],
+    data: str,
+    measured: Measured,
+    verified: Verification,
+    command: str,
+) -> str:
+    """Return the text of the card; `trained` are the numbers of trained parameters and of training examples."""
+    name, auto = display_name(source), auto_class(full.model.config).__name__
+    layers, parts = len(full.stack.layers), full.removed_parts(mask)
+    removed = [("decoder layers", full.removed_layers(mask), layers)]
+    for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
+        removed.append((f"{what} of decoder layers", [place for place, part in parts.items() if part == kind], layers))
+    if full.tower is not None:
+        removed.append(("layers of its vision tower", full.removed_layers(mask, IMAGE), len(full.tower.stack.layers)))
+    removed = [each for each in removed if each[1]]
+    counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
+    which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
+    adds_code = bool(parts) or (recovery.method is not None and recovery.method.adds_code)
+    trusted = TRUST if has_remote_code(full) else ""
+    training, compared = "Nothing was trained.", "full model with these layers skipped"
+    if recovery.method is not None:
+        parameters, examples = trained
+        training = (
+            f"Then {recovery.method.title} trained {parameters:,} parameters for {recovery.steps} steps of "
+            f"{min(recovery.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
+            f"{recovery.distillation:g} KL(full || this) + {recovery.cross_entropy:g} cross-entropy."
+        )
+        compared = "recovered model in memory, run layer by layer"
+    return model_card(
+        front_matter(source, auto, ("pruned",)),
+        f"{name}, without {counts}",
+        [
+            f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({origin}). {training}",
+            f"Command: `{command}`",
+            *([ADDED_CODE] if adds_code else []),
+        ],
+        loading_example(auto, TRUST if adds_code else trusted, trusted),
+        table_of(measured),
+        f"Scored on {data} with greedy decoding. Other abilities of the model were not measured. Checked when it was saved: "
+        f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "
+        f"{verified.logits_difference:.1e} or less), and so does the text that it generates {', '.join(verified.ways)}.",
     )

@@ -15,9 +15,8 @@ import torch
 
 from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
-from das_gym.models.sums import SUMS, write_sums
 from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
-from das_gym.models.transformers.weights import DTYPE_KEYS, weight_files
+from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_sums
 
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),

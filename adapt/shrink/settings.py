@@ -16,8 +16,9 @@ from das_gym.agents.run_report import rerun_command
 
 from das_gym.config import check_names, choice, nested, settings_dict
 from das_gym.files import at_home
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
+from das_gym.problem.budget import check_budget
 from das_gym.problem.config import ProblemSettings, grouped_settings
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
 from das_gym.runs import EstimatedSettings
 from das_gym.tasks.metrics import METRICS
@@ -85,7 +86,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
 
 @dataclass(frozen=True)
 class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
-    """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
+    """The settings of `python -m adapt shrink`. A search run brings its own model, data and budget.
 
     Attributes:
         out: Folder to write the smaller model to. None is `model` in the run's folder.
@@ -104,6 +105,10 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choice()
+        if self.asked and not self.needs_search:
+            raise ValueError(
+                f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
+            )
         check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
         if self.control and self.recover == "none":
             raise ValueError("`control` is trained like the recovered model: got True with recover=none. Leave it out.")

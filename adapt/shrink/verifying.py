@@ -36,8 +36,8 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.own_code import own_code
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.output import first_line
 from das_gym.tasks.base import Task
-from das_gym.wording import first_line
 
 PROMPTS = 3
 """Number of prompts that are compared."""
@@ -59,13 +59,7 @@ class VerificationError(ValueError):
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a successful verification.
-
-    Attributes:
-        prompts: Number of prompts.
-        logits_difference: Largest difference of logits relative to the largest logit.
-        ways: How text was generated.
-    """
+    """The result of a successful verification: the largest relative difference of logits, and how text was generated."""
 
     prompts: int
     logits_difference: float
@@ -158,6 +152,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
             return f"nothing ({first_line(error)})"
         return tokens
 
+    # Removing layers can break the positions that a cache counts, or a type's handling of padding.
     said = {way: generated(smaller, way) for way in ways}
     # in 16 bits, rounding decides between tokens of nearly equal probability
     exact = smaller.model.dtype not in HALVES
@@ -236,6 +231,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
         raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
+    # The full model with what recovery changed, so that both sides differ in the removal alone.
     masked = merge(probes.vlm, smaller, mask)
     computed, wanted = probes.vlm.model.dtype, replay_logits(masked, probes, mask)
     what = f"{folder} differ from the masked model's"
@@ -267,6 +263,7 @@ def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[i
         types[name] = torch.cat((value[:start], value[-1:].repeat(*repeats)))
     with replace_forwards(vlm.skip_forwards(mask)):
         logits = vlm.run([encoding._replace(ids=ids, types=types)], with_head=True).logits[0, start - 1 : -1].cpu().float()
+    # Of tokens that are equally likely but for rounding, either may be generated.
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
     logits[:, image_tokens_of(vlm.model)] = -torch.inf
     lacking = logits.amax(-1) - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_number
+from das_gym.agents.ask_tell.base import Agent, check_positive
 
 from das_gym.config import read_array
 from das_gym.problem.budget import Floats, Masks
@@ -33,7 +33,7 @@ class Bandit(Agent):
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0) -> None:
         super().__init__(space, seed)
-        check_number("learning_rate", learning_rate, above=0)
+        check_positive("learning_rate", learning_rate)
         self.learning_rate = float(learning_rate)
         self.preferences = np.zeros(self.n_layers)
 

@@ -24,10 +24,10 @@ AGENTS: dict[str, str | type[Agent]] = {
     "evolution": "das_gym.agents.ask_tell.evolution:Evolution",
     "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
-    "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
+    "greedy": "das_gym.agents.ask_tell.baselines:Greedy",
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
-    "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
-    "policy": "das_gym.agents.policy.agent:Policy",
+    "leave_one_out": "das_gym.agents.ask_tell.baselines:LeaveOneOut",
+    "policy": "das_gym.agents.policy.network:Policy",
     "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
 }
@@ -176,52 +176,40 @@ def masks_of_keys(keys: Collection[bytes], n_layers: int) -> Masks:
 
 def ask(agent: Agent, name: str, n: int) -> Masks:
     """Ask an agent for up to `n` masks, and check them: (m, n_layers) bool."""
-    masks = _as_bool(agent.ask(n), f"agent {name!r}: ask({n})")
-    if masks.ndim != 2 or masks.shape[1] != agent.n_layers or len(masks) > n:
-        raise ValueError(f"agent {name!r}: ask({n}) returned shape {masks.shape}, expected (m, {agent.n_layers}), m <= {n}")
-    if not agent.free_budget:
-        _check_budget(agent, masks, f"agent {name!r}: ask({n})")
-    return masks
+    return _checked(agent, agent.ask(n), f"agent {name!r}: ask({n})", n, agent.free_budget)
 
 
 def answer(agent: Agent, name: str) -> Masks:
     """Return an agent's answer, checked: (n_layers,) bool."""
-    mask = _as_bool(agent.best(), f"agent {name!r}: best()")
-    if mask.shape != (agent.n_layers,):
-        raise ValueError(f"agent {name!r}: best() returned shape {mask.shape}, expected ({agent.n_layers},)")
-    _check_budget(agent, mask[None], f"agent {name!r}: best()")
-    return mask
+    mask = agent.best()
+    return _checked(agent, mask[None] if isinstance(mask, np.ndarray) else mask, f"agent {name!r}: best()", 1, False)[0]
 
 
-def _as_bool(given: Any, source: str) -> Masks:
-    if not isinstance(given, np.ndarray) or not np.isin(given, (0, 1)).all():
-        raise ValueError(f"{source} returned {given!r}, expected a numpy array of bool, True = skipped")
-    return given.astype(bool)
-
-
-def _check_budget(agent: Agent, masks: Masks, source: str) -> None:
+def _checked(agent: Agent, masks: Any, source: str, most: int, free_budget: bool) -> Masks:
+    """Return what an agent returned as (m, n_layers) bool, m <= `most`; raise for anything else."""
+    if not isinstance(masks, np.ndarray) or not np.isin(masks, (0, 1)).all():
+        raise ValueError(f"{source} returned {masks!r}, expected a numpy array of bool, True = skipped")
+    if masks.ndim != 2 or masks.shape[1] != agent.n_layers or len(masks) > most:
+        raise ValueError(f"{source} returned shape {masks.shape}, expected (m, {agent.n_layers}), m <= {most}")
+    masks = masks.astype(bool)
     outside = masks[~agent.space.contains(masks)]
-    if len(outside):
-        skipped = np.flatnonzero(outside[0]).tolist()
+    if len(outside) and not free_budget:
         raise ValueError(
-            f"{source} returned a mask outside the budget: it skips layers {skipped}, expected "
+            f"{source} returned a mask outside the budget: it skips layers {np.flatnonzero(outside[0]).tolist()}, expected "
             f"{agent.space.budget.describe()}. Choose masks that `space.contains`; only ask() may return others, with "
             "`free_budget = True`"
         )
+    return masks
 
 
 def register_agent(name: str, agent: str | type[Agent]) -> None:
     """Register a custom agent, so that searches, comparisons and commands accept its name.
 
-    Args:
-        name: Its name.
-        agent: Its class, or "module:class", which is imported on first use.
+    `agent` is its class, or "module:class", which is imported on first use. Complete example: `examples/own_agent.py`.
 
     Raises:
         TypeError: neither of them.
         ValueError: the name is not allowed, or already registered.
-
-    Complete example: `examples/own_agent.py`.
     """
     from das_gym.agents.sb3.algorithms import ALGORITHMS
 
@@ -291,17 +279,8 @@ def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
     check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
 
 
-def check_number(
-    name: str,
-    value: Any,
-    minimum: float = -math.inf,
-    maximum: float = math.inf,
-    above: float = -math.inf,
-    whole: bool = False,
-) -> None:
-    """Raise a ValueError unless `value` is finite, (whole), in `minimum`..`maximum` and greater than `above`."""
+def check_positive(name: str, value: Any, whole: bool = False) -> None:
+    """Raise a ValueError unless `value` is a finite (whole) number above 0."""
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not minimum <= value <= maximum or value <= above:
-        bounds = {"from": minimum, "above": above, "to": maximum}
-        words = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
-        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number {' '.join(words)}")
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number above 0")

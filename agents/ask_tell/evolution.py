@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import Agent, check_number, masks_of_keys
+from das_gym.agents.ask_tell.base import Agent, check_positive, masks_of_keys
 
 from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
@@ -40,14 +40,13 @@ class Evolution(Agent):
         stages: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(space, seed)
-        check_number("offspring", offspring, minimum=1, whole=True)
-        check_number("max_swaps", max_swaps, minimum=1, whole=True)
-        is_list = isinstance(stages, (list, tuple))
-        for fraction in stages if is_list else ():
-            check_number("stages", fraction, above=0, maximum=1)
-        if not is_list or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
+        check_positive("offspring", offspring, whole=True)
+        check_positive("max_swaps", max_swaps, whole=True)
+        # Rising, from above 0 to 1.
+        if not isinstance(stages, (list, tuple)) or sorted({0, *stages}) != [0, *stages] or [*stages][-1:] != [1]:
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
-        self.offspring, self.max_swaps = offspring, max_swaps
+        self.initial, self.offspring, self.max_swaps = offspring, offspring, max_swaps
+        self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half
         self.stages = tuple(float(fraction) for fraction in stages)
         self.parent: Masks | None = None
         self._stage = 0
@@ -58,11 +57,7 @@ class Evolution(Agent):
     @property
     def generation_size(self) -> int:
         """Number of masks in the current generation."""
-        return self.offspring
-
-    def survivors_of(self, scored: int) -> int:
-        """Return how many of `scored` masks enter the next stage."""
-        return (scored + 1) // 2
+        return self.initial if self.parent is None else self.offspring
 
     @property
     def examples_share(self) -> float:  # type: ignore[override]
@@ -123,7 +118,7 @@ class Evolution(Agent):
             self.parent, self._stage = self.best(), 0
         else:
             ranked = sorted(self._scored, key=lambda key: -self._scored[key])
-            kept = self.survivors_of(len(ranked))
+            kept = (len(ranked) + 1) // 2 if self.survivors is None else self.survivors
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting, self._stage = ranked[:kept], self._stage + 1
         self._scored = {}
@@ -167,20 +162,11 @@ class EvoPress(Evolution):
         stages: Sequence[float] = (1 / 16, 1.0),
     ) -> None:
         super().__init__(space, seed, offspring, stages=stages)
-        check_number("initial", initial, minimum=1, whole=True)
-        check_number("survivors", survivors, minimum=1, whole=True)
+        check_positive("initial", initial, whole=True)
+        check_positive("survivors", survivors, whole=True)
         self.initial, self.survivors = initial, survivors
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))
         self._sizes = np.unique(sizes, return_inverse=True)[1]
-
-    @property
-    def generation_size(self) -> int:
-        """Number of masks in the current generation: `initial` at first, then `offspring`."""
-        return self.initial if self.parent is None else self.offspring
-
-    def survivors_of(self, scored: int) -> int:
-        """Return how many of `scored` masks enter the next stage."""
-        return min(self.survivors, scored)
 
     def _mutate(self, parent: Masks) -> Masks:
         mask = parent.copy()

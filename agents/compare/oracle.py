@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import is_tabular, make_scored, observed_statistics
+from das_gym.agents.searching.setup import is_tabular, make_scored, observed_statistics
 
-from das_gym.config import check_names
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import statistics_of_losses
-from das_gym.registration import SUITE_IDS, many_objectives
+from das_gym.registration import SUITE_IDS
 from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
@@ -114,10 +113,7 @@ class TableOracle(Oracle):
 
 
 class SuiteOracle(Oracle):
-    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split.
-
-    Agents observe `statistics`, and those that follow from the losses of masks.
-    """
+    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split."""
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
         self.env_id, self.env_kwargs = problem.name, {}
@@ -148,16 +144,12 @@ class LiveOracle(Oracle):
 
     def rewards(self, masks: Masks) -> Floats:
         """See `Oracle.rewards`."""
-        return self._scorer.score(masks, self._rng).rewards
+        return self._scorer.score(masks, self._rng)[0]
 
     def test_metrics(self, masks: Masks) -> Floats:
         """See `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
-
-
-SUITE_SETTINGS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed", "budgets")
-"""Settings of `SuiteEnv` that determine its problems and their statistics."""
 
 
 def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
@@ -166,8 +158,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     Args:
         env_id: The environment.
         budget: `skip_num`, or a share to save. A problem of a suite has its own.
-        env_kwargs: Its other settings. For `DAS-Suite-v0`: `problem`, a number or a name; `split`, by default `test`; and
-            `SUITE_SETTINGS`.
+        env_kwargs: Its other settings. For `DAS-Suite-v0` also `problem`, a number or name, and `split` (`test`).
 
     Example:
         >>> from das_gym.agents import make_oracle
@@ -180,22 +171,17 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         if budget:
             raise ValueError(f"`budget` is not allowed for a problem of a suite, which has its own: got {dict(budget)}")
         problem, split = settings.pop("problem", 0), settings.pop("split", "test")
-        check_names(settings, SUITE_SETTINGS, "setting of a suite's oracle")
         suite = SuiteEnv(split, **settings).suite
         return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
-    if name.endswith(suffix := many_objectives("")):
-        scalar = f"{name.removesuffix(suffix)}-v0"
-        raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar}")
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)
 
 
 class GroundTruth(NamedTuple):
-    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: `best_reward` minus its reward."""
+    """Rank of a mask (1 = best) among all `masks` within the budget, and `regret`: the best reward minus its reward."""
 
     rank: int
     masks: int
     regret: float
-    best_reward: float
 
 
 def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
@@ -206,7 +192,5 @@ def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[i
     table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
     if not scorer.budget.is_kept_by(chosen[None])[0]:
         return None
-    allowed = scorer.budget.is_kept_by(table.masks)
     rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
-    best = table.values(scorer.objective, scorer.split)[allowed].max()
-    return GroundTruth(int(rank), int(allowed.sum()), float(regret), float(best))
+    return GroundTruth(int(rank), int(scorer.budget.is_kept_by(table.masks).sum()), float(regret))

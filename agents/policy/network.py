@@ -1,26 +1,33 @@
-"""The policy network: estimates the cost of masks from layer statistics, with shared weights for any number of units."""
+"""The policy network, which estimates the cost of masks from layer statistics, and the agent that takes its best mask.
+
+Its weights are shared by units, so that it reads models of any number of them.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts
+from das_gym.agents.ask_tell.heuristics import Heuristic
 from torch import Tensor, nn
 
-from das_gym.files import explain_damage
+from das_gym.files import absolute
 from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.tables.suite import MAX_UNITS, bundled_suite
 
-FORMAT = "das_gym policy 3"
+POLICY_FILE = "policy.safetensors"
+FORMAT = "das_gym policy 4"
 HINT = "train one with `python -m agents policy`"
 
-READS = ("leave_one_out", "next_interaction", "run_interaction", "stream", "depth")
+EFFECTS = ("leave_one_out", "leave_one_out_25", "leave_one_out_40")
+"""What skipping a unit costs where none, a quarter and two fifths of the units are skipped."""
+
+READS = (*EFFECTS, "stream", "depth")
 """The layer statistics that a policy reads."""
 
 ENCODINGS = 3
@@ -43,7 +50,7 @@ class PolicyInput:
         relations: (pairs, RELATIONS), pairs of units in the order of `numpy.triu_indices(n, 1)`.
         skipped: (masks, n) float, 1 = skipped.
         both: (masks, pairs) float, 1 = both units of the pair are skipped.
-        costs: (problems, masks) estimates of `NeighbourCosts`, scaled for each problem by `log_scaled`.
+        costs: (problems, masks) sums of `unit_costs`, scaled for each problem by `log_scaled`.
     """
 
     units: Tensor
@@ -54,14 +61,9 @@ class PolicyInput:
 
     @classmethod
     def of(cls, statistics: Sequence[Mapping[str, Floats]], masks: Masks) -> PolicyInput:
-        """Return the input of problems.
-
-        Args:
-            statistics: Of each problem, statistic name to (n,) values. `stream` and `depth` are those of the first.
-            masks: (masks, n) bool, which the policy chooses from.
-        """
+        """Return the input of problems by their statistics, name to (n,) values, for (masks, n) masks to choose from."""
         values = np.stack([np.stack([known[name] for name in READS], axis=1) for known in statistics])
-        costs = np.stack([NeighbourCosts(known)(masks) for known in statistics])
+        costs = np.stack([masks @ unit_costs(known) for known in statistics])
         first, second = np.triu_indices(masks.shape[1], 1)
         return cls(
             encode(torch.from_numpy(values.astype(np.float32))),
@@ -70,6 +72,11 @@ class PolicyInput:
             torch.from_numpy((masks[:, first] & masks[:, second]).astype(np.float32)),
             torch.from_numpy(log_scaled(costs).astype(np.float32)),
         )
+
+
+def unit_costs(statistics: Mapping[str, Floats]) -> Floats:
+    """Return (n,) estimated costs of units, the sum of `EFFECTS`, whose mask the policy takes without corrections."""
+    return np.sum([np.asarray(statistics[name], float) for name in EFFECTS], axis=0)
 
 
 def encode(statistics: Tensor) -> Tensor:
@@ -108,17 +115,13 @@ def log_scaled(costs: Floats) -> Floats:
 
 
 class PolicyNetwork(nn.Module):
-    """Scores masks by the scaled costs of `NeighbourCosts`, corrected for single units and for pairs of units.
+    """Scores masks by the scaled sums of `unit_costs`, corrected for single units and for pairs of units.
 
     Before training the corrections are 0, so that the best mask is the one with the lowest estimated cost.
-
-    Args:
-        width: Hidden width.
     """
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.width = width
         size = ENCODINGS * len(READS)
         self.enter = nn.Sequential(nn.Linear(size + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mix = nn.Linear(2 * width, width)
@@ -146,11 +149,7 @@ class PolicyNetwork(nn.Module):
 
 
 class PolicyEnsemble(nn.Module):
-    """Networks that were trained independently; their mean is more reliable than each.
-
-    Args:
-        members: One or more networks.
-    """
+    """Networks that were trained independently; their mean is more reliable than each."""
 
     def __init__(self, members: Iterable[PolicyNetwork]) -> None:
         super().__init__()
@@ -162,26 +161,64 @@ class PolicyEnsemble(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        first: Any = self.members[0]
-        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps({"width": first.width})})
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT})
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: it is damaged, or of another version.
-        """
+        """Read what `save` wrote; raise a ValueError for a damaged file, or one of another version."""
         file = read_safetensors(Path(path))
         if file.config.get("format") != FORMAT:
             raise ValueError(f"{path} is not a policy of this version ({FORMAT!r}): {HINT}")
-        with explain_damage(Path(path), HINT):
-            width = int(json.loads(file.config["config"])["width"])
         try:
+            width = file.tensors["members.0.unit.weight"].shape[1]
             with torch.device("meta"):  # so that a damaged width cannot exhaust memory
                 ensemble = cls(PolicyNetwork(width) for _ in {name.split(".")[1] for name in file.tensors})
             ensemble.load_state_dict(dict(file.tensors), assign=True)
         except (RuntimeError, AssertionError, LookupError) as error:
-            raise ValueError(f"{path} is damaged, its tensors do not match its config: {HINT}") from error
+            raise ValueError(f"{path} is damaged, its tensors do not match each other: {HINT}") from error
         return ensemble.eval()
+
+
+def bundled_policy() -> Path:
+    """Return the path of the bundled policy."""
+    return bundled_suite() / POLICY_FILE
+
+
+class Policy(Heuristic):
+    """A policy trained on other models, which reads the layer statistics of this one. One mask, no search.
+
+    It was trained on problems of up to `MAX_UNITS` units. For more, it takes the units with the least
+    `unit_costs`.
+
+    Args:
+        statistics: Statistic name to (n_layers,) values.
+        policy: File of a policy, see `python -m agents policy`; None is the bundled one.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        policy: str | None = None,
+    ) -> None:
+        super().__init__(space, seed)
+        self.statistics_read = READS
+        network = PolicyEnsemble.load(bundled_policy() if policy is None else absolute(policy))
+        try:  # a search measures a statistic when it is looked up
+            known = {name: ({} if statistics is None else statistics)[name] for name in READS}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the policy needs `statistics={READS}` of the environment ({error})") from error
+        for name in READS:
+            if not np.isfinite(known[name]).all():
+                raise ValueError(f"the policy reads {name}, which is not finite for every layer. Clip it, as das_gym's are")
+        if space.n_layers > MAX_UNITS:  # the network scores every mask, and they are too many
+            self._mask = space.top(-unit_costs(known))
+            return
+        with torch.no_grad():
+            best = int(network(PolicyInput.of([known], space.masks))[0].argmax())
+        self._mask = space.masks[best]
+
+    def best(self) -> Masks:
+        """Return the mask."""
+        return self._mask.copy()

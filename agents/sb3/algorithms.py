@@ -54,20 +54,15 @@ VALUE_BASED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm of SB3.
-
-    Attributes:
-        name: Its name.
-        path: "module:class".
-        actions: The action spaces that it supports, the default first.
-        rollout: Steps between updates, all environments together; None if it has no `n_steps`.
-        defaults: Its settings for a thousand masks.
-    """
+    """An algorithm of SB3, with its settings for a thousand masks."""
 
     name: str
     path: str
+    """module:class"""
     actions: tuple[str, ...]
+    """The action spaces that it supports, the default first."""
     rollout: int | None = None
+    """Steps between updates, all environments together; None if it has no `n_steps`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,11 +131,6 @@ def find_algorithm(name: str) -> tuple[type[BaseAlgorithm], Algorithm]:
             if cls.__name__ == class_name and cls.__module__.startswith(package):
                 return algorithm, Algorithm(name, name, known.actions, known.rollout, known.defaults)
     return algorithm, Algorithm(name, name, _ANY_ACTION)
-
-
-def supports_action_masks(cls: type[BaseAlgorithm]) -> bool:
-    """Return whether `predict` of an algorithm takes action masks, as MaskablePPO's does."""
-    return "action_masks" in inspect.signature(cls.predict).parameters
 
 
 def choose_action(known: Algorithm, action: str | None) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.searching.environment import SCORES
-from das_gym.agents.searching.record import Turn
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.record import Checkpoint, OnTurn, Turn
+from das_gym.agents.searching.setup import SCORES
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from das_gym.engine.scores import Scores
@@ -26,42 +28,34 @@ class Recorder(VectorWrapper):
     """Record every scored mask as a turn of the search, and end the search when its budget is spent.
 
     A turn is one step: the masks that it scored, in one engine call. Masks beyond the evaluations of the search are left
-    out. Masks outside the environment's budget are not scored and do not count.
-
-    Args:
-        env: Environments of das_gym. Their action is a mask, or they have `last_masks`.
-        evaluations: How many masks may be scored.
-
-    Attributes:
-        turns: All turns.
-        evaluations: Number of masks in them.
-        on_turn: Called with each turn.
+    out. Masks outside the environment's budget are not scored and do not count. The action of `env` is a mask, or it has
+    `last_masks`. A checkpoint is written to `folder` every `save_every` turns; it holds `saved_turns`.
     """
 
-    on_turn: Callable[[Turn], Any] | None = None
-
-    def __init__(self, env: VectorEnv[Any, Any, Any], evaluations: int) -> None:
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: SearchConfig,
+        folder: Path | None = None,
+        on_turn: OnTurn | None = None,
+    ) -> None:
         super().__init__(env)
-        self.budget = evaluations
+        self.config, self.folder, self.on_turn = config, folder, on_turn
         self.turns: list[Turn] = []
+        self.saved_turns = 0
         self.evaluations = self.steps = 0
         self._threads = torch.get_num_threads()  # before `train_sb3` reduces them
         base: Any = env.unwrapped
-        self.max_steps = evaluations * STEPS_PER_LAYER * len(base.layer_names)
+        self.max_steps = config.evaluations * STEPS_PER_LAYER * len(base.layer_names)
 
     @property
     def starved(self) -> bool:
         """Whether the search ended early because nearly none of its masks was within the environment's budget."""
-        return self.steps >= self.max_steps and self.evaluations < self.budget
+        return self.steps >= self.max_steps and self.evaluations < self.config.evaluations
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environments.
-
-        Raises:
-            BudgetSpentError: the evaluations are spent, or the search starves.
-            ValueError: a reward is not finite.
-        """
-        if self.evaluations >= self.budget or self.steps >= self.max_steps:
+        """Step the environments, or raise BudgetSpentError."""
+        if self.evaluations >= self.config.evaluations or self.steps >= self.max_steps:
             raise BudgetSpentError
         with torch_threads(self._threads):
             observations, rewards, terminated, truncated, info = self.env.step(actions)
@@ -79,12 +73,15 @@ class Recorder(VectorWrapper):
             skipped = np.flatnonzero(masks[broken[0]]).tolist()
             raise ValueError(f"the reward of the mask that skips layers {skipped} is not finite: got {rewards[broken[0]]}")
         # A step may score more masks than are left: the surplus is not recorded, as if it had not been scored.
-        rows = np.flatnonzero(ended & info["feasible"])[: self.budget - self.evaluations]
+        rows = np.flatnonzero(ended & info["feasible"])[: self.config.evaluations - self.evaluations]
         if not len(rows):
             return
         turn = Turn.of(masks[rows], rewards[rows], {name: info[name][rows] for name in SCORES})
         self.turns.append(turn)
         self.evaluations += len(rows)
+        if self.folder is not None and len(self.turns) - self.saved_turns >= self.config.save_every:
+            self.saved_turns = len(self.turns)
+            Checkpoint({}, None, tuple(self.turns)).save(self.folder, self.config)
         if self.on_turn is not None:
             self.on_turn(turn)
 

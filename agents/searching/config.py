@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,15 +14,18 @@ from typing import Any, ClassVar, cast
 import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.searching.agent_setup import SEARCH_DEFAULTS
-from das_gym.agents.searching.checkpoint import CHECKPOINT, saved_costs
-from das_gym.agents.searching.record import Turn
+from das_gym.agents.searching.record import CHECKPOINT
+from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.config import choice
+from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
-from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
-from das_gym.problem.mask_cost import SAVED
+from das_gym.files import read_json
+from das_gym.problem.budget import check_budget
+from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
+from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.runs import EstimatedSettings, ResumableSettings
 
 
 @dataclass(frozen=True)
@@ -68,24 +72,14 @@ class SearchConfig(BudgetSettings):
             value = getattr(self, name)
             if not least <= value < 2**32:
                 raise ValueError(f"`{name}` is out of range: got {value}, expected a whole number from {least} to 2^32 - 1")
-        reserved = {**{name: name for name in BUDGET_SETTINGS}, "num_envs": "masks_per_turn", "action": "action"}
-        for name in reserved.keys() & self.env_kwargs.keys():
-            raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{reserved[name]}` of the search")
-        for name in ("env_kwargs", "agent_kwargs"):
-            try:  # a record that is not JSON could not be replayed
-                json.dumps(getattr(self, name))
-            except TypeError as error:
-                raise TypeError(f"`{name}` is not JSON ({error}). Use texts, numbers, lists and mappings") from error
-        # PPO and others may search without a budget, with a price of MACs in the reward; ask/tell agents need one.
-        has_budget = set(self.budget.values()) != {None}
-        if has_budget or not is_algorithm(self.agent):
-            check_budget(self.budget)
-        if not is_algorithm(self.agent):
-            self._check_agent(has_budget)
-
-    def _check_agent(self, has_budget: bool) -> None:
-        """Check the settings of an ask/tell agent. `check_search` checks those of an algorithm of Stable-Baselines3."""
-        if not has_budget:
+        for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
+            own = "masks_per_turn" if name == "num_envs" else name
+            raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{own}` of the search")
+        json.dumps([self.env_kwargs, self.agent_kwargs])  # a record that is not JSON could not be replayed
+        check_budget(self.budget)
+        if is_algorithm(self.agent):
+            return  # `check_search` checks its settings; it may search without a budget, with a price of MACs in the reward
+        if set(self.budget.values()) == {None}:
             raise ValueError(f"`skip_num` is None. Give it, or one of {', '.join(SAVED)}: agents need a budget")
         if self.action is not None:
             raise ValueError(f"agent {self.agent!r} has no setting `action`; it is for {', '.join(ALGORITHMS)}")
@@ -105,7 +99,46 @@ class SearchConfig(BudgetSettings):
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
-OnTurn = Callable[[Turn], Any]
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings(ModelSettings):
+    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
+
+    Attributes:
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
+            retrieval.
+        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
+            of `python -m adapt` take as `problem.NAME`.
+    """
+
+    group: ClassVar[str] = "Reward"
+
+    reward: str = choice("exp_neg_loss", REWARDS)
+    reward_examples: int | None = None
+    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
+        kwargs = dict(self.env_kwargs)
+        for each in dataclasses.fields(EnvSettings):
+            name, value = each.name, getattr(self, each.name)
+            if name == "env_kwargs" or value == each.default:
+                continue
+            if name in kwargs:
+                raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={kwargs[name]} too; give one of them")
+            kwargs[name] = str(setting_path(name, value)) if name in PATH_SETTINGS else value
+        return kwargs
+
+
+@dataclass(frozen=True)
+class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
+    """The settings of `python -m agents search`."""
+
+    def search_config(self) -> SearchConfig:
+        """Return the search that the settings ask for."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
+        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
 
 
 def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:
@@ -115,12 +148,14 @@ def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig
     record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then.
     """
     if folder is not None and (folder / CHECKPOINT).is_file():
-        known = saved_costs(folder)
-        costs = {} if known is None else {"costs": known}
+        costs = read_json(folder / CHECKPOINT)
+        for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
+            costs = costs.get(name) if isinstance(costs, Mapping) else None
     elif any(name in SAVED and name != "macs_saved" for name in config.budget):
-        env = gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)
-        costs = cast(Any, env.unwrapped).budget.known_costs
-        env.close()
+        with closing(gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)) as env:
+            costs = cast(Any, env.unwrapped).budget.known_costs["costs"]
     else:
-        costs = {}
-    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, **costs}) if costs else config
+        costs = None
+    if not isinstance(costs, Mapping):
+        return config
+    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

@@ -12,23 +12,22 @@ import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
-from das_gym.agents.searching.agent_setup import make_search_agent, takes
-from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
-from das_gym.agents.searching.config import OnTurn, SearchConfig, with_costs
-from das_gym.agents.searching.environment import (
+from das_gym.agents.searching.config import SearchConfig, with_costs
+from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, best_row
+from das_gym.agents.searching.setup import (
     fewer_examples,
     find_scorer,
-    has_fewer_examples,
     make_env,
+    make_search_agent,
     observed_statistics,
     score_masks,
+    takes,
 )
-from das_gym.agents.searching.record import SearchResult, Turn, best_row
 
 from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.progress import waiting
+from das_gym.progress import progress
 
 
 def search(
@@ -65,63 +64,55 @@ def search(
     run_folder = None if folder is None else Path(folder)
     config = with_costs(config, run_folder if resume else None)
     free = agent_class(config.agent).free_budget
-    history: list[Turn] = []
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
-        base: Any = env.unwrapped
-        with waiting("measuring layer statistics"):
-            observation, _ = env.reset(seed=config.seed)
-        agent = _new_agent(config, base, observation[0])
-        if resume and run_folder is not None:
-            history = _restore(config, base, agent, run_folder)
-        if on_turn is not None:
-            for turn in history:
-                on_turn(turn)
-        while take_turn(config, env, agent, history):
-            if run_folder is not None and len(history) % config.save_every == 0:
-                state = base.get_state() if hasattr(base, "get_state") else None
-                Checkpoint(agent.state_dict(), state, tuple(history)).save(run_folder, config)
-            if on_turn is not None:
-                on_turn(history[-1])
+        agent, history = run_turns(config, env, run_folder, on_turn, resume)
         masks = answer(agent, config.agent)[None]
         # Scored in addition to the budget, as the next step: a replay finds the same examples, also where they change.
         (scored,) = Turn.of(masks, *score_masks(env, masks)).rows
         best = best_row(history, config.mask_kwargs) or scored
         parts = agent.statistics_read, config.agent_settings(), agent.free_budget
-        result = SearchResult.of(config, base, scored, best, history, *parts)
+        result = SearchResult.of(config, env.unwrapped, scored, best, history, *parts)
     if folder is not None:
         result.save(folder)
     return result
 
 
-def take_turn(config: SearchConfig, env: gymnasium.vector.VectorEnv, agent: Agent, history: list[Turn]) -> bool:
-    """Ask for masks, score them and pass on the rewards. Return False if the budget is spent or the agent is done."""
+def run_turns(
+    config: SearchConfig, env: gymnasium.vector.VectorEnv, folder: Path | None, on_turn: OnTurn | None, resume: bool
+) -> tuple[Agent, list[Turn]]:
+    """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
+    base: Any = env.unwrapped
+    with progress(1, "measuring layer statistics", unit="pass"):
+        observation, _ = env.reset(seed=config.seed)
+    agent = _new_agent(config, base, observation[0])
+    history: list[Turn] = []
+    if resume and folder is not None and (checkpoint := Checkpoint.load(folder, config, len(base.layer_names))) is not None:
+        with explain_damage(folder / CHECKPOINT, "start a new search"):
+            agent.load_state_dict(checkpoint.agent)
+            if hasattr(base, "set_state"):
+                base.set_state(checkpoint.env)
+        history = list(checkpoint.turns)
+    if on_turn is not None:
+        for turn in history:
+            on_turn(turn)
     # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
-    left = math.floor(config.evaluations - sum(turn.cost for turn in history))
-    if left == 0:
-        return False
-    masks = ask(agent, config.agent, min(left, config.masks_per_turn))
-    if len(masks) == 0:
-        return False
-    share = agent.examples_share  # before `tell`, after which it is that of the next masks
-    with fewer_examples(find_scorer(env.unwrapped), share):
-        rewards, scores = score_masks(env, masks)
-    agent.tell(masks, rewards)
-    skip = agent.skip_probabilities()
-    probabilities = None if skip is None else skip.tolist()
-    history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
-    return True
-
-
-def _restore(config: SearchConfig, base: Any, agent: Agent, folder: Path) -> list[Turn]:
-    """Continue from the checkpoint in a run folder, and return its turns; none if there is no checkpoint yet."""
-    checkpoint = Checkpoint.load(folder, config, len(base.layer_names))
-    if checkpoint is None:
-        return []
-    with explain_damage(folder / CHECKPOINT, "start a new search"):
-        agent.load_state_dict(checkpoint.agent)
-        if hasattr(base, "set_state"):
-            base.set_state(checkpoint.env)
-    return list(checkpoint.turns)
+    while (left := math.floor(config.evaluations - sum(turn.cost for turn in history))) > 0:
+        masks = ask(agent, config.agent, min(left, config.masks_per_turn))
+        if len(masks) == 0:
+            break
+        share = agent.examples_share  # before `tell`, after which it is that of the next masks
+        with fewer_examples(find_scorer(base), share):
+            rewards, scores = score_masks(env, masks)
+        agent.tell(masks, rewards)
+        skip = agent.skip_probabilities()
+        probabilities = None if skip is None else skip.tolist()
+        history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
+        if folder is not None and len(history) % config.save_every == 0:
+            state = base.get_state() if hasattr(base, "get_state") else None
+            Checkpoint(agent.state_dict(), state, tuple(history)).save(folder, config)
+        if on_turn is not None:
+            on_turn(history[-1])
+    return agent, history
 
 
 def check_search(config: SearchConfig) -> None:
@@ -142,7 +133,7 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     """Make the agent of a search in an environment with (n_features,) observations."""
     scorer, settings = find_scorer(base), config.agent_settings()
     budget = pick_budget(len(base.layer_names), config.budget, lambda setting: scorer.cost_of(setting))
-    if takes(config.agent, "stages") and not has_fewer_examples(scorer):  # a table of means: one stage, on all examples
+    if takes(config.agent, "stages") and not hasattr(scorer, "batch_size"):  # a table of means: one stage
         settings = {"stages": [1.0], **settings}
     statistics = observed_statistics(base, observation)
     space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)

@@ -1,29 +1,31 @@
-"""The record of a search: its turns, and its result in `search.json`, complete enough to replay."""
+"""The record of a search: its turns, its result in `search.json`, complete enough to replay, and its checkpoint."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import SCORES, find_scorer
+from das_gym.agents.searching.setup import SCORES, find_scorer
 
 from das_gym.config import build
 from das_gym.drawing.architecture import Unit
-from das_gym.files import read_json, write_json
-from das_gym.plugins import imported_plugins
+from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
+from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "search.json"
 HISTORY = "search_history.json"
+CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ScoredMask:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a search: masks, 0/1 per layer, with their scores as in `ScoredMask`.
+    """One turn of a search: masks, 0/1 per layer, with their scores; None where a number is not finite.
 
     Attributes:
         skip_probabilities: The agent's after the turn; None if it has none.
@@ -79,6 +81,9 @@ class Turn:
         """Each mask with its reward and scores."""
         columns = (self.masks, self.rewards, *(getattr(self, name) for name in SCORES))
         return [dict(zip(("mask", "reward", *SCORES), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+OnTurn = Callable[[Turn], Any]
 
 
 def _check_masks(masks: Sequence[Sequence[int]], n_layers: int) -> None:
@@ -125,12 +130,12 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores, as in `ScoredMask`.
+        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores.
         macs_full: MACs of the full model per example.
         evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
-            the answer itself if no mask was scored.
+            the answer itself if no mask was scored. Its keys are the fields of `ScoredMask`.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         plugins: Modules that register the environment or the agent.
@@ -243,3 +248,43 @@ class SearchResult:
             return build(cls, {**record, "history": turns})
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a search record of this version ({error}). Search again") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a search after a turn, in `checkpoint.json`: of ask/tell agents and of Stable-Baselines3 alike."""
+
+    agent: dict[str, Any]
+    """`Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again."""
+    env: Any
+    """The environment's `get_state()`, which determines the next examples; None if it has none."""
+    turns: tuple[Turn, ...]
+
+    def save(self, folder: Path, config: Any) -> None:
+        """Write it into a run folder, with the settings of the search (a dataclass)."""
+        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "env": self.env}
+        write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
+
+    @classmethod
+    def load(cls, folder: Path, config: Any, n_layers: int) -> Checkpoint | None:
+        """Read the checkpoint of a search with the settings `config` in a run folder; None if there is none yet."""
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
+        if not is_ours or not isinstance(record.get("config"), Mapping):
+            raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
+        # Through JSON, as the recorded settings went: tuples become lists.
+        mine = json.loads(json.dumps(asdict(config)))
+        for name, value in record["config"].items():
+            if name != "save_every" and mine.get(name) != value:
+                raise ValueError(
+                    f"{path} belongs to a search with another `{name}`: got {mine.get(name)!r}, expected {value!r}. "
+                    "Give the same settings, or another folder"
+                )
+        with explain_damage(path, "start a new search"):
+            checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
+            if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
+                raise ValueError(f"its masks do not have {n_layers} layers")
+        return checkpoint

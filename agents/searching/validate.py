@@ -13,8 +13,8 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.environment import SCORES, fewer_examples, find_scorer, make_env, score_masks
 from das_gym.agents.searching.record import SearchResult, Turn, masks_of
+from das_gym.agents.searching.setup import SCORES, fewer_examples, find_scorer, make_env, score_masks
 
 from das_gym.problem.budget import keeps_budget
 from das_gym.trust import trusted_settings

@@ -1,43 +1,39 @@
 """Make the problems of `DAS-Suite-v0`: models, their supernets, and a table of each.
 
-python -m benchmarks.make_suite with out=FOLDER                 all of them; resumes from the content of FOLDER
-python -m benchmarks.make_suite with out=FOLDER only=train-03   those models whose names begin so
-python -m benchmarks.make_suite with out=FOLDER seed=7          another suite
-python -m benchmarks.make_suite with out=FOLDER retime=TABLES   time the units of a suite's models here, and nothing else
+    python -m benchmarks.make_suite --out FOLDER                    all of them; resumes from the content of FOLDER
+    python -m benchmarks.make_suite --out FOLDER --only train-03    those models whose names begin so
+    python -m benchmarks.make_suite --out FOLDER --seed 7           another suite
 
 FOLDER/work holds models and data, FOLDER/tables what `DAS-Suite-v0` reads: pass it `suite=FOLDER/tables`.
 
 Every table knows the latency of its units: of one example at a time, by the processor time of one thread, so that other work
-on the machine barely changes it; tables record the processor. It does not depend on weights: `retime` makes models of
-the same shape without training them, and one shape is timed once (the cache folder keeps it).
+on the machine barely changes it; tables record the processor. One shape is timed once (the cache folder keeps it).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.machine import make_parser
 from benchmarks.make_suite.models import SuiteModel, make_model
 from benchmarks.make_suite.plan import SEED, suite_models
-from das_gym.commandline import parse_or_help
-from das_gym.config import check_names
 from das_gym.files import absolute, write_json
-from das_gym.locks import lock_folder
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.latency import latency_of
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.problem.unit_latency import latency_of
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import PluginSettings
+from das_gym.runs import lock_folder
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table, latency_costs, with_statistics
-from das_gym.tables.suite import SUITE_FILE, SuiteTable, read_suite, suite_record
+from das_gym.tables.suite import SUITE_FILE, SuiteTable, suite_record
 from das_gym.tables.table import SubnetTable
 
 EXAMPLES = {"retrieval": (32, 16)}
@@ -51,42 +47,26 @@ BUNDLED_EXAMPLES = 256
 """Number of reward examples for the statistics of a bundled model."""
 
 
-@dataclass(frozen=True)
-class SuiteSettings(PluginSettings):
-    """The settings of `python -m benchmarks.make_suite`.
+def make_suite(out: Path, seed: int = SEED, only: str = "", bundled: bool = True) -> Path:
+    """Make what is missing, and return the folder of tables.
 
-    Attributes:
+    Args:
         out: Folder to write to. A stopped command continues there.
         seed: Random seed of models and data.
         only: Make only the models whose names start with this text, and no index.
         bundled: Whether the tables of the bundled models are part of the `test` split.
-        retime: Folder of the tables of a suite made with the same seed: only measure the latency of their layers on this
-            machine and write it into them. `only` chooses among them.
     """
-
-    out: str
-    seed: int = SEED
-    only: str = ""
-    bundled: bool = True
-    retime: str | None = None
-
-
-def make_suite(settings: SuiteSettings) -> Path:
-    """Make what is missing, or measure latencies again; return the folder of tables."""
-    out = absolute(settings.out)
     work, tables = out / "work", out / "tables"
     work.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     try:
-        if settings.retime is not None:
-            return _retime(settings, work)
         tables.mkdir(exist_ok=True)
-        models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
+        models = [spec for spec in suite_models(seed) if spec.name.startswith(only)]
         listed = [_make_one(spec, work, tables) for spec in models]
-        if settings.bundled and not settings.only:
+        if bundled and not only:
             listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
-        if not settings.only:
-            write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
+        if not only:
+            write_json(tables / SUITE_FILE, suite_record(listed, seed))
         return tables
     finally:
         lock.release()
@@ -111,10 +91,7 @@ def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
 
 
 def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """Return a table with the latency of its units: processor time of one thread, which other load barely affects.
-
-    It does not depend on weights, so that an untrained model of the same shape serves.
-    """
+    """Return a table with the latency of its units: processor time of one thread, which other load barely affects."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,31 +99,6 @@ def timed(table: SubnetTable, problem: Problem) -> SubnetTable:
     finally:
         torch.set_num_threads(threads)
     return replace(table, meta=replace(table.meta, costs=costs))
-
-
-def _retime(settings: SuiteSettings, work: Path) -> Path:
-    """Time the units of all tables of a suite, on models that were not trained."""
-    folder, entries = read_suite(settings.retime)
-    specs = {spec.name: spec for spec in suite_models(settings.seed)}
-    for entry in entries:
-        if not Path(entry.file).stem.startswith(settings.only):
-            continue
-        started, path = time.perf_counter(), folder / entry.file
-        if entry.name == f"bundled {entry.model}":
-            config = ProblemConfig(model=entry.model, task=entry.task)
-        else:
-            check_names([entry.name], specs, f"model of seed={settings.seed}")
-            spec = replace(specs[entry.name], steps=0)
-            config = make_model(spec, _data(spec, work), work / f"{spec.name}-untrained")
-        table = timed(SubnetTable.load(path), build_problem(config))
-        table.save(path)
-        cost = table.costs["latency_saved"]
-        print(
-            f"{entry.file}: {cost.full:.2f} ms, skipping all saves {100 * cost.range[1]:.0f} %, "
-            f"in {time.perf_counter() - started:.0f} s",
-            flush=True,
-        )
-    return folder
 
 
 def _data(spec: SuiteModel, work: Path) -> Path:
@@ -176,8 +128,11 @@ def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
     return SuiteTable(path.name, "test", model, task, f"bundled {model}")
 
 
-def main(words: Sequence[str]) -> None:
-    """Make the suite as the words behind `python -m benchmarks.make_suite` say."""
-    settings = parse_or_help(SuiteSettings, words, "benchmarks.make_suite")
-    if settings is not None:
-        print(f"tables: {make_suite(settings)}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the suite."""
+    parser = make_parser("make_suite", __doc__)
+    parser.add_argument("--out", type=absolute, required=True, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=SEED, help="of models and data")
+    parser.add_argument("--only", default="", help="make only the models whose names start with this text, and no index")
+    options = parser.parse_args(arguments)
+    print(f"tables: {make_suite(options.out, options.seed, options.only)}")

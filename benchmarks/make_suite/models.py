@@ -16,9 +16,9 @@ from das_gym.adapt.supernet import SupernetConfig, random_mask
 from das_gym.adapt.training import StepResult, Trainer, adamw, decay
 from torch import Tensor
 
-from benchmarks.pretrain.conversation_losses import features, words_losses
 from benchmarks.pretrain.conversations import ConversationBatches
 from benchmarks.pretrain.family import AnsweringRecipe
+from benchmarks.pretrain.losses import features, words_losses
 from benchmarks.pretrain.recipe import RECIPES
 from das_gym.files import replacing_folder
 from das_gym.models.base import fingerprint

@@ -1,9 +1,6 @@
 """`python -m benchmarks.pretrain`."""
 
-import sys
-
-from das_gym.commandline import Command, Program
+from benchmarks.pretrain.recipe import main
 
 if __name__ == "__main__":
-    commands = {"run": Command("benchmarks.pretrain.recipe:ex", "", "")}
-    sys.exit(Program("benchmarks.pretrain", commands, "run", runs_alone=True).run(sys.argv[1:]))
+    main()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES, Caption, patch_owners
+from benchmarks.pretrain.texts import CAPTION_FAMILIES, PATCH_SIZE, Caption, patch_owners, pixel_owners
 from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, render, sample_scene
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ class ImageBatch:
         shapes: (batch, patches) int64 index into SHAPES, or BACKGROUND_SHAPE.
         centers: (batch, patches, 2) float32: centre (x, y) of the object that a patch shows, or of the patch
             itself where it shows none; 0..1 of the image.
+        silhouettes: (batch, patches, pixels) float32: 1 where a pixel of the patch shows an object, else 0.
     """
 
     image: Tensor
     colors: Tensor
     shapes: Tensor
     centers: Tensor
+    silhouettes: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,16 @@ class CaptionBatch:
 def image_batch(seed: int, step: int, batch_size: int, normalise: Normalise) -> ImageBatch:
     """Return scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
-    scenes = [sample_scene(rng) for _ in range(batch_size)]
-    return scene_images(scenes, [patch_owners(scene) for scene in scenes], normalise)
+    return scene_images([sample_scene(rng) for _ in range(batch_size)], normalise)
 
 
-def scene_images(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalise: Normalise) -> ImageBatch:
-    """Return scenes whose patches' owners are known."""
+def scene_images(scenes: Sequence[Scene], normalise: Normalise) -> ImageBatch:
+    """Return the images of scenes, and what they show."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
     color_names, shape_names = list(COLORS), list(SHAPES)
-    colors, shapes, centers = [], [], []
-    for scene, owner in zip(scenes, owners, strict=True):
+    colors, shapes, centers, silhouettes = [], [], [], []
+    for scene in scenes:
+        owner = patch_owners(scene)
         # An owner of -1, the background, picks the last entry.
         colors.append(np.array([*(color_names.index(o.color) for o in scene.objects), BACKGROUND_COLOR])[owner])
         shapes.append(np.array([*(shape_names.index(o.shape) for o in scene.objects), BACKGROUND_SHAPE])[owner])
@@ -103,7 +105,9 @@ def scene_images(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalis
         own = np.stack((np.tile(middle, side), np.repeat(middle, side)), axis=1)
         objects = np.array([(o.x / IMAGE_SIZE, o.y / IMAGE_SIZE) for o in scene.objects])
         centers.append(np.where(owner[:, None] >= 0, objects[owner], own).astype(np.float32))
-    dense = (torch.from_numpy(np.stack(labels)) for labels in (colors, shapes, centers))
+        cells = (pixel_owners(scene) >= 0).reshape(side, PATCH_SIZE, side, PATCH_SIZE).swapaxes(1, 2)
+        silhouettes.append(cells.reshape(len(owner), -1).astype(np.float32))
+    dense = (torch.from_numpy(np.stack(labels)) for labels in (colors, shapes, centers, silhouettes))
     return ImageBatch(normalise(pixels / 255), *dense)
 
 
@@ -178,7 +182,7 @@ class CaptionBatches:
         sign = np.select([roles == SUBJECT, roles == OTHER], [1.0, -1.0], np.nan)
         bearings = (sign[:, :, None] * offsets[:, None]).astype(np.float32)
         return CaptionBatch(
-            scenes=scene_images([scene for scene, _ in pairs], owners, self.normalise),
+            scenes=scene_images([scene for scene, _ in pairs], self.normalise),
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(encoded["attention_mask"]),
             words=torch.from_numpy(words),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,46 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
-from benchmarks.pretrain.captions import PATCH_SIZE, patch_owners, pixel_owners
-from benchmarks.pretrain.family import IMAGE_TOKENS, AnsweringRecipe
-from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
+from benchmarks.pretrain.batches import IGNORE, ImageBatch, scene_images
+from benchmarks.pretrain.family import AnsweringRecipe
+from benchmarks.pretrain.texts import (
+    INSTRUCTION,
+    describe,
+    mentions,
+    questions,
+    target,
+)
 from das_gym.shapes.scene_language import Question
-from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, sample_scene
+from das_gym.shapes.scenes import IMAGE_SIZE, SceneObject, sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CAPITALISED = 0.1
 """Share of the texts that begin with a capital letter."""
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Images and what each image token shows of them.
-
-    Attributes:
-        scenes: The images, with colour, shape and centre at every token.
-        silhouettes: (images, image tokens, pixels) float32: 1 where a pixel of the token shows an object, else 0.
-    """
-
-    scenes: ImageBatch
-    silhouettes: Tensor
-
-
-def token_batch(scenes: Sequence[Scene], normalise: Normalise) -> TokenBatch:
-    """Return the images of scenes."""
-    shown = np.stack([pixel_owners(scene) >= 0 for scene in scenes])
-    side = IMAGE_SIZE // PATCH_SIZE
-    cells = shown.reshape(-1, side, PATCH_SIZE, side, PATCH_SIZE).swapaxes(2, 3)
-    silhouettes = torch.from_numpy(cells.reshape(len(scenes), IMAGE_TOKENS, -1).astype(np.float32))
-    return TokenBatch(scene_images(scenes, [patch_owners(scene) for scene in scenes], normalise), silhouettes)
-
-
-def sampled_images(seed: int, step: int, batch_size: int, normalise: Normalise) -> TokenBatch:
-    """Return scenes alone, for the first part."""
-    rng = np.random.default_rng([seed, 0, step])
-    return token_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,7 @@ class ConversationBatch:
             is, or NaN.
     """
 
-    images: TokenBatch
+    images: ImageBatch
     prefix_ids: Tensor
     rows: Tensor
     input_ids: Tensor
@@ -129,4 +105,4 @@ class ConversationBatches:
         rows = np.array([row for row, _ in asked])
         mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
         arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
-        return ConversationBatch(token_batch(scenes, self.recipe.normalise), *map(torch.from_numpy, arrays))
+        return ConversationBatch(scene_images(scenes, self.recipe.normalise), *map(torch.from_numpy, arrays))

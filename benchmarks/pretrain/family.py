@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pretrain.captions import PATCH_SIZE
-from benchmarks.pretrain.losses import Features
-from benchmarks.pretrain.tokenizer import SpecialTokens, Tokens
+from benchmarks.pretrain.texts import PATCH_SIZE
+from benchmarks.pretrain.tokenizer import Tokens
 from das_gym.models.base import VLP, State
 from das_gym.shapes.scenes import IMAGE_SIZE
 
@@ -42,7 +39,7 @@ class Size:
     learning_rate: float
 
 
-class Recipe(ABC):
+class Recipe:
     """A model as pre-training sees it.
 
     Attributes:
@@ -63,30 +60,21 @@ class Recipe(ABC):
 class PairRecipe(Recipe):
     """A model of a text and an image, with a task head.
 
+    A subclass defines:
+
+    - `build(hidden_size, vocab_size, bottleneck)`: the model, with parallel adapters of that width if it is not 0.
+    - `image_parts(model)`: the modules by name that the first part trains.
+    - `early_patches(model, image)`: (batch, patches, hidden_size), for the first part.
+    - `features(model, batch)`: what the losses of the second part read.
+
     Attributes:
-        special_tokens: Of its tokenizer.
+        tokens: Of its tokenizer.
         positions, words: Patterns of the names of position and word embeddings, which begin larger than other weights.
     """
 
-    special_tokens: ClassVar[SpecialTokens]
+    tokens: ClassVar[Tokens]
     positions: ClassVar[str]
     words: ClassVar[str]
-
-    @abstractmethod
-    def build(self, hidden_size: int, vocab_size: int, bottleneck: int) -> VLP:
-        """Return the model, with parallel adapters of width `bottleneck` if that is not 0."""
-
-    @abstractmethod
-    def image_parts(self, model: Any) -> dict[str, nn.Module]:
-        """Return the modules that the first part trains."""
-
-    @abstractmethod
-    def early_patches(self, model: Any, image: Tensor) -> Tensor:
-        """Return (batch, patches, hidden_size), for the first part."""
-
-    @abstractmethod
-    def features(self, model: Any, batch: Mapping[str, Tensor]) -> Features:
-        """Return what the losses of the second part read."""
 
     def initialise(self, model: VLP) -> None:
         """Draw Xavier weights: at width 64 the usual N(0, 0.02), meant for 768, leaves signals too small to learn from."""
@@ -137,6 +125,13 @@ class Prompt:
 class AnsweringRecipe(Recipe):
     """A model that answers in words: a vision tower and a small Llama.
 
+    A subclass defines:
+
+    - `build(hidden_size, tokenizer)`: the model with a decoder of this width.
+    - `eyes(model)`: the modules by name that turn pixels into image tokens, which the first part trains.
+    - `image_tokens(model, image)`: (batch, IMAGE_TOKENS, hidden_size) of (batch, 3, 96, 96) pixels.
+    - `make_processor(tokenizer)`: the processor; images are read whole at 96 px.
+
     Attributes:
         tokens: Of its tokenizer.
         prompt: What stands around texts.
@@ -150,22 +145,6 @@ class AnsweringRecipe(Recipe):
     decoder_layers: ClassVar[int]
     mention_layer: ClassVar[int]
     target_layer: ClassVar[int]
-
-    @abstractmethod
-    def build(self, hidden_size: int, tokenizer: Any) -> Any:
-        """Return the model with a decoder of this width."""
-
-    @abstractmethod
-    def eyes(self, model: Any) -> dict[str, nn.Module]:
-        """Return the modules that turn pixels into image tokens, which the first part trains."""
-
-    @abstractmethod
-    def image_tokens(self, model: Any, image: Tensor) -> Tensor:
-        """Return (batch, IMAGE_TOKENS, hidden_size) of (batch, 3, 96, 96) pixels."""
-
-    @abstractmethod
-    def make_processor(self, tokenizer: Any) -> Any:
-        """Return the processor; images are read whole at 96 px."""
 
     def untrained(self, kind: type[Any], hidden_size: int, tokenizer: Any, **settings: Any) -> Any:
         """Return a model of a class of transformers that says short answers by itself; `settings` are its config's rest."""

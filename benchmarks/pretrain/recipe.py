@@ -1,8 +1,6 @@
 """Pre-train METER-mini, ViLT-mini, SmolVLM-mini or LLaVA-mini: the shipped checkpoints come from here.
 
-python -m benchmarks.pretrain                                      METER-mini; writes to runs/<id>/meter_mini
-python -m benchmarks.pretrain with model=ViLT out=my_folder        to a folder of your choice
-python -m benchmarks.pretrain with resume=5                        resume run 5
+    python -m benchmarks.pretrain METER --out FOLDER        continues from runs/pretrain/METER, if it was stopped
 
 METER-mini and ViLT-mini learn from captioned scenes. First the layers that read the image alone learn to name colour and
 shape at every patch. Then all parameters learn masked language modelling, image-text matching, which patches a colour or
@@ -19,34 +17,34 @@ up the position of the object that is the answer.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from das_gym.adapt.training import POSITIVE, Log, StepResult, Trainer, adamw, add_prefix, check_ranges, decay
+from das_gym.adapt.training import StepResult, Trainer, adamw, decay
 from torch import nn
 
+from benchmarks.machine import make_parser
+from benchmarks.pretrain.answering_models import LlavaMini, SmolVLMMini
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
-from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, image_token_losses
-from benchmarks.pretrain.conversations import ConversationBatches, sampled_images
-from benchmarks.pretrain.family import HEADS, AnsweringRecipe, PairRecipe, Recipe, Size
-from benchmarks.pretrain.llava import LlavaMini
-from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
-from benchmarks.pretrain.meter import MeterMini
-from benchmarks.pretrain.smolvlm import SmolVLMMini
+from benchmarks.pretrain.conversations import ConversationBatches
+from benchmarks.pretrain.family import AnsweringRecipe, PairRecipe, Recipe, Size
+from benchmarks.pretrain.losses import (
+    ConversationHeads,
+    PretrainHeads,
+    caption_losses,
+    conversation_losses,
+    image_losses,
+    image_token_losses,
+)
+from benchmarks.pretrain.pair_models import MeterMini, ViltMini
 from benchmarks.pretrain.tokenizer import tokenizer_files, train_chat_tokenizer, train_tokenizer
-from benchmarks.pretrain.vilt import ViltMini
-from das_gym.config import check_names, choice
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.quiet import bars_on_terminals
-from das_gym.runs import ResumableSettings
 
 RECIPES: dict[str, Recipe] = {"METER": MeterMini(), "ViLT": ViltMini(), "SmolVLM": SmolVLMMini(), "LLaVA": LlavaMini()}
 """The models that can be pre-trained. A new one is a file next to these and an entry here."""
@@ -61,8 +59,6 @@ BOTTLENECK = 16
 """Width of the parallel adapters that METER and ViLT get after pre-training."""
 
 IMAGE_LEARNING_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 0.04, 0.01
-LOGGED_AS = {"images": "image", "captions": "fusion", "questions": "answer"}
-"""Prefix of logged names, by the title of a part."""
 
 DESCRIBED = 0.6
 """Share of the second part's steps in which scenes are described too."""
@@ -71,58 +67,18 @@ Train = Callable[[str, dict[str, nn.Module], Callable[[int], StepResult]], None]
 """Trains parts, by name, with a step function; the title is that of the first part, `images`, or of the second."""
 
 
-@dataclass(frozen=True)
-class PretrainSettings(ResumableSettings):
-    """The settings of `python -m benchmarks.pretrain`. The defaults, None = the model's own, made the shipped checkpoints.
-
-    Attributes:
-        model: Bundled model to pre-train.
-        seed: Random seed of weights, scenes and texts.
-        out: Folder to write the checkpoint to. None is a folder of the model's name in the run's folder.
-        hidden_size: Width of all layers; for SmolVLM and LLaVA, of the decoder.
-        image_steps: Training steps of the first part, the image encoder.
-        image_batch_size: Batch size of the first part.
-        steps: Training steps of the second part, all parameters.
-        batch_size: Batch size of the second part; for SmolVLM and LLaVA, images with about six questions each.
-    """
-
-    group: ClassVar[str] = "Pre-training"
-
-    model: str = choice("METER", RECIPES)
-    seed: int = 0
-    out: str | None = None
-    hidden_size: int | None = None
-    image_steps: int | None = None
-    image_batch_size: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        check_names([self.model], RECIPES, "model")
-        numbers = ("hidden_size", "image_steps", "image_batch_size", "steps", "batch_size")
-        check_ranges(self, seed=(0, 2**32 - 1), **dict.fromkeys(numbers, POSITIVE))
-        if self.size.hidden_size % HEADS:
-            raise ValueError(f"`hidden_size` is not supported: got {self.hidden_size}, expected a multiple of {HEADS}")
-
-    @property
-    def size(self) -> Size:
-        """Return the given values, with the model's own for the rest."""
-        own = RECIPES[self.model].size
-        given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Size)}
-        return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
-
-
-def pretrain(settings: PretrainSettings, out: Path, checkpoints: Path, log: Log | None = None) -> None:
+def pretrain(name: str, size: Size, out: Path, checkpoints: Path, seed: int = 0) -> None:
     """Pre-train a model and write its checkpoint.
 
     Args:
-        settings: Of the command.
+        name: Key of `RECIPES`, whose `size` made the shipped checkpoint.
+        size: Settings of model and training.
         out: Folder to write to. METER's and ViLT's holds the image-text matching head too, `itm_score`, row 1 = they match.
             An answering model is written as `from_pretrained` reads it, its weights in float16.
         checkpoints: Folder of intermediate checkpoints; training resumes from them.
-        log: Called with name, value and step.
+        seed: Of weights, scenes and texts.
     """
-    recipe, size = RECIPES[settings.model], settings.size
+    recipe = RECIPES[name]
 
     def train(title: str, parts: dict[str, nn.Module], step: Callable[[int], StepResult]) -> None:
         first = title == "images"
@@ -131,19 +87,17 @@ def pretrain(settings: PretrainSettings, out: Path, checkpoints: Path, log: Log 
         optimizer = adamw([(parameters, rate)], WEIGHT_DECAY)
         schedule = partial(decay, steps=steps, warmup=WARMUP)
         checkpoint = checkpoints / CHECKPOINTS[not first]
-        Trainer(parts, optimizer, steps, schedule, checkpoint, SAVE_EVERY).run(
-            step, title, add_prefix(LOGGED_AS[title], log)
-        )
+        Trainer(parts, optimizer, steps, schedule, checkpoint, SAVE_EVERY).run(step, title)
 
     if isinstance(recipe, PairRecipe):
-        _pretrain_pairs(recipe, size, settings.seed, out, train)
+        _pretrain_pairs(recipe, size, seed, out, train)
     elif isinstance(recipe, AnsweringRecipe):
-        _pretrain_answering(recipe, size, settings.seed, out, train)
+        _pretrain_answering(recipe, size, seed, out, train)
 
 
 def _pretrain_pairs(recipe: PairRecipe, size: Size, seed: int, out: Path, train: Train) -> None:
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(seed, recipe.special_tokens)
+    tokenizer = train_tokenizer(seed, recipe.tokens)
     bare: Any = recipe.build(size.hidden_size, len(tokenizer), 0)
     recipe.initialise(bare)
     for name, parameter in bare.named_parameters():
@@ -178,8 +132,8 @@ def _pretrain_answering(recipe: AnsweringRecipe, size: Size, seed: int, out: Pat
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = sampled_images(seed, index, size.image_batch_size, recipe.normalise)
-        return image_token_losses(heads, recipe.image_tokens(model, batch.scenes.image), batch)
+        batch = image_batch(seed, index, size.image_batch_size, recipe.normalise)
+        return image_token_losses(heads, recipe.image_tokens(model, batch.image), batch)
 
     train("images", {**recipe.eyes(model), "heads": heads.dense()}, look)
     batches = ConversationBatches(recipe, tokenizer, seed, size.batch_size)
@@ -196,14 +150,16 @@ def _pretrain_answering(recipe: AnsweringRecipe, size: Size, seed: int, out: Pat
     recipe.make_processor(tokenizer).save_pretrained(out)
 
 
-def main(settings: PretrainSettings, run: Run) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Pre-train and write the checkpoint."""
-    folder = required_folder(run)
-    out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
-    pretrain(settings, out, folder, run.log_scalar)
+    parser = make_parser("pretrain", __doc__)
+    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
+    options = parser.parse_args(arguments)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        parser.error(f"--out {options.out} exists and is not empty: pass a new folder")
+    folder = Path("runs") / "pretrain" / options.model
+    pretrain(options.model, RECIPES[options.model].size, options.out, folder)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
-    print(f"checkpoint: {out}")
-
-
-ex = RecordedCommand("benchmarks.pretrain", PretrainSettings, main)
+    print(f"checkpoint: {options.out}")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES
-from benchmarks.pretrain.questions import INSTRUCTION, describe, questions
+from benchmarks.pretrain.texts import CAPTION_FAMILIES, INSTRUCTION, describe, questions
 from das_gym.shapes.scene_language import QUESTION_FAMILIES
 from das_gym.shapes.scenes import sample_scene
 
@@ -21,27 +20,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """The tokens that come before all others.
+class Tokens:
+    """The tokens of a tokenizer that stand for no word of the language.
 
     Attributes:
-        tokens: In order: the first has id 0.
-        pad, unknown, mask: Padding, what is out of vocabulary, and a hidden word.
-        first, last: Ids of what every text begins and ends with.
+        special: Special tokens; ids in this order.
+        bos, eos, pad: Which of them begin a text, end an answer and fill up.
+        unknown, mask: What is out of vocabulary, and a hidden word.
+        phrases: What stands in every prompt is one token each: prompts are a quarter shorter.
+        speakers: How turns begin.
     """
 
-    tokens: tuple[str, ...]
+    special: tuple[str, ...]
+    bos: str
+    eos: str
     pad: str
-    unknown: str
-    mask: str
-    first: int
-    last: int
+    unknown: str = ""
+    mask: str = ""
+    phrases: tuple[str, ...] = ()
+    speakers: tuple[str, str] = ("", "")
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The ids of what every text begins and ends with."""
+        return self.special.index(self.bos), self.special.index(self.eos)
 
 
-ROBERTA = SpecialTokens(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<pad>", "<unk>", "<mask>", first=0, last=2)
+ROBERTA = Tokens(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 """METER's. Padding has id 1, on which RoBERTa's position ids rely."""
 
-BERT = SpecialTokens(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "[PAD]", "[UNK]", "[MASK]", first=2, last=3)
+BERT = Tokens(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]")
 """ViLT's. Padding has id 0, whose embedding ViLT keeps from training."""
 
 VOCAB_SIZE, MAX_VOCABULARY = 512, 1024
@@ -84,21 +92,21 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequen
     return tokenizer
 
 
-def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrainedTokenizerFast:
+def train_tokenizer(seed: int = 0, tokens: Tokens = ROBERTA) -> PreTrainedTokenizerFast:
     """Train a lower-casing tokenizer on the language of Shapes."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level_bpe(_corpus(seed), VOCAB_SIZE, special.tokens, lowercase=True)
-    first, last = special.tokens[special.first], special.tokens[special.last]
-    tokenizer.post_processor = processors.RobertaProcessing((last, special.last), (first, special.first))
+    tokenizer = byte_level_bpe(_corpus(seed), VOCAB_SIZE, tokens.special, lowercase=True)
+    first, last = tokens.ends
+    tokenizer.post_processor = processors.RobertaProcessing((tokens.eos, last), (tokens.bos, first))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=first,
-        eos_token=last,
-        pad_token=special.pad,
-        unk_token=special.unknown,
-        mask_token=special.mask,
+        bos_token=tokens.bos,
+        eos_token=tokens.eos,
+        pad_token=tokens.pad,
+        unk_token=tokens.unknown,
+        mask_token=tokens.mask,
     )
 
 
@@ -107,25 +115,6 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of a tokenizer that stand for no word of the language.
-
-    Attributes:
-        special: Special tokens; ids in this order.
-        phrases: What stands in every prompt is one token each: prompts are a quarter shorter.
-        speakers: How turns begin.
-        bos, eos, pad: Which special tokens begin a text, end an answer and fill up.
-    """
-
-    special: tuple[str, ...]
-    phrases: tuple[str, ...]
-    speakers: tuple[str, str]
-    bos: str
-    eos: str
-    pad: str
 
 
 def _chat_corpus(tokens: Tokens, seed: int) -> Iterator[str]:

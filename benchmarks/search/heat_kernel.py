@@ -46,7 +46,6 @@ class HeatProcess(Process):
         super().__init__(masks, values, math.exp(logs[-1]))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """See `Process.covariance`."""
         a, b, w = some.astype(float), others.astype(float), self._layer_weights
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 

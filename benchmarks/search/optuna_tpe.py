@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from das_gym.agents.compare.comparison import AgentResult
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.results import AgentResult
 
 OPTUNA = "optuna"
 """Name on the leaderboard, and the package."""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.comparison import check_agent, run_agent
-from das_gym.agents.compare.results import AgentResult, judge
+from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, run_agent
 
 import das_gym
 from benchmarks.search.optuna_tpe import OPTUNA, run_optuna

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+from das_gym.agents.compare.comparison import AgentResult, evaluations_needed
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.results import AgentResult, evaluations_needed
 
 from benchmarks.search.problems import SearchProblem
 from das_gym.intervals import mean_bootstrap_interval

@@ -96,14 +96,16 @@ class FolderListings:
 
     _names: dict[Path, frozenset[str]] = field(default_factory=dict)
 
+    def has(self, path: Path) -> bool:
+        """Return whether a file exists."""
+        if path.parent not in self._names:
+            self._names[path.parent] = files_in(path.parent)
+        return path.name in self._names[path.parent]
+
     def first_of(self, paths: Sequence[Path]) -> Path:
         """Return the first path that exists; else the first whose folder exists; else the first."""
-        for path in paths:
-            if path.parent not in self._names:
-                self._names[path.parent] = files_in(path.parent)
-            if path.name in self._names[path.parent]:
-                return path
-        return next((path for path in paths if is_folder(path.parent)), paths[0])
+        found = next(filter(self.has, paths), None)
+        return found or next((path for path in paths if is_folder(path.parent)), paths[0])
 
 
 @dataclass(frozen=True, slots=True)

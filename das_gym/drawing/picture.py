@@ -1,9 +1,8 @@
-"""Draw an architecture under a mask, and the search so far: what environments render as `rgb_array`."""
+"""Draw an architecture under a mask: what environments render as `rgb_array`, and the figure of a search."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,36 +22,16 @@ BOX = 22
 BAND_STAGES = 24
 """Largest number of stages side by side; further ones are drawn in another band below."""
 
-CHART = 150
+LINE, FACTS = 22, 6
+"""Height of a line of text in pixels, and the number of lines below the units."""
+
 TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
 
 INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
 """Each has a contrast ratio of at least 4.5 to `PAPER`. Blue and orange are distinguishable with colour blindness."""
 
-Points = Sequence[tuple[int, float]]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The content of an image.
-
-    Attributes:
-        architecture: The model's units.
-        mask: (n_units,) bool, True = skipped.
-        title: Title, one line.
-        facts: Up to 6 lines.
-        improvements: The search so far: the evaluations at which the best reward rose, with the reward.
-        evaluations: Number of masks scored so far.
-    """
-
-    architecture: Architecture
-    mask: np.ndarray
-    title: str
-    facts: Sequence[str]
-    improvements: Points = ()
-    evaluations: int = 0
 
 
 class Layout(NamedTuple):
@@ -96,18 +75,34 @@ def _clipped(text: str, limit: int = 22) -> str:
 
 def height_of(architecture: Architecture) -> int:
     """Return the height of an image in pixels; even, as video codecs need it."""
-    height = layout(architecture).bottom + CHART + MARGIN
+    height = layout(architecture).bottom + FACTS * LINE + MARGIN
     return height + height % 2
 
 
-def draw(scene: Scene, height: int | None = None) -> np.ndarray:
-    """Return a (height, WIDTH, 3) uint8 image."""
+def draw(
+    architecture: Architecture,
+    mask: np.ndarray,
+    title: str,
+    facts: Sequence[str],
+    height: int | None = None,
+    best: Sequence[float] = (),
+) -> np.ndarray:
+    """Return a (height, WIDTH, 3) uint8 image.
+
+    Args:
+        architecture: The model's units.
+        mask: (n_units,) bool, True = skipped.
+        title: One line.
+        facts: Up to `FACTS` lines.
+        height: In pixels; None takes what the architecture needs.
+        best: The best reward after each evaluation, which is drawn as a curve.
+    """
     from PIL import Image, ImageDraw
 
-    places = layout(scene.architecture)
-    image = Image.new("RGB", (WIDTH, height or height_of(scene.architecture)), PAPER)
+    places = layout(architecture)
+    image = Image.new("RGB", (WIDTH, height or height_of(architecture)), PAPER)
     canvas = ImageDraw.Draw(image)
-    canvas.text((MARGIN, MARGIN - 6), scene.title, INK, font(TITLE))
+    canvas.text((MARGIN, MARGIN - 6), title, INK, font(TITLE))
     top = MARGIN + 26
     for x, word, skipped in ((MARGIN, "kept", False), (MARGIN + 84, "skipped", True)):
         _draw_box(canvas, (x, top + 2, x + 18, top + 14), "", skipped)
@@ -115,13 +110,13 @@ def draw(scene: Scene, height: int | None = None) -> np.ndarray:
     canvas.text((MARGIN + 168, top), "width: share of the model's MACs", GREY, font(SMALL))
     for y, name in places.lanes:
         canvas.text((MARGIN, y), _clipped(name), INK, font(TEXT))
-    for unit, box, skipped in zip(scene.architecture.units, places.boxes, scene.mask, strict=True):
+    for unit, box, skipped in zip(architecture.units, places.boxes, mask, strict=True):
         _draw_box(canvas, box, unit.label, bool(skipped))
-    middle = WIDTH // 2
-    for number, fact in enumerate(scene.facts):
-        fits = font(TEXT).getlength(fact) <= middle - MARGIN - 8
-        canvas.text((MARGIN, places.bottom + 22 * number), fact, INK, font(TEXT if fits else SMALLEST))
-    _draw_curve(canvas, scene, (middle, places.bottom, WIDTH - MARGIN, places.bottom + CHART - 8))
+    for number, fact in enumerate(facts):
+        fits = not len(best) or font(TEXT).getlength(fact) <= WIDTH // 2 - MARGIN - 8
+        canvas.text((MARGIN, places.bottom + LINE * number), fact, INK, font(TEXT if fits else SMALLEST))
+    if len(best):
+        _draw_curve(canvas, np.asarray(best), (WIDTH // 2 + 70, places.bottom, WIDTH - MARGIN - 10, places.bottom + 124))
     return np.asarray(image)
 
 
@@ -136,27 +131,19 @@ def _draw_box(canvas: Any, box: Box, label: str, skipped: bool) -> None:
     canvas.text(((left + right) / 2, bottom + 2), label, GREY if skipped else INK, font(SMALL), anchor="ma")
 
 
-def _draw_curve(canvas: Any, scene: Scene, box: Box) -> None:
+def _draw_curve(canvas: Any, best: np.ndarray, box: Box) -> None:
     """Draw the best reward over evaluations as steps."""
     left, top, right, bottom = box
-    canvas.text((left, top), "best reward so far, over evaluations", GREY, font(SMALL))
-    points = [(at, value) for at, value in scene.improvements if np.isfinite(value)]
-    left, top, right, bottom = left + 70, top + 24, right - 10, bottom - 18
-    canvas.line((left, top, left, bottom, right, bottom), GREY, 1)
-    if not points:
-        canvas.text((left + 12, (top + bottom) / 2 - 8), "no mask has been scored yet", GREY, font(SMALL))
-        return
-    low, high, last = points[0][1], points[-1][1], max(scene.evaluations, 1)
-    for value, y in {high: top + 4, low: bottom - 8 if high > low else top + 4}.items():
-        canvas.text((left - 8, y), f"{value:.4g}", GREY, font(SMALL), anchor="rm")
-    canvas.text((right, bottom + 4), str(last), GREY, font(SMALL), anchor="ra")
-    steps: list[float] = []
-    for at, value in (*points, (last, high)):
-        x = left + (right - left) * at / last
-        y = top + 4 if high == low else bottom - 8 - (bottom - top - 12) * (value - low) / (high - low)
-        steps += [x, steps[-1], x, y] if steps else [x, y]
-    canvas.line(steps, CURVE, 3)
-    canvas.ellipse((x - 4, y - 4, x + 4, y + 4), CURVE)
+    canvas.text((left - 70, top), "best reward so far, over evaluations", GREY, font(SMALL))
+    canvas.line((left, top + 24, left, bottom, right, bottom), GREY, 1)
+    low, high = float(best[0]), float(best[-1])
+    x = left + (right - left) * np.arange(1, len(best) + 1) / len(best)
+    y = bottom - 8 - (bottom - top - 36) * (best - low) / (high - low or 1.0)
+    for value, at in ((low, y[0]), (high, y[-1])):
+        canvas.text((left - 8, at), f"{value:.4g}", GREY, font(SMALL), anchor="rm")
+    canvas.text((right, bottom + 4), str(len(best)), GREY, font(SMALL), anchor="ra")
+    steps = np.stack((np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]), axis=1)
+    canvas.line(steps.flatten().tolist(), CURVE, 3)
 
 
 @lru_cache(maxsize=8)

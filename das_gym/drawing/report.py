@@ -13,9 +13,9 @@ import numpy as np
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
+from das_gym.output import counted
 from das_gym.problem.front import front_rows
 from das_gym.tables.table import SubnetTable
-from das_gym.wording import counted
 
 MAX_DOTS = 1500
 """Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""
@@ -71,14 +71,15 @@ class CostChart:
         """Return the chart of a search, over the masks of a table if there is one."""
         if table is None:
             saved, losses = np.array(tried).reshape(-1, 2).T
-            rows, some, about = front_rows(saved, losses)[::-1], np.array([], int), "the masks that the search scored"
+            some, about = np.array([], int), "the masks that the search scored"
         else:
             losses, saved = table.values("loss", split), table.macs_saved
-            rows, some = table.index(table.pareto_front("loss", split)), np.flatnonzero(np.isfinite(losses))
+            some = np.flatnonzero(np.isfinite(losses))
             if len(some) > MAX_DOTS:
                 # The same dots each time, so that the same run gives the same file.
                 some = np.random.default_rng(0).choice(some, MAX_DOTS, replace=False)
             about = f"{len(some):,} of the table's {len(losses):,} masks"
+        rows = front_rows(saved, losses)[::-1]
         # Five digits are more than a chart shows, and keep the page small.
         points: list[Any] = list(map(tuple, np.stack((saved, losses), axis=1).round(5).tolist()))
         return cls([points[row] for row in some], [points[row] for row in rows], list(tried), landed, about)

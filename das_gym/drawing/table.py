@@ -5,6 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from das_gym.output import escape_control_chars
 
 WIDTH = 80
 """Columns of a terminal that printed tables and sentences fit in."""
@@ -50,11 +58,6 @@ class Table:
             width: Columns of the terminal. Wide tables need more than 80.
             heading_width: Headings are wrapped at this width.
         """
-        from rich import box
-        from rich.table import Table as RichTable
-
-        from das_gym.console import Console
-
         table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         left = {column % len(self.columns) for column in self.text_columns}
         for number, heading in enumerate(self.columns):
@@ -65,6 +68,18 @@ class Table:
         Console(width=width).print(table)
         for note in self.notes:
             print(textwrap.fill(note, WIDTH))
+
+
+class Console(RichConsole):
+    """A console of rich that raises BrokenPipeError as `print` does, where rich would end the process."""
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        """Render a text literally: without markup, emoji codes and control characters, since it may come from a file."""
+        return super().render_str(escape_control_chars(text), **{**kwargs, "markup": False, "emoji": False})
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again."""
+        raise
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> list[str]:

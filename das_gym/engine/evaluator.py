@@ -49,8 +49,8 @@ class Evaluator:
         cache_bytes: How much encoder output to keep in memory, in bytes.
         cache_folder: Where to keep it on disk as well, see `EncoderCache`.
         trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
-        precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 if the hardware has it), or
-            `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
+        precision: Of the layers: `float32` (the model's own), `bfloat16`, or `auto` (bfloat16 if the hardware has it).
+            Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
 
     Raises:
         ValueError: an unknown precision, or `bfloat16` on hardware without it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ from torch import nn
 
 from das_gym.models.base import VLP
 
-PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
+PRECISIONS = ("float32", "bfloat16", "auto")
 """The values of an `Evaluator`'s `precision`.
 
 `float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
-it. `auto` is `bfloat16` on hardware with them and `float32` on other hardware. `bfloat16-emulated` gives the numbers of
-bfloat16 on any hardware, tens of times slower without the instructions: for tests and rank agreement.
+it: emulation is tens of times slower than float32. `auto` is `bfloat16` on hardware with them and `float32` on other.
 """
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -40,14 +40,17 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
     return next((flag for flag in CPU_FLAGS if flag in flags), None)
 
 
-def cpu_flags() -> frozenset[str]:
-    """Return those of `CPU_FLAGS` that this processor has; none with torch before 2.9, which cannot report them."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return those of `CPU_FLAGS` that this processor has; before torch 2.9, those that Linux lists in `cpuinfo`."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = {flag for flag, has in torch.cpu.get_capabilities().items() if has}
+    else:
+        found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return frozenset(found.intersection(CPU_FLAGS))
 
 
 def resolve_precision(precision: str, device: torch.device | str) -> str:
-    """Return `float32`, `bfloat16` or `bfloat16-emulated` for this device; ValueError if it lacks what is wanted."""
+    """Return `float32` or `bfloat16` for this device; ValueError if it lacks what is wanted."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown `precision`: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     hardware = bfloat16_hardware(device)
@@ -55,9 +58,8 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
         return "float32" if hardware is None else "bfloat16"
     if precision == "bfloat16" and hardware is None:
         raise ValueError(
-            f"precision='bfloat16': this {torch.device(device).type} has no bfloat16 instructions (a CPU needs one of "
-            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0), and emulation is slower than float32. Use 'float32', "
-            "'auto', or 'bfloat16-emulated' for the same numbers, slowly"
+            f"`precision=bfloat16` needs instructions that this {torch.device(device).type} lacks: a CPU needs one of "
+            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0. Use float32 or auto."
         )
     return precision
 

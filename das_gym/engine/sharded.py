@@ -62,12 +62,12 @@ class Worker:
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
-    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread). If the
-    model is on a GPU, each worker has a GPU, too. There are as many workers as the cluster has room for. Each call splits
-    its masks into one shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard.
-    The main process caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent`
-    counts what ran in all workers, which is more than in one process: each runs the encoders and the path to its part of the
-    tree; `seconds` are wall-clock time. When adapters or the head change in the main process, workers are made again.
+    Every worker has a separate copy of the model, created when the first masks are scored, and one CPU (one thread), or one
+    GPU if the model is on a GPU. There are as many workers as the cluster has room for. Each call splits its masks into one
+    shard per worker, neighbours in the tree of masks. A worker that dies loses its results on its shard. The main process
+    caches scores as `Evaluator` does, and runs the model itself when a layer statistic is measured. `spent` counts what ran
+    in all workers: each runs the encoders and the path to its part of the tree. When adapters or the head change in the main
+    process, workers are made again.
 
     The cluster is the one that this process is connected to, else that of `RAY_ADDRESS`, else a local one, which ends with
     the process. Other arguments are those of `Evaluator`.
@@ -152,11 +152,8 @@ class ShardedEvaluator(Evaluator):
             parts = (scores.losses, scores.metrics, scores.divergences)
             for column, values in enumerate(parts):
                 found[column, rows] = 0.0 if values is None else values
-            self._spent.layer_runs += spent.layer_runs  # masks and examples are counted by every evaluator itself
-            self._spent.adapter_runs += spent.adapter_runs
-            self._spent.macs += spent.macs
-            self._spent.texts += spent.texts
-            self._spent.images += spent.images
+            for counter in ("layer_runs", "adapter_runs", "macs", "texts", "images"):  # others are counted in this process
+                setattr(self._spent, counter, getattr(self._spent, counter) + getattr(spent, counter))
             for category, text in warned:
                 warnings.warn(text, category, stacklevel=5)
         return found

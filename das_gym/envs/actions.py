@@ -64,6 +64,7 @@ class ActionMode(ABC):
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
         self.over = np.ones(rows, dtype=bool)
+        self._current: tuple[np.ndarray, ...] | None = None  # what was computed of `masks`
         self.space = self._make_space()
 
     @abstractmethod
@@ -76,20 +77,13 @@ class ActionMode(ABC):
         Args:
             actions: Array of shape `batch` + the space's shape.
             batch: () for one environment, (m,) for many.
-
-        Raises:
-            ValueError: the actions have another shape or lie outside the space.
-            gymnasium.error.ResetNeeded: an episode is over, or needs a reset.
         """
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """Start new episodes in those rows ((m,) bool); None starts all."""
-        if which is None:
-            self.masks.fill(False)
-            self.over.fill(False)
-        else:
-            self.masks[which] = False
-            self.over[which] = False
+        rows = slice(None) if which is None else which
+        self.masks[rows] = self.over[rows] = False
+        self._current = None
 
     def features(self) -> np.ndarray:
         """Return the (m, n_features) float32 observations of the episode's state, which follow the layer statistics."""
@@ -100,7 +94,7 @@ class ActionMode(ABC):
         return {}
 
     def action_masks(self) -> np.ndarray:
-        """Return (m, n_choices) bool: which actions have an effect; never all False. Not every action space has them."""
+        """Return (m, n_choices) bool: which actions have an effect; never all False. Only `sequence` has them."""
         raise ValueError(f"action={self.name!r} has no actions to mask; use action='sequence'")
 
     def get_state(self) -> dict[str, Any]:
@@ -111,6 +105,7 @@ class ActionMode(ABC):
         """Restore what `get_state` returned."""
         self.masks = read_array("masks", state["masks"], (self.rows, self.n_layers), bool)
         self.over = read_array("over", state["over"], (self.rows,), bool)
+        self._current = None
 
     def _check_running(self) -> None:
         if np.count_nonzero(self.over):
@@ -142,13 +137,6 @@ class MaskMode(ActionMode):
         if np.count_nonzero(others):
             raise ValueError(f"`action` is not a skip mask: got {array.tolist()}, expected only 0 (keep) and 1 (skip)")
         return self._end_all(array.astype(bool).reshape(self.rows, self.n_layers))
-
-    def action_masks(self) -> np.ndarray:
-        """Return (m, 2 n_layers) bool, all True: pairs (may be 0, may be 1) as sb3-contrib reads them.
-
-        Bits cannot say "exactly k of them": where a budget is to be kept, use action='sequence'.
-        """
-        return np.ones((self.rows, 2 * self.n_layers), dtype=bool)
 
 
 class ScoreMode(ActionMode):
@@ -193,21 +181,10 @@ class SequenceMode(ActionMode):
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
         # A suite's budgets change with every episode, so that a mask alone does not decide the choices.
         self._cache: dict[bytes, tuple[np.ndarray, ...]] | None = {} if rows == 1 and isinstance(budget, Budget) else None
-        self._current: tuple[np.ndarray, ...] | None = None  # without a cache: the state of `masks`
 
     def _make_space(self) -> spaces.Space[Any]:
         self.can_stop = self.budget.is_free
         return spaces.Discrete(self.n_layers + self.can_stop)
-
-    def begin(self, which: np.ndarray | None = None) -> None:
-        """See `ActionMode.begin`."""
-        super().begin(which)
-        self._current = None
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `ActionMode.set_state`."""
-        super().set_state(state)
-        self._current = None
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """See `ActionMode.step`."""

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorWrapper
 
 from das_gym.config import check_names
-from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.episodes import ScoredEnv
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
 from das_gym.problem.mask_cost import SAVED
@@ -113,8 +113,8 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
 
     ## Rewards
     (reward_dim,) float32: the environment's reward, then the share of each cost that the mask saves, 1 = all of it, negative
-    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing. With
-    `DAS-Suite-Search-MO-v0` each step's first entry is the mask's own scaled reward instead of its improvement.
+    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing. The
+    first entry of `DAS-Suite-Search-MO-v0` is each mask's own scaled reward instead of its improvement.
 
     ## Information
     As the environment's, with what the mask saves of each objective, and `hypervolume`: the volume between `reference` and

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import Points, Scene, draw
+from das_gym.drawing.picture import draw
+from das_gym.output import counted
 from das_gym.problem.mask_space import skipped_names
-from das_gym.wording import counted
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -43,21 +43,17 @@ class LastStep(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """The problem that is searched, and the progress of the search.
+    """The problem that is searched.
 
     Attributes:
         architecture: The units.
         budget: The budget in words.
-        improvements: Pairs of an evaluation at which the best reward rose, and that reward.
-        evaluations: Masks scored so far.
         problem: The problem's name, where there are several.
         height: Height of RGB arrays in pixels; None takes what the architecture needs.
     """
 
     architecture: Architecture
     budget: str
-    improvements: Points = ()
-    evaluations: int = 0
     problem: str = ""
     height: int | None = None
 
@@ -75,7 +71,7 @@ def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndar
     title = f"{int(mask.sum())} of {counted(len(units), 'layer')} skipped (budget: {view.budget})"
     facts = [view.problem] if view.problem else []
     facts += ["nothing chosen yet"] if last is None else _facts(last)
-    return draw(Scene(view.architecture, mask, title, facts, view.improvements, view.evaluations), view.height)
+    return draw(view.architecture, mask, title, facts, view.height)
 
 
 def describe(names: list[str], last: LastStep) -> str:

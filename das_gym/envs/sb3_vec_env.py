@@ -14,11 +14,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import registry
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from das_gym.envs.mo_env import MultiObjectiveVectorReward
 from das_gym.envs.vector_env import MaskVectorEnv
+from das_gym.registration import many_objectives
 
 METHODS_BY_ENV = ("action_masks", "render")
 """Methods of a das_gym vector environment that return one value per environment; others return one for all."""
@@ -34,12 +36,13 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if not isinstance(env.unwrapped, MaskVectorEnv) or mode is not AutoresetMode.SAME_STEP:
+        if not isinstance(env.unwrapped, MaskVectorEnv):
             raise ValueError(
-                f"`env` is not supported: got {env} with {mode}, expected das_gym's own vector environment with "
-                "AutoresetMode.SAME_STEP. Make it without `vectorization_mode` and `autoreset_mode`."
+                f"`env` is not supported: got {env}, expected das_gym's own vector environment. Make it without "
+                "`vectorization_mode`."
             )
+        if isinstance(env, MultiObjectiveVectorReward):
+            raise ValueError(f"`env` has vector rewards, but Stable-Baselines3 needs one number: got {env}. Wrap it first.")
         self.env, self.spec, self._base = env, env.spec, env.unwrapped
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -126,6 +129,8 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         >>> envs = make_sb3_vec_env("DAS-METER-VQA-Tabular-v0", n_envs=16, action="scores")
         >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
+    if env_id.endswith(many_objectives("")):
+        raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one number: got {env_id}")
     spec = registry.get(env_id.rpartition(":")[2])
     if spec is not None and spec.vector_entry_point is None:
         return make_vec_env(env_id, n_envs, seed, env_kwargs=kwargs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,8 @@ INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "e
 REWARD_BATCHES = ("fixed", "cycle", "resample")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Rewards of m masks, and the `info` of their scores.
-
-    Attributes:
-        rewards: (m,) float64.
-        info: INFO_KEYS, each to an (m,) array.
-    """
-
-    rewards: np.ndarray
-    info: dict[str, np.ndarray]
-
-    def row(self, index: int) -> dict[str, Any]:
-        """Return the info of one mask as plain numbers."""
-        return {key: values[index].item() for key, values in self.info.items()}
+Info = dict[str, np.ndarray]
+"""`info` of m masks or episodes, each value with m rows."""
 
 
 class Scorer(ABC):
@@ -49,7 +37,6 @@ class Scorer(ABC):
     Attributes:
         evaluations: Masks scored so far, including those for the observation; masks off the budget are not scored.
         position: The next example, where `reward_batches="cycle"`.
-        improvements: The search so far: pairs of an evaluation at which the best reward rose, and that reward.
         reported: Costs whose savings `info` has, by setting: that of the budget, and objectives.
     """
 
@@ -72,10 +59,6 @@ class Scorer(ABC):
         """Return the scores of (m, n_layers) bool masks on the fixed examples, on which `reset` reports the full model."""
 
     @abstractmethod
-    def observation(self) -> np.ndarray:
-        """Return (n_layers * n_statistics,) float32: layer statistics of the full model, layer by layer; a copy."""
-
-    @abstractmethod
     def statistic(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a layer statistic of the full model by name, observed or not."""
 
@@ -91,6 +74,14 @@ class Scorer(ABC):
         """Return how many masks are scored for layer statistics by name; 0 where a table knows them."""
         del names
         return 0
+
+    def observation(self) -> np.ndarray:
+        """Return (n_layers * n_statistics,) float32: layer statistics of the full model, layer by layer; a copy."""
+        return self._observation.copy()
+
+    @cached_property
+    def _observation(self) -> np.ndarray:
+        return np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
 
     @property
     def observation_masks(self) -> int:
@@ -152,19 +143,17 @@ class Scorer(ABC):
         """Restart the reward examples and the count of evaluations, as `reset(seed=...)` does."""
         self.evaluations: int = self.observation_masks
         self.position = 0
-        self.improvements: list[tuple[int, float]] = []
 
     def get_state(self) -> dict[str, Any]:
         """Return the scorer's state as JSON values."""
-        return {"evaluations": self.evaluations, "position": self.position, "improvements": list(self.improvements)}
+        return {"evaluations": self.evaluations, "position": self.position}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)
-        self.improvements = convert("improvements", state["improvements"], list[tuple[int, float]])
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
         """Return the rewards of the masks whose episodes have ended, from one call of `measure`.
 
         Args:
@@ -173,7 +162,8 @@ class Scorer(ABC):
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
 
         Returns:
-            Rewards and info. A mask that is not scored has loss inf and metric 0. If none is, no examples are drawn.
+            (m,) float64 rewards, and info with `INFO_KEYS` and costs. A mask that is not scored has loss inf and metric 0.
+            If none is, no examples are drawn.
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
         feasible = self.budget.is_kept_by(masks)
@@ -187,12 +177,12 @@ class Scorer(ABC):
             divergences[scored] = np.nan if found.divergences is None else found.divergences
         scores = Scores(losses, metrics, divergences)
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
-        return Outcome(rewards, self._info(masks, scores, feasible, self._count(rewards, scored)))
+        return rewards, self._info(masks, scores, feasible, self._count(scored))
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """Score one mask, (1, n_layers): return what `score` returns as plain numbers."""
-        outcome = self.score(masks, rng, np.array([ended]))
-        return float(outcome.rewards[0]), outcome.row(0)
+        rewards, info = self.score(masks, rng, np.array([ended]))
+        return float(rewards[0]), first_row(info)
 
     def reward_without_layers(self) -> float:
         """Return the reward of skipping every layer, with or without a budget; it does not count as an evaluation."""
@@ -204,30 +194,15 @@ class Scorer(ABC):
         """Return the info of the full model as plain numbers; it does not count as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
         scores, feasible = self.measure_fixed(mask), self.budget.is_kept_by(mask)
-        info = self._info(mask, scores, feasible, np.array([self.evaluations]))
-        return Outcome(np.zeros(1), info).row(0)
+        return first_row(self._info(mask, scores, feasible, np.array([self.evaluations])))
 
-    def _count(self, rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
-        """Return (m,) int64 evaluations after each of m masks, and note where the best reward rose."""
-        # Rows count one after another, as if one environment had scored them in turn.
+    def _count(self, scored: np.ndarray) -> np.ndarray:
+        """Return (m,) int64 evaluations after each of m masks, as if one environment had scored them in turn."""
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
-        best = self.best_so_far
-        if rewards.max() > best:
-            for at, reward in zip(evaluations[scored].tolist(), rewards[scored].tolist(), strict=True):
-                if reward > best:
-                    best = reward
-                    self.improvements.append((at, reward))
         return evaluations
 
-    @property
-    def best_so_far(self) -> float:
-        """The highest reward of a mask that was scored; -inf before the first."""
-        return self.improvements[-1][1] if self.improvements else -np.inf
-
-    def _info(
-        self, masks: np.ndarray, scores: Scores, feasible: np.ndarray, evaluations: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def _info(self, masks: np.ndarray, scores: Scores, feasible: np.ndarray, evaluations: np.ndarray) -> Info:
         info = {
             "loss": scores.losses,
             "metric": scores.metrics,
@@ -238,3 +213,8 @@ class Scorer(ABC):
             "evaluations": evaluations.astype(np.int64),
         }
         return info | {setting: cost.saved(masks) for setting, cost in self.reported.items()}
+
+
+def first_row(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the first row of each array: a plain number where it is one."""
+    return {key: values[0].item() if values.ndim == 1 else values[0] for key, values in arrays.items()}

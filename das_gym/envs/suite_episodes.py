@@ -14,10 +14,11 @@ from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import height_of
 from das_gym.envs.actions import Moves, find_action_mode
-from das_gym.envs.episodes import Episodes, first_row
+from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View
+from das_gym.envs.scoring import first_row
 from das_gym.problem.budget import Masks
-from das_gym.problem.cost_kinds import SAVED
+from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite
 
@@ -77,7 +78,7 @@ class SuiteEpisodes(Episodes):
         if named is None:
             self.begin(everyone, rng)
             return
-        several = isinstance(named, (list, tuple, np.ndarray)) and len(everyone) > 1
+        several = isinstance(named, (list, tuple, np.ndarray))
         numbers = [self.suite.index(each) for each in (named if several else [named])]
         if len(numbers) not in (1, len(everyone)):
             raise ValueError(
@@ -190,16 +191,7 @@ class SuiteEpisodes(Episodes):
         if last is None and self.mode.over[row]:
             raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
         problem = self.suite.problems[int(self.which[row] if last is None else last.info["problem"])]
-        scored = last is not None and last.scored
-        improvements = [(1, last.reward)] if last is not None and scored else []
-        return View(
-            Architecture.of_table(problem.table),
-            problem.budget.describe(),
-            improvements,
-            int(scored),
-            problem.name,
-            self.height,
-        )
+        return View(Architecture.of_table(problem.table), problem.budget.describe(), problem.name, self.height)
 
     @cached_property
     def height(self) -> int:

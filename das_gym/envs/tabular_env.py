@@ -15,13 +15,12 @@ from das_gym.commandline import format_command
 from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
-from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import Outcome, Scorer
+from das_gym.envs.episodes import ScoredEnv
+from das_gym.envs.scoring import Info, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute
 from das_gym.problem.budget import pick_budget
-from das_gym.problem.cost_kinds import BUDGET_SETTINGS, SAVED
-from das_gym.problem.mask_cost import MaskCost, given_costs
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, find_environment
@@ -62,7 +61,7 @@ class TableScorer(Scorer):
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
         self._rows_known: dict[bytes, tuple[float, dict[str, Any]]] = {}
-        self._observation = np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
+        self.observation()  # raises for a statistic that the table does not know
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
@@ -79,10 +78,6 @@ class TableScorer(Scorer):
     def statistic(self, name: str) -> np.ndarray:
         """Return a statistic from the table, or computed from the losses of its masks; see `Scorer.statistic`."""
         return self.table.statistic(name)
-
-    def observation(self) -> np.ndarray:
-        """Return the statistics that the table holds; see `Scorer.observation`."""
-        return self._observation.copy()
 
     def architecture(self) -> Architecture:
         """See `Scorer.architecture`."""
@@ -107,22 +102,22 @@ class TableScorer(Scorer):
         """See `Scorer.reward_without_layers`. If the table lacks this mask, it is the lowest reward within the budget."""
         if self.table.meta.max_skipped is None:
             return super().reward_without_layers()
-        return float(self._known.rewards[self._known.info["feasible"]].min())
+        rewards, info = self._known
+        return float(rewards[info["feasible"]].min())
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
         """See `Scorer.score`."""
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended)
-        rewards = self._known.rewards[rows]
-        info = {key: values[rows] for key, values in self._known.info.items()}
+        rewards, info = self._known[0][rows], {key: values[rows] for key, values in self._known[1].items()}
         scored = info["feasible"]
         if ended is not None and not ended.all():
             scored, rewards = scored & ended, np.where(ended, rewards, 0.0)
             info["loss"][~ended], info["metric"][~ended] = np.inf, 0.0
-        return Outcome(rewards, {**info, "evaluations": self._count(rewards, scored)})
+        return rewards, {**info, "evaluations": self._count(scored)}
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """See `Scorer.score_one`."""
@@ -132,14 +127,12 @@ class TableScorer(Scorer):
             row = int(self.table.rows(masks[0])) if self._exact else -1
             if row < 0:
                 return super().score_one(masks, rng, ended)
-            known = self._rows_known[key] = float(self._known.rewards[row]), self._known.row(row)
+            rewards, infos = self._known
+            known = self._rows_known[key] = float(rewards[row]), {name: values[row].item() for name, values in infos.items()}
         reward, info = known
         if not ended:
             return 0.0, {**info, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
-        if info["feasible"]:
-            self.evaluations += 1
-            if reward > self.best_so_far:
-                self.improvements.append((self.evaluations, reward))
+        self.evaluations += info["feasible"]
         return reward, {**info, "evaluations": self.evaluations}
 
     def report(self, costs: Iterable[str]) -> None:
@@ -163,7 +156,7 @@ class TableScorer(Scorer):
         return all((cost.savings == np.round(cost.savings)).all() for cost in self.reported.values())
 
     @cached_property
-    def _known(self) -> Outcome:
+    def _known(self) -> tuple[np.ndarray, Info]:
         """Rewards and `info` of each mask of the table, by row; they do not count as evaluations."""
         before = self.get_state()
         known = super().score(self.table.masks, np.random.default_rng(0))  # draws nothing

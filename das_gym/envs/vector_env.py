@@ -9,50 +9,33 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.config import check_names, read_array
 from das_gym.envs.actions import Moves
-from das_gym.envs.episodes import Episodes, MaskEnv
+from das_gym.envs.episodes import Episodes, MaskEnv, ScoredEnv
 from das_gym.envs.rendering import LastStep, render
-from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import is_whole
-
-AUTORESET_MODES = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}
 
 
 class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies of one environment; a step scores the masks of all episodes that end with it at once.
 
-    By default, environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` describe the
-    end of an episode. `info` holds the numbers of the step itself; only `action_mask` belongs to the state after the reset,
-    for which the next action is chosen.
-
-    With `autoreset_mode=AutoresetMode.NEXT_STEP`, which Gymnasium's vector wrappers of observations need, an episode ends
-    with its last observation. The next step ignores its action and begins a new episode: reward 0, `info` of a reset.
+    Environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` describe the end of an
+    episode. `info` holds the numbers of the step itself; only `action_mask` belongs to the state after the reset, for which
+    the next action is chosen. With `vectorization_mode="sync"`, `gymnasium.make_vec` makes one that resets in the next step.
 
     Args:
         num_envs: How many episodes run side by side.
         render_mode: `ansi`, `rgb_array` or None.
-        autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
         kwargs: Arguments of the single environment.
     """
 
     metadata = {**MaskEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+    autoreset_mode = AutoresetMode.SAME_STEP  # TorchRL reads it here, Gymnasium's wrappers in the metadata
     env_class: ClassVar[type[Any]]
     template: Any
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if not is_whole(num_envs) or num_envs < 1:
             raise ValueError(f"`num_envs` is out of range: got {num_envs!r}, expected an integer of at least 1")
-        mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
-        check_names([mode], AUTORESET_MODES, "autoreset_mode")
-        self.autoreset_mode = AUTORESET_MODES[mode]
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs, self.render_mode = num_envs, render_mode
         self.template = self.env_class(render_mode=render_mode, **kwargs)
         self.episodes: Episodes = self.template.episodes.copies(num_envs)
@@ -61,8 +44,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = self.template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._waiting = np.zeros(num_envs, dtype=bool)  # with NEXT_STEP: rows that the next step resets
-        self._last: tuple[Moves, np.ndarray, dict[str, np.ndarray], np.ndarray] | None = None
+        self._last: tuple[Moves, np.ndarray, dict[str, np.ndarray]] | None = None
 
     @property
     def last_masks(self) -> np.ndarray | None:
@@ -79,41 +61,25 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Return the first observations. The environments share one generator: of a list of seeds, the first counts."""
         super().reset(seed=self._first_seed(seed))
         self.episodes.reset(self.np_random, self._first_seed(seed) is not None, options)
-        self._waiting[:] = False
         self._last = None
         return self.episodes.observe(), with_presence(self.episodes.reset_info(), np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each environment, and score the masks that are complete."""
-        episodes, restarted, some_restarted = self.episodes, self._waiting, self._waiting.any()
-        if some_restarted:
-            episodes.begin(restarted, self.np_random)
+        episodes = self.episodes
         moves = episodes.step(actions, (self.num_envs,))
-        if some_restarted:  # their actions count for nothing
-            self.mode.begin(restarted)
-            moves = Moves(moves.masks & ~restarted[:, None], moves.ended & ~restarted, moves.info)
         ended = moves.ended
         rewards, info = episodes.score(moves, self.np_random)
-        first = episodes.reset_info() if some_restarted else {}
-        if some_restarted:
-            for key in info:  # 0 where a reset has no such value, as in Gymnasium's own vector environments
-                info[key][restarted] = first[key][restarted] if key in first else 0
-        self._last = (moves, rewards, info, restarted)
+        self._last = (moves, rewards, info)
         final: dict[str, Any] = {}
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._waiting = ended.copy()
-        elif ended.any():
+        if ended.any():
             final_info = with_presence(info, ended)
             final = {"final_obs": self._rows_of(ended), "_final_obs": ended, "final_info": final_info, "_final_info": ended}
             episodes.begin(ended, self.np_random)
-        if "action_mask" in info and (final or some_restarted):
-            # The next action is chosen in the state after the reset.
-            info = info | {"action_mask": self.mode.action_masks()}
-        told = with_presence(info, np.ones(self.num_envs, dtype=bool))
-        if some_restarted:
-            # Gymnasium's convention: a key is absent in the rows whose reset has no such value.
-            told |= {f"_{key}": ~restarted for key in info if key not in first}
-        return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), told | final
+            if "action_mask" in info:  # the next action is chosen in the state after the reset
+                info = info | {"action_mask": self.mode.action_masks()}
+        present = with_presence(info, np.ones(self.num_envs, dtype=bool))
+        return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), present | final
 
     def render(self) -> tuple[Any, ...] | None:
         """Return the architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""
@@ -123,10 +89,10 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(render(self.render_mode, self.episodes.view(last, row), last) for row, last in enumerate(steps))
 
     def _last_step(self, row: int) -> LastStep | None:
-        """Return the last step of an episode; None where nothing was done since its reset."""
-        if self._last is None or self._last[3][row]:
+        """Return the last step of an episode; None right after `reset`."""
+        if self._last is None:
             return None
-        moves, rewards, info, _ = self._last
+        moves, rewards, info = self._last
         told = {key: values[row] for key, values in info.items()}
         return self.episodes.last_step(moves.masks[row], float(rewards[row]), told, bool(moves.ended[row]))
 
@@ -172,14 +138,13 @@ class ScoredVectorEnv(MaskVectorEnv):
     def get_state(self) -> dict[str, Any]:
         """Return the state of all episodes; see `ScoredEnv.get_state`."""
         state = {"rng": self.np_random.bit_generator.state, "episode": self.mode.get_state()}
-        return {**self.template.scorer.get_state(), **state, "waiting": self._waiting.tolist()}
+        return {**self.template.scorer.get_state(), **state}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.template.scorer.set_state(state)
         self.np_random.bit_generator.state = state["rng"]
         self.mode.set_state(state["episode"])
-        self._waiting = read_array("waiting", state["waiting"], (self.num_envs,), bool)
 
 
 def with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
+from das_gym.models.inputs import Processor, image_blocks, meta_batch, real_tokens, stacked, text_blocks
 from das_gym.models.macs import MacCounter, without_adapters
 from das_gym.models.state import (
     Forward,
@@ -30,9 +30,6 @@ from das_gym.models.state import (
     no_mark,
     no_memo,
 )
-
-if TYPE_CHECKING:
-    from das_gym.models.inputs import Processor
 
 HALVES = (torch.float16, torch.bfloat16)
 """The 16-bit dtypes, in which small steps of training are lost."""
@@ -91,9 +88,6 @@ class VLP(nn.Module, ABC):
         Args:
             folder: The checkpoint's, or that of another tokenizer if the user names one.
             max_text_length: Longest text in tokens, longer ones are truncated; None = the model's default.
-
-        Raises:
-            ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not define how batches are made: define inputs(folder, max_text_length)"
@@ -137,9 +131,10 @@ class VLP(nn.Module, ABC):
         Yields:
             Key, (tokens, hidden_size) without padding, and MACs that were not yielded before.
         """
-        keys = list(items)
+        keys, values = list(items), list(items.values())
         encode = self.text_stream if stream == "text" else self.image_stream
-        for rows, batch in input_blocks(processor, stream, list(items.values())):
+        blocks = text_blocks(processor.texts(values)) if stream == "text" else image_blocks(processor, values)
+        for rows, batch in blocks:
             hidden, attend = encode({name: tensor.to(self.device) for name, tensor in batch.items()})
             macs = counter.encoder(stream, batch)
             for position, row in enumerate(rows):

@@ -17,21 +17,17 @@ import torch
 from torch import Tensor
 
 from das_gym.config import build, check_names
-from das_gym.files import at_home
+from das_gym.files import at_home, replacing_folder
 from das_gym.models.base import VLP
-from das_gym.models.formats import HEADS, SEARCH, Family, Format, Heads
+from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
 from das_gym.models.macs import structure, without_content
-from das_gym.models.sizes import check_sizes
-from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_folder, write_tensors
+from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
 
 FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.checkpoint:FAMILY")
 """Every family whose checkpoints are read, as "module:name": imported when a file is read or written."""
 
 ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")
 """Config fields that size adapters: they may differ from those of a file without adapters."""
-
-FREE_FIELDS = ("dropout", *ADAPTER_FIELDS)
-"""Config fields that may differ from a file's; its trained adapters are never dropped for it."""
 
 HEAD_WIDTH, BASE_WIDTH = 64, 512
 """Width of an attention head if the file does not give it, and the smallest model width for which it is assumed."""
@@ -69,7 +65,7 @@ class LoadReport:
         missing = [name for name in self.missing if not any(part in name for part in expected)]
         parts = [
             f"it lacks {_shorten(missing)}, which start untrained" if missing else "",
-            f"its {_shorten(self.unknown)} are unknown and not used" if self.unknown else "",
+            f"its {_shorten(self.unknown)} are not used" if self.unknown else "",
         ]
         return "; ".join(part for part in parts if part) or None
 
@@ -88,13 +84,11 @@ class LoadedCheckpoint:
         vlp: The model, float32, in eval mode, on the CPU, not frozen yet.
         heads: Tensors of each head by the head's name (`vqa_classifier`, `nlvr2_classifier`, `rank_output`,
             `itm_score`, `mlm_score`, ...), named as in the head itself.
-        search: Result of a DAS search: `das_gate` (n_layers,), `skip_num` (1,); empty without one.
         report: What was loaded for every name.
     """
 
     vlp: VLP
     heads: dict[str, dict[str, Tensor]]
-    search: dict[str, Tensor]
     report: LoadReport
 
 
@@ -151,7 +145,6 @@ def save_checkpoint(
     vlp: VLP,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
     files: Mapping[str, str] | None = None,
-    search: Mapping[str, Tensor] | None = None,
     leave_out: Sequence[str] = (),
 ) -> None:
     """Write a model, completely or not at all.
@@ -161,12 +154,11 @@ def save_checkpoint(
         vlp: A model of one of the families, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
-        search: As `LoadedCheckpoint.search`.
         leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
 
     Raises:
         TypeError: the model is of no family whose checkpoints are written.
-        FileExistsError: the folder exists and is no checkpoint.
+        FileExistsError: the folder exists and is not empty.
     """
     path = at_home(path)
     family = family_of(vlp)
@@ -178,15 +170,14 @@ def save_checkpoint(
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in leave_out}
     for head, parts in (heads or {}).items():
         tensors.update({f"{HEADS}{head}.{key}": tensor for key, tensor in parts.items()})
-    tensors.update({f"{SEARCH}{key}": tensor for key, tensor in (search or {}).items()})
 
-    def fill(folder: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists. Give another name, or remove it first")
+    with replacing_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file, text in (files or {}).items():
             (folder / file).write_text(text, encoding="utf-8")
         write_tensors(folder / "model.safetensors", tensors, config)
-
-    write_folder(path, fill)
 
 
 def assemble(
@@ -206,7 +197,6 @@ def assemble(
     for name in [name for name in named if name.startswith(HEADS)]:
         head, _, part = name.removeprefix(HEADS).partition(".")
         found_heads.setdefault(head, {})[part] = named.pop(name).float()
-    search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
     family.derive(named, found_heads, config)
     with without_content():
         vlp: VLP = family.model(config)
@@ -217,7 +207,7 @@ def assemble(
     for name, tensors in found_heads.items():
         check_finite(((f"{name}.{part}", tensor) for part, tensor in tensors.items()), file.path)
     report.missing += [head for head in heads if head not in found_heads]
-    return LoadedCheckpoint(vlp.eval(), found_heads, search, report)
+    return LoadedCheckpoint(vlp.eval(), found_heads, report)
 
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
@@ -258,7 +248,7 @@ def _infer_config(
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{file.path}: {error}") from error
     for name, value in settings.items():
-        if name in found and name not in FREE_FIELDS and found[name] != value:
+        if name in found and name not in ("dropout", *ADAPTER_FIELDS) and found[name] != value:
             raise ValueError(f"`{name}` contradicts {file.path}: got {value}, expected {found[name]}. Leave it out")
     fields = {**found, **settings}
     try:

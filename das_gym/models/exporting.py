@@ -1,19 +1,25 @@
-"""A pruned METER or ViLT with its head, in the form that transformers loads."""
+"""A pruned METER or ViLT with its head, in the form that transformers loads, and the code that a folder carries."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from das_gym.files import write_text
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 
 SHARED_CODE = ("das_gym.models.subnet", "das_gym.models.adapters", "das_gym.models.attention")
 """Modules that every folder with code needs."""
+
+_IMPORT = re.compile(r"from das_gym\.models\.(?:\w+\.)*(\w+) import")
 
 
 @dataclass(frozen=True)
@@ -118,3 +124,15 @@ def export_with_code(
         code=(*code, *SHARED_CODE),
         notes=notes,
     )
+
+
+def copy_code(folder: Path, *modules: str) -> None:
+    """Copy modules of `das_gym.models` into a folder, with imports of each other made relative.
+
+    They import torch, transformers and each other alone. transformers takes such files along when it loads the first of them
+    with `trust_remote_code=True`.
+    """
+    for module in modules:
+        file: Any = importlib.import_module(module).__file__
+        code = Path(file).read_text(encoding="utf-8")
+        write_text(folder / f"{module.rpartition('.')[2]}.py", _IMPORT.sub(r"from .\1 import", code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,8 +21,11 @@ Heads = dict[str, dict[str, Tensor]]
 HEADS = "heads."
 """Prefix of the names of head tensors, `heads.<head>.<tensor>`."""
 
-SEARCH = "search."
-"""Prefix of the result of a DAS search in its checkpoints: `search.das_gate`, `search.skip_num`."""
+MAX_LAYERS, MAX_SIDE, MAX_PATCHES, MAX_BOTTLENECK, MAX_WIDTH = 512, 2**13, 2**9, 2**14, 2**24
+"""Limits of configs: layers; pixels and patches a side of an image; widths of adapters; other widths and vocabularies.
+
+A damaged or hostile config must not build a model of any size.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,6 @@ REFERENCE_RULES: Rules = (
     (r"token_type_embeddings\.weight", "token_types.weight"),
     (r"itm_score\.fc\.(weight|bias)", rf"{HEADS}itm_score.\1"),
     (r"((?:vqa_classifier|nlvr2_classifier|snli_classifier|rank_output|mlm_score|mpp_score)\..+)", rf"{HEADS}\1"),
-    (r"(das_gate|skip_num)", rf"{SEARCH}\1"),
 )
 """What METER's and ViLT's files have in common."""
 
@@ -138,3 +141,26 @@ def derive_rank_output(heads: Heads) -> None:
     itm = heads.get("itm_score", {})
     if "rank_output" not in heads and itm.keys() >= {"weight", "bias"}:
         heads["rank_output"] = {part: itm[part][1:2].clone() for part in ("weight", "bias")}
+
+
+def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
+    """Check a config, a dataclass of numbers; `head_fields` are names of numbers of heads, and of the width of each."""
+    for each in dataclasses.fields(config):
+        name, value, low, high = each.name, getattr(config, each.name), 1, MAX_WIDTH
+        if name.endswith("layers"):
+            high = MAX_LAYERS
+        elif name.endswith("bottleneck"):
+            low, high = 0, MAX_BOTTLENECK
+        elif isinstance(each.default, float):
+            low, high = 0, 1
+        else:
+            high = {"image_size": MAX_SIDE, "position_grid": MAX_PATCHES}.get(name, MAX_WIDTH)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"invalid `{name}`: got {value}, expected {low}..{high}")
+    for name, width_name in head_fields.items():
+        heads, width = getattr(config, name), getattr(config, width_name)
+        if width % heads:
+            raise ValueError(f"invalid `{name}`: got {heads}, expected a divisor of {width_name}={width}")
+    size, patch = config.image_size, config.patch_size
+    if size % patch or size // patch > MAX_PATCHES:
+        raise ValueError(f"invalid `image_size`: got {size}, expected a multiple of {patch} up to {MAX_PATCHES * patch}")

@@ -1,13 +1,14 @@
-"""From images and texts to the batches that a model reads."""
+"""From images and texts to the batches that a model or its encoders read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,17 +18,17 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
-Requests = dict[Hashable, tuple[Any, ...]]
-"""The arguments of a processor's `read` for some pairs, by the key in its `ahead`."""
-
 TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
+
+BLOCK = 8
+"""Largest number of texts or images that go through their encoder at a time."""
 
 
 def padded_length(tokens: int) -> int:
@@ -91,10 +92,10 @@ class PromptError(ValueError):
     """A prompt that a model cannot read.
 
     Attributes:
-        prompt: The prompt; None if torch's DataLoader has rebuilt the error, from its message alone.
+        prompt: The prompt.
     """
 
-    def __init__(self, reason: str, prompt: Prompt | None = None) -> None:
+    def __init__(self, reason: str, prompt: Prompt) -> None:
         super().__init__(reason)
         self.prompt = prompt
 
@@ -108,7 +109,6 @@ class Processor:
         transform: Takes an RGB image, a size and a patch size in pixels, and returns (3, height, width) float32.
         image_size, patch_size: Those sizes.
         max_text_length: Longest text in tokens; longer ones are truncated.
-        ahead: Images that another process has read already, by key, see `requests`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,21 +116,9 @@ class Processor:
     image_size: int
     patch_size: int
     max_text_length: int
-    ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
         """Return (3, height, width) float32, through RandAugment if `augment` gives its seed."""
-        found: Tensor | None = self.ahead.get((source.key, augment))
-        return self.read(source, augment) if found is None else found
-
-    def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
-        """Return the images to read for some pairs, but those whose encoder output is cached already, as `kept` says."""
-        sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
-        seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
-        return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
-
-    def read(self, source: ImageSource, augment: int | None) -> Tensor:
-        """Read an image from its file; see `image`."""
         image = source.open()
         if augment is not None:
             image = randaugment(image, augment)
@@ -172,9 +160,10 @@ class Processor:
         sources = {pair.image.key: pair.image for pair in pairs}  # an image of several pairs is opened once
         seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
         images = {key: self.image(source, seeds[key]) for key, source in sources.items()}
+        height, width = (max(image.shape[side] for image in images.values()) for side in (1, 2))
+        padded = [F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in (images[p.image.key] for p in pairs)]
         types = torch.tensor([pair.image_type for pair in pairs])
-        batch = {"image": pad_images([images[pair.image.key] for pair in pairs]), "image_types": types}
-        return {**batch, **self.tokens(pairs)}
+        return {"image": torch.stack(padded), "image_types": types, **self.tokens(pairs)}
 
     def identity(self) -> str:
         """Return a text that changes with anything that a batch depends on besides its pairs."""
@@ -185,10 +174,57 @@ class Processor:
         return f"{transform} {self.image_size} {self.patch_size} {self.max_text_length} {vocabulary}"
 
 
-def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """Return (batch, 3, height, width) of (3, h, w) images, with zeros at the right and bottom of smaller ones."""
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
+def _blocks(rows: list[int]) -> Iterator[list[int]]:
+    """Yield BLOCK rows at a time, the rest in powers of two, so that few shapes occur and nothing is computed twice."""
+    start = 0
+    while start < len(rows):
+        size = min(BLOCK, 1 << (len(rows) - start).bit_length() - 1)
+        yield rows[start : start + size]
+        start += size
+
+
+def text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield rows and their batch, all of the same padded length."""
+    longest = inputs["input_ids"].shape[1]
+    lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
+    for length in sorted(set(lengths)):
+        for rows in _blocks([row for row, other in enumerate(lengths) if other == length]):
+            yield rows, {name: tensor[rows, :length] for name, tensor in inputs.items()}
+
+
+def image_blocks(processor: Processor, sources: Sequence[ImageSource]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield rows and their batch, all of the same size; no more images than needed are in memory at a time."""
+    waiting: defaultdict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
+    for row, source in enumerate(sources):
+        image = processor.image(source)
+        same = waiting[image.shape]
+        same[row] = image
+        if len(same) == BLOCK:
+            yield list(same), {"image": torch.stack(list(same.values()))}
+            same.clear()
+    for same in waiting.values():
+        for rows in _blocks(list(same)):
+            yield rows, {"image": torch.stack([same[row] for row in rows])}
+
+
+def real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
+    """Return (tokens, hidden_size) without padding: a copy, so that the memory of the batch can be freed."""
+    return (hidden if attend is None else hidden[attend[row, 0, 0]]).clone()
+
+
+def stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return per-item outputs as one batch padded with zeros, and where to attend; None if nothing is padded."""
+    lengths = [len(part) for part in parts]
+    longest = max(lengths)
+    hidden = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
+    real = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+    return hidden, None if bool(real.all()) else real[:, None, None].to(hidden.device)
+
+
+def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:
+    """Return a batch of one text and one image of shape (3, height, width), without content."""
+    ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
+    return {"image": torch.empty(1, *image_shape, device="meta"), "input_ids": ids, "attention_mask": ids}
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -148,20 +148,18 @@ class MacCounter:
         if index not in self._alike:
             self._alike[index] = self.twin.alike(index)
         key = ("layer", self._alike[index], skipped, pooled_only, *self._shapes(state))
-        if key not in self._found:
-            self._found[key] = self._run_layer(index, self._meta(state), skipped, pooled_only)
-        return self._found[key]
+        if key in self._found:
+            return self._found[key]
+        without, parts = self._meta(state), dict[str, int]()
 
-    def _run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
-        parts: dict[str, int] = {}
-
-        def memo(key: tuple, compute: Callable[[], Any]) -> Any:
+        def memo(memo_key: tuple, compute: Callable[[], Any]) -> Any:
             result, macs = counted(compute)
-            parts[key[1]] = parts.get(key[1], 0) + macs
+            parts[memo_key[1]] = parts.get(memo_key[1], 0) + macs
             return result
 
-        hidden, total = counted(lambda: self.twin.run_layer(index, state, skipped, memo, pooled_only))
-        return hidden, {OWN: total - sum(parts.values()), **parts}
+        hidden, total = counted(lambda: self.twin.run_layer(index, without, skipped, memo, pooled_only))
+        self._found[key] = hidden, {OWN: total - sum(parts.values()), **parts}
+        return self._found[key]
 
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
         key = (*what, *self._shapes(given))

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 import stat
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from das_gym.bundled import check_bundled
-from das_gym.files import at_home, parse_json, read_json, replacing, replacing_folder, temporary_folder
+from das_gym.files import at_home, parse_json, read_json, replacing, temporary_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights of a folder."""
@@ -158,18 +157,14 @@ class _Inert:
         pass
 
 
-def load_plain(path: Path, mapped: bool = False) -> Any:
+def load_plain(path: Path) -> Any:
     """Load tensors and plain values that `torch.save` wrote, on the CPU; nothing in the file runs.
 
     Checkpoints of METER, ViLT and others by Lightning also name classes: callbacks as keys, Sacred's `ReadOnlyDict`.
     Each name that torch does not know is replaced by a class of ours. It gives the plain dict or list that it was made
     from, or else an empty object. torch fills only exact dicts, and sets the state only of objects that it allows, so
     that no object serves both; the second kind is tried where the first fails. Only zip archives may name such classes.
-
-    Args:
-        path: The file.
-        mapped: Whether the tensors of an archive stay in the file, mapped into memory: nothing is copied, and writes to
-            them do not reach the file. The file must not be overwritten in place meanwhile.
+    Their tensors stay in the file, mapped into memory.
     """
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"
@@ -179,7 +174,7 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
             known: list[Any] = [_Inert, *(_unknown_global(name, kind) for name in names)]
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         except Exception as error:  # a damaged or hostile file can raise anything
             first = first or error
     assert first is not None
@@ -213,7 +208,7 @@ def _describe(error: Exception) -> str:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    content = load_plain(path, mapped=True)
+    content = load_plain(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} holds no state_dict: got a {type(content).__name__}. Save {{'state_dict': ...}} instead")
@@ -257,23 +252,3 @@ def check_archive(path: Path) -> None:
                         pass
     except Exception as error:  # a damaged archive can raise anything
         raise ValueError(f"{path} is damaged: {_describe(error)}. Copy or download it again") from error
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder completely or not at all; it replaces an empty one, or an earlier checkpoint folder of ours."""
-    config = folder / "config.json"
-    ours = config.is_file() and "model" in _read_config(config)
-    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not a checkpoint folder. Give another name or remove it first")
-    old = folder.with_name(f".{folder.name}.old")
-    try:
-        with replacing_folder(folder) as fresh:
-            fill(fresh)
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                folder.replace(old)
-    except BaseException:
-        if old.is_dir() and not folder.exists():  # also if an earlier writer was killed between its two renames
-            old.replace(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -91,9 +91,7 @@ class Adaptation:
         """Read a file that `save` wrote; raise ValueError for one that is damaged, or not an adaptation file."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no adaptation file at {path}. `python -m adapt supernet` or `python -m adapt` writes one"
-            )
+            raise FileNotFoundError(f"no adaptation file at {path}. `python -m adapt` or `adapt supernet` writes one.")
         file = read_safetensors(path)
         described, tensors = dict(file.config), file.tensors
         form = described.pop("format", None)
@@ -109,9 +107,7 @@ class Adaptation:
         """Copy the parameters into a model with fingerprint `base`; a subnet's mask is pruned."""
         self.check_base(base)
         if self.method is not None:
-            raise ValueError(
-                f"this file has the result of the method {self.method.name}. Load it with das_gym.adapt.load_subnet"
-            )
+            raise ValueError(f"the file is of the method {self.method.name}. Load it with das_gym.adapt.load_subnet.")
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         self.put(_tunable(vlp, head))
@@ -132,9 +128,8 @@ class Adaptation:
                 f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)"
             )
         for name, parameter in wanted.items():
-            mine, models = tuple(self.tensors[name].shape), tuple(parameter.shape)
-            if mine != models:
-                raise ValueError(f"{name} has shape {mine} in the adaptation, {models} in the model")
+            if (mine := tuple(self.tensors[name].shape)) != tuple(parameter.shape):
+                raise ValueError(f"{name} has shape {mine} in the adaptation, {tuple(parameter.shape)} in the model")
 
     def put(self, wanted: Mapping[str, Tensor]) -> None:
         """Copy its parameters into those of a model and its head, which must fit."""

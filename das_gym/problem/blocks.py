@@ -6,6 +6,7 @@ A block is a run of layers of one stream: its input is the input of its first la
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,6 @@ from das_gym.problem.statistic_inputs import check_layer
 TOKEN_BLOCKS = 3
 """Blocks of at most 3 layers are also compared token by token; for longer ones only the pooled token is kept."""
 
-Distances = list[list[float | None]]
-
 
 @torch.inference_mode()
 def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, Any]:
@@ -32,67 +31,48 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         begins there, 0..1, None where the stream has no m layers left. `cosine`: the same with 1 - cos(input, output) over
         real tokens, 0..2, for m up to 3.
     """
-    vlp = evaluator.vlp
-    chains: dict[str, list[int]] = {}  # the layers of each stream, in the order in which they run
-    for stage in vlp.stages:
-        for index in stage:
-            chains.setdefault(vlp.layers[index].stream, []).append(index)
-    angular = {name: np.zeros((len(chain), len(chain))) for name, chain in chains.items()}
-    cosine = {name: np.zeros((len(chain), TOKEN_BLOCKS)) for name, chain in chains.items()}
-    counts = dict.fromkeys(chains, 0)  # an example of retrieval is many rows
+    vlp, count = evaluator.vlp, len(evaluator.vlp.layers)
+    sums = {"angular": np.zeros((count, count)), "cosine": np.zeros((count, TOKEN_BLOCKS))}
+    counts = np.zeros(count)  # an example of retrieval is many rows
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
         state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        walks = {name: _Walk(angular[name], cosine[name]) for name in chains}
+        chains: dict[str, list[int]] = defaultdict(list)  # the layers of each stream so far
+        pooled: dict[str, list[Tensor]] = defaultdict(list)  # what each of them has read at the pooled token
+        whole: dict[str, list[Tensor]] = defaultdict(list)  # and at every token, the last few
         for number, stage in enumerate(vlp.stages):
             state, _ = vlp.enter(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
-            for name, output in outputs.items():
-                rows, attend = vlp.rows_of(state, name, state.hidden[name])
-                real = torch.ones(rows.shape[:2]) if attend is None else attend[:, 0, -1]
-                pooled = vlp.pooled_tokens(state, name)
-                walks[name].step(rows, vlp.rows_of(state, name, output)[0], real.to(rows.device).double(), pooled)
-                check_layer(vlp, chains[name][len(walks[name].pooled) - 1], cosine[name], chunk)
+            for index in stage:
+                stream = vlp.layers[index].stream
+                before, attend = vlp.rows_of(state, stream, state.hidden[stream])
+                after, _ = vlp.rows_of(state, stream, outputs[stream])
+                place = torch.arange(len(before), device=before.device), vlp.pooled_tokens(state, stream)
+                chains[stream].append(index)
+                pooled[stream].append(before[place].double())
+                whole[stream] = [*whole[stream], before][-TOKEN_BLOCKS:]
+                for length, (first, read) in enumerate(zip(chains[stream][::-1], pooled[stream][::-1], strict=True)):
+                    cos = torch.cosine_similarity(read, after[place].double(), dim=-1).clamp(-1, 1)
+                    sums["angular"][first, length] += float(torch.arccos(cos).sum()) / np.pi
+                real = torch.ones(before.shape[:2]) if attend is None else attend[:, 0, -1]
+                real = real.to(before.device).double()
+                tokens = real.sum(dim=1).clamp_min(1)  # a prompt without images has none in the vision tower
+                for length, (first, read) in enumerate(zip(chains[stream][::-1], whole[stream][::-1], strict=False)):
+                    apart = 1 - torch.cosine_similarity(read.double(), after.double(), dim=-1)
+                    sums["cosine"][first, length] += float(((apart * real).sum(dim=1) / tokens).sum())
+                    check_layer(vlp, index, sums["cosine"][first], chunk)
+                counts[index] += len(before)
             state = state.with_hidden({**state.hidden, **outputs})
-        for name, walk in walks.items():
-            counts[name] += len(walk.pooled[0])
-    return {
+    record: dict[str, Any] = {
         "stages": [list(stage) for stage in vlp.stages],
         "streams": [layer.stream for layer in vlp.layers],
-        "angular": _by_layer(chains, {name: total / counts[name] for name, total in angular.items()}),
-        "cosine": _by_layer(chains, {name: total / counts[name] for name, total in cosine.items()}),
+        "angular": [],
+        "cosine": [],
     }
-
-
-class _Walk:
-    """One batch along one stream: adds every block that ends at a layer to sums by first layer and length."""
-
-    def __init__(self, angular: np.ndarray, cosine: np.ndarray) -> None:
-        self.angular, self.cosine = angular, cosine
-        self.pooled: list[Tensor] = []  # what each layer so far has read
-        self.rows: list[Tensor] = []  # the same, whole, of the last few
-
-    def step(self, before: Tensor, after: Tensor, real: Tensor, pooled: Tensor) -> None:
-        """Add a layer: (rows, tokens, hidden_size) before and after it, (rows, tokens) 1.0 = no padding, (rows,) pooled."""
-        place = torch.arange(len(before), device=before.device)
-        self.pooled.append(before[place, pooled].double())
-        self.rows = [*self.rows, before][-TOKEN_BLOCKS:]
-        output, last = after[place, pooled].double(), len(self.pooled) - 1
-        for first, read in enumerate(self.pooled):
-            cos = torch.cosine_similarity(read, output, dim=-1).clamp(-1, 1)
-            self.angular[first, last - first] += float(torch.arccos(cos).sum()) / np.pi
-        tokens = real.sum(dim=1).clamp_min(1)  # a prompt without images has none in the vision tower
-        for length, read in enumerate(reversed(self.rows), start=1):
-            apart = 1 - torch.cosine_similarity(read.double(), after.double(), dim=-1)
-            self.cosine[last - length + 1, length - 1] += float(((apart * real).sum(dim=1) / tokens).sum())
-
-
-def _by_layer(chains: dict[str, list[int]], means: dict[str, np.ndarray]) -> Distances:
-    """Return rows in mask order; None for blocks that would end beyond the stream. Rounded for readable records."""
-    rows: dict[int, list[float | None]] = {}
-    for name, chain in chains.items():
-        for place, layer in enumerate(chain):
-            left = len(chain) - place
-            row = means[name][place]
-            rows[layer] = [round(float(value), 9) if number < left else None for number, value in enumerate(row)]
-    return [rows[layer] for layer in sorted(rows)]
+    for index in range(count):
+        chain = chains[vlp.layers[index].stream]
+        left = len(chain) - chain.index(index)  # layers of the stream from here on
+        for name, size in (("angular", len(chain)), ("cosine", TOKEN_BLOCKS)):
+            row = (sums[name][index, :size] / counts[index]).round(9).tolist()  # rounded for readable records
+            record[name].append([value if number < left else None for number, value in enumerate(row)])
+    return record

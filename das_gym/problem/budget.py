@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from das_gym.problem.cost_kinds import BUDGET_SETTINGS as BUDGET_SETTINGS
-from das_gym.problem.cost_kinds import DEFAULT_SKIP_NUM, SAVED
-from das_gym.problem.cost_kinds import BudgetSettings as BudgetSettings
-from das_gym.problem.mask_cost import MaskCost, given_costs
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, DEFAULT_SKIP_NUM, SAVED, MaskCost, given_costs
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -25,13 +22,13 @@ class Budget:
     """A constraint: exactly `skip_num` units are skipped, or at least the share `saved` of a cost is saved, or none.
 
     Args:
-        n_layers: Number of skippable units, at least 1.
+        n_layers: Number of skippable units.
         skip_num: 0..n_layers, or None.
         saved: Share of what the full model costs, from 0 to what the best mask saves, or None.
         cost: What masks cost, needed with `saved`.
 
     Raises:
-        ValueError: both are given, a number outside its range, or no mask can satisfy it.
+        ValueError: Both are given, a number is out of range, or no mask can satisfy it.
 
     Example:
         >>> import numpy as np
@@ -45,27 +42,18 @@ class Budget:
     cost: MaskCost | None = None
 
     def __post_init__(self) -> None:
-        if not is_whole(self.n_layers) or self.n_layers < 1:
-            raise ValueError(f"`n_layers` is out of range: got {self.n_layers!r}, expected an integer of at least 1")
         setting = "saved" if self.cost is None else self.cost.setting
         check_budget({"skip_num": self.skip_num, setting: self.saved}, self.n_layers)
         if self.saved is None:
             return
-        if self.cost is None:
-            raise ValueError("`cost` is missing: a budget by cost needs to know what masks cost, such as costs.macs_cost")
-        if self.cost.savings.shape != (self.n_layers,):
-            raise ValueError(f"`costs` has the wrong length: got {len(self.cost.savings)} layers, expected {self.n_layers}")
+        if self.cost is None or self.cost.savings.shape != (self.n_layers,):
+            raise ValueError(f"`costs` are wrong: `{setting}` needs the cost of masks of {self.n_layers} layers")
         most = self.cost.range[1]
-        if most < 0:
-            raise ValueError(
-                f"`{setting}` is out of reach: with its adapters this model costs more than without, whatever is skipped. "
-                "Give `skip_num`."
-            )
         if self.saved > most:
             reachable = math.floor(most * 1e4) / 1e4  # rounded down, so that the number in the message is accepted
             raise ValueError(
                 f"`{setting}` is out of reach: got {self.saved}, but masks of this model save at most {reachable:.4f} "
-                f"({100 * reachable:.2f} %). Ask for that or less."
+                f"({100 * reachable:.2f} %). Ask for that or less, or give `skip_num`."
             )
 
     @property

@@ -18,7 +18,7 @@ from das_gym.trust import REMOTE_CODE
 
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")
-PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
+PRECISIONS = ("float32", "bfloat16", "auto")
 """Allowed values, as in the modules that read them, which import torch."""
 
 OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
@@ -26,9 +26,6 @@ OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", 
 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 """Fields of `ProblemConfig` that are paths."""
-
-WORKERS = ("ray",)
-"""Backends that distribute masks, by name."""
 
 COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
@@ -46,18 +43,13 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path
 
 
-def is_hub_id(value: str) -> bool:
-    """Return whether a missing path looks like an id of the Hugging Face Hub, `owner/name`."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
-
-
-def download_first(what: str, id: str, setting: str) -> str:
-    """Return the error for an id of the Hugging Face Hub in place of a folder, which `setting` takes."""
+def download_hint(value: str, setting: str) -> str:
+    """Return the command that downloads an id of the Hugging Face Hub, `owner/name`, given in place of a folder, or ""."""
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is None or Path(value).parent.exists():
+        return ""
     kind = "--repo-type dataset " if setting == "data_root" else ""
-    return (
-        f"{what}: got {id}. das_gym downloads nothing. Download it first: `hf download {kind}{id} --local-dir FOLDER`, then "
-        f"give {setting}=FOLDER."
-    )
+    command = f"hf download {kind}{value} --local-dir FOLDER"
+    return f" das_gym downloads nothing. Download it first: `{command}`, then give {setting}=FOLDER."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +96,8 @@ class ProblemOptions:
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
-        tree_gib: Memory for hidden states while masks are scored, in GiB. A third of it keeps those of the full model. None
-            means 3 for transformers models, and no limit for others.
+        tree_gib: Memory for hidden states while masks are scored, in GiB. Of a transformers model, a third of it keeps those
+            of the full model.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
@@ -120,9 +112,9 @@ class ProblemOptions:
     device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)
     eval_batch_size: int | None = None
-    tree_gib: float | None = None
+    tree_gib: float = 3.0
     encoder_cache: str | None = None
-    workers: str | None = choice(None, WORKERS)
+    workers: str | None = choice(None, ("ray",))
 
 
 @dataclass(frozen=True)
@@ -144,16 +136,16 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
-        if is_hub_id(self.model):
-            raise ValueError(download_first(f"`model` is the kind of model ({', '.join(MODELS)})", self.model, "checkpoint"))
+        if hint := download_hint(self.model, "checkpoint"):
+            raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        if self.workers not in (None, *WORKERS):
-            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected {' or '.join(WORKERS)}")
-        if self.tree_gib is not None and not self.tree_gib > 0:
-            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0, or None")
+        if self.workers not in (None, "ray"):
+            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected ray")
+        if not self.tree_gib > 0:
+            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
@@ -164,12 +156,11 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             path = setting_path(name, value, self.model)
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
-                if name != "supernet" and is_hub_id(value):
-                    raise FileNotFoundError(download_first(f"`{name}` is not a file or folder", value, name))
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
+                hint = "" if name == "supernet" else download_hint(value, name)
                 raise FileNotFoundError(
-                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}."
+                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}.{hint}"
                 )
 
     @property

@@ -37,12 +37,8 @@ class Costs:
         parameters_cost: Number of parameters.
         memory: Bytes of the weights, in the types in which they are loaded.
         base_macs: Encoders, embeddings and poolers: what runs under every mask.
-        layer_macs: Each layer without adapters.
-        parallel_macs: Each layer's parallel adapters.
-        skip_macs: Each layer's skip adapter.
-        layer_parameters: As `layer_macs`.
-        parallel_parameters: As `parallel_macs`, LayerNorms included.
-        skip_parameters: As `skip_macs`, LayerNorms included.
+        layer_macs, parallel_macs, skip_macs: Each layer without adapters, its parallel adapters, its skip adapter.
+        layer_parameters, parallel_parameters, skip_parameters: The same, LayerNorms of adapters included.
     """
 
     macs_cost: MaskCost

@@ -59,44 +59,23 @@ class Part:
     is_certain: bool = True
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The expected time and memory of a command.
-
-    Attributes:
-        parts: In the order in which they run.
-        before: Peak memory of the process before the first, in bytes.
+def format_estimate(parts: Sequence[Part], before: int) -> str:
+    """Return the expected time and peak memory of a command's parts, after `before` bytes at the peak so far.
 
     Example:
-        >>> print(Estimate((Part("search", 50.0), Part("training", 20.0, held=2**30)), before=2**30))
+        >>> print(format_estimate((Part("search", 50.0), Part("training", 20.0, held=2**30)), before=2**30))
         estimate: 1 min 10 s (search 50 s, training 20 s), peak memory 2.00 GiB
     """
-
-    parts: tuple[Part, ...]
-    before: int
-
-    @property
-    def seconds(self) -> float:
-        """The expected time of the parts that run in any case."""
-        return sum(part.seconds for part in self.parts if part.is_certain)
-
-    @property
-    def peak_bytes(self) -> int:
-        """The expected peak memory of the process, or of the GPU."""
-        kept, most = 0, 0
-        for part in self.parts:
-            kept += part.kept
-            most = max(most, kept + part.held)
-        return self.before + most
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in self.parts if part.is_certain)
-        more = "".join(f", {part.name} up to {in_words(part.seconds)} more" for part in self.parts if not part.is_certain)
-        return f"estimate: {in_words(self.seconds)} ({parts}){more}, peak memory {self.peak_bytes / 2**30:.2f} GiB"
+    certain = [part for part in parts if part.is_certain]
+    named = ", ".join(f"{part.name} {in_words(part.seconds)}" for part in certain)
+    more = "".join(f", {part.name} up to {in_words(part.seconds)} more" for part in parts if not part.is_certain)
+    kept = np.cumsum([part.kept for part in parts])
+    peak = before + max(0, *(kept + [part.held for part in parts]))
+    return f"estimate: {in_words(sum(part.seconds for part in certain))} ({named}){more}, peak memory {peak / 2**30:.2f} GiB"
 
 
 def in_words(seconds: float) -> str:
-    """Return a time as people say it: `45 s`, `2 min 5 s`, `3 h 20 min`."""
+    """Return a time such as `45 s`, `2 min 5 s` or `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -105,15 +84,14 @@ def in_words(seconds: float) -> str:
 
 
 def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
-    """Print the estimate of a command with the settings `estimate` and `resume`; `plan` measures its parts.
+    """Print the estimate of a command with the settings `estimate` and `resume`; `plan` measures its parts, if any.
 
-    It is left out for a resumed run, in several processes, and where a table knows all scores. Raise SystemExit for
-    `estimate=True`, after which nothing else is to happen.
+    A resumed run and several processes print none. `estimate=True` raises SystemExit: nothing else is to happen.
     """
     if settings.estimate is not False and settings.resume is None and world_size() == 1:
-        parts = tuple(plan())
+        parts = plan()
         if parts:
-            print(Estimate(parts, peak_bytes()))
+            print(format_estimate(parts, peak_bytes()))
         elif settings.estimate:
             print("estimate: no model has to run")
     if settings.estimate:
@@ -166,17 +144,7 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Walk:
-    """What scoring one example takes, in seconds and bytes.
-
-    Attributes:
-        encode: Encoders, which run once an example.
-        begin: The state before the first unit.
-        units: (n_units,) each unit.
-        skip: A skipped unit.
-        leaf: Head, loss and metric.
-        cached_bytes: Encoder outputs.
-        state_bytes: Hidden states.
-    """
+    """What scoring one example takes, in seconds and bytes; names as in the formula above, `units` is (n_units,)."""
 
     encode: float
     begin: float
@@ -228,11 +196,18 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
 
     seconds, size = time_examples(lambda count: score(False, examples[:count]), most, device)
     batch, rounds = examples[:size], range(ROUNDS if size * seconds < TIMED_SECONDS else 1)
-    walks = [watch_units(evaluator, batch) for _ in rounds]
-    order = [unit for unit, _ in walks[0][1:-1]]
-    steps = np.min([np.diff([moment for _, moment in walk]) for walk in walks], axis=0)
+    marks: list[tuple[int, float]] = []
+    walks = []
+    for _ in rounds:
+        evaluator.forget()
+        marks[:] = [(-1, now(device))]
+        evaluator.watch_full_model(batch, lambda _, unit, *__: marks.append((unit, now(device))))
+        walks.append(np.diff([*(moment for _, moment in marks), now(device)]))
+    order = [unit for unit, _ in marks[1:]]
+    steps = np.min(walks, axis=0)
     times, to_first, leaf = np.zeros(width), steps[0], steps[-1]
     times[order[1:]] = steps[1:-1]
+    # The first unit runs after `begin` without a mark between them: it counts as the others of its stream do.
     streams = [layer.stream for layer in vlp.layers]
     others = [times[unit] for unit in order[1:] if streams[unit] == streams[order[0]]]
     times[order[0]] = min(np.mean(others), to_first) if others else to_first / 2
@@ -249,15 +224,6 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
         cached_bytes=cached // len(new),
         state_bytes=vlp.state_bytes(state) // len(new),
     )
-
-
-def watch_units(evaluator: Evaluator, batch: Sequence[Any]) -> list[tuple[int, float]]:
-    """Return each unit of the full model with the time at which it has run, between the times of begin and end (-1)."""
-    device = evaluator.vlp.device
-    evaluator.forget()
-    marks = [(-1, now(device))]
-    evaluator.watch_full_model(batch, lambda _, unit, *__: marks.append((unit, now(device))))
-    return [*marks, (-1, now(device))]
 
 
 def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float, int, State]:

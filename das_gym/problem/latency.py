@@ -1,21 +1,55 @@
-"""Measured latency of whole models, and its comparison."""
+"""Measured latency: of whole models, and of each unit, which adds up to that of any mask.
+
+Units are timed within whole forwards of the frozen model under random masks. A mask, its complement and the model without
+adapters take turns, so that each unit is timed kept and skipped equally often, and other load on the machine affects all
+alike. The median of each part counts; the latency of a mask is the sum of its parts. `python -m benchmarks.latency` compares
+that with the measured latency of whole subnets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.benchmark import Timer
 
+from das_gym.config import build
+from das_gym.data.cache import cache_folder
+from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
+from das_gym.models.base import VLP, no_mark
+from das_gym.models.macs import share_copy, without_adapters
+from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.progress import progress
+from das_gym.tasks.base import Task
 
 BLOCKS = 15
 """Timed blocks of each call: they take turns, so that other load on the machine affects all calls alike."""
 
 RUNS = 4
 """Runs in a block; torch makes two more before them that are not counted."""
+
+ROUNDS = (6, 60)
+"""Fewest and most timed rounds; in each, a unit runs once kept and once skipped."""
+
+SECONDS = 20.0
+"""After this time no further rounds start, beyond the fewest."""
+
+WARM_UP = 2
+"""Rounds before those that count."""
 
 
 class Spread(NamedTuple):
@@ -67,3 +101,187 @@ def speedup(of: np.ndarray, over: np.ndarray) -> Speedup:
     """
     low, high = bootstrap_interval(lambda rows: np.median(over[rows], axis=1) / np.median(of[rows], axis=1), len(of))
     return Speedup(float(np.median(over) / np.median(of)), low, high)
+
+
+@dataclass(frozen=True)
+class UnitLatencies:
+    """Latencies of the parts of a model, in milliseconds per batch.
+
+    Attributes:
+        full: The model without adapters: the baseline of savings.
+        base: What runs under every mask of the model with adapters: encoders, embeddings, head.
+        kept: Each unit that is kept, with its parallel adapters.
+        skipped: What replaces each unit.
+        measured: What the figures hold for: machine, device, threads, model, number format, batch.
+    """
+
+    full: float
+    base: float
+    kept: tuple[float, ...]
+    skipped: tuple[float, ...]
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cost(self) -> MaskCost:
+        """The latency of any mask, in milliseconds."""
+        kept, skipped = np.array(self.kept), np.array(self.skipped)
+        return MaskCost(self.full, self.base + float(kept.sum()), kept - skipped, "latency_saved")
+
+
+Timed = Callable[..., Any]
+"""`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
+
+
+def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
+    """Return the latencies of a problem's units, from the cache folder if they were measured before.
+
+    A forward pass has the first `batch` examples that score masks; `clock` returns seconds, on a CPU.
+    """
+    if batch < 1:
+        raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
+    examples, n_layers = shuffled(problem.task, problem.splits.reward, batch), len(problem.layer_names)
+    timed = make_timed_forward(problem.vlp, problem.head, problem.task, examples)
+    measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
+    digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "latency" / f"{digest}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file yet, or a damaged one
+        cached = build(UnitLatencies, read_json(path)["latencies"])
+        if len(cached.kept) == n_layers:
+            return cached
+    bare = without_adapters_sharing(problem.vlp)
+    timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
+    timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
+    found = dataclasses.replace(measure_units(timer), measured=measured)
+    record = {
+        "costs": {"latency_saved": found.cost.as_dict()},
+        "layers": problem.layer_names,
+        "latencies": dataclasses.asdict(found),
+    }
+    with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
+        write_json(path, record)
+    return found
+
+
+def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
+    """Return a function that runs some examples from images and tokens to logits, as a server would."""
+    forward = vlp.make_timed_forward(task.processor, task.pairs(examples))
+    return lambda mask=None, mark=no_mark: head(task.group_features(forward(mask, mark)))
+
+
+def without_adapters_sharing(vlp: VLP) -> VLP | None:
+    """Return the model without parallel adapters, on the same weights; None if it has none."""
+    twin = without_adapters(share_copy(vlp))
+    return twin if sum(1 for _ in twin.parameters()) < sum(1 for _ in vlp.parameters()) else None
+
+
+def measure_units(
+    timer: UnitTimer, rounds: tuple[int, int] = ROUNDS, seconds: float = SECONDS, warm_up: int = WARM_UP
+) -> UnitLatencies:
+    """Return the latencies of a model's parts, measured in the fewest to most `rounds` after `warm_up` others."""
+    for _ in range(warm_up):
+        timer.round()
+    timer.reset()
+    started = time.perf_counter()
+    with progress(rounds[1], "measuring latency", unit="round") as bar:
+        for number in range(rounds[1]):
+            if number >= rounds[0] and time.perf_counter() - started > seconds:
+                break
+            timer.round()
+            bar.update()
+    return timer.latencies()
+
+
+class UnitTimer:
+    """Times the units of a model, and of it without adapters if it has any, round by round: on a GPU by events."""
+
+    def __init__(
+        self,
+        timed: Timed,
+        timed_bare: Timed | None,
+        n_layers: int,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.timed, self.timed_bare, self.n_layers = timed, timed_bare, n_layers
+        self.cuda, self.clock = device.type == "cuda", clock
+        self._rng = np.random.default_rng(0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Discard all rounds so far."""
+        self._runs: list[tuple[np.ndarray, np.ndarray, float]] = []  # mask, milliseconds of each unit, and of the rest
+        self._bare: list[float] = []
+
+    @torch.inference_mode()
+    def round(self) -> None:
+        """Time each unit once kept and once skipped, one run after the other, and once without adapters if it has any."""
+        mask = self._rng.random(self.n_layers) < 0.5
+        self._runs += [(each, *self._run(self.timed, each)) for each in (mask, ~mask)]
+        if self.timed_bare is not None:
+            units, rest = self._run(self.timed_bare, np.zeros(self.n_layers, dtype=bool))
+            self._bare.append(float(units.sum()) + rest)
+
+    def latencies(self) -> UnitLatencies:
+        """Return the median of each part over the rounds so far.
+
+        An interruption affects few parts of a run, so that medians of parts leave it out, but medians of whole runs do not:
+        all parts are stretched by the ratio of the two.
+        """
+        masks, units, rests = (np.array(part) for part in zip(*self._runs, strict=True))
+        # Each unit was kept in one run of every round, and skipped in the other.
+        kept = np.nanmedian(np.where(masks, np.nan, units), axis=0)
+        skipped = np.nanmedian(np.where(masks, units, np.nan), axis=0)
+        base = float(np.median(rests))
+        sums = np.where(masks, skipped, kept).sum(axis=1) + base
+        stretch = float(np.median((units.sum(axis=1) + rests) / sums))
+        kept, skipped, base = stretch * kept, stretch * skipped, stretch * base
+        full = float(np.median(self._bare)) if self._bare else base + float(kept.sum())
+        return UnitLatencies(full, base, tuple(kept.tolist()), tuple(skipped.tolist()))
+
+    def _run(self, timed: Timed, mask: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return (n_layers,) milliseconds of each unit in one forward, and those of everything else."""
+        marks: dict[int, list[Any]] = {}
+        if self.cuda:
+            torch.cuda.synchronize()
+        begin = self._now()
+        timed(mask, lambda index, _: marks.setdefault(index, []).append(self._now()))
+        end = self._now()
+        if self.cuda:
+            torch.cuda.synchronize()
+        units = np.zeros(self.n_layers)
+        for index, moments in marks.items():
+            units[index] = sum(self._between(*pair) for pair in zip(moments[::2], moments[1::2], strict=True))
+        return units, max(self._between(begin, end) - float(units.sum()), 0.0)
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return self.clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, one: Any, other: Any) -> float:
+        return float(one.elapsed_time(other)) if self.cuda else 1000 * (other - one)
+
+
+def _conditions(vlp: VLP, timed: Timed, batch: int) -> dict[str, Any]:
+    """Return all that latencies depend on, as plain values."""
+    shapes: list[list[int]] = []
+    with torch.inference_mode():
+        timed(None, lambda index, hidden: shapes.append(list(hidden.shape)))
+    names = [(name, list(p.shape), str(p.dtype)) for name, p in vlp.named_parameters()]
+    cuda, cpuinfo = vlp.device.type == "cuda", Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []  # Linux has the full name
+    processors = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": processors[0] if processors else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(vlp.device) if cuda else vlp.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": f"{type(vlp).__name__} {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}",
+        "dtype": str(next(vlp.parameters()).dtype).removeprefix("torch."),
+        "units": [layer.name for layer in vlp.layers],
+        "examples": batch,
+        "shapes": [shape for number, shape in enumerate(shapes) if shape not in shapes[:number]],
+    }

@@ -25,18 +25,15 @@ from das_gym.engine.precision import resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter
+from das_gym.output import escape_control_chars
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
-from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task, check_task
 
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
-
-TREE_GIB = 3.0
-"""Bound of the mask tree's hidden states for models of prompts, unless `tree_gib` is given: prompts can be long."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -145,26 +142,17 @@ def build_problem(config: ProblemConfig) -> Problem:
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     sample = sample_of(supernet, splits)
-    pairs, (states, _) = PAIRS_PER_BATCH, tree_bytes(config)
-    if states is not None:
-        # On the way down the tree, each stage holds its state and at most two outputs.
-        held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
-        pairs = max(1, min(PAIRS_PER_BATCH, states // held))
+    # On the way down the tree, each stage holds its state and at most two outputs.
+    held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
+    room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
+    pairs = max(1, min(PAIRS_PER_BATCH, room // held))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
 
 
-def tree_bytes(config: ProblemConfig) -> tuple[int | None, int]:
-    """Return the bytes of hidden states that the mask tree may hold, and that it may keep of the full model for later turns.
-
-    Models of prompts keep a third of the bound; others keep nothing, and have no bound unless one is given.
-    """
-    reads_prompts = MODELS[config.model].reads == "prompts"
-    gib = TREE_GIB if config.tree_gib is None and reads_prompts else config.tree_gib
-    if gib is None:
-        return None, 0
-    kept = int(gib * 2**30 / 3) if reads_prompts else 0
-    return int(gib * 2**30) - kept, kept
+def _trunk_bytes(config: ProblemConfig) -> int:
+    """Return how much of the full model's hidden states is kept for later turns; of models of pairs, encoder outputs are."""
+    return int(config.tree_gib * 2**30 / 3) if MODELS[config.model].reads == "prompts" else 0
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -270,15 +258,8 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
 
     It is quick, so that errors come before data are read.
     """
-    if config.supernet is None and MODELS[config.model].reads == "prompts":
+    if config.supernet is None and (config.checkpoint is not None or MODELS[config.model].reads == "prompts"):
         return None
-    if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).pretrained_head in _head_names(config, _versions(config)):
-            return None
-        raise ValueError(
-            f"`checkpoint` has neither a supernet nor a head for {config.task}: got {config.checkpoint}. Train a supernet "
-            f"with `{supernet_command(config)}`, then give supernet=<the file it writes>."
-        )
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
@@ -314,23 +295,24 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
     """Return the model as it is, with its own head and without adapters: skipped layers are left out."""
     kind, vlp = task_class(task), backbone.vlp
     if backbone.untrained:
-        raise ValueError(
-            f"`checkpoint` is incomplete: it lacks {', '.join(backbone.untrained[:3])}, so that its scores mean nothing "
-            "without training. Train a supernet first, or use a complete checkpoint."
-        )
+        lacks = ", ".join(backbone.untrained[:3])
+        raise ValueError(f"`checkpoint` is incomplete: it lacks {lacks}. Train a supernet first, or use a complete one.")
     labelled = kind(backbone.processor, kind.choose_labels(splits))
     head = _untrained_head(vlp, labelled)
     if vlp.own_head() is None:
         untrained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         labelled.init_head(head, backbone.heads)
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
-            raise ValueError(f"`checkpoint` has no head for {task} that fits these data: train a supernet first")
+            raise ValueError(
+                f"`checkpoint` has neither a supernet nor a head for {task} that fits these data. Train a supernet with "
+                "`python -m adapt supernet`, then give supernet=<the file it writes>."
+            )
     vlp.remove_adapters()
     return AdaptedModel(backbone, head, labelled)
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
-    """Return the model with the head and parameters of an adaptation file."""
+    """Return the model with the head and parameters of the adaptation file at `path`."""
     model = model_for_adaptation(backbone, adaptation, task, path)
     adaptation.apply(backbone.vlp, model.head, backbone.base)
     return model
@@ -358,13 +340,6 @@ def _untrained_head(vlp: VLP, task: Task) -> nn.Module:
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
     if adaptation.task != task:
         raise ValueError(f"{path} was trained for task {adaptation.task!r}, not {task!r}. Pass one trained for it")
-
-
-@lru_cache(maxsize=16)
-def _head_names(config: ProblemConfig, versions: tuple[int, ...]) -> frozenset[str]:
-    """Return the names of the heads in the checkpoint. This reads the whole checkpoint, once."""
-    del versions  # part of the cache's key
-    return frozenset(load_backbone(config).heads)
 
 
 def _versions(config: ProblemConfig) -> tuple[int, ...]:
@@ -411,7 +386,7 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,
-        "trunk_bytes": tree_bytes(config)[1],
+        "trunk_bytes": _trunk_bytes(config),
         "precision": config.precision,
     }
     parts = (model.backbone.vlp, model.head, model.task)

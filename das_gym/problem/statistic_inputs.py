@@ -23,16 +23,16 @@ class Activity:
     """How much each layer changes its stream, averaged over examples.
 
     Attributes:
-        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
-        influence_tokens: (n_layers,) the same, averaged over real tokens.
+        block_influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
+        block_influence_tokens: (n_layers,) the same, averaged over real tokens.
         residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
-        angle: (n_layers,) arccos(cos(h_in, h_out)) / pi, averaged over real tokens, 0..1.
+        angular: (n_layers,) arccos(cos(h_in, h_out)) / pi, averaged over real tokens, 0..1.
     """
 
-    influence_pooled: np.ndarray
-    influence_tokens: np.ndarray
+    block_influence_pooled: np.ndarray
+    block_influence_tokens: np.ndarray
     residual_norm: np.ndarray
-    angle: np.ndarray
+    angular: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ class StatisticInputs:
     @cached_property
     def mask_losses(self) -> MaskLosses:
         """The model's losses on the examples; a mask that two statistics ask for is scored once."""
-        layers = self.evaluator.vlp.layers
         losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
-        return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
+        return MaskLosses(losses, len(self.evaluator.vlp.layers))
 
 
 @torch.inference_mode()

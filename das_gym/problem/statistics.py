@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,45 +24,23 @@ class MaskLosses:
 
     Attributes:
         losses: From (m, n_layers) masks to (m,) losses in nats.
-        streams: (n_layers) the stream of each layer.
-        stages: (n_layers) the stage of each layer, which rises along a stream.
+        n_layers: How many layers there are.
     """
 
     losses: Callable[[np.ndarray], np.ndarray]
-    streams: Sequence[Any]
-    stages: Sequence[float]
+    n_layers: int
     _known: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def n_layers(self) -> int:
-        """How many layers there are."""
-        return len(self.streams)
-
-    @cached_property
-    def followers(self) -> list[list[int]]:
-        """The layers of the same stream after each layer, in order."""
-        places = list(zip(self.stages, range(self.n_layers), strict=True))
-        behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
-        return [[index for _, index in sorted(found)] for found in behind]
-
-    def above_full_model(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) losses under (m, n_layers) bool masks, minus the loss of the full model."""
-        wanted = np.concatenate((np.zeros((1, self.n_layers), dtype=bool), np.asarray(masks, dtype=bool)))
-        unknown = list({key: mask for mask in wanted if (key := mask.tobytes()) not in self._known}.values())
+    def effects(self, mask: np.ndarray) -> np.ndarray:
+        """Return (n_layers,) loss with a layer skipped minus loss with it kept, others as in an (n_layers,) bool mask."""
+        masks = np.concatenate((mask[None], mask ^ np.eye(self.n_layers, dtype=bool)))
+        unknown = list({key: mask for mask in masks if (key := mask.tobytes()) not in self._known}.values())
         if unknown:
             found = self.losses(np.stack(unknown))
             self._known.update((mask.tobytes(), float(loss)) for mask, loss in zip(unknown, found, strict=True))
-        losses = np.array([self._known[mask.tobytes()] for mask in wanted])
+        losses = np.array([self._known[mask.tobytes()] for mask in masks])
         with np.errstate(invalid="ignore"):  # losses may be infinite
-            return losses[1:] - losses[0]
-
-    def runs(self, length: int) -> np.ndarray:
-        """Return (n_layers, n_layers) bool: each layer and the next `length - 1` of its stream; alone if there are fewer."""
-        masks = np.eye(self.n_layers, dtype=bool)
-        for index, behind in enumerate(self.followers):
-            if len(behind) >= length - 1:
-                masks[index, behind[: length - 1]] = True
-        return masks
+            return np.where(mask, -1.0, 1.0) * (losses[1:] - losses[0])
 
 
 @dataclass(frozen=True)
@@ -75,8 +52,8 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        masks_a_layer: How many masks per layer it scores, at most.
-        includes: Names of statistics whose masks it scores, too.
+        rounds: How many times it scores a mask and those that differ from it in one layer, n_layers + 1 masks.
+        includes: Names of statistics whose rounds it takes, too.
         of_losses: The values from the losses of masks, if nothing else is needed: tables know those.
     """
 
@@ -85,7 +62,7 @@ class Statistic:
     low: float
     high: float
     compute: Callable[[StatisticInputs], np.ndarray]
-    masks_a_layer: int = 0
+    rounds: int = 0
     includes: tuple[str, ...] = ()
     of_losses: Callable[[MaskLosses], np.ndarray] | None = None
 
@@ -95,44 +72,38 @@ class Statistic:
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
-    return losses.above_full_model(losses.runs(1))
+    """Return (n_layers,) loss with one layer skipped, minus the loss of the full model."""
+    return losses.effects(np.zeros(losses.n_layers, dtype=bool))
 
 
-def next_interaction(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and the next of its stream skipped, beyond `leave_one_out` of both, nats."""
-    single, both = np.split(losses.above_full_model(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
+def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
+    """Return (n_layers,) loss added by skipping each layer, with the quarter that costs least skipped as well."""
+    return losses.effects(lowest(leave_one_out(losses), 0.25))
+
+
+def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
+    """Return (n_layers,) loss added by skipping each layer, with the two fifths that cost least so far skipped, too."""
     with np.errstate(invalid="ignore"):  # losses may be infinite
-        return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(losses.followers)])
+        return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
 
 
-def run_interaction(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and the next two of its stream skipped, beyond the effects of fewer, in nats.
-
-    These are `leave_one_out` of each, and `next_interaction` of the first two and of the last two.
-    """
-    lengths = np.concatenate([losses.runs(length) for length in (1, 2, 3)])
-    single, both, three = np.split(losses.above_full_model(lengths), 3)
-    with np.errstate(invalid="ignore"):  # losses may be infinite
-        return np.array(
-            [three[i] - both[i] - both[b[0]] + single[b[0]] if len(b) > 1 else 0.0 for i, b in enumerate(losses.followers)]
-        )
-
-
-def early_exit(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with the layer and all after it in its stream skipped, minus the full model's, in nats."""
-    masks = losses.runs(1)
-    for index, behind in enumerate(losses.followers):
-        masks[index, behind] = True
-    return losses.above_full_model(masks)
+def lowest(values: np.ndarray, share: float) -> np.ndarray:
+    """Return an (n,) bool mask of a share of the layers, at least one: those with the lowest values; NaN comes last."""
+    mask = np.zeros(len(values), dtype=bool)
+    mask[np.argsort(values, kind="stable")[: max(round(share * len(values)), 1)]] = True
+    return mask
 
 
 def _of_losses(
-    formula: str, compute: Callable[[MaskLosses], np.ndarray], masks_a_layer: int, includes: tuple[str, ...] = ()
+    compute: Callable[[MaskLosses], np.ndarray], rounds: int, formula: str, includes: tuple[str, ...] = ()
 ) -> Statistic:
     """Return a statistic that follows from the losses of masks, named as its function."""
-    name = compute.__name__
-    return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), masks_a_layer, includes, compute)
+    return Statistic(compute.__name__, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
+
+
+def _of_activity(name: str, high: float, formula: str) -> Statistic:
+    """Return a statistic that is an attribute of `Activity`."""
+    return Statistic(name, formula, 0, high, lambda m: getattr(m.activity, name))
 
 
 def _stream(inputs: StatisticInputs) -> np.ndarray:
@@ -146,95 +117,42 @@ def _depth(inputs: StatisticInputs) -> np.ndarray:
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
+def _macs_share(inputs: StatisticInputs) -> np.ndarray:
+    return inputs.costs.layer_macs / inputs.costs.macs_full
+
+
+def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
+    return inputs.costs.layer_parameters / inputs.costs.parameters_full
+
+
+TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
+FISHER = "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)"
+ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
+QUARTER = "loss added by skipping the layer, with the 25 % of layers of the lowest leave_one_out skipped, nats"
+FIFTHS = "the same with the 40 % of layers of the lowest leave_one_out + leave_one_out_25 skipped, nats"
+
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
     for statistic in (
         Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
         Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
-        Statistic(
-            "macs_share", "MACs of the layer / MACs of the model", 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full
-        ),
-        Statistic(
-            "parameters_share",
-            "parameters of the layer / parameters of the model",
-            0,
-            1,
-            lambda m: m.costs.layer_parameters / m.costs.parameters_full,
-        ),
-        Statistic(
-            "block_influence_pooled",
-            "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)",
-            0,
-            2,
-            lambda m: m.activity.influence_pooled,
-        ),
-        Statistic(
-            "block_influence_tokens",
-            "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)",
-            0,
-            2,
-            lambda m: m.activity.influence_tokens,
-        ),
-        Statistic(
-            "residual_norm",
-            "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)",
-            0,
-            100,
-            lambda m: m.activity.residual_norm,
-        ),
-        _of_losses(
-            "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)",
-            leave_one_out,
-            1,
-        ),
+        Statistic("macs_share", "MACs of the layer / MACs of the model", 0, 1, _macs_share),
+        Statistic("parameters_share", "parameters of the layer / parameters of the model", 0, 1, _parameters_share),
+        _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
+        _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
+        _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
+        _of_losses(leave_one_out, 1, ALONE),
+        _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
+        Statistic("taylor", TAYLOR, -100, 100, lambda m: m.sensitivity.taylor),
+        Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
+        _of_losses(leave_one_out_25, 2, QUARTER, ("leave_one_out",)),
+        _of_losses(leave_one_out_40, 3, FIFTHS, ("leave_one_out", "leave_one_out_25")),
     )
 }
 """Every layer statistic by name."""
 
-DEFAULT_STATISTICS = tuple(STATISTICS)
+DEFAULT_STATISTICS = tuple(STATISTICS)[: tuple(STATISTICS).index("angular")]
 """The statistics that environments observe by default, in this order."""
-
-STATISTICS |= {
-    statistic.name: statistic
-    for statistic in (
-        Statistic(
-            "angular",
-            "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)",
-            0,
-            1,
-            lambda m: m.activity.angle,
-        ),
-        Statistic(
-            "taylor",
-            "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)",
-            -100,
-            100,
-            lambda m: m.sensitivity.taylor,
-        ),
-        Statistic(
-            "fisher",
-            "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)",
-            0,
-            100,
-            lambda m: m.sensitivity.fisher,
-        ),
-        _of_losses(
-            "loss with the layer and the next of its stream skipped, beyond the sum of leave_one_out of both, nats",
-            next_interaction,
-            2,
-            ("leave_one_out",),
-        ),
-        _of_losses(
-            "loss with the layer and the next two of its stream skipped, beyond leave_one_out and next_interaction, nats",
-            run_interaction,
-            3,
-            ("leave_one_out", "next_interaction"),
-        ),
-        _of_losses(
-            "loss with the layer and all after it in its stream skipped - loss of the full model, nats", early_exit, 1
-        ),
-    )
-}
 
 
 def statistics_of_losses() -> list[str]:
@@ -266,12 +184,11 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
 def masks_needed(names: Iterable[str], n_layers: int) -> int:
     """Return how many masks a model scores for statistics by name, at most; unknown names need none.
 
-    The full model and the masks of a statistic that another one includes count once.
+    The rounds of a statistic that another one includes count once.
     """
     known = [STATISTICS[name] for name in dict.fromkeys(names) if name in STATISTICS]
     included = {name for statistic in known for name in statistic.includes}
-    needed = n_layers * sum(statistic.masks_a_layer for statistic in known if statistic.name not in included)
-    return needed + 1 if needed else 0
+    return (n_layers + 1) * sum(statistic.rounds for statistic in known if statistic.name not in included)
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:

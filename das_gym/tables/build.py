@@ -17,17 +17,15 @@ from torch import Tensor
 from das_gym.commandline import format_command
 from das_gym.config import build
 from das_gym.engine.scores import Scores, Spending
-from das_gym.files import description_in, read_arrays, write_bytes
-from das_gym.problem.cost_kinds import COST_KINDS
+from das_gym.files import parse_json, read_arrays, write_bytes
+from das_gym.problem.latency import UnitLatencies, latency_of
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_cost import measure_cost
-from das_gym.problem.mask_space import every_mask, masks_up_to
+from das_gym.problem.mask_cost import COST_KINDS, measure_cost
+from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
-from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
-from das_gym.tables.parts import GroupScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
@@ -52,51 +50,32 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
     return shuffled(problem.task, getattr(problem.splits, split), count)
 
 
-def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any], content: bool = False) -> dict[str, str]:
+def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
     Returns:
         `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
-        targets of the examples in order, and the sizes of a few images. With `content`, as tables with every example hold
-        them, `reward_content`, `test_content`: all pixels and texts.
+        targets of the examples in order, and the sizes of a few images.
     """
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
-    task = problem.task
-    hashes = {
+    return {
         "model": problem.backbone.base,
-        "supernet": hash_tensors([*task.labels], tensors),
-        "reward_data": _data_hash(task, reward),
-        "test_data": _data_hash(task, test),
+        "supernet": hash_tensors([*problem.task.labels], tensors),
+        "reward_data": _data_hash(problem.task, reward),
+        "test_data": _data_hash(problem.task, test),
     }
-    if content:
-        hashes |= {"reward_content": _content_hash(task, reward), "test_content": _content_hash(task, test)}
-    return hashes
 
 
 def check_table(table: SubnetTable, problem: Problem) -> None:
     """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
     reward = table_examples(problem, "reward", table.meta.reward_examples)
-    test = table_examples(problem, "test", table.meta.test_examples)
-    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
+    hashes = problem_hashes(problem, reward, table_examples(problem, "test", table.meta.test_examples))
     differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
     if differing:
         words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
         again = f"Make one with `{format_command('agents table', '...')}`"
         raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. {again}")
-
-
-def _content_hash(task: Task, examples: Sequence[Any]) -> str:
-    digest, known = hashlib.sha256(), dict[str, bytes]()
-    for example in examples:
-        for pair in task.pairs([example]):
-            digest.update(pair.text.encode())
-            for image in pair.images:
-                if image.key not in known:
-                    pixels = image.open().convert("RGB")
-                    known[image.key] = hashlib.sha256(str(pixels.size).encode() + pixels.tobytes()).digest()
-                digest.update(known[image.key])
-    return digest.hexdigest()[:16]
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
@@ -152,15 +131,13 @@ def build_table(
         latency_batch: Number of examples per forward pass when measuring the latency of units; None measures none.
     """
     width = len(problem.layer_names)
-    masks = every_mask(width) if max_skipped is None else masks_up_to(width, max_skipped)
+    masks = masks_up_to(width, max_skipped)
     examples = {
         "reward": table_examples(problem, "reward", reward_examples),
         "test": table_examples(problem, "test", test_examples),
     }
-    hashes = problem_hashes(problem, examples["reward"], examples["test"], content=each)
-    groups = sorted({problem.task.group(example) for part in examples.values() for example in part})
-    if len(groups) < 2 and not each:
-        groups = []
+    hashes = problem_hashes(problem, examples["reward"], examples["test"])
+    groups = sorted({problem.task.group(example) for part in examples.values() for example in part}) if each else []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
     identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _Progress(problem.task, examples, identity, len(masks), each)
@@ -207,8 +184,7 @@ def build_table(
     macs = problem.costs.macs_cost.amounts(masks)
     statistics = np.zeros((width, len(STATISTICS)), np.float32)
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
-    group_scores = None if each or not groups else progress.group_scores()
-    table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group, group_scores)
+    table = SubnetTable(meta, scores, macs, statistics, progress.each or None, by_group)
     return with_statistics(table, problem), progress.spent
 
 
@@ -251,9 +227,6 @@ class _Progress:
         identity: What the table depends on; another identity is another table.
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
         each: By split, the scores of each example; empty where means are enough.
-        places: By split, (examples,) the group of each example, as a number.
-        group_sums: By split, (2, groups, masks) float64 sums over a group's examples of losses and metrics; no groups where
-            they are not told apart, or where `each` holds them.
         done: By split, how many examples are in them.
         spent: The computation so far.
     """
@@ -263,40 +236,26 @@ class _Progress:
     ) -> None:
         groups = identity["groups"]
         self.identity, self.done, self.spent = identity, dict.fromkeys(SPLITS, 0), Spending()
-        self.each: dict[str, ExampleScores] = {}
-        self.places: dict[str, np.ndarray] = {}
-        for split, part in examples.items():
-            self.places[split] = np.array([groups.index(task.group(e)) if groups else 0 for e in part], int)
-            if each:
-                images: dict[str, int] = {}
-                first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
-                numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
-                places, keys = self.places[split].astype(np.int16), [e.key for e in part]
-                self.each[split] = ExampleScores.empty(masks, places, numbers, keys)
         self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
-        self.group_sums = {split: np.zeros((2, 0 if each else len(groups), masks)) for split in SPLITS}
+        self.each: dict[str, ExampleScores] = {}
+        for split, part in examples.items() if each else ():
+            images: dict[str, int] = {}
+            first = (next((image.key for image in task.pairs([e])[0].images), f"no image: {e.key}") for e in part)
+            numbers = np.array([images.setdefault(key, len(images)) for key in first], np.int32)
+            places = np.array([groups.index(task.group(e)) for e in part], np.int16)
+            self.each[split] = ExampleScores.empty(masks, places, numbers, [e.key for e in part])
 
     def add(self, split: str, scores: Scores) -> None:
         """Add the (masks, m) scores of the next m examples."""
         if self.each:
             self.each[split] = self.each[split].put(self.done[split], scores)
         self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
-        groups = self.places[split][self.done[split] : self.done[split] + scores.losses.shape[1]]
-        for group in np.unique(groups) if self.group_sums[split].size else ():
-            mine = groups == group
-            self.group_sums[split][:, group] += scores.losses[:, mine].sum(axis=1), scores.metrics[:, mine].sum(axis=1)
         self.done[split] += scores.losses.shape[1]
-
-    def group_scores(self) -> dict[str, GroupScores]:
-        """Return the mean scores of each group, by split."""
-        count = len(self.identity["groups"])
-        sizes = {split: np.bincount(places, minlength=count) for split, places in self.places.items()}
-        return {split: GroupScores.from_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
-        arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
+        arrays = dict(self.sums)
         for split, each in self.each.items():
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
@@ -307,19 +266,17 @@ class _Progress:
         """Resume from a checkpoint."""
         try:
             arrays = read_arrays(path)
-            meta = description_in(arrays, "begin a new run")
+            meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
             done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
             # Whatever the checkpoint lacks or has in addition differs, too.
             wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
             if differing:
                 raise ValueError(f"it is of another table: {', '.join(differing)} differ")
-            for suffix, own in (("", self.sums), ("_groups", self.group_sums)):
-                for split in SPLITS:
-                    found = arrays[split + suffix]
-                    if (found.shape, found.dtype) != (own[split].shape, own[split].dtype):
-                        raise ValueError("its sums belong to other masks or groups")
-                    own[split] = found
+            for split, own in self.sums.items():
+                if (arrays[split].shape, arrays[split].dtype) != (own.shape, own.dtype):
+                    raise ValueError("its sums belong to other masks")
+                self.sums[split] = arrays[split]
             for split, each in self.each.items():
                 if done[split]:
                     read = ExampleScores.of(arrays, split)

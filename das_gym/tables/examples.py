@@ -6,14 +6,15 @@ as a number of one of the few values that occur. Divergences are not kept exampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from das_gym.engine.scores import Scores
-from das_gym.tables.parts import SplitPart
+
+LARGEST = float(np.finfo(np.float64).max)
 
 MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
@@ -22,9 +23,37 @@ MOST_VALUES = 256
 """Largest number of distinct metric values that a table can store."""
 
 
+def check_array(
+    name: str,
+    array: Any,
+    kinds: str,
+    shape: tuple[int | None, ...],
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    may_lack: bool = False,
+) -> None:
+    """Raise ValueError for an array of a file that would give wrong numbers.
+
+    `kinds` are those of its dtype as numpy names them: `f`, `iu` or `U`. None in `shape` allows any size of that dimension.
+    `may_lack` allows NaN, for values that were not measured.
+    """
+    sizes = tuple(size if wanted is not None else None for size, wanted in zip(array.shape, shape, strict=False))
+    if array.ndim != len(shape) or sizes != shape or array.dtype.kind not in kinds:
+        raise ValueError(
+            f"{name} is wrong: got {array.dtype} of shape {array.shape}, expected kind {kinds} of shape {shape}"
+        )
+    if kinds == "U":
+        return
+    wrong = (array < np.float64(low)) | (array > np.float64(high))
+    if not may_lack:
+        wrong |= np.isnan(array)
+    if wrong.any():
+        raise ValueError(f"{name} is out of range: got {array[wrong][0]}, expected {low:g} to {high:g}")
+
+
 @dataclass(frozen=True, eq=False)
-class ExampleScores(SplitPart):
-    """The scores of one split, example by example.
+class ExampleScores:
+    """The scores of one split, example by example; in a file, its arrays are called `{split}_example_{name}`.
 
     Attributes:
         losses: (n_examples, n_masks) float16, nats; infinite where a loss is NaN.
@@ -34,8 +63,6 @@ class ExampleScores(SplitPart):
         images: (n_examples,) int32: examples on the same first image have the same number, one on no image its own.
         keys: (n_examples,) text: the data set's own names.
     """
-
-    kind: ClassVar[str] = "example"
 
     losses: np.ndarray
     metrics: np.ndarray
@@ -76,16 +103,21 @@ class ExampleScores(SplitPart):
         return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
 
     def group_sizes(self, count: int) -> np.ndarray:
-        """See `SplitPart.group_sizes`."""
+        """Return the number of examples in each of `count` groups: (count,) int64."""
         return np.bincount(self.groups, minlength=count)
 
-    def group_means(self, group: int) -> Scores:
-        """See `SplitPart.group_means`."""
-        return self.means(np.flatnonzero(self.groups == group))
+    def arrays(self, split: str) -> dict[str, np.ndarray]:
+        """Return the arrays by their names in a file."""
+        return {f"{split}_example_{name}": values for name, values in vars(self).items()}
 
-    def expected(self, masks: int, count: int, groups: int) -> dict[str, tuple[Any, ...]]:
-        """See `SplitPart.expected`."""
-        return {
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any], split: str) -> ExampleScores:
+        """Read what `arrays` returned."""
+        return cls(**{each.name: arrays[f"{split}_example_{each.name}"] for each in fields(cls)})
+
+    def check(self, split: str, masks: int, count: int, groups: int) -> None:
+        """Raise for arrays that do not fit together, or hold impossible values."""
+        expected: dict[str, tuple[Any, ...]] = {
             "losses": ("f", (count, masks), 0, np.inf),
             "metric_values": ("f", (None,), 0, 1),
             "metrics": ("iu", (count, masks), 0, len(self.metric_values) - 1),
@@ -93,3 +125,5 @@ class ExampleScores(SplitPart):
             "images": ("iu", (count,)),
             "keys": ("U", (count,)),
         }
+        for name, limits in expected.items():
+            check_array(f"{split}_example_{name}", getattr(self, name), *limits)

@@ -1,6 +1,6 @@
 """Losses that das_gym ships: of bundled models on the default reward examples, under the masks that statistics ask for.
 
-`python -m benchmarks.shipped_losses` writes them next to the models.
+`python -m benchmarks.assets losses` writes them next to the models.
 """
 
 from __future__ import annotations

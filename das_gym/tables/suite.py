@@ -19,8 +19,7 @@ import numpy as np
 from das_gym.config import build, check_names, nearest_name
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
-from das_gym.problem.cost_kinds import COST_KINDS, SAVED
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.rewards import find_reward
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
@@ -187,10 +186,9 @@ def problems_of(
     for kind in budgets:
         setting = BUDGET_KINDS[kind]
         if kind != "count" and setting not in table.costs:
-            more = "" if COST_KINDS[setting].counted else " retime=<the folder of the tables>"
             raise ValueError(
                 f"{source.file} holds no {kind} of its units: leave {kind!r} out of `budgets`, or add it with "
-                f"`python -m benchmarks.make_suite with out=FOLDER{more}`"
+                "`python -m benchmarks.make_suite --out FOLDER`"
             )
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
     if without:
@@ -344,7 +342,7 @@ def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable
     path = bundled_suite() if folder is None else absolute(folder)
     index = path / SUITE_FILE
     if not index.is_file():
-        raise FileNotFoundError(f"no {SUITE_FILE} in {path}; make one by `python -m benchmarks.make_suite with out=FOLDER`")
+        raise FileNotFoundError(f"no {SUITE_FILE} in {path}; make one by `python -m benchmarks.make_suite --out FOLDER`")
     record: Any = read_json(index)
     try:
         if record["format"] != FORMAT:

@@ -4,9 +4,8 @@ A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arr
 `{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
-Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
-Format 1 has means, of all examples and of each group of them, see `das_gym.tables.parts`. Each group is a problem of its
-own.
+Format 1 has means over all examples. Format 2 also has every example, see `das_gym.tables.examples`: any batch of them is
+scored as the model scores it, and each group of them, such as a type of questions, is a problem of its own.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ import numpy as np
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
 from das_gym.engine.scores import Scores
-from das_gym.files import description_in, read_arrays, write_bytes
+from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
+from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs
-from das_gym.problem.mask_space import every_mask, masks_up_to
+from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
-from das_gym.tables.examples import ExampleScores
-from das_gym.tables.parts import GroupScores, SplitPart, check_array
+from das_gym.tables.examples import ExampleScores, check_array
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -62,8 +61,7 @@ class TableMeta:
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
         costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
             Latency says under `measured` what its milliseconds hold for: machine, threads, type, examples at a time.
-        groups: Names of the groups of examples, as `SubnetTable.examples` and `group_scores` number them; none where they
-            are not told apart.
+        groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; empty in a table of means.
     """
 
     env_id: str
@@ -96,8 +94,7 @@ class SubnetTable:
         statistics: (n_layers, n_statistics) float32, what the environment observes.
         examples: By split, the scores of each example; None in a table of means.
         group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
-            of `meta.groups` alone; None where groups are not told apart.
-        group_scores: By split, the mean scores of each group, in a table of means that has groups; None in others.
+            of `meta.groups` alone; None in a table of means.
 
     Example:
         >>> from das_gym.registration import ASSETS
@@ -112,7 +109,6 @@ class SubnetTable:
     statistics: np.ndarray
     examples: Mapping[str, ExampleScores] | None = None
     group_statistics: np.ndarray | None = None
-    group_scores: Mapping[str, GroupScores] | None = None
 
     def __post_init__(self) -> None:
         if self.n_layers > MAX_LAYERS:
@@ -127,12 +123,10 @@ class SubnetTable:
             check_array(f"{split}_losses", scores.losses, "f", (rows,), 0, np.inf)
             check_array(f"{split}_metrics", scores.metrics, "f", (rows,), 0, 1)
             check_array(f"{split}_divergences", scores.divergences, "f", (rows,), 0, np.inf, may_lack=True)
-        if self.parts:
+        if self.examples is not None:
             groups = len(self.meta.groups)
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
-                self.parts[split].check(split, rows, count, groups)
-            if self.group_statistics is None:
-                raise ValueError("group_statistics are missing")
+                self.examples[split].check(split, rows, count, groups)
             check_array("group_statistics", self.group_statistics, "f", (groups, *statistics))
 
     @property
@@ -140,16 +134,10 @@ class SubnetTable:
         """How many layers can be skipped."""
         return len(self.meta.layer_names)
 
-    @property
-    def parts(self) -> Mapping[str, SplitPart]:
-        """By split, the scores of single examples or groups; empty if the table has neither."""
-        return self.examples or self.group_scores or {}
-
     @cached_property
     def masks(self) -> np.ndarray:
         """(n_masks, n_layers) bool: the masks, in the order of rows."""
-        most = self.meta.max_skipped
-        return every_mask(self.n_layers) if most is None else masks_up_to(self.n_layers, most)
+        return masks_up_to(self.n_layers, self.meta.max_skipped)
 
     @cached_property
     def layer_macs(self) -> MaskCost:
@@ -215,26 +203,26 @@ class SubnetTable:
 
     @property
     def groups_apart(self) -> tuple[str, ...]:
-        """Groups with a separate table, see `group_table`; empty if the table holds only one group."""
-        if not self.parts or len(self.meta.groups) < 2:
+        """Groups with a separate table, see `group_table`; empty if the table holds means, or only one group."""
+        if self.examples is None or len(self.meta.groups) < 2:
             return ()
         least = np.minimum(*self.group_sizes().values())
         return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
     def group_sizes(self) -> dict[str, np.ndarray]:
-        """Return the number of examples in each group, (n_groups,) int64, by split; empty without groups."""
-        return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
+        """Return the number of examples in each group, (n_groups,) int64, by split; empty in a table of means."""
+        return {split: part.group_sizes(len(self.meta.groups)) for split, part in (self.examples or {}).items()}
 
     def group_table(self, group: str) -> SubnetTable:
         """Return the table of means over one group of examples, with the statistics of that group."""
-        if not self.parts or self.group_statistics is None:
-            raise ValueError(f"this table of {self.meta.env_id} holds means over all examples: make it again to have groups")
+        if self.examples is None or self.group_statistics is None:
+            raise ValueError(f"this table of {self.meta.env_id} holds means over all examples. Make it with `each=True`.")
         check_names([group], self.meta.groups, "group of this table")
         number = self.meta.groups.index(group)
         counts: dict[str, Any] = {f"{split}_examples": int(sizes[number]) for split, sizes in self.group_sizes().items()}
         if not all(counts.values()):
             raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
-        scores = {split: part.group_means(number) for split, part in self.parts.items()}
+        scores = {split: part.means(np.flatnonzero(part.groups == number)) for split, part in self.examples.items()}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
@@ -268,18 +256,10 @@ class SubnetTable:
 
     def _from_losses(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
-        statistic = STATISTICS[name]
+        statistic, losses = STATISTICS[name], self.values("loss")
         assert statistic.of_losses is not None
-        return statistic.bounded(statistic.of_losses(self._mask_losses)).astype(np.float32)
-
-    @cached_property
-    def _mask_losses(self) -> MaskLosses:
-        """Losses of the reward split; without the statistics `stream` and `depth`, all layers are one stream."""
-        held = self.meta.statistics
-        streams = self.statistic("stream") if "stream" in held else np.zeros(self.n_layers)
-        stages = self.statistic("depth") if "depth" in held else np.arange(self.n_layers)
-        losses = self.values("loss")
-        return MaskLosses(lambda masks: losses[self.index(masks)], streams.tolist(), stages.tolist())
+        known = MaskLosses(lambda masks: losses[self.index(masks)], self.n_layers)
+        return statistic.bounded(statistic.of_losses(known)).astype(np.float32)
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better)."""
@@ -320,12 +300,7 @@ class SubnetTable:
 
     def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
         """Return (p, n_layers) bool: the Pareto front of value and MACs, from the fewest MACs up."""
-        goodness = self._goodness(by, split)
-        # By MACs, of equal MACs the best first: whatever is not better than all before it is dominated.
-        order = np.lexsort((-goodness, self.macs))
-        reached = np.maximum.accumulate(goodness[order])
-        better = np.concatenate(([True], goodness[order][1:] > reached[:-1]))
-        return self.masks[order[better]]
+        return self.masks[front_rows(self.macs_saved, -self._goodness(by, split))[::-1]]
 
     def describe(self, mask: np.ndarray) -> dict[str, float | int]:
         """Return all numbers of one (n_layers,) mask, as plain values."""
@@ -339,9 +314,9 @@ class SubnetTable:
     def save(self, path: str | Path) -> None:
         """Write the file atomically. Equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
-        for split, part in self.parts.items():
+        for split, part in (self.examples or {}).items():
             arrays |= part.arrays(split)
-        if self.parts and self.group_statistics is not None:
+        if self.group_statistics is not None:
             arrays["group_statistics"] = self.group_statistics
         meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
@@ -364,19 +339,16 @@ class SubnetTable:
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
-        meta = description_in(arrays, "make it again")
+        meta = parse_json(str(arrays["meta"]), "its description", "make it again")
         form = meta.pop("format", None) if isinstance(meta, dict) else None
         if form not in FORMATS:
             raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")
         scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
         common = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
-        if form == FORMATS[1]:
-            examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
-            return cls(*common, examples, arrays["group_statistics"])
-        if "group_statistics" not in arrays:
+        if form == FORMATS[0]:
             return cls(*common)
-        groups = {split: GroupScores.of(arrays, split) for split in SPLITS}
-        return cls(*common, None, arrays["group_statistics"], groups)
+        examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
+        return cls(*common, examples, arrays["group_statistics"])
 
     def of_all_examples(self) -> SubnetTable:
         """Return the table without groups and single examples."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
+from das_gym.files import read_json
 from das_gym.models.inputs import Pair, Processor
 
 PARTS = ("train", "reward", "test")
@@ -253,3 +254,13 @@ def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None
         f"{shapes.get(key)}",
         stacklevel=2,
     )
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Return the labels in a JSON list of two or more different texts, such as VQA's answers; the index is the class."""
+    labels = read_json(path)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{path} is not an answer vocabulary: got {labels!r:.60}, expected a list of texts")
+    if len(set(labels)) < max(2, len(labels)):
+        raise ValueError(f"{path} is not an answer vocabulary: expected two or more different answers")
+    return tuple(labels)

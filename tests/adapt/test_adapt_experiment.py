@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from das_gym.adapt import adapt_experiment
-from das_gym.adapt.adapt_experiment import AdaptSettings, ex, prepare
+from das_gym.adapt.adapt_experiment import AdaptSettings, ex
 from das_gym.adapt.choosing import best_mask, choose
 
-from das_gym.config import build
 from das_gym.experiment import RunError
 from das_gym.files import write_json
 
@@ -74,23 +72,6 @@ def test_choose_names_an_unknown_environment(run_folder: Path):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"mask": [2, -1, 0, 1]}, "`mask` is not allowed: got .2, -1, 0, 1., expected 0 .keep. or 1 .skip."),
-        ({"env_kwargs": {"batch_size": "x"}}, None),
-    ],
-)
-def test_choose_names_the_damaged_entry_of_a_record(run_folder: Path, change: dict[str, Any], match: str | None):
-    (run_folder / "search.json").write_text(json.dumps(record_of(0.5, 0.4) | change))
-    settings = AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))
-    if match is None:
-        choose(settings)  # of the environment alone
-        return
-    with pytest.raises(ValueError, match=rf"search\.json is not a search record of this version \(.*{match}"):
-        choose(settings)
-
-
 def test_record_cannot_set_output_paths(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray"))
     problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
@@ -104,37 +85,8 @@ def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "asked"),
-    [
-        ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0, "evaluations": 80}),
-        (("vilt_nlvr2", "ppo"), {"search": {"evaluations": 9}}, {"env_id": "DAS-ViLT-NLVR2-v0", "agent": "ppo"}),
-        (("bandit",), {"search": {"agent": "random"}, "device": "cpu"}, {"agent": "random", "device": "cpu"}),
-    ],
-)
-def test_search_gets_model_data_and_its_own_settings(
-    names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
-    seen: dict[str, Any] = {}
-
-    def search_first(values: dict[str, Any], continue_command: str) -> int:
-        seen.update(values, continue_command=continue_command)
-        return 7
-
-    monkeypatch.setattr(adapt_experiment, "search_first", search_first)
-    values, _ = ex.resolve({**given, "estimate": False}, names)
-    assert prepare(build(AdaptSettings, values)).search_run == 7
-    assert asked.items() <= seen.items()
-    assert "search_run=SEARCH_RUN" in seen["continue_command"]
-    assert "search." not in seen["continue_command"]
-
-
-@pytest.mark.parametrize(
     ("given", "text"),
-    [
-        ({}, "val2014.* cannot be read"),
-        ({"train": {"itm_weight": 0.5}}, "itm_weight"),
-        ({"train": {"mixed_precision": "fp16"}, "device": "cpu"}, "mixed_precision"),
-    ],
+    [({}, "val2014.* cannot be read"), ({"train": {"itm_weight": 0.5}}, "itm_weight")],
 )
 def test_unsupported_training_is_rejected_before_a_search(
     given: dict[str, Any], text: str, tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.run_report import run_report
 
-from das_gym.drawing.report import write_report
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -71,17 +71,6 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
 
 
-def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
-    printed = (adapted / "printed.txt").read_text()
-    for line in ("accuracy on test, %", "trainable parameters", "latency, ms", "skipped layers"):
-        assert printed.count(line) == 1
-    assert "% for the full model with adapters (95 % interval of the difference" in " ".join(printed.split())
-    assert "Result:" not in printed
-    assert "Next: python -m adapt with search_run" not in printed  # what would follow the search follows by itself
-    own = printed[printed.index("test examples of vqa") : printed.index("record: runs/2")].splitlines()
-    assert all(len(line) <= 80 for line in own)
-
-
 def in_this_process(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert PROGRAM.run(words) == 0
     return capsys.readouterr().out
@@ -100,25 +89,13 @@ def test_answers_are_kept_and_written_again(
     assert json.loads(out.read_text()) == kept
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
     assert f"{100 * metric:.2f}" in printed
-    assert "at most, %" in printed
+    assert re.search(r"at most [\d.]+ %", printed)
     in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "limit=5"], capsys)
     assert len(json.loads((tmp_path / "val.json").read_text())) == 5
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
     assert "`out` exists" in capsys.readouterr().err
     assert PROGRAM.run(["predict", *words]) == 1
     assert "pass out=answers.json" in capsys.readouterr().err
-
-
-def test_report_shows_examples_with_answers(adapted: Path):
-    kept = json.loads((adapted / "runs/2/examples.json").read_text())
-    assert kept["models"] == ["full model with adapters", "subnet"]
-    assert len(kept["rows"]) == 12
-    asked, said = kept["rows"][0]
-    assert asked["text"].endswith("?")
-    assert asked["reference"]
-    assert all(said)
-    page = write_report(adapted / "page.html", [run_report(adapted / "runs/2")]).read_text()
-    assert page.count('<img src="data:image/jpeg;base64,') == 12
 
 
 def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_kwargs: dict[str, str], mini_folder: Path):
@@ -183,7 +160,6 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("with", "checkpoint=/nonexistent"), "`checkpoint` does not exist: got /nonexistent"),
         (("with", "search_run=7"), "no run 7"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
         (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
@@ -196,7 +172,6 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arg
     assert says in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("adapt.json"))
-    assert "search_run" not in "".join(arguments) or not list(tmp_path.rglob("config.json"))
 
 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):

@@ -13,14 +13,14 @@ import pytest
 import torch
 from das_gym.adapt import load_subnet
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import FOUND, SUPERNET_FILE, ex, read_joint_search
+from das_gym.adapt.das_experiment import SUPERNET_FILE, ex
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.step_loss import batch_at, set_up
 from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
 from das_gym.experiment import RunError
-from das_gym.files import read_json, write_json
+from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -128,30 +128,6 @@ def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
 
 
 @pytest.mark.slow
-def test_joint_search_resumes_to_the_same_turns(problem: ProblemConfig, tmp_path: Path):
-    settings = settings_of("paper", search_epochs=2)
-
-    class StopError(Exception):
-        pass
-
-    def stop(turn):
-        if turn.step >= 6:
-            raise StopError
-
-    training, splits = new_training(problem, settings)
-    assert training.steps_per_epoch >= 4
-    whole, turns = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0))
-    training, _ = new_training(problem, settings)
-    checkpoint = tmp_path / "search.pt"
-    with pytest.raises(StopError):
-        joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, on_turn=stop, save_every=1)
-    training, _ = new_training(problem, settings)
-    again, turns_again = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, save_every=1)
-    assert turns_again == turns
-    assert np.array_equal(again, whole)
-
-
-@pytest.mark.slow
 def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     updates = {
         "data_root": problem.data_root,
@@ -165,25 +141,20 @@ def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.Capt
     assert record["pipeline"]["learning_rate"] == 2.5e-5
     assert record["models"][0]["mask"] == record["search"]["mask"]
     assert sum(record["search"]["mask"]) == 4
-    assert (tmp_path / "1" / "adapter.safetensors").is_file()
     assert read_json(tmp_path / "1" / "examples.json")["models"] == ["full model with adapters", "subnet"]
-    printed = capsys.readouterr().out
     assert [model["name"] for model in record["models"]] == ["subnet", "full_model", "baseline"]
     assert not any(record["models"][1]["mask"])
-    assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
-    assert "full model" in printed
     baseline = record["models"][2]
     assert (baseline["evaluation"], baseline["trainable_parameters"], baseline["speedup"]) == (None, 0, None)
     assert baseline["parameters"] < record["models"][1]["parameters"]
-    assert all(model["speedup"] > 0 for model in record["models"][:2])
-    assert "found after" in printed
+    printed = capsys.readouterr().out
+    assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
     assert "accuracy on test" in printed
 
 
 @pytest.mark.parametrize(
     ("updates", "text"),
     [
-        ({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"),
         ({"das": {"skip_num": 13}}, "skip_num"),
         ({"das": {"itm_weight": 0.5}}, "itm_weight"),
     ],
@@ -220,18 +191,6 @@ def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captio
     assert not any(tensor.requires_grad for tensor in head.values())
     finetuning, _ = set_up(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
     assert finetuning.itm_weight == 0.5
-
-
-TURN = {"step": 3, "masks": [[0, 1, 1], [1, 1, 0]], "losses": [1.0, 2.0], "rewards": [0.4, 0.1], "preferences": None}
-CONTENT: dict[str, Any] = {"mask": [0, 1, 1], "skipped_layers": ["b", "c"], "turns": [TURN]}
-
-
-def test_read_joint_search_names_a_damaged_file(tmp_path: Path):
-    write_json(tmp_path / FOUND, CONTENT)
-    assert read_joint_search(tmp_path / FOUND).mask == (0, 1, 1)
-    write_json(tmp_path / FOUND, {**CONTENT, "turns": [{**TURN, "losses": "x"}]})
-    with pytest.raises(ValueError, match=r"found\.json is damaged"):
-        read_joint_search(tmp_path / FOUND)
 
 
 SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num": 2, "batch_size": 80, "reward_examples": 4}

@@ -7,29 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.choosing import search_values
 from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.memory import training_bytes
+from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink_experiment import ex as shrink
 from das_gym.agents.pareto_experiment import ex as pareto
-from das_gym.agents.search_experiment import SearchSettings
 from das_gym.agents.search_experiment import ex as search
-from das_gym.agents.searching.environment import find_scorer, make_env
+from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.setup import find_scorer, make_env
 from das_gym.agents.table_experiment import ex as table
-from das_gym.agents.table_experiment import masks_of_statistics
 
 from das_gym.config import build
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import Problem
-from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
-from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
 from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
 
 
@@ -52,20 +48,6 @@ def test_agents_print_an_estimate(
     assert len(names_in(estimate_of(command, settings, tmp_path, capsys))) == parts
 
 
-def test_estimate_of_a_table_counts_the_masks_that_statistics_score(small_problem: Problem):
-    scored: list[np.ndarray] = []
-    evaluator, examples = small_problem.evaluator, small_problem.splits.reward[:2]
-
-    def note(masks: np.ndarray) -> np.ndarray:
-        scored.append(masks)
-        return np.zeros(len(masks))
-
-    inputs = StatisticInputs(evaluator, small_problem.costs, examples, measure_activity(evaluator, examples), note)
-    compute_statistics(check_statistics(STATISTICS), inputs)
-    for expected, found in zip(scored, masks_of_statistics(small_problem), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
 def test_a_table_needs_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = estimate_of(search, {"env_id": "DAS-METER-VQA-Tabular-v0"}, tmp_path, capsys)
     assert line == "estimate: no model has to run"
@@ -86,7 +68,7 @@ def test_shrink_prints_an_estimate(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": 2, "mask": mask}
+    settings = {"checkpoint": str(folder_of("llava")), "data_root": str(data), "skip_num": None if mask else 2, "mask": mask}
     line = estimate_of(shrink, {**settings, "train": {"steps": 4}, "control": mask and True}, tmp_path, capsys)
     own = ["teacher", "recovery", "measuring", "verification"]
     assert names_in(line) == (["layer statistics", "search", *own] if mask is None else [*own, "control"])

@@ -44,10 +44,9 @@ def test_examples_round_trip(examples: list[NLVR2Example], tmp_path: Path):
     assert left != right
 
 
-@pytest.mark.parametrize("change", [{"rows": 3}, {"rows": [["q", ["a", "b"]]]}, {"models": []}, {"more": 1}])
-def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
+def test_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path):
     write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
     kept = read_json(tmp_path / EXAMPLES)
-    write_json(tmp_path / EXAMPLES, kept | change)
+    write_json(tmp_path / EXAMPLES, kept | {"rows": [["q", ["a", "b"]]]})
     with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):
         read_examples(tmp_path)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.adapt import memory
-from das_gym.adapt.memory import activation_bytes, choose_micro_batch_size
+from das_gym.adapt import step_loss as module
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.supernet import SupernetConfig
 from das_gym.adapt.training import TrainingConfig
@@ -40,14 +39,14 @@ def test_micro_batch_size_is_what_fits_in_memory(model: AdaptedModel, monkeypatc
     assert step_loss.micro_batch_size is None
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     fixed = 12 * sum(p.numel() for p in parameters)
-    per_example = activation_bytes(step_loss)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: (fixed + 5.5 * per_example) / memory.USABLE)
+    per_example = step_loss.activation_bytes()
+    monkeypatch.setattr(module, "free_bytes", lambda vlp: (fixed + 5.5 * per_example) / module.USABLE)
     capsys.readouterr()
-    choose_micro_batch_size(step_loss, parameters, 16)
+    step_loss.choose_micro_batch_size(parameters, 16)
     assert "gradients are accumulated" in capsys.readouterr().out
     assert step_loss.micro_batch_size == 4
     assert sum(1 for _ in step_loss.parts(0)) == 4
     step_loss.micro_batch_size = 8
-    choose_micro_batch_size(step_loss, parameters, 16)
+    step_loss.choose_micro_batch_size(parameters, 16)
     assert "use a smaller micro_batch_size" in capsys.readouterr().out
     assert step_loss.micro_batch_size == 8

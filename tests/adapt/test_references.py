@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import AdaptSettings
-from das_gym.adapt.finetune import cut_subnet
-from das_gym.adapt.references import load_reference, reference_file
+from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import cut_subnet, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 
 from das_gym.config import build
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.loading import AdaptedModel, load_splits
 
 
 def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
@@ -58,8 +58,15 @@ def test_load_reference_serves_no_other_model():
 
 
 @pytest.mark.long
-def test_references_are_what_training_gives(capsys: pytest.CaptureFixture[str]):
-    from benchmarks.references import main
+@pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
+def test_references_are_what_training_gives(name: str, tmp_path, monkeypatch, capsys):
+    from benchmarks import assets
 
-    main(["--check"])
-    assert capsys.readouterr().out.count("% on test") == 4
+    monkeypatch.setattr(assets, "reference_file", lambda *_: tmp_path / "again.safetensors")
+    assets.write_reference(name)
+    metric = float(capsys.readouterr().out.rpartition(": ")[2].partition(" ")[0])
+    settings = AdaptSettings()
+    model = untrained(settings, name)
+    assert loads(settings, model, name)
+    kept = evaluate(model, load_splits(settings.problem_config).test, name).metric
+    assert metric == pytest.approx(100 * kept, abs=0.5)  # another processor rounds otherwise

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, ModelResult, report_of
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, TunedModelResult, report_of
 
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import WIDTH
@@ -24,21 +24,21 @@ def evaluation(right: int) -> Evaluation:
     return Evaluation(right / 1000, "accuracy", 0.1, {"accuracy": right / 1000, "loss": 0.1}, 1000, metrics=metrics)
 
 
-BASE = ModelResult(BASELINE, (0, 0), (), 60, 900, 27_470_336, 0.0, evaluation(819), Spread(2.0, 1.9, 2.1))
-FULL = ModelResult(
+BASE = TunedModelResult(BASELINE, 900, 27_470_336, 0.0, (0, 0), (), 60, evaluation(819), Spread(2.0, 1.9, 2.1))
+FULL = TunedModelResult(
     FULL_MODEL,
-    *((0, 0), (), 90, 1_000, 29_020_000, -0.056412, evaluation(975)),
+    *(1_000, 29_020_000, -0.056412, (0, 0), (), 90, evaluation(975)),
     *(Spread(2.2, 2.1, 2.3), Speedup(0.91, 0.88, 0.93), True),
 )
-SUB = ModelResult(
+SUB = TunedModelResult(
     SUBNET,
-    *((1, 0), ("text.1",), 80, 800, 21_825_024, 0.205506, evaluation(969)),
+    *(800, 21_825_024, 0.205506, (1, 0), ("text.1",), 80, evaluation(969)),
     *(Spread(1.6, 1.5, 1.7), Speedup(1.25, 1.2, 1.3)),
 )
 ROWS = {SUBNET: SUB, FULL_MODEL: FULL, BASELINE: BASE}
 
 
-def report(rows: dict[str, ModelResult]) -> RunReport:
+def report(rows: dict[str, TunedModelResult]) -> RunReport:
     layers = [SimpleNamespace(name=name, stage=0) for name in ("text.1", "image.1")]
     subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=SimpleNamespace(layers=layers)))
     return report_of(rows, ProblemConfig(), "fine-tuned", subnet)

@@ -14,10 +14,8 @@ import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
-from das_gym.adapt.shrink.settings import PENDING
 from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
-from das_gym.adapt.training import Trainer
 from PIL import Image
 from pyarrow import parquet
 
@@ -60,25 +58,6 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "verify", lambda *_: found)
 
 
-@pytest.fixture
-def stop_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Interrupts the nth step of training that starts, once; returns the list of all steps that start."""
-
-    def stop(count: int) -> list[int]:
-        original, steps = Trainer.take_step, []
-
-        def stopping(self: Trainer, *arguments: Any) -> Any:
-            steps.append(self.step)
-            if len(steps) == count:
-                raise KeyboardInterrupt
-            return original(self, *arguments)
-
-        monkeypatch.setattr(Trainer, "take_step", stopping)
-        return steps
-
-    return stop
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("vision", [None, True])
 def test_shrink_end_to_end(
@@ -93,33 +72,22 @@ def test_shrink_end_to_end(
     full, shrunk, recovered = record["models"]
     assert [model["name"] for model in record["models"]] == ["full", "shrunk", "recovered"]
     assert full["parameters"] > shrunk["parameters"] == recovered["parameters"]
-    assert full["bytes"] == 4 * full["parameters"]
-    assert recovered["bytes"] == 2 * recovered["parameters"]
+    assert (full["bytes"], recovered["bytes"]) == (4 * full["parameters"], 2 * recovered["parameters"])
     assert recovered["macs_saved"] >= 0.1
     assert full["loss"] != shrunk["loss"] != recovered["loss"]
     assert full["low"] <= full["score"] <= full["high"]
     assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
     assert record["drawn"].count("□") == sum(record["mask"])
-    assert len(record["answers"]) == 6
-    assert set(record["answers"][0]) == {"key", "question", "full", "shrunk", "recovered"}
-    kept = read_json(folder / "examples.json")
-    assert kept["models"] == ["full", "shrunk", "recovered"]
-    assert len(kept["rows"]) == 6
+    assert set(record["answers"][5]) == {"key", "question", "full", "shrunk", "recovered"}
+    assert len(read_json(folder / "examples.json")["rows"]) == 6
     assert not (folder / "recovery.pt").exists()
     config = json.loads((out / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"][:4])
     card = (out / "README.md").read_text()
     assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
-    assert "LoRA (rank 16, merged)" in card
-    for text in (
-        record["drawn"],
-        "exact match on test, %",
-        "further tokens, ms",
-        "interval",
-        f"model: {out}",
-        "weights: saved in bfloat16",
-    ):
+    assert "Then LoRA trained " in card
+    for text in (record["drawn"], "exact match on test, %", f"model: {out}", "weights: saved in bfloat16"):
         assert text in printed
 
 
@@ -160,7 +128,7 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
     assert (out / "modeling_das_adapters.py").is_file()
     card = (out / "README.md").read_text()
     assert 'from_pretrained("path/of/this/folder", dtype="auto", trust_remote_code=True)' in card
-    assert "Adapters of DAS (arXiv 2309.01479), and nothing else," in card
+    assert "Then DAS trained " in card
 
 
 @pytest.mark.slow
@@ -180,8 +148,6 @@ def test_shrink_without_recovery(
     assert [model["name"] for model in record["models"]] == ["full", "shrunk"]
     assert record["drawn"] == "■□■■"
     assert record["loss_regained"] is None
-    assert record["settings"]["out"] is None
-    assert (tmp_path / "runs" / "1" / "model" / "config.json").is_file()
     page = tmp_path / "runs" / "1" / "report.html"
     assert capsys.readouterr().out.endswith(f"report: {page}\n")
     assert "<td>" in page.read_text()
@@ -236,8 +202,8 @@ def test_shrink_removes_a_folder_that_fails_verification(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
-def test_control_is_the_full_model_with_the_same_training_and_resumes(
-    shrink: Callable[..., Any], tmp_path: Path, stop_training: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
+def test_control_is_the_full_model_with_the_same_training(
+    shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     settings = {"mask": (0, 1, 0, 0), "control": True, "train": {"steps": 4, "learning_rate": 0.01}}
     record = read_json(run_folder(shrink(**settings)) / "shrink.json")
@@ -252,15 +218,6 @@ def test_control_is_the_full_model_with_the_same_training_and_resumes(
         assert "of the full model trained alike (the control)" in text
     assert f"| loss, nats | {full['loss']:.4f} | {record['control']['loss']:.4f} |" in card
     assert "trained alike (the control)" in (tmp_path / "runs" / "1" / "report.html").read_text()
-
-    steps = stop_training(7)  # of the control
-    with pytest.raises(KeyboardInterrupt):
-        shrink(**settings)
-    ex.run({"resume": 2, "runs_dir": str(tmp_path / "runs")})
-    assert steps == [0, 1, 2, 3, 0, 1, 2, 2, 3]
-    again = read_json(tmp_path / "runs" / "2" / "shrink.json")
-    assert again["control"] == record["control"]
-    assert not list((tmp_path / "runs" / "2").glob("*.pt"))
 
 
 @pytest.mark.slow
@@ -285,52 +242,20 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
     assert (record["control"] is not None) is wins
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [False, True], ids=["before the record", "behind it"])
-@pytest.mark.usefixtures("trusting")
-def test_shrink_resumes_after_the_model_was_saved(
-    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
-):
-    original = Path.replace
-
-    def stopping(path: Path, target: Path) -> Path:
-        if path.name == PENDING:
-            if after:
-                original(path, target)
-            raise KeyboardInterrupt
-        return original(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
-    run = tmp_path / "runs" / "1"
-    record = read_json(run / ("shrink.json" if after else PENDING))
-    assert (run / "shrink.json").exists() is after
-    saved = (tmp_path / "out" / "config.json").read_bytes()
-    resumed = ex.run({"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
-    assert read_json(run / "shrink.json") == record
-    assert resumed.result == record["models"][-1]["score"]
-    assert (tmp_path / "out" / "config.json").read_bytes() == saved
-
-
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         ({"parameters_saved": 0.3}, r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers"),
-        ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`mask` does not keep the budget: .* and not exactly 2 of 4 layers"),
+        ({"mask": (0, 1, 0, 0), "skip_num": 2}, "`skip_num` is the budget of a search"),
         ({"control": True, "recover": "none"}, "`control`"),
-        ({"units": "sublayers", "vision": True}, "`units=sublayers` cannot be removed from a vision tower"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_shrink_rejects_wrong_settings_before_a_search(
     shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, settings: dict[str, Any], text: str
@@ -352,22 +277,19 @@ def spoilt(place: Path, name: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "text"),
+    ("changes", "text"),
     [
-        ("train", {"conversations": making.chat("<image>\nx", "red " * 600)}, "tokens .* 512"),
-        ("train", {"image": "short.png"}, r"the image .*short\.png cannot be read"),
+        ({"conversations": making.chat("<image>\nx", "red " * 600)}, "tokens .* 512"),
+        ({"image": "short.png"}, r"the image .*short\.png cannot be read"),
     ],
-    ids=["a long answer", "a truncated image"],
 )
 def test_shrink_rejects_unreadable_examples_before_a_search(
-    shrink: Callable[..., Any], tmp_path: Path, name: str, changes: dict[str, Any], text: str
+    shrink: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], text: str
 ):
-    data = spoilt(tmp_path / "data", name, **changes)
-    making.draw(data / "images" / "many.png")
+    data = spoilt(tmp_path / "data", "train", **changes)
     (data / "images" / "short.png").write_bytes((data / "images" / "0.png").read_bytes()[:50])
-    with pytest.raises(RunError, match=rf"^{name}\.json.*{text}") as rejected:
+    with pytest.raises(RunError, match=rf"^train\.json.*{text}"):
         shrink(data_root=str(data), train={"batch_size": 12})
-    assert "\n" not in str(rejected.value)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +66,11 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
         EvaluateSettings(run=str(folder), data_root="/other").load()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"problem": 3},
-        {"plugins": 3},
-        {"model_settings": 3},
-    ],
-)
+@pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
 def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]):
-    before = read_json(folder / RECORD)
-    write_json(folder / RECORD, {**before, **change})
-    try:
-        with pytest.raises(ValueError, match=r"adapt\.json is not a record of a subnet"):
-            load_subnet(folder)
-    finally:
-        write_json(folder / RECORD, before)
+    write_json(folder / RECORD, {**read_json(folder / RECORD), **change})
+    with pytest.raises(ValueError, match=r"adapt\.json is damaged"):
+        load_subnet(folder)
 
 
 def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
@@ -105,12 +92,3 @@ def test_load_subnet_names_a_missing_file(tmp_path: Path, folder: Path):
 def test_save_rejects_a_supernet(folder: Path, tiny_problem):
     with pytest.raises(ValueError, match="it is a supernet"):
         save(AdaptedModel(tiny_problem.backbone, tiny_problem.head, tiny_problem.task), folder)
-
-
-@pytest.mark.slow
-def test_adapt_imports_torch_only_when_it_is_used():
-    code = (
-        "import sys, das_gym.adapt as a; assert 'torch' not in sys.modules; a.load_subnet; assert 'torch' in sys.modules;"
-        "assert not hasattr(a, 'load_supnet')"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,26 +1,25 @@
 from __future__ import annotations
 
-import io
-
-import pytest
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.listing import NARROWEST, WIDE, tables
+from das_gym.agents.commands import PROGRAM
+from das_gym.agents.listing import tables
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from rich.console import Console
 
 from das_gym import ENVIRONMENTS
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 
 
-@pytest.mark.parametrize("columns", [NARROWEST, WIDE])
-def test_listed_names_are_whole(columns: int):
-    console = Console(file=io.StringIO(), width=columns)
-    for table in tables():
-        console.print(table)
-    printed = console.file.getvalue()
-    names = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
-    assert {name for name in names if name} == {*ENVIRONMENTS, *AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS}
-    assert max(map(len, printed.splitlines())) <= columns
-    for text in ("block.0..11", "meter_vqa", "DAS-Suite-v0", "DAS-Suite-Search-v0", "DAS-METER-VQA-MO-v0"):
-        assert text in printed
+def test_list_prints_all_names(capsys):
+    names = {row[0] for table in tables() for row in table.rows}
+    assert {*ENVIRONMENTS, *AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS, "DAS-Suite-v0"} <= names
+    assert PROGRAM.run(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*names, "meter_vqa", "DAS-METER-VQA-MO-v0", "text.0..5, image.0..5"))
+
+
+def test_list_names_registered_tables_of_bundled_data_alone():
+    environments = next(iter(tables()))
+    named = {row[0]: row[2] for row in environments.rows if row[0] in ENVIRONMENTS}
+    assert named["DAS-ViLT-F30K-v0"] == "DAS-ViLT-F30K-Tabular-v0"
+    assert named["DAS-ViLT-SNLI-VE-v0"] == "-"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import choose_masks, main, predictors, read_trained, report
+from benchmarks.fidelity import choose_masks, main, predictors, report
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.table import SubnetTable
 
@@ -39,12 +39,6 @@ def test_report_separates_true_scores_from_noise(table: SubnetTable):
     assert "standard deviation between seeds" in both.splitlines()[0]
 
 
-def test_environment_without_supernet_starts_new(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["--env", "vlm_answering", "--start", "supernet"])
-    assert "--start new" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_command_saves_every_training_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--masks", "2", "--steps", "1", "--test-examples", "8", "--out", str(tmp_path / "fidelity.json")]
@@ -60,11 +54,3 @@ def test_command_saves_every_training_and_resumes(tmp_path: Path, capsys: pytest
     assert "adapters: supernet" in printed
     assert "| sum of leave_one_out |" in printed
     assert "| 1 steps of fine-tuning |" in printed
-
-
-def test_fidelity_rejects_a_file_of_other_settings(tmp_path: Path):
-    path = tmp_path / "fidelity.json"
-    path.write_text(json.dumps({"settings": {"steps": 300}, "trained": {"new 0 1010": 0.5}}))
-    assert read_trained(path, {"steps": 300}) == {"new 0 1010": 0.5}
-    with pytest.raises(ValueError, match=r"fidelity\.json was made with"):
-        read_trained(path, {"steps": 100})

@@ -34,11 +34,11 @@ def test_without_statistics_leaves_agents_out():
 @pytest.mark.usefixtures("short")
 def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     out = tmp_path / "LEADERBOARD.md"
-    words = ["with", "seeds=1", "long_seeds=1", "planted=1", f"out={out}"]
-    words += ["agents=['random','greedy','policy','local_search']", f"cache={tmp_path / 'kept'}"]
+    words = ["--seeds", "1", "--long-seeds", "1", "--planted", "1", "--out", str(out), "--cache", str(tmp_path / "kept")]
+    words += ["--agents", "random", "greedy", "policy", "local_search"]
     leaderboard.main(words)
     text = out.read_text()
-    assert "`python -m benchmarks.leaderboard with seeds=1 long_seeds=1 planted=1`" in text
+    assert "`python -m benchmarks.leaderboard --seeds 1 --long-seeds 1 --planted 1`" in text
     for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 72 layers, 24 skipped"):
         assert heading in text
     assert text.count("\n| random |") == 1 + 2 + 2 + 3
@@ -50,10 +50,6 @@ def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     assert out.read_text() == text
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [(["seeds=0"], "seeds"), (["planted=0"], "planted"), (["agents=['randm']"], "did you mean 'random'")],
-)
-def test_leaderboard_rejects_settings(words, text):
-    with pytest.raises(ValueError, match=text):
-        leaderboard.main(["with", *words])
+def test_leaderboard_rejects_unknown_agents():
+    with pytest.raises(ValueError, match="did you mean 'random'"):
+        leaderboard.main(["--agents", "randm"])

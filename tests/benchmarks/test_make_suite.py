@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.make_suite import models
-from benchmarks.make_suite.make import SuiteSettings, main, make_suite
+from benchmarks.make_suite.make import main, make_suite
 from benchmarks.make_suite.models import SuiteModel, make_model
 from benchmarks.make_suite.plan import suite_models
-from das_gym.locks import lock_folder
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.latency import measure_units
 from das_gym.problem.loading import build_problem
-from das_gym.problem.unit_latency import measure_units
 from das_gym.registration import ASSETS
+from das_gym.runs import lock_folder
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.table import SubnetTable
 
@@ -37,9 +36,9 @@ def test_plan_has_disjoint_splits():
 def test_suite_is_made_by_one_process_at_a_time(tmp_path: Path):
     lock = lock_folder(tmp_path)
     with pytest.raises(ValueError, match="another process uses"):
-        main(["with", f"out={tmp_path}", "only=none"])
+        main(["--out", str(tmp_path), "--only", "none"])
     lock.release()
-    main(["with", f"out={tmp_path}", "only=none"])
+    main(["--out", str(tmp_path), "--only", "none"])
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +74,13 @@ def test_command_resumes_from_existing_files(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
-    folder = make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    folder = make_suite(tmp_path, bundled=False)
     table = SubnetTable.load(folder / "train-00.npz")
     assert table.n_layers == 2
     assert table.examples is not None
     latency = table.meta.costs["latency_saved"]
     assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("thread_time", 1)
     written = (folder / "train-00.npz").stat().st_mtime_ns
-    make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    make_suite(tmp_path, bundled=False)
     assert (folder / "train-00.npz").stat().st_mtime_ns == written
     assert (folder / "suite.json").is_file()
-
-    without = {name: cost for name, cost in table.meta.costs.items() if name != "latency_saved"}
-    dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=without)).save(folder / "train-00.npz")
-    monkeypatch.setattr(models, "_train", lambda *given: pytest.fail("trained"))
-    assert make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder))) == folder
-    again = SubnetTable.load(folder / "train-00.npz")
-    assert again.meta == table.meta  # the same shape on the same examples: what was measured before
-    again.save(tmp_path / "again.npz")
-    table.save(tmp_path / "before.npz")
-    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
-    monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [])
-    with pytest.raises(ValueError, match="unknown model of seed=2026 'train-00'"):
-        make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder)))

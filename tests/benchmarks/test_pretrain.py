@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.pretrain import recipe
-from benchmarks.pretrain.recipe import CHECKPOINTS, RECIPES, PretrainSettings, pretrain
+from benchmarks.pretrain.family import Size
+from benchmarks.pretrain.recipe import CHECKPOINTS, RECIPES, pretrain
 from benchmarks.pretrain.tokenizer import train_tokenizer
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.inputs import load_tokenizer
@@ -18,7 +19,7 @@ from das_gym.registration import MODELS
 def test_shipped_tokenizer_equals_the_trained_one(name: str):
     folder = MODELS[name].assets
     assert folder is not None
-    shipped, trained = load_tokenizer(folder), train_tokenizer(0, RECIPES[name].special_tokens)
+    shipped, trained = load_tokenizer(folder), train_tokenizer(0, RECIPES[name].tokens)
     assert shipped.get_vocab() == trained.get_vocab()
     assert shipped("is it red?")["input_ids"] == trained("is it red?")["input_ids"]
 
@@ -26,11 +27,11 @@ def test_shipped_tokenizer_equals_the_trained_one(name: str):
 @pytest.mark.slow
 def test_pretraining_runs_stops_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
-    settings = PretrainSettings(model="ViLT", hidden_size=16, image_steps=3, steps=4, batch_size=8, image_batch_size=8)
-    pretrain(settings, tmp_path / "whole", tmp_path / "a")
+    size = Size(hidden_size=16, image_steps=3, image_batch_size=8, steps=4, batch_size=8, learning_rate=1e-3)
+    pretrain("ViLT", size, tmp_path / "whole", tmp_path / "a")
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
     (tmp_path / "a" / CHECKPOINTS[1]).unlink()
-    pretrain(settings, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
+    pretrain("ViLT", size, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
     one, two = load_checkpoint(tmp_path / "whole", heads=["itm_score"]), load_checkpoint(tmp_path / "again")
     assert type(one.vlp).__name__ == "ViLT"
     frozen = [key for key in one.vlp.state_dict() if "adapter" not in key]
@@ -38,17 +39,3 @@ def test_pretraining_runs_stops_and_resumes(tmp_path: Path, monkeypatch: pytest.
     assert all("adapter" in key for key in one.report.missing)
     assert one.heads["itm_score"]["weight"].shape == (2, one.vlp.feature_size)
     assert np.isfinite([float(p.detach().sum()) for p in one.vlp.parameters()]).all()
-
-
-@pytest.mark.slow
-def test_command_writes_the_model_into_its_run(tmp_path: Path):
-    sizes = {"hidden_size": 16, "image_steps": 1, "steps": 1, "batch_size": 8, "image_batch_size": 8}
-    recipe.ex.run({"model": "ViLT", "runs_dir": str(tmp_path), **sizes})
-    assert load_tokenizer(tmp_path / "1" / "vilt_mini")
-    assert not any((tmp_path / "1" / file).exists() for file in CHECKPOINTS)
-
-
-@pytest.mark.parametrize("settings", [{"model": "vilt"}, {"hidden_size": 30}, {"steps": 0}])
-def test_wrong_settings_are_rejected(settings: dict):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        PretrainSettings(**settings)

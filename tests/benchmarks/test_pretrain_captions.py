@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.pretrain.captions import CAPTION_FAMILIES
+from benchmarks.pretrain.texts import CAPTION_FAMILIES
 from das_gym.shapes.scene_language import RELATIONS
 from das_gym.shapes.scenes import Scene, sample_scene
 

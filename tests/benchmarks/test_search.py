@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.results import AgentResult, judge
+from das_gym.agents.compare.comparison import AgentResult, judge
 
 from benchmarks.search import problems, runs
 from benchmarks.search.__main__ import main

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents import compare_agents
+from das_gym.agents.compare.comparison import AgentResult, judge
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.compare.results import AgentResult, judge
 
 from benchmarks.search.problems import SearchProblem
 from benchmarks.search.scores import NO_ANSWER, WORST, Scores, regret_curves

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from das_gym.data.bad_examples import HINT, BadExamples
-from das_gym.data.image_checks import require_readable
+from das_gym.data.bad_examples import HINT, BadExamples, require_readable
 from das_gym.data.images import ImageFile
 
 

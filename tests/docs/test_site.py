@@ -93,36 +93,6 @@ def test_pages_are_accessible(site: Path, chromium: Any, name: str, scheme: str,
     page.context.close()
 
 
-@needs_browser
-def test_site_search_works_from_disk_by_keyboard(site: Path, chromium: Any):
-    page, wrong = opened(chromium, site / "index.html")
-    page.wait_for_selector(".md-search:not([hidden])")
-    page.keyboard.press("/")
-    page.keyboard.type("normalised regret")
-    page.wait_for_selector(".md-search-result__link")
-    assert "glossary.html" in [
-        link.get_attribute("href").partition("#")[0].rpartition("/")[2].partition("?")[0]
-        for link in page.query_selector_all(".md-search-result__link")
-    ]
-    assert not wrong
-    page.context.close()
-
-
-@needs_browser
-def test_pages_are_reachable_by_keyboard_on_a_phone(site: Path, chromium: Any):
-    page, _ = opened(chromium, site / "index.html")
-    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
-    link = page.locator(".md-sidebar--primary a[href='tutorial.html']")
-    assert not link.is_visible()
-    page.locator("#__drawer").focus()
-    page.keyboard.press("Space")
-    link.wait_for(state="visible")
-    link.focus()
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/tutorial.html")
-    page.context.close()
-
-
 def opened(chromium: Any, path: Path, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page, and what it did wrong while it was opened: errors of scripts, and requests."""
     page = chromium.new_context(viewport={"width": WIDTHS[-1], "height": 900}, color_scheme=scheme).new_page()

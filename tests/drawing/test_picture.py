@@ -7,15 +7,18 @@ import pytest
 from PIL import ImageColor
 
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import KEPT, SMALL, WIDTH, Scene, draw, font, layout
+from das_gym.drawing.picture import KEPT, SMALL, WIDTH, draw, font, layout
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.tables.table import SubnetTable
 
 
-def scene(n_units: int, mask: np.ndarray, **more) -> Scene:
+def architecture_of(n_units: int) -> Architecture:
     names = [f"decoder.{i // 2}.{'mlp' if i % 2 else 'attention'}" for i in range(n_units)]
-    macs = MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2)))
-    return Scene(Architecture.of(names, macs=macs), mask, "a title", ["a fact"], **more)
+    return Architecture.of(names, macs=MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2))))
+
+
+def drawn(mask: np.ndarray) -> np.ndarray:
+    return draw(architecture_of(len(mask)), mask, "a title", ["a fact"])
 
 
 def blue(image: np.ndarray) -> int:
@@ -25,18 +28,18 @@ def blue(image: np.ndarray) -> int:
 @pytest.mark.parametrize("n_units", [12, 24, 72])
 def test_draw_fills_kept_units_by_their_share(n_units: int):
     nothing, half = np.zeros(n_units, bool), np.arange(n_units) % 2 == 1  # the MLPs, which cost twice as much
-    whole, rest = draw(scene(n_units, nothing)), draw(scene(n_units, half))
+    whole, rest = drawn(nothing), drawn(half)
     assert whole.dtype == np.uint8
     assert whole.shape == rest.shape
     assert whole.shape[1:] == (WIDTH, 3)
     assert whole.shape[0] % 2 == 0
-    legend = blue(draw(scene(n_units, ~nothing)))
+    legend = blue(drawn(~nothing))
     assert (blue(rest) - legend) / (blue(whole) - legend) == pytest.approx(1 / 3, abs=0.03)
 
 
 @pytest.mark.parametrize("n_units", [2, 12, 24, 72, 200])
 def test_layout_keeps_labels_apart(n_units: int):
-    architecture = scene(n_units, np.zeros(n_units, bool)).architecture
+    architecture = architecture_of(n_units)
     places = []
     for unit, box in zip(architecture.units, layout(architecture).boxes, strict=True):
         half, middle = font(SMALL).getlength(unit.label) / 2, (box[0] + box[2]) / 2

@@ -39,52 +39,48 @@ def test_cache_encodes_each_text_and_image_once(tiny_problem, pairs):
     assert cache.spent.images == len({pair.image.key for pair in pairs}) < len(pairs)
 
 
-class TestDisk:
-    def test_another_process_reads_what_one_wrote(self, tmp_path, tiny_problem, pairs):
-        first = new_cache(tiny_problem, folder=tmp_path)(pairs)
-        again = new_cache(tiny_problem, folder=tmp_path)
-        second = again(pairs)
-        assert (again.spent.texts, again.spent.images) == (0, 0)
-        for stream in ("text", "image"):
-            assert torch.equal(first.hidden[stream], second.hidden[stream])
-
-    def test_changed_image_is_encoded_again(self, tmp_path, tiny_problem, pairs):
-        image_file = tmp_path / "image.jpg"
-        image_file.write_bytes(pairs[0].image.path.read_bytes())
-        pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=image_file))
-        first = new_cache(tiny_problem, folder=tmp_path / "kept")([pair])
-        other = next(p for p in pairs if p.image.key != pairs[0].image.key)
-        image_file.write_bytes(other.image.path.read_bytes())
-        cache = new_cache(tiny_problem, folder=tmp_path / "kept")
-        second = cache([pair])
-        assert (cache.spent.texts, cache.spent.images) == (0, 1)
-        assert not torch.equal(first.hidden["image"], second.hidden["image"])
-
-    def test_another_model_or_transform_has_a_place_of_its_own(self, tmp_path, tiny_problem, pairs):
-        processor = tiny_problem.task.processor
-        new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
-        shorter = EncoderCache(tiny_problem.vlp, dataclasses.replace(processor, max_text_length=5), folder=tmp_path)
-        shorter(pairs[:2])
-        assert shorter.spent.texts == 2
-        weight = tiny_problem.vlp.text_transform.weight
-        before = weight.detach().clone()
-        try:
-            with torch.no_grad():
-                weight[0, 0] += 1
-            changed = new_cache(tiny_problem, folder=tmp_path)
-            changed(pairs[:2])
-        finally:
-            with torch.no_grad():
-                weight.copy_(before)
-        assert changed.spent.texts == 2
-
-    def test_damaged_file_is_rewritten(self, tmp_path, tiny_problem, pairs):
-        new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
-        for path in tmp_path.rglob("*.safetensors"):
-            path.write_bytes(path.read_bytes()[:20])
+def test_disk_cache_is_read_by_others_and_damaged_files_are_rewritten(tmp_path, tiny_problem, pairs):
+    def run() -> tuple[int, int, torch.Tensor]:
         cache = new_cache(tiny_problem, folder=tmp_path)
-        cache(pairs[:1])
-        assert (cache.spent.texts, cache.spent.images) == (1, 1)
-        again = new_cache(tiny_problem, folder=tmp_path)
-        again(pairs[:1])
-        assert (again.spent.texts, again.spent.images) == (0, 0)
+        hidden = cache(pairs[:2]).hidden
+        return cache.spent.texts, cache.spent.images, torch.cat([hidden["text"], hidden["image"]], dim=1)
+
+    first, again = run(), run()
+    assert again[:2] == (0, 0)
+    assert torch.equal(first[2], again[2])
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:20])
+    assert run()[:2] == first[:2]
+    assert run()[:2] == (0, 0)
+
+
+def test_changed_image_is_encoded_again(tmp_path, tiny_problem, pairs):
+    image_file = tmp_path / "image.jpg"
+    image_file.write_bytes(pairs[0].image.path.read_bytes())
+    pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=image_file))
+    first = new_cache(tiny_problem, folder=tmp_path / "kept")([pair])
+    other = next(p for p in pairs if p.image.key != pairs[0].image.key)
+    image_file.write_bytes(other.image.path.read_bytes())
+    cache = new_cache(tiny_problem, folder=tmp_path / "kept")
+    second = cache([pair])
+    assert (cache.spent.texts, cache.spent.images) == (0, 1)
+    assert not torch.equal(first.hidden["image"], second.hidden["image"])
+
+
+def test_disk_cache_of_another_model_or_processor_is_not_read(tmp_path, tiny_problem, pairs):
+    new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
+    processor = dataclasses.replace(tiny_problem.task.processor, max_text_length=5)
+    shorter = EncoderCache(tiny_problem.vlp, processor, folder=tmp_path)
+    shorter(pairs[:2])
+    assert shorter.spent.texts == 2
+    weight = tiny_problem.vlp.text_transform.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0, 0] += 1
+        changed = new_cache(tiny_problem, folder=tmp_path)
+        changed(pairs[:2])
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert changed.spent.texts == 2

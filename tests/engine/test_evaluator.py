@@ -152,24 +152,21 @@ def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
     assert evaluator.spent.texts == spent.texts
 
 
-def test_score_memory_stays_within_its_bound():
-    memory = ScoreMemory((), limit=5)
+def test_memories_stay_within_their_bounds():
+    scored = ScoreMemory((), limit=5)
     scores = {(0, bytes([n])): Score(float(n), 0.0, None) for n in range(12)}
     for some in (list(scores)[:4], list(scores)[4:6], list(scores)):
-        memory.keep({key: scores[key] for key in some})
-        found = memory.find(scores, divergences=False)
+        scored.keep({key: scores[key] for key in some})
+        found = scored.find(scores, divergences=False)
         assert len(found) <= 5
         assert found.keys() >= set(some[-5:])
-        assert not memory.find(scores, divergences=True)
-
-
-def test_trunk_memory_stays_within_its_bound():
-    memory = TrunkMemory(max_bytes=100)
+        assert not scored.find(scores, divergences=True)
+    trunk = TrunkMemory(max_bytes=100)
     for what in (0, 1, 0):
-        assert memory.of(0, what, lambda: torch.zeros(20)).shape == (20,)
-    assert (memory.bytes, memory.known(0, 1)) == (80, None)
-    memory.start(1)  # other examples
-    assert memory.known(0, 0) is None
+        assert trunk.of(0, what, lambda: torch.zeros(20)).shape == (20,)
+    assert (trunk.bytes, trunk.known(0, 1)) == (80, None)
+    trunk.start(1)  # other examples
+    assert trunk.known(0, 0) is None
 
 
 # ---- broken masks
@@ -244,14 +241,10 @@ def test_interrupt_leaves_earlier_scores_intact(meter):
 
 
 @pytest.mark.parametrize("masks", [np.zeros((2, 11)), np.zeros(12), np.full((2, 12), 0.5)])
-def test_evaluate_rejects_other_masks_and_no_examples(meter, masks):
-    with pytest.raises(ValueError, match="invalid masks"):
-        meter.evaluator().losses(masks, meter.examples)
-    with pytest.raises(ValueError, match="no examples"):
-        meter.evaluator().losses(FULL_MODEL, ())
-
-
-def test_evaluate_takes_no_masks(meter):
+def test_evaluate_rejects_other_masks_and_takes_none(meter, masks):
     evaluator = meter.evaluator()
+    for wrong, examples in ((masks, meter.examples), (FULL_MODEL, ())):
+        with pytest.raises(ValueError, match=r"invalid masks|no examples"):
+            evaluator.losses(wrong, examples)
     assert evaluator.evaluate([], meter.examples, divergences=True).divergences.shape == (0,)
     assert evaluator.spent == Spending()

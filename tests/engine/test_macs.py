@@ -5,13 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, Layer, SkippableLayer, State
-from das_gym.models.encoding import meta_batch
+from das_gym.models.base import State
+from das_gym.models.inputs import meta_batch
 from das_gym.models.macs import OWN, MacCounter, head_macs
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
@@ -85,44 +84,3 @@ def test_macs_count_each_run_of_the_head():
     assert head_macs(head, torch.zeros(5, 6)) == 5 * (24 + 12)
     assert head_macs(head, torch.zeros(5, 2, 6)) == 10 * (24 + 12)
     assert not head[0]._forward_hooks
-
-
-class Other(VLP):
-    """A model that is neither METER nor ViLT: one stage, two layers that scale."""
-
-    tunable = ("adapter",)
-    layers = (Layer("a", "text", 0), Layer("b", "image", 0))
-    feature_size = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(SkippableLayer(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
-
-    def text_stream(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        return batch["input_ids"][..., None].expand(-1, -1, 4).float(), batch["attention_mask"][:, None, None].bool()
-
-    def image_stream(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        return batch["image"].mean((2, 3))[:, None, :1].expand(-1, 1, 4), None
-
-    def embed(self, encoded: State) -> State:
-        return encoded
-
-    def skippable(self, index: int) -> SkippableLayer:
-        return self.parts[index]
-
-    def run_layer(self, index, state, skipped, memo=None, pooled_only=False) -> Tensor:
-        del memo
-        hidden = state.hidden[self.layers[index].stream]
-        return self.skippable(index).chosen(skipped)(hidden[:, :1] if pooled_only else hidden)
-
-    def pool(self, state: State) -> Tensor:
-        return state.hidden["text"][:, 0] + state.hidden["image"][:, 0]
-
-
-def test_macs_of_a_custom_model(meter):
-    masks = np.array([[False, False], [False, True]])
-    head = meter.task.build_head(4).eval()
-    evaluator = Evaluator(Other(), head, meter.task)
-    assert np.isfinite(evaluator.losses(masks, meter.examples[:1])).all()
-    layers = 3 * 4 * 4  # of one token each: a kept, which both masks share, b kept, b skipped
-    assert evaluator.spent.macs == layers + 2 * head_macs(head, torch.zeros(1, 4))

@@ -94,7 +94,7 @@ def test_scores_rejects_other_arrays(action):
         mode(ScoreMode).step(action)
 
 
-def test_action_masks_of_masks_are_pairs_and_scores_have_none():
-    assert mode(MaskMode, rows=3).action_masks().shape == (3, 8)
-    with pytest.raises(ValueError, match="action='scores'"):
-        mode(ScoreMode).action_masks()
+def test_only_sequences_have_action_masks():
+    for cls in (MaskMode, ScoreMode):
+        with pytest.raises(ValueError, match=f"action='{cls.name}'"):
+            mode(cls).action_masks()

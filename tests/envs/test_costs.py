@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from das_gym.files import write_json
-from das_gym.problem import unit_latency
+from das_gym.problem import latency
+from das_gym.problem.latency import UnitLatencies
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.problem.unit_latency import UnitLatencies
 
 LATENCY = MaskCost(20.0, 21.0, np.array([1.0, 2.0, 3.0, 4.0, 5.0, -1.0]), "latency_saved")
 COSTS = {"costs": {"latency_saved": LATENCY.as_dict()}}
@@ -24,12 +24,6 @@ def make(env_id: str, **settings: Any) -> Any:
     env = gymnasium.make(env_id, **settings).unwrapped
     env.reset(seed=0)
     return env
-
-
-@pytest.fixture
-def table_file(small_problem, small_table, tmp_path) -> str:
-    small_table.save(tmp_path / "table.npz")
-    return str(tmp_path / "table.npz")
 
 
 def test_latency_budget_decides_what_is_feasible(small_kwargs):
@@ -43,19 +37,19 @@ def test_latency_budget_decides_what_is_feasible(small_kwargs):
 
 def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypatch: pytest.MonkeyPatch):
     found = UnitLatencies(10.0, 4.0, (1.0,) * 6, (0.0,) * 6)
-    monkeypatch.setattr(unit_latency, "latency_of", lambda problem, batch: found)
+    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: found)
     env = make(LIVE, **small_kwargs, latency_saved=0.3, reward_examples=4)
-    monkeypatch.setattr(unit_latency, "latency_of", lambda problem, batch: pytest.fail("measured again"))
+    monkeypatch.setattr(latency, "latency_of", lambda problem, batch: pytest.fail("measured again"))
     twin = pickle.loads(pickle.dumps(env))
     assert twin.budget.cost.as_dict() == env.budget.cost.as_dict() == found.cost.as_dict()
 
 
-def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, table_file, tmp_path):
+def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, small_table_file, tmp_path):
     write_json(tmp_path / "figures.json", COSTS)
-    env = make(TABULAR, table=table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))
+    env = make(TABULAR, table=small_table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))
     assert env.budget.is_kept_by(np.array([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0]], dtype=bool)).tolist() == [True, False]
     replace(small_table, meta=replace(small_table.meta, costs={})).save(tmp_path / "old.npz")
-    for path, setting in ((table_file, "latency_saved"), (str(tmp_path / "old.npz"), "memory_saved")):
+    for path, setting in ((small_table_file, "latency_saved"), (str(tmp_path / "old.npz"), "memory_saved")):
         with pytest.raises(ValueError, match=f"`{setting}`"):
             make(TABULAR, table=path, **{setting: 0.1})
 

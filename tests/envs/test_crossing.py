@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
 
-from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scoring import INFO_KEYS, REWARD_BATCHES
+from das_gym.envs.skip_env import MaskScorer
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_backbone, load_problem
@@ -36,8 +35,7 @@ OF_ENVIRONMENTS: dict[str, tuple[Any, ...]] = {
     "reward_batches": REWARD_BATCHES,
     "reward_examples": (1, EXAMPLES),
     "macs_price": (0.0, 0.5),
-    "statistics": (("depth",), ("fisher", "early_exit")),
-    "autoreset_mode": (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP),
+    "statistics": (("depth",), ("fisher", "leave_one_out_25")),
 }
 
 
@@ -87,32 +85,27 @@ def check_alone(env: Any) -> list[Any]:
     return actions
 
 
-def check_side_by_side(id: str, settings: dict[str, Any], mode: AutoresetMode, tolerance: float) -> None:
+def check_side_by_side(id: str, settings: dict[str, Any], tolerance: float) -> None:
     """Each of the copies in a vector is the environment alone, on the examples of the step."""
-    many = gymnasium.make_vec(id, num_envs=2, autoreset_mode=mode, **settings)
+    many = gymnasium.make_vec(id, num_envs=2, **settings)
     ones: list[Any] = [gymnasium.make(id, **settings).unwrapped for _ in range(2)]
     many.reset(seed=1)
     for one in ones:
         one.reset(seed=1)
     many.action_space.seed(5)
-    waiting = [False, False]
     for _ in range(4):
         before = many.unwrapped.get_state()  # type: ignore[attr-defined]
         actions = many.action_space.sample()
         observations, rewards, ended, _, info = many.step(actions)
         for index, one in enumerate(ones):
-            if waiting[index]:
-                (observation, expected), reward, over = one.reset(), 0.0, False
-            else:
-                one.scorer.position, one.np_random.bit_generator.state = before["position"], before["rng"]
-                observation, reward, over, _, expected = one.step(actions[index])
-            waiting[index] = over and mode is AutoresetMode.NEXT_STEP
+            one.scorer.position, one.np_random.bit_generator.state = before["position"], before["rng"]
+            observation, reward, over, _, expected = one.step(actions[index])
             assert rewards[index] == pytest.approx(reward, rel=tolerance, abs=tolerance)
             assert ended[index] == over
-            final = info["final_info"] if over and mode is AutoresetMode.SAME_STEP else info
+            final = info["final_info"] if over else info
             for key in expected.keys() - {"evaluations"}:
                 np.testing.assert_allclose(final[key][index], expected[key], rtol=tolerance, atol=tolerance)
-            if over and mode is AutoresetMode.SAME_STEP:
+            if over:
                 np.testing.assert_array_equal(info["final_obs"][index], observation)
                 observation, _ = one.reset()
             np.testing.assert_array_equal(observations[index], observation)
@@ -176,7 +169,7 @@ def checked(tmp_path: Path) -> Checked:
         env: Any = gymnasium.make(entry.id, **settings)
         actions = check_alone(env)
         check_engine(loaded, env.unwrapped.scorer, prompts, tolerance)
-        check_side_by_side(entry.id, settings, row["autoreset_mode"], tolerance)
+        check_side_by_side(entry.id, settings, tolerance)
         key = json.dumps(problem)
         if key not in tables and len(loaded.layer_names) <= 6:
             tables[key] = tmp_path / f"{len(tables)}.npz"

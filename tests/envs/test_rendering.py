@@ -22,12 +22,10 @@ IDS = (TABULAR, LIVE, SUITE, SEARCH)
 
 
 @pytest.fixture(scope="module")
-def kwargs(small_kwargs, small_table, made_up_suite: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    path = tmp_path_factory.mktemp("rendering") / "table.npz"
-    small_table.save(path)
+def kwargs(small_kwargs: dict[str, str], small_table_file: str, made_up_suite: Path) -> dict[str, dict]:
     suite = {"suite": str(made_up_suite)}
     live = {"skip_num": 2, **small_kwargs, "reward_examples": 4}
-    return {TABULAR: {"skip_num": 2, "table": str(path)}, LIVE: live, SUITE: suite, SEARCH: suite}
+    return {TABULAR: {"skip_num": 2, "table": small_table_file}, LIVE: live, SUITE: suite, SEARCH: suite}
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
@@ -57,13 +55,6 @@ def test_checker_accepts_every_mode(kwargs: dict, env_id: str):
     assert gymnasium.make(env_id, **kwargs[env_id]).render() is None
     for mode in RENDER_MODES:
         check_env(gymnasium.make(env_id, render_mode=mode, disable_env_checker=False, **kwargs[env_id]).unwrapped)
-
-
-@pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's own warning
-@pytest.mark.parametrize("env_id", [TABULAR, SUITE])
-def test_unknown_render_mode_is_rejected(kwargs: dict, env_id: str):
-    with pytest.raises(ValueError, match="`render_mode`"):
-        gymnasium.make(env_id, render_mode="svg", **kwargs[env_id])
 
 
 def test_text_gives_the_reason_of_unscored_masks(kwargs: dict):
@@ -123,18 +114,3 @@ def test_record_video_records_an_episode(kwargs: dict, env_id: str, tmp_path: Pa
         ended = env.step(env.action_space.sample())[2]
     env.close()
     assert (tmp_path / "one" / "rl-video-episode-0.mp4").stat().st_size > 1000
-
-
-@pytest.mark.parametrize("env_id", [TABULAR, SUITE])
-@pytest.mark.filterwarnings("ignore:.*'human' rendering for an environment that doesn't natively:UserWarning")  # Gymnasium's
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pygame
-def test_human_mode_opens_a_window(kwargs: dict, env_id: str, monkeypatch: pytest.MonkeyPatch):
-    pygame = pytest.importorskip("pygame", reason="HumanRendering needs pygame: pip install 'das_gym[video]'")
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    env = gymnasium.make(env_id, render_mode="human", **kwargs[env_id])
-    monkeypatch.setitem(env.metadata, "render_fps", 1000)
-    for _ in range(2):
-        env.reset(seed=0)
-        env.step(env.action_space.sample())
-    assert pygame.display.get_surface().get_size()[0] == WIDTH
-    env.close()

@@ -15,11 +15,9 @@ from das_gym.envs.sb3_vec_env import SB3VecEnv, make_sb3_vec_env
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
-@pytest.fixture(scope="session")
-def tabular_kwargs(small_table, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    path = tmp_path_factory.mktemp("table") / "table.npz"
-    small_table.save(path)
-    return {"table": str(path), "skip_num": 2}
+@pytest.fixture
+def tabular_kwargs(small_table_file: str) -> dict:
+    return {"table": small_table_file, "skip_num": 2}
 
 
 def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:
@@ -51,15 +49,6 @@ def test_vec_env_agrees_with_dummy_vec_env(tabular_kwargs: dict, action: str):
                 np.testing.assert_array_equal(got["terminal_observation"], expected["terminal_observation"])
                 lengths.add(got["n_skipped"])
     assert lengths == {2} if action != "mask" else lengths
-
-
-def test_options_must_be_equal(tabular_kwargs: dict):
-    env = make(2, **tabular_kwargs)
-    env.set_options({"anything": 1})
-    env.reset()
-    env.set_options([{"anything": 1}, {}])
-    with pytest.raises(ValueError, match="options"):
-        env.reset()
 
 
 def test_attributes_and_methods_reach_the_environment(tabular_kwargs: dict):
@@ -100,10 +89,17 @@ def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: P
     RecurrentPPO("MlpLstmPolicy", env, n_steps=6, batch_size=6, n_epochs=1, seed=0).learn(12)
 
 
-@pytest.mark.parametrize("made", [{"autoreset_mode": "NextStep"}, {"vectorization_mode": "sync"}])
-def test_other_vector_envs_are_rejected(tabular_kwargs: dict, made: dict):
+@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-Search-MO-v0"])
+def test_vector_rewards_are_rejected(env_id: str):
+    with pytest.raises(ValueError, match="`env_id` has vector rewards"):
+        make_sb3_vec_env(env_id, n_envs=2)
+    with pytest.raises(ValueError, match="`env` has vector rewards"):
+        SB3VecEnv(gymnasium.make_vec("DAS-Suite-MO-v0", num_envs=2))
+
+
+def test_other_vector_envs_are_rejected(tabular_kwargs: dict):
     with pytest.raises(ValueError, match="`env`"):
-        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, **made, **tabular_kwargs))
+        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_checkers_accept_every_bundled_environment(id: str):
         sb3_check_env(env)
 
 
-@pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 25)])
+@pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "leave_one_out_25"), 26)])
 def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statistics, masks: int):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert env.reset(seed=0)[1]["evaluations"] == masks
@@ -88,3 +88,22 @@ def test_wrong_settings_are_rejected(tiny_kwargs: dict[str, str], setting: dict)
 def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
     with pytest.raises(FileNotFoundError, match=setting):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
+
+
+MASKS = np.array([[1, 1, 1, 1] + [0] * 8, [0] * 8 + [1] * 4, [1] * 12], dtype=np.int8)
+
+
+@pytest.fixture
+def vector(tiny_kwargs: dict[str, str]):
+    env = gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=3, reward_examples=10, **tiny_kwargs)
+    env.reset(seed=0)
+    return env
+
+
+def test_step_is_one_engine_call(vector):
+    evaluator = vector.unwrapped.template.scorer.problem.evaluator
+    evaluator.forget()
+    evaluator.reset_spent()
+    vector.step(MASKS)
+    assert evaluator.spent.masks == 2  # the third is off budget
+    assert evaluator.spent.layer_runs < 2 * 8

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode
 
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
-from das_gym.envs.mask_scorer import MaskScorer
-from das_gym.envs.scoring import INFO_KEYS, Outcome, Scorer
+from das_gym.envs.scoring import INFO_KEYS, Scorer
+from das_gym.envs.skip_env import MaskScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
@@ -22,13 +22,6 @@ from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
-
-
-@pytest.fixture(scope="session")
-def table_path(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("table") / "table.npz"
-    small_table.save(path)
-    return str(path)
 
 
 def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> MaskScorer:
@@ -43,25 +36,25 @@ def test_table_scorer_agrees_with_the_engine(small_problem, small_table, budget:
     live = live_scorer(small_problem, reward, 0.5, **budget)
     tabular = TableScorer(small_table, budget, reward=reward, macs_price=0.5)
     rng = np.random.default_rng(0)
-    one, other = (scorer.score(small_table.masks, rng) for scorer in (live, tabular))
-    np.testing.assert_allclose(other.rewards, one.rewards, atol=1e-6)
-    assert list(other.info) == list(one.info)
+    (live_rewards, info), (rewards, known) = (scorer.score(small_table.masks, rng) for scorer in (live, tabular))
+    np.testing.assert_allclose(rewards, live_rewards, atol=1e-6)
+    assert list(known) == list(info)
     assert (live.observation_masks, tabular.observation_masks) == (7, 0)  # a table knows leave_one_out of the 6 layers
-    one.info["evaluations"] -= 7
+    info["evaluations"] -= 7
     for key in INFO_KEYS:
-        np.testing.assert_allclose(other.info[key], one.info[key], rtol=1e-6, atol=1e-7)
-        assert other.info[key].dtype == one.info[key].dtype
+        np.testing.assert_allclose(known[key], info[key], rtol=1e-6, atol=1e-7)
+        assert known[key].dtype == info[key].dtype
     full = live.full_model_info()
     full["evaluations"] -= 7
     assert tabular.full_model_info() == pytest.approx(full, rel=1e-6)
 
 
-def check_same(one: Outcome, other: Outcome) -> None:
-    np.testing.assert_array_equal(one.rewards, other.rewards)  # to the bit
-    assert list(one.info) == list(other.info)
-    for key, values in one.info.items():
-        np.testing.assert_array_equal(values, other.info[key])
-        assert values.dtype == other.info[key].dtype
+def check_same(one: tuple, other: tuple) -> None:
+    np.testing.assert_array_equal(one[0], other[0])  # to the bit
+    assert list(one[1]) == list(other[1])
+    for key, values in one[1].items():
+        np.testing.assert_array_equal(values, other[1][key])
+        assert values.dtype == other[1][key].dtype
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -81,16 +74,15 @@ def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, r
                 assert looked_up.score_one(mask[None], rng, done) == Scorer.score_one(computed, mask[None], rng, done)
         assert looked_up.get_state() == computed.get_state()
         assert looked_up.full_model_info() == Scorer.full_model_info(computed)
-    assert looked_up.improvements
 
 
-def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyPatch):
+def test_tabular_env_loads_no_model(small_table_file: str, monkeypatch: pytest.MonkeyPatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
     monkeypatch.setattr("das_gym.problem.loading.load_backbone", refuse)
     monkeypatch.setattr("torch.nn.Module.__call__", refuse)
-    env = gymnasium.make(ID, table=table_path, skip_num=2)
+    env = gymnasium.make(ID, table=small_table_file, skip_num=2)
     env.reset(seed=0)
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
 
@@ -107,13 +99,12 @@ def test_wrong_arguments_are_rejected(argument: dict):
     "change",
     [
         {"evaluations": "x"},
-        {"improvements": [[1, "x"]]},
         {"episode": {"masks": [[2] * 6], "over": [False]}},
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
 )
-def test_set_state_rejects_wrong_values(table_path: str, change: dict):
-    env = gymnasium.make(ID, table=table_path, skip_num=2).unwrapped
+def test_set_state_rejects_wrong_values(small_table_file: str, change: dict):
+    env = gymnasium.make(ID, table=small_table_file, skip_num=2).unwrapped
     env.reset(seed=0)
     state = env.get_state()
     env.set_state(state)
@@ -139,8 +130,8 @@ def test_reward_needs_divergences(small_table: SubnetTable):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_step_needs_an_episode(table_path: str, action: str):
-    kwargs = {"table": table_path, "skip_num": 1, "action": action}
+def test_step_needs_an_episode(small_table_file: str, action: str):
+    kwargs = {"table": small_table_file, "skip_num": 1, "action": action}
     env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
     for each in (env, vector):
         with pytest.raises(gymnasium.error.ResetNeeded):
@@ -171,7 +162,7 @@ def test_only_the_best_mask_reaches_the_reward_threshold():
     assert set(REWARD_THRESHOLDS) == set(bundled)
     for env_id in bundled:
         env = gymnasium.make(env_id).unwrapped
-        rewards = env.scorer.score(env.table.masks, env.np_random).rewards
+        rewards = env.scorer.score(env.table.masks, env.np_random)[0]
         assert (rewards >= env.spec.reward_threshold).sum() == 1
         assert rewards.max() - env.spec.reward_threshold < 1e-4
 
@@ -187,11 +178,11 @@ def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
-    kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
-    own = gymnasium.make_vec(ID, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)
-    sync = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
-    assert own.metadata["autoreset_mode"] is sync.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+def test_vector_env_agrees_with_gymnasiums_own(small_table_file: str, action: str):
+    kwargs = {"num_envs": 3, "table": small_table_file, "skip_num": 2, "action": action}
+    own = gymnasium.make_vec(ID, **kwargs)
+    same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    sync = gymnasium.make_vec(ID, vectorization_mode="sync", vector_kwargs=same_step, **kwargs)
     np.testing.assert_array_equal(own.reset(seed=0)[0], sync.reset(seed=0)[0])
     own.action_space.seed(5)
     for _ in range(7):
@@ -199,5 +190,5 @@ def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
         one, two = own.step(actions), sync.step(actions)
         for got, expected in zip(one[:4], two[:4], strict=True):
             np.testing.assert_array_equal(got, expected)
-        for key in set(two[4]) - {"evaluations"}:  # which a single one counts for itself
-            np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
+        for key in two[4].get("final_info", {}).keys() - {"evaluations"}:  # which a single one counts for itself
+            np.testing.assert_array_equal(one[4]["final_info"][key], two[4]["final_info"][key], err_msg=key)

@@ -12,7 +12,7 @@ from das_gym.agents import AGENTS
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
-from tests.models.bridge_tower import save_bridge_tower
+from tests.models.test_own_model import save_bridge_tower
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 QUICK: dict[str, dict] = {

@@ -132,6 +132,15 @@ def _table_search(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("search.json", "search_history.json"), settings)
 
 
+def _pareto(folder: Path) -> Job:
+    from das_gym.agents.pareto_experiment import ex
+
+    del folder
+    volatile = re.compile(r"settings|run|(.*_)?seconds")
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 40}
+    return Job(_run(lambda: ex), ("front.json",), settings, volatile=volatile)
+
+
 def _table(folder: Path) -> Job:
     from das_gym.agents.table_experiment import ex
 
@@ -180,7 +189,7 @@ def _shrink(folder: Path) -> Job:
     quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
-    training = {"train": {"steps": 2, "save_every": 1}}
+    training = {"train": {"steps": 2, "save_every": 1}, "control": True}
     return Job(run, ("model.safetensors", "config.json"), {**given, **training}, out="smaller")
 
 
@@ -240,6 +249,7 @@ def _export(folder: Path) -> Job:
 JOBS: dict[str, Callable[[Path], Job]] = {
     "table_search": _table_search,
     "search": _search,
+    "pareto": _pareto,
     "table": _table,
     "supernet": _supernet,
     "finetune": _finetune,

@@ -37,11 +37,8 @@ def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.Mo
     assert all(read_json(run / "run.json")["result"] == read_json(run / "config.json")["number"] for run in runs)
 
 
-def test_generation_runs_once_after_the_first_process_is_killed(folder: Path):
+def test_generation_runs_once_and_files_stay_complete(folder: Path):
     assert len((folder / "cache" / "generations.txt").read_text().split()) == 1
-
-
-def test_file_stays_complete_under_concurrent_writes(folder: Path):
     assert len(set(read_json(folder / "all.json")["by"])) == 1
     assert not list(folder.rglob("*.part"))
 
@@ -54,15 +51,11 @@ def tabular() -> gymnasium.Env:
 ACTIONS = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]], dtype=np.int8)
 
 
-def several(context: str, count: int) -> AsyncVectorEnv:
-    return AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
 @pytest.mark.parametrize(("context", "count"), [("fork", 2), ("spawn", 1)])
 def test_environments_in_processes_of_their_own_give_what_they_give_here(context: str, count: int):
     here = tabular()
     first, _ = here.reset(seed=0)
-    envs = several(context, count)
+    envs = AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)
     try:
         observations, _ = envs.reset(seed=0)
         rewards = envs.step(ACTIONS[:count])[1]

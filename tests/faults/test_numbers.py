@@ -21,8 +21,8 @@ from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import search
 from torch import nn
 
+from das_gym.engine import precision
 from das_gym.engine.evaluator import Evaluator
-from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import Budget
@@ -46,13 +46,6 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return {**small_kwargs, "supernet": str(path)}
 
 
-def test_words():
-    assert format_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
-    assert format_mask(np.zeros(3)) == "the full model"
-    assert format_examples(["a"]) == "example 'a'"
-    assert format_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
-
-
 def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged: dict[str, str], tmp_path: Path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
     with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
@@ -66,8 +59,9 @@ def test_search_reports_mask_and_examples_and_keeps_finite_preferences(diverged:
     assert all(loss is not None for mask, loss, _ in turns if not mask[3])
 
 
-def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[str, str]):
-    problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16-emulated"))
+def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16"))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
     with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is NaN or infinite, on examples"):

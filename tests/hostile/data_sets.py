@@ -10,11 +10,11 @@ from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageFile
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
-from das_gym.tasks.labels import read_labels
+from das_gym.tasks.base import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 from das_gym.tasks.snli_ve.files import load_snli_ve
-from das_gym.tasks.vqa.vqav2_files import read_questions
+from das_gym.tasks.vqa.vqav2 import read_questions
 from tests.tasks.answering.making import chat, llava_folder, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
@@ -106,7 +106,7 @@ DATA_SETS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] =
     "vqa questions": (QUESTIONS, vqa, read_vqa),
     "vqa annotations": (ANNOTATIONS, vqa, read_vqa),
     "nlvr2": ("train.json", nlvr2, folder_of(load_nlvr2)),
-    "karpathy": ("dataset_a.json", karpathy, folder_of(load_flickr30k)),
+    "karpathy": ("dataset_a.json", karpathy, folder_of(load_captions)),
     "snli_ve": ("snli_ve_train.jsonl", snli_ve, folder_of(load_snli_ve)),
     "llava": ("train.json", llava, folder_of(load_answers)),
     "llava questions": ("asked.jsonl", llava_questions, lambda path: load_questions(path, path.parent)),

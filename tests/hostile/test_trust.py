@@ -14,10 +14,9 @@ from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
-from das_gym.agents.sb3.policy import load_sb3
-from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.sb3.train import load_sb3, train_sb3
 
-from das_gym import locks, plugins
+from das_gym import runs
 from das_gym.config import settings_dict
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
@@ -45,7 +44,6 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_json(model / "config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil_code.Evil"}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "_imported", [])
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     yield path
     for name in ("evilmod", "evil-mod"):
@@ -170,9 +168,9 @@ def test_report_escapes_its_commands(canary: Path):
 
 def test_symlinked_lock_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
     del canary
-    monkeypatch.setattr(locks, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(runs, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
     Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
-    assert locks.is_locked(Path("runs/1")) is None
+    assert runs.is_locked(Path("runs/1")) is None
 
 
 READERS = {

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.base import State
 from das_gym.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT
+from das_gym.tasks.base import Task
+from das_gym.tasks.nlvr2.task import NLVR2Task
+from das_gym.tasks.retrieval.task import RetrievalTask
+from das_gym.tasks.vqa.task import VQATask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEADS = {"meter": {"num_heads": 4, "text_heads": 4}, "vilt": {"num_heads": 4}}
@@ -86,19 +91,17 @@ class Recorded:
     def masks(self) -> list[list[bool]]:
         return tensors(self.name)[f"{self.part}skip_masks"].bool().tolist()
 
-    def head(self, name: str, features: Tensor) -> Tensor:
-        parts = {key: tensor.to(self.dtype) for key, tensor in loaded(self.name).heads[name].items()}
-        if "weight" in parts:
-            return F.linear(features, parts["weight"], parts["bias"])
-        hidden = F.linear(features, parts["0.weight"], parts["0.bias"])
-        hidden = F.gelu(F.layer_norm(hidden, hidden.shape[-1:], parts["1.weight"], parts["1.bias"]))
-        return F.linear(hidden, parts["3.weight"], parts["3.bias"])
+    def head(self, name: str, build: Callable[..., nn.Module]) -> nn.Module:
+        """A task's head with the recorded weights."""
+        parts = loaded(self.name).heads[name]
+        head = build(self.vlp.feature_size, len(parts["0.bias"]) if "0.bias" in parts else None)
+        head.load_state_dict({key if key[0].isdigit() else f"0.{key}": tensor for key, tensor in parts.items()})
+        return head.to(self.dtype)
 
     @torch.no_grad()
-    def features(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, image_type: int = 1) -> Tensor:
+    def features(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, image_types: Tensor) -> Tensor:
         """(masks, batch, feature_size)."""
-        types = torch.full((len(image),), image_type)
-        batch = {"image": image, "input_ids": input_ids, "attention_mask": attention_mask, "image_types": types}
+        batch = {"image": image, "input_ids": input_ids, "attention_mask": attention_mask, "image_types": image_types}
         encoded = self.vlp.encode(batch)
         rows = []
         for mask in self.masks:
@@ -112,39 +115,56 @@ class Recorded:
         tolerance = {"atol": 1e-5, "rtol": 1e-5} if self.dtype == torch.float32 else {"atol": 1e-10, "rtol": 0}
         torch.testing.assert_close(actual, self.expected(key), **tolerance)
 
+    @torch.no_grad()
+    def check_task(self, task: Task, features: Tensor, head: nn.Module, targets: dict[str, Tensor], keys: str) -> None:
+        """Compare logits and losses of a task with those that are recorded as `keys`, such as `vqa/logits vqa/loss`."""
+        logits = torch.stack([head(task.group_features(row)) for row in features])
+        losses = torch.stack([task.losses(row, targets).mean() for row in logits])
+        for actual, key in zip((logits, losses), keys.split(), strict=True):
+            self.check(actual, key)
+
     def check_vqa(self) -> None:
-        features = self.features(self.given("image"), self.given("text_ids"), self.given("text_masks"))
-        logits = self.head("vqa_classifier", features)
-        targets = self.given("vqa_targets").expand_as(logits)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean(-1)
-        for actual, key in ((features, "cls_feats"), (logits, "logits"), (loss, "loss")):
-            self.check(actual, f"vqa/{key}")
+        image = self.given("image")
+        features = self.features(image, self.given("text_ids"), self.given("text_masks"), torch.ones(len(image)).long())
+        self.check(features, "vqa/cls_feats")
+        targets = self.given("vqa_targets")
+        task = VQATask(None, tuple(map(str, range(targets.shape[1]))))
+        head = self.head("vqa_classifier", task.build_head)
+        self.check_task(task, features, head, {"scores": targets}, "vqa/logits vqa/loss")
 
     def check_nlvr2(self) -> None:
-        text = self.given("text_ids"), self.given("text_masks")
-        first, second = (self.features(self.given(f"image_{i}"), *text, image_type=i + 1) for i in (0, 1))
-        logits = self.head("nlvr2_classifier", torch.cat((first, second), dim=-1))
-        loss = torch.stack([F.cross_entropy(row, self.given("answers")) for row in logits])
-        for actual, key in ((first, "cls_feats_1"), (second, "cls_feats_2"), (logits, "logits"), (loss, "loss")):
-            self.check(actual, f"nlvr2/{key}")
+        images = torch.stack([self.given("image_0"), self.given("image_1")], dim=1).flatten(0, 1)  # example by example
+        ids, masks = (self.given(f"text_{part}").repeat_interleave(2, dim=0) for part in ("ids", "masks"))
+        features = self.features(images, ids, masks, torch.tensor([1, 2]).repeat(len(images) // 2))
+        for number in (1, 2):
+            self.check(features[:, number - 1 :: 2], f"nlvr2/cls_feats_{number}")
+        task = NLVR2Task(None)
+        head = self.head("nlvr2_classifier", task.build_head)
+        self.check_task(task, features, head, {"label": self.given("answers")}, "nlvr2/logits nlvr2/loss")
 
     def check_retrieval(self) -> None:
-        def texts(name: str) -> Tensor:  # (batch, 1 + false, tokens), the true text first
-            return torch.cat((self.given(f"text_{name}")[:, None], self.given(f"false_text_{name}").transpose(0, 1)), dim=1)
+        def texts(name: str) -> Tensor:  # the true text first
+            given = self.given(f"text_{name}")[:, None], self.given(f"false_text_{name}").transpose(0, 1)
+            return torch.cat(given, dim=1).flatten(0, 1)
 
-        ids, masks = texts("ids"), texts("masks")
-        images = self.given("image").repeat_interleave(ids.shape[1], dim=0)
-        features = self.features(images, ids.flatten(0, 1), masks.flatten(0, 1))
-        scores = self.head("rank_output", features)[..., 0].unflatten(1, ids.shape[:2])
-        loss = torch.stack([F.cross_entropy(row, torch.zeros(len(row), dtype=torch.long)) for row in scores])
-        for actual, key in ((features, "cls_feats"), (scores, "score"), (loss, "loss")):
-            self.check(actual, f"irtr/{key}")
+        class FewTexts(RetrievalTask):  # the reference was recorded with 3 false texts
+            passes = 1 + len(self.given("false_text_ids"))
+
+        images = self.given("image").repeat_interleave(FewTexts.passes, dim=0)
+        features = self.features(images, texts("ids"), texts("masks"), torch.ones(len(images)).long())
+        self.check(features, "irtr/cls_feats")
+        targets = {"true": torch.zeros(len(self.given("image")), dtype=torch.long)}
+        task = FewTexts(None)
+        head = self.head("rank_output", task.build_head)
+        self.check_task(task, features, head, targets, "irtr/score irtr/loss")
 
     def check_matching(self) -> None:
         labels = self.given("itm_labels")
         images = torch.where(labels[:, None, None, None] == 1, self.given("image"), self.given("false_image_0"))
-        features = self.features(images, self.given("text_ids"), self.given("text_masks"))
-        logits = self.head("itm_score", features)
+        texts = self.given("text_ids"), self.given("text_masks")
+        features = self.features(images, *texts, torch.ones(len(images)).long())
+        weights = {key: tensor.to(self.dtype) for key, tensor in loaded(self.name).heads["itm_score"].items()}
+        logits = F.linear(features, weights["weight"], weights["bias"])
         loss = torch.stack([F.cross_entropy(row, labels) for row in logits])
         for actual, key in ((features, "cls_feats"), (logits, "logits"), (loss, "loss")):
             self.check(actual, f"itm/{key}")
@@ -154,14 +174,11 @@ def vqa_gradients(name: str, mask: list[int]) -> tuple[METER | ViLT, dict[str, T
     """A frozen model after the VQA loss's backward pass under a mask, and the gradients of the head by name."""
     vlp, case = fresh(name), Recorded(name, torch.float32)
     vlp.freeze()
-    head = {key: t.clone().requires_grad_() for key, t in loaded(name).heads["vqa_classifier"].items()}
-    features = vlp(case.batch(), [i in mask for i in range(12)])
-    hidden = F.linear(features, head["0.weight"], head["0.bias"])
-    hidden = F.gelu(F.layer_norm(hidden, hidden.shape[-1:], head["1.weight"], head["1.bias"]))
-    logits = F.linear(hidden, head["3.weight"], head["3.bias"])
-    loss = F.binary_cross_entropy_with_logits(logits, case.given("vqa_targets"), reduction="sum") / len(logits)
-    loss.backward()
-    return vlp, {f"vqa_classifier.{key}": t.grad for key, t in head.items() if t.grad is not None}
+    targets = case.given("vqa_targets")
+    task = VQATask(None, tuple(map(str, range(targets.shape[1]))))
+    head = case.head("vqa_classifier", task.build_head)
+    task.losses(head(vlp(case.batch(), [i in mask for i in range(12)])), {"scores": targets}).mean().backward()
+    return vlp, {f"vqa_classifier.{key}": p.grad for key, p in head.named_parameters() if p.grad is not None}
 
 
 def trainable(name: str, task: str) -> set[str]:

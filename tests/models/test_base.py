@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from das_gym.models.base import VLP, Layer, SkippableLayer, check_class, check_model
-from das_gym.models.vilt.modeling_vilt_subnet import ViltSubnetConfig
 from tests.models import golden_cases as golden
 
 
@@ -31,13 +30,10 @@ class Toy(VLP):
     text_stream = image_stream = embed = run_layer = pool = inputs = None
 
 
-def test_check_class_rejects_other_classes():
+def test_checks_name_everything_that_is_wrong():
     check_class(Toy)
     with pytest.raises(TypeError, match="got Linear"):
         check_class(nn.Linear)
-
-
-def test_check_model_names_everything_that_is_wrong():
     check_model(Toy())
     toy = Toy()
     toy.layers = (Layer("a", "joint", 0), Layer("a", "joint", 2))
@@ -68,8 +64,3 @@ def test_models_run_on_meta(name):
         real, found = case.vlp.encode(batch), meta.encode(empty)
         assert {stream: h.shape for stream, h in found.hidden.items()} == {s: h.shape for s, h in real.hidden.items()}
         assert meta(empty).shape == case.vlp(batch).shape
-
-
-def test_config_of_an_exported_model_has_defaults():
-    config = ViltSubnetConfig(sizes={"num_layers": 2})
-    assert (config.mask, config.num_images, config.head_width) == ((), 1, None)

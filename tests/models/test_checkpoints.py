@@ -18,12 +18,11 @@ from das_gym.models.checkpoints import assemble, load_checkpoint, save_checkpoin
 from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
-from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors, write_folder
+from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from tests.models import golden_cases as golden
 
-ALL_HEADS = {"vqa_classifier", "nlvr2_classifier", "rank_output", "itm_score"}
 VILT_TINY = golden.GOLDEN / "vilt_tiny.ckpt"
 PRETRAINED = golden.GOLDEN / "meter_pretrain_tiny.ckpt"
 
@@ -66,7 +65,7 @@ def test_assemble_places_every_official_meter_name(section, image_size):
     found = assemble(TensorFile(golden.GOLDEN, official("meter", section), {}), image_size=image_size)
     report = found.report
     assert found.vlp.config == METERConfig(image_size=image_size or 288)
-    assert report.unknown == []
+    assert report.unknown == ([] if section == 0 else ["skip_num", "das_gate"])  # the result of a search is not read
     adapters = {name for name in found.vlp.state_dict() if "adapter" in name}
     if section == 0:
         assert found.heads.keys() == {"itm_score", "mlm_score", "rank_output"}
@@ -74,7 +73,6 @@ def test_assemble_places_every_official_meter_name(section, image_size):
     else:
         assert found.heads.keys() == {"vqa_classifier"}
         assert report.missing == []
-        assert found.search["das_gate"].shape == (12,)
         parallel = sum(p.numel() for name, p in found.vlp.named_parameters() if ".layer." in name and "adapter" in name)
         assert parallel == 36 * (2 * 768 * 96 + 96 + 3 * 768)  # as published
 
@@ -83,7 +81,7 @@ def test_assemble_places_every_official_meter_name(section, image_size):
 def test_assemble_places_every_official_vilt_name(section):
     found = assemble(TensorFile(golden.GOLDEN, official("vilt", section), {}))
     assert found.vlp.config == ViLTConfig(position_grid=12)
-    assert found.report.unknown == []
+    assert found.report.unknown == (["skip_num", "das_gate"] if section else [])
     assert set(found.report.missing) == (set() if section else {n for n in found.vlp.state_dict() if "adapter" in n})
     assert ("mlm_score" in found.heads) == (section == 0)
 
@@ -188,31 +186,15 @@ def test_saved_model_is_equal(make, prune, tmp_path):
     assert load_checkpoint(path / "model.safetensors").vlp.config == vlp.config  # the file alone
 
 
-def test_save_checkpoint_replaces_only_checkpoints(tmp_path):
+def test_save_checkpoint_writes_a_new_folder_or_none(tmp_path):
     save_checkpoint(tmp_path / "model", tiny_meter())
-    save_checkpoint(tmp_path / "model", tiny_vilt())
-    assert isinstance(load_checkpoint(tmp_path / "model").vlp, ViLT)
-    (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "config.json").write_text("{}")  # not ours
-    with pytest.raises(FileExistsError, match="letters"):
-        save_checkpoint(tmp_path / "letters", tiny_vilt())
+    with pytest.raises(FileExistsError, match="model"):
+        save_checkpoint(tmp_path / "model", tiny_vilt())
     with pytest.raises(TypeError, match="got a Linear, expected one of meter, vilt"):
         save_checkpoint(tmp_path / "a", torch.nn.Linear(1, 1))
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_failed_save_keeps_the_previous_folder(tmp_path, killed):
-    def fail(folder):
-        (folder / "config.json").write_text("{}")
-        raise RuntimeError("disk full")
-
-    save_checkpoint(tmp_path / "model", tiny_meter())
-    if killed:  # an earlier writer, between its two renames
-        (tmp_path / "model").replace(tmp_path / ".model.old")
-    with pytest.raises(RuntimeError, match="disk full"):
-        write_folder(tmp_path / "model", fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    assert isinstance(load_checkpoint(tmp_path / "model").vlp, METER)
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path / "b", tiny_vilt(), files={"no/such/folder.json": ""})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 # ---- transformers
@@ -279,15 +261,6 @@ def test_transformers_folder_with_another_activation_is_rejected(tmp_path):
     save_transformers("ViltModel", tmp_path / "vilt")
     edit_config(tmp_path / "vilt", hidden_act="relu")
     refused(tmp_path / "vilt", "relu")
-
-
-def test_saved_checkpoint_keeps_heads_search_state_and_weights(tmp_path):
-    original = golden.loaded("vilt")
-    save_checkpoint(tmp_path / "vilt", original.vlp, original.heads, search=original.search)
-    found = load_checkpoint(tmp_path / "vilt")
-    assert (found.report.missing, found.heads.keys()) == ([], ALL_HEADS)
-    assert torch.equal(found.search["das_gate"], original.search["das_gate"])
-    assert all(torch.equal(t, found.vlp.state_dict()[name]) for name, t in original.vlp.state_dict().items())
 
 
 # ---- pickles
@@ -420,41 +393,33 @@ def test_load_checkpoint_rejects_other_content(content, tmp_path):
     refused(tmp_path / "odd.ckpt", "odd")
 
 
-@pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
-def test_load_checkpoint_names_weights_that_are_not_finite(name, tmp_path):
-    tensor = torch.zeros_like(torch.load(VILT_TINY, weights_only=True)["state_dict"][name])
-    tensor[-1, -1] = float("inf")
-    refused(changed(tmp_path, **{name: tensor}), rf"weight.* 1 .*{tensor.numel()}", num_heads=4)
-
-
 # ---- names, shapes and settings that do not fit
 
 
 def test_load_report_names_unknown_and_missing_tensors(tmp_path):
     path = changed(tmp_path, **{"transformer.blocks.3.gamma": torch.ones(2), "pooler.dense.bias": None})
     report = load_checkpoint(path, num_heads=4).report
-    assert (report.unknown, report.missing) == (["transformer.blocks.3.gamma"], ["pooler.bias"])
-    assert "transformer.blocks.*.gamma are unknown" in report.describe_problems()
+    assert (report.unknown[2:], report.missing) == (["transformer.blocks.3.gamma"], ["pooler.bias"])
+    assert "its skip_num, das_gate, transformer.blocks.*.gamma are not used" in report.describe_problems()
 
 
-@pytest.mark.parametrize(
-    ("name", "tensor"),
-    [
-        ("transformer.blocks.3.mlp.fc1.weight", None),
-        ("pooler.dense.bias", torch.ones(64, dtype=torch.long)),
-        ("transformer.blocks.0.attn.qkv.weight", torch.ones(191, 64)),
-        ("transformer.patch_embed.proj.weight", None),
-    ],
-)
-def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, tmp_path):
-    refused(changed(tmp_path, **{name: tensor}), "frozen" if name.endswith("fc1.weight") else name, num_heads=4)
+INFINITE = torch.full((64, 64), torch.inf)
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "match"),
-    [("transformer.blocks.14.norm1.weight", torch.ones(64), "gap"), ("transformer.pos_embed", torch.ones(1, 16, 64), "16")],
+    [
+        ("transformer.blocks.3.mlp.fc1.weight", None, "frozen"),
+        ("pooler.dense.bias", torch.ones(64, dtype=torch.long), "pooler.dense.bias"),
+        ("transformer.blocks.0.attn.qkv.weight", torch.ones(191, 64), "attn.qkv.weight"),
+        ("transformer.patch_embed.proj.weight", None, "patch_embed.proj.weight"),
+        ("transformer.blocks.14.norm1.weight", torch.ones(64), "gap"),
+        ("transformer.pos_embed", torch.ones(1, 16, 64), "16"),
+        ("pooler.dense.weight", INFINITE, r"pooler.weight has 4096 NaN or infinite values of 4096"),
+        ("vqa_classifier.0.weight", INFINITE, "vqa_classifier.0.weight has 4096"),
+    ],
 )
-def test_load_checkpoint_rejects_sizes_that_no_model_has(name, tensor, match, tmp_path):
+def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, match, tmp_path):
     refused(changed(tmp_path, **{name: tensor}), match, num_heads=4)
 
 

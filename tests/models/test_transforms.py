@@ -48,16 +48,6 @@ def test_middle_of_a_strip_equals_that_of_the_full_strip(size):
     np.testing.assert_allclose(meter_transform(image, side).numpy(), expected, rtol=0, atol=1.01 * levels)
 
 
-def test_strip_takes_no_memory_for_cropped_parts(monkeypatch):
-    shapes: list[tuple[int, int]] = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *a, **k: shapes.append(size) or resize(self, size, *a, **k)
-    )
-    assert meter_transform(noise(3000, 4), 384).shape == (3, 384, 384)
-    assert shapes == [(384, 384)]
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -42,10 +42,9 @@ def test_fingerprint_covers_frozen_parameters_and_is_checked(saved: Adaptation):
 
 
 def test_load_rejects_missing_and_other_files(mini_folder: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError):
-        Adaptation.load(tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="is not an adaptation file"):
-        Adaptation.load(mini_folder / "model.safetensors")
+    for path, error in ((tmp_path / "none.safetensors", FileNotFoundError), (mini_folder / "model.safetensors", ValueError)):
+        with pytest.raises(error, match="adaptation file"):
+            Adaptation.load(path)
 
 
 def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path):
@@ -63,34 +62,21 @@ def test_flipped_bytes_never_change_parameters(saved: Adaptation, tmp_path: Path
             assert all(torch.equal(again.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"mask": [2, -1]}, "only 0 .keep. and 1 .skip."),
-        ({"answers": 3}, "answers=3"),
-        ({"odd": 1}, "unknown setting 'odd'"),
-    ],
-)
-def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change: dict, match: str):
+@pytest.mark.parametrize("change", [{"mask": [2, -1]}, {"answers": 3}, {"odd": 1}])
+def test_load_rejects_damaged_metadata(saved: Adaptation, tmp_path: Path, change: dict):
     saved.save(tmp_path / "a.safetensors")
     file = read_safetensors(tmp_path / "a.safetensors")
     write_tensors(tmp_path / "a.safetensors", file.tensors, {**file.config, **change})
-    with pytest.raises(ValueError, match=rf"a\.safetensors is a damaged adaptation file \(.*{match}"):
+    with pytest.raises(ValueError, match=rf"a\.safetensors is a damaged adaptation file \(.*{next(iter(change))}"):
         Adaptation.load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("value", "dtype", "says"),
-    [
-        (float("nan"), torch.float32, "NaN or infinite values"),
-        (1e300, torch.float64, "NaN or infinite values"),  # in a model of 32 bits
-    ],
-)
-def test_load_rejects_other_numbers(saved: Adaptation, tmp_path: Path, value, dtype: torch.dtype, says: str):
+@pytest.mark.parametrize("value", [float("nan"), 1e300], ids=["nan", "too large for 32 bits"])
+def test_load_rejects_non_finite_numbers(saved: Adaptation, tmp_path: Path, value: float):
     name = next(iter(saved.tensors))
-    odd = torch.full(saved.tensors[name].shape, value, dtype=dtype)
+    odd = torch.full(saved.tensors[name].shape, value, dtype=torch.float64)
     dataclasses.replace(saved, tensors={**saved.tensors, name: odd}).save(tmp_path / "odd.safetensors")
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match="NaN or infinite values"):
         Adaptation.load(tmp_path / "odd.safetensors")
 
 

@@ -18,7 +18,7 @@ def blocks(tiny_problem: Problem) -> dict:
 
 def test_blocks_of_one_layer_agree_with_statistics(tiny_problem: Problem, blocks: dict):
     activity = measure_activity(tiny_problem.evaluator, tiny_problem.splits.reward[:6])
-    np.testing.assert_allclose([row[0] for row in blocks["cosine"]], activity.influence_tokens, atol=1e-8)
+    np.testing.assert_allclose([row[0] for row in blocks["cosine"]], activity.block_influence_tokens, atol=1e-8)
     assert blocks["stages"] == [[i, i + 6] for i in range(6)]
     assert blocks["streams"] == ["text"] * 6 + ["image"] * 6
     assert [sum(each is not None for each in row) for row in blocks["angular"]] == [6, 5, 4, 3, 2, 1] * 2

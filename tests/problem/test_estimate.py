@@ -11,11 +11,10 @@ import torch
 
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.estimate import (
-    Estimate,
     Part,
     Walk,
     count_runs,
-    in_words,
+    format_estimate,
     print_estimate,
     scoring,
     time_examples,
@@ -66,13 +65,8 @@ def test_time_walk_measures_every_unit_and_changes_nothing(small_problem: Proble
 def test_time_walk_includes_encoders_where_one_batch_has_all_examples(
     small_problem: Problem, monkeypatch: pytest.MonkeyPatch
 ):
-    vlp, encode_items = small_problem.vlp, small_problem.vlp.encode_items
-
-    def slow(*args):
-        time.sleep(0.02)
-        return encode_items(*args)
-
-    monkeypatch.setattr(vlp, "encode_items", slow)
+    encode_items = small_problem.vlp.encode_items
+    monkeypatch.setattr(small_problem.vlp, "encode_items", lambda *args: time.sleep(0.02) or encode_items(*args))
     assert 2 * time_walk(small_problem, small_problem.splits.reward[:2]).encode > 0.02
 
 
@@ -85,20 +79,15 @@ def test_scoring_bounds_what_is_kept(small_problem: Problem):
     assert part.held == 4 * 100 * (len(small_problem.vlp.stages) + 2)
 
 
-def test_peak_is_what_is_kept_and_the_largest_that_is_held():
-    parts = (Part("a", 1.0, kept=10, held=100), Part("b", 2.0, kept=20, held=30), Part("c", 3.0))
-    assert Estimate(parts, before=1000).peak_bytes == 1110
-    assert Estimate(parts, before=1000).seconds == 6.0
-
-
-def test_what_may_not_run_is_told_apart():
-    estimate = Estimate((Part("a", 5.0), Part("b", 2.0, held=2**30, is_certain=False)), before=2**30)
-    assert str(estimate) == "estimate: 5 s (a 5 s), b up to 2 s more, peak memory 2.00 GiB"
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(45.2, "45 s"), (125, "2 min 5 s"), (12000, "3 h 20 min")])
-def test_in_words(seconds: float, words: str):
-    assert in_words(seconds) == words
+def test_format_estimate_adds_what_is_kept_and_the_largest_that_is_held():
+    gib = 2**30
+    parts = (
+        Part("a", 3599.0, kept=gib, held=4 * gib),
+        Part("b", 2.0, kept=2 * gib, held=gib),
+        Part("c", 9e3, is_certain=False),
+    )
+    words = "estimate: 1 h 0 min (a 59 min 59 s, b 2 s), c up to 2 h 30 min more, peak memory 6.00 GiB"
+    assert format_estimate(parts, before=gib) == words
 
 
 def test_time_examples_takes_a_whole_batch_where_that_is_fast():

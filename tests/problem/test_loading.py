@@ -62,24 +62,14 @@ def test_build_problem_rejects_data_with_other_answers(tiny_kwargs: dict[str, st
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
-def test_load_backbone_needs_a_tokenizer(mini_folder: Path, tmp_path: Path):
+def test_load_backbone_needs_the_models_tokenizer(mini_folder: Path, tmp_path: Path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(mini_folder / name, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         load_backbone(ProblemConfig(checkpoint=str(tmp_path)))
     assert load_backbone(ProblemConfig(checkpoint=str(tmp_path), tokenizer=str(mini_folder))).base
-
-
-@pytest.mark.parametrize(
-    ("model", "other", "text"),
-    [
-        ("METER", "vilt_mini", "pads with token 0, not 1"),
-        ("ViLT", "meter_mini", "pads with token 1, not 0"),
-    ],
-)
-def test_load_backbone_rejects_tokenizers_of_other_models(model: str, other: str, text: str):
-    with pytest.raises(ValueError, match=text):
-        load_backbone(ProblemConfig(model=model, tokenizer=str(ASSETS / other)))
+    with pytest.raises(ValueError, match="pads with token 0, not 1"):
+        load_backbone(ProblemConfig(tokenizer=str(ASSETS / "vilt_mini")))
 
 
 def test_load_splits_share_no_image(tiny_kwargs: dict[str, str]):
@@ -91,11 +81,14 @@ def test_load_splits_share_no_image(tiny_kwargs: dict[str, str]):
     assert not images[0] & images[2]
 
 
-def test_build_problem_checks_the_supernet_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_build_problem_checks_the_supernet_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_kwargs: dict[str, str]
+):
     monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
+        build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
-    advice = "python -m adapt supernet with meter_nlvr2 problem.image_size=64"
-    with pytest.raises(ValueError, match=advice):
+    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_nlvr2 problem\.image_size=64"):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
 
 
@@ -107,12 +100,6 @@ def test_load_supernet_warns_of_other_data(shapes_folder: Path, tiny_kwargs: dic
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_supernet(ProblemConfig(**tiny_kwargs), load_splits(config))
-
-
-def test_build_problem_rejects_supernets_of_other_tasks(monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]):
-    monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
-    with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
-        build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
 
 
 def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.models.inputs import load_tokenizer
 from das_gym.shapes.captions import draw_split, write_shapes_captions
-from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.writing import NewImages
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 
 FEW = {"train": 12, "val": 30, "test": 20}
 
@@ -28,7 +26,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def test_written_data_are_read_back(folder: Path):
-    splits = load_flickr30k(folder, "skip")  # decodes every image
+    splits = load_captions(folder, "skip")  # decodes every image
     assert splits.left_out == ()
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [60, 150, 100]
     for example in splits.test[:10]:
@@ -48,17 +46,3 @@ def test_unique_captions_are_true_of_one_scene(alone: bool):
         if other != number and caption.maybe(drawn[other][0])
     ]
     assert bool(shared) is not alone  # training scenes may share captions
-
-
-def test_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
-    tokenizer = load_tokenizer(mini_folder)
-    known = {"a", "left", "right", "of", "above", "below", "objects", *COLORS, *SHAPES, *"2345"}
-    known |= {"circles", "squares", "triangles", "stars", "crosses"}
-    texts = [text for e in read(folder) for s in e["sentences"] for text in (s["raw"], *s["hard_negatives"])]
-    for text in texts:
-        words = text[:-1].replace(",", "").split()
-        assert known.issuperset(words)
-        ids = tokenizer(text)["input_ids"]
-        assert tokenizer.unk_token_id not in ids
-        assert len(ids) == len(words) + 4  # every word is one token; comma, full stop, <s> and </s>
-        assert len(ids) <= 16

@@ -87,13 +87,3 @@ def test_answers_are_right(family: str):
         assert answer_of(question.text, scene) == question.answer, question
         assert question.family == family
         assert question.answer_type == ANSWER_TYPES[family]
-
-
-def test_ambiguous_relations_and_neighbours_are_avoided():
-    rng = np.random.default_rng(0)
-    close = SceneObject("red", "star", 40, 40, 9), SceneObject("blue", "star", 40 + 15.9, 40 + 15.9, 9)
-    assert QUESTION_FAMILIES["relation"](rng, Scene(close, background=200)) is None
-    middle = SceneObject("red", "star", 48, 48, 9)
-    sides = SceneObject("blue", "star", 20, 48, 9), SceneObject("blue", "circle", 48 + 28 * 1.39, 48, 9)
-    asked = {QUESTION_FAMILIES["nearest"](rng, Scene((middle, *sides), background=200)) for _ in range(50)}
-    assert not any("red star?" in question.text for question in asked if question is not None)

@@ -49,61 +49,48 @@ def test_batches_walk_the_tree_once(small_problem: Problem):
     assert spent.examples == 64 * 16
 
 
-def test_build_killed_before_the_test_split_resumes_with_all_examples(small_problem: Problem, tmp_path: Path):
-    checkpoint = tmp_path / "checkpoint.npz"
-
-    def killer(done: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_table(small_problem, ENV_ID, 2, 1, checkpoint, killer, each=True)
-    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
-    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
-
-
 def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
     checkpoint = tmp_path / "checkpoint.npz"
 
-    def killer(after: int):
+    def killed(after: int, *counts: int, **settings: bool) -> None:
+        seen: list[int] = []
+
         def on_chunk(done: int) -> None:
             seen.append(done)
             if len(seen) == after:
                 raise KeyboardInterrupt
 
-        seen: list[int] = []
-        return on_chunk
+        with pytest.raises(KeyboardInterrupt):
+            build_table(small_problem, ENV_ID, *counts, checkpoint, on_chunk, **settings)
 
     small_problem.evaluator.forget()
     for after in (2, 4):  # during the reward split, and during the test split
-        with pytest.raises(KeyboardInterrupt):
-            build_table(small_problem, ENV_ID, 10, 6, checkpoint, killer(after))
+        killed(after, 10, 6)
     small_problem.evaluator.forget()
     done: list[int] = []
     table, spent = build_table(small_problem, ENV_ID, 10, 6, checkpoint, done.append)
     assert done == [14, 2]
     assert spent.examples == 64 * 16
     assert equal(table, small_table, tmp_path)
+    checkpoint.unlink()
+    killed(2, 2, 1, each=True)  # before the test split
+    resumed, _ = build_table(small_problem, ENV_ID, 2, 1, checkpoint, each=True)
+    assert equal(resumed, build_table(small_problem, ENV_ID, 2, 1, each=True)[0], tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
 def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path, change: dict | int):
     path = tmp_path / "checkpoint.npz"
     build_table(small_problem, ENV_ID, 2, 2, path)
+    for other in ({"max_skipped": 2}, {"each": True}):
+        with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed .*another table"):
+            build_table(small_problem, ENV_ID, 2, 2, path, **other)
     with np.load(path) as arrays:
         content = dict(arrays)
     meta = change if isinstance(change, int) else {**json.loads(str(content["meta"])), **change}
     np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
     with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed"):
         build_table(small_problem, ENV_ID, 2, 2, path)
-
-
-@pytest.mark.parametrize("change", [{"reward_examples": 3}, {"max_skipped": 2}, {"each": True}])
-def test_checkpoints_of_other_tables_are_rejected(small_problem: Problem, tmp_path: Path, change: dict):
-    settings = {"reward_examples": 2, "test_examples": 2, "checkpoint": tmp_path / "checkpoint.npz"}
-    build_table(small_problem, ENV_ID, **settings)
-    with pytest.raises(ValueError, match=r"checkpoint\.npz cannot be resumed .*another table"):
-        build_table(small_problem, ENV_ID, **{**settings, **change})
 
 
 @pytest.mark.slow

@@ -86,8 +86,6 @@ def test_table_without_layers_agrees_with_the_full_one():
         column = left.meta.statistics.index("leave_one_out")
         losses = left.values("loss")
         np.testing.assert_allclose(left.statistics[:, column], losses[1 << np.arange(5)] - losses[0], atol=1e-6)
-        pairs = losses[3 << np.arange(4)] - losses[1 << np.arange(4)] - losses[2 << np.arange(4)] + losses[0]
-        np.testing.assert_allclose(left.statistic("next_interaction"), [*pairs, 0], atol=1e-6)
         kept = [0, 2, 3, 5, 6]
         np.testing.assert_array_equal(np.delete(left.statistics, column, 1), np.delete(table.statistics[kept], column, 1))
     with pytest.raises(ValueError, match="give fewer"):
@@ -95,14 +93,14 @@ def test_table_without_layers_agrees_with_the_full_one():
 
 
 def test_suite_computes_statistics_of_losses(made_up_suite: Path):
-    names = ("leave_one_out", "run_interaction")
+    names = ("leave_one_out", "leave_one_out_40")
     suite = load_suite(made_up_suite, "train", statistics=names, relatives=2)
     for row, problem in enumerate(suite.problems):
         n = problem.table.n_layers
-        assert "run_interaction" not in problem.table.meta.statistics
-        np.testing.assert_array_equal(suite.observed[row, :n, 1], problem.table.statistic("run_interaction"))
-        assert not suite.observed[row, max(n - 2, 0) :, 1].any()
-    for name in ("run_interacton", "fisher"):
+        assert "leave_one_out_40" not in problem.table.meta.statistics
+        np.testing.assert_array_equal(suite.observed[row, :n, 1], problem.table.statistic("leave_one_out_40"))
+        assert not suite.observed[row, n:, 1].any()
+    for name in ("leave_one_out_4", "fisher"):
         with pytest.raises(ValueError, match=f"statistic of this table '{name}'"):
             load_suite(made_up_suite, "train", statistics=(name,))
 
@@ -141,26 +139,23 @@ def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
     untimed.save(tmp_path / "a.npz")
     write_json(tmp_path / "suite.json", suite_record([SuiteTable("a.npz", "train", "METER", "vqa", "a")], 0))
     assert load_suite(tmp_path).problems
-    with pytest.raises(ValueError, match=r"a\.npz holds no latency.*retime="):
+    with pytest.raises(ValueError, match=r"a\.npz holds no latency"):
         load_suite(tmp_path, budgets=("count", "latency"))
-    with pytest.raises(ValueError, match=r"a\.npz holds no memory(?!.*retime)"):
+    with pytest.raises(ValueError, match=r"a\.npz holds no memory"):
         load_suite(tmp_path, budgets="memory")
     for budgets in (("latencies",), ()):
         with pytest.raises(ValueError, match="budget"):
             load_suite(made_up_suite, budgets=budgets)
 
 
-def test_read_suite_rejects_other_folders(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
+def test_read_suite_rejects_other_folders_and_tables_outside(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="make_suite"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged or of another version"):
         read_suite(tmp_path)
-
-
-@pytest.mark.parametrize("file", ["", "../other.npz", "/etc/other.npz", "sub\\other.npz"])
-def test_read_suite_rejects_tables_outside_its_folder(tmp_path: Path, file: str):
-    table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
-    (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
-    with pytest.raises(ValueError, match="`file`"):
-        read_suite(tmp_path)
+    for file in ("", "../other.npz", "/etc/other.npz", "sub\\other.npz"):
+        table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
+        (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
+        with pytest.raises(ValueError, match="`file`"):
+            read_suite(tmp_path)

@@ -11,14 +11,13 @@ import pytest
 
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
-from das_gym.tasks.nlvr2.files import NLVR2Example, load_arrow_nlvr2
-from das_gym.tasks.retrieval.arrow import load_arrow_captions
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
-from das_gym.tasks.snli_ve.files import load_arrow_snli_ve
+from das_gym.tasks.retrieval.files import load_captions
+from das_gym.tasks.snli_ve.files import load_snli_ve
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
-from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import in_reward_split
+from das_gym.tasks.vqa.readers import OUT_OF_VOCABULARY, load_vqa
+from das_gym.tasks.vqa.vqav2 import VQAExample, in_reward_split
 from tests.arrow_tables import (
     caption_row,
     jpeg,
@@ -50,8 +49,8 @@ def sizes(splits: Splits[Any]) -> list[int]:
     return [len(part) for part in (splits.train, splits.reward, splits.test)]
 
 
-def test_load_arrow_vqa_turns_scores_into_ten_answers(tmp_path: Path):
-    heron, grey = load_arrow_vqa(write_vqa(tmp_path)).train[:2]
+def test_load_vqa_turns_scores_into_ten_answers(tmp_path: Path):
+    heron, grey = load_vqa(write_vqa(tmp_path)).train[:2]
     assert heron == VQAExample(
         question_id=7000,
         image_id=7,
@@ -71,39 +70,39 @@ def test_load_arrow_vqa_turns_scores_into_ten_answers(tmp_path: Path):
 
 
 def test_vqa_val_is_halved_as_with_the_original_files(tmp_path: Path):
-    splits = load_arrow_vqa(write_vqa(tmp_path / "tables"))
+    splits = load_vqa(write_vqa(tmp_path / "tables"))
     assert {e.image_id for e in splits.reward} == {n for n in range(100, 112) if in_reward_split(n)}
     assert {e.image_id for e in splits.test} == {n for n in range(100, 112) if not in_reward_split(n)}
     divided = write_vqa(tmp_path / "divided")  # as ViLT divides val
     (divided / "vqav2_val.arrow").unlink()
     write_table(divided / "vqav2_trainable_val.arrow", [vqa_row(100 + n, shade=20 * n) for n in range(8)])
     write_table(divided / "vqav2_rest_val.arrow", [vqa_row(100 + n, shade=20 * n) for n in range(8, 12)])
-    for example, other in zip(splits.reward, load_arrow_vqa(divided).reward, strict=True):
+    for example, other in zip(splits.reward, load_vqa(divided).reward, strict=True):
         assert (example.key, example.image.open().tobytes()) == (other.key, other.image.open().tobytes())
 
 
-def test_load_arrow_nlvr2_divides_whole_image_sets(tmp_path: Path):
-    splits = load_arrow_nlvr2(write_nlvr2(tmp_path))
+def test_load_nlvr2_divides_whole_image_sets(tmp_path: Path):
+    splits = load_nlvr2(write_nlvr2(tmp_path))
     path = tmp_path / "nlvr2_test1.arrow"
     images = (CellImage(path, 1, "image_0"), CellImage(path, 1, "image_1"))
     assert splits.test[2] == NLVR2Example("test1-3-1-0", "Both are grey.", images, True)
     train, reward = ({e.identifier.split("-")[1] for e in part} for part in (splits.train, splits.reward))
     assert (len(train), len(reward), train & reward, sizes(splits)) == (18, 2, set(), [72, 8, 4])
     path.unlink()  # then dev is the test split
-    assert {e.identifier.split("-")[0] for e in load_arrow_nlvr2(tmp_path).test} == {"dev"}
+    assert {e.identifier.split("-")[0] for e in load_nlvr2(tmp_path).test} == {"dev"}
     (tmp_path / "nlvr2_dev.arrow").unlink()
     with pytest.raises(FileNotFoundError, match="no table of test1 or dev"):
-        load_arrow_nlvr2(tmp_path)
+        load_nlvr2(tmp_path)
 
 
 def test_nlvr2_needs_two_image_sets(tmp_path: Path):
     write_table(write_nlvr2(tmp_path) / "nlvr2_train.arrow", [nlvr2_row("train-1-0"), nlvr2_row("train-1-1")])
     with pytest.raises(ValueError, match=r"nlvr2_train\.arrow"):
-        load_arrow_nlvr2(tmp_path)
+        load_nlvr2(tmp_path)
 
 
-def test_load_arrow_captions_trains_on_restval_too(tmp_path: Path):
-    splits = load_arrow_captions(write_captions(tmp_path))
+def test_load_captions_trains_on_restval_too(tmp_path: Path):
+    splits = load_captions(write_captions(tmp_path))
     example = splits.reward[6]
     assert (example.key, example.image_id, example.caption) == ("36", 7, "Caption 1 of val1.")
     assert example.image == CellImage(tmp_path / f"{CAPTIONS}.arrow", 1)
@@ -111,12 +110,12 @@ def test_load_arrow_captions_trains_on_restval_too(tmp_path: Path):
     assert len({e.key for part in (splits.train, splits.reward, splits.test) for e in part}) == 80
     folder = write_captions(tmp_path / "coco", "coco_caption_karpathy")
     write_table(folder / "coco_caption_karpathy_restval.arrow", [caption_row("rest0"), caption_row("rest1")])
-    train = load_arrow_captions(folder).train
+    train = load_captions(folder).train
     assert (len(train), train[-1].caption) == (40, "Caption 4 of rest1.")
 
 
-def test_load_arrow_snli_ve(tmp_path: Path):
-    splits = load_arrow_snli_ve(write_snli(tmp_path))
+def test_load_snli_ve(tmp_path: Path):
+    splits = load_snli_ve(write_snli(tmp_path))
     assert (sizes(splits), [example.label for example in splits.test]) == ([6, 3, 3], [2, 0, 1])
     last = splits.train[-1]
     assert (last.key, last.hypothesis) == ("train-1-2", "Hypothesis 2 of 2.")
@@ -125,14 +124,14 @@ def test_load_arrow_snli_ve(tmp_path: Path):
 
 Rows = Callable[..., list[dict[str, Any]]]
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[..., Splits[Any]], Rows]] = {
-    VQA: (write_vqa, load_arrow_vqa, lambda **c: [vqa_row(100), vqa_row(101) | c, *(vqa_row(102 + n) for n in range(10))]),
-    NLVR2: (write_nlvr2, load_arrow_nlvr2, lambda **c: [nlvr2_row("test1-3-1"), nlvr2_row("test1-3-0", **c)]),
+    VQA: (write_vqa, load_vqa, lambda **c: [vqa_row(100), vqa_row(101) | c, *(vqa_row(102 + n) for n in range(10))]),
+    NLVR2: (write_nlvr2, load_nlvr2, lambda **c: [nlvr2_row("test1-3-1"), nlvr2_row("test1-3-0", **c)]),
     CAPTIONS: (
         write_captions,
-        load_arrow_captions,
+        load_captions,
         lambda **c: [caption_row(f"v{n}", **(c if n == 1 else {})) for n in range(6)],
     ),
-    SNLI: (write_snli, load_arrow_snli_ve, lambda **c: [snli_row(5), snli_row(6, **c)]),
+    SNLI: (write_snli, load_snli_ve, lambda **c: [snli_row(5), snli_row(6, **c)]),
 }
 """What writes the tables, what reads them, and rows for one of them of which the second is changed."""
 

@@ -67,17 +67,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         for layer in self.image_encoder.encoder.layers:
             layer.mlp.activation_fn = QuickGELU()
         fold_single_queries(self)
-        self._init_own_weights()
-
-    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
-        """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
-        config = self.config
-        tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
-        longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)
-        return Processor(tokenizer, meter_transform, config.image_size, config.patch_size, longest)
-
-    def _init_own_weights(self) -> None:
-        """Set linear layers to N(0, 0.02) and biases to 0, as in METER; the encoders initialise themselves."""
+        # As in METER: N(0, 0.02), and 0 for biases. The encoders initialise themselves.
         for module in (self.text_transform, self.image_transform, self.text_layers, self.image_layers):
             for part in module.modules():
                 if isinstance(part, nn.Linear):
@@ -85,6 +75,13 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
                     nn.init.zeros_(part.bias)
         nn.init.normal_(self.token_types.weight, std=0.02)
         nn.init.normal_(self.first_text_token, std=0.02)
+
+    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
+        config = self.config
+        tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
+        longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)
+        return Processor(tokenizer, meter_transform, config.image_size, config.patch_size, longest)
 
     def skippable(self, index: int) -> SkippableLayer:
         """Return the module of layer `index`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
@@ -20,10 +20,10 @@ from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.recording import Recording, record
-from das_gym.models.transformers.stack import JOINT, Stack, note_layer_parts, replace_forwards, skip_forward
+from das_gym.models.transformers.stack import JOINT, Stack, note_outputs, replace_forwards, skip_forward
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
-from das_gym.wording import first_line
+from das_gym.output import first_line
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of logits, as a share of their largest; parts of some models, such as routers, compute in float32."""
@@ -48,8 +48,6 @@ class Comparison:
         self.model = model
         self.processor = processor
         self.name = type(model).__name__
-        self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
-        self.is_float32 = False
         self.is_large = sum(p.numel() * p.element_size() for p in model.parameters()) > LARGE_BYTES
         self.idle: set[nn.Module] = set()
 
@@ -58,10 +56,7 @@ class Comparison:
         """Let few of the layers run that are built and called alike, if the model is large.
 
         The others return their input, so that nothing that depends on positions of layers changes. What is found out about
-        layers holds for those that are alike, in a fraction of the time and memory.
-
-        Args:
-            vision: Whether vision layers are probed, too.
+        layers holds for those that are alike, in a fraction of the time and memory. `vision`: vision layers are probed, too.
         """
         if not self.is_large:
             yield
@@ -71,7 +66,7 @@ class Comparison:
             try:
                 tower = VisionTower(self.model, TowerCapabilities(()))
                 pixels = self.pixels()
-                note_layer_parts(tower.stack, lambda: image_features(self.model, pixels))
+                note_outputs(tower.stack, lambda: image_features(self.model, pixels))
                 idle = idle_layers(tower.stack, tower.record(pixels), ALIKE if vision else 1)
                 stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in idle}))
             except Exception:  # whatever transformers raises: it has no such tower, or all layers of it run
@@ -92,24 +87,36 @@ class Comparison:
 
         An answer's token that sees a later one, or an image's part that depends on the question, may change less than that.
         """
-        if not any(_has_16_bits(module) for module in self.model.modules()):
-            yield
-            return
-        encodings, tolerance = self.encodings(self.prompts(1)), self.tolerance
         with ExitStack() as stack:
-            stack.enter_context(computing_in_float32(self.model))
+            stack.enter_context(self._widened())
             try:
-                self.is_float32 = self.own_logits(self.model, encodings).dtype == torch.float32
+                is_float32 = self.own_logits(self.model, self.encodings(self.prompts(1))).dtype not in HALVES
             except Exception:  # whatever torch raises where dtypes are mixed
-                self.is_float32 = False
-            if self.is_float32:
-                self.tolerance = TOLERANCES[torch.float32]
-            else:
+                is_float32 = False
+            if not is_float32:
                 stack.close()
-            try:
-                yield
-            finally:
-                self.tolerance, self.is_float32 = tolerance, False
+            yield
+
+    @contextmanager
+    def _widened(self) -> Iterator[None]:
+        """Replace the 16-bit parameters of layers that run by float32 ones, which a `share_copy` of the model shares."""
+        idle = {part for layer in self.idle for part in layer.modules()}
+        before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        widened: dict[int, Tensor] = {}  # tied parameters stay tied
+        for module in self.model.modules():
+            if module in idle:
+                continue
+            before.append((module._parameters, dict(module._parameters)))
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.dtype in HALVES:
+                    if id(parameter) not in widened:
+                        widened[id(parameter)] = parameter.float()
+                    module._parameters[name] = widened[id(parameter)]
+        try:
+            yield
+        finally:
+            for parameters, own in before:
+                parameters.update(own)
 
     def unsupported(self, reason: str) -> ValueError:
         """Return the error for a model whose layers cannot be skipped."""
@@ -148,12 +155,11 @@ class Comparison:
             """Compute logits from a position on, and zeros before: those of a vocabulary are as much work as some layers."""
             return nn.functional.pad(project(hidden[:, start:]), (0, 0, start, 0))
 
-        with computing_in_float32(model) if self.is_float32 and model is not self.model else nullcontext():
-            for encoding in encodings:
-                forwards = {} if head is None else {head: partial(project_answer, encoding.answer - 1)}
-                with self.rejecting("its own forward fails on the output of its processor"), replace_forwards(forwards):
-                    output = vlm.run([encoding], with_head=True).logits[0]
-                found.append(output[encoding.answer - 1 : -1][:tokens])
+        for encoding in encodings:
+            forwards = {} if head is None else {head: partial(project_answer, encoding.answer - 1)}
+            with self.rejecting("its own forward fails on the output of its processor"), replace_forwards(forwards):
+                output = vlm.run([encoding], with_head=True).logits[0]
+            found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
     def begin(self, vlm: VLM, count: int = 3) -> State:
@@ -187,14 +193,16 @@ class Comparison:
         ones, others = tree_leaves(one), tree_leaves(other)
         if len(ones) != len(others):
             return False
-        pairs = [(mine, its) for mine, its in zip(ones, others, strict=True) if isinstance(mine, Tensor)]
-        return all(isinstance(its, Tensor) and self._close(mine, its) for mine, its in pairs)
-
-    def _close(self, mine: Tensor, its: Tensor) -> bool:
-        if mine.shape != its.shape or not its.numel():
-            return mine.shape == its.shape
-        mine, its = mine.double(), its.double()
-        return float((mine - its).abs().max()) <= self.tolerance * (float(its.abs().max()) + 1e-6)
+        tolerance = TOLERANCES.get(next(self.model.parameters()).dtype, 0.1)
+        for mine, its in zip(ones, others, strict=True):
+            if not isinstance(mine, Tensor):
+                continue
+            if not isinstance(its, Tensor) or mine.shape != its.shape:
+                return False
+            mine, its = mine.double(), its.double()
+            if its.numel() and float((mine - its).abs().max()) > tolerance * (float(its.abs().max()) + 1e-6):
+                return False
+        return True
 
 
 def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Module]:
@@ -205,44 +213,3 @@ def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Mod
         kinds[structure(layer), tuple(given), call.made, place in recording.added].append(layer)
     first, last = (running + 1) // 2, running // 2
     return [layer for alike in kinds.values() for layer in alike[first : max(first, len(alike) - last)]]
-
-
-def _has_16_bits(module: nn.Module) -> bool:
-    return any(parameter is not None and parameter.dtype in HALVES for parameter in module._parameters.values())
-
-
-@contextmanager
-def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Make every module with 16-bit parameters compute in float32. A `share_copy` of the model does the same.
-
-    Weights are converted when their module first runs, and kept until the end. Of embeddings, the output is converted.
-    """
-    converted: dict[int, Tensor | None] = {}
-
-    def widen(value: Any) -> Any:
-        return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
-
-    def before(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        kept = dict(module._parameters)
-        module.__dict__.setdefault("_das_halves", []).append(kept)
-        for parameter in kept.values():
-            if id(parameter) not in converted:
-                converted[id(parameter)] = widen(parameter)
-        module._parameters.update({name: converted[id(parameter)] for name, parameter in kept.items()})
-        return tree_map(widen, (args, dict(kwargs)))
-
-    def after(module: Any, *_: Any) -> None:
-        module._parameters.update(module._das_halves.pop())
-
-    handles = []
-    for module in filter(_has_16_bits, model.modules()):
-        if isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda _, __, output: widen(output)))
-            continue
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

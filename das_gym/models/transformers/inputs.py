@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
-from das_gym.models.inputs import Prompt, PromptError, Requests
-from das_gym.wording import first_line
+from das_gym.models.inputs import Prompt, PromptError
+from das_gym.output import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""
@@ -62,14 +62,12 @@ class PromptProcessor:
         ends: Ids of the tokens that end an answer; the first is added if the chat template has none.
         max_length: Longest prompt with its answer, in tokens.
         answer_type: The token type of the answer's tokens; None = that of the token before them.
-        ahead: What another process has read already, by prompt, see `requests`.
     """
 
     processor: Any
     ends: tuple[int, ...]
     max_length: int
     answer_type: int | None = None
-    ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: OrderedDict[Prompt, Encoding] = field(default_factory=OrderedDict, repr=False)
     _opened: tuple[Sequence[Any], list[Any]] = field(default=((), []), compare=False, repr=False)
 
@@ -101,32 +99,18 @@ class PromptProcessor:
 
     def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
         """Return a copy, with empty caches, that gives the tokens of answers this token type."""
-        return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
+        return replace(self, answer_type=answer_type, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (prompts, tokens) int64, and token types, padded at the right."""
         return make_batch([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
 
-    def requests(
-        self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]
-    ) -> Requests:
-        """Return the images to read for some prompts; see `das_gym.models.inputs.Processor.requests`."""
-        del augment
-        with_images = [prompt for prompt in pairs if prompt.images]
-        return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
-
     def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
-        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for.
-
-        Raises:
-            ValueError: Images for a text model, marks that do not fit the images, an answer without tokens, or a prompt
-                longer than the model reads.
-        """
+        """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for."""
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
-        found: Encoding | None = self.ahead.get(prompt)
-        encoding = self.read(prompt) if found is None else found
+        encoding = self.read(prompt)
         self._kept[prompt] = encoding.without_pixels()
         if len(self._kept) > KEPT_ENCODINGS:
             self._kept.popitem(last=False)
@@ -274,12 +258,7 @@ def image_tokens_of(model: Any) -> list[int]:
 
 
 def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: The folder holds none that transformers can read.
-        ValueError: A file of it is not a regular file, or names too many special tokens.
-    """
+    """Load transformers' processor of a folder, or its tokenizer if the model reads only text; nothing is downloaded."""
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))
@@ -289,7 +268,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
         for name in ("extra_special_tokens", "additional_special_tokens") if isinstance(settings, dict) else ():
             count = len(named) if isinstance(named := settings.get(name), list | dict) else 0
             if count > SPECIAL_TOKENS:
-                raise ValueError(f"{path} is damaged: it has {count:,} {name}, expected at most {SPECIAL_TOKENS:,}.")
+                raise ValueError(f"{path}: too many {name}: got {count:,}, expected at most {SPECIAL_TOKENS:,}")
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

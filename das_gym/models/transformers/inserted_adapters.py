@@ -74,11 +74,7 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 
 def export_form(subnet: VLM) -> VLM:
-    """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, other parameters shared.
-
-    Raises:
-        ValueError: Training added modules that cannot be saved, or the layers cannot be removed.
-    """
+    """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, the rest shared."""
     mask, model = subnet.check_mask(None), share_copy(subnet.model)
     for layer in find_decoder(model).layers:
         strip_adapters(layer)

@@ -12,21 +12,16 @@ import torch
 
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
+from das_gym.models.formats import MAX_LAYERS
 from das_gym.models.quiet import bars_on_terminals
-from das_gym.models.sizes import MAX_LAYERS
-from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import VLM, prepare_experts
 from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
-from das_gym.models.transformers.probing import check_sublayers, probe_capabilities
-from das_gym.models.transformers.tower_probing import find_tower_reads, with_tower
+from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.units import UNITS
-from das_gym.models.transformers.weights import source_dtype, weight_files
-from das_gym.wording import first_line
-
-QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
-"""Files of AutoGPTQ and AutoAWQ from before config.json had an entry for quantization."""
+from das_gym.models.transformers.weights import check_sums, source_dtype, weight_files
+from das_gym.output import first_line
 
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
@@ -164,7 +159,6 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
         ) from error
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
     how = next((found for part in parts if (found := getattr(part, "quantization_config", None)) is not None), None)
-    how = how or next((name for name in QUANTIZATION_FILES if (folder / name).is_file()), None)
     if how is not None:
         method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
         raise ValueError(

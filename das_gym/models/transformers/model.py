@@ -43,11 +43,7 @@ from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, Mode
 class DecoderInputs:
     """Inputs of the decoder besides the outputs of vision layers, kept until these have run.
 
-    Attributes:
-        processor: The model's `PromptProcessor`.
-        prompts: The prompts.
-        given: Pixels and sizes of their images, by key of the images.
-        slices: Where those lie in the image stream.
+    `given` are pixels and sizes of images, `slices` where these lie in the image stream, both by key of the images.
     """
 
     processor: PromptProcessor
@@ -336,9 +332,9 @@ class VLM(UnitModel):
             alone = replace_forwards({other: zero_forward(other)})
         with alone:
             if self.layers[index].stream == IMAGE:
+                tower: Any = self.tower
                 run_tower = None if skipped else partial(run_layer, layer)
-                images, is_half_done = state.extras["images"], kind == MLP
-                hidden = self.tower.step(state.hidden[IMAGE], images, place, run_tower, is_half_done)  # type: ignore[union-attr]
+                hidden = tower.step(state.hidden[IMAGE], state.extras["images"], place, run_tower)
                 return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
             is_last = pooled_only and place == len(self.stack.layers) - 1
 

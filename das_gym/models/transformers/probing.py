@@ -1,14 +1,15 @@
 """Find out how the layers of a model can be run one by one, by trying it on two images of noise; or reject the model.
 
-`probe_capabilities` decides about the decoder, `tower_probing.with_tower` about a vision tower. Nothing is looked up by the
-type of a model, except for those that are known to give wrong numbers (`REJECTED`).
+`probe_capabilities` decides about the decoder, `with_tower` about a vision tower. Nothing is looked up by the type of a
+model, except for those that are known to give wrong numbers (`REJECTED`).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,18 @@ from torch import Tensor
 from das_gym.models.macs import MacCounter, share_copy
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers.comparison import ANSWERS, Comparison
+from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
-from das_gym.models.transformers.layer_removal import delete_layers, reload_difference
+from das_gym.models.transformers.layer_removal import delete_layers, delete_vision_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead, prepare_experts
-from das_gym.models.transformers.recording import record
-from das_gym.models.transformers.stack import find_decoder, note_layer_parts
+from das_gym.models.transformers.recording import record, run_layer
+from das_gym.models.transformers.stack import find_decoder, find_vision_tower, note_outputs
+from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import UNITS, ModelCapabilities
 from das_gym.processes import is_main_process
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of logits in configurations."""
-
 
 QUERY_TRANSFORMER = (
     "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes"
@@ -46,24 +48,22 @@ REJECTED = {
 
 TIED = "some layers read what others computed, or depend on their positions in a way that is not known"
 
+UNREAD = "its output is never read"
+TIED_VISION = "without it the model reads other layers, or would not reload unchanged"
+"""Why a vision layer is protected."""
+
 
 @torch.no_grad()
 def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool = False) -> ModelCapabilities:
-    """Find out how the layers of a model can be run one by one.
+    """Find out how the layers of a model can be run one by one; raise ValueError, with the reason, if they cannot.
 
-    Args:
-        model: The model of transformers, in eval mode.
-        processor: Its own, as das_gym uses it.
-        only_runs: Whether nothing is removed from it, so that this is not tried.
-
-    Raises:
-        ValueError: The layers of the model cannot be skipped, with the reason.
+    With `only_runs`, nothing is removed from the model, so that this is not tried.
     """
     _reject_unsupported(model)
     compare, plain = Comparison(model, processor), VLM(model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
-        note_layer_parts(plain.stack, lambda: plain.run(one))
+        note_outputs(plain.stack, lambda: plain.run(one))
     with compare.with_few_layers():
         with compare.in_float32():
             capabilities = _probe_decoder(compare, plain, one)
@@ -90,10 +90,6 @@ def _reject_unsupported(model: Any) -> None:
 
 def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
     """Find the capabilities of the decoder step by step: each step needs the results of earlier ones."""
-    model = compare.model
-    forms = {tuple(t.shape[1:] for t in e.pixels.values()) for e in compare.encodings(compare.prompts(3))}
-    if len(forms) > 1:
-        raise compare.unsupported("images of the same size get tensors of different shapes.")
     with compare.rejecting("its layers cannot be recorded"):
         added = record(plain.stack, lambda: plain.run(one)).added
     answer_type = _answer_type(compare)
@@ -108,7 +104,7 @@ def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> 
         supports_kv_only_last_layer=False,
     )
     plain_way = _with_head(compare, plain_way)
-    found = replace(plain_way, protected={**_fixed_ends(model), **plain_way.protected})
+    found = replace(plain_way, protected={**_fixed_ends(compare.model), **plain_way.protected})
     plain_logits = compare.driven_logits(compare.with_capabilities(plain_way))
     for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
         richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
@@ -143,8 +139,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
     projection = compare.model.get_output_embeddings()
     if projection is None:
         raise compare.unsupported("it has no output embeddings.")
-    own = compare.own_logits(compare.model, compare.encodings(compare.prompts(3)))
-    own = own if compare.is_float32 else own.to(projection.weight.dtype)
+    own = compare.own_logits(compare.model, compare.encodings(compare.prompts(3))).to(projection.weight.dtype)
     for caches_images in (False, True) if compare.processor.sees else (False,):
         vlm = compare.with_capabilities(replace(capabilities, caches_images=caches_images))
         try:
@@ -264,3 +259,98 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
             f"{compare.name} computes attention and MLP in parallel, or more than these: they cannot be skipped "
             "separately. Leave out `units`."
         )
+
+
+# ---- the vision tower
+
+
+@torch.no_grad()
+def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> ModelCapabilities:
+    """Return the capabilities with those of the vision tower; raise ValueError if its layers cannot be skipped."""
+    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
+    if not processor.sees:
+        raise ValueError(f"{compare.name} reads only text: it has no vision layers. Leave out `vision`.")
+    if not capabilities.caches_images:
+        raise ValueError(f"{compare.name} computes more from images than features that can be cached. Leave out `vision`.")
+    with compare.with_few_layers(vision=True), compare.in_float32():
+        with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
+            tower = _probe_tower(compare)
+        richer, layers = replace(capabilities, tower=tower), find_vision_tower(model).layers
+        idle = [place for place, layer in enumerate(layers) if layer in compare.idle and place not in tower.protected]
+        if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
+            raise ValueError(
+                f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
+            )
+    # Layers that were not run have passed every comparison: half of them are removed from the tower of all layers.
+    if idle and not _can_remove(compare, tower, compare.pixels(), idle[::2]):
+        raise ValueError(f"{compare.name} without vision layers {idle[::2]} differs from skipping them. Leave out `vision`.")
+    check_mac_counting(compare, richer)
+    return richer
+
+
+@torch.no_grad()
+def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: PromptProcessor) -> tuple[int, ...]:
+    """Return the positions of the vision layers that a model reads; ValueError if that cannot be found out."""
+    compare = Comparison(model, processor.with_answer_type(capabilities.answer_type))
+    with compare.rejecting("its vision layers cannot be watched, so its projector cannot train"):
+        return _tower_reads(compare, compare.pixels())
+
+
+def _probe_tower(compare: Comparison) -> TowerCapabilities:
+    """Find out how the layers of a vision tower can be skipped; ValueError if they cannot."""
+    given = compare.pixels()
+    reads, count = _tower_reads(compare, given), len(find_vision_tower(compare.model).layers)
+    last = max(reads)
+    found = TowerCapabilities(reads, dict.fromkeys(range(last + 1, count), UNREAD))
+    if not compare.same(_replay(compare, found, given, ()), image_features(compare.model, given)):
+        raise ValueError("run one by one, they do not reproduce its own forward")
+    removable = [place for place in range(last + 1) if _can_remove(compare, found, given, (place,))]
+    if not removable:
+        raise ValueError(f"none of them can be removed: {TIED_VISION}")
+    for removed in separating_sets(removable):
+        if len(removed) < count and not _can_remove(compare, found, given, removed):
+            raise ValueError(f"without several of them, such as {removed}, the model reads other layers, or changes")
+    tied = [place for place in range(last + 1) if place not in removable]
+    return TowerCapabilities(reads, {**found.protected, **dict.fromkeys(tied, TIED_VISION)})
+
+
+def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the positions of the vision layers whose outputs the model reads directly; ValueError if there are none.
+
+    They are those whose output changes the image features while every other layer gives the same tensor.
+    """
+    stack = find_vision_tower(compare.model)
+    note_outputs(stack, partial(image_features, compare.model, given))
+    tower = VisionTower(compare.model, TowerCapabilities(()))
+    embedded = tower.record(given).embedded
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(embedded.shape, generator=generator, dtype=torch.float64).to(embedded)
+    other = embedded + noise * (embedded.std() + 1)
+    outputs = dict.fromkeys(range(len(stack.layers)), embedded)
+    plain = tower.features_of_outputs(given, outputs)
+    found = [n for n in outputs if not compare.same(tower.features_of_outputs(given, {**outputs, n: other}), plain)]
+    if not found:
+        raise ValueError("the model reads none of their outputs")
+    return tuple(found)
+
+
+def _replay(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> dict:
+    """Compute the features of an image layer by layer, without some layers."""
+    tower = VisionTower(compare.model, able)
+    hidden, images, slices = tower.begin({"": given})
+    for place in range(max(able.reads) + 1):
+        run = None if place in removed else partial(run_layer, tower.stack.layers[place])
+        hidden = tower.step(hidden, images, place, run)
+    return tower.features(hidden, images, slices, {"": given})[""]
+
+
+def _can_remove(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> bool:
+    """Compare the model without some layers with what it gives when they are skipped; and with its reloaded self."""
+    smaller = share_copy(compare.model)
+    try:
+        delete_vision_layers(smaller, removed)
+        if reload_difference(smaller) is not None:
+            return False
+        return compare.same(image_features(smaller, given), _replay(compare, able, given, removed))
+    except Exception:  # whatever transformers raises: it cannot do without them
+        return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +43,7 @@ class Stack:
 
 
 def find_decoder(model: nn.Module) -> Stack:
-    """Find the decoder layers of a model of transformers, and the norm after them.
-
-    Raises:
-        ValueError: The model is an encoder-decoder, or keeps its layers where transformers usually does not.
-    """
+    """Find the decoder layers of a model of transformers, and the norm after them; ValueError if there are none."""
     name, config = type(model).__name__, model.config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model, which is not supported. Use a decoder-only model.")
@@ -120,28 +115,13 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
                 module.forward = own
 
 
-def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
-    """Run the model once, and note what its layers consist of.
+def note_outputs(stack: Stack, run: Callable[[], Any]) -> None:
+    """Run the model once, and note on each layer and its parts how many outputs it returns; 0 = a tensor alone."""
 
-    On each layer, attention and MLP: how many outputs it returns. On each layer: the norms that serve attention or MLP
-    alone. They are found by what reads what, since names mislead: `post_attention_layernorm` is before the MLP in Llama, and
-    after the attention in Gemma.
-    """
-    handles = []
-    for layer in stack.layers:
-        calls: dict[str, tuple[Tensor, Any]] = {}
+    def note(module: Any, _: Any, output: Any) -> None:
+        module._das_outputs = len(output) if isinstance(output, tuple) else 0
 
-        def note(module: Any, args: Any, kwargs: Any, output: Any, calls: Any = calls, name: str = "") -> None:
-            module._das_outputs = len(output) if isinstance(output, tuple) else 0
-            if name:
-                calls[name] = first_input(args, kwargs), first_output(output)
-                return
-            module._das_norms = {kind: _own_norms(module, calls, kind) for kind in PART_NAMES}
-            calls.clear()
-
-        handles.append(layer.register_forward_hook(note, with_kwargs=True))
-        for name, part in layer.named_children():
-            handles.append(part.register_forward_hook(partial(note, name=name), with_kwargs=True))
+    handles = [part.register_forward_hook(note) for layer in stack.layers for part in (layer, *layer.children())]
     try:
         run()
     finally:
@@ -149,26 +129,8 @@ def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
             handle.remove()
 
 
-def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
-    """Return the norms before a layer's attention or MLP that nothing else reads, and those after it that keep zeros."""
-    part = child_name(layer, PART_NAMES[kind])
-    if part is None or part not in calls:
-        return []
-    found = []
-    for name, (read, given) in calls.items():
-        readers = [other for other, (value, _) in calls.items() if value is given]
-        if readers == [part]:
-            found.append(name)
-        elif read is calls[part][1]:  # with a bias, it turns the zeros of a skipped part into something else: it stays
-            module: Any = getattr(layer, name)
-            zeros = torch.zeros_like(read, dtype=next(module.parameters(), read).dtype)  # without the hooks of float32
-            if not module.forward(zeros).any():
-                found.append(name)
-    return found
-
-
 def in_output_form(module: nn.Module, hidden: Tensor) -> Any:
-    """Return hidden states in the form of the module's output, see `note_layer_parts`."""
+    """Return hidden states in the form of the module's output, see `note_outputs`."""
     outputs = int(getattr(module, "_das_outputs", 0))
     return (hidden, *[None] * (outputs - 1)) if outputs else hidden
 

@@ -136,17 +136,12 @@ class VisionTower:
         batches: Sequence[ImageBatch],
         place: int,
         run: Callable[[Tensor, Call], Tensor] | None,
-        is_half_done: bool = False,
     ) -> Tensor:
-        """Return the stream after a layer.
-
-        `run` gives the layer's output for a batch; None = the layer is skipped. `is_half_done` is True for an MLP, whose
-        input comes from the same layer's attention and not from the layer before.
-        """
+        """Return the stream after a layer; `run` gives its output for a batch, None = the layer is skipped."""
         sizes = [batch.tokens for batch in batches]
         earlier, current = hidden.split([hidden.shape[1] - sum(sizes), sum(sizes)], dim=1)
         # A layer's input is the output of the layer before. If the model reads that, it has to stay in the stream.
-        keeps_input = place - 1 in self.capabilities.reads and not is_half_done
+        keeps_input = place - 1 in self.capabilities.reads
         if run is None:
             return torch.cat((hidden, current), dim=1) if keeps_input else hidden
         outputs = []

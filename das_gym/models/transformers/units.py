@@ -36,7 +36,7 @@ from das_gym.models.transformers.stack import (
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
 UNITS = ("layers", "sublayers")
-"""What may be skipped: whole layers, or the attention and the MLP of each."""
+"""What may be skipped: whole layers, or the attention and the MLP of each decoder layer."""
 
 LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
@@ -89,7 +89,7 @@ class UnitModel(VLP):
         self.tower = None if capabilities.tower is None else VisionTower(model, capabilities.tower)
         vision_units = []
         if self.tower is not None:
-            vision_units = find_units(self.tower.stack, units, self.tower.capabilities.protected, "vision", IMAGE, 0)
+            vision_units = find_units(self.tower.stack, UNITS[0], self.tower.capabilities.protected, "vision", IMAGE, 0)
         self.front = len(vision_units)  # the decoder's state depends on their bits: the engine keeps one for each of these
         decoder_units = find_units(self.stack, units, capabilities.protected, "decoder", JOINT, self.front)
         self.decoder_units = len(decoder_units)  # they come first in a mask, and vision layers run first
@@ -143,16 +143,7 @@ class UnitModel(VLP):
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
-        """Insert adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
-
-        Args:
-            bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
-            skip_bottleneck: Width of skip adapters, with the same default.
-            generator: Draws their weights.
-
-        Raises:
-            ValueError: A width below 1, units that are no whole layers, or layers without a place for them.
-        """
+        """Insert adapters of these widths into every unit, with a skip adapter for each; None = `default_widths`."""
         defaults = default_widths(self.feature_size)
         widths = [d if w is None else w for w, d in zip((bottleneck, skip_bottleneck), defaults, strict=True)]
         for name, width in zip(("bottleneck", "skip_bottleneck"), widths, strict=True):
@@ -251,11 +242,7 @@ class UnitModel(VLP):
 def find_units(
     stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str, stage: int
 ) -> list[tuple[Layer, int]]:
-    """Return the units of a list of layers, the first in `stage`, and the position of each one's layer.
-
-    Raises:
-        ValueError: Sublayers are wanted, and a layer has no attention or MLP under a known name.
-    """
+    """Return the units of a list of layers, the first in `stage`, and the position of each one's layer."""
     found: list[tuple[Layer, int]] = []
     for place, layer in enumerate(stack.layers):
         kinds = [LAYER] if units == "layers" else [ATTENTION, MLP]

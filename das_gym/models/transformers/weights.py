@@ -1,18 +1,23 @@
-"""The files of a folder that hold a model's weights: which they are, and of which dtype and size, their content unread."""
+"""The files of a folder that hold a model's weights: which they are, of which dtype, and their checksums."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from das_gym.files import read_json
+from das_gym.bundled import checksum
+from das_gym.files import read_json, write_text
 from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
+
+SUMS = "SHA256SUMS"
+"""The file of the checksums of a folder's weights, as `sha256sum --check` reads it."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -54,3 +59,27 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
     found = getattr(torch, str(named), None)
     return found if isinstance(found, torch.dtype) else None
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of all safetensors files of a folder into it."""
+    lines = [f"{checksum(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def check_sums(folder: Path) -> bool:
+    """Compare a folder's files with its checksums, and return whether it has any."""
+    path = folder / SUMS
+    if not path.is_file():
+        return False
+    advice = f"Copy the folder again; if you changed the file yourself, remove {SUMS}"
+    for line in path.read_text("utf-8", "replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
+        if match is None:
+            raise ValueError(f"{path} is damaged: got {line[:80]!r}, expected a checksum and a name. {advice}")
+        file = folder / match[2]
+        if not file.is_file():
+            raise ValueError(f"{folder} lacks {match[2]}, which {SUMS} names. {advice}")
+        if checksum(file) != match[1]:
+            raise ValueError(f"{file} is damaged: its checksum differs from the recorded one. {advice}")
+    return True

@@ -45,10 +45,7 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         skip = partial(skip_adapter, config.hidden_size, config.skip_bottleneck)
         self.build_network(config, lambda index: SkippableLayer(ViLTBlock(config), skip()))
         fold_single_queries(self)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """Set weights to N(0, 0.02) and biases to 0, as in ViLT; LayerNorms start as the identity."""
+        # As in ViLT: N(0, 0.02), and 0 for biases. LayerNorms start as the identity.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)

@@ -1,11 +1,17 @@
-"""Questions to a model that answers in words, and the prompts that formats have no words for."""
+"""Questions to a model that answers in words, the conversations that they are parts of, and how these are divided.
+
+Readers of folders build conversations first. Whole images, with all conversations about them, are kept from training for
+the reward split.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from das_gym.data.bad_examples import BadExamples
 from das_gym.data.images import ImageSource
+from das_gym.data.splits import LazySequence, Splits, hash_order, linked_groups, share_of
 
 IMAGE_MARK = "<image>"
 """Stands in a text where an image does. Source: LLaVA's conversations."""
@@ -22,6 +28,12 @@ CLASS_QUESTION = "What is the label for this image?"
 """The question of the reference about every image of AID."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+REWARD_SHARE = TEST_SHARE = 0.1
+"""Shares of the images that become the reward and the test split, where no file is for that."""
+
+VALIDATION_SHARE = 0.5
+"""Share of the images of a validation file that become the reward split, where it also has to serve as another split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +72,148 @@ def multiple_choice(question: str, context: str, choices: Sequence[str]) -> str:
     """Return a question with its context (`N/A` if empty, as is usual) and up to 26 lettered choices."""
     lettered = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     return instructed(f"{question.strip()}\nContext: {context.strip() or 'N/A'}\nOptions: {lettered}", LETTER_ANSWER)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Questions and answers about the same images.
+
+    Attributes:
+        where: File and entry, for errors.
+        key: A name that is unique in the data set.
+        images: The images, in the order of the marks `<image>` of all rounds.
+        names: The data set's own name of each image, which does not depend on the folder.
+        rounds: Question and answer of each round, one or more.
+        options: The answers to choose from; empty = any answer.
+        kind: The data set's own group.
+        answers: Every annotator's answer to a single round; empty = its answer alone.
+    """
+
+    where: str
+    key: str
+    images: tuple[ImageSource, ...]
+    names: tuple[str, ...]
+    rounds: tuple[tuple[str, str], ...]
+    options: tuple[str, ...] = ()
+    kind: str = ""
+    answers: tuple[str, ...] = ()
+
+
+Conversations = Sequence[Conversation]
+
+
+def examples_of(conversations: Conversations) -> LazySequence[AnswerExample]:
+    """Return an example for each round, with the rounds before it."""
+    return LazySequence([(c, number) for c in conversations for number in range(len(c.rounds))], _example)
+
+
+def _example(item: tuple[Conversation, int]) -> AnswerExample:
+    conversation, number = item
+    question, answer = conversation.rounds[number]
+    questions = [text for text, _ in conversation.rounds]
+    marks = sum(text.count(IMAGE_MARK) for text in questions[: number + 1])
+    return AnswerExample(
+        key=conversation.key if len(questions) == 1 else f"{conversation.key}#{number + 1}",
+        images=conversation.images[:marks] if any(IMAGE_MARK in text for text in questions) else conversation.images,
+        question=question,
+        answer=answer,
+        answers=conversation.answers,
+        options=conversation.options,
+        rounds=conversation.rounds[:number],
+        kind=conversation.kind,
+    )
+
+
+def drop_broken(conversations: Conversations, source: str, bad: BadExamples) -> list[Conversation]:
+    """Return the conversations whose images can be used; see `BadExamples.drop_broken`."""
+    return bad.drop_broken(conversations, source, lambda c: c.where.removeprefix(f"{source}: "))
+
+
+def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) -> Splits[AnswerExample]:
+    """Return the three splits of a data set, with no image in two of them.
+
+    Train is for training, val is the reward split, test is the test split. Where one is missing, whole images of
+    another take its place, chosen by the hash of the data set's own names for them, so that they never change: a tenth
+    of train for a missing val; half of val for a missing train or test; of a single file, a tenth each.
+
+    `parts` are `train`, `val` and `test`, or one of any name; `bad` receives conversations about an image that another part
+    has.
+    """
+    train, val, test = _disjoint([parts.get(name, ()) for name in ("train", "val", "test")], bad)
+    reward: Conversations = val
+    if len(parts) == 1:
+        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, bad)
+    elif not val:
+        (reward,), train = _split_off(train, (REWARD_SHARE,), source, bad)
+    elif not test:
+        (reward,), test = _split_off(val, (VALIDATION_SHARE,), source, bad)
+    elif not train:
+        (reward,), train = _split_off(val, (VALIDATION_SHARE,), source, bad)
+    return bad.splits(examples_of(train), examples_of(reward), examples_of(test))
+
+
+def _split_off(
+    conversations: Conversations, shares: Sequence[float], source: str, bad: BadExamples
+) -> tuple[list[list[Conversation]], list[Conversation]]:
+    """Return a share of the groups of images for each of the shares, and the rest."""
+    groups = group_names(conversations)
+    order = hash_order(groups)
+    if len(order) <= len(shares):
+        raise ValueError(
+            f"{source}: too few images to divide: got {len(order)} groups of images that occur together in "
+            f"{len(conversations)} conversations, expected {len(shares) + 1} or more{bad.last_skipped}"
+        )
+
+    def with_groups(chosen: Collection[str]) -> list[Conversation]:
+        return [c for c, group in zip(conversations, groups, strict=True) if group in chosen]
+
+    parts, start = [], 0
+    for share in shares:
+        end = start + share_of(share, len(order))
+        parts.append(with_groups(frozenset(order[start:end])))
+        start = end
+    return parts, with_groups(frozenset(order[start:]))
+
+
+def group_names(conversations: Conversations) -> list[str]:
+    """Return for each conversation the least name of its linked images; without images, its first question."""
+    linked = linked_groups([[image.key for image in c.images] or [c.rounds[0][0]] for c in conversations])
+    # Of a group, the least name decides where it goes: it depends neither on the order of entries nor on the folder.
+    least: dict[int, str] = {}
+    for conversation, group in zip(conversations, linked, strict=True):
+        name = min(conversation.names, default=conversation.rounds[0][0])
+        least[group] = min(name, least.get(group, name))
+    return [least[group] for group in linked]
+
+
+def _disjoint(parts: Sequence[Conversations], bad: BadExamples) -> list[Conversations]:
+    """Return the parts without the conversations about images that a later part has, which are reported."""
+    kept: list[Conversations] = list(parts)
+    # Test decides what is reported, reward which mask is chosen: neither may lose examples to train.
+    for later in range(len(parts) - 1, 0, -1):
+        where_of = {image.key: c.where for c in kept[later] for image in c.images}
+        for earlier in range(later):
+            before, left = kept[earlier], []
+            for conversation in before:
+                shared = next((image.key for image in conversation.images if image.key in where_of), None)
+                if shared is None:
+                    left.append(conversation)
+                    continue
+                error = ValueError(
+                    f"{conversation.where} shares an image with another split: {shared} is in {where_of[shared]}"
+                )
+                bad.report(error)
+            if before:
+                bad.require(left, before[0].where.partition(": ")[0])
+            kept[earlier] = left
+    return kept
+
+
+def check_options(answer: str, options: Sequence[str], where: str) -> None:
+    """Raise ValueError for fewer than two distinct options, or an answer that is not among them."""
+    if len(options) < 2 or len(set(options)) < len(options):
+        raise ValueError(f"{where}: wrong `options`: got {options!r:.80}, expected two or more different ones")
+    if answer not in options:
+        raise ValueError(
+            f"{where}: the answer is not among the options: got {answer!r:.60}, expected one of {options!r:.80}"
+        )

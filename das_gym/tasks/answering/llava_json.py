@@ -23,15 +23,18 @@ from typing import Any
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_fields, check_new, check_text, read_entries
 from das_gym.data.splits import Splits
-from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
-from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
-from das_gym.tasks.answering.image_files import ImageFinder, plain_name
+from das_gym.tasks.answering.examples import (
+    IMAGE_MARK,
+    AnswerExample,
+    Conversation,
+    check_options,
+    divide,
+    drop_broken,
+)
+from das_gym.tasks.answering.files import MISSPELLED, ImageFinder, plain_name
 
 ROLES = ("human", "gpt")
 """Who speaks, in turn."""
-
-MISSPELLED = "conversatons"
-"""The field in files of LLaVA-Med."""
 
 MAX_CLASSES = 100
 """The largest number of answers to a single question that become its options."""
@@ -40,13 +43,9 @@ Rounds = tuple[tuple[str, str], ...]
 
 
 def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
-    """Read the files of `train`, `val` and `test`, or one of any name; see `conversations.divide`."""
+    """Read the files of `train`, `val` and `test`, or one of any name; see `examples.divide`."""
     bad = BadExamples(on_bad_example)
-    same_names = len({path.name for path in files.values()}) < len(files)  # train/data.json and test/data.json
-    parts = {}
-    for part, path in files.items():
-        name = f"{path.parent.name}/{path.name}" if same_names else path.name
-        parts[part] = _read(path, name, ImageFinder(path.parent, root), bad)
+    parts = {part: _read(path, ImageFinder(path.parent, root), bad) for part, path in files.items()}
     return divide(with_classes(parts), " and ".join(map(str, files.values())), bad)
 
 
@@ -68,8 +67,8 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
     return bad.drop_broken(read, str(path), lambda e: f"question_id {e.question_id}")
 
 
-def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[Conversation]:
-    """Read the conversations of a file; keys begin with `name`."""
+def _read(path: Path, finder: ImageFinder, bad: BadExamples) -> list[Conversation]:
+    """Read the conversations of a file; keys begin with its name."""
     entries = list(read_entries(path, bad))
     ids = Counter(_id_of(entry) for _, entry in entries)
 
@@ -77,7 +76,7 @@ def _read(path: Path, name: str, finder: ImageFinder, bad: BadExamples) -> list[
         own_id = _id_of(entry)
         # Rounds of a conversation add "#2" to its key, so that an id with "#" could be the key of another round.
         unique = own_id and ids[own_id] == 1 and "#" not in own_id
-        key = f"{name}/{own_id}" if unique else name + where.removeprefix(str(path))
+        key = f"{path.name}/{own_id}" if unique else path.name + where.removeprefix(str(path))
         return _conversation(entry, key, f"{where} (id {own_id:.60})" if own_id else where, finder)
 
     return drop_broken(bad.parse(entries, conversation), str(path), bad)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-
-import numpy as np
 
 from das_gym.tasks.answering.examples import LETTERS, AnswerExample
 from das_gym.tasks.vqa.accuracy import normalize_answer, vqa_accuracy
@@ -70,12 +67,3 @@ def score_answer(example: AnswerExample, generated: str) -> float:
     if len(example.answers) >= ANNOTATORS:
         return vqa_accuracy_of(generated, example.answers)
     return max(exact_match(generated, answer) for answer in (example.answer, *example.answers))
-
-
-def mean_by_kind(examples: Sequence[AnswerExample], scores: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return the mean of the scores, one per example, of each kind of the data set (`kind/CLOSED`)."""
-    groups: defaultdict[str, list[float]] = defaultdict(list)
-    for example, score in zip(examples, scores, strict=True):
-        if example.kind:
-            groups[f"kind/{example.kind}"].append(float(score))
-    return {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}

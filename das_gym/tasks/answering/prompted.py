@@ -10,13 +10,9 @@ from pathlib import Path
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.splits import LazySequence, Splits
 from das_gym.tasks.answering.examples import TRUE_OR_FALSE, AnswerExample, instructed
-from das_gym.tasks.nlvr2.files import NLVR2Example
-from das_gym.tasks.nlvr2.task import NLVR2Task
-from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY
-from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import read_vqav2
-from das_gym.tasks.vqa.vqav2_files import SPLITS
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
+from das_gym.tasks.vqa.readers import OUT_OF_VOCABULARY, load_vqa
+from das_gym.tasks.vqa.vqav2 import SPLITS, VQAExample, read_vqav2
 
 TRUTHS = ("true", "false")
 """NLVR2's answers."""
@@ -31,7 +27,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     The reference answer is the most frequent one. Questions whose every answer is empty when it is normalized, such as
     `a`, are skipped and counted whatever `on_bad_example` is; VQAv2 has some.
     """
-    splits = VQATask.load_splits(data_root, on_bad_example)
+    splits = load_vqa(data_root, on_bad_example)
     parts = (splits.train, splits.reward, splits.test)
     kept = [_answerable(part) for part in parts]
     skipped = sum(map(len, parts)) - sum(map(len, kept))
@@ -78,7 +74,7 @@ def _example(example: VQAExample, by_question: bool) -> AnswerExample:
 
 def load_prompted_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
     """Read NLVR2's files or arrow tables: each sentence with its left and right image, to be called true or false."""
-    splits = NLVR2Task.load_splits(data_root, on_bad_example)
+    splits = load_nlvr2(data_root, on_bad_example)
     train, reward, test = (LazySequence(part, _judgement) for part in (splits.train, splits.reward, splits.test))
     return Splits(train, reward, test, splits.left_out)
 

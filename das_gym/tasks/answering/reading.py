@@ -5,42 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from das_gym.data.entries import some
 from das_gym.data.splits import Splits
 from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.answering.class_folders import class_folders, load_class_folders
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.image_files import MAX_FOLDERS, subfolders
-from das_gym.tasks.answering.json_files import (
-    ALL,
-    QUESTIONS,
-    DataFile,
-    check_companions,
-    data_file,
-    data_sets,
-    json_files,
-)
+from das_gym.tasks.answering.files import QUESTIONS, check_companions, data_file, data_sets, json_files
 from das_gym.tasks.answering.llava_json import load_llava, load_questions
 from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_part, load_prompted_vqa
-from das_gym.tasks.answering.scienceqa import PID_SPLITS, PROBLEMS, load_scienceqa
-from das_gym.tasks.answering.slake import load_slake
+from das_gym.tasks.answering.published import (
+    PID_SPLITS,
+    PROBLEMS,
+    class_folders,
+    load_class_folders,
+    load_scienceqa,
+    load_slake,
+)
 from das_gym.tasks.answering.tables import STATE, load_tables, parquet_shards, saved_shards
 from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
 
 FORMATS = (
     "LLaVA's conversations (train.json, val.json, test.json, or one file; also .jsonl), Slake's own files, VQAv2's "
     f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
-    "one folder of images per class, parquet files or a folder of `save_to_disk` with columns image, question and "
-    "answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow"
+    "one folder of images per class (also in train, val and test), parquet files or a folder of `save_to_disk` with columns "
+    "image, question and answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow; questions without answers are for `adapt "
+    f"predict` with `split={QUESTIONS}`"
 )
 """The supported formats of a data root."""
-
-DEPTH = 2
-"""How deep below the data root files are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +104,13 @@ def _find(root: Path) -> DataSet:
     """Return the only data set in a data root, which is a folder or one of its files; ValueError: none or several."""
     if root.is_file():
         return _find_file(root)
-    found, files = _first_level(root, partial(_data_sets_in, root=root)), list[DataFile]()
+    found = list(_data_sets_in(root))
+    if not found and not json_files(root):  # else damaged files are meant
+        parts = class_folders(root)
+        if parts:
+            found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
     if not found:
-        files = [file for level in islice(_levels(root), 2) for folder in level for file in json_files(folder)]
-        if not any(file.part != ALL or file.has_entries for file in files):  # else a damaged data set is meant, not classes
-            found = _first_level(root, _classes_in)
-    if not found:
-        contents = [f"{file.path.name} with {file.content}" for file in files]
-        names = some(contents or sorted(path.name for path in root.iterdir()), 6)
+        names = some(sorted(path.name for path in root.iterdir()), 6)
         raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
@@ -126,70 +118,36 @@ def _find(root: Path) -> DataSet:
     return found[0]
 
 
-def _first_level(root: Path, find: Callable[[Path], Iterator[DataSet]]) -> list[DataSet]:
-    """Return what is found in the first level of folders that has anything."""
-    by_level = ([one for folder in level for one in find(folder)] for level in _levels(root))
-    return next(filter(None, by_level), [])
-
-
-def _levels(root: Path) -> Iterator[list[Path]]:
-    """Yield the folder, the folders in it, and the folders in these."""
-    level = [root]
-    for _ in range(DEPTH + 1):
-        yield level
-        level = [inner for folder in level for inner in subfolders(folder)][:MAX_FOLDERS]
-
-
 def _find_file(path: Path) -> DataSet:
     """Return the data set that a file belongs to."""
     if path.suffix == ".arrow" and not (path.parent / STATE).is_file():
         load = load_prompted_nlvr2 if path.name.startswith("nlvr2") else load_prompted_vqa
         return DataSet("arrow tables", (path,), partial(load, path))
-    for found in _data_sets_in(path.parent, path.parent, path):
+    for found in _data_sets_in(path.parent):
         if path in found.files:
             return found
-    content = [file.content for file in json_files(path.parent) if file.path == path] or [
-        "no .json, .jsonl, .parquet or .arrow file"
-    ]
-    raise ValueError(f"`data_root` {path} is not in a known format: got {content[0]}, expected a file of {FORMATS}")
+    raise ValueError(f"`data_root` {path} is not in a known format, expected a file of {FORMATS}")
 
 
-def _data_sets_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[DataSet]:
-    """Yield the data sets whose files are in a folder; only faults of the one with a `named` file matter."""
+def _data_sets_in(folder: Path) -> Iterator[DataSet]:
+    """Yield the data sets whose files are in a folder."""
     scienceqa = (folder / PROBLEMS, folder / PID_SPLITS)
     if all(path.is_file() for path in scienceqa):
-        yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder, root))
+        yield DataSet("ScienceQA", scienceqa, partial(load_scienceqa, folder))
     vqa = (*sorted(folder.glob("*mscoco_*_questions.json")), *sorted(folder.glob("vqav2_*.arrow")))
     if vqa:
         yield DataSet("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
     for name, shards in (("parquet files", parquet_shards(folder)), ("a folder of save_to_disk", saved_shards(folder))):
         if shards:
             paths = tuple(path for split in shards.values() for path in split)
-            yield DataSet(name, paths, partial(load_tables, shards, root), has_columns=True)
-    nlvr2 = [folder / inner / "train.json" for inner in NLVR2_FOLDERS]
-    nlvr2 = [path for path in nlvr2 if path.is_file() and data_file(path).kind == "nlvr2"]
-    base = _nlvr2_root(folder, nlvr2[0].parent) if nlvr2 else folder
-    nlvr2 += sorted(folder.glob("nlvr2_*.arrow"))
+            yield DataSet(name, paths, partial(load_tables, shards, folder), has_columns=True)
+    nlvr2 = [path for inner in NLVR2_FOLDERS if (path := folder / inner / "train.json").is_file()]
+    nlvr2 = [path for path in nlvr2 if data_file(path).kind == "nlvr2"] + sorted(folder.glob("nlvr2_*.arrow"))
     if nlvr2:
-        yield DataSet("NLVR2", tuple(nlvr2), partial(load_prompted_nlvr2, base))
-    others = [file for file in json_files(folder) if named is None or file.path.parent == folder]
+        yield DataSet("NLVR2", tuple(nlvr2), partial(load_prompted_nlvr2, folder))
+    others = json_files(folder)
     for kind, name, load in (("llava", "LLaVA's conversations", load_llava), ("slake", "Slake's own files", load_slake)):
         for members in data_sets([file for file in others if file.kind == kind]):
+            check_companions(members, others)
             files = {part: file.path for part, file in members.items()}
-            if named is None or named in files.values():
-                check_companions(members, others)
-            yield DataSet(name, tuple(files.values()), partial(load, files, root))
-
-
-def _nlvr2_root(folder: Path, inner: Path) -> Path:
-    """Return the folder with images from which NLVR2's reader finds the files in `inner`, which is in `folder`."""
-    bases = [base for base in (inner, *inner.parents) if any(base / name == inner for name in NLVR2_FOLDERS)]
-    within = [base for base in bases if base == folder or folder in base.parents]
-    return next((base for base in within if (base / "images").is_dir() or (base / "train").is_dir()), folder)
-
-
-def _classes_in(folder: Path) -> Iterator[DataSet]:
-    """Yield a folder of class folders."""
-    parts = class_folders(folder)
-    if parts:
-        yield DataSet("folders of classes", (folder,), partial(load_class_folders, parts, folder))
+            yield DataSet(name, tuple(files.values()), partial(load, files, folder))

@@ -21,10 +21,16 @@ from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage, class_names, digest_of, images_in, open_table, plain_rows, read_schema
 from das_gym.files import explain_damage, read_json
-from das_gym.tasks.answering.conversations import Conversation, check_options, divide, drop_broken
-from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample, instructed
-from das_gym.tasks.answering.image_files import ImageFinder, plain_name, subfolders
-from das_gym.tasks.answering.json_files import ALL, part_of
+from das_gym.tasks.answering.examples import (
+    IMAGE_MARK,
+    AnswerExample,
+    Conversation,
+    check_options,
+    divide,
+    drop_broken,
+    instructed,
+)
+from das_gym.tasks.answering.files import ALL, ImageFinder, part_of, plain_name, subfolders
 from das_gym.tasks.answering.llava_json import with_classes
 
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -77,7 +83,7 @@ def _saved_files(folder: Path) -> list[Path]:
 def load_tables(
     shards: Shards, root: Path, on_bad_example: str = "raise", columns: str | None = None
 ) -> Splits[AnswerExample]:
-    """Read the files of each split of a data set; the splits are those of `conversations.divide`.
+    """Read the files of each split of a data set; the splits are those of `examples.divide`.
 
     Images that are named by paths are looked for in `root`. `columns` are the names of the columns of image, question and
     answer, separated by commas; None finds them by `COLUMNS`.
@@ -161,6 +167,7 @@ def _prompt(question: str, images: int, where: str) -> str:
     marks = question.count(IMAGE_MARK)
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
+    # A question of several lines has an instruction of its own.
     text = question.replace(IMAGE_MARK, "").strip()
     return question if "\n" in text else instructed(question)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
-from das_gym.tasks.answering.metrics import mean_by_kind, score_answer
+from das_gym.tasks.answering.metrics import score_answer
 from das_gym.tasks.answering.reading import load_answers, load_answers_part
 from das_gym.tasks.base import PARTS, Task
 
@@ -111,7 +112,12 @@ class AnsweringTask(Task):
 
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return mean loss, and the share of right answers: overall and by kind (`kind/CLOSED`)."""
-        return {**super().summary(examples, losses, metrics), **mean_by_kind(examples, metrics)}
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for example, metric in zip(examples, metrics.tolist(), strict=True):
+            if example.kind:
+                groups[f"kind/{example.kind}"].append(metric)
+        by_kind = {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
+        return {**super().summary(examples, losses, metrics), **by_kind}
 
     def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
         """Return the examples without their options."""
@@ -132,9 +138,11 @@ class AnsweringTask(Task):
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the reference is the likeliest option, or, without options, the greedy answer; (batch,)."""
         options = torch.bincount(targets["example"])
+        # Without options, the greedy answer is right if no token of the reference is missed: it is teacher-forced.
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
         missed = _sum_by(wrong, targets)[targets["reference"]]
         likelihood = -_sum_by(self._nats(logits, targets), targets)
+        # An option is as likely as its whole text: the sum over its tokens counts, not their mean.
         best = torch.full_like(options, -torch.inf, dtype=likelihood.dtype)
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
         return torch.where(options > 1, likelihood[targets["reference"]] >= best, missed == 0).to(likelihood)

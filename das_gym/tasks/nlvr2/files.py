@@ -17,7 +17,7 @@ needs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,27 +84,29 @@ class NLVR2Example:
 
 
 def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
-    """Read the official files; arguments and errors are those of `Task.load_splits`."""
-    root, bad = data_folder(data_root, "NLVR2's JSON files and images"), BadExamples(on_bad_example)
-    train_path = find_file(root, ["train.json"], FOLDERS)
-    test_path = find_file(root, [f"{split}.json" for split in TEST_SPLITS], FOLDERS)
-    train, reward = divide(_read(train_path, root, bad), lambda e: Path(e.images[0].key).parent.name, train_path, bad)
-    return bad.splits(train, reward, _read(test_path, root, bad))
-
-
-def divide(
-    examples: Sequence[NLVR2Example], bucket: Callable[[NLVR2Example], str], path: Path, bad: BadExamples
-) -> tuple[tuple[NLVR2Example, ...], tuple[NLVR2Example, ...]]:
-    """Return the training and the reward examples of train, divided by whole buckets; see `reward_buckets`."""
-    buckets = [bucket(example) for example in examples]
+    """Read the official files, or arrow tables; arguments and errors are those of `Task.load_splits`."""
+    bad = BadExamples(on_bad_example)
+    if TABLES.is_in(data_root):
+        tables = TABLES.find(data_root)
+        train_path, test_path = require_table(tables, "train"), require_table(tables, *TEST_SPLITS)
+        train, test = (_read_table(path, bad) for path in (train_path, test_path))
+        buckets = [example.identifier.rsplit("-", 2)[0] for example in train]
+    else:
+        root = data_folder(data_root, "NLVR2's JSON files and images")
+        train_path = find_file(root, ["train.json"], FOLDERS)
+        test_path = find_file(root, [f"{split}.json" for split in TEST_SPLITS], FOLDERS)
+        train, test = (_read(path, root, bad) for path in (train_path, test_path))
+        buckets = [Path(example.images[0].key).parent.name for example in train]
     if len(set(buckets)) < 2:
         raise ValueError(
-            f"{path}: too few directories or image sets to divide: got {buckets[0]!r} only, expected two or more, of which "
-            f"one becomes the reward split{bad.last_skipped}"
+            f"{train_path}: too few directories or image sets to divide: got {buckets[0]!r} only, expected two or more, of "
+            f"which one becomes the reward split{bad.last_skipped}"
         )
     chosen = reward_buckets(buckets)
-    train = tuple(e for e, name in zip(examples, buckets, strict=True) if name not in chosen)
-    return train, tuple(e for e, name in zip(examples, buckets, strict=True) if name in chosen)
+    parts: dict[bool, list[NLVR2Example]] = {True: [], False: []}
+    for example, bucket in zip(train, buckets, strict=True):
+        parts[bucket in chosen].append(example)
+    return bad.splits(parts[False], parts[True], test)
 
 
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
@@ -141,14 +143,6 @@ def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
 
     read = bad.parse(read_entries(path, bad), example)
     return tuple(bad.drop_broken(read, str(path)))
-
-
-def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
-    """Read the tables; arguments and errors are those of `Task.load_splits`."""
-    tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
-    train_path, test_path = require_table(tables, "train"), require_table(tables, *TEST_SPLITS)
-    train, reward = divide(_read_table(train_path, bad), lambda e: e.identifier.rsplit("-", 2)[0], train_path, bad)
-    return bad.splits(train, reward, _read_table(test_path, bad))
 
 
 def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:

@@ -13,7 +13,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.nlvr2.files import TABLES, NLVR2Example, load_arrow_nlvr2, load_nlvr2
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 
 class NLVR2Task(ClassificationTask):
@@ -31,9 +31,7 @@ class NLVR2Task(ClassificationTask):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
         """Read NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
-        root = shapes_nlvr2_root() if data_root is None else data_root
-        load = load_arrow_nlvr2 if TABLES.is_in(root) else load_nlvr2
-        return load(root, on_bad_example)
+        return load_nlvr2(shapes_nlvr2_root() if data_root is None else data_root, on_bad_example)
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
         """Return each sentence with its left image (type 1), then with its right one (type 2)."""

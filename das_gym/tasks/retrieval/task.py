@@ -16,9 +16,8 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.captions import shapes_captions_root
 from das_gym.tasks.base import Gallery, Task, load_head
-from das_gym.tasks.retrieval.arrow import TABLES, load_arrow_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
-from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.retrieval.files import load_captions
 
 
 def build_rank_head(feature_size: int) -> nn.Sequential:
@@ -49,9 +48,7 @@ class RetrievalTask(Task):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
         """Read Karpathy's files, or arrow tables; None is Shapes-captions."""
-        root = shapes_captions_root() if data_root is None else data_root
-        load = load_arrow_captions if TABLES.is_in(root) else load_flickr30k
-        return load(root, on_bad_example)
+        return load_captions(shapes_captions_root() if data_root is None else data_root, on_bad_example)
 
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:
         """Return each image with its 16 texts, the true one first."""

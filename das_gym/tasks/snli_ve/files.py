@@ -60,58 +60,45 @@ class SNLIVEExample:
 
 
 def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
-    """Read the official files; arguments and errors are those of `Task.load_splits`."""
-    root, bad = data_folder(data_root, "snli_ve_train.jsonl and the images of Flickr30k"), BadExamples(on_bad_example)
+    """Read the official files, or arrow tables; arguments and errors are those of `Task.load_splits`."""
+    bad = BadExamples(on_bad_example)
+    if TABLES.is_in(data_root):
+        tables = TABLES.find(data_root)
+        train, reward, test = (_read_table(require_table(tables, part), part, bad) for part in PARTS)
+        return bad.splits(train, reward, test)
+    root = data_folder(data_root, "snli_ve_train.jsonl and the images of Flickr30k")
     paths = [find_file(root, [f"snli_ve_{part}.jsonl"], ("", "data")) for part in PARTS]
     listings, images, seen = FolderListings(), dict[str, ImageFile](), dict[str, str]()
 
-    def image(name: str, where: str) -> ImageFile:
-        if name not in images:  # five pairs and more share an image
-            if not name or Path(name).name != name:
-                raise ValueError(
-                    f"{where}: wrong `Flickr30K_ID`: got {name!r:.60}, expected the name of an image without .jpg"
-                )
-            images[name] = ImageFile(listings.first_of([root / folder / f"{name}.jpg" for folder in FOLDERS]))
-        return images[name]
-
     def example(entry: Any, where: str) -> SNLIVEExample | None:
         check_fields(entry, _FIELDS, where)
-        label, key = entry["gold_label"], entry["pairID"]
+        label, key, name = entry["gold_label"], entry["pairID"], entry["Flickr30K_ID"]
         if label == UNDECIDED:
             return None
         if label not in LABELS:
             raise ValueError(f"{where}: wrong `gold_label`: got {label!r:.60}, expected {', '.join(LABELS)} or {UNDECIDED}")
         hypothesis = check_text(entry["sentence2"], f"{where}: `sentence2`")
         check_new(seen, key, "pairID", where)
-        return SNLIVEExample(key, hypothesis, image(entry["Flickr30K_ID"], where), LABELS.index(label))
+        if name not in images:  # five pairs and more share an image
+            if not name or Path(name).name != name:
+                raise ValueError(f"{where}: wrong `Flickr30K_ID`: got {name!r:.60}, expected a name without .jpg")
+            images[name] = ImageFile(listings.first_of([root / folder / f"{name}.jpg" for folder in FOLDERS]))
+        return SNLIVEExample(key, hypothesis, images[name], LABELS.index(label))
 
-    def read(path: Path) -> tuple[SNLIVEExample, ...]:
-        parsed = bad.parse(read_entries(path, bad), example)
-        return tuple(bad.drop_broken(parsed, str(path)))
-
-    train, reward, test = map(read, paths)
+    train, reward, test = (bad.drop_broken(bad.parse(read_entries(path, bad), example), str(path)) for path in paths)
     return bad.splits(train, reward, test)
 
 
-def load_arrow_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
-    """Read the tables; arguments and errors are those of `Task.load_splits`."""
-    tables, bad = TABLES.find(data_root), BadExamples(on_bad_example)
+def _read_table(path: Path, part: str, bad: BadExamples) -> list[SNLIVEExample]:
+    """Read the examples of a table."""
 
-    def read(part: str) -> tuple[SNLIVEExample, ...]:
-        path = require_table(tables, part)
+    def example(item: dict[str, Any], where: str) -> SNLIVEExample:
+        pair, label = item["sentences"], item["labels"]
+        if pair is None or len(pair) != 2:
+            raise ValueError(f"{where}: wrong `sentences`: got {pair!r:.60}, expected a premise and a hypothesis")
+        if label is None or not 0 <= label < len(LABELS):
+            raise ValueError(f"{where}: wrong `labels`: got {label}, expected 0..{len(LABELS) - 1} for {', '.join(LABELS)}")
+        key = f"{part}-{item['row']}-{item['number']}"
+        return SNLIVEExample(key, check_text(pair[1], where), CellImage(path, item["row"]), label)
 
-        def example(item: dict[str, Any], where: str) -> SNLIVEExample:
-            pair, label = item["sentences"], item["labels"]
-            if pair is None or len(pair) != 2:
-                raise ValueError(f"{where}: wrong `sentences`: got {pair!r:.60}, expected a premise and a hypothesis")
-            if label is None or not 0 <= label < len(LABELS):
-                raise ValueError(
-                    f"{where}: wrong `labels`: got {label}, expected 0..{len(LABELS) - 1} for {', '.join(LABELS)}"
-                )
-            key = f"{part}-{item['row']}-{item['number']}"
-            return SNLIVEExample(key, check_text(pair[1], where), CellImage(path, item["row"]), label)
-
-        return tuple(TABLES.read(path, example, bad))
-
-    train, reward, test = map(read, PARTS)
-    return bad.splits(train, reward, test)
+    return TABLES.read(path, example, bad)

@@ -9,7 +9,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.snli_ve import shapes_snli_ve_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.snli_ve.files import LABELS, TABLES, SNLIVEExample, load_arrow_snli_ve, load_snli_ve
+from das_gym.tasks.snli_ve.files import LABELS, SNLIVEExample, load_snli_ve
 
 
 class SNLIVETask(ClassificationTask):
@@ -23,9 +23,7 @@ class SNLIVETask(ClassificationTask):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
         """Read SNLI-VE's files, or arrow tables; None is Shapes-SNLI-VE."""
-        root = shapes_snli_ve_root() if data_root is None else data_root
-        load = load_arrow_snli_ve if TABLES.is_in(root) else load_snli_ve
-        return load(root, on_bad_example)
+        return load_snli_ve(shapes_snli_ve_root() if data_root is None else data_root, on_bad_example)
 
     def pairs(self, examples: Sequence[SNLIVEExample]) -> list[Pair]:
         """Return each hypothesis with its image."""

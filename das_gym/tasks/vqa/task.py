@@ -20,9 +20,8 @@ from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.base import PARTS, Task
 from das_gym.tasks.classification import build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import TABLES, load_arrow_vqa
-from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2, read_vqav2
+from das_gym.tasks.vqa.readers import TABLES, load_vqa
+from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, read_vqav2
 
 
 class VQATask(Task):
@@ -38,9 +37,7 @@ class VQATask(Task):
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
         """Read VQAv2's files, or arrow tables; None is Shapes-VQA."""
-        root = shapes_root() if data_root is None else data_root
-        load = load_arrow_vqa if TABLES.is_in(root) else load_vqav2
-        return load(root, on_bad_example)
+        return load_vqa(shapes_root() if data_root is None else data_root, on_bad_example)
 
     @classmethod
     def load_part(
@@ -120,21 +117,16 @@ class VQATask(Task):
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return the mean loss, and the accuracy: overall, by `question/<type>` and by `answer/<type>`.
 
-        `ceiling` in front of these is the best accuracy that this vocabulary allows. `blank` counts the questions that no
-        annotator answered.
+        `ceiling` is the best accuracy that this vocabulary allows.
         """
-        groups: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        groups: defaultdict[str, list[float]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
-            scored = metric, self.ceiling(example)
-            groups[""].append(scored)
             for kind, name in (("question", example.question_type), ("answer", example.answer_type)):
                 if name:  # arrow tables have no types
-                    groups[f"{kind}/{name}"].append(scored)
-        numbers = super().summary(examples, losses, metrics)
-        for name, rows in sorted(groups.items()):
-            accuracy, ceiling = np.mean(rows, axis=0).tolist()
-            numbers |= {f"ceiling/{name}".rstrip("/"): ceiling, **({name: accuracy} if name else {})}
-        return {**numbers, "blank": float(sum(not any(example.answers) for example in examples))}
+                    groups[f"{kind}/{name}"].append(metric)
+        by_group = {name: float(np.mean(values)) for name, values in sorted(groups.items())}
+        ceiling = float(np.mean([self.ceiling(example) for example in examples]))
+        return {**super().summary(examples, losses, metrics), "ceiling": ceiling, **by_group}
 
     def ceiling(self, example: VQAExample) -> float:
         """Return the accuracy of the best answer in the vocabulary, 0..1."""

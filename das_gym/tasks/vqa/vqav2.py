@@ -1,34 +1,99 @@
-"""Read VQAv2, and any data set in its format, from the official files.
+"""Read VQAv2, and any data set in its format, from the official files; every entry is checked.
 
 A data root holds, for train2014 and val2014 each, `v2_OpenEnded_mscoco_{split}_questions.json`,
-`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`.
+`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`, or with another usual suffix.
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import data_folder, find_file, some
-from das_gym.data.images import SUFFIXES, ImageFile, files_in
-from das_gym.data.splits import Splits
-from das_gym.tasks.vqa.accuracy import normalize_answer
-from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, read_questions
+from das_gym.data.entries import (
+    Fields,
+    check_characters,
+    check_fields,
+    check_text,
+    data_folder,
+    find_file,
+    read_list,
+    some,
+)
+from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, files_in
+from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
 
-MAX_ODD_SHARE = 0.05
-"""Share of questions with a unanimous answer that is not normalized from which a warning is given."""
-
 KEPT_SHARE = 0.9
 """Least share of the questions that a vocabulary of the default threshold can answer."""
+
+SPLITS = ("train2014", "val2014")
+"""Parts whose answers are public."""
+
+UNANSWERED = {"test2015": "test2015", "test-dev2015": "test2015"}
+"""Parts without answers, and the folder of each one's images."""
+
+_QUESTION_FIELDS: Fields = {"question_id": int, "image_id": int, "question": str}
+_ANNOTATION_FIELDS: Fields = {
+    "question_id": int,
+    "image_id": int,
+    "question_type": str,
+    "answer_type": str,
+    "multiple_choice_answer": str,
+    "answers": list,
+}
+
+Entries = dict[int, dict[str, Any]]
+"""Entries of one file by question_id; the answers of an annotation are plain strings."""
+
+
+@dataclass(frozen=True, slots=True)
+class VQAExample:
+    """A question about an image, with the answers of the annotators.
+
+    Attributes:
+        question_id, image_id: The data set's own numbers.
+        image: The image.
+        question: The question as written.
+        question_type, answer_type: The data set's own groups, such as `what color is the` and `other`; may be empty.
+        answer: The annotators' most frequent answer, normalized.
+        answers: Every annotator's answer, ten in VQAv2; see `normalized_answers`.
+        split: The part of the data set, such as `train2014`.
+    """
+
+    question_id: int
+    image_id: int
+    image: ImageSource
+    question: str
+    question_type: str
+    answer_type: str
+    answer: str
+    answers: tuple[str, ...]
+    split: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name that is unique in the data set, also where two splits share a question_id."""
+        return f"{self.split}/{self.question_id}"
+
+
+def normalized_answers(answers: Sequence[str]) -> tuple[str, ...]:
+    """Return the answers normalized, but as written where all annotators wrote the same.
+
+    The official script compares a unanimous answer as it is written.
+    """
+    written = {as_written(answer) for answer in set(answers)}
+    if len(written) == 1:
+        return (sys.intern(written.pop()),) * len(answers)
+    return tuple(sys.intern(normalize_answer(answer)) for answer in answers)  # VQAv2 has millions, few of them distinct
 
 
 def in_reward_split(image_id: int) -> bool:
@@ -37,17 +102,6 @@ def in_reward_split(image_id: int) -> bool:
     It is the lowest bit of the 8-byte BLAKE2b hash of the decimal image id: the same for ever, whatever else there is.
     """
     return bool(hashlib.blake2b(str(image_id).encode(), digest_size=8).digest()[-1] & 1)
-
-
-def load_vqav2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
-    """Read train2014 to train on, and val2014, whose images are halved into reward and test.
-
-    Arguments and errors are those of `Task.load_splits`.
-    """
-    bad = BadExamples(on_bad_example)
-    train, val = read_vqav2(data_root, "train2014", bad), read_vqav2(data_root, "val2014", bad)
-    _warn_about_spelling(val, str(data_root))
-    return bad.splits(train, *halve(val, str(data_root), bad))
 
 
 def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None) -> list[VQAExample]:
@@ -63,13 +117,9 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     folder = root / UNANSWERED.get(split, split)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, expected a folder of images COCO_{folder.name}_<image_id>.jpg")
-    listed = [Path(name) for name in sorted(files_in(folder)) if name.startswith(f"COCO_{folder.name}_")]
-    # `.jpg` wins where an image has several suffixes.
-    names = {
-        path.stem: path.name
-        for path in sorted(listed, key=lambda path: path.suffix == ".jpg")
-        if path.suffix.lower() in SUFFIXES
-    }
+    images = [Path(name) for name in sorted(files_in(folder)) if Path(name).suffix.lower() in SUFFIXES]
+    images.sort(key=lambda path: path.suffix == ".jpg")  # `.jpg` wins where an image has several suffixes
+    names = {path.stem: path.name for path in images}
 
     @cache
     def image_at(image_id: int) -> ImageFile:
@@ -80,20 +130,96 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     return bad.drop_broken(examples, str(questions), lambda e: f"question_id {e.question_id}")
 
 
-def _warn_about_spelling(val: Sequence[VQAExample], source: str) -> None:
-    """Warn where many questions have a unanimous answer that is not normalized.
+def read_questions(
+    questions_path: Path, annotations_path: Path | None, split: str, image_at: Callable[[int], ImageSource], bad: BadExamples
+) -> list[VQAExample]:
+    """Return questions with their annotations, if these are public, in the order of the questions file.
 
-    The official script compares it as written: where all annotators wrote `Yes`, `yes` is wrong. VQAv2 has few of them.
+    `image_at` returns an image by its id. `bad` receives bad entries, repeated ones, and entries without a counterpart in
+    the other file.
     """
-    counts = Counter(example.answers[0] for example in val if example.answers)
-    odd = {name: count for name, count in counts.items() if normalize_answer(name) != name}
-    if sum(odd.values()) > MAX_ODD_SHARE * counts.total():
-        name = max(odd, key=lambda name: odd[name])
-        warnings.warn(
-            f"{source}: unanimous answers that no model gives: got {sum(odd.values())} of {counts.total()} questions, such "
-            f"as {name!r}. VQA's metric counts {normalize_answer(name)!r} as wrong there. Write the answers in that form",
-            stacklevel=2,
+    reported: set[int] = set()
+    questions = _read_entries(questions_path, "questions", _QUESTION_FIELDS, bad, reported)
+    if annotations_path is None:
+        empty = {"question_type": "", "answer_type": "", "multiple_choice_answer": "", "answers": ()}
+        annotations: Entries = {number: {**entry, **empty} for number, entry in questions.items()}
+    else:
+        annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad, reported)
+
+    def example(number: int, where: str) -> VQAExample | None:
+        question, annotation = questions.get(number), annotations.get(number)
+        if question is None or annotation is None:
+            if number in reported:  # its counterpart is there, but bad
+                return None
+            raise ValueError(f"{where} has no {'question' if question is None else 'annotation'}")
+        if question["image_id"] != annotation["image_id"]:
+            raise ValueError(
+                f"{where} has different images: got image_id {question['image_id']} in {questions_path}, "
+                f"{annotation['image_id']} in {annotations_path}"
+            )
+        return VQAExample(
+            question_id=number,
+            image_id=question["image_id"],
+            image=image_at(question["image_id"]),
+            question=question["question"],
+            question_type=sys.intern(annotation["question_type"]),
+            answer_type=sys.intern(annotation["answer_type"]),
+            answer=normalize_answer(annotation["multiple_choice_answer"]),
+            answers=normalized_answers(annotation["answers"]),
+            split=split,
         )
+
+    numbers = dict.fromkeys([*questions, *annotations])
+    return bad.parse(((f"{questions_path}: question_id {number}", number) for number in numbers), example)
+
+
+def _read_entries(path: Path, key: str, fields: Fields, bad: BadExamples, reported: set[int]) -> Entries:
+    """Read the good entries of `{key: [...]}`; the ids of bad ones are added to `reported`."""
+    entries: Entries = {}
+
+    def checked(entry: Any, where: str) -> None:
+        number = entry.get("question_id") if isinstance(entry, dict) else None
+        try:
+            _check_entry(entry, fields, where)
+            if number in entries:
+                raise ValueError(f"{where} repeats `question_id` {number}")
+        except ValueError:
+            if isinstance(number, int):
+                reported.add(number)
+            raise
+        entries[entry["question_id"]] = entry
+
+    strings: dict[str, str] = {}
+
+    def shorten(entry: dict[str, Any]) -> object:
+        """Replace an annotator's answer by its string: VQAv2's millions of objects would take gigabytes."""
+        answer = entry.get("answer")
+        if isinstance(answer, str) and "question_id" not in entry:
+            return strings.setdefault(answer, answer)
+        return entry
+
+    listed = read_list(path, key, shorten)
+    bad.parse(((f"{path}: {key}[{index}]", entry) for index, entry in enumerate(listed)), checked)
+    return entries
+
+
+def _check_entry(entry: Any, fields: Fields, where: str) -> None:
+    check_fields(entry, fields, where)
+    for name in fields:
+        value = entry[name]
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{where}: wrong `{name}`: got {value!r:.60}, expected 0 or more")
+        if name in ("question", "multiple_choice_answer"):
+            check_text(value, f"{where}: `{name}`")
+        elif isinstance(value, str):
+            check_characters(value, f"{where}: `{name}`")
+    if "answers" in fields:
+        if not entry["answers"]:
+            raise ValueError(f"{where} has no answers, expected one or more (VQAv2: ten)")
+        for number, answer in enumerate(entry["answers"]):
+            if not isinstance(answer, str):
+                raise ValueError(f"{where}: wrong `answers[{number}]`: got {answer!r:.60}, expected an object with `answer`")
+            check_characters(answer, f"{where}: `answers[{number}]`")  # an annotator may have left it empty
 
 
 def halve(val: Sequence[VQAExample], source: str, bad: BadExamples) -> tuple[tuple[VQAExample, ...], tuple[VQAExample, ...]]:
@@ -122,6 +248,7 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
     total, second = counts.total(), counts.most_common(2)[1][1]
     if min_count is None:
         min_count = 1
+        # A small data set has few answers of nine questions: its threshold falls until most questions can be answered.
         for threshold in range(min(VQAV2_MIN_COUNT, second), 1, -1):
             if sum(count for count in counts.values() if count >= threshold) >= KEPT_SHARE * total:
                 min_count = threshold

@@ -6,16 +6,20 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from das_gym.adapt import evaluate_command
 from das_gym.adapt.compare import trials
-from das_gym.adapt.compare.record import Trial, best_trials, kept_file, kept_model, method_variants
-from das_gym.adapt.compare.table import Line, comparison_table, verdict
-from das_gym.adapt.compare_experiment import GRID, CompareSettings, grid_of, prepare
-from das_gym.adapt.export import command as export_command
+from das_gym.adapt.compare.record import (
+    Line,
+    Trial,
+    best_trials,
+    comparison_table,
+    kept_file,
+    kept_model,
+    method_variants,
+)
+from das_gym.adapt.compare_experiment import CompareSettings, prepare
 
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
@@ -72,29 +76,18 @@ def test_compare_keeps_models_for_evaluate_predict_export_and_report(
         assert f"loss {trial['test_loss']:.4f} nats" in told
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
-    with monkeypatch.context() as patched:
-        patched.setattr(evaluate_command, "recorded_data", lambda folder: {"data_root": "/missing"})
-        code, told = run_here("evaluate", "with", "run=1", "method=lora")
-        assert code == 1
-        assert "`data_root` does not exist: got /missing" in told
-    for words, said in (
-        ((), "`method` is missing"),
-        (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
-    ):
-        code, told = run_here("evaluate", "with", "run=1", *words)
-        assert code == 1
-        assert said in told
+    code, told = run_here("evaluate", "with", "run=1")
+    assert code == 1
+    assert "`method` is missing" in told
     code, told = run_here("export", "with", "run=1", "method=lora", "out=lora")
     assert code == 0, told
     card = (tmp_path / "lora/README.md").read_text()
     assert "# METER, fine-tuned, for vqa" in card
     assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
     assert f"| accuracy on test, % | {100 * best_of(record, 'lora')['test']:.1f} |" in card
-    with monkeypatch.context() as patched:
-        patched.setattr(export_command, "load_with_overrides", lambda *words, **more: pytest.fail("it was loaded"))
-        code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
-        assert code == 1
-        assert "method=prompt cannot be exported" in told
+    code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
+    assert code == 1
+    assert "method=prompt cannot be exported" in told
     assert run_here("report", "1")[0] == 0
     assert "methods of fine-tuning compared" in (tmp_path / "runs/1/report.html").read_text()
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
@@ -122,12 +115,9 @@ def test_kept_models(tmp_path: Path):
 def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
-        ("train.learning_rate=0.5", "train.learning_rate"),
         ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),
-        ("seeds=0", "`seeds` is out of range"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),
-        ("train.mixed_precision=fp16", "needs a GPU"),
     ):
         code, said = run_here(*words(small_kwargs), given)
         assert code == 1
@@ -142,15 +132,6 @@ def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, s
         prepare(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 
-def test_grid_of_a_base_model_surrounds_the_papers_rate():
-    def course(size: str) -> Any:
-        backbone = SimpleNamespace(vlp=SimpleNamespace(size=size))
-        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), base=SimpleNamespace(backbone=backbone))
-
-    assert grid_of(course("base")) == (2.5e-5 / 4, 2.5e-5, 1e-4)
-    assert grid_of(course("mini")) == GRID
-
-
 def trial(variant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
     return Trial(variant, rate, seed, reward, loss, 10, 20, 1.0, (0, 1), **more)
 
@@ -159,7 +140,7 @@ def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
     return trial(variant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
 
 
-def test_line_and_verdict_by_hand():
+def test_line_by_hand():
     adapter, das, random = method_variants(["adapter", "das"], {}, {1: (0, 1)})
     done = [measured("adapter", s, 0.80, 110) for s in (0, 1)] + [
         measured("das_1", 0, 0.78, 90),
@@ -172,15 +153,7 @@ def test_line_and_verdict_by_hand():
     assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
     assert lines[1].saved == pytest.approx(0.1)
     assert lines[1].layers == (("b",), ("b",))
-    assert comparison_table("", lines, ()).rows[1][-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
+    assert comparison_table("", lines).rows[1][-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
     untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
     assert Line.of(das, untimed, ("a", "b")) == lines[1]
-    assert verdict(lines) == [
-        "DAS, 1 skipped: 1.0 points behind adapters without skipping, within the spread of 1.4.",
-        "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
-    ]
-    level = dataclasses.replace(lines[2], scores=lines[1].scores)
-    assert verdict([lines[1], level]) == [
-        "DAS, 1 skipped: level with random masks of as many layers, within the spread of 1.4."
-    ]
     assert Line.of(adapter, [], ("a", "b")) is None

@@ -32,7 +32,7 @@ for argument in sys.argv[1:]:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 77, 3), dtype=np.uint8))
     found["pixels"] = image_processor([picture], return_tensors="pt")["pixel_values"]
     code = (Path(folder) / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    known = dict.fromkeys(("image", "image_1", "image_2"), picture)
+    known = dict.fromkeys(("image_1", "image_2"), picture)
     exec(code, known)
     found["from_card"] = known["logits"]
     torch.save(found, Path(folder) / "found.pt")

@@ -9,18 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt import load_subnet, save
-from das_gym.adapt.export import command
+from das_gym.adapt import load_subnet
 from das_gym.adapt.export import folder as writing
-from das_gym.adapt.export.command import ExportSettings, run_export
 from das_gym.adapt.export.folder import export
-from das_gym.adapt.export.graph import require_onnx
-from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
+from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, subnet_logits
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,8 +27,7 @@ from das_gym.models.meter.model import METER
 from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, task_class
 from das_gym.registration import ASSETS
 
 SIZES = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
@@ -229,27 +224,6 @@ def test_export_rejects_existing_folders_and_unknown_heads(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
-    """The run folder of a subnet of the bundled ViLT."""
-    backbone = load_backbone(ProblemConfig(model="ViLT", task="retrieval", device="cpu"))
-    backbone.vlp.prune(np.isin(np.arange(12), (2, 5)))
-    task = task_class("retrieval")(backbone.processor, ())
-    head = task.build_head(backbone.vlp.feature_size, backbone.vlp.head_size)
-    return save(AdaptedModel(backbone, head, task), tmp_path_factory.mktemp("runs") / "7").parent
-
-
-@pytest.mark.slow
-def test_run_export(run_folder, tmp_path):
-    (run_folder / "run.json").write_text("{}")
-    written = run_export(ExportSettings(run=7, out=str(tmp_path / "out"), runs_dir=str(run_folder.parent)))
-    assert written.difference < 1e-4
-    assert load_subnet(tmp_path / "out").backbone.vlp.pruned_mask.sum() == 2
-    assert run_export(ExportSettings(run=str(run_folder), out=str(tmp_path / "other"))).parameters == written.parameters
-    with pytest.raises(FileNotFoundError, match="no run 8 in"):
-        run_export(ExportSettings(run=8, out=str(tmp_path / "new"), runs_dir=str(run_folder.parent)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [pytest.param("METER", "nlvr2", marks=pytest.mark.long), ("ViLT", "vqa")])
 def test_onnx(model, task, tmp_path):
@@ -272,21 +246,10 @@ def test_onnx(model, task, tmp_path):
         torch.testing.assert_close(torch.from_numpy(logits).reshape(-1), subnet_logits(subnet, batch), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("record", ["adapt.json", "compare.json"])
-def test_run_export_rejects_onnx_of_answering_models(tmp_path, monkeypatch, record):
-    monkeypatch.setattr(command, "require_onnx", lambda: None)
-    monkeypatch.setattr(command, "find_subnet", lambda *_: (tmp_path, tmp_path))
-    monkeypatch.setattr(command, "load_with_overrides", Mock(side_effect=AssertionError("it is loaded")))
-    (tmp_path / record).write_text(json.dumps({"problem": {"model": "VLM"}}))
-    with pytest.raises(ValueError, match=r"`onnx` .* VLM"):
-        run_export(ExportSettings(run=1, out=str(tmp_path / "out"), onnx=True))
-
-
 def test_export_names_what_onnx_needs(tmp_path, monkeypatch):
-    with monkeypatch.context() as older:
-        older.setattr(torch, "__version__", "2.9.1+cpu")
-        with pytest.raises(ValueError, match=r"`onnx` needs torch 2\.11 or newer: got 2\.9\.1\+cpu"):
-            export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ValueError, match=r"`onnx` needs torch 2\.11 or newer"):
+        export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
     monkeypatch.setattr(torch, "__version__", "2.11.0")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"`onnx` needs .*onnxscript"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -57,22 +58,20 @@ def test_generate_batches_give_what_each_prompt_gets_alone(problem_of: Callable[
     assert any(alone)
 
 
-def test_pads_left_finds_a_model_that_reads_padding(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
-    problem = problem_of("llava")
-    vlm = pruned_copy(problem.vlp, MASK)
-    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()[:1]]
-    original = vlm.model.generate
-    blind = lambda attention_mask, **rest: original(attention_mask=torch.ones_like(attention_mask), **rest)  # noqa: E731
-    monkeypatch.setattr(vlm.model, "generate", blind)
-    assert not pads_left(vlm, encodings, 0)
-
-
-def test_pads_left_finds_a_model_that_mixes_images(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fault", ["reads padding", "mixes images"])
+def test_pads_left_finds_a_wrong_model(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch, fault: str):
     problem = problem_of("llava")
     vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     original = vlm.model.generate
-    mixing = lambda pixel_values, **rest: original(pixel_values=pixel_values.roll(1, dims=0), **rest)  # noqa: E731
-    monkeypatch.setattr(vlm.model, "generate", mixing)
-    assert pads_left(vlm, encodings[:1], 0)
+
+    def wrong(attention_mask: torch.Tensor, pixel_values: torch.Tensor, **rest: Any) -> Any:
+        if fault == "reads padding":
+            attention_mask = torch.ones_like(attention_mask)
+        else:
+            pixel_values = pixel_values.roll(1, dims=0)
+        return original(attention_mask=attention_mask, pixel_values=pixel_values, **rest)
+
+    monkeypatch.setattr(vlm.model, "generate", wrong)
+    assert pads_left(vlm, encodings[:1], 0) == (fault == "mixes images")
     assert not pads_left(vlm, encodings, 0)

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import measuring
-from das_gym.adapt.shrink.measuring import Measured, ModelResult, Quality, answer_scores, latencies, loss_of, time_tokens
+from das_gym.adapt.shrink.measuring import (
+    Measured,
+    Quality,
+    ShrunkModelResult,
+    latencies,
+    loss_of,
+    time_tokens,
+)
 from das_gym.adapt.shrink.report import conclusion, table_of
 
 from das_gym.models.transformers.generation import greedy_settings
 from das_gym.problem.latency import Speedup, Spread
-from das_gym.tasks.answering.examples import AnswerExample
 
 
 def measured(*losses: float) -> Measured:
@@ -26,7 +32,8 @@ def measured(*losses: float) -> Measured:
     rows = {}
     for name, loss in zip(names, losses, strict=True):
         parameters, cached, speedups = (100, 64, (None, None)) if name == "full" else (80, 48, faster)
-        rows[name] = ModelResult(name, 0.5, 0.4, 0.6, loss, parameters, 200, 50, 0.1, cached, duration, duration, *speedups)
+        quality = 0.5, 0.4, 0.6, loss
+        rows[name] = ShrunkModelResult(name, parameters, 50, 0.1, *quality, 200, cached, duration, duration, *speedups)
     return Measured(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
 
 
@@ -44,11 +51,6 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
     assert results.loss_regained() == share
     said = conclusion(results)
     assert words in said
-    assert "saves 10.00 % of the baseline's MACs, 20.0 % of its parameters and 25.0 % of its KV cache." in said
-    assert (
-        "Relative to the baseline, the first token comes 1.50 (1.25 to 1.75) times as fast, and each further one 1.02 "
-        "(0.90 to 1.10) times as fast, which is not measurably faster." in said
-    )
     table = table_of(results)
     assert table.columns[1] == "full model (baseline)"
     assert table.rows[0] == ("accuracy on test, %", *["50.0"] * len(losses))
@@ -102,14 +104,3 @@ def test_time_tokens_times_each_of_a_batch(problem_of):
     assert seconds.shape == (5,)
     assert (seconds > 0).all()
     assert seconds.sum() <= time.perf_counter() - started
-
-
-def test_answer_scores_are_the_tasks(problem_of):
-    examples: list[Any] = [
-        AnswerExample("1", (), "what", "Two dogs"),
-        AnswerExample("2", (), "which", "B", options=("A", "B")),
-        AnswerExample("3", (), "who", "cat", answers=("cat", "cat", "dog", *["bird"] * 7)),
-    ]
-    task = problem_of("llava").task
-    assert answer_scores(task, examples, ["two dogs.", "(B)", "cat"]).tolist() == pytest.approx([1, 1, 0.6])
-    assert answer_scores(task, examples, ["dogs", "A", ""]).tolist() == [0, 0, 0]

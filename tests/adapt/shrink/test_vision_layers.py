@@ -8,16 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.shrink import checks
 from das_gym.adapt.shrink.checks import fallback_if_not_removable
-from das_gym.adapt.shrink.measuring import loss_of
-from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.verifying import Probes, verify
 
-from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 
@@ -31,33 +25,16 @@ def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
 
 
 @pytest.mark.slow
-def test_pruned_copy_has_the_loss_of_the_mask_and_is_saved(problem: Problem, tmp_path: Path):
-    """Its logits in a process of transformers alone are the mask's, and so are its words."""
-    whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
-    full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
-    smaller = pruned_copy(whole, MASK)
-    assert loss_of(smaller, problem.task, examples, 4, "loss") == pytest.approx(masked, abs=1e-5)
-    assert loss_of(whole, problem.task, examples, 4, "loss") == pytest.approx(full, abs=1e-5)
-    assert draw_mask(whole, MASK) == "■□■ ■□■■"
-    source = Path(problem.backbone.config.checkpoint)
-    save(smaller.model, tmp_path, source, source, torch.float32)
-    probes = Probes.of(whole, problem.task, examples)
-    assert verify(tmp_path, smaller, MASK, probes, torch.float32).logits_difference < 1e-4
-
-
-@pytest.mark.slow
 def test_selection_takes_the_best_removable_mask(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
-    first, free = np.arange(7) == 0, Budget(7)
-    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, first, MASK))
-    np.testing.assert_array_equal(fallback_if_not_removable(best, problem, free).mask, first)
-    found = fallback_if_not_removable(best, problem, Budget(7, 2))  # what was asked for
+    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))
+    found = fallback_if_not_removable(best, problem)
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.remark.startswith("a remark\n")
     assert "all 3 vision layers" in found.remark
     with monkeypatch.context() as patch:
         patch.setattr(checks, "check_generation", lambda *_: pytest.fail("a mask is tried twice"))
-        assert fallback_if_not_removable(found, problem, free) is found
+        assert fallback_if_not_removable(found, problem) is found
     with pytest.raises(ValueError, match="all 3 vision layers"):
-        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
+        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem)

@@ -40,41 +40,19 @@ def test_agent_answers_with_the_first_best_mask():
     assert (agent.scored_masks() == masks).all()
 
 
-def test_random_search_draws_each_layer_equally_often():
-    np.testing.assert_allclose(RandomSearch(MaskSpace(Budget(12, 4)), seed=0).ask(495).mean(axis=0), 1 / 3)
-    shares = np.mean([RandomSearch(MaskSpace(Budget(12, 4)), seed=seed).ask(3).mean(axis=0) for seed in range(500)], axis=0)
-    assert np.abs(shares - 1 / 3).max() < 0.05
-
-
-@pytest.mark.parametrize(
-    ("asked", "text"),
-    [
-        (None, "returned None"),
-        (GOOD.tolist(), "numpy array"),
-        (GOOD * 2, "numpy array"),
-        (SPACE.masks[:5], r"shape \(5, 6\)"),
-        (GOOD[0], r"shape \(6,\)"),
-        (OUTSIDE[None], r"layers \[0, 1, 2\].*free_budget"),
-    ],
-)
-def test_ask_rejects_wrong_masks(asked, text):
-    with pytest.raises(ValueError, match=rf"(?s)agent 'own': ask\(3\).*{text}"):
+@pytest.mark.parametrize("asked", [None, GOOD * 2, SPACE.masks[:5], OUTSIDE])
+def test_ask_and_answer_reject_wrong_masks(asked):
+    with pytest.raises(ValueError, match=r"agent 'own': ask\(3\)"):
         ask(Scripted(SPACE, asked=asked), "own", 3)
+    with pytest.raises(ValueError, match=r"agent 'own': best\(\)"):
+        answer(Scripted(SPACE, answered=asked), "own")
+    with pytest.raises(ValueError, match="outside the budget"):
+        ask(Scripted(SPACE, asked=OUTSIDE[None]), "own", 3)
 
 
-@pytest.mark.parametrize(
-    ("answered", "text"), [(None, "None"), (GOOD[:1], "shape"), (GOOD[0] * 3, "bool"), (OUTSIDE, "budget")]
-)
-def test_answer_rejects_wrong_masks(answered, text):
-    with pytest.raises(ValueError, match=rf"(?s)agent 'own': best\(\).*{text}"):
-        answer(Scripted(SPACE, answered=answered), "own")
-
-
-def test_agent_class_suggests_the_nearest_name():
-    with pytest.raises(ValueError, match="'evolutoin'; did you mean 'evolution'"):
-        agent_class("evolutoin")
-    for path in ("json:loads", "nowhere:Agent"):
-        with pytest.raises(ValueError, match=f"agent '{path}'"):
+def test_agent_class_names_unknown_agents():
+    for path in ("evolutoin", "json:loads", "nowhere:Agent"):
+        with pytest.raises(ValueError, match=path):
             agent_class(path)
 
 
@@ -92,7 +70,6 @@ def test_register_agent_makes_agents_by_name(monkeypatch):
     [
         ("bandit", Scripted, ValueError),
         ("ppo", Scripted, ValueError),
-        ("my agent", Scripted, ValueError),
         ("own", MaskSpace, TypeError),
         ("own", "das_gym.agents", TypeError),
     ],

@@ -1,28 +1,17 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
 from das_gym.agents import Agent, SearchConfig, search
-from das_gym.agents.compare.comparison import compare_agents, run_agent
+from das_gym.agents.compare.comparison import AgentResult, compare_agents, judge, run_agent
 from das_gym.agents.compare.oracle import TableOracle, make_oracle
+from das_gym.agents.compare_experiment import cells, plot_comparison, print_results
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
-
-
-def test_run_agent_curves_are_of_the_current_answer(oracle):
-    result = run_agent(oracle, "random", range(3), 30, 3, {})
-    assert result.curves.shape == (3, 30)
-    assert (np.diff(result.curves[:, 2:], axis=1) >= 0).all()
-    assert (result.curves[:, :2] == -np.inf).all()  # a turn of 3 has no answer before all three are scored
-    assert np.isfinite(result.curves[:, 2:]).all()
-    for later in (3, 4):
-        assert (result.curves[:, later::3] == result.curves[:, 2 : 30 - later + 2 : 3]).all()
-    assert (result.curves[:, -1] == oracle.rewards(result.answers)).all()
-    assert len(np.unique(result.answers, axis=0)) > 1
-    again = run_agent(oracle, "random", range(3), 30, 3, {})
-    assert (again.curves == result.curves).all()
+NONE = -np.inf
 
 
 def test_run_agent_with_a_single_mask(made_up_table):
@@ -35,10 +24,10 @@ def test_run_agent_with_a_single_mask(made_up_table):
 def test_run_agent_counts_masks_that_statistics_need():
     oracle = TableOracle(TABULAR, {"skip_num": 4})
     result = run_agent(oracle, "policy", range(1), 46, 3, {})
-    assert result.evaluations.tolist() == [1 + 37]
-    assert np.isneginf(result.curves[0, :37]).all()
-    assert np.isfinite(result.curves[0, 39:]).all()
-    assert np.isneginf(run_agent(oracle, "policy", range(1), 37, 3, {}).curves).all()
+    assert result.evaluations.tolist() == [1 + 39]
+    assert np.isneginf(result.curves[0, :39]).all()
+    assert np.isfinite(result.curves[0, 41:]).all()
+    assert np.isneginf(run_agent(oracle, "policy", range(1), 39, 3, {}).curves).all()
     ranked = run_agent(oracle, "block_influence", range(1), 20, 3, {"statistic": "leave_one_out"})
     assert ranked.evaluations.tolist() == [1 + 13]
     assert np.isneginf(ranked.curves[0]).sum() == 13
@@ -67,8 +56,8 @@ def test_run_agent_answers_after_complete_turns(oracle, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_played", sys.modules[__name__])
     rewards = oracle.rewards(oracle.space.masks[:5]).tolist()
     result = run_agent(oracle, "own_played:Scripted", range(2), 7, 3, {})
-    none = -np.inf  # turns of masks 0 and 1, 2 and 3, 4
-    assert result.curves.tolist() == [[none, rewards[1], rewards[1], rewards[3], rewards[4], rewards[4], rewards[4]]] * 2
+    # turns of masks 0 and 1, 2 and 3, 4
+    assert result.curves.tolist() == [[NONE, rewards[1], rewards[1], rewards[3], rewards[4], rewards[4], rewards[4]]] * 2
     assert result.evaluations.tolist() == [5, 5]
     assert run_agent(oracle, "own_played:Scripted", range(1), 2, 1, {}).curves.tolist() == [rewards[:2]]
     assert np.isfinite(run_agent(oracle, "uniform", range(1), 4, 3, {}).curves).all()  # one mask, scored first
@@ -102,21 +91,18 @@ def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
 
 
-def test_compare_agents_rejects_settings_before_any_search(oracle):
+@pytest.mark.parametrize(
+    ("agent", "kwargs", "text"),
+    [
+        ("bandit", {"rate": 1}, "rate"),
+        ("evolution", {"stages": [0.5, 1]}, "stages"),
+        ("ppo", {"gama": 1}, "gamma"),
+    ],
+)
+def test_compare_agents_rejects_settings_before_any_search(oracle, agent, kwargs, text):
     done = []
-    for agents, settings, text in (
-        (["random", "bandit"], {"bandit": {"rate": 1}}, "unknown setting of agent 'bandit', 'rate'"),
-        (
-            ["random", "evolution"],
-            {"evolution": {"stages": [0.5, 1]}},
-            "stages",
-        ),
-        (["random", "ppo"], {"ppo": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'"),
-        (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            compare_agents(oracle, agents, range(1), 6, agent_kwargs=settings, on_agent=done.append)
+    with pytest.raises(ValueError, match=text):
+        compare_agents(oracle, ["random", agent], range(1), 6, agent_kwargs={agent: kwargs}, on_agent=done.append)
     assert done == []
 
 
@@ -127,3 +113,50 @@ def test_bayes_beats_the_other_searches(budget, made_up_table):
     ours, *rest = compare_agents(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
     assert ours.found[:, -1].all()
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)
+
+
+def result_of(oracle, curves, agent="a", used=4):
+    """Return the judged result of an agent with these rewards of its answers, one row per seed."""
+    curves = np.array(curves, dtype=float)
+    return judge(oracle, [AgentResult(agent, oracle.space.masks[: len(curves)], curves, np.full(len(curves), used))])[0]
+
+
+def test_needed_counts_to_the_last_miss(oracle):
+    best = oracle.best_reward
+    assert result_of(oracle, [[0, 0, best, best], [0, best, 0, best]]).needed().tolist() == [3, 4]
+    assert result_of(oracle, [[best] * 4, [best, best, best, 0]]).needed().tolist() == [1, np.inf]
+
+
+def test_judge_without_ground_truth_uses_the_best_answer(oracle):
+    oracle.best_reward = None
+    masks, curves = oracle.space.masks[:2], np.array([[0.2, 0.3], [0.1, 0.5]])
+    results = [AgentResult("a", masks, curves, np.full(2, 2)), AgentResult("b", masks, curves - 0.1, np.full(2, 2))]
+    one, other = judge(oracle, results)
+    np.testing.assert_allclose(one.regret, [[0.3, 0.2], [0.4, 0.0]])
+    np.testing.assert_allclose(other.regret, [[0.4, 0.3], [0.5, 0.1]])
+    assert one.found.tolist() == [[False, False], [False, True]]
+
+
+def test_results_before_the_first_answer(oracle, tmp_path):
+    """Three evaluations per turn, four altogether, two seeds; the third agent never answers."""
+    best, worst = np.sort(oracle.rewards(oracle.space.masks))[[-1, 0]]
+    one = result_of(oracle, [[NONE, NONE, worst, best], [NONE, NONE, best, best]])
+    other = result_of(oracle, [[worst] * 4, [best] * 4], "b", 1)
+    none = result_of(oracle, np.full((2, 4), NONE), "c", 0)
+    gap = best - worst
+    assert one.regret.tolist() == [[np.inf, np.inf, gap, 0], [np.inf, np.inf, 0, 0]]
+    assert (one.ranks.tolist(), none.ranks.tolist()) == ([1, 1], [np.inf, np.inf])
+    assert one.mean_regret() == pytest.approx(gap / 4)  # (gap + 0) / 2 and 0
+    assert other.mean_regret() == pytest.approx(gap / 2)
+    assert none.mean_regret() == np.inf
+    record = json.loads(json.dumps(one.record(), allow_nan=False))
+    assert record["regret"]["q75"] == [None, None, gap, 0]
+    assert record["ranks"] == [1, 1]
+    assert record["needed"] == [4, 3]
+    record = json.loads(json.dumps(none.record(), allow_nan=False))
+    assert record["test_metrics"] == record["rewards"] == record["needed"] == [None, None]
+    for results in ([one, other, none], [none]):
+        print_results(results, "three agents")
+        plot_comparison(tmp_path / "compare.png", results)
+        assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert cells(none, [1, 2, 4]) == ("-", "-", "-", "-", "0 %", "-", "0", "-")

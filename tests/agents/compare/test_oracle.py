@@ -43,23 +43,17 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
     assert max(oracle(mask) for mask in oracle.space.masks) == problem.optimum == oracle.best_reward
     assert np.isnan(oracle.test_metrics(oracle.space.masks)).all()
     drawn = {"suite": str(made_up_suite), "split": "train", "relatives": 2, "problems": 5, "problems_seed": 3}
+    made = make_agent("policy", oracle.space, 0, statistics=dict(oracle.statistics))  # it has what the policy reads
+    assert np.isfinite(oracle.rewards(made.ask(3))).all()
     names = gymnasium.make("DAS-Suite-v0", **drawn).get_wrapper_attr("problem_names")
     assert [make_oracle("DAS-Suite-v0", env_kwargs={**drawn, "problem": i}).env_id for i in range(5)] == list(names)
-
-
-def test_suite_oracle_has_the_statistics_that_the_policy_reads():
-    oracle = make_oracle("DAS-Suite-v0")
-    made = make_agent("policy", oracle.space, 0, statistics=dict(oracle.statistics))
-    assert np.isfinite(oracle.rewards(made.ask(3))).all()
 
 
 @pytest.mark.parametrize(
     ("env_id", "budget", "env_kwargs", "text"),
     [
         ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
-        ("DAS-Suite-v0", {}, {"flat": True}, "flat"),
-        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "use DAS-METER-VQA-Tabular-v0"),
-        ("DAS-Suite-MO-v0", {}, {}, "use DAS-Suite-v0"),
+        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "one reward"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )
@@ -94,20 +88,11 @@ def test_ground_truth_ranks_a_mask_by_the_table(budget, made_up_table):
         assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
         assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
         assert truth.masks == len(allowed)
-
-
-def test_ground_truth_is_none_without_a_full_table(made_up_table):
     assert ground_truth_of(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
     assert ground_truth_of(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
 
 
-@pytest.mark.parametrize("agent", ["exhaustive", "leave_one_out", "ppo"])
-def test_search_on_a_table_prints_the_ground_truth(agent, made_up_table, tmp_path, monkeypatch, capsys):
+def test_search_on_a_table_prints_the_ground_truth(made_up_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = {"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80 if agent == "exhaustive" else 12}
-    result = run_search(settings, ["meter_vqa_table", agent])[2]
-    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
-    assert truth.rank == 1 or agent != "exhaustive"
-    assert (
-        f"  rank of the answer: {truth.rank} of 70\n  regret of the answer: {truth.regret:.4f}\n" in capsys.readouterr().out
-    )
+    run_search({"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80}, ["meter_vqa_table", "exhaustive"])
+    assert "  rank of the answer: 1 of 70\n  regret of the answer: 0.0000\n" in capsys.readouterr().out

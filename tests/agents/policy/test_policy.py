@@ -7,42 +7,20 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.policy.neighbour_costs import NeighbourCosts, greedy_mask
-from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, PolicyNetwork
+from das_gym.agents.policy.network import EFFECTS, READS, PolicyEnsemble, PolicyInput, PolicyNetwork, unit_costs
 from das_gym.agents.policy.training import PolicySettings, load_examples, mean_scaled, suite_masks, train_policy
 
 from das_gym.problem.budget import Budget, Floats
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
 
-STREAM = np.array([0, 0, 1, 0, 1, 0, 1, 1])
-DEPTH = np.array([0.5, 0, 0, 0.25, 0.5, 0.75, 0.25, 1])
-CHAINS = ((1, 3, 0, 5), (2, 6, 4, 7))
+N = 8
 
 
-class Chains:
-    """A loss of chains in two streams: each unit alone, with its next one, and with its next two; and its statistics.
-
-    Args:
-        seed: Of its parts.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        runs = [chain[i : i + k] for chain in CHAINS for k in (1, 2, 3) for i in range(len(chain) - k + 1)]
-        self.parts = {run: rng.normal() for run in runs}
-        values = np.zeros((3, len(STREAM)))
-        for run, part in self.parts.items():
-            values[len(run) - 1, run[0]] = part
-        names = ("leave_one_out", "next_interaction", "run_interaction")
-        self.statistics: dict[str, Floats] = {**dict(zip(names, values, strict=True)), "stream": STREAM, "depth": DEPTH}
-
-    def loss(self, mask: np.ndarray) -> float:
-        """Of one mask, minus that of the full model."""
-        return sum(part for run, part in self.parts.items() if mask[list(run)].all())
-
-
-CHAINS = Chains()
+def drawn_statistics(n: int = N) -> dict[str, Floats]:
+    """Return random statistics of units in two streams."""
+    rng = np.random.default_rng(0)
+    return {**{name: rng.normal(size=n) for name in EFFECTS}, "stream": rng.permutation(n) % 2.0, "depth": rng.random(n)}
 
 
 @pytest.fixture(scope="module")
@@ -71,59 +49,41 @@ def observed(suite: Suite, row: int) -> dict[str, np.ndarray]:
     return {name: table.statistic(name).astype(float) for name in READS}
 
 
-def test_neighbour_costs_are_exact_for_runs_of_three():
-    masks = every_mask(len(STREAM))
-    np.testing.assert_allclose(NeighbourCosts(CHAINS.statistics)(masks), [CHAINS.loss(mask) for mask in masks], atol=1e-12)
-
-
 def test_untrained_policy_takes_the_mask_with_the_least_cost(suite: Suite):
     masks = suite_masks(PolicyNetwork().eval(), suite)
     for row, problem in enumerate(suite.problems):
         kept = problem.table.masks[problem.budget.is_kept_by(problem.table.masks)]
-        costs = NeighbourCosts(observed(suite, row))
-        assert costs(masks[row : row + 1, : problem.table.n_layers])[0] == pytest.approx(costs(kept).min(), abs=1e-6)
+        costs = unit_costs(observed(suite, row))
+        assert masks[row, : problem.table.n_layers] @ costs == pytest.approx((kept @ costs).min(), abs=1e-6)
 
 
 @torch.no_grad()
 def test_policy_is_equivariant_to_the_order_of_units():
-    masks, order = every_mask(len(STREAM), 3), np.random.default_rng(0).permutation(len(STREAM))
-    moved = {name: values[order] for name, values in CHAINS.statistics.items()}
+    masks, order = every_mask(N, 3), np.random.default_rng(0).permutation(N)
+    statistics = drawn_statistics()
+    moved = {name: values[order] for name, values in statistics.items()}
     policy = random_policy()
-    found = policy(PolicyInput.of([CHAINS.statistics], masks))
+    found = policy(PolicyInput.of([statistics], masks))
     torch.testing.assert_close(policy(PolicyInput.of([moved], masks[:, order])), found, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_ensemble_averages_log_probabilities():
-    policy, given = random_policy(), PolicyInput.of([CHAINS.statistics], every_mask(len(STREAM), 3))
+    policy, given = random_policy(), PolicyInput.of([drawn_statistics()], every_mask(N, 3))
     apart = [member(given) for member in policy.members]
     torch.testing.assert_close(policy(given), (apart[0] + apart[1]) / 2)
     torch.testing.assert_close(apart[0].exp().sum(dim=1), torch.ones(1))
     assert not torch.equal(*apart)
 
 
-def test_greedy_mask_skips_the_unit_that_adds_least():
-    costs, budget, n = NeighbourCosts(CHAINS.statistics), Budget(len(STREAM), 4), len(STREAM)
-    chosen = np.zeros(n, bool)
-    while chosen.sum() < 4:
-        more = [chosen | (np.arange(n) == unit) for unit in np.flatnonzero(~chosen)]
-        chosen = min(more, key=CHAINS.loss)
-    np.testing.assert_array_equal(greedy_mask(costs, budget), chosen)
-
-
-@pytest.mark.parametrize("width", [10**9, 16])
+@pytest.mark.parametrize("width", [8, 10**6])  # networks of the latter would exhaust the memory
 def test_load_rejects_tensors_that_do_not_match(tmp_path: Path, width: int):
     policy = random_policy()
-    for member in policy.members:
-        member.width = width
+    policy.members[0].unit = torch.nn.Linear(width, 1)
+    policy.members[1].mix = torch.nn.Linear(3, 3)
     policy.save(tmp_path / "policy.safetensors")
     with pytest.raises(ValueError, match=r"policy\.safetensors is damaged.*train one with `python -m agents policy`"):
         PolicyEnsemble.load(tmp_path / "policy.safetensors")
-
-
-def test_load_reports_a_missing_policy(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        PolicyEnsemble.load(tmp_path / "none.safetensors")
 
 
 def test_load_rejects_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,10 +92,6 @@ def test_load_rejects_another_version(tmp_path: Path, monkeypatch: pytest.Monkey
         random_policy().save(tmp_path / "old.safetensors")
     with pytest.raises(ValueError, match=r"old\.safetensors is not a policy of this version"):
         PolicyEnsemble.load(tmp_path / "old.safetensors")
-
-
-def test_save_and_load_keep_the_policy(file: str, suite: Suite):
-    np.testing.assert_array_equal(suite_masks(PolicyEnsemble.load(file), suite), suite_masks(random_policy(), suite))
 
 
 def test_policy_takes_the_mask_of_its_file(file: str, suite: Suite, tmp_path: Path):
@@ -149,15 +105,14 @@ def test_policy_takes_the_mask_of_its_file(file: str, suite: Suite, tmp_path: Pa
     endless = {**observed(suite, row), "leave_one_out": np.full(space.n_layers, np.inf)}
     with pytest.raises(ValueError, match="the policy reads leave_one_out, which is not finite for every layer"):
         make_agent("policy", space, 0, {"policy": file}, endless)
-    with pytest.raises(FileNotFoundError, match="python -m agents policy"):
+    with pytest.raises(FileNotFoundError, match="none"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
 
-def test_policy_of_many_units_is_the_greedy_rule(file: str):
-    rng, budget = np.random.default_rng(0), Budget(MAX_UNITS + 1, 5)
-    statistics = {name: rng.normal(size=MAX_UNITS + 1) for name in READS}
+def test_policy_of_many_units_skips_those_with_the_least_costs(file: str):
+    budget, statistics = Budget(MAX_UNITS + 1, 5), drawn_statistics(MAX_UNITS + 1)
     mask = make_agent("policy", MaskSpace(budget), 0, {"policy": file}, statistics).best()
-    np.testing.assert_array_equal(mask, greedy_mask(NeighbourCosts(statistics), budget))
+    assert set(np.flatnonzero(mask)) == set(np.argsort(sum(statistics[name] for name in EFFECTS))[:5])
 
 
 def test_examples_want_the_masks_with_the_highest_rewards(suite: Suite):
@@ -167,10 +122,10 @@ def test_examples_want_the_masks_with_the_highest_rewards(suite: Suite):
     torch.testing.assert_close(wanted.sum(dim=1), torch.ones(len(wanted)))
 
 
-@pytest.mark.parametrize("name", ["members", "steps"])
-def test_policy_settings_reject_nothing_to_train(name: str):
-    with pytest.raises(ValueError, match=f"`{name}` is out of range"):
-        PolicySettings("p", **{name: 0})
+def test_policy_settings_reject_nothing_to_train():
+    for name in ("members", "steps"):
+        with pytest.raises(ValueError, match=f"`{name}` is out of range"):
+            PolicySettings("p", **{name: 0})
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from das_gym.agents import Budget, MaskSpace
-from das_gym.agents.searching.agent_setup import blocks_file, blocks_of, make_search_agent, stored_blocks, takes
+from das_gym.agents.searching.setup import blocks_file, blocks_of, make_search_agent, stored_blocks
 from synthetic import ENV_ID
 
-from benchmarks.blocks import main
+from benchmarks.assets import main
 from benchmarks.search.problems import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
@@ -29,28 +29,23 @@ def test_next_to_finds_blocks_of_every_bundled_table(path):
     assert sorted(layer for stage in blocks["stages"] for layer in stage) == list(range(table.n_layers))
 
 
-def test_next_to_ignores_blocks_of_other_data(tmp_path, made_up_table):
-    shutil.copy(made_up_table, tmp_path / "vqa_table.npz")
-    assert stored_blocks(tmp_path / "vqa_table.npz") is None
-    shutil.copy(blocks_file(TABLES[0]), tmp_path / "vqa_blocks.json")
-    assert stored_blocks(tmp_path / "vqa_table.npz") is None
-
-
 def test_make_search_agent_fills_in_measured_blocks():
     space = MaskSpace(Budget(12, 4))
     agent = make_search_agent("angular", space, 0, {}, {}, "DAS-METER-VQA-Tabular-v0", {})
     assert agent.blocks.angular == stored_blocks(TABLES[0])["angular"]
     assert make_search_agent("bandit", space, 0, {}, {}, ENV_ID, {}).learning_rate == 20.0
-    assert blocks_of(ENV_ID, {}) is None  # a custom environment
-    assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
+    assert blocks_of(ENV_ID, "{}") is None  # a custom environment
 
 
 def test_blocks_command_measures_next_to_a_table(small_table, small_kwargs, tmp_path, capsys):
     path = tmp_path / "vqa_table.npz"
     small_table.save(path)
+    assert stored_blocks(path) is None
+    shutil.copy(blocks_file(TABLES[0]), blocks_file(path))
+    assert stored_blocks(path) is None  # of other data
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    main(["with", f"table={path}", *given])
-    assert capsys.readouterr().out == f"blocks of layers: {blocks_file(path)}\n"
+    main(["blocks", str(path), "--problem", *given])
+    assert capsys.readouterr().out == f"{blocks_file(path)}\n"
     assert len(stored_blocks(path)["cosine"]) == small_table.n_layers
     blocks_file(path).write_text("{}")
     with pytest.raises(ValueError, match=r"_blocks\.json is damaged"):

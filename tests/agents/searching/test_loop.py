@@ -10,10 +10,11 @@ import pytest
 from das_gym.agents import AGENTS, Heuristic, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.searching.validate import validate
-from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
+from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, stop_after
 
-from das_gym.problem import unit_latency
-from das_gym.problem.unit_latency import UnitLatencies
+from das_gym.problem import latency
+from das_gym.problem.latency import UnitLatencies
+from das_gym.problem.mask_space import skipped_names
 
 WITHOUT_STATISTICS = [name for name in AGENTS if not name.startswith("policy")]
 """Agents that need only the one statistic of the synthetic environment."""
@@ -22,23 +23,8 @@ SEARCHING = [name for name in WITHOUT_STATISTICS if not issubclass(agent_class(n
 STAGED = {"offspring": 4, "stages": [0.5, 1.0]}
 
 
-class StopError(Exception):
-    """Stands for a kill between two turns."""
-
-
 def config(**settings):
     return SearchConfig(**{"env_id": ENV_ID, "evaluations": 60, "seed": 1, **settings})
-
-
-def stop_after(turns):
-    seen = []
-
-    def on_turn(turn):
-        seen.append(turn)
-        if len(seen) == turns:
-            raise StopError
-
-    return on_turn
 
 
 def stopped_search(folder, turns=2, **settings):
@@ -51,14 +37,12 @@ def stopped_search(folder, turns=2, **settings):
 def test_search_records_a_good_mask(agent, tmp_path):
     result = search(config(agent=agent, evaluations=150), tmp_path)
     every = np.array([[i in chosen for i in range(N_LAYERS)] for chosen in itertools.combinations(range(N_LAYERS), 4)])
-    losses = np.sort(SyntheticVectorEnv().losses(every))
-    assert result.loss <= losses[5]
+    assert result.loss <= np.sort(SyntheticVectorEnv().losses(every))[5]
     record = json.loads((tmp_path / "search.json").read_text())
     assert record["n_skipped"] == sum(record["mask"]) == 4
-    assert record["skipped_layers"] == [name for name, bit in zip(record["layer_names"], record["mask"], strict=True) if bit]
+    assert record["skipped_layers"] == skipped_names(record["layer_names"], record["mask"])
     assert record["reward"] == np.exp(-record["loss"])
-    assert record["env_kwargs"] == {"skip_num": 4}
-    assert record["evaluations"] == (42 if agent == "greedy" else 150)
+    assert (record["env_kwargs"], record["evaluations"]) == ({"skip_num": 4}, 42 if agent == "greedy" else 150)
     assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
     rows = [row for turn in result.history for row in turn.rows]
     assert record["best_seen"]["reward"] == max(row["reward"] for row in rows if sum(row["mask"]) == 4)
@@ -108,16 +92,12 @@ def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop,
 @pytest.mark.parametrize("value", [None, {"a": 1}])
 def test_resume_names_a_damaged_checkpoint(tmp_path, name, value):
     stopped_search(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.json belongs to a search with another `seed`: got 2, expected 1"):
+        search(config(seed=2), tmp_path, resume=True)
     path = tmp_path / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(ValueError, match=r"checkpoint\.json (is|belongs)"):
         search(config(), tmp_path, resume=True)
-
-
-def test_resume_rejects_a_checkpoint_of_another_search(tmp_path):
-    stopped_search(tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint\.json belongs to a search with another `seed`: got 2, expected 1"):
-        search(config(seed=2), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("stop", [None, 2])
@@ -125,7 +105,7 @@ def test_search_measures_latency_once(stop, small_kwargs, tmp_path, monkeypatch)
     """A resumed search, and a replay of its record, allow the same masks though latencies have changed."""
     clock = itertools.count(1)
     figures = lambda problem, batch: UnitLatencies(23.0, 5.0, tuple(next(clock) * np.arange(1.0, 7.0)), (0.0,) * 6)  # noqa: E731
-    monkeypatch.setattr(unit_latency, "latency_of", figures)
+    monkeypatch.setattr(latency, "latency_of", figures)
     settings = {"agent": "random", "latency_saved": 0.5, "evaluations": 9}
     settings |= {"env_id": "DAS-METER-VQA-v0", "env_kwargs": {**small_kwargs, "reward_examples": 4}}
     if stop is not None:
@@ -150,9 +130,6 @@ def test_failed_search_leaves_no_record(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.json"]
     with pytest.raises(FileNotFoundError, match=r"no search\.json"):
         SearchResult.load(tmp_path)
-
-
-def test_load_rejects_other_records(tmp_path):
     for text in ('{"format": 1, "env_id": "x"}', '{"format": 99}', "[]"):
         (tmp_path / "search.json").write_text(text)
         with pytest.raises(ValueError, match=r"search\.json is not a search record"):
@@ -162,22 +139,19 @@ def test_load_rejects_other_records(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"skip_num": -1}, "skip_num"),
         ({"skip_num": None}, "skip_num"),
         ({"macs_saved": 12.0}, "macs_saved"),
         ({"macs_saved": 0.1, "skip_num": 4}, "skip_num"),
         ({"evaluations": 0}, "evaluations"),
-        ({"seed": 2**32}, "seed"),
         ({"agent": "bandit", "masks_per_turn": 1}, "masks_per_turn"),
         ({"agent": "bandti"}, "did you mean 'bandit'"),
         ({"env_kwargs": {"skip_num": 3}}, "skip_num"),
-        ({"env_kwargs": {"num_envs": 3}}, "masks_per_turn"),
     ],
 )
 def test_search_config_rejects_settings(settings, name):
     with pytest.raises(ValueError, match=name):
         SearchConfig(**settings)
-    with pytest.raises(TypeError, match="env_kwargs"):
+    with pytest.raises(TypeError, match="JSON"):
         SearchConfig(env_kwargs={"model": object()})
 
 
@@ -200,16 +174,13 @@ def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):
     assert (tmp_path / "search.json").read_bytes() == (tmp_path / "stopped" / "search.json").read_bytes()
     short = search(dataclasses.replace(settings, evaluations=1))  # ends in the middle of a generation
     assert ([len(turn.masks) for turn in short.history], short.mask) == ([1], short.history[0].masks[0])
-
-
-def test_search_rejects_stages_without_examples():
-    with pytest.raises(ValueError, match="stages"):
+    with pytest.raises(ValueError, match="stages"):  # an environment that scores masks on all examples at once
         search(config(agent="evolution", agent_kwargs=STAGED))
 
 
 @pytest.mark.parametrize(
     ("agent", "statistic", "masks"),
-    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 19)],
+    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 21)],
 )
 def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent, statistic, masks):
     named = {} if statistic is None else {"agent_kwargs": {"statistic": statistic}}

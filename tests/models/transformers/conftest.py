@@ -15,8 +15,8 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.probing import with_tower
 from das_gym.models.transformers.stack import replace_forwards, skip_forward, zero_forward
-from das_gym.models.transformers.tower_probing import with_tower
 from tests.models.transformers import tiny
 
 ASKED = (("how many circles are there", "2"), ("what colour is it", "red green"), ("is the square blue", "true"))

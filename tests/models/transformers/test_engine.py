@@ -97,14 +97,6 @@ def test_trunk_skips_layers_before_the_first_skipped_one(driven):
     assert evaluator.spent.layer_runs == 2 * 3
 
 
-def test_images_are_encoded_once(driven):
-    model = driven("smolvlm")
-    evaluator = evaluator_of(model)
-    evaluator.losses(np.eye(4, dtype=bool)[:2], examples_of(model))
-    evaluator.losses(np.eye(4, dtype=bool)[2:], examples_of(model))
-    assert evaluator.spent.images == 2
-
-
 @pytest.mark.slow
 def test_padding_beyond_a_sliding_window_gives_no_nan(tmp_path):
     """Gemma 2's attention takes its softmax in float32, where the least number of float64 is infinite."""

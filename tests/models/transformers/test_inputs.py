@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.inputs import PromptProcessor
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 
 
 @pytest.mark.parametrize(
@@ -28,24 +25,10 @@ def test_encode_rejects_prompts_that_a_model_cannot_read(driven, name, prompt, t
         driven(name).processor.encode(prompt)
 
 
-def test_prompt_cache_holds_no_pixels(driven):
+def test_encoding_without_pixels_has_empty_inputs_that_a_forward_expects():
     """DeepSeek-VL's larger one has images in two sizes, and its forward needs both."""
-    own = driven("llava").processor.processor
-
-    def apply_chat_template(*args: Any, **settings: Any) -> Any:
-        found = own.apply_chat_template(*args, **settings)
-        more = {"high_res_pixel_values": torch.ones(1, 3, 64, 64)}
-        return {**found, **more} if settings.get("return_dict") else found
-
-    two_sizes = SimpleNamespace(
-        tokenizer=own.tokenizer,
-        image_processor=own.image_processor,
-        chat_template=own.chat_template,
-        apply_chat_template=apply_chat_template,
-    )
-    processor, prompt = PromptProcessor(two_sizes, (2,), 512), driven("llava").prompts()[0]
-    assert processor.encode(prompt, pixels=True).pixels.keys() == {"pixel_values", "high_res_pixel_values"}
-    kept = processor.encode(prompt)
+    pixels = {"pixel_values": torch.ones(1, 3, 32, 32), "high_res_pixel_values": torch.ones(1, 3, 64, 64)}
+    kept = Encoding(torch.arange(4), 2, {}, {}, pixels).without_pixels()
     assert not kept.pixels
     assert kept.sizes["high_res_pixel_values"].shape == (0, 3, 64, 64)
 

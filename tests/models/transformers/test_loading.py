@@ -38,6 +38,7 @@ def change(folder: Path, name: str = "config.json", **fields: Any) -> None:
     path.write_text(json.dumps({**before, **merged}))
 
 
+KERNEL = r"evil/kernel.*`trust_remote_code=True`"
 QUANTIZED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 TOKENS = [f"<{n}>" for n in range(SPECIAL_TOKENS + 1)]
 
@@ -50,9 +51,10 @@ TOKENS = [f"<{n}>" for n in range(SPECIAL_TOKENS + 1)]
         ("config.json", {"text_config": {"num_hidden_layers": 13}}, r"do not fit its config\.json"),
         ("config.json", {"depths": [1, 10**9]}, "depths=1000000000"),
         ("config.json", {"text_config": QUANTIZED}, r"quantized weights \(gptq\)"),
-        ("quantize_config.json", {"bits": 4}, r"quantized weights \(quantize_config\.json\)"),
+        ("config.json", {"attn_implementation": "evil/kernel@main:run"}, KERNEL),
+        ("config.json", {"text_config": {"_attn_implementation_internal": {"text_config": "evil/kernel"}}}, KERNEL),
         ("adapter_config.json", {"base_model_name_or_path": "/other"}, r"adapter_config\.json"),  # which is read first
-        ("tokenizer_config.json", {"extra_special_tokens": TOKENS}, "extra_special_tokens"),
+        ("tokenizer_config.json", {"extra_special_tokens": TOKENS}, "too many extra_special_tokens"),
     ],
 )
 def test_load_vlm_rejects_a_folder(folder, file, fields, match):
@@ -101,19 +103,6 @@ def test_load_vlm_rejects_weights_that_exceed_memory(folder, monkeypatch):
         load_vlm(folder)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"attn_implementation": "evil/kernel@main:run"},
-        {"text_config": {"_attn_implementation_internal": {"text_config": "evil/kernel"}}},
-    ],
-)
-def test_load_vlm_fetches_no_kernels(folder, fields):
-    change(folder, **fields)
-    with pytest.raises(ValueError, match=r"evil/kernel.*`trust_remote_code=True`"):
-        load_vlm(folder)
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "README.md"])
 def test_pipe_in_a_folder_is_rejected(folder, name):
     (folder / name).unlink(missing_ok=True)
@@ -133,15 +122,12 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("shards", [True, False])
-def test_load_vlm_executes_no_pickle(folder, tmp_path, shards):
-    name = "shard.bin" if shards else "pytorch_model.bin"
+def test_load_vlm_executes_no_pickle(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    if shards:
-        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    torch.save({**weights, "extra": Evil(tmp_path / "ran")}, folder / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "shard.bin")}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({**weights, "extra": Evil(tmp_path / "ran")}, folder / "shard.bin")
     with pytest.raises(ValueError, match=str(folder)):
         load_vlm(folder)
     assert not (tmp_path / "ran").exists()

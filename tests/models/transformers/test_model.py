@@ -130,18 +130,6 @@ def test_macs_of_llama_by_hand(driven):
     assert last == tokens * projections + asking * (square + mlp + 2 * tokens * 32)
 
 
-def test_questions_on_one_image_share_its_tokens(driven):
-    model = driven("llava")
-    (block,) = model.vlm.gather_uncached(model.processor, model.prompts()).extras["blocks"]
-    assert (block.groups, block.rows) == (2, 6)
-    assert block.prefix >= 17  # patches and class token
-
-
-def test_bidirectional_prefixes_are_not_shared(driven):
-    able = driven("paligemma").vlm.capabilities
-    assert (able.shares_prefix, able.answer_type) == (False, 1)  # as its suffix in training: answers are causal
-
-
 @pytest.mark.parametrize("name", ["mllama", "lfm2_vl", "glm4_moe", "gpt2", "qwen2_vl"])
 def test_long_common_beginnings_give_plain_logits(driven, name):
     model = driven(name)
@@ -169,12 +157,6 @@ def test_several_images_and_earlier_rounds_give_plain_logits(driven):
     assert_close(model.logits(prompts, [0, 1, 0, 0]), model.plain(prompts, [0, 1, 0, 0]))
     text = model.processor.tokenizer.decode(model.processor.encode(prompts[0]).ids)
     assert text.index("what is in") < text.index("a square") < text.index("is it also in")
-
-
-def test_deepstack_is_replayed_and_its_layers_are_protected(driven):
-    model = driven("qwen3_vl")
-    assert model.vlm.capabilities.additive_layers == (1, 2)
-    assert [layer.name for layer in model.vlm.layers] == ["decoder.2", "decoder.3"]
 
 
 @pytest.mark.slow

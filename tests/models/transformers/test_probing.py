@@ -11,7 +11,6 @@ import transformers as t
 
 from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
-from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities, separating_sets
 from tests.models.transformers import tiny
@@ -80,13 +79,6 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide():
 
 
 @pytest.mark.slow
-def test_float64_model_that_rounds_to_float32_is_supported(tmp_path):
-    model = Driven.load(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
-    found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
-
-
-@pytest.mark.slow
 def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_path):
     """Molmo 2's; each of its layers keeps its own kind of rotary embeddings."""
     model = Driven.load(tiny.save_made(tiny.molmo2, tmp_path / "full", torch.float64))
@@ -98,11 +90,6 @@ def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_
     again = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "smaller", dtype=torch.float64).eval()
     assert again.config.text_config.rope_scaling_layers == [1]
     torch.testing.assert_close(model.with_model(again).plain(model.prompts()), wanted, atol=1e-10, rtol=1e-10)
-
-
-@pytest.mark.slow
-def test_softcap_under_another_name_is_found(tmp_path):
-    assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0
 
 
 @pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))

@@ -7,20 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers as t
 from transformers import AutoModelForImageTextToText
 
 from das_gym.models.macs import MacCounter
+from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.tower_probing import TIED, UNREAD, with_tower
+from das_gym.models.transformers.probing import TIED_VISION, UNREAD, with_tower
+from das_gym.models.transformers.stack import find_vision_tower
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.tasks.answering.examples import AnswerExample
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
+from tests.models.transformers.test_sublayer_removal import load, saved
 
 pytestmark = pytest.mark.slow  # all of them take seconds
 
@@ -57,7 +59,7 @@ def test_vision_units_come_last_and_run_first(driven):
 def test_layers_that_cannot_be_removed_are_protected(driven):
     """LLaVA reads the last layer but one, Qwen3-VL merges the first two into its decoder's layers."""
     assert driven("llava", vision=True).vlm.capabilities.tower.protected == {2: UNREAD}
-    assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.protected == {0: TIED, 1: TIED}
+    assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.protected == {0: TIED_VISION, 1: TIED_VISION}
     assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.reads == (0, 1, 2)
 
 
@@ -77,12 +79,7 @@ def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(driven, folder_
 @pytest.mark.parametrize("layers", [2, [1, -2]])
 def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
-    torch.manual_seed(0)
-    vision = t.CLIPVisionConfig(**tiny.tower(num_hidden_layers=4))
-    config = t.LlavaConfig(
-        vision_config=vision, text_config=t.LlamaConfig(**tiny.text()), image_token_index=3, vision_feature_layer=layers
-    )
-    model = t.LlavaForConditionalGeneration(config).double().eval()
+    model, _ = tiny.made(lambda: tiny.llava_of(vision_layers=4, vision_feature_layer=layers), torch.float64)
     known = driven("llava")
     seeing = Driven(VLM(model, capabilities=with_tower(known.vlm.capabilities, model, known.processor)), known.processor)
     mask = np.array([unit.name == "vision.0" for unit in seeing.vlm.layers])
@@ -91,6 +88,18 @@ def test_vision_feature_layer_is_renumbered(driven, layers, tmp_path):
     prune(model, [0] * 4, [1, 0, 0, 0]).save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
     torch.testing.assert_close(known.with_model(again).plain(known.prompts()), wanted, atol=1e-10, rtol=1e-10)
+
+
+def test_vision_layers_that_do_not_run_are_compared(driven, monkeypatch):
+    """Of a large tower only the first and last layers run; MLPs in the middle compute with the position of their layer."""
+    monkeypatch.setattr(comparison, "LARGE_BYTES", 0)
+    monkeypatch.setattr(comparison, "ALIKE", 2)
+    model, _ = tiny.made(lambda: tiny.llava_of(vision_layers=9), torch.float64)
+    for place, layer in enumerate(find_vision_tower(model).layers):
+        layer.mlp.layer_idx = place
+        layer.mlp.register_forward_hook(lambda part, _, output: output * (2 if part.layer_idx in (3, 4) else 1))
+    with pytest.raises(ValueError, match="`vision`"):
+        with_tower(driven("llava").vlm.capabilities, model, driven("llava").processor)
 
 
 def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
@@ -110,6 +119,15 @@ def test_tower_runs_once_a_vision_mask_and_is_kept(driven):
     both = masks[2] | masks[0]
     evaluator.losses(both[None], examples)
     assert evaluator.spent.layer_runs == 3  # the tower's mask is known
+
+
+def test_vision_layers_are_removed_next_to_sublayers(driven, folder_of, tmp_path):
+    model = driven("smolvlm", "sublayers", vision=True)
+    mask = np.isin([unit.name for unit in model.vlm.layers], ["decoder.0.attention", "decoder.2.mlp", "vision.1"])
+    smaller, report = load(saved(model, mask, folder_of("smolvlm"), tmp_path / "out"))
+    assert not report
+    found = model.with_model(smaller).plain(model.prompts())
+    torch.testing.assert_close(found, model.logits(model.prompts(), mask), atol=1e-10, rtol=1e-10)
 
 
 @every_tower
@@ -150,5 +168,5 @@ def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven
     blind = [AnswerExample(f"blind {e.key}", (), e.question, e.answer) for e in examples]
     tower = [layer.stream == "image" for layer in model.vlm.layers]
     seeing, both = (measure_activity(evaluator_of(model), some) for some in (examples, examples + blind))
-    for name in ("influence_pooled", "influence_tokens", "residual_norm", "angle"):
+    for name in ("block_influence_pooled", "block_influence_tokens", "residual_norm", "angular"):
         np.testing.assert_allclose(getattr(both, name)[tower], getattr(seeing, name)[tower] / 2, rtol=1e-6)

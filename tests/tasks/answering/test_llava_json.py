@@ -57,25 +57,6 @@ def test_answered_rounds_become_examples_with_their_history(root: Path):
     assert third.rounds == (("<image>\nWhat is it?", "A dog."), ("And <image> this?", "A cat."))
 
 
-def test_questions_without_images(root: Path):
-    asked = entry(50, "How many legs has a dog?", "4")
-    del asked["image"]
-    write(root / "test.json", [asked])
-    (example,) = load_answers(root).test
-    assert (example.images, example.question, example.answer) == ((), "How many legs has a dog?", "4")
-
-
-def test_lines_whatever_the_name_and_a_byte_order_mark(root: Path):
-    for name, ending in (("train", "jsonl"), ("test", "json")):
-        entries = json.loads((root / f"{name}.json").read_text())
-        (root / f"{name}.json").unlink()
-        path = write_lines(root / f"{name}.{ending}", entries)
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    splits = load_answers(root)
-    assert [len(part) for part in parts_of(splits).values()] == [6, 3, 2]
-    assert splits.test[0].key == "test.json/9"
-
-
 def test_missing_or_duplicate_ids_are_replaced_by_position(root: Path):
     entries = [entry("a"), entry("a"), entry(77), entry("x#1"), entry("y")]
     del entries[4]["id"]
@@ -163,17 +144,6 @@ def test_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text
     assert str(raised.value).count("on_bad_example") == 1
     splits = load_answers(root, "skip")
     assert ([example.key for example in splits.test], len(splits.left_out)) == (["test.json/10"], 1)
-
-
-def test_missing_and_damaged_images_are_skipped(root: Path):
-    (root / "images" / "9.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"test\.json: \[0\] \(id 9\): .*images/9\.png does not exist \(1 images"):
-        load_answers(root)
-    splits = load_answers(root, "skip")
-    assert (len(splits.test), len(splits.left_out)) == (1, 1)
-    (root / "images" / "10.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"test\.json holds no usable example.*2 entries were skipped"):
-        load_answers(root, "skip")
 
 
 def test_damaged_line_or_file_is_named(root: Path):

@@ -61,11 +61,11 @@ def test_load_answers_parquet_shards_by_split(tmp_path: Path):
     shards = {"train-00000-of-00002": range(6), "train-00001-of-00002": range(6, 12), "test-00000-of-00001": range(12, 15)}
     for name, numbers in shards.items():
         write_parquet(tmp_path / "data" / f"{name}.parquet", [row(number) for number in numbers], row_group_size=2)
-    splits = load_answers(tmp_path)
+    splits = load_answers(tmp_path / "data")
     assert {name: len(part) for name, part in parts_of(splits).items()} == {"train": 11, "reward": 1, "test": 3}
     assert_disjoint(splits)
     example = splits.test[1]
-    assert (example.key, example.question) == ("data/test-00000-of-00001.parquet/1", f"Which 13?\n{SHORT_ANSWER}")
+    assert (example.key, example.question) == ("test-00000-of-00001.parquet/1", f"Which 13?\n{SHORT_ANSWER}")
     assert example.answer == "grey"
     assert example.images[0].open().getpixel((3, 3)) == (13, 13, 13)
     assert keys_of(load_answers(tmp_path / "data" / "train-00001-of-00002.parquet"))["test"] == [
@@ -178,7 +178,7 @@ def test_load_answers_bad_rows(tmp_path: Path, bad: Row):
 
 def test_load_answers_folders_named_like_splits(tmp_path: Path):
     for split, numbers in {"train": range(9), "validation": range(9, 12), "test": range(12, 15)}.items():
-        write_parquet(tmp_path / "default" / split / "0000.parquet", [row(number) for number in numbers])
+        write_parquet(tmp_path / split / "0000.parquet", [row(number) for number in numbers])
     assert [len(part) for part in parts_of(load_answers(tmp_path)).values()] == [9, 3, 3]
 
 

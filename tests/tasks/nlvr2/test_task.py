@@ -8,13 +8,9 @@ import pytest
 import torch
 
 from das_gym.data.images import ImageFile
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone
-from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.base import Task
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
-from tests.models import golden_cases as golden
 
 
 @pytest.fixture
@@ -45,44 +41,6 @@ def test_consistency_needs_every_pair_of_a_sentence(task: NLVR2Task):
     metrics = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])  # dev-1-0 is wrong once, dev-1-1 and dev-2-0 never
     found = task.summary([example(name) for name in names], np.full(6, 0.25), metrics)
     assert found == pytest.approx({"accuracy": 5 / 6, "loss": 0.25, "consistency": 2 / 3})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_logits_and_losses_match_the_reference(task: NLVR2Task, name: str, dtype: torch.dtype):
-    case = golden.Recorded(name, dtype)
-    text = case.given("text_ids"), case.given("text_masks")
-    images = torch.stack([case.given("image_0"), case.given("image_1")], dim=1).flatten(0, 1)  # example by example
-    twice = [tensor.repeat_interleave(2, dim=0) for tensor in text]
-    batch = {"image": images, "input_ids": twice[0], "attention_mask": twice[1]}
-    batch["image_types"] = torch.tensor([1, 2]).repeat(len(images) // 2)
-    weights = golden.loaded(name).heads["nlvr2_classifier"]
-    head = task.build_head(case.vlp.feature_size, len(weights["0.bias"]))
-    head.load_state_dict(weights)
-    head.to(dtype)
-    targets = {"label": case.given("answers")}
-    with torch.no_grad():
-        encoded = case.vlp.encode(batch)
-        logits = torch.stack([head(task.group_features(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
-        losses = torch.stack([task.losses(row, targets).mean() for row in logits])
-    case.check(logits, "nlvr2/logits")
-    case.check(losses, "nlvr2/loss")
-
-
-def test_shapes_nlvr2_runs_through_the_bundled_model(tmp_path: Path):
-    root = write_shapes_nlvr2(tmp_path / "data", directories=2, directory_sets=1, test_sets=1)
-    splits = NLVR2Task.load_splits(root)
-    backbone = load_backbone(ProblemConfig(task="nlvr2"))
-    task = NLVR2Task(backbone.processor)
-    assert task.choose_labels(splits) == ()
-    examples = splits.test[:3]
-    with torch.no_grad():
-        pooled = backbone.vlp(backbone.processor(task.pairs(examples)))
-        logits = task.build_head(backbone.vlp.feature_size)(task.group_features(pooled))
-    assert logits.shape == (3, 2)
-    assert task.losses(logits, task.targets(examples)).shape == (3,)
-    assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_example_as_text(task: NLVR2Task):

@@ -16,9 +16,10 @@ from PIL import Image
 
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
-from das_gym.tasks.vqa.examples import VQAExample
+from das_gym.tasks.base import read_labels
+from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import answer_vocabulary, in_reward_split, load_vqav2, read_vqav2
+from das_gym.tasks.vqa.vqav2 import VQAExample, answer_vocabulary, in_reward_split, read_vqav2
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -71,6 +72,12 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+def test_images_with_another_suffix_are_found(root: Path):
+    path = root / "train2014" / "COCO_train2014_000000000007.jpg"
+    path.rename(path.with_suffix(".PNG"))
+    assert [e.image.path.suffix for e in load_vqa(root).train] == [".PNG", ".PNG", ".jpg"]
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     whole = json.loads(path.read_text())
     change(whole)
@@ -97,7 +104,7 @@ def test_examples_are_in_the_order_of_the_questions(root: Path):
 
 
 def test_val2014_halves_are_fixed_and_disjoint(root: Path):
-    splits = load_vqav2(root)
+    splits = load_vqa(root)
     reward, test = {e.image_id for e in splits.reward}, {e.image_id for e in splits.test}
     assert reward | test == set(range(100, 112))
     assert reward == {number for number in range(100, 112) if in_reward_split(number)}
@@ -120,17 +127,6 @@ def test_questions_without_answers_are_read_alone(root: Path):
         read_vqav2(root, "dev")
 
 
-def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
-    def shout(annotations: dict[str, Any]) -> None:
-        for entry in annotations["annotations"]:
-            for answer in entry["answers"]:
-                answer["answer"] = "Yes."
-
-    edit(root / VAL_ANNOTATIONS, shout)
-    with pytest.warns(UserWarning, match=r"got (\d+) of \1 questions, such as 'Yes\.'.*'yes'"):
-        load_vqav2(root)
-
-
 BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
     *((TRAIN_QUESTIONS, {name: None}, f"`{name}`") for name in ("question_id", "image_id", "question")),
     *((TRAIN_ANNOTATIONS, {name: None}, f"`{name}`") for name in ("question_id", "answer_type", "answers")),
@@ -147,8 +143,8 @@ BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_entry_is_named_or_skipped(root: Path, name: str, changes: dict[str, Any], message: str):
     edit(root / name, lambda whole: whole[KEYS[name]][1].update(changes))
     with pytest.raises(ValueError, match=rf"{name}: {KEYS[name]}\[1\].*{message}"):
-        load_vqav2(root)
-    splits = load_vqav2(root, "skip")
+        load_vqa(root)
+    splits = load_vqa(root, "skip")
     assert len(splits.train) == 2
     assert re.search(message, splits.left_out[0])
 
@@ -157,10 +153,10 @@ def test_missing_images_are_counted(root: Path):
     for image_id in (103, 105):
         (root / "val2014" / f"COCO_val2014_{image_id:012d}.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=rf"{VAL_QUESTIONS}: question_id 103000: .*103\.jpg .*\(2 images"):
-        load_vqav2(root)
+        load_vqa(root)
     (root / "val2014").rename(root / "images")
     with pytest.raises(FileNotFoundError, match=r"val2014 does not exist, .*COCO_val2014_"):
-        load_vqav2(root)
+        load_vqa(root)
 
 
 def test_val2014_must_have_images_on_both_sides(root: Path):
@@ -168,7 +164,7 @@ def test_val2014_must_have_images_on_both_sides(root: Path):
         if not in_reward_split(number):
             (root / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none belongs to the test split.*entries were skipped.*val2014_questions"):
-        load_vqav2(root, "skip")
+        load_vqa(root, "skip")
 
 
 def damage(root: Path) -> None:
@@ -185,7 +181,7 @@ def damage(root: Path) -> None:
 
 def test_bad_entries_are_skipped_with_a_line_each(root: Path):
     damage(root)
-    splits = load_vqav2(root, on_bad_example="skip")
+    splits = load_vqa(root, on_bad_example="skip")
     assert [e.image_id for e in splits.train] == [7, 7, 9]
     assert sorted(e.image_id for e in [*splits.reward, *splits.test]) == [101, 108, 109, 110, 111]
     assert len(splits.left_out) == 7
@@ -218,3 +214,13 @@ def test_choose_labels_counts_train_and_val_together():
 def test_answer_vocabulary_rejects_fewer_than_two_answers(answers: str, min_count: int | None):
     with pytest.raises(ValueError, match=r"`min_count`|too few different answers"):
         answer_vocabulary(examples_with(list(answers)), min_count=min_count)
+
+
+def test_read_labels_rejects_another_file(tmp_path: Path):
+    path = tmp_path / "answers.json"
+    path.write_text('["yes", "caf\\u00e9"]')
+    assert read_labels(path) == ("yes", "café")
+    for text in ('{"answers": ["a", "b"]}', "[1, 2]", '["a", "b", "a"]', '["a"]'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"answers\.json is not an answer vocabulary"):
+            read_labels(path)

@@ -1,0 +1,181 @@
+"""One search for all budgets: the process of `bayes`, asked at each level of savings in turn.
+
+1. The first masks are the two ends, nothing skipped and everything that saves anything, and ten random ones.
+2. A Gaussian process (`das_gym.agents.ask_tell.gaussian_process`) explains the logarithms of the losses, whatever the masks
+   save: what one budget teaches helps all others.
+3. A mask is worth its expected improvement over the best scored mask that saves at least as much. The range of savings is
+   divided into eight levels, and the best mask of each level is asked for in turn.
+4. Every other turn looks only one step around the front: one layer more, one less, or one swapped for another.
+5. Few layers are enumerated. Of many, candidates are random masks, the neighbours of the front, and climbs from them
+   towards the front that the process expects.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from das_gym.agents.ask_tell.base import Agent
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
+
+from das_gym.config import convert
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.front import front_rows
+from das_gym.problem.mask_space import MaskSpace, every_mask
+from das_gym.problem.rewards import MAX_LOSS
+
+DRAWN = 12
+"""Number of masks, the ends among them, before the process chooses."""
+
+LEVELS = 8
+LISTED = 12
+"""Up to this many layers, all masks are candidates."""
+
+CANDIDATES = 400
+"""Variances are computed for at most this many candidates per level."""
+
+_POOL_DRAWS = 500
+_CLIMBS = 3
+
+
+class FrontSearch(Agent):
+    """Asks for masks of all budgets, as the module describes. Rewards are `neg_loss`: minus the loss in nats.
+
+    Args:
+        space: The masks that save at least 0 of a cost. Only the cost matters.
+    """
+
+    free_budget: ClassVar[bool] = True
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+        if space.budget.cost is None:
+            raise ValueError("`space` has a budget by count. A front needs a cost to save")
+        self.saved = space.budget.cost.saved
+        self.indices = list(START)
+        self._level = 0
+        self._turns = 0
+        singles = self.saved(np.eye(self.n_layers, dtype=bool))
+        nothing = np.zeros((1, self.n_layers), dtype=bool)
+        self.ends = np.concatenate((nothing, [singles > self.saved(nothing)[0]]))
+        low, high = np.sort(self.saved(self.ends)).tolist()
+        self._edges = np.linspace(low, high, LEVELS + 1)[1:-1]
+
+    def ask(self, n: int) -> Masks:
+        """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
+        if len(self.rewards) < min(DRAWN, 2**self.n_layers):
+            return self.random_masks(min(n, DRAWN - len(self.rewards)))
+        masks, losses = self.scored_masks(), -np.array(list(self.rewards.values()))
+        losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite
+        values = log_goodness(losses)
+        process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
+        saved = self.saved(masks)
+        rows = front_rows(saved, losses)
+        near = self._new(neighbours(masks[rows]))
+        local = self._turns % 2 == 1 and len(near) >= n
+        candidates = near if local else self._candidates(process, masks[rows], near)
+        self._turns += 1
+        if not len(candidates):
+            return candidates
+        # the best value among scored masks that save at least as much; beyond the front the worst value
+        best = np.append(values[rows], values.min())
+        needed = best[np.searchsorted(saved[rows], self.saved(candidates), side="left")]
+        return self._promising(n, process, candidates, needed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return `Agent.state_dict` with the state of the process and the next level."""
+        return {**super().state_dict(), "indices": self.indices, "level": self._level, "turns": self._turns}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was called."""
+        super().load_state_dict(state)
+        self.indices = read_indices(state["indices"])
+        self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
+
+    def random_masks(self, n: int) -> Masks:
+        """Return (m, n_layers) new masks: the ends first, then random masks with a random number of layers."""
+        found = {end.tobytes(): end for end in self.ends if end.tobytes() not in self.rewards}
+        while len(found) < n and len(found) + len(self.rewards) < 2**self.n_layers:
+            mask = self._draw()
+            if mask.tobytes() not in self.rewards:
+                found.setdefault(mask.tobytes(), mask)
+        return np.array(list(found.values())[:n], dtype=bool)
+
+    def _draw(self) -> Masks:
+        count = int(self.rng.integers(0, self.n_layers, endpoint=True))
+        return np.isin(np.arange(self.n_layers), self.rng.permutation(self.n_layers)[:count])
+
+    def _new(self, masks: Masks) -> Masks:
+        """Return the masks that were not scored, each once."""
+        masks = distinct(masks)
+        return masks[[mask.tobytes() not in self.rewards for mask in masks]]
+
+    def _candidates(self, process: MaskProcess, front: Masks, near: Masks) -> Masks:
+        if self.n_layers <= LISTED:
+            return self._new(every_mask(self.n_layers))
+        pool = np.concatenate((near, front, [self._draw() for _ in range(_POOL_DRAWS)]))
+        for _ in range(_CLIMBS):
+            expected = front_rows(self.saved(pool), -process.mean(pool))
+            pool = distinct(np.concatenate((pool, neighbours(pool[expected]))))
+        return self._new(pool)
+
+    def _promising(self, n: int, process: MaskProcess, candidates: Masks, needed: Floats) -> Masks:
+        """Choose candidates level by level, each as if the previous one had been observed at its mean."""
+        levels = np.searchsorted(self._edges, self.saved(candidates), side="right")
+        order = np.argsort(needed - process.mean(candidates), kind="stable")
+        rows = np.sort(np.concatenate([order[levels[order] == level][:CANDIDATES] for level in range(LEVELS)]))
+        posterior, levels, needed = process.posterior(candidates[rows]), levels[rows], needed[rows]
+        chosen: list[int] = []
+        while len(chosen) < min(n, len(rows)):
+            chosen.append(self._next(posterior, levels, needed, chosen))
+            posterior.observe(chosen[-1])
+        return posterior.masks[chosen]
+
+    def _next(self, posterior: Posterior, levels: np.ndarray, needed: Floats, chosen: list[int]) -> int:
+        """Return the best candidate of the next level that has one."""
+        gain = expected_improvement(posterior.mean - needed, posterior.variance, 0.0)
+        gain[chosen] = -1.0
+        for _ in range(LEVELS):
+            here = np.flatnonzero((levels == self._level) & (gain >= 0))
+            self._level = (self._level + 1) % LEVELS
+            if len(here):
+                return int(here[gain[here].argmax()])
+        raise RuntimeError("no candidate is left")
+
+
+def log_goodness(losses: Floats) -> Floats:
+    """Return the standardized negative logarithms of (m,) losses: larger is better.
+
+    Losses grow by factors when layers are removed, and a front spans all of them. Losses that are not finite count as the
+    worst finite one.
+    """
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return np.zeros(len(losses))
+    known = np.where(finite, losses, losses[finite].max())
+    above = known - min(float(known.min()), 0.0)  # the loss of a custom task may be negative
+    logs = -np.log(above + 1e-3 * float(np.median(above)) + 1e-12)
+    return (logs - logs.mean()) / max(float(logs.std()), 1e-9)
+
+
+def distinct(masks: Masks) -> Masks:
+    """Return each of (m, n_layers) masks once, in the order of their bits; much faster than np.unique by rows."""
+    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
+    keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+    return masks[np.unique(keys, return_index=True)[1]]
+
+
+def neighbours(masks: Masks) -> Masks:
+    """Return all masks with one layer more or less skipped than one of `masks`, or one swapped for another, each once."""
+    n = masks.shape[1]
+    pairs = np.array([(i, i) for i in range(n)] + list(itertools.combinations(range(n), 2)), dtype=np.intp)
+    changes = np.zeros((len(pairs), n), dtype=bool)
+    np.put_along_axis(changes, pairs, True, axis=1)
+    found = []
+    for mask in masks:
+        swaps = (pairs[:, 0] == pairs[:, 1]) | (mask[pairs[:, 0]] != mask[pairs[:, 1]])
+        found.append(mask ^ changes[swaps])
+    return distinct(np.concatenate(found))

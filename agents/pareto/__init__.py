@@ -1,1 +1,0 @@
-"""The whole front: for every budget the best mask, from one search."""

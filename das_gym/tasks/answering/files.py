@@ -1,0 +1,190 @@
+"""Find the files of data sets: JSON files, recognized by their first entries and names, and the images that entries name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from das_gym.data.entries import check_text
+from das_gym.data.images import ImageFile, files_in
+
+HEAD_BYTES = 1 << 20
+"""Only this much of a file is looked at."""
+
+FIRST_ENTRIES = 20
+
+IMAGE_FOLDERS = ("images", "imgs", "image", "img", "")
+"""Where images are looked for first: in the folder of the file that names them, in the data root, and one folder above."""
+
+DEPTH, MAX_FOLDERS = 2, 256
+"""Then in the folders of the data root, up to this depth and number."""
+
+MISSPELLED = "conversatons"
+"""The field `conversations` in files of LLaVA-Med."""
+
+QUESTIONS = "questions"
+"""The kind of LLaVA's files for evaluation, which have no answers."""
+
+KINDS: Mapping[str, frozenset[str]] = {
+    "llava": frozenset({"conversations"}),
+    "slake": frozenset({"img_name", "question", "answer"}),
+    "nlvr2": frozenset({"sentence", "identifier"}),
+    QUESTIONS: frozenset({"question_id", "text"}),
+}
+"""The fields of an entry of each kind of file."""
+
+PARTS = {
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validate", "validation", "dev", "eval", "minival"),
+    "test": ("test", "testing", "tst", "testval", "valtest", "testdev"),
+}
+"""Words in file names, and the part that they stand for."""
+
+ALL = "all"
+"""The part of a file whose name has none of these words."""
+
+_PART_OF = {word: part for part, words in PARTS.items() for word in words}
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A JSON file, as its name and its beginning describe it.
+
+    Attributes:
+        path: The file.
+        kind: One of `KINDS`; empty = none of them.
+        part: `train`, `val`, `test` or `all`.
+        rest: The other words of its name.
+    """
+
+    path: Path
+    kind: str
+    part: str
+    rest: tuple[str, ...]
+
+
+def json_files(folder: Path) -> list[DataFile]:
+    """Return the `.json` and `.jsonl` files of a folder by name."""
+    paths = sorted(path for suffix in ("*.json", "*.jsonl") for path in folder.glob(suffix))
+    return [data_file(path) for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
+def data_file(path: Path) -> DataFile:
+    """Read the beginning of a JSON file, and return what it is."""
+    part, rest = part_of(path)
+    # Files may have a gigabyte: only the first entries are parsed, with a decoder that takes them one by one.
+    with path.open("rb") as file:
+        text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
+    decoder, place, kind = json.JSONDecoder(), int(text.startswith("[")), ""
+    with contextlib.suppress(ValueError, RecursionError):  # the end of the list, or of what was read
+        for _ in range(FIRST_ENTRIES):
+            place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # matches nothing, too
+            entry, place = decoder.raw_decode(text, place)
+            keys = {"conversations" if key == MISSPELLED else key for key in entry} if isinstance(entry, dict) else set()
+            kind = kind or next((kind for kind, needed in KINDS.items() if needed <= keys), "")
+    return DataFile(path, kind, part, rest)
+
+
+def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the part that a word of a file's name stands for, and the other words: of `aid_train20` train, (aid, 20)."""
+    words = [word.lower() for word in _WORD.findall(path.stem)]
+    for number, word in enumerate(words):
+        if word in _PART_OF:
+            return _PART_OF[word], (*words[:number], *words[number + 1 :])
+    return ALL, tuple(words)
+
+
+def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
+    """Return the files, all of one kind, of each data set by part.
+
+    Where every part occurs at most once, all files are one data set. Otherwise a data set is the files whose names have
+    the same other words, or a file without a part.
+    """
+    parts = Counter(file.part for file in files)
+    one = max(parts.values(), default=0) <= 1 and (ALL not in parts or len(parts) == 1)
+    sets: defaultdict[tuple[str, ...], dict[str, DataFile]] = defaultdict(dict)
+    for file in files:
+        name = () if one else (ALL, file.path.name) if file.part == ALL else file.rest
+        before = sets[name].setdefault(file.part, file)
+        if before is not file:
+            raise ValueError(
+                f"two files for {file.part}: got {before.path} and {file.path}. Remove one, or pass the other as `data_root`"
+            )
+    return [{part: found[part] for part in (*PARTS, ALL) if part in found} for found in sets.values()]
+
+
+def check_companions(found: Mapping[str, DataFile], others: Sequence[DataFile]) -> None:
+    """Raise ValueError for a file that is named like a part of a data set but has another form."""
+    rests = {file.rest for file in found.values()}
+    for other in others:
+        if not other.kind and other.part not in (ALL, *found) and other.rest in rests:
+            known = next(iter(found.values())).path.name
+            raise ValueError(
+                f"{other.path} is named like the {other.part} part of {known} but has another structure, "
+                "expected a list of entries. Correct it or move it away"
+            )
+
+
+class ImageFinder:
+    """Finds the images that the entries of a file in `folder` name; lists each folder once."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._root = root
+        self._near = [base / name for base in dict.fromkeys((folder, root, folder.parent)) for name in IMAGE_FOLDERS]
+        self._found: dict[str, ImageFile] = {}
+        self._places: dict[tuple[str, bool], list[tuple[Path, frozenset[str]]]] = {}
+
+    def find(self, name: str, where: str) -> ImageFile:
+        """Return the image that an entry names so; where it does not exist, a path at which it is expected."""
+        if name not in self._found:
+            check_text(name, f"{where}: `image`")
+            if "://" in name or any(letter < " " for letter in name):
+                raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
+            self._found[name] = ImageFile(self._path_of(name))
+        return self._found[name]
+
+    def _path_of(self, name: str) -> Path:
+        file = name.rpartition("/")[2]
+        inner = name.removesuffix(file)
+        # Most images lie near: the folders below the root are only listed for those that do not.
+        for far in (False, True):
+            if (inner, far) not in self._places:
+                bases = folders_below(self._root) if far else self._near
+                folders = [Path(os.path.normpath(base / inner)) for base in bases]
+                self._places[inner, far] = [(folder, names) for folder in folders if (names := files_in(folder))]
+            for folder, names in self._places[inner, far]:
+                if file in names:
+                    return folder / file
+        expected = next((folder for folder, _ in self._places[inner, False]), self._near[0] / inner)
+        return Path(os.path.normpath(expected / file))
+
+
+def folders_below(root: Path) -> Iterator[Path]:
+    """Yield the folders in a folder, then those in these, up to `DEPTH` and `MAX_FOLDERS`, by name."""
+    level, left = [root], MAX_FOLDERS
+    for _ in range(DEPTH):
+        level = [inner for folder in level for inner in subfolders(folder)][:left]
+        left -= len(level)
+        yield from level
+
+
+def plain_name(name: str) -> str:
+    """Return the name of an image in one spelling: `./a//b.jpg` is `a/b.jpg`."""
+    return Path(os.path.normpath(name)).as_posix()
+
+
+def subfolders(folder: Path) -> Sequence[Path]:
+    """Return the folders in a folder by name, without hidden ones."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(folder / entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []

@@ -1,0 +1,154 @@
+"""Karpathy's format, on small folders written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from das_gym.data.images import ImageFile
+from das_gym.tasks.retrieval.captions import NUM_TEXTS
+from das_gym.tasks.retrieval.files import load_captions
+
+SIZES = {"train": 5, "restval": 1, "val": 4, "test": 4}
+
+
+def entry(imgid: int, split: str, **changes: Any) -> dict[str, Any]:
+    sentences = [
+        {"raw": f"Caption {n} of image {imgid}.", "tokens": ["caption"], "imgid": imgid, "sentid": 5 * imgid + n}
+        for n in range(5)
+    ]
+    own = {"filename": f"{imgid}.jpg", "split": split, "imgid": imgid, "sentids": [0], "sentences": sentences}
+    return {**own, **changes}
+
+
+def write(root: Path, name: str = "dataset_flickr30k.json", images: str = "flickr30k-images") -> list[dict[str, Any]]:
+    """A small data set; returns its entries."""
+    splits = [split for split, count in SIZES.items() for _ in range(count)]
+    entries = [entry(imgid, split) for imgid, split in enumerate(splits)]
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for item in entries:
+        Image.new("RGB", (20, 12), (item["imgid"], 0, 0)).save(root / images / item["filename"])
+    save(root / name, entries)
+    return entries
+
+
+def save(path: Path, entries: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": entries, "dataset": "flickr30k"}), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path)
+    return tmp_path
+
+
+def change(root: Path, edit: Callable[[list[Any]], Any]) -> Path:
+    """Change the entries of the data set in `root`; returns the JSON file."""
+    path = root / "dataset_flickr30k.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+    edit(entries)
+    save(path, entries)
+    return path
+
+
+def test_load_captions(root: Path):
+    splits = load_captions(root)
+    assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [30, 20, 20]
+    assert splits.left_out == ()
+    example = splits.reward[7]  # the sixth image after train's five and restval's one is the second of val
+    assert (example.key, example.image_id, example.caption) == ("37", 7, "Caption 2 of image 7.")
+    assert example.image == ImageFile(root / "flickr30k-images" / "7.jpg")
+    assert splits.train[-1].image_id == 5  # restval
+    keys = [e.key for part in (splits.train, splits.reward, splits.test) for e in part]
+    assert len(set(keys)) == 70
+
+
+def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
+    splits = load_captions(root)
+    for part, imgids in ((splits.train, range(6)), (splits.reward, range(6, 10)), (splits.test, range(10, 14))):
+        for example in part:
+            assert example.texts[0] == example.caption
+            assert len(set(example.texts)) == NUM_TEXTS
+            others = {f"Caption {n} of image {i}." for i in imgids for n in range(5) if i != example.image_id}
+            assert others.issuperset(example.texts[1:])
+    assert set(splits.train[0].texts[1:]) != set(splits.train[1].texts[1:])
+    assert splits.train[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("dataset_flickr30k.json", "flickr30k-images"),
+        ("karpathy/dataset_flickr30k.json", "flickr30k-images"),
+        ("dataset_flickr8k.json", "images"),
+        ("dataset_flickr30k.json", ""),
+    ],
+)
+def test_folders_of_images_are_found(tmp_path: Path, name: str, folder: str):
+    write(tmp_path, name, folder)
+    for data_root in (tmp_path, tmp_path / name):
+        assert load_captions(data_root).test[0].image.open().size == (20, 12)
+
+
+@pytest.mark.parametrize("above", ["", "images"])
+def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
+    entries = write(tmp_path, "dataset_coco.json", f"{above}/train2014" if above else "train2014")
+    for item in entries:
+        item.update(filepath="train2014", cocoid=item["imgid"] + 1000)
+    save(tmp_path / "dataset_coco.json", entries)
+    assert load_captions(tmp_path).test[0].image.open().size == (20, 12)
+
+
+def test_file_selects_one_of_several_data_sets(root: Path):
+    write(root, "karpathy/dataset_coco.json")
+    with pytest.raises(ValueError, match=r"several data sets: got dataset_flickr30k\.json, karpathy/dataset_coco\.json"):
+        load_captions(root)
+    assert len(load_captions(root / "karpathy" / "dataset_coco.json").test) == 20
+
+
+BAD: list[tuple[Callable[[list[Any]], Any], str]] = [
+    (lambda es: es[1].pop("filename"), r"images\[1\].*`filename`"),
+    (lambda es: es[1].update(split="dev"), r"images\[1\] \(1\.jpg\).*`split`"),
+    (lambda es: es[1].update(imgid=0), r"images\[1\] \(1\.jpg\) repeats `imgid` 0 of .*images\[0\]"),
+    (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats `image` .*0\.jpg"),
+    (lambda es: es[1].update(sentences=[]), r"images\[1\] \(1\.jpg\) has no captions"),
+    (lambda es: es[1].update(filepath="a\0b"), r"images\[1\].*`filepath`"),
+    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\]: `raw` is empty"),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\].*`hard_negatives`"),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives=["Caption 4 of image 1."]), r"is a caption of the image"),
+    (lambda es: es[1]["sentences"][2].update(sentid=0), r"sentences\[2\] repeats `sentid` 0 of .*images\[0\]"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), BAD)
+def test_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str):
+    path = change(root, edit)
+    with pytest.raises(ValueError, match=f"^{path}.*{message}"):
+        load_captions(root)
+    splits = load_captions(root, "skip")
+    assert (len(splits.train), len(splits.left_out)) == (25, 1)
+
+
+def test_too_small_split_names_skipped_entries(root: Path):
+    (root / "flickr30k-images" / "12.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
+        load_captions(root)
+    with pytest.raises(ValueError, match=r"too few captions: got 3 images.*1 entries were skipped.*12\.jpg"):
+        load_captions(root, "skip")
+
+
+def test_empty_split_or_damaged_file_is_named(root: Path):
+    path = change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == "val"])
+    with pytest.raises(ValueError, match=r"the reward split\) holds no usable example"):
+        load_captions(root)
+    path.write_bytes(b'{"images": 3}')
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json has"):
+        load_captions(root)
+    with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
+        load_captions(root / "nowhere")

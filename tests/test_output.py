@@ -1,0 +1,131 @@
+"""What commands print: standard streams, bars on a terminal and never within other output, lines otherwise."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from das_gym.output import escape_control_chars
+from das_gym.progress import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class SameScreen:
+    """Standard output, another stream than standard error on the same terminal."""
+
+    def __init__(self, screen: Terminal) -> None:
+        self.write, self.flush = screen.write, screen.flush
+
+
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard output and errors of a terminal, on which bars are seen at once; no fixture, since pytest replaces them."""
+    screen = Terminal()
+    for name in ("stderr", "__stderr__"):
+        monkeypatch.setattr(sys, name, screen)
+    monkeypatch.setattr(sys, "stdout", SameScreen(screen))
+    return screen
+
+
+def seen(screen: io.StringIO) -> list[str]:
+    """The lines as they stand on the screen in the end."""
+    lines = []
+    for line in screen.getvalue().split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_output_is_printed_above_the_bars(monkeypatch: pytest.MonkeyPatch):
+    terminal = a_terminal(monkeypatch)
+    with progress(4, "searching", unit="mask") as bar:
+        bar.update(1)
+        print("step", 1, end="")
+        bar.refresh()
+        print(", loss 0.5")
+        bar.update(1)
+        print("step 2")
+    print("done")
+    assert "step 1, loss 0.5" in seen(terminal)
+    assert "step 2" in seen(terminal)
+    assert "\rsearching:  50%" in terminal.getvalue()
+    assert not any("searching" in line for line in seen(terminal))  # the bar disappears
+    assert seen(terminal)[-2] == "done"
+    assert isinstance(sys.stdout, SameScreen)
+
+
+@pytest.fixture
+def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard error that is no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    return stream
+
+
+def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("das_gym.progress.PAUSE", 1e-9)
+    with progress(3, "comparing", unit="training") as outer:
+        with progress(300, "fine-tuning, subnet", unit="step", initial=100) as bar:
+            bar.set_postfix_str("loss 0.500", refresh=False)
+            bar.update(50)
+        outer.update(1.5)
+    first, second, last = log_file.getvalue().splitlines()
+    assert first.startswith("fine-tuning, subnet: 150/300 steps (50 %), loss 0.500, elapsed 00:00, remaining 00:0")
+    assert second.startswith("comparing: 1.5/3 trainings (50 %), elapsed 00:00, remaining 00:0")
+    assert last.startswith("comparing: 1.5/3 trainings")
+
+
+def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("das_gym.progress.PAUSE", 1e-9)
+    monkeypatch.setenv("RANK", "1")
+    with progress(2, "searching") as bar:
+        bar.update()
+    assert log_file.getvalue() == ""
+
+
+PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_unencodable_characters_become_question_marks():
+    code = "from das_gym.output import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
+    done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
+    assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such shell")
+def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
+    code = "import os, sys\nfrom das_gym.output import prepare_streams\nprepare_streams()\n"
+    code += "print('a', file=sys.stderr)\nprint('b')\n"
+    code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
+    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+def test_closed_output_prints_no_traceback(tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "das_gym.agents", "with", "env_id=DAS-METER-VQA-Tabular-v0"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, env=buffered, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "then resume with `python -m das_gym.agents with resume=1`" in done.stderr
+
+
+def test_control_characters_are_escaped():
+    assert escape_control_chars("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"
