@@ -20,7 +20,6 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,20 +119,13 @@ def report(
     return "\n".join([f"{len(masks)} masks, {metrics.shape[1]} seeds; metric after fine-tuning: {words}", "", *lines])
 
 
-def read_trained(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the results of an earlier call with the same settings."""
-    if path is None or not path.is_file():
-        return {}
-    record = read_json(path)
-    if record["settings"] != settings:
-        raise ValueError(f"{path} was made with {record['settings']}, not {settings}: give another file")
-    return dict(record["trained"])
-
-
 def train_all(context: ComparisonContext, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Train every mask that the file has no result of, saving after each; return all results by `key`."""
     settings = {name: getattr(options, name) for name in ("env", "steps", "test_examples")}
-    trained = read_trained(options.out, settings)
+    record = {"settings": settings, "trained": {}} if not (options.out and options.out.is_file()) else read_json(options.out)
+    if record["settings"] != settings:
+        raise ValueError(f"{options.out} was made with {record['settings']}, not {settings}: give another file")
+    trained: dict[str, float] = record["trained"]
     every = [(start, seed, mask) for seed in range(options.seeds) for mask in masks for start in options.start]
     every += [(f"{SHORT} {steps}", SHORT_SEED, mask) for steps in options.short for mask in masks]
     todo = [each for each in every if key(*each) not in trained]

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import make_parser
@@ -27,32 +26,19 @@ SLOWEST = 300.0
 """Seconds that the tests may take with an edit; one that takes longer counts as noticed."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """A module that is edited, and its tests.
-
-    Attributes:
-        module: Path of the file, from the repository.
-        tests: Paths of the tests.
-    """
-
-    module: str
-    tests: tuple[str, ...]
-
-
-TARGETS = {
-    "bandit": Target("agents/ask_tell/bandit.py", ("tests/agents/ask_tell/test_bandit.py",)),
-    "budget": Target("das_gym/problem/budget.py", ("tests/problem/test_budget.py", "tests/problem/test_rewards.py")),
-    "rewards": Target("das_gym/problem/rewards.py", ("tests/problem/test_rewards.py",)),
-    "statistics": Target("das_gym/problem/statistics.py", ("tests/problem/test_statistics.py",)),
-    "tree": Target("das_gym/engine/tree.py", ("tests/engine",)),
-    "evaluator": Target("das_gym/engine/evaluator.py", ("tests/engine",)),
-    "encoder_cache": Target("das_gym/engine/encoder_cache.py", ("tests/engine",)),
-    "memory": Target("das_gym/engine/memory.py", ("tests/engine",)),
-    "supernet": Target("adapt/supernet.py", ("tests/adapt/test_supernet.py",)),
-    "training": Target("adapt/training.py", ("tests/adapt/test_training.py",)),
+TARGETS: dict[str, tuple[str, ...]] = {
+    "bandit": ("agents/ask_tell/bandit.py", "tests/agents/ask_tell/test_bandit.py"),
+    "budget": ("das_gym/problem/budget.py", "tests/problem/test_budget.py", "tests/problem/test_rewards.py"),
+    "rewards": ("das_gym/problem/rewards.py", "tests/problem/test_rewards.py"),
+    "statistics": ("das_gym/problem/statistics.py", "tests/problem/test_statistics.py"),
+    "tree": ("das_gym/engine/tree.py", "tests/engine"),
+    "evaluator": ("das_gym/engine/evaluator.py", "tests/engine"),
+    "encoder_cache": ("das_gym/engine/encoder_cache.py", "tests/engine"),
+    "memory": ("das_gym/engine/memory.py", "tests/engine"),
+    "supernet": ("adapt/supernet.py", "tests/adapt/test_supernet.py"),
+    "training": ("adapt/training.py", "tests/adapt/test_training.py"),
 }
-"""By name."""
+"""By name: the module that is edited, and its tests; paths from the repository."""
 
 CONFIG = """
 [cosmic-ray]
@@ -86,12 +72,12 @@ def survivors(session: Path) -> tuple[int, list[str]]:
     return len(tried), [result["diff"] or "" for result in tried if result["test_outcome"] == "survived"]
 
 
-def run(target: Target, clone: Path, limit: int | None) -> tuple[int, list[str]]:
+def run(target: tuple[str, ...], clone: Path, limit: int | None) -> tuple[int, list[str]]:
     """Edit a module in a clone of the repository; returns what `survivors` does."""
-    tests = " ".join(test for test in target.tests if (clone / test).exists())
+    module, *tests = target
     config, session = clone / "mutation.toml", clone / "mutation.sqlite"
     session.unlink(missing_ok=True)
-    config.write_text(CONFIG.format(module=target.module, timeout=SLOWEST, python=sys.executable, tests=tests))
+    config.write_text(CONFIG.format(module=module, timeout=SLOWEST, python=sys.executable, tests=" ".join(tests)))
     subprocess.run([*COSMIC_RAY, "init", config, session], check=True, cwd=clone)
     choose(session, limit)
     subprocess.run([*COSMIC_RAY, "baseline", config], check=True, cwd=clone)

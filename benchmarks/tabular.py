@@ -1,7 +1,6 @@
 """Steps per second of tabular environments, and of the live environment, in one run.
 
     python -m benchmarks.tabular                            METER-VQA's bundled table
-    python -m benchmarks.tabular --table FILE
     python -m benchmarks.tabular --no-live                  without loading a model
 
 One step of n environments counts as n, as in Stable-Baselines3. Actions are random and sampled beforehand. `single` is one
@@ -61,19 +60,16 @@ def live_steps_per_second(env_id: str, num_envs: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    entries = {entry.short: entry for entry in das_gym.ENVIRONMENTS.values()}
     parser = make_parser("tabular", __doc__)
-    parser.add_argument("--problem", choices=entries, default="meter_vqa")
-    parser.add_argument("--table", help="a table; the bundled one by default")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure each")
     parser.add_argument("--no-live", action="store_true", help="do not compare with the live environment")
     options = parser.parse_args()
-    entry = entries[options.problem]
+    entry = das_gym.ENVIRONMENTS["DAS-METER-VQA-v0"]
     live = None if options.no_live else live_steps_per_second(entry.id, LIVE_ENVS)
     if live is not None:
         print(f"{entry.id}, {LIVE_ENVS} environments: {live:,.1f} steps per second", flush=True)
     for action in ACTIONS:
-        settings = {"table": options.table, "action": action}
+        settings = {"action": action}
         envs: list[tuple[str, int, Any]] = [("single", 1, gymnasium.make(entry.tabular_id, **settings))]
         envs += [("vector", n, gymnasium.make_vec(entry.tabular_id, num_envs=n, **settings)) for n in NUM_ENVS]
         envs.append(("sb3", SB3_ENVS, das_gym.make_sb3_vec_env(entry.tabular_id, n_envs=SB3_ENVS, **settings)))

@@ -6,6 +6,7 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -61,6 +62,9 @@ from das_gym.trust import ask_to_repeat, import_plugins, imported_plugins, sensi
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
+
+DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
+"""Sacred's options for databases, the library that each needs, and the extra that installs it."""
 
 COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
@@ -145,6 +149,7 @@ class RecordedCommand(Generic[Settings]):
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
+            check_databases(options)
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -356,6 +361,13 @@ def required_folder(run: Run) -> Path:
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder
+
+
+def check_databases(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an option whose library is missing, before a run starts."""
+    for option, library, extra in DATABASES:
+        if options.get(option) and importlib.util.find_spec(library) is None:
+            raise ValueError(f"{option} needs {library}. Run pip install 'das_gym[{extra}]'")
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -47,11 +47,10 @@ class ProgressLines(tqdm):
 class _Above(DummyTqdmFile):
     """A stream that writes complete lines above the bars."""
 
-    def write(self, text: str) -> int:
+    def write(self, x: str, nolock: bool = False) -> None:
         # tqdm would clear the bars, which are on standard error, only for lines on standard error.
-        with tqdm.external_write_mode(file=sys.__stderr__) if "\n" in text else nullcontext():
-            super().write(text)
-        return len(text)
+        with tqdm.external_write_mode(file=sys.__stderr__) if "\n" in x else nullcontext():
+            super().write(x, nolock)
 
 
 class Bar(tqdm):

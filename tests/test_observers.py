@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sqlite3
 from dataclasses import dataclass, field
@@ -85,6 +86,14 @@ def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
     monkeypatch.setattr("das_gym.trust.imported_plugins", lambda: ("given",))
     with pytest.raises(ValueError, match=r"plugins=given,of_file$"):
         ask_to_repeat("settings.json was written", {"plugins": "of_file"})
+
+
+@pytest.mark.parametrize(("flag", "library"), [("-m", "pymongo"), ("-s", "sqlalchemy")])
+def test_missing_library_is_rejected_before_the_run(command, tmp_path: Path, monkeypatch, flag: str, library: str):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=f"needs {library}"):
+        command.run_words([flag, "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unsupported_option_is_rejected_before_the_run(command, tmp_path: Path):

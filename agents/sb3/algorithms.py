@@ -153,7 +153,13 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
     """
     names = _hyperparameters(cls)
     check_names(given, names, f"setting of {known.name},")
-    values = {"policy": "MlpPolicy", "device": "cpu", **known.defaults, **given}  # observations are vectors of numbers
+    # Observations are vectors of numbers: MlpPolicy, or what the algorithm has instead, as RecurrentPPO's MlpLstmPolicy.
+    policies = list(getattr(cls, "policy_aliases", {}))
+    aliases = [name for name in policies if name.startswith("Mlp")]
+    policy = "MlpPolicy" if "MlpPolicy" in aliases or not aliases else aliases[0]
+    values = {"policy": policy, "device": "cpu", **known.defaults, **given}
+    if policies:
+        check_names([values["policy"]], policies, f"policy of {known.name},")
     if known.rollout is not None:
         values.setdefault("n_steps", max(2, known.rollout // n_envs))
         values.setdefault("batch_size", min(64, int(values["n_steps"]) * n_envs))

@@ -29,6 +29,19 @@ CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True)
+class ScoredMask:
+    """A mask with its scores, in plain JSON values; None where a number is not finite."""
+
+    mask: list[int]
+    reward: float | None
+    loss: float | None
+    metric: float | None
+    macs: int
+    macs_saved: float
+    skipped_layers: list[str]
+
+
+@dataclass(frozen=True)
 class Turn:
     """One turn of a search: masks, 0/1 per layer, with their scores; None where a number is not finite.
 
@@ -122,7 +135,7 @@ class SearchResult:
         evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
         best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
-            the answer itself if no mask was scored.
+            the answer itself if no mask was scored. Its keys are the fields of `ScoredMask`.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
         plugins: Modules that register the environment or the agent.
@@ -157,7 +170,8 @@ class SearchResult:
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        masks = [self.mask, self.best_seen["mask"], *(mask for turn in self.history for mask in turn.masks)]
+        best = build(ScoredMask, self.best_seen, "value of best_seen,")
+        masks = [self.mask, best.mask, *(mask for turn in self.history for mask in turn.masks)]
         _check_masks(masks, len(self.layer_names))
 
     @property

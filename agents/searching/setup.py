@@ -23,7 +23,7 @@ from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_cost import BUDGET_SETTINGS
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.registration import CHECKPOINT_TABLES, DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
 """Entries of `info` that records keep of each mask."""
@@ -38,13 +38,15 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bo
     """Make the vector environment of a search; `free` lifts its budget, see `Agent.free_budget`."""
     _check_id(env_id)
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
-    return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
+    with explained_errors(env_id):
+        return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
 
 
 def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
     """Make a single environment of das_gym, without wrappers."""
     _check_id(env_id)
-    env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+    with explained_errors(env_id):
+        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
     return env
@@ -54,6 +56,21 @@ def _check_id(env_id: str) -> None:
     name = env_id.rpartition(":")[2]
     if name in SUITE_IDS or name.endswith(many_objectives("")):
         raise ValueError(f"`env_id` has not one problem with one reward: got {env_id}, {OURS}")
+
+
+@contextmanager
+def explained_errors(env_id: str) -> Iterator[None]:
+    """Raise a ValueError with a hint where Gymnasium has no such environment, or a foreign one takes no `skip_num`."""
+    try:
+        yield
+    except gymnasium.error.UnregisteredEnv as error:
+        named = named_environments().get(env_id)
+        hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
+        raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.')}. {hint}") from error
+    except TypeError as error:
+        if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
+            raise
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {OURS}") from error
 
 
 def score_masks(env: gymnasium.vector.VectorEnv, masks: Masks) -> tuple[Floats, dict[str, Any]]:
@@ -162,7 +179,7 @@ def blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
 
 def table_path(env_id: str, env_kwargs: Mapping[str, Any]) -> Path:
     """Return the path of the table that an environment looks scores up in."""
-    made_with = gymnasium.spec(env_id).kwargs | dict(env_kwargs)
+    made_with = gymnasium.spec(env_id.rpartition(":")[2]).kwargs | dict(env_kwargs)
     return Path(made_with.get("table") or bundled_table(made_with["model"], made_with["task"]))
 
 

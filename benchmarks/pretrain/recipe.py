@@ -156,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
     options = parser.parse_args(arguments)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        parser.error(f"--out {options.out} exists and is not empty: pass a new folder")
     folder = Path("runs") / "pretrain" / options.model
     pretrain(options.model, RECIPES[options.model].size, options.out, folder)
     for name in CHECKPOINTS:

@@ -65,7 +65,7 @@ class LoadReport:
         missing = [name for name in self.missing if not any(part in name for part in expected)]
         parts = [
             f"it lacks {_shorten(missing)}, which start untrained" if missing else "",
-            f"its {_shorten(self.unknown)} are unknown and not used" if self.unknown else "",
+            f"its {_shorten(self.unknown)} are not used" if self.unknown else "",
         ]
         return "; ".join(part for part in parts if part) or None
 

@@ -103,7 +103,6 @@ REFERENCE_RULES: Rules = (
     (r"token_type_embeddings\.weight", "token_types.weight"),
     (r"itm_score\.fc\.(weight|bias)", rf"{HEADS}itm_score.\1"),
     (r"((?:vqa_classifier|nlvr2_classifier|snli_classifier|rank_output|mlm_score|mpp_score)\..+)", rf"{HEADS}\1"),
-    (r"das_gate|skip_num", None),  # the result of a search by DAS
 )
 """What METER's and ViLT's files have in common."""
 

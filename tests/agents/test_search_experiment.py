@@ -87,6 +87,9 @@ def test_settings_of_the_environment_reach_it():
     [
         ({"image_size": 96}, "Did you mean `env_kwargs.image_size`"),
         ({"agent": "ppo", "agent_kwargs": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
+        ({"agent": "ppo", "agent_kwargs": {"policy": "MlpPolicies"}}, "unknown policy of ppo, 'MlpPolicies'; did you mean"),
+        ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),
+        ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym: got CartPole-v1"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` has not one problem with one reward"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},

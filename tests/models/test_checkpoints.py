@@ -65,7 +65,7 @@ def test_assemble_places_every_official_meter_name(section, image_size):
     found = assemble(TensorFile(golden.GOLDEN, official("meter", section), {}), image_size=image_size)
     report = found.report
     assert found.vlp.config == METERConfig(image_size=image_size or 288)
-    assert report.unknown == []
+    assert report.unknown == ([] if section == 0 else ["skip_num", "das_gate"])  # the result of a search is not read
     adapters = {name for name in found.vlp.state_dict() if "adapter" in name}
     if section == 0:
         assert found.heads.keys() == {"itm_score", "mlm_score", "rank_output"}
@@ -81,7 +81,7 @@ def test_assemble_places_every_official_meter_name(section, image_size):
 def test_assemble_places_every_official_vilt_name(section):
     found = assemble(TensorFile(golden.GOLDEN, official("vilt", section), {}))
     assert found.vlp.config == ViLTConfig(position_grid=12)
-    assert found.report.unknown == []
+    assert found.report.unknown == (["skip_num", "das_gate"] if section else [])
     assert set(found.report.missing) == (set() if section else {n for n in found.vlp.state_dict() if "adapter" in n})
     assert ("mlm_score" in found.heads) == (section == 0)
 
@@ -399,8 +399,8 @@ def test_load_checkpoint_rejects_other_content(content, tmp_path):
 def test_load_report_names_unknown_and_missing_tensors(tmp_path):
     path = changed(tmp_path, **{"transformer.blocks.3.gamma": torch.ones(2), "pooler.dense.bias": None})
     report = load_checkpoint(path, num_heads=4).report
-    assert (report.unknown, report.missing) == (["transformer.blocks.3.gamma"], ["pooler.bias"])
-    assert "transformer.blocks.*.gamma are unknown" in report.describe_problems()
+    assert (report.unknown[2:], report.missing) == (["transformer.blocks.3.gamma"], ["pooler.bias"])
+    assert "its skip_num, das_gate, transformer.blocks.*.gamma are not used" in report.describe_problems()
 
 
 INFINITE = torch.full((64, 64), torch.inf)

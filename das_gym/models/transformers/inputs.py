@@ -16,12 +16,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.bundled import check_bundled
-from das_gym.files import check_plain
+from das_gym.files import check_plain, read_json
 from das_gym.models.inputs import Prompt, PromptError
 from das_gym.output import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""
+
+SPECIAL_TOKENS = 2**16
+"""Most that a folder may have: transformers compares each with all others."""
 
 KEPT_ENCODINGS = 100_000
 """Prompts whose tokens are remembered."""
@@ -260,6 +263,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     check_plain(folder.glob("*"))
     check_bundled(folder)
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        settings = read_json(path) if path.is_file() else {}
+        for name in ("extra_special_tokens", "additional_special_tokens") if isinstance(settings, dict) else ():
+            count = len(named) if isinstance(named := settings.get(name), list | dict) else 0
+            if count > SPECIAL_TOKENS:
+                raise ValueError(f"{path}: too many {name}: got {count:,}, expected at most {SPECIAL_TOKENS:,}")
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,8 @@ ScienceQA has `problems.json`, `pid_splits.json` and the images `{split}/{pid}/i
 `images`; about half of the problems have none. A problem is asked with its hint as context and its choices lettered, and
 the answer is a letter, as in LLaVA-1.5. Val is the reward split.
 
-Class folders are in the data root. The options are their names: `BareLand` and `bare_land` are both the class `bare land`.
+Class folders are in the data root, or in `train`, `val` and `test` in it, as torchvision's `ImageFolder` has them. The
+options are their names: `BareLand` and `bare_land` are both the class `bare land`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ SPLITS = ("train", "val", "test")
 """The official splits that are read; the small ones are parts of them."""
 
 _PROBLEM_FIELDS: Fields = {"question": str, "choices": list, "answer": int}
+
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folders of class folders, and their parts."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z\W_]+|[^\w\s]+")
 
@@ -126,28 +130,40 @@ def class_name(folder: str) -> str:
     return " ".join(_WORD.findall(folder.replace("-", " "))).lower() or folder
 
 
-def class_folders(folder: Path) -> dict[Path, list[str]]:
-    """Return the class folders in a folder, with the names of their images; empty if there are fewer than two."""
-    found = {}
-    for path in subfolders(folder):
-        names = sorted(n for n in files_in(path) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
-        if names and path.name not in IMAGE_FOLDERS:
-            found[path] = names
-    return found if len(found) > 1 else {}
+def class_folders(root: Path) -> dict[str, dict[Path, list[str]]]:
+    """Return the class folders of each part, or of one part "", with the names of their images; empty without classes."""
+
+    def classes_in(folder: Path) -> dict[Path, list[str]]:
+        found = {}
+        for path in subfolders(folder):
+            names = sorted(n for n in files_in(path) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
+            if names and path.name not in {*IMAGE_FOLDERS, *SPLIT_FOLDERS}:
+                found[path] = names
+        return found if len(found) > 1 else {}
+
+    parts = {SPLIT_FOLDERS[path.name]: classes_in(path) for path in subfolders(root) if path.name in SPLIT_FOLDERS}
+    if not parts:
+        parts = {"": classes_in(root)}
+    return parts if all(parts.values()) else {}
 
 
 def load_class_folders(
-    classes: Mapping[Path, Sequence[str]], root: Path, on_bad_example: str = "raise"
+    parts: Mapping[str, Mapping[Path, Sequence[str]]], root: Path, on_bad_example: str = "raise"
 ) -> Splits[AnswerExample]:
     """Read what `class_folders` found in `root`; errors are those of `Task.load_splits`."""
     bad, question = BadExamples(on_bad_example), instructed(CLASS_QUESTION)
-    for folder in classes:
-        check_characters(folder.name, f"{root}: the name of the folder {folder.name!a}")
-    options = tuple(sorted({class_name(folder.name) for folder in classes}))
-    conversations = []
-    for folder, names in classes.items():
-        rounds = ((question, class_name(folder.name)),)
-        for name in names:
-            key, image = f"{folder.name}/{name}", ImageFile(folder / name)
-            conversations.append(Conversation(str(image.path), key, (image,), (key,), rounds, options))
-    return divide({"": drop_broken(conversations, str(root), bad)}, str(root), bad)
+    class_names = sorted({folder.name for classes in parts.values() for folder in classes})
+    for name in class_names:
+        check_characters(name, f"{root}: the name of the folder {name!a}")
+    options = tuple(sorted(set(map(class_name, class_names))))
+    read = {}
+    for part, classes in parts.items():
+        conversations = []
+        for folder, names in classes.items():
+            rounds = ((question, class_name(folder.name)),)
+            for name in names:
+                image = ImageFile(folder / name)
+                key = image.path.relative_to(root).as_posix()
+                conversations.append(Conversation(str(image.path), key, (image,), (key,), rounds, options))
+        read[part] = drop_broken(conversations, str(root), bad)
+    return divide(read, str(root), bad)

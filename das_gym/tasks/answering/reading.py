@@ -29,9 +29,9 @@ from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
 FORMATS = (
     "LLaVA's conversations (train.json, val.json, test.json, or one file; also .jsonl), Slake's own files, VQAv2's "
     f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
-    "one folder of images per class, parquet files or a folder of `save_to_disk` with columns image, question and "
-    "answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow; questions without answers are for `adapt predict` with "
-    f"`split={QUESTIONS}`"
+    "one folder of images per class (also in train, val and test), parquet files or a folder of `save_to_disk` with columns "
+    "image, question and answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow; questions without answers are for `adapt "
+    f"predict` with `split={QUESTIONS}`"
 )
 """The supported formats of a data root."""
 
@@ -106,9 +106,9 @@ def _find(root: Path) -> DataSet:
         return _find_file(root)
     found = list(_data_sets_in(root))
     if not found and not json_files(root):  # else damaged files are meant
-        classes = class_folders(root)
-        if classes:
-            found = [DataSet("folders of classes", (root,), partial(load_class_folders, classes, root))]
+        parts = class_folders(root)
+        if parts:
+            found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
     if not found:
         names = some(sorted(path.name for path in root.iterdir()), 6)
         raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")

@@ -1,7 +1,7 @@
 """Read VQAv2, and any data set in its format, from the official files; every entry is checked.
 
 A data root holds, for train2014 and val2014 each, `v2_OpenEnded_mscoco_{split}_questions.json`,
-`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`.
+`v2_mscoco_{split}_annotations.json` and the images `{split}/COCO_{split}_{image_id:012d}.jpg`, or with another usual suffix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from das_gym.data.entries import (
     read_list,
     some,
 )
-from das_gym.data.images import ImageFile, ImageSource
+from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, files_in
 from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 VQAV2_MIN_COUNT = 9
@@ -117,10 +117,14 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     folder = root / UNANSWERED.get(split, split)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, expected a folder of images COCO_{folder.name}_<image_id>.jpg")
+    images = [Path(name) for name in sorted(files_in(folder)) if Path(name).suffix.lower() in SUFFIXES]
+    images.sort(key=lambda path: path.suffix == ".jpg")  # `.jpg` wins where an image has several suffixes
+    names = {path.stem: path.name for path in images}
 
     @cache
     def image_at(image_id: int) -> ImageFile:
-        return ImageFile(folder / f"COCO_{folder.name}_{image_id:012d}.jpg")
+        stem = f"COCO_{folder.name}_{image_id:012d}"
+        return ImageFile(folder / names.get(stem, f"{stem}.jpg"))
 
     examples = read_questions(questions, annotations, split, image_at, bad)
     return bad.drop_broken(examples, str(questions), lambda e: f"question_id {e.question_id}")
@@ -244,6 +248,7 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
     total, second = counts.total(), counts.most_common(2)[1][1]
     if min_count is None:
         min_count = 1
+        # A small data set has few answers of nine questions: its threshold falls until most questions can be answered.
         for threshold in range(min(VQAV2_MIN_COUNT, second), 1, -1):
             if sum(count for count in counts.values() if count >= threshold) >= KEPT_SHARE * total:
                 min_count = threshold

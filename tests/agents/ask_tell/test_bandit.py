@@ -68,7 +68,7 @@ def test_bandit_with_certain_preferences_does_not_hang():
     assert np.flatnonzero(agent.best()).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("rate", [0.0, float("nan"), "fast"])
+@pytest.mark.parametrize("rate", [0.0, float("nan"), "fast", True])
 def test_bandit_rejects_learning_rates(rate):
     with pytest.raises(ValueError, match="learning_rate"):
         Bandit(MaskSpace(Budget(12, 4)), learning_rate=rate)

@@ -115,9 +115,7 @@ def test_train_with_your_own_class(env_kwargs: dict):
 
 @pytest.mark.slow
 def test_train_with_an_unlisted_class(env_kwargs: dict):
-    trained = train(
-        "sb3_contrib:RecurrentPPO", env_kwargs, action="sequence", agent_kwargs={"n_steps": 8, "policy": "MlpLstmPolicy"}
-    )
+    trained = train("sb3_contrib:RecurrentPPO", env_kwargs, action="sequence", agent_kwargs={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
 

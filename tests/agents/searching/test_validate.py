@@ -9,6 +9,8 @@ from das_gym.agents.searching.record import Turn
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID
 
+BEST = {"mask": [0] * 12, "reward": 0.5, "loss": 0.7, "metric": 1.0, "macs": 9, "macs_saved": 0.0, "skipped_layers": []}
+
 
 def search_record(tmp_path, **settings):
     search(SearchConfig(**{"env_id": ENV_ID, "evaluations": 12, **settings}), tmp_path)
@@ -62,7 +64,9 @@ def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp
     [
         ({"layer_names": ["other"] * 12}, "'other'"),
         ({"mask": [2] * 12}, "`mask` is not allowed"),
-        ({"best_seen": {}}, "mask"),
+        ({"best_seen": {}}, r"search\.json is not a search record.*best_seen, 'mask' is missing"),
+        ({"best_seen": BEST | {"reward": "x"}}, r"search\.json is not a search record.*reward='x'"),
+        ({"best_seen": BEST | {"macs_saved": None}}, r"search\.json is not a search record.*macs_saved=None"),
     ],
 )
 def test_validate_reports_a_broken_record(change, text, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from das_gym.models.inputs import load_tokenizer
-from das_gym.models.transformers.inputs import load_processor
+from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
 
@@ -40,6 +40,7 @@ def change(folder: Path, name: str = "config.json", **fields: Any) -> None:
 
 KERNEL = r"evil/kernel.*`trust_remote_code=True`"
 QUANTIZED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+TOKENS = [f"<{n}>" for n in range(SPECIAL_TOKENS + 1)]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ QUANTIZED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
         ("config.json", {"attn_implementation": "evil/kernel@main:run"}, KERNEL),
         ("config.json", {"text_config": {"_attn_implementation_internal": {"text_config": "evil/kernel"}}}, KERNEL),
         ("adapter_config.json", {"base_model_name_or_path": "/other"}, r"adapter_config\.json"),  # which is read first
+        ("tokenizer_config.json", {"extra_special_tokens": TOKENS}, "too many extra_special_tokens"),
     ],
 )
 def test_load_vlm_rejects_a_folder(folder, file, fields, match):

@@ -290,6 +290,19 @@ def test_class_folders(tmp_path: Path):
     assert_disjoint(splits)
 
 
+def test_class_folders_of_parts(tmp_path: Path):
+    """The layout of torchvision's ImageFolder; split folders that hold images themselves are no classes."""
+    for part in ("train", "valid"):
+        aid(tmp_path / "data" / part)
+        draw(*(tmp_path / "images" / part / f"{n}.jpg" for n in range(3)))
+    splits = load_answers(tmp_path / "data")
+    assert [len(part) for part in parts_of(splits).values()] == [21, 10, 11]
+    assert splits.train[0].key == "train/Airport/0.jpg"
+    assert splits.train[0].options == ("airport", "bare land", "rail way station")
+    with pytest.raises(ValueError, match="holds no data in a known format"):
+        load_answers(tmp_path / "images")
+
+
 # --- unknown formats ---
 
 

@@ -72,6 +72,12 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+def test_images_with_another_suffix_are_found(root: Path):
+    path = root / "train2014" / "COCO_train2014_000000000007.jpg"
+    path.rename(path.with_suffix(".PNG"))
+    assert [e.image.path.suffix for e in load_vqa(root).train] == [".PNG", ".PNG", ".jpg"]
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     whole = json.loads(path.read_text())
     change(whole)
