@@ -185,5 +185,6 @@ def search_first(values: Mapping[str, Any], setting: str = "search_run") -> int:
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Resume with: {command}")
-            interrupt.add_note(f"and then repeat this command with {setting}={search_command.current_run._id}")
+            done = f"{setting}={search_command.current_run._id}"
+            interrupt.add_note(f"and then repeat this command with {done} in place of the settings of the search")
         raise

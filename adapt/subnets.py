@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, recorded_settings
+from das_gym.problem.config import ProblemConfig, download_hint, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -46,6 +45,8 @@ FORMAT = "das_gym adapt 1"
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
+    if not folder.is_dir() and (hint := download_hint(str(run), "run")):
+        raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
@@ -106,14 +107,14 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
         )
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
     content = read_json(record)
-    with _named(record):
+    with explain_damage(record, "fine-tune it again"):
         recorded, settings = dict(content["problem"]), dict(content["model_settings"])
         for name in ("supernet", "data_root"):  # they need not exist any more
             if recorded.get(name) and not Path(recorded[name]).exists():
                 recorded[name] = None
         modules = build(PluginSettings, {"plugins": content.get("plugins", ())}).plugins
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
-    with _named(record, "Import the module that registers it (plugins=MODULE), or fine-tune it again."):
+    with explain_damage(record, "import the module that registers it (plugins=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
     # A method inserts modules before its parameters fit; adapters are part of the model.
     put_back = restore if adaptation.method is None else restore_adaptation
@@ -190,15 +191,6 @@ def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) 
     return AdaptedModel(backbone, new_head(backbone, task), task)
 
 
-@contextmanager
-def _named(record: Path, advice: str = "Fine-tune it again.") -> Iterator[None]:
-    """Turn errors about the content of a record into a ValueError that names the file."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{record} is not a record of a subnet ({error}). {advice}") from error
-
-
 def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
     """Return the first of these records that exists in the folder of a run; None if none does."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -209,7 +201,7 @@ def recorded_data(folder: Path) -> dict[str, str | None]:
     record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
         return {}
-    with _named(record):
+    with explain_damage(record, "fine-tune it again"):
         problem = read_json(record)["problem"]
         return {name: problem.get(name) for name in ("data_root", "columns")}
 

@@ -139,4 +139,4 @@ def test_interrupted_adapt_search_says_how_to_continue(
     error = capsys.readouterr().err
     first, second = error.splitlines()[-2:]
     assert first == "Stopped by SIGTERM. Resume with: python -m agents with resume=1 'runs_dir=my runs'"
-    assert second == "and then repeat this command with search_run=1"
+    assert second == "and then repeat this command with search_run=1 in place of the settings of the search"

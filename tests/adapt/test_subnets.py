@@ -66,22 +66,11 @@ def test_evaluate_names_missing_data_before_it_loads_the_model(folder: Path):
         EvaluateSettings(run=str(folder), data_root="/other").load()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"problem": 3},
-        {"plugins": 3},
-        {"model_settings": 3},
-    ],
-)
+@pytest.mark.parametrize("change", [{"problem": 3}, {"plugins": 3}])
 def test_load_subnet_names_a_damaged_record(folder: Path, change: dict[str, Any]):
-    before = read_json(folder / RECORD)
-    write_json(folder / RECORD, {**before, **change})
-    try:
-        with pytest.raises(ValueError, match=r"adapt\.json is not a record of a subnet"):
-            load_subnet(folder)
-    finally:
-        write_json(folder / RECORD, before)
+    write_json(folder / RECORD, {**read_json(folder / RECORD), **change})
+    with pytest.raises(ValueError, match=r"adapt\.json is damaged"):
+        load_subnet(folder)
 
 
 def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):

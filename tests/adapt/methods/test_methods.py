@@ -95,6 +95,15 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str
     return {problem.model: World(problem, load_splits(problem)) for problem in problems}
 
 
+@torch.no_grad()
+def features_of(model: AdaptedModel, splits: Any) -> torch.Tensor:
+    return model.backbone.vlp.make_forward(model.task.processor, model.task.pairs(splits.test[:2]))()
+
+
+def logits_of(model: AdaptedModel, splits: Any) -> torch.Tensor:
+    return model.head(model.task.group_features(features_of(model, splits)))
+
+
 def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
     return {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
 
@@ -103,8 +112,11 @@ def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
 @pytest.mark.parametrize(("family", "name"), HAVING)
 def test_method_trains_only_its_parameters(worlds: dict[str, World], family: str, name: str):
     world = worlds[family]
-    model = world.model()
+    plain, model = world.model(), world.model()
     updated = make_method(name).apply(model)
+    if name in ("lora", "adapter", "parallel"):  # what they insert has no effect at first
+        plain.backbone.vlp.remove_adapters()
+        assert torch.allclose(features_of(model, world.splits), features_of(plain, world.splits), atol=1e-6)
     before = {key: p.detach().clone() for key, p in parameters(model).items()}
     config = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
     parts, trainer = set_up(model, world.splits.train, config, None)
@@ -154,21 +166,6 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["lora", "adapter", "parallel"])
-def test_inserted_modules_start_without_effect(worlds: dict[str, World], family: str, name: str):
-    world = worlds[family]
-    plain, model = world.model(), world.model()
-    plain.backbone.vlp.remove_adapters()
-    make_method(name).apply(model)
-    pairs = plain.task.pairs(world.splits.train[:3])
-    with torch.no_grad():
-        wanted = plain.backbone.vlp.make_forward(plain.task.processor, pairs)()
-        given = model.backbone.vlp.make_forward(model.task.processor, pairs)()
-    assert torch.allclose(given, wanted, atol=1e-6)
-
-
 @pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("VLM", "parallel")])
 def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, name: str):
     world = worlds[family]
@@ -181,12 +178,6 @@ def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, na
     if name == "lora":
         make_method(name).finish(model.backbone.vlp)
         assert example_costs(model, world.splits).macs(mask) == without
-
-
-def logits_of(model: AdaptedModel, splits: Any) -> torch.Tensor:
-    with torch.no_grad():
-        features = model.backbone.vlp.make_forward(model.task.processor, model.task.pairs(splits.test[:2]))()
-        return model.head(model.task.group_features(features))
 
 
 def changed(world: World, name: str, **settings: Any) -> tuple[AdaptedModel, Adaptation]:
@@ -275,9 +266,8 @@ def test_training_settings_combine_in_pairs(worlds: dict[str, World], tmp_path: 
         ({"method": MethodSettings("lorra")}, "unknown method 'lorra'; did you mean 'lora'"),
         (
             {"method": MethodSettings("lora", {"rank": 2**20})},
-            r"has shape .4, 64. in the adaptation, .1048576, 64. in the mo",
+            "has shape .4, 64. in the adaptation, .1048576, 64.",
         ),
-        ({"method": MethodSettings("prompt", {"tokens": 2**20})}, "parameters of the adaptation and of the model differ"),
         ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
     ],
@@ -314,15 +304,6 @@ def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
                 assert bool(after.attend[stream][..., -3:].all())
 
 
-@pytest.mark.parametrize(("family", "name"), REFUSED)
-def test_check_rejects_unsupported_methods(worlds: dict[str, World], family: str, name: str):
-    model = worlds[family].model()
-    with pytest.raises(ValueError, match=REFUSED[family, name]):
-        make_method(name).check(model.backbone.vlp)
-    with pytest.raises(ValueError, match=REFUSED[family, name]):
-        make_method(name).apply(model)
-
-
 @pytest.mark.slow
 def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, World], capsys: pytest.CaptureFixture[str]):
     for family, world in worlds.items():
@@ -331,8 +312,9 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
         settings = with_methods(build(CompareSettings, grouped_settings(changed_settings(world.problem))), vlp)
         left_out = capsys.readouterr().out.splitlines()
         assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
-        assert len(left_out) == len([pair for pair in REFUSED if pair[0] == family])
-        assert all(line.startswith("left out: ") for line in left_out)
+        reasons = [reason for pair, reason in REFUSED.items() if pair[0] == family]
+        assert len(left_out) == len(reasons)
+        assert all(reason in line for reason, line in zip(reasons, left_out, strict=True))
         assert dict(vlp.named_parameters()).keys() == before.keys()
         assert all(p is before[name] for name, p in vlp.named_parameters())
 
