@@ -46,9 +46,9 @@ from das_gym.agents.ask_tell.gaussian_process import (
     read_indices,
 )
 
+from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
-from das_gym.tables.ranks import average_ranks
 
 DRAWN = 6
 """Number of random masks within the budget before the processes choose."""

@@ -44,9 +44,7 @@ EXAMPLES_HASHED = 512
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
     """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all."""
     if count is not None and count < 1:
-        raise ValueError(
-            f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for the whole split"
-        )
+        raise ValueError(f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for all")
     return shuffled(problem.task, getattr(problem.splits, split), count)
 
 
@@ -150,10 +148,8 @@ def build_table(
     """
     width = len(problem.layer_names)
     masks = masks_up_to(width, max_skipped)
-    examples = {
-        "reward": table_examples(problem, "reward", reward_examples),
-        "test": table_examples(problem, "test", test_examples),
-    }
+    counts = {"reward": reward_examples, "test": test_examples}
+    examples = {split: table_examples(problem, split, count) for split, count in counts.items()}
     hashes = problem_hashes(problem, examples["reward"], examples["test"], content=each)
     groups = sorted({problem.task.group(example) for part in examples.values() for example in part}) if each else []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
