@@ -1,4 +1,7 @@
-"""Bad examples: raise at the first one, or skip them and keep a line about each; images that cannot be used."""
+"""Bad examples: raise at the first one, or skip them and keep a line about each.
+
+Images are decoded here once, in threads, to find those that cannot be used.
+"""
 
 from __future__ import annotations
 
