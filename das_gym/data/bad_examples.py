@@ -1,6 +1,6 @@
 """Bad examples: raise at the first one, or skip them and keep a line about each.
 
-Images are decoded here once, in threads, to find those that cannot be used.
+`decode_errors` and `require_readable` find the images that cannot be decoded, before a long computation needs them.
 """
 
 from __future__ import annotations

@@ -159,6 +159,17 @@ def test_several_images_and_earlier_rounds_give_plain_logits(driven):
     assert text.index("what is in") < text.index("a square") < text.index("is it also in")
 
 
+def test_bidirectional_prefixes_are_not_shared(driven):
+    able = driven("paligemma").vlm.capabilities
+    assert (able.shares_prefix, able.answer_type) == (False, 1)  # as its suffix in training: answers are causal
+
+
+def test_deepstack_is_replayed_and_its_layers_are_protected(driven):
+    model = driven("qwen3_vl")
+    assert model.vlm.capabilities.additive_layers == (1, 2)
+    assert [layer.name for layer in model.vlm.layers] == ["decoder.2", "decoder.3"]
+
+
 @pytest.mark.slow
 def test_unused_softcap_is_not_applied(tmp_path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting is in both configurations."""
