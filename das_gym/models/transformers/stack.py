@@ -144,7 +144,7 @@ def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
 
 def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
     """Return the norms before a layer's attention or MLP that nothing else reads, and those after it that keep zeros."""
-    part = child_name(layer, PART_NAMES[kind])
+    part = child_name(layer, PART_NAMES[kind]) or ""
 
     def serves_it(name: str, read: Any, given: Any) -> bool:
         if [other for other, (value, _) in calls.items() if value is given] == [part]:
