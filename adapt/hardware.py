@@ -43,6 +43,7 @@ class Hardware:
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
         trackers: Trackers that get the metrics too, besides the run's own record.
         encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
+        dataloader_num_workers: Processes that read and augment images ahead. 0 reads them in the training process.
     """
 
     group: ClassVar[str] = "Hardware"
@@ -52,10 +53,11 @@ class Hardware:
     gradient_checkpointing: bool = False
     trackers: tuple[str, ...] = choice((), TRACKERS)
     encoder_cache_gib: float = 2.0
+    dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
         check_names(self.trackers, TRACKERS, "tracker")
-        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0)):
+        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0), ("dataloader_num_workers", 0)):
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
                 raise ValueError(f"`{name}` is out of range: got {value}, expected {low} or more.")

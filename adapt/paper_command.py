@@ -53,6 +53,17 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
 and COCO. Source: the code's configs and data sets. Both train on COCO's train and restval splits; METER scores masks on
 restval, ViLT on val."""
 
+NEEDED = {
+    "METER": "checkpoint meter_clip16_288_roberta_pretrain.ckpt (METER's authors) and RoBERTa-base's tokenizer",
+    "ViLT": "checkpoint vilt_200k_mlm_itm.ckpt (ViLT's authors; or dandelin/vilt-b32-mlm) and BERT-base-uncased's tokenizer",
+    "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers of `adapt predict` go to the VQA server",
+    "nlvr2": "NLVR2's JSON files and images",
+    "retrieval": "Karpathy's dataset_flickr30k.json and the Flickr30k images",
+    "snli_ve": "SNLI-VE's snli_ve_{train,dev,test}.jsonl and the Flickr30k images",
+    "coco": "Karpathy's dataset_coco.json and COCO's train2014 and val2014 images",
+}
+"""Files that a cell needs and that the package does not contain."""
+
 
 class PublishedRow(NamedTuple):
     """A row of the tables of the paper's laboratory.
@@ -111,7 +122,8 @@ def main(settings: PluginSettings) -> None:
     for model in TASKS:
         published_table(model).print(width=140)
     print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
-    print("The command of each cell, with the authors' checkpoints (STEPS = 10 epochs x examples / batch):")
+    print_lines("These scores need files that the package does not contain:", NEEDED)
+    print("The command of each cell, with these files (STEPS = 10 epochs x examples / batch):")
     for model, tasks in TASKS.items():
         for task in tasks:
             settings_of_cell = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task]

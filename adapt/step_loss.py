@@ -20,11 +20,13 @@ from das_gym.adapt.hardware import (
     training_bytes,
 )
 from das_gym.adapt.paper import PAPER
+from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.training import WEIGHT_DECAY, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.scores import format_examples, format_mask
+from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import AdaptedModel, Backbone
@@ -58,7 +60,7 @@ class StepLoss:
         seed: Seed of the order of examples, and of augmentation.
         augment: Whether images go through RandAugment.
         encoder: Cache of the same frozen encoders and images; None makes a new one.
-        hardware: How many examples go through the model at a time, and the cache's size.
+        hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
         itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
 
@@ -92,6 +94,8 @@ class StepLoss:
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         # Dropout within the encoders, and training them, changes their outputs from step to step.
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
+        reader = self.encoder.processor if self.caches_encoders and not augment else task.processor
+        self.prefetcher = Prefetcher(reader, self._requests, hardware.dataloader_num_workers)
         self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
@@ -100,18 +104,34 @@ class StepLoss:
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
-        own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
-        size = self.micro_batch_size or len(own)
-        for start in range(0, len(own), size):
-            part = own[start : start + size]
+        for number, part in enumerate(self._micro_batches(step)):
+            self.prefetcher.load(step, number)
             # parts may differ in size, and the trainer divides the sum over processes by their number
             weight = len(part) * world_size() / self.batch_size
             yield {name: value * weight for name, value in self._evaluate(part, step, mask).items()}
 
+    def _micro_batches(self, step: int) -> list[Sequence[Any]]:
+        own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
+        size = self.micro_batch_size or len(own)
+        return [own[start : start + size] for start in range(0, len(own), size)]
+
+    def _augmentation(self, step: int) -> tuple[int, int] | None:
+        return (self.seed, step) if self.augment else None
+
+    def _requests(self, step: int) -> list[Requests]:
+        """Return which images each micro-batch of a step has to read: those whose encoder outputs are not cached."""
+        processor, augment = self.prefetcher.processor, self._augmentation(step)
+        caches = self.caches_encoders and augment is None
+
+        def cached(key: Any) -> bool:
+            return caches and self.encoder.has("image", key)
+
+        return [processor.requests(self.task.pairs(part), augment, cached) for part in self._micro_batches(step)]
+
     def _evaluate(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, examples
         targets = self.targets(examples)
-        losses, logits = self.losses(examples, targets, mask, (self.seed, step) if self.augment else None)
+        losses, logits = self.losses(examples, targets, mask, self._augmentation(step))
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": losses.mean(), self.task.metric_name: metric}
@@ -219,7 +239,7 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
     with accelerator.autocast():
         step_loss.choose_micro_batch_size(parameters, -(-step_loss.batch_size // world_size()))
     modules = {"vlp": vlp, "head": step_loss.head}
-    return Trainer(modules, accelerator=accelerator, **settings)
+    return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
 
 
 def set_up(

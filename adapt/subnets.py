@@ -22,7 +22,7 @@ from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, recorded_settings
+from das_gym.problem.config import ProblemConfig, download_hint, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
@@ -45,6 +45,8 @@ FORMAT = "das_gym adapt 1"
 def find_subnet(run: int | str, runs_dir: str, method: str | None = None) -> tuple[Path, Path]:
     """Return the path that `load_subnet` loads for a run, as commands name it, and the run's folder."""
     folder = at_home(str(run))
+    if not folder.is_dir() and (hint := download_hint(str(run), "run")):
+        raise FileNotFoundError(f"`run` is not a run or a folder: got {run}.{hint}")
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():

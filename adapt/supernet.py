@@ -6,7 +6,7 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,13 +91,14 @@ def train_supernet(
         scores = image_reliance(model, splits)
         model.adaptation(kind="supernet", **vars(config), **scores).save(out)
         if scores:
-            print(describe_reliance(task.metric_name, **scores))
+            print(describe_reliance(**scores))
     return out
 
 
-def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, float]:
-    """Return the metric on the reward split with the images, `seeing`, and with the mean image instead, `blind`.
+def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, dict[str, float]]:
+    """Return scores on the reward split with the images, `seeing`, and with the mean image instead, `blind`.
 
+    The task's metric comes first, then its groups such as `question/colour`, since a model may answer one of them blindly.
     Prompts and images of many sizes, which have no mean, have no scores.
     """
     processor, examples = model.task.processor, shuffled(model.task, splits.reward, model.task.reward_examples)
@@ -107,18 +108,25 @@ def image_reliance(model: AdaptedModel, splits: Splits[Any]) -> dict[str, float]
     if len({processor.image(pair.image).shape for pair in pairs}) > 1:
         return {}
     models = {"seeing": model, "blind": with_mean_image(model, examples)}
-    return {name: evaluate(each, examples, name, rank_images=1).metric for name, each in models.items()}
+    found = {name: evaluate(each, examples, name, rank_images=1) for name, each in models.items()}
+    return {
+        name: {each.metric_name: each.metric, **{n: number for n, number in each.numbers.items() if "/" in n}}
+        for name, each in found.items()
+    }
 
 
-def describe_reliance(metric: str, seeing: float, blind: float) -> str:
-    """Return a line with both scores, and a second line if the score does not depend on the image."""
+def describe_reliance(seeing: Mapping[str, float], blind: Mapping[str, float]) -> str:
+    """Return a line with both values of the metric, and a second line if some scores do not depend on the image."""
+    metric = next(iter(seeing))
     line = (
-        f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing:.1f} %, {100 * blind:.1f} % with "
-        "every image replaced by the mean image"
+        f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * seeing[metric]:.1f} %, "
+        f"{100 * blind[metric]:.1f} % with every image replaced by the mean image"
     )
-    if seeing >= min(blind + IMAGE_MARGIN, 1):
+    agnostic = [name for name, score in seeing.items() if score < min(blind[name] + IMAGE_MARGIN, 1)]
+    if not agnostic:
         return line
-    return f"{line}\nThe model is not clearly better than without images. Raise `train.steps` before a search."
+    scores = ", ".join(f"{name} {100 * seeing[name]:.0f} % ({100 * blind[name]:.0f} % without)" for name in agnostic)
+    return f"{line}\nnot clearly better than without images: {scores}. Raise `train.steps` before a search."
 
 
 def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
+from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.files import write_bytes
@@ -160,6 +161,7 @@ class Trainer:
         save_every: Steps between checkpoints.
         stateful: What else changes with the steps, by name, with JSON values as state: saved and restored with the rest.
         accelerator: See `das_gym.adapt.hardware.make_accelerator`; None is one device in full precision.
+        prefetcher: Reads images for the steps; it is closed when they end.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class Trainer:
         save_every: int = 500,
         stateful: Mapping[str, Stateful] | None = None,
         accelerator: Accelerator | None = None,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         # Frozen weights are in the checkpoint of the model, and are not saved again.
         self._trained = {
@@ -186,6 +189,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.save_every = save_every
         self.stateful = dict(stateful or {})
+        self.prefetcher = prefetcher
         self.step = 0
         self._overflows = 0
         self._logged: list[tuple[str, float, int]] = []
@@ -228,6 +232,8 @@ class Trainer:
                     if self.step % self.save_every == 0:
                         self._save()
         finally:
+            if self.prefetcher is not None:
+                self.prefetcher.close()
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # accelerate's `end_training` also ends the process group, and more may be trained
 

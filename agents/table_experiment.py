@@ -24,6 +24,7 @@ from das_gym.agents.run_report import masks_table
 from das_gym.engine.scores import Spending
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
+from das_gym.intervals import spearman
 from das_gym.output import counted
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
@@ -35,7 +36,6 @@ from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
-from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 
 TABLE = "table.npz"

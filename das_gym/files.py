@@ -29,6 +29,9 @@ MANY_FILES = 500
 MIN_UNPACKED, MAX_RATIO, MAX_UNPACKED = 2**28, 16, 2**31
 """The arrays of a file may take this many bytes, or this many times those of the file, up to the last number."""
 
+MAX_DESCRIPTION = 2**24
+"""Bytes of `meta`, the text by which a file of arrays describes itself."""
+
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _HOST = hashlib.sha256(
     f"{platform.node()} {_PID_NAMESPACE.readlink() if _PID_NAMESPACE.is_symlink() else ''}".encode()
@@ -217,7 +220,10 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays in an .npz file; raise for one with objects, or that would unpack to far more bytes than it has."""
     packed = read_bytes(path)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        size = sum(record.file_size for record in archive.infolist())
+        sizes = {record.filename: record.file_size for record in archive.infolist()}
+    if sizes.get("meta.npy", 0) > MAX_DESCRIPTION:  # parsing JSON takes many times the memory of its text
+        raise ValueError(f"its description is too long: got {sizes['meta.npy']} bytes, expected at most {MAX_DESCRIPTION}")
+    size = sum(sizes.values())
     limit = min(max(MIN_UNPACKED, MAX_RATIO * len(packed)), MAX_UNPACKED)
     if size > limit:
         raise ValueError(f"its decompressed size is too large: got {size} bytes, expected at most {limit}")

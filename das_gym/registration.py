@@ -313,7 +313,6 @@ def _register(id: str, env: str, vector_env: str | None, kwargs: Mapping[str, An
     }
     threshold = REWARD_THRESHOLDS.get(id)
     register(id, env, vector_entry_point=vector_env, kwargs=dict(kwargs), reward_threshold=threshold, **common)
-    if vector_env is not None:  # the gain of a search's best has no form with several objectives
-        many = "das_gym.envs.mo_env:make"
-        made_with = {"env": env, **kwargs}
-        register(many_objectives(id), f"{many}_env", vector_entry_point=f"{many}_vector_env", kwargs=made_with, **common)
+    many, made_with = "das_gym.envs.mo_env:make", {"env": env, **kwargs}
+    many_vector = None if vector_env is None else f"{many}_vector_env"
+    register(many_objectives(id), f"{many}_env", vector_entry_point=many_vector, kwargs=made_with, **common)

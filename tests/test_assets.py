@@ -20,6 +20,10 @@ from das_gym.tables.table import SubnetTable
 pytestmark = pytest.mark.slow
 
 
+def test_assets_are_small_in_total():
+    assert sum(path.stat().st_size for path in Path(ASSETS).rglob("*") if path.is_file()) < 40e6
+
+
 @pytest.mark.parametrize("entry", [entry for entry in ENVIRONMENTS.values() if entry.bundled], ids=lambda entry: entry.short)
 def test_bundled_environments_have_tables_of_their_supernets(entry: EnvEntry):
     table = SubnetTable.load(bundled_table(entry.model, entry.task))

@@ -27,6 +27,10 @@ def test_checksums_list_every_bundled_file():
     assert json.loads(CHECKSUMS.read_text()) == {name: checksum(path) for name, path in bundled_files().items()}
 
 
+def test_bundled_files_take_less_than_40_mb():
+    assert sum(path.stat().st_size for path in bundled_files().values()) < 40e6
+
+
 READ = {
     "meter_mini/model.safetensors": lambda path: read_tensors(path.parent),
     "meter_mini/tokenizer.json": lambda path: load_tokenizer(path.parent),

@@ -105,6 +105,10 @@ def test_read_arrays_limits_what_is_unpacked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(files, "MAX_UNPACKED", 2**20)
     with pytest.raises(ValueError, match="expected at most 1048576"):
         read_arrays(tmp_path / "large.npz")
+    monkeypatch.setattr(files, "MAX_DESCRIPTION", 2**10)
+    np.savez_compressed(tmp_path / "described.npz", meta=np.array("[1]" * 2**10))
+    with pytest.raises(ValueError, match="expected at most 1024"):
+        read_arrays(tmp_path / "described.npz")
 
 
 def test_at_home_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,11 @@
-"""Intervals by hand and against R."""
+"""Intervals and rank correlation by hand and against R."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from das_gym.intervals import bootstrap_interval, difference_interval, mean_bootstrap_interval, mean_interval
+from das_gym.intervals import bootstrap_interval, difference_interval, mean_bootstrap_interval, mean_interval, spearman
 
 
 def test_mean_interval_is_wilsons_for_right_and_wrong():
@@ -34,3 +34,16 @@ def test_bootstrap_interval_takes_any_statistic():
     low, high = bootstrap_interval(lambda rows: np.median(values[rows], axis=1), len(values))
     assert low < 50 < high
     assert bootstrap_interval(lambda rows: np.full(len(rows), 2.0), 3) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rho"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 400], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, -1], -1.0),
+        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8),  # 1 - 6 * 4 / (5 * 24)
+        ([1, 1, 2, 2], [1, 2, 1, 2], 0.0),
+    ],
+)
+def test_spearman_by_hand(one: list, other: list, rho: float):
+    assert spearman(np.array(one), np.array(other)) == pytest.approx(rho, abs=1e-12)

@@ -1,4 +1,4 @@
-"""The rows of a comparison, their trainings, the trained models that its run keeps, and the table."""
+"""The rows of a comparison, their trainings, the trained models that its run keeps, and the table with its verdict."""
 
 from __future__ import annotations
 
@@ -219,7 +219,22 @@ def comparison_table(title: str, lines: Sequence[Line]) -> Table:
         speedup = "{:.2f} ({:.2f}..{:.2f})".format(*line.speedup) if line.speedup else "-"
         score = f"{100 * line.score:.1f}{spread} ({len(line.scores)})"
         rows.append((*row, f"{100 * line.saved:.1f}", speedup, score))
-    return Table(COLUMNS, tuple(rows), title, (LEGEND,))
+    return Table(COLUMNS, tuple(rows), title, (LEGEND, *verdict(lines)))
+
+
+def verdict(lines: Sequence[Line]) -> list[str]:
+    """Return sentences on DAS against adapters without skipping, and against random masks."""
+    by_key = {line.key: line for line in lines}
+    sentences = []
+    for line in (line for line in lines if line.key.startswith("das_")):
+        rivals = {"adapter": "adapters without skipping", f"random_{line.skip_num}": "random masks of as many layers"}
+        for rival, words in ((by_key[key], words) for key, words in rivals.items() if key in by_key):
+            ahead, spread = 100 * (line.score - rival.score), 100 * np.nanmax([line.spread, rival.spread, 0.0])
+            order = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'}" if ahead else "level with"
+            within = f"{'more than' if abs(ahead) > spread else 'within'} the spread of {spread:.1f}"
+            known = len(rival.scores) > 1 or len(line.scores) > 1
+            sentences.append(f"{line.title}: {order} {words}, {within if known else 'of one seed each'}.")
+    return sentences
 
 
 def report_of(

@@ -3,7 +3,11 @@
 1. The score of a mask is half the normal score of its reward's rank, half the standardized logarithm of the reward (the
    reward itself, where one is not positive). Ranks keep one bad mask from distorting the rest; logarithms keep how far apart
    the best masks are.
-2. The first masks are random ones that skip no more than the budget asks for, and each layer about as often.
+2. The first masks are random ones that skip no more than the budget asks for, and each layer about as often. Where masks are
+   too many to list, and skip twelve layers or more, smaller ones come first: they skip a sixth as many, and each layer once.
+   A real model has a few essential layers. Nearly every random mask of a quarter of the layers skips one of these, so that
+   all score alike; small masks find them. They are outside the budget (`free_budget`), and are forgotten once there are as
+   many others as layers.
 3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
    variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
    (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
@@ -24,10 +28,10 @@ processes, and by one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import AgreementLearner
@@ -42,12 +46,15 @@ from das_gym.agents.ask_tell.gaussian_process import (
     read_indices,
 )
 
+from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
-from das_gym.tables.ranks import average_ranks
 
 DRAWN = 6
-"""Number of random masks before the processes choose."""
+"""Number of random masks within the budget before the processes choose."""
+
+SMALL = 6
+"""Small masks skip one in this many of the layers that the budget asks for, if that makes at least two."""
 
 NOTHING, EVERYTHING = 2.5, -8.0
 """Scores that are assumed for the two ends under a budget by cost, in standard deviations of the known scores."""
@@ -94,6 +101,8 @@ class Bayes(Agent):
         array([0, 1, 2, 3, 4, 5])
     """
 
+    free_budget: ClassVar[bool] = True
+
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
         if not isinstance(noisy, bool):
@@ -104,7 +113,10 @@ class Bayes(Agent):
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
-        if len(self.rewards) < DRAWN:
+        if len(small := self._small_masks(n)):
+            return small
+        allowed = self._allowed_masks()
+        if len(allowed) < DRAWN:
             return self._first_masks(n)
         masks, scores = self._observations()
         for process in self._fit(masks, scores):
@@ -112,7 +124,7 @@ class Bayes(Agent):
             if len(candidates) <= n:
                 return candidates
             # The best posterior mean, not the best score: no mask may ever reach a score that was good by chance.
-            best, posterior = float(process.mean(self.scored_masks()).max()), process.posterior(candidates)
+            best, posterior = float(process.mean(allowed).max()), process.posterior(candidates)
             gain = expected_improvement(posterior.mean, posterior.variance, best)
             if gain.max() > LITTLE:
                 break
@@ -126,9 +138,12 @@ class Bayes(Agent):
 
     def best(self) -> Masks:
         """Return the best scored mask; with noisy rewards, the one with the highest posterior mean."""
+        masks = self._allowed_masks()
+        if len(masks) == 0 and self.rewards:  # only small masks so far: the layers whose masks scored best
+            rewards = np.array(list(self.rewards.values()))
+            return self.space.top((rewards - rewards.min()) @ self.scored_masks())
         if not self.noisy or not self.rewards:
             return super().best()
-        masks = self.scored_masks()
         means = MaskProcess(*self._observations(), self.indices).mean(masks)
         return masks[means.argmax()].copy()
 
@@ -146,6 +161,23 @@ class Bayes(Agent):
     def _is_listed(self) -> bool:
         return (self.space.size or LISTED + 1) <= LISTED
 
+    def _allowed_masks(self) -> Masks:
+        """Return the scored masks within the budget."""
+        masks = self.scored_masks()
+        return masks[self.space.contains(masks)]
+
+    def _small_masks(self, n: int) -> Masks:
+        """Return up to n small masks, until each layer was skipped; none where the answer skips few layers."""
+        size = self.space.top(np.zeros(self.n_layers)).sum() // SMALL
+        masks, skipped = np.zeros((0, self.n_layers), dtype=bool), self.scored_masks().sum(axis=0, dtype=float)
+        if size < 2 or self._is_listed or not self.free_budget:
+            return masks
+        while len(masks) < n and skipped.min() == 0.0:
+            mask = np.zeros(self.n_layers, dtype=bool)
+            mask[np.argsort(skipped + self.rng.random(self.n_layers))[:size]] = True
+            masks, skipped = np.vstack((masks, mask)), skipped + mask
+        return masks
+
     def _first_masks(self, n: int) -> Masks:
         """Return random masks of the layers that were skipped least so far."""
         skipped = self.scored_masks().sum(axis=0, dtype=float)
@@ -159,8 +191,11 @@ class Bayes(Agent):
 
     def _observations(self) -> tuple[Masks, Floats]:
         """Return masks and scores: the scored ones and, under a budget by cost, the two ends unless they were scored."""
-        rewards = list(self.rewards.values())
-        masks, scores = self.scored_masks(), 0.5 * log_scores(rewards) + 0.5 * normal_scores(rewards)
+        masks, rewards = self.scored_masks(), np.array(list(self.rewards.values()))
+        allowed = self.space.contains(masks)
+        if allowed.sum() >= self.n_layers:
+            masks, rewards = masks[allowed], rewards[allowed]
+        scores = 0.5 * log_scores(rewards) + 0.5 * normal_scores(rewards)
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
@@ -228,13 +263,13 @@ class Bayes(Agent):
             mask, height = neighbours[0], means[best[0]]
 
 
-def normal_scores(rewards: list[float]) -> Floats:
+def normal_scores(rewards: Sequence[float] | Floats) -> Floats:
     """Return the quantiles of the standard normal distribution at the ranks of rewards; equal rewards share theirs."""
     middles = (average_ranks(np.array(rewards)) + 0.5) / len(rewards)
     return np.array([NormalDist().inv_cdf(middle) for middle in middles])
 
 
-def log_scores(rewards: list[float]) -> Floats:
+def log_scores(rewards: Sequence[float] | Floats) -> Floats:
     """Return the standardized logarithms of rewards (rewards themselves where one is not positive); 0 if all are equal."""
     values = np.array(rewards)
     values = np.log(values) if (values > 0).all() else values

@@ -42,8 +42,8 @@ class Evolution(Agent):
         super().__init__(space, seed)
         check_positive("offspring", offspring, whole=True)
         check_positive("max_swaps", max_swaps, whole=True)
-        # Rising, from above 0 to 1.
-        if not isinstance(stages, (list, tuple)) or sorted({0, *stages}) != [0, *stages] or [*stages][-1:] != [1]:
+        are_fractions = isinstance(stages, (list, tuple)) and all(isinstance(s, (int, float)) and 0 < s <= 1 for s in stages)
+        if not are_fractions or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
         self.initial, self.offspring, self.max_swaps = offspring, offspring, max_swaps
         self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half

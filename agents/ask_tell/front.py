@@ -45,7 +45,7 @@ class FrontSearch(Agent):
     """Asks for masks of all budgets, as the module describes. Rewards are `neg_loss`: minus the loss in nats.
 
     Args:
-        space: The masks that save at least 0 of a cost. Only the cost matters.
+        space: A space with a budget by cost. The front is of this cost; masks below the budget's saving are asked for too.
     """
 
     free_budget: ClassVar[bool] = True

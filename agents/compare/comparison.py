@@ -24,8 +24,7 @@ QUARTILES = (25, 50, 75)
 ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
 """Settings of agents that otherwise begin on few examples: oracles score every mask on all of them."""
 
-Search = tuple[Masks, Floats, int, float]
-"""One search: a row of `answers`, `curves`, `evaluations` and `milliseconds` of an `AgentResult`."""
+Search = tuple[Masks, Floats, int, float]  # a row of `answers`, `curves`, `evaluations`, `milliseconds` of an `AgentResult`
 
 
 @dataclass(frozen=True, eq=False)

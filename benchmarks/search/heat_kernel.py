@@ -8,6 +8,7 @@ the best mask: it grows with success, shrinks with failure, and is reset once it
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.agreement import FIRST_STEP, next_steps
@@ -68,6 +69,8 @@ class HeatProcess(Process):
 
 class HeatKernel(Bayes):
     """Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633)."""
+
+    free_budget: ClassVar[bool] = False  # random masks first, no smaller ones
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)

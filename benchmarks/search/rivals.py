@@ -62,6 +62,7 @@ class LinearRegression(Bayes):
     Rewards are standardized, not ranked. The noise is the likeliest of a few. Masks are proposed as `Bayes` proposes them.
     """
 
+    free_budget: ClassVar[bool] = False  # random masks first, no smaller ones
     pairs: ClassVar[float] = 0.0
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:

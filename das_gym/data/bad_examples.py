@@ -1,4 +1,7 @@
-"""Bad examples: raise at the first one, or skip them and keep a line about each; images that cannot be used."""
+"""Bad examples: raise at the first one, or skip them and keep a line about each.
+
+`decode_errors` and `require_readable` find the images that cannot be decoded, before a long computation needs them.
+"""
 
 from __future__ import annotations
 

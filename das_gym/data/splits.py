@@ -82,6 +82,7 @@ def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
             number = parents[number]
         return number
 
+    # Joining each example with the first that has its key is enough: all with that key are then in one tree.
     first_with: dict[str, int] = {}
     for number, own in enumerate(keys):
         for key in own:

@@ -80,6 +80,10 @@ class EncoderCache:
             self._keep((stream, key), found[key])
         return found
 
+    def has(self, stream: str, key: Any) -> bool:
+        """Return whether the encoder output of a text or an image is in memory."""
+        return (stream, key) in self._kept
+
     def _keep(self, key: tuple[str, Any], part: Any) -> None:
         if key in self._kept:
             self._kept.move_to_end(key)

@@ -68,6 +68,15 @@ class VectorReward:
             reference[0] = scorer.reward_without_layers()
         return reference
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of the environment and the fronts so far."""
+        return {**self.unwrapped.get_state(), "fronts": [[*key, front.tolist()] for key, front in self._fronts.items()]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned."""
+        self.unwrapped.set_state(state)
+        self._fronts, self._volumes = {(copy, problem): np.array(front) for copy, problem, front in state["fronts"]}, {}
+
     def _vectors(self, rewards: Floats, info: Mapping[str, Any], scored: np.ndarray) -> Floats:
         """Return (m, reward_dim) reward vectors: no savings off the budget, and zeros within an episode."""
         saved = np.stack([np.atleast_1d(info[name]) for name in self._names[1:]], axis=1)
@@ -104,11 +113,13 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
 
     ## Rewards
     (reward_dim,) float32: the environment's reward, then the share of each cost that the mask saves, 1 = all of it, negative
-    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing.
+    where the mask costs more than the full model. Zeros within a sequence; a mask that breaks a budget saves nothing. The
+    first entry of `DAS-Suite-Search-MO-v0` is each mask's own scaled reward instead of its improvement.
 
     ## Information
     As the environment's, with what the mask saves of each objective, and `hypervolume`: the volume between `reference` and
-    all rewards since `reset` last had a seed. In a suite, only the rewards of the problem of this episode count.
+    all rewards since `reset` last had a seed. In a suite, only the rewards of the problem of this episode count; in a search
+    of a suite, only those of this episode.
 
     ## Version History
     v0: first.
@@ -138,18 +149,19 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
         self._announce()  # unpickling makes the environment again
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset the environment. A seed also clears the rewards in `hypervolume`."""
+        """Reset the environment. A seed, or a new search of a suite, also clears the rewards in `hypervolume`."""
         observation, info = self.env.reset(seed=seed, options=options)
-        if seed is not None:
+        if seed is not None or "best" in info:
             self._forget()
         return observation, info | {"hypervolume": self._volume(0, info.get("problem", 0))}
 
     def step(self, action: Any) -> Any:
         """Step the environment, with a (reward_dim,) float32 reward."""
         observation, reward, ended, truncated, info = self.env.step(action)
-        (vector,) = self._vectors(np.array([reward]), info, np.array([ended]))
+        scored = ended or "scaled_reward" in info  # each mask of a search of a suite is complete
+        (vector,) = self._vectors(np.array([info.get("scaled_reward", reward)]), info, np.array([scored]))
         problem = info.get("problem", 0)
-        if ended and info["feasible"]:
+        if scored and info["feasible"]:
             self._add(0, problem, vector)
         info |= {"hypervolume": self._volume(0, problem)}
         return observation, vector.astype(np.float32), ended, truncated, info

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from das_gym.envs.mo_env import MultiObjectiveVectorReward
 from das_gym.envs.vector_env import MaskVectorEnv
+from das_gym.registration import many_objectives
 
 METHODS_BY_ENV = ("action_masks", "render")
 """Methods of a das_gym vector environment that return one value per environment; others return one for all."""
@@ -128,6 +129,8 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         >>> envs = make_sb3_vec_env("DAS-METER-VQA-Tabular-v0", n_envs=16, action="scores")
         >>> model = PPO("MlpPolicy", envs, n_steps=32)
     """
+    if env_id.endswith(many_objectives("")):
+        raise ValueError(f"`env_id` has vector rewards, but Stable-Baselines3 needs one number: got {env_id}")
     spec = registry.get(env_id.rpartition(":")[2])
     if spec is not None and spec.vector_entry_point is None:
         return make_vec_env(env_id, n_envs, seed, env_kwargs=kwargs)

@@ -141,7 +141,7 @@ class SuiteSearchEnv(SuiteEnv):
     After `evaluations` masks.
 
     ## Information
-    As `SuiteEnv`'s, of the last mask, `best` and `evaluations`.
+    As `SuiteEnv`'s, of the last mask, its `scaled_reward`, `best` and `evaluations`.
 
     ## Arguments
     evaluations: Masks an episode, 1 to 65,536.
@@ -192,7 +192,7 @@ class SuiteSearchEnv(SuiteEnv):
         history["rewards"][place], history["scored"][place] = scaled, 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
-        told = first_row(info) | self._progress()
+        told = first_row(info) | {"scaled_reward": scaled} | self._progress()
         self._last = LastStep(moves.masks[0], gain, told, ended=True)
         return self._observation(), gain, ended, False, told
 

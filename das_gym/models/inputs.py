@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from das_gym.output import first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
+
+Requests = dict[Any, tuple[Any, ...]]
+"""The arguments of a processor's `read` for some pairs, by the key in its `ahead`."""
 
 TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
@@ -109,6 +112,7 @@ class Processor:
         transform: Takes an RGB image, a size and a patch size in pixels, and returns (3, height, width) float32.
         image_size, patch_size: Those sizes.
         max_text_length: Longest text in tokens; longer ones are truncated.
+        ahead: Images that another process has read already, by key, see `requests`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,9 +120,21 @@ class Processor:
     image_size: int
     patch_size: int
     max_text_length: int
+    ahead: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
         """Return (3, height, width) float32, through RandAugment if `augment` gives its seed."""
+        found = self.ahead.get((source.key, augment))
+        return self.read(source, augment) if found is None else found
+
+    def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Any], bool]) -> Requests:
+        """Return the images to read for some pairs, but those whose encoder output is cached already, as `kept` says."""
+        sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
+        seeds = {key: None if augment is None else augmentation_seed(*augment, key) for key in sources}
+        return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
+
+    def read(self, source: ImageSource, augment: int | None) -> Tensor:
+        """Read an image from its file; see `image`."""
         image = source.open()
         if augment is not None:
             image = randaugment(image, augment)

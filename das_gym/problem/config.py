@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -40,6 +41,15 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     models = MODELS.values() if model is None else (MODELS[model],)
     named = {each: folder for entry in models for each, folder in entry.named.items()}
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path
+
+
+def download_hint(value: str, setting: str) -> str:
+    """Return the command that downloads an id of the Hugging Face Hub, `owner/name`, given in place of a folder, or ""."""
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is None or Path(value).parent.exists():
+        return ""
+    kind = "--repo-type dataset " if setting == "data_root" else ""
+    command = f"hf download {kind}{value} --local-dir FOLDER"
+    return f" das_gym downloads nothing. Download it first: `{command}`, then give {setting}=FOLDER."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
+        if hint := download_hint(self.model, "checkpoint"):
+            raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
@@ -146,9 +158,9 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             if name != "encoder_cache" and not path.exists():
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
+                hint = "" if name == "supernet" else download_hint(value, name)
                 raise FileNotFoundError(
-                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}. "
-                    f"Download what is on the Hugging Face Hub first: `hf download {value} --local-dir FOLDER`."
+                    f"`{name}` does not exist: got {value}. Check the path, or leave it out for the bundled one{more}.{hint}"
                 )
 
     @property

@@ -144,7 +144,17 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Walk:
-    """What scoring one example takes, in seconds and bytes; names as in the formula above, `units` is (n_units,)."""
+    """Measured costs of scoring one example; see the formula at the top of this module.
+
+    Attributes:
+        encode: Seconds of the encoders.
+        begin: Seconds from their outputs to the state before the first unit.
+        units: (n_units,) seconds of each unit that is kept.
+        skip: Seconds of a unit that is skipped.
+        leaf: Seconds of head, loss and metric.
+        cached_bytes: Size of the encoder outputs.
+        state_bytes: Size of the hidden states between two units.
+    """
 
     encode: float
     begin: float

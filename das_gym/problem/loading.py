@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -242,8 +241,7 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        message = textwrap.shorten(str(error), 100, placeholder=" ...")  # torch lists all kinds of devices
-        raise ValueError(f"device={device!r} cannot be used here ({message}); use auto or cpu") from error
+        raise ValueError(f"`device` cannot be used here: got {device!r}. Use auto or cpu.") from error
 
 
 def task_class(name: str) -> type[Task]:
@@ -355,8 +353,8 @@ def _versions(config: ProblemConfig) -> tuple[int, ...]:
 
 def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State, int] | None = None) -> Costs:
     """Return MACs and parameters of one example through the model and its head; `sample` is that of `sample_of`."""
-    vlp, task = model.backbone.vlp, model.task
-    return count_costs(vlp, sample or sample_of(model, splits), model.head, task.group_features, task.passes)
+    sample, task = sample or sample_of(model, splits), model.task
+    return count_costs(model.backbone.vlp, sample, model.head, task.group_features, task.passes)
 
 
 def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:

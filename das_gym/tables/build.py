@@ -44,38 +44,54 @@ EXAMPLES_HASHED = 512
 def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
     """Return the examples of a split that a table uses: the first `count` in the order of environments, None = all."""
     if count is not None and count < 1:
-        raise ValueError(
-            f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for the whole split"
-        )
+        raise ValueError(f"`{split}_examples` is out of range: got {count}, expected at least 1, or None for all")
     return shuffled(problem.task, getattr(problem.splits, split), count)
 
 
-def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
+def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any], content: bool = False) -> dict[str, str]:
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
     Returns:
         `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
-        targets of the examples in order, and the sizes of a few images.
+        targets of the examples in order, and the sizes of a few images. With `content`, as tables with every example hold
+        them, `reward_content`, `test_content`: all pixels and texts.
     """
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
-    return {
+    task = problem.task
+    hashes = {
         "model": problem.backbone.base,
-        "supernet": hash_tensors([*problem.task.labels], tensors),
-        "reward_data": _data_hash(problem.task, reward),
-        "test_data": _data_hash(problem.task, test),
+        "supernet": hash_tensors([*task.labels], tensors),
+        "reward_data": _data_hash(task, reward),
+        "test_data": _data_hash(task, test),
     }
+    if content:
+        hashes |= {"reward_content": _content_hash(task, reward), "test_content": _content_hash(task, test)}
+    return hashes
 
 
 def check_table(table: SubnetTable, problem: Problem) -> None:
     """Raise a ValueError for a table of another model, supernet or data; the message names what differs."""
     reward = table_examples(problem, "reward", table.meta.reward_examples)
-    hashes = problem_hashes(problem, reward, table_examples(problem, "test", table.meta.test_examples))
+    test = table_examples(problem, "test", table.meta.test_examples)
+    hashes = problem_hashes(problem, reward, test, content=table.examples is not None)
     differing = [name for name in hashes if table.meta.hashes.get(name) != hashes[name]]
     if differing:
         words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
         again = f"Make one with `{format_command('agents table', '...')}`"
         raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. {again}")
+
+
+def _content_hash(task: Task, examples: Sequence[Any]) -> str:
+    digest, known = hashlib.sha256(), dict[str, bytes]()
+    for pair in task.pairs(examples):
+        digest.update(pair.text.encode())
+        for image in pair.images:
+            if image.key not in known:
+                pixels = image.open()
+                known[image.key] = hashlib.sha256(str(pixels.size).encode() + pixels.tobytes()).digest()
+            digest.update(known[image.key])
+    return digest.hexdigest()[:16]
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
@@ -132,11 +148,9 @@ def build_table(
     """
     width = len(problem.layer_names)
     masks = masks_up_to(width, max_skipped)
-    examples = {
-        "reward": table_examples(problem, "reward", reward_examples),
-        "test": table_examples(problem, "test", test_examples),
-    }
-    hashes = problem_hashes(problem, examples["reward"], examples["test"])
+    counts = {"reward": reward_examples, "test": test_examples}
+    examples = {split: table_examples(problem, split, count) for split, count in counts.items()}
+    hashes = problem_hashes(problem, examples["reward"], examples["test"], content=each)
     groups = sorted({problem.task.group(example) for part in examples.values() for example in part}) if each else []
     identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
     identity |= {"max_skipped": max_skipped, "groups": groups}

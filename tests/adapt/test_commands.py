@@ -162,6 +162,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
     [
         (("with", "search_run=7"), "no run 7"),
         (("with", "train.stepz=3"), "did you mean 'steps'"),
+        (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
         (("supernet", "with", "train.steps=1", "--unobserved"), "leave --unobserved"),
     ],
 )

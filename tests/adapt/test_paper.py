@@ -6,7 +6,7 @@ import shlex
 import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.paper import OURS, PAPER, DASSettings, das_settings, sources
-from das_gym.adapt.paper_command import PUBLISHED, TASKS, commands, count, main
+from das_gym.adapt.paper_command import NEEDED, PUBLISHED, TASKS, commands, count, main
 
 from das_gym.registration import named_environments
 from das_gym.runs import PluginSettings
@@ -84,6 +84,7 @@ def test_published_cells_have_commands():
     for model, tasks in TASKS.items():
         for task, changes in tasks.items():
             name = f"{model.lower()}_{task}"
+            assert task in NEEDED
             assert {word.removeprefix("das.").partition("=")[0] for word in changes} <= FIELDS
             das, compare = (shlex.split(command) for command in commands(model, task, 384))
             assert das[3:6] == ["das", "with", name]

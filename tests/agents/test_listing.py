@@ -15,4 +15,11 @@ def test_list_prints_all_names(capsys):
     assert {*ENVIRONMENTS, *AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS, "DAS-Suite-v0"} <= names
     assert PROGRAM.run(["list"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*names, "meter_vqa", "DAS-METER-VQA-MO-v0"))
+    assert all(name in printed for name in (*names, "meter_vqa", "DAS-METER-VQA-MO-v0", "text.0..5, image.0..5"))
+
+
+def test_list_names_registered_tables_of_bundled_data_alone():
+    environments = next(iter(tables()))
+    named = {row[0]: row[2] for row in environments.rows if row[0] in ENVIRONMENTS}
+    assert named["DAS-ViLT-F30K-v0"] == "DAS-ViLT-F30K-Tabular-v0"
+    assert named["DAS-ViLT-SNLI-VE-v0"] == "-"

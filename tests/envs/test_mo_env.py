@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import gymnasium
@@ -139,6 +140,19 @@ def test_suite_vector_env_has_a_front_for_each_problem(suite: str):
             assert info["hypervolume"][copy] == pytest.approx(dominated_volume(np.array(seen[copy][problem])), rel=1e-5)
 
 
+def test_search_of_a_suite_rewards_each_mask(suite: str):
+    env = gymnasium.make("DAS-Suite-Search-MO-v0", suite=suite, split="test", evaluations=5)
+    env.reset(seed=0)
+    found = []
+    for step in range(5):
+        _, vector, ended, _, info = env.step(env.action_space.sample())
+        found.append(vector.astype(float))
+        assert vector.tolist() == pytest.approx([info["scaled_reward"], info["macs_saved"]], rel=1e-5)
+        assert info["hypervolume"] == pytest.approx(dominated_volume(np.array(found)), rel=1e-5)
+        assert ended == (step == 4)
+    assert env.reset()[1]["hypervolume"] == 0
+
+
 def test_third_objective_is_a_given_cost():
     plain = gymnasium.make("DAS-METER-VQA-Tabular-v0", skip_num=None, costs=latencies())
     plain.reset(seed=0)
@@ -178,6 +192,14 @@ def test_vector_env_agrees_with_single_envs():
         np.testing.assert_array_equal(rewards, [each[1] for each in told])
         np.testing.assert_array_equal(info["hypervolume"], [each[4]["hypervolume"] for each in told])
         np.testing.assert_array_equal(info["final_info"]["hypervolume"], info["hypervolume"])
+    state = json.loads(json.dumps(several.get_state()))
+    _, rewards, *_, info = several.step(actions)
+    other = gymnasium.make_vec(ID, num_envs=3)
+    other.reset(seed=5)
+    other.set_state(state)
+    _, again, *_, told = other.step(actions)
+    np.testing.assert_array_equal(again, rewards)
+    np.testing.assert_array_equal(told["hypervolume"], info["hypervolume"])
     assert not several.reset(seed=1)[1]["hypervolume"].any()
 
 

@@ -89,10 +89,12 @@ def test_envs_without_a_vector_form_are_vectorised(env_id: str, made_up_suite: P
     RecurrentPPO("MlpLstmPolicy", env, n_steps=6, batch_size=6, n_epochs=1, seed=0).learn(12)
 
 
-@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-MO-v0"])
+@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-Search-MO-v0"])
 def test_vector_rewards_are_rejected(env_id: str):
-    with pytest.raises(ValueError, match="`env` has vector rewards"):
+    with pytest.raises(ValueError, match="`env_id` has vector rewards"):
         make_sb3_vec_env(env_id, n_envs=2)
+    with pytest.raises(ValueError, match="`env` has vector rewards"):
+        SB3VecEnv(gymnasium.make_vec("DAS-Suite-MO-v0", num_envs=2))
 
 
 def test_other_vector_envs_are_rejected(tabular_kwargs: dict):

@@ -31,12 +31,9 @@ ERRORS = ("ENOSPC", "EIO")
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a write.
+    """What happens: one of `SIGNALS` or `ERRORS` at call `at`, from 1, or a signal after some seconds; 0 = never.
 
-    Attributes:
-        kind: One of `SIGNALS` or `ERRORS`.
-        at: The number of the call, from 1; 0 = at none. SIGTERM comes again at every later one.
-        seconds: When a signal comes, wherever the process is; 0 = never.
+    SIGTERM comes again at every later call.
     """
 
     kind: str = "SIGKILL"
@@ -49,11 +46,7 @@ class Fault:
 
 
 def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
-    """Run a job in a child process.
-
-    Returns:
-        Its exit code, negative for a signal; how many calls it made; and what it said when it failed.
-    """
+    """Run a job in a child process; its exit code, negative for a signal, its number of calls, and its error."""
     told, counted, loaded = _beside(folder)
     for path in (told, counted, loaded):
         path.unlink(missing_ok=True)
@@ -128,14 +121,7 @@ def _cut(file: object) -> None:
 
 
 def try_fault(job: Job, folder: Path, fault: Fault, wanted: dict[str, str]) -> str | None:
-    """Run a job into a fault and then on; what is wrong then, or None.
-
-    Args:
-        job: The job.
-        folder: Its own, emptied before.
-        fault: The fault.
-        wanted: What an undisturbed run wrote.
-    """
+    """Run a job into a fault and then on; what differs from the files `wanted` of an undisturbed run, or None."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     code, _, told = in_fork(job, folder, fault)
@@ -176,10 +162,7 @@ def _goes_on(folder: Path) -> bool:
 def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int, float]:
     """Return what a job writes, with how many calls, and in how many seconds once its modules are imported.
 
-    They are imported here, so that no later fork need do it.
-
-    Raises:
-        RuntimeError: it fails by itself, or writes something else the second time.
+    They are imported here, so that no later fork need do it. A second run must write the same.
     """
     folder.mkdir(parents=True)
     code, calls, told = in_fork(job, folder, Fault())

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from das_gym.models.tensor_files import check_finite, write_tensors
+from das_gym.models.tensor_files import check_finite, read_safetensors, write_tensors
 
 WRITE = "import sys, torch; from pathlib import Path; from das_gym.models.tensor_files import write_tensors\n"
 WRITE += "write_tensors(Path(sys.argv[1]), {'a': torch.zeros(100_000)}, {})"
@@ -39,6 +39,18 @@ def test_killed_writer_leaves_no_files(tmp_path):
     assert any(file.name == ".tmpAbCdEf" for file in tmp_path.rglob("*"))
     write_tensors(path, {"a": torch.zeros(3)}, {})
     assert list(tmp_path.rglob("*")) == [path]
+
+
+@ON_POSIX
+@pytest.mark.slow
+def test_full_disk_keeps_the_previous_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(3)}, {})
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    done = subprocess.run([sys.executable, "-c", limit + WRITE, str(path)], capture_output=True, text=True, check=False)
+    assert f"OSError: [Errno 27] File too large: '{path}'" in done.stderr
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(read_safetensors(path).tensors["a"], torch.ones(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float64])

@@ -10,7 +10,7 @@ from das_gym.drawing.explorer import write_explorer
 from das_gym.engine.scores import Scores
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.loading import Problem
-from das_gym.tables.build import build_table, table_examples
+from das_gym.tables.build import build_table, check_table, table_examples
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SubnetTable
 from tests.made_up_suite import GROUPS, made_up_table
@@ -39,6 +39,14 @@ def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file:
     same = [[a.image.key == b.image.key for a in examples] for b in examples]
     np.testing.assert_array_equal(found.images[:, None] == found.images, same)
     np.testing.assert_allclose(found.means(np.arange(12)).losses, table.scores["reward"].losses, rtol=HALF)
+
+
+def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: Path):
+    table = SubnetTable.load(each_file)
+    check_table(table, small_problem)
+    table.meta.hashes["reward_content"] = "0" * 16
+    with pytest.raises(ValueError, match="reward_content is 0000000000000000 there"):
+        check_table(table, small_problem)
 
 
 def test_group_table_agrees_with_the_engine(small_problem: Problem, each_file: Path):

@@ -20,7 +20,7 @@ from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.recording import Recording, record
-from das_gym.models.transformers.stack import JOINT, Stack, note_outputs, replace_forwards, skip_forward
+from das_gym.models.transformers.stack import JOINT, Stack, note_layer_parts, replace_forwards, skip_forward
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import ModelCapabilities
 from das_gym.output import first_line
@@ -66,7 +66,7 @@ class Comparison:
             try:
                 tower = VisionTower(self.model, TowerCapabilities(()))
                 pixels = self.pixels()
-                note_outputs(tower.stack, lambda: image_features(self.model, pixels))
+                note_layer_parts(tower.stack, lambda: image_features(self.model, pixels))
                 idle = idle_layers(tower.stack, tower.record(pixels), ALIKE if vision else 1)
                 stack.enter_context(replace_forwards({layer: skip_forward(layer) for layer in idle}))
             except Exception:  # whatever transformers raises: it has no such tower, or all layers of it run

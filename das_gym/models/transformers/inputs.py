@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
-from das_gym.models.inputs import Prompt, PromptError
+from das_gym.models.inputs import Prompt, PromptError, Requests
 from das_gym.output import first_line
 
 IMAGE_MARK = "<image>"
@@ -62,12 +62,14 @@ class PromptProcessor:
         ends: Ids of the tokens that end an answer; the first is added if the chat template has none.
         max_length: Longest prompt with its answer, in tokens.
         answer_type: The token type of the answer's tokens; None = that of the token before them.
+        ahead: What another process has read already, by prompt, see `requests`.
     """
 
     processor: Any
     ends: tuple[int, ...]
     max_length: int
     answer_type: int | None = None
+    ahead: dict[Any, Encoding] = field(default_factory=dict, compare=False, repr=False)
     _kept: OrderedDict[Prompt, Encoding] = field(default_factory=OrderedDict, repr=False)
     _opened: tuple[Sequence[Any], list[Any]] = field(default=((), []), compare=False, repr=False)
 
@@ -99,7 +101,7 @@ class PromptProcessor:
 
     def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
         """Return a copy, with empty caches, that gives the tokens of answers this token type."""
-        return replace(self, answer_type=answer_type, _kept=OrderedDict())
+        return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (prompts, tokens) int64, and token types, padded at the right."""
@@ -110,11 +112,17 @@ class PromptProcessor:
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
-        encoding = self.read(prompt)
+        encoding = self.ahead.get(prompt) or self.read(prompt)
         self._kept[prompt] = encoding.without_pixels()
         if len(self._kept) > KEPT_ENCODINGS:
             self._kept.popitem(last=False)
         return encoding if pixels else encoding.without_pixels()
+
+    def requests(self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Any], bool]) -> Requests:
+        """Return the prompts to read; see `das_gym.models.inputs.Processor.requests`."""
+        del augment
+        with_images = [prompt for prompt in pairs if prompt.images]
+        return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
 
     def count_words(self, prompt: Prompt) -> int:
         """Return how many tokens the text of a prompt has with its answer; its images are not opened."""

@@ -228,7 +228,7 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
     """Remove attentions or MLPs by position of their layer, note that in the configuration, and return the changed model.
 
     Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`.
-    `stack.note_outputs` has to have noted the outputs of its parts.
+    `stack.note_layer_parts` has to have noted what its layers consist of.
     """
     stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
     parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
@@ -237,7 +237,10 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
         for kind, names in PART_NAMES.items():
             if kind == "attention" or removed.get(place) == kind:  # the cache slots of all attentions are renumbered
                 part: Any = child(layer, names)
-                parts[kind][str(place)] = {"name": child_name(layer, names), "outputs": part._das_outputs}
+                own_norms: Any = layer._das_norms
+                norms = own_norms[kind] if removed.get(place) == kind else []
+                name = child_name(layer, names)
+                parts[kind][str(place)] = {"name": name, "outputs": part._das_outputs, "norms": norms}
     spec = vars(config).get("_heterogeneity_spec")  # settings of single layers that the model has by itself
     settings = {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
     for place, kind in removed.items():

@@ -41,9 +41,13 @@ from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, Mode
 
 @dataclass
 class DecoderInputs:
-    """Inputs of the decoder besides the outputs of vision layers, kept until these have run.
+    """What the decoder reads besides image features, kept until the vision layers have run.
 
-    `given` are pixels and sizes of images, `slices` where these lie in the image stream, both by key of the images.
+    Attributes:
+        processor: Makes the tokens of the prompts.
+        prompts: The batch, one prompt a row.
+        given: Pixels and sizes of a prompt's images, by `Prompt.image_key`.
+        slices: Where a prompt's images lie in the vision tower's batch, by the same key.
     """
 
     processor: PromptProcessor

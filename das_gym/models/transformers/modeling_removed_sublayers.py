@@ -45,7 +45,7 @@ def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
     Args:
         model: A model of transformers that has all parts.
         parts: `layers`: the name of its list of decoder layers; `attention` and `mlp`: by position of a layer, `name`: what
-            the layer calls that part, `outputs`: see `RemovedPart`.
+            the layer calls that part, `outputs`: see `RemovedPart`, `norms`: the norms that serve that part alone.
     """
     config = model.config.get_text_config(decoder=True)
     removed, attentions = [], []
@@ -57,6 +57,8 @@ def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
     renumber_cache_slots(config, attentions)
     for layer, part in removed:
         setattr(layer, part["name"], RemovedPart(part["outputs"]))
+        for norm in part["norms"]:
+            setattr(layer, norm, nn.Identity())
     return model
 
 

@@ -24,7 +24,7 @@ from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.layer_removal import delete_layers, delete_vision_layers, reload_difference
 from das_gym.models.transformers.model import VLM, LanguageHead, prepare_experts
 from das_gym.models.transformers.recording import record, run_layer
-from das_gym.models.transformers.stack import find_decoder, find_vision_tower, note_outputs
+from das_gym.models.transformers.stack import find_decoder, find_vision_tower, note_layer_parts
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 from das_gym.models.transformers.units import UNITS, ModelCapabilities
 from das_gym.processes import is_main_process
@@ -63,7 +63,7 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
     compare, plain = Comparison(model, processor), VLM(model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
-        note_outputs(plain.stack, lambda: plain.run(one))
+        note_layer_parts(plain.stack, lambda: plain.run(one))
     with compare.with_few_layers():
         with compare.in_float32():
             capabilities = _probe_decoder(compare, plain, one)
@@ -320,7 +320,7 @@ def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int,
     They are those whose output changes the image features while every other layer gives the same tensor.
     """
     stack = find_vision_tower(compare.model)
-    note_outputs(stack, partial(image_features, compare.model, given))
+    note_layer_parts(stack, partial(image_features, compare.model, given))
     tower = VisionTower(compare.model, TowerCapabilities(()))
     embedded = tower.record(given).embedded
     generator = torch.Generator().manual_seed(0)

@@ -115,13 +115,26 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
                 module.forward = own
 
 
-def note_outputs(stack: Stack, run: Callable[[], Any]) -> None:
-    """Run the model once, and note on each layer and its parts how many outputs it returns; 0 = a tensor alone."""
+def note_layer_parts(stack: Stack, run: Callable[[], Any]) -> None:
+    """Run the model once, and note on each layer and its parts how many outputs it returns; 0 = a tensor alone.
 
-    def note(module: Any, _: Any, output: Any) -> None:
+    On each layer also the norms that serve attention or MLP alone. They are found by what reads what, since names mislead:
+    `post_attention_layernorm` is before the MLP in Llama, and after the attention in Gemma.
+    """
+    calls: dict[Any, tuple[Any, Any]] = {}
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         module._das_outputs = len(output) if isinstance(output, tuple) else 0
+        calls[module] = first_input(args, kwargs), first_output(output)
 
-    handles = [part.register_forward_hook(note) for layer in stack.layers for part in (layer, *layer.children())]
+    def note_norms(layer: Any, *_: Any) -> None:
+        called = {name: calls[part] for name, part in layer.named_children() if part in calls}
+        layer._das_norms = {kind: _own_norms(layer, called, kind) for kind in PART_NAMES}
+        calls.clear()
+
+    parts = [part for layer in stack.layers for part in (*layer.children(), layer)]
+    handles = [part.register_forward_hook(note, with_kwargs=True) for part in parts]
+    handles += [layer.register_forward_hook(note_norms) for layer in stack.layers]
     try:
         run()
     finally:
@@ -129,8 +142,24 @@ def note_outputs(stack: Stack, run: Callable[[], Any]) -> None:
             handle.remove()
 
 
+def _own_norms(layer: nn.Module, calls: Mapping[str, tuple[Any, Any]], kind: str) -> list[str]:
+    """Return the norms before a layer's attention or MLP that nothing else reads, and those after it that keep zeros."""
+    part = child_name(layer, PART_NAMES[kind]) or ""
+
+    def serves_it(name: str, read: Any, given: Any) -> bool:
+        if [other for other, (value, _) in calls.items() if value is given] == [part]:
+            return True
+        if part not in calls or read is not calls[part][1]:
+            return False
+        module: Any = getattr(layer, name)
+        zeros = torch.zeros_like(read, dtype=next(module.parameters(), read).dtype)  # `forward` runs no hooks of float32
+        return not module.forward(zeros).any()  # with a bias, it turns zeros into something else: it stays
+
+    return [name for name, call in calls.items() if serves_it(name, *call)]
+
+
 def in_output_form(module: nn.Module, hidden: Tensor) -> Any:
-    """Return hidden states in the form of the module's output, see `note_outputs`."""
+    """Return hidden states in the form of the module's output, see `note_layer_parts`."""
     outputs = int(getattr(module, "_das_outputs", 0))
     return (hidden, *[None] * (outputs - 1)) if outputs else hidden
 

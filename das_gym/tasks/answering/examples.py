@@ -178,6 +178,7 @@ def _split_off(
 def group_names(conversations: Conversations) -> list[str]:
     """Return for each conversation the least name of its linked images; without images, its first question."""
     linked = linked_groups([[image.key for image in c.images] or [c.rounds[0][0]] for c in conversations])
+    # Of a group, the least name decides where it goes: it depends neither on the order of entries nor on the folder.
     least: dict[int, str] = {}
     for conversation, group in zip(conversations, linked, strict=True):
         name = min(conversation.names, default=conversation.rounds[0][0])

@@ -138,9 +138,11 @@ class AnsweringTask(Task):
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the reference is the likeliest option, or, without options, the greedy answer; (batch,)."""
         options = torch.bincount(targets["example"])
+        # Without options, the greedy answer is right if no token of the reference is missed: it is teacher-forced.
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
         missed = _sum_by(wrong, targets)[targets["reference"]]
         likelihood = -_sum_by(self._nats(logits, targets), targets)
+        # An option is as likely as its whole text: the sum over its tokens counts, not their mean.
         best = torch.full_like(options, -torch.inf, dtype=likelihood.dtype)
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
         return torch.where(options > 1, likelihood[targets["reference"]] >= best, missed == 0).to(likelihood)

@@ -62,7 +62,7 @@ class RetrievalExample:
         """NUM_TEXTS distinct texts, the true one first."""
         chosen = dict.fromkeys((self.caption, *self.hard_negatives[: NUM_TEXTS - 1]))
         draws = _draws(self.key, len(self.pool))
-        while len(chosen) < NUM_TEXTS:
+        while len(chosen) < NUM_TEXTS:  # two images may share a caption, so that a draw can be true
             text = self.pool[next(draws)]
             if text not in self.own:
                 chosen.setdefault(text)

@@ -248,6 +248,7 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
     total, second = counts.total(), counts.most_common(2)[1][1]
     if min_count is None:
         min_count = 1
+        # A small data set has few answers of nine questions: its threshold falls until most questions can be answered.
         for threshold in range(min(VQAV2_MIN_COUNT, second), 1, -1):
             if sum(count for count in counts.values() if count >= threshold) >= KEPT_SHARE * total:
                 min_count = threshold

@@ -18,6 +18,7 @@ from das_gym.adapt.compare.record import (
     kept_file,
     kept_model,
     method_variants,
+    verdict,
 )
 from das_gym.adapt.compare_experiment import CompareSettings, prepare
 
@@ -140,7 +141,7 @@ def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
     return trial(variant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
 
 
-def test_line_by_hand():
+def test_line_and_verdict_by_hand():
     adapter, das, random = method_variants(["adapter", "das"], {}, {1: (0, 1)})
     done = [measured("adapter", s, 0.80, 110) for s in (0, 1)] + [
         measured("das_1", 0, 0.78, 90),
@@ -157,3 +158,9 @@ def test_line_by_hand():
     untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
     assert Line.of(das, untimed, ("a", "b")) == lines[1]
     assert Line.of(adapter, [], ("a", "b")) is None
+    assert verdict(lines) == [
+        "DAS, 1 skipped: 1.0 points behind adapters without skipping, within the spread of 1.4.",
+        "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
+    ]
+    level = dataclasses.replace(lines[2], scores=lines[1].scores)
+    assert "level with random masks" in verdict([lines[1], level])[0]

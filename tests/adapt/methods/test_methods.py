@@ -217,6 +217,7 @@ OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "mixed_precision": ("no", "bf16"),
     "gradient_checkpointing": (False, True),
     "encoder_cache_gib": (2.0, 0.0),
+    "dataloader_num_workers": (0, 1),
 }
 
 

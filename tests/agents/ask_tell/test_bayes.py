@@ -46,6 +46,19 @@ def test_bayes_skips_each_layer_about_as_often_at_first():
     assert (masks.sum(axis=0) == 2).all()
 
 
+def test_bayes_starts_with_small_masks_where_many_layers_are_skipped():
+    space = MaskSpace(Budget(36, 12))
+    agent, costs = Bayes(space, 0), np.arange(36.0)
+    for _ in range(6):
+        masks = agent.ask(3)
+        assert (masks.sum(axis=1) == 2).all()
+        agent.tell(masks, np.exp(-(masks @ costs)))
+        assert agent.best().sum() == 12
+    assert (agent.scored_masks().sum(axis=0) == 1).all()
+    assert agent.best()[0]
+    assert space.contains(agent.ask(6)).all()
+
+
 def test_log_scores_by_hand():
     np.testing.assert_allclose(log_scores([1.0, np.e, np.e**2]), [-1.22474487, 0.0, 1.22474487], atol=1e-8)
     np.testing.assert_allclose(log_scores([0.0, 0.1, 0.2]), [-1.22474487, 0.0, 1.22474487], atol=1e-8)

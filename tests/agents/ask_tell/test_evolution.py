@@ -56,7 +56,7 @@ def test_evolution_with_stages_ends_when_few_masks_exist():
 def test_populations_reject_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         (EvoPress if "survivors" in settings else Evolution)(SPACE, 0, **settings)
-    for stages in ((), (0.5,), (1.0, 0.5), "all", (0, 1)):
+    for stages in ((), (0.5,), (1.0, 0.5), "all", (0, 1), (float("nan"), 1), ["a"]):
         with pytest.raises(ValueError, match="stages"):
             Evolution(SPACE, 0, stages=stages)
 

@@ -14,7 +14,7 @@ from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.inputs import Encoding
-from das_gym.models.transformers.layer_removal import prune
+from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM, prepare_experts
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
@@ -159,6 +159,17 @@ def test_several_images_and_earlier_rounds_give_plain_logits(driven):
     assert text.index("what is in") < text.index("a square") < text.index("is it also in")
 
 
+def test_bidirectional_prefixes_are_not_shared(driven):
+    able = driven("paligemma").vlm.capabilities
+    assert (able.shares_prefix, able.answer_type) == (False, 1)  # as its suffix in training: answers are causal
+
+
+def test_deepstack_is_replayed_and_its_layers_are_protected(driven):
+    model = driven("qwen3_vl")
+    assert model.vlm.capabilities.additive_layers == (1, 2)
+    assert [layer.name for layer in model.vlm.layers] == ["decoder.2", "decoder.3"]
+
+
 @pytest.mark.slow
 def test_unused_softcap_is_not_applied(tmp_path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting is in both configurations."""
@@ -180,6 +191,15 @@ def test_model_without_base_gives_its_heads_input():
     hidden, logits = vlm.run([encoding]).last_hidden_state, vlm.run([encoding], with_head=True).logits
     assert hidden.shape == (1, 8, tiny.WIDTH)
     torch.testing.assert_close(vlm.own_head()(hidden), logits)
+
+
+@pytest.mark.slow
+def test_pruned_copy_may_end_in_a_layer_without_keys(driven):
+    """LFM2's last layer is one of attention; the one before it, a convolution, has no keys and values."""
+    model, mask = driven("lfm2_vl"), np.array([0, 0, 0, 1], dtype=bool)
+    smaller = Driven(pruned_copy(model.vlm, mask), model.processor)
+    found, wanted = smaller.logits(model.prompts(), [0, 0, 0]), model.logits(model.prompts(), mask)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
 
 
 def test_layers_without_adapter_slots_can_only_be_searched(driven):

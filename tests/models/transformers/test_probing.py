@@ -11,6 +11,7 @@ import transformers as t
 
 from das_gym.models.transformers import comparison
 from das_gym.models.transformers.layer_removal import prune
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import probe_capabilities, separating_sets
 from tests.models.transformers import tiny
@@ -76,6 +77,18 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide():
     assert (able.shares_prefix, able.answer_type) == (False, 1)
     assert [id(parameter) for parameter in model.parameters()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.slow
+def test_float64_model_that_rounds_to_float32_is_supported(tmp_path):
+    model = Driven.load(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
+    found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_softcap_under_another_name_is_found(tmp_path):
+    assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0
 
 
 @pytest.mark.slow

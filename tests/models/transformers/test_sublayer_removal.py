@@ -87,10 +87,24 @@ def test_saved_folder_says_what_is_gone_and_holds_none_of_it(driven, folder_of, 
     (weights,) = folder.glob("*.safetensors")
     with safe_open(weights, "pt") as file:
         names = list(file.keys())
+    gone = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
     for place in range(3):
-        for kind, part in (("attention", "self_attn"), ("mlp", "mlp")):
-            has_weights = any(f"text_model.layers.{place}.{part}." in name for name in names)
-            assert has_weights == (skips.get(place) != kind)
+        for kind, parts in gone.items():
+            for part in parts:
+                has_weights = any(f"text_model.layers.{place}.{part}." in name for name in names)
+                assert has_weights == (skips.get(place) != kind)
+
+
+def test_norms_of_removed_parts_are_found_by_what_reads_them(driven):
+    """In Gemma 3, the norm before the MLP has the name of the one behind the attention in other types, and more norms."""
+    vlm = driven("gemma3", "sublayers").vlm
+    layers = pruned_copy(vlm, mask_of(vlm, ("0.attention", "1.mlp"))).stack.layers
+    norms = [
+        {name for name, part in layer.named_children() if "norm" in name and list(part.parameters())} for layer in layers
+    ]
+    attention = {"input_layernorm", "post_attention_layernorm"}
+    mlp = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    assert norms == [mlp, attention, attention | mlp, attention | mlp]
 
 
 @pytest.mark.parametrize("auto", [t.AutoModelForImageTextToText, t.LlavaForConditionalGeneration])

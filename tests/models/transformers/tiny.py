@@ -299,6 +299,13 @@ def _gpt2() -> tuple[Any, Any]:
     return t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)), tokenizer()
 
 
+def recurrent_gemma() -> tuple[Any, Any]:
+    """Recurrent layers among those of attention, in turns that a configuration repeats; logits are bounded."""
+    kinds = {"lru_width": WIDTH, "attention_window_size": 16, "block_types": ["recurrent", "recurrent", "attention"]}
+    config = t.RecurrentGemmaConfig(**text(**kinds) | {"num_hidden_layers": 5}, logits_soft_cap=30.0)
+    return t.RecurrentGemmaForCausalLM(config), tokenizer()
+
+
 def gemma4() -> tuple[Any, Any]:
     """Sees; its vision tower keeps the number of its layers."""
     seen = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": TOWER_LAYERS, "num_attention_heads": 2}
@@ -340,6 +347,24 @@ def molmo2() -> tuple[Any, Any]:
     images = t.Molmo2ImageProcessor(**sizes, max_crops=2, overlap_margins=[1, 1])
     processor = t.Molmo2Processor(images, t.Molmo2VideoProcessor(**sizes), words)
     return t.Molmo2ForConditionalGeneration(config), _with_template(processor, "<|image|>")
+
+
+def hunyuan_vl() -> tuple[Any, Any]:
+    """Rounds to float32 in its norms, whatever its weights are."""
+    seen = tower(out_hidden_size=WIDTH, text_hidden_size=WIDTH, img_max_token_num=64, max_image_size=64, min_image_size=16)
+    rope = {"rope_type": "dynamic", "alpha": 1000.0, "mrope_section": [1, 1, 1, 1], "rope_theta": 10000.0, "factor": 1.0}
+    config = t.HunYuanVLConfig(
+        vision_config=_without(seen, "image_size"),
+        text_config=text(rope_parameters=rope),
+        image_token_id=_id("<|image_pad|>"),
+        im_start_id=_id("<|vision_start|>"),
+        im_end_id=_id("<|vision_end|>"),
+        im_newline_id=_id("<img>"),
+    )
+    ends = {"image_start_token": "<|vision_start|>", "image_end_token": "<|vision_end|>"}
+    images = t.HunYuanVLImageProcessor(size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}, patch_size=8)
+    processor = t.HunYuanVLProcessor(images, tokenizer(image_token="<|image_pad|>", **ends))
+    return t.HunYuanVLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
 
 
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
