@@ -30,7 +30,6 @@ from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.search_experiment import run_search
-from das_gym.agents.searching.record import RECORD as SEARCH_RECORD
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.config import build
@@ -176,7 +175,8 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> dic
     from another one's work.
     """
     started = read_searches(folder)
-    finished = [name for name, each in started.items() if (folder.parent / str(each.run) / SEARCH_RECORD).is_file()]
+    status = {name: read_json(folder.parent / str(each.run) / "run.json")["status"] for name, each in started.items()}
+    finished = [name for name in started if status[name] == "COMPLETED"]  # a record alone may lack its figure
     todo = [method for method in settings.methods if method not in finished]
     if todo:
         nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
