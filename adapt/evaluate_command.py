@@ -145,12 +145,14 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bound if known, and the loss in nats."""
-    others = ("loss", "ranked_images", "ceiling")
+    others = ("loss", "ranked_images", "ceiling", "blank")
     shares = {name: value for name, value in found.numbers.items() if name not in others}
     rows = tuple((name.replace("_", " "), f"{100 * value:.2f}") for name, value in shares.items())
     Table(("", "%"), rows, title).print()
     print(f"loss {found.loss:.4f} nats")
     if "ceiling" in found.numbers:
         print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
+    if found.numbers.get("blank"):
+        print(f"blank questions: {found.numbers['blank']:,.0f}; nobody answered them, so they score 0")
     if "ranked_images" in found.numbers:
         print(f"ranked images: {found.numbers['ranked_images']:,.0f}")

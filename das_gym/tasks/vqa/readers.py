@@ -24,7 +24,7 @@ from das_gym.data.entries import check_new, check_text
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
 from das_gym.tasks.vqa.accuracy import normalize_answer
-from das_gym.tasks.vqa.vqav2 import VQAExample, halve, normalized_answers, read_vqav2
+from das_gym.tasks.vqa.vqav2 import VQAExample, halve, normalized_answers, read_vqav2, warn_about_spelling
 
 TABLES = ArrowFormat(
     "vqa",
@@ -56,6 +56,7 @@ def load_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQA
     bad = BadExamples(on_bad_example)
     if not TABLES.is_in(data_root):
         train, val = (read_vqav2(data_root, split, bad) for split in ("train2014", "val2014"))
+        warn_about_spelling(val, str(data_root))
         return bad.splits(train, *halve(val, str(data_root), bad))
     tables = TABLES.find(data_root)
     train = _read([require_table(tables, "train")], "train2014", bad)

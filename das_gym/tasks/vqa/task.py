@@ -117,7 +117,8 @@ class VQATask(Task):
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Return the mean loss, and the accuracy: overall, by `question/<type>` and by `answer/<type>`.
 
-        `ceiling` is the best accuracy that this vocabulary allows.
+        `ceiling` is the best accuracy that this vocabulary allows; `blank` counts the questions that no annotator answered,
+        which score 0.
         """
         groups: defaultdict[str, list[float]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
@@ -126,7 +127,8 @@ class VQATask(Task):
                     groups[f"{kind}/{name}"].append(metric)
         by_group = {name: float(np.mean(values)) for name, values in sorted(groups.items())}
         ceiling = float(np.mean([self.ceiling(example) for example in examples]))
-        return {**super().summary(examples, losses, metrics), "ceiling": ceiling, **by_group}
+        blank = float(sum(not any(example.answers) for example in examples))
+        return {**super().summary(examples, losses, metrics), "ceiling": ceiling, "blank": blank, **by_group}
 
     def ceiling(self, example: VQAExample) -> float:
         """Return the accuracy of the best answer in the vocabulary, 0..1."""

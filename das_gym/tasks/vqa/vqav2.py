@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
+
+MAX_ODD_SHARE = 0.05
+"""Largest share of questions with a unanimous answer that is not normalized; from more on, a warning is given."""
 
 KEPT_SHARE = 0.9
 """Least share of the questions that a vocabulary of the default threshold can answer."""
@@ -94,6 +98,20 @@ def normalized_answers(answers: Sequence[str]) -> tuple[str, ...]:
     if len(written) == 1:
         return (sys.intern(written.pop()),) * len(answers)
     return tuple(sys.intern(normalize_answer(answer)) for answer in answers)  # VQAv2 has millions, few of them distinct
+
+
+def warn_about_spelling(examples: Sequence[VQAExample], source: str) -> None:
+    """Warn where many questions have a unanimous answer that is not normalized: no model can give it.
+
+    Where all annotators wrote `Yes`, the official script counts `yes` as wrong. VQAv2 has few such questions.
+    """
+    odd = [e.answers[0] for e in examples if e.answers and normalize_answer(e.answers[0]) != e.answers[0]]
+    if len(odd) > MAX_ODD_SHARE * len(examples):
+        warnings.warn(
+            f"{source}: unanimous answers that no model gives: got {len(odd)} of {len(examples)} questions, such as "
+            f"{odd[0]!r}. VQA's metric counts {normalize_answer(odd[0])!r} as wrong there. Write the answers in that form",
+            stacklevel=2,
+        )
 
 
 def in_reward_split(image_id: int) -> bool:

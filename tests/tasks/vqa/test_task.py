@@ -48,9 +48,11 @@ def test_divergences_are_those_of_bernoulli_distributions(task: VQATask):
 
 def test_summary_has_groups_and_the_ceiling_of_the_vocabulary(task: VQATask):
     summary = task.summary([example("yes"), example("no")], np.array([1.0, 3.0]), np.array([1.0, 0.0]))
-    assert summary == {"accuracy": 0.5, "loss": 2.0, "ceiling": 1.0, "question/what": 0.5, "answer/other": 0.5}
+    groups = {"question/what": 0.5, "answer/other": 0.5}
+    assert summary == {"accuracy": 0.5, "loss": 2.0, "ceiling": 1.0, "blank": 0.0, **groups}
     examples = [example(*["blue"] * 7, "no", "no", "red"), example(*[""] * 10), example(*["two"] * 10)]
-    assert task.summary(examples, np.ones(3), np.zeros(3))["ceiling"] == pytest.approx((2 * (1 / 3) + 8 * (2 / 3)) / 10 / 3)
+    numbers = task.summary(examples, np.ones(3), np.zeros(3))
+    assert (numbers["ceiling"], numbers["blank"]) == (pytest.approx((2 * (1 / 3) + 8 * (2 / 3)) / 10 / 3), 1.0)
 
 
 def test_example_as_text(task: VQATask):

@@ -127,6 +127,17 @@ def test_questions_without_answers_are_read_alone(root: Path):
         read_vqav2(root, "dev")
 
 
+def test_unanimous_answers_that_are_not_normalized_are_warned_about(root: Path):
+    def shout(annotations: dict[str, Any]) -> None:
+        for entry in annotations["annotations"]:
+            for answer in entry["answers"]:
+                answer["answer"] = "Yes."
+
+    edit(root / VAL_ANNOTATIONS, shout)
+    with pytest.warns(UserWarning, match=r"got (\d+) of \1 questions, such as 'Yes\.'.*'yes'"):
+        load_vqa(root)
+
+
 BAD_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
     *((TRAIN_QUESTIONS, {name: None}, f"`{name}`") for name in ("question_id", "image_id", "question")),
     *((TRAIN_ANNOTATIONS, {name: None}, f"`{name}`") for name in ("question_id", "answer_type", "answers")),
