@@ -46,6 +46,7 @@ from das_gym.agents.ask_tell.gaussian_process import (
     read_indices,
 )
 
+from das_gym.config import convert
 from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
@@ -110,6 +111,7 @@ class Bayes(Agent):
         self.noisy = noisy
         self.indices = list(START)
         self.learner = AgreementLearner(self.n_layers)
+        self.turns = 1  # the first masks; each fit is one more
 
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
@@ -149,13 +151,14 @@ class Bayes(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """Return `Agent.state_dict` with what the processes learned."""
-        return {**super().state_dict(), "indices": self.indices, "learned": self.learner.state_dict()}
+        return {**super().state_dict(), "indices": self.indices, "learned": self.learner.state_dict(), "turns": self.turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.indices = read_indices(state["indices"])
         self.learner.load_state_dict(state["learned"])
+        self.turns = convert("turns", state["turns"], int)
 
     @property
     def _is_listed(self) -> bool:
@@ -209,7 +212,8 @@ class Bayes(Agent):
     def _fit(self, masks: Masks, scores: Floats) -> list[Process]:
         """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
         # Settings start from where the last ask left them, and one more reward changes them little: a step is enough.
-        turn, axes, steps = len(masks) // 3, list(range(len(GRID))), STEPS
+        self.turns += 1
+        turn, axes, steps = self.turns, list(range(len(GRID))), STEPS
         if len(masks) > OFTEN:
             axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(GRID)], 0)
         process, self.indices = climb(partial(MaskProcess, masks, scores), self.indices, axes)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents import Bayes, RandomSearch
-from das_gym.agents.ask_tell.bayes import log_scores, normal_scores
+from das_gym.agents.ask_tell.bayes import DRAWN, log_scores, normal_scores
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
@@ -123,3 +123,15 @@ def test_bayes_learns_from_many_noisy_rewards_at_each_ask(count):
     before = list(agent.indices)
     agent.ask(3)
     assert agent.indices != before
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_bayes_alternates_by_turns_not_by_masks(count: int):
+    """By masks, 9 a turn would leave every turn to the same process, and above `OFTEN` improve the same settings."""
+    agent = Bayes(MaskSpace(Budget(30, 8)), seed=0)
+    asks = 0
+    while len(agent.rewards) < 36:
+        masks = agent.ask(count)
+        asks += len(agent.rewards) >= DRAWN
+        agent.tell(masks, masks[:, ::2].mean(axis=1))
+    assert agent.state_dict()["turns"] == 1 + asks
