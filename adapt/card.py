@@ -14,7 +14,7 @@ TRUST = ", trust_remote_code=True"
 
 
 def model_card(front: str, title: str, about: Sequence[str], example: str, results: Table | None, checked: str) -> str:
-    """Return the text of a card: after the lines for hubs, `about` says how the folder was made, `example` loads it."""
+    """Return the text of a card: after the lines for hubs, `about` describes how the folder was made, `example` loads it."""
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     return "\n\n".join(
         [

@@ -66,8 +66,8 @@ class ChoosingSettings:
 class Choice:
     """A (n_layers,) bool mask, with the problem that it was searched or given for.
 
-    `remark` says why it is not the search's answer, or which point of a front it is. `others` are masks that the search
-    scored and that keep its budget, the best first.
+    `remark` is why it is not the search's answer, or which point of a front it is. `others` are masks that the search scored
+    and that keep its budget, the best first.
     """
 
     mask: np.ndarray

@@ -61,8 +61,8 @@ WIDTH = 126
 GRID = (5e-4, 2e-3, 8e-3)
 """Learning rates to choose from for small models."""
 
-AROUND = (0.25, 1.0, 4.0)
-"""Those of a model of base size, as multiples of the paper's."""
+PAPER_FACTORS = (0.25, 1.0, 4.0)
+"""Multiples of the paper's learning rate to choose from, for models of base size."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class CompareSettings(ProblemSettings):
     """The settings of `python -m adapt compare`.
 
     Attributes:
-        methods: Methods of fine-tuning to compare. None given means all that the model supports.
+        methods: Methods of fine-tuning to compare. Empty means all that the model supports.
         method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
         skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
-        learning_rates: Learning rates to choose from on the reward split. None given means 5e-4, 2e-3 and 8e-3, or a
+        learning_rates: Learning rates to choose from on the reward split. Empty means 5e-4, 2e-3 and 8e-3, or a
             quarter, once and four times the paper's for a model of base size.
         seed: Random seed of the first training of each method.
         seeds: Number of trainings of each method, with seeds from `seed` on.
@@ -107,14 +107,19 @@ class CompareSettings(ProblemSettings):
         super().__post_init__()
         check_names(self.methods, METHODS, "method", own=True)
         named = self.methods or tuple(METHODS)
-        check_names(self.method_settings, named, "method with settings, which has to be among methods,")
+        check_names(self.method_settings, named, "method in `method_settings`")
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
             given = getattr(self, name)
-            if (not given and name == "skip_nums") or len(set(given)) < len(given):
-                raise ValueError(f"`{name}` is invalid: got {list(given)}, expected one or more, each once")
+            if not given and name == "skip_nums":
+                raise ValueError("`skip_nums` is empty: expected one or more numbers")
+            if len(set(given)) < len(given):
+                raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
         check_ranges(self, seed=(0, 2**32 - 1), seeds=(1, float("inf")), test_examples=(1, float("inf")))
         if min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
-            raise ValueError("`learning_rates` must be above 0, and `skip_nums` 0 or more")
+            raise ValueError(
+                f"`learning_rates` or `skip_nums` is out of range: got {list(self.learning_rates)} and "
+                f"{list(self.skip_nums)}, expected rates above 0 and numbers of at least 0"
+            )
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property
@@ -187,7 +192,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
     rates = settings.learning_rates or GRID
     if not settings.learning_rates and context.base.backbone.vlp.size == "base":
-        rates = tuple((context.recipe.learning_rate or 0.0) * share for share in AROUND)
+        rates = tuple((context.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)
     count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
     print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint

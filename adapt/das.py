@@ -100,7 +100,7 @@ class Training:
         """
         if not self.settings.reward_dropout:
             modules = (self.model.backbone.vlp, self.model.head)
-            # The engine scores without dropout. Its mode is put back afterwards, since the training goes on.
+            # The engine scores without dropout. Its mode is put back afterwards, since training continues.
             modes = [module.training for module in modules]
             try:
                 for module in modules:

@@ -153,6 +153,6 @@ def print_numbers(found: Evaluation, title: str) -> None:
     if "ceiling" in found.numbers:
         print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
     if found.numbers.get("blank"):
-        print(f"blank questions: {found.numbers['blank']:,.0f}; nobody answered them, so they score 0")
+        print(f"questions without an answer, which score 0: {found.numbers['blank']:,.0f}")
     if "ranked_images" in found.numbers:
         print(f"ranked images: {found.numbers['ranked_images']:,.0f}")

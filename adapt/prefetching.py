@@ -14,7 +14,7 @@ from das_gym.models.inputs import Requests
 
 
 class _Images(Dataset[dict[Any, Any]]):
-    """Reads the images of a micro-batch, in a worker process."""
+    """Reads the images of a micro-batch in a worker process. Its index names what to read: the sampler sends it there."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

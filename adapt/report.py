@@ -121,7 +121,7 @@ def compare(
         if name not in untrained:
             evaluation = evaluate(model, splits.test, f"evaluating, {IN_WORDS[name]}", rank_images=rank_images)
         vlp, is_baseline = model.backbone.vlp, name == BASELINE
-        mask = vlp.check_mask(None)
+        mask = vlp.check_mask(None)  # the mask of a pruned model; nothing skipped in others
         parameters = {*vlp.parameters(), *model.head.parameters()}  # a set: a head may be part of the model
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         results[name] = TunedModelResult(
@@ -187,7 +187,10 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
     *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
-    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),  # 0: nothing was trained, "-"
+    (
+        "trainable parameters",
+        lambda m: f"{m['trainable_parameters'] or None:,}",
+    ),  # 0 as None, whose TypeError `_cell` shows as "-"
     ("parameters", lambda m: f"{m['parameters']:,}"),
     ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
     ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),

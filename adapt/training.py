@@ -135,7 +135,7 @@ def decay(step: int, steps: int, warmup: float, schedule: str = "linear") -> flo
 
 
 def add_prefix(prefix: str, log: Log | None) -> Log | None:
-    """Return a log function that adds a prefix to names, to tell several trainings apart."""
+    """Return a log function that adds a prefix to names, to distinguish several trainings."""
     return None if log is None else lambda name, value, step: log(f"{prefix}.{name}", value, step)
 
 

@@ -74,7 +74,7 @@ Usage:
   das [(with UPDATE...)] [options]
   das COMMAND [(with UPDATE...)] [options]
 """
-"""What docopt reads; it takes no name with spaces."""
+"""Usage for docopt. The program is always `das`, since docopt takes no name with spaces."""
 
 OPTIONS = """
 Instead of `with` or before it:
@@ -136,7 +136,7 @@ class RecordedCommand(Generic[Settings]):
         """Run the command and return the finished run.
 
         Args:
-            config_updates: Settings.
+            config_updates: Settings by name; those of a group in a mapping.
             named_configs: Named configs, or JSON and YAML files of settings. Later ones win, `config_updates` over all.
             options: Sacred's options by their long flags.
             on_started: Called with the run's id, once the run can be resumed.
@@ -218,7 +218,7 @@ class RecordedCommand(Generic[Settings]):
     def resolve(self, given: Mapping[str, Any], named_configs: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
         """Return the given settings merged with the named configs, and the folder of the run that they resume.
 
-        Plugins are imported first. The settings of a resumed run are its own.
+        Plugins are imported first. A resumed run keeps its recorded settings.
         """
         given = dict(given)
         runs_dir = str(given.get("runs_dir", RunSettings.runs_dir))
@@ -252,7 +252,7 @@ class RecordedCommand(Generic[Settings]):
         if name != self.name:
             original = format_command(name) if is_our_program(name) else repr(name)
             raise RunError(
-                f"run {folder.name} is one of `{original}`: resume it by that, not by `{format_command(self.name)}`"
+                f"run {folder.name} was started by `{original}`: resume it by that, not by `{format_command(self.name)}`"
             )
         if status == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")

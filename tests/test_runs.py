@@ -118,7 +118,7 @@ def test_resumed_run_rejects_other_settings_and_commands(command, stopped: Path)
     with pytest.raises(RunError, match="number=2"):
         command.run({"runs_dir": str(stopped.parent), "resume": 1}, ["two"])
     other = RecordedCommand("agents other", Settings, count)
-    with pytest.raises(RunError, match=r"run 1 is one of `python -m agents trial`: resume it by that"):
+    with pytest.raises(RunError, match=r"run 1 was started by `python -m agents trial`: resume it by that"):
         resume(other, stopped)
     assert (stopped / "run.json").read_bytes() == before
 

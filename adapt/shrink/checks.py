@@ -180,7 +180,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     for stream, places in needed.items():
         units = zip(vlm.layers, vlm.places, strict=True)
         one_of = [n for n, (u, place) in enumerate(units) if u.stream == stream and u.kind != MLP and place in places]
-        if len(one_of) == len(places):  # otherwise one is never skipped
+        if len(one_of) == len(places):  # otherwise a protected layer always stays
             fully_skippable.append(one_of)
     kept = np.array(list(itertools.product(*fully_skippable)), dtype=int)  # one of each list, in every way
     left = "layer" if vlm.unit_kind == "layers" else "attention"

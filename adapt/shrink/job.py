@@ -109,7 +109,7 @@ class ShrinkJob:
             write_text(part / "README.md", card)
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, record)
-        # The record gets its name last, and a run that is resumed in between renames it.
+        # Rename the record last: if the run stops before that, resuming it only renames.
         finish_saved(self.folder)
         table_of(measured, self.data).print()
         drawn = draw_mask(self.full, mask)
@@ -133,7 +133,7 @@ class ShrinkJob:
         return measure(models, costs, self.mask, task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
-        """Train and score the full model like the recovered one, if that is asked for, or if the recovered one wins."""
+        """Train and score the full model, too: with `control`, or if that is None and the recovered model is better."""
         full, final, task = measured.rows[FULL], measured.final, self.problem.task
         wins = final.score > full.score or final.loss < full.loss
         if self.recovery.recover == "none" or not (wins if self.settings.control is None else self.settings.control):

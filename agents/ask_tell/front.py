@@ -6,8 +6,8 @@
 3. A mask is worth its expected improvement over the best scored mask that saves at least as much. The range of savings is
    divided into eight levels, and the best mask of each level is asked for in turn.
 4. Every other turn looks only one step around the front: one layer more, one less, or one swapped for another.
-5. Few layers are enumerated. Of many, candidates are random masks, the neighbours of the front, and climbs from them
-   towards the front that the process expects.
+5. With up to `LISTED` layers, all masks are candidates. With more, candidates are random masks, neighbours of the front, and
+   masks found by climbing from both.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class FrontSearch(Agent):
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)
         if space.budget.cost is None:
-            raise ValueError("`space` has a budget by count. A front needs a cost to save")
+            raise ValueError(
+                "`space` has no cost: a front needs a budget by cost, such as Budget(n_layers, saved=0.0, cost=...)"
+            )
         self.saved = space.budget.cost.saved
         self.indices = list(START)
         self._level = 0

@@ -1,6 +1,6 @@
 """The policy network, which estimates the cost of masks from layer statistics, and the agent that takes its best mask.
 
-Its weights are shared by units, so that it reads models of any number of them.
+Its weights are shared by units, so one network fits models with different numbers of them.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def bundled_policy() -> Path:
 class Policy(Heuristic):
     """A policy trained on other models, which reads the layer statistics of this one. One mask, no search.
 
-    It was trained on problems of up to `MAX_UNITS` units. For more, it takes the units with the least
-    `unit_costs`.
+    The network scores every mask. Models of more than `MAX_UNITS` units have too many: the units with the least
+    `unit_costs` are skipped.
 
     Args:
         statistics: Statistic name to (n_layers,) values.
@@ -212,7 +212,7 @@ class Policy(Heuristic):
         for name in READS:
             if not np.isfinite(known[name]).all():
                 raise ValueError(f"the policy reads {name}, which is not finite for every layer. Clip it, as das_gym's are")
-        if space.n_layers > MAX_UNITS:  # the network scores every mask, and they are too many
+        if space.n_layers > MAX_UNITS:
             self._mask = space.top(-unit_costs(known))
             return
         with torch.no_grad():

@@ -36,7 +36,7 @@ def search(
     on_turn: OnTurn | None = None,
     resume: bool = False,
 ) -> SearchResult:
-    """Search a mask: spend the budget of `config`, and score the agent's answer.
+    """Search for a mask: spend the budget of `config`, and score the agent's answer.
 
     Args:
         config: What to search.
@@ -67,7 +67,7 @@ def search(
     with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
         agent, history = run_turns(config, env, run_folder, on_turn, resume)
         masks = answer(agent, config.agent)[None]
-        # Scored in addition to the budget, as the next step: a replay finds the same examples, also where they change.
+        # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
         (scored,) = Turn.of(masks, *score_masks(env, masks)).rows
         best = best_row(history, config.mask_kwargs) or scored
         parts = agent.statistics_read, config.agent_settings(), agent.free_budget
@@ -95,12 +95,12 @@ def run_turns(
     if on_turn is not None:
         for turn in history:
             on_turn(turn)
-    # A mask on a share of the examples costs that share; what is left below one whole mask is not spent.
+    # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
     while (left := math.floor(config.evaluations - sum(turn.cost for turn in history))) > 0:
         masks = ask(agent, config.agent, min(left, config.masks_per_turn))
         if len(masks) == 0:
             break
-        share = agent.examples_share  # before `tell`, after which it is that of the next masks
+        share = agent.examples_share  # read before `tell`, which sets it for the next masks
         with fewer_examples(find_scorer(base), share):
             rewards, scores = score_masks(env, masks)
         agent.tell(masks, rewards)

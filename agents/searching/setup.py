@@ -55,12 +55,12 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
 def _check_id(env_id: str) -> None:
     name = env_id.rpartition(":")[2]
     if name in SUITE_IDS or name.endswith(many_objectives("")):
-        raise ValueError(f"`env_id` has not one problem with one reward: got {env_id}, {OURS}")
+        raise ValueError(f"`env_id` is a suite or has several rewards, which searches do not support: got {env_id}, {OURS}")
 
 
 @contextmanager
 def explained_errors(env_id: str) -> Iterator[None]:
-    """Raise a ValueError with a hint where Gymnasium has no such environment, or a foreign one takes no `skip_num`."""
+    """Raise a ValueError with a hint for an unknown environment, or one of another package, which rejects our arguments."""
     try:
         yield
     except gymnasium.error.UnregisteredEnv as error:

@@ -88,6 +88,7 @@ class Episodes:
         """Have `info` hold the savings of these costs, and return the ranges of the reward and of each of them."""
         self.scorer.report(costs)
         objective = self.scorer.objective
+        # A mask outside the budget earns `low` minus its violation, which is at most 1.
         return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
 
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:

@@ -48,7 +48,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def last_masks(self) -> np.ndarray | None:
-        """(num_envs, n_layers) bool: what each episode skipped after the last step, those that ended included."""
+        """(num_envs, n_layers) bool: masks after the last step, also of episodes that ended with it."""
         return None if self._last is None else self._last[0].masks.copy()
 
     def action_masks(self) -> np.ndarray:
@@ -58,7 +58,7 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the first observations. The environments share one generator: of a list of seeds, the first counts."""
+        """Return the first observations. All share one generator, seeded by the first of several seeds."""
         super().reset(seed=self._first_seed(seed))
         self.episodes.reset(self.np_random, self._first_seed(seed) is not None, options)
         self._last = None
@@ -93,8 +93,8 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
         if self._last is None:
             return None
         moves, rewards, info = self._last
-        told = {key: values[row] for key, values in info.items()}
-        return self.episodes.last_step(moves.masks[row], float(rewards[row]), told, bool(moves.ended[row]))
+        row_info = {key: values[row] for key, values in info.items()}
+        return self.episodes.last_step(moves.masks[row], float(rewards[row]), row_info, bool(moves.ended[row]))
 
     def _first_seed(self, seed: int | list[int | None] | None) -> int | None:
         """Return the one seed that counts: all environments share one generator."""

@@ -19,12 +19,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """A constraint: exactly `skip_num` units are skipped, or at least the share `saved` of a cost is saved, or none.
+    """A constraint: exactly `skip_num` units are skipped, or at least the share `saved` of a cost is saved, or neither.
 
     Args:
         n_layers: Number of skippable units.
         skip_num: 0..n_layers, or None.
-        saved: Share of what the full model costs, from 0 to what the best mask saves, or None.
+        saved: Share of what the full model costs, from 0 to the largest that any mask saves, or None.
         cost: What masks cost, needed with `saved`.
 
     Raises:
@@ -91,7 +91,7 @@ class Budget:
         return self.violations(masks) == 0
 
     def left(self, masks: np.ndarray) -> np.ndarray:
-        """Return (m,) 0..1, what is still to skip: share of units, or of the cost; without a budget all units left."""
+        """Return (m,) 0..1, the remaining budget as a share of units or of the cost; without one, of units."""
         if self.saved is not None:
             return self.violations(masks)
         count = self.n_layers if self.skip_num is None else self.skip_num
@@ -149,7 +149,7 @@ def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None
 def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str], MaskCost]) -> Budget:
     """Return the budget of `n_layers` units from fields of `BudgetSettings`; `cost_of` is called for the cost to save.
 
-    Without a share to save, a missing or "auto" `skip_num` means 4, or all of fewer units.
+    Without a share to save, a missing or "auto" `skip_num` means min(4, n_layers).
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}

@@ -115,8 +115,8 @@ class Problem:
 def load_problem(config: ProblemConfig) -> Problem:
     """Return the problem of a configuration, from a process-wide cache: do not train it.
 
-    Files are identified by path and time of change. If data, or files within a checkpoint's folder, change, start a new
-    process.
+    A problem is loaded again if the paths of its configuration, or files directly in the folders of its model, change. After
+    other changes, such as one of an image, start a new process.
 
     Example:
         >>> import numpy as np
@@ -141,7 +141,7 @@ def build_problem(config: ProblemConfig) -> Problem:
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     sample = sample_of(supernet, splits)
-    # On the way down the tree, each stage holds its state and at most two outputs.
+    # Each stage of the mask tree holds up to two outputs, kept and skipped. Two more: the first state, and the one at work.
     held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // held))
@@ -150,7 +150,10 @@ def build_problem(config: ProblemConfig) -> Problem:
 
 
 def _trunk_bytes(config: ProblemConfig) -> int:
-    """Return how much of the full model's hidden states is kept for later turns; of models of pairs, encoder outputs are."""
+    """Return the bytes for hidden states of the full model that are kept between turns; 0 for models of pairs.
+
+    Those keep the outputs of their encoders instead.
+    """
     return int(config.tree_gib * 2**30 / 3) if MODELS[config.model].reads == "prompts" else 0
 
 
@@ -177,6 +180,7 @@ def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
     return {} if columns is None else {"columns": columns}
 
 
+# `_keep_backbone` keeps the last model alive. `_KEPT` also finds earlier ones that are still in use.
 _KEPT: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
 """Models of `keep_backbone` that are still in use, by configuration and versions of its files."""
 
@@ -193,7 +197,7 @@ def _keep_backbone(config: ProblemConfig, versions: tuple[int, ...]) -> Backbone
 
 
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration: loaded again, or a copy of a kept one that shares its frozen weights.
+    """Return the frozen model of a configuration, or a copy that shares its weights if `keep_backbone` has it.
 
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
     the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
@@ -290,7 +294,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
-    """Return the model as it is, with its own head and without adapters: skipped layers are left out."""
+    """Return the pre-trained model with its own head and no adapters: a skipped layer is dropped, not replaced."""
     kind, vlp = task_class(task), backbone.vlp
     if backbone.untrained:
         lacks = ", ".join(backbone.untrained[:3])
@@ -300,6 +304,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
     if vlp.own_head() is None:
         untrained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         labelled.init_head(head, backbone.heads)
+        # `init_head` leaves the head as it is if no head of the checkpoint fits; then its weights are random.
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(
                 f"`checkpoint` has neither a supernet nor a head for {task} that fits these data. Train a supernet with "
@@ -341,7 +346,7 @@ def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
 
 
 def _versions(config: ProblemConfig) -> tuple[int, ...]:
-    """Return times of change of what a configuration names, and times and sizes of the files in a model's folders."""
+    """Return modification times of the configured paths, and times and sizes of the files directly in model folders."""
     given = (config.checkpoint, config.supernet, config.tokenizer, config.data_root)
     found = [Path(path).stat().st_mtime_ns for path in given if path is not None]
     for folder in (Path(path) for path in given[:3] if path is not None and Path(path).is_dir()):

@@ -50,7 +50,7 @@ class MaskCost:
     def saved(self, masks: np.ndarray) -> np.ndarray:
         """Return (m,) float64: the share of `full` that each mask saves, negative where adapters cost more than it skips.
 
-        Rounded once, so that a mask that saves 20 of 100 MACs satisfies a budget of 0.2.
+        Divided last, so that a mask that saves 20 of 100 MACs satisfies a budget of 0.2: 1 - 80 / 100 is a little less.
         """
         return (self.full - self.amounts(masks)) / self.full
 
@@ -77,8 +77,8 @@ class CostKind:
 
     Attributes:
         word: What is saved, in words.
-        measure: From a problem, and the examples per forward pass where time is measured, to the cost of its masks.
-        counted: Whether it is the same on every machine, so that tables hold it.
+        measure: Called with a problem and the batch size for timing; returns the cost of its masks.
+        counted: Whether it is counted, not timed: the same on every machine.
     """
 
     word: str
@@ -162,7 +162,7 @@ def _given(setting: str, figures: Mapping[str, Any]) -> MaskCost:
         full, unskipped = float(figures["full"]), float(figures["unskipped"])
         savings = np.array(figures["savings"], dtype=float)
         if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-            raise ValueError("`savings` is no list, a number is not finite, or `full` is not above 0")
+            raise ValueError("`savings` is not a list, a number is not finite, or `full` is not above 0")
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"`{setting}` needs finite `full` above 0, `unskipped` and `savings` ({error!r})") from error
     return MaskCost(full, unskipped, savings, setting)

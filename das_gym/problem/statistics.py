@@ -54,7 +54,7 @@ class Statistic:
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
         rounds: How many times it scores a mask and those that differ from it in one layer, n_layers + 1 masks.
         includes: Names of statistics whose rounds it takes, too.
-        of_losses: The values from the losses of masks, if nothing else is needed: tables know those.
+        of_losses: Computes it from the losses of masks alone, which tables hold; None if it needs the model.
     """
 
     name: str
@@ -77,12 +77,12 @@ def leave_one_out(losses: MaskLosses) -> np.ndarray:
 
 
 def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss added by skipping each layer, with the quarter that costs least skipped as well."""
+    """Return (n_layers,) loss added by skipping each layer, with the quarter of the lowest `leave_one_out` skipped."""
     return losses.effects(lowest(leave_one_out(losses), 0.25))
 
 
 def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss added by skipping each layer, with the two fifths that cost least so far skipped, too."""
+    """Return (n_layers,) loss added by skipping each layer, with the two fifths of the lowest sum so far skipped."""
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
 
@@ -126,10 +126,10 @@ def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
 
 
 TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
-FISHER = "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)"
+FISHER = "root mean square over rows of <dL/dh_out, h_skipped - h_out>, nats (arXiv 1801.05787)"
 ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
 QUARTER = "loss added by skipping the layer, with the 25 % of layers of the lowest leave_one_out skipped, nats"
-FIFTHS = "the same with the 40 % of layers of the lowest leave_one_out + leave_one_out_25 skipped, nats"
+FIFTHS = "loss added by skipping the layer, with the 40 % of the lowest leave_one_out + leave_one_out_25 skipped, nats"
 
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
@@ -152,7 +152,7 @@ STATISTICS: dict[str, Statistic] = {
 """Every layer statistic by name."""
 
 DEFAULT_STATISTICS = tuple(STATISTICS)[: tuple(STATISTICS).index("angular")]
-"""The statistics that environments observe by default, in this order."""
+"""The statistics that environments observe by default, in this order. Trained agents depend on it: add others at the end."""
 
 
 def statistics_of_losses() -> list[str]:

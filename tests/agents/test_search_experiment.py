@@ -90,7 +90,7 @@ def test_settings_of_the_environment_reach_it():
         ({"agent": "ppo", "agent_kwargs": {"policy": "MlpPolicies"}}, "unknown policy of ppo, 'MlpPolicies'; did you mean"),
         ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),
         ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym: got CartPole-v1"),
-        ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` has not one problem with one reward"),
+        ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` is a suite or has several rewards"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},
             "unexpected keyword argument 'split'",

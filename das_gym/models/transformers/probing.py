@@ -121,6 +121,7 @@ def _answer_type(compare: Comparison) -> int | None:
     (prompt,) = compare.prompts(1)
     if not compare.encodings([prompt])[0].types:
         return None
+    # If attention over the answer is causal, a longer answer does not change the logits of its first token.
     longer = replace(prompt, answer=f"{prompt.answer} {ANSWERS[1]}")
     for candidate in (None, 1, 0):
         processor = compare.processor.with_answer_type(candidate)
@@ -147,7 +148,7 @@ def _with_head(compare: Comparison, capabilities: ModelCapabilities) -> ModelCap
         except ValueError:
             if not caches_images:
                 raise
-            break
+            break  # it cannot cache images either
         plain = LanguageHead(projection)(features)
         for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
             scale = _logit_scale(plain.double(), own.double(), softcap, vlm.text_config)
@@ -169,6 +170,7 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
     scale = float((plain * own).sum() / (plain * plain).sum())
     if not np.isfinite(scale):
         return 1.0
+    # A measured factor has rounding errors: a number of the configuration within 1 % is taken instead.
     numbers = [float(value) for value in vars(config).values() if isinstance(value, int | float) and value > 0]
     nearest = min([1.0, *numbers, *(1 / number for number in numbers)], key=lambda number: abs(number - scale))
     return nearest if abs(nearest - scale) <= 0.01 * abs(scale) else scale
@@ -281,7 +283,7 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
             raise ValueError(
                 f"{compare.name} computes something between its vision layers that cannot be replayed. Leave out `vision`."
             )
-    # Layers that were not run have passed every comparison: half of them are removed from the tower of all layers.
+    # Layers that did not run were tested by no comparison so far: remove half of them, with all layers running.
     if idle and not _can_remove(compare, tower, compare.pixels(), idle[::2]):
         raise ValueError(f"{compare.name} without vision layers {idle[::2]} differs from skipping them. Leave out `vision`.")
     check_mac_counting(compare, richer)

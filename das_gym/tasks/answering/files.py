@@ -20,10 +20,10 @@ HEAD_BYTES = 1 << 20
 FIRST_ENTRIES = 20
 
 IMAGE_FOLDERS = ("images", "imgs", "image", "img", "")
-"""Where images are looked for first: in the folder of the file that names them, in the data root, and one folder above."""
+"""Where images are looked for first: in the folder of the file that names them, the data root, and that folder's parent."""
 
 DEPTH, MAX_FOLDERS = 2, 256
-"""Then in the folders of the data root, up to this depth and number."""
+"""If they are not there, the folders of the data root are searched, up to this depth and number."""
 
 MISSPELLED = "conversatons"
 """The field `conversations` in files of LLaVA-Med."""
@@ -86,7 +86,7 @@ def data_file(path: Path) -> DataFile:
     decoder, place, kind = json.JSONDecoder(), int(text.startswith("[")), ""
     with contextlib.suppress(ValueError, RecursionError):  # the end of the list, or of what was read
         for _ in range(FIRST_ENTRIES):
-            place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # matches nothing, too
+            place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # always matches
             entry, place = decoder.raw_decode(text, place)
             keys = {"conversations" if key == MISSPELLED else key for key in entry} if isinstance(entry, dict) else set()
             kind = kind or next((kind for kind, needed in KINDS.items() if needed <= keys), "")
@@ -105,8 +105,8 @@ def part_of(path: Path) -> tuple[str, tuple[str, ...]]:
 def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:
     """Return the files, all of one kind, of each data set by part.
 
-    Where every part occurs at most once, all files are one data set. Otherwise a data set is the files whose names have
-    the same other words, or a file without a part.
+    If every file names a part and no part occurs twice, all files are one data set. Otherwise files with the same other
+    words are one, and each file that names no part.
     """
     parts = Counter(file.part for file in files)
     one = max(parts.values(), default=0) <= 1 and (ALL not in parts or len(parts) == 1)
@@ -143,11 +143,11 @@ class ImageFinder:
         self._places: dict[tuple[str, bool], list[tuple[Path, frozenset[str]]]] = {}
 
     def find(self, name: str, where: str) -> ImageFile:
-        """Return the image that an entry names so; where it does not exist, a path at which it is expected."""
+        """Return the image of a name. If there is none, its path is where it would be expected."""
         if name not in self._found:
-            check_text(name, f"{where}: `image`")
+            check_text(name, f"{where}: name of an image")
             if "://" in name or any(letter < " " for letter in name):
-                raise ValueError(f"{where}: wrong `image`: got {name!r:.60}, expected the name of a local file")
+                raise ValueError(f"{where}: wrong name of an image: got {name!r:.60}, expected the name of a local file")
             self._found[name] = ImageFile(self._path_of(name))
         return self._found[name]
 

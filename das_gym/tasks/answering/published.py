@@ -36,7 +36,7 @@ from das_gym.tasks.answering.examples import (
 from das_gym.tasks.answering.files import IMAGE_FOLDERS, ImageFinder, plain_name, subfolders
 
 LANGUAGE = "en"
-"""Of the questions of Slake that are read."""
+"""Only questions of Slake in this language are read."""
 
 _SLAKE_FIELDS: Fields = {"img_name": str, "question": str, "answer": (str, int)}
 
@@ -48,7 +48,7 @@ SPLITS = ("train", "val", "test")
 _PROBLEM_FIELDS: Fields = {"question": str, "choices": list, "answer": int}
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folders of class folders, and their parts."""
+"""Names of folders that hold the class folders of one part, and that part."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z\W_]+|[^\w\s]+")
 
@@ -68,6 +68,7 @@ def _read_slake(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
             return None
         check_fields(entry, _SLAKE_FIELDS, where)
         qid = " ".join(str(entry.get("qid", "")).split())
+        # A missing or repeated qid is no key: the entry's position is taken.
         key = qid if qid and seen.setdefault(qid, where) == where else where.removeprefix(f"{path}: ")
         where = f"{where} (qid {qid})" if qid else where
         check_text(entry["question"], f"{where}: `question`")
@@ -131,7 +132,7 @@ def class_name(folder: str) -> str:
 
 
 def class_folders(root: Path) -> dict[str, dict[Path, list[str]]]:
-    """Return the class folders of each part, or of one part "", with the names of their images; empty without classes."""
+    """Return {part: {class folder: names of its images}}; the part is "" without folders of parts. Empty without classes."""
 
     def classes_in(folder: Path) -> dict[Path, list[str]]:
         found = {}
