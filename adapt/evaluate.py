@@ -53,7 +53,7 @@ def with_mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> AdaptedMod
     task = copy.copy(subnet.task)
     sources = {pair.image.key: pair.image for pair in task.pairs(examples)}
     mean: Any = sum(task.processor.image(sources[key]) for key in sorted(sources)) / len(sources)
-    task.processor = replace(task.processor, transform=lambda *_: mean)
+    task.processor = replace(task.processor, transform=lambda *_: mean, ahead={})
     return replace(subnet, task=task)
 
 

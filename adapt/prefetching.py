@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from das_gym.interrupts import SIGNALS
 from das_gym.models.inputs import Requests
 
 
@@ -27,9 +30,14 @@ class _Images(Dataset[dict[Any, Any]]):
         return read
 
 
-def _share_by_file(_: int) -> None:
+def _prepare_worker(_: int) -> None:
     # By default each tensor that goes to another process takes a file descriptor: batches of images exceed `ulimit -n`.
     torch.multiprocessing.set_sharing_strategy("file_system")
+    # A scheduler signals all processes at once. A worker that a signal kills makes torch raise an error in the training
+    # process, while that stops in an orderly way; one that exits with 0 does not.
+    for number in SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, lambda *_: os._exit(0))
 
 
 class Prefetcher:
@@ -61,7 +69,7 @@ class Prefetcher:
                     batch_size=None,
                     sampler=requests,
                     num_workers=self.workers,
-                    worker_init_fn=_share_by_file,
+                    worker_init_fn=_prepare_worker,
                     generator=torch.Generator(),  # torch's own would draw from the training's random numbers
                 )
                 self._batches = iter(loader)

@@ -153,7 +153,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
 
 def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
-        check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[-1]: MLP}))
+        check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[vlm.decoder_units - 1]: MLP}))
     needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm)
     if needed > free:
         raise ValueError(

@@ -175,7 +175,7 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> dic
     from another one's work.
     """
     started = read_searches(folder)
-    status = {name: read_json(folder.parent / str(each.run) / "run.json")["status"] for name, each in started.items()}
+    status = {name: read_json(folder.parent / str(each.run) / "run.json").get("status") for name, each in started.items()}
     finished = [name for name in started if status[name] == "COMPLETED"]  # a record alone may lack its figure
     todo = [method for method in settings.methods if method not in finished]
     if todo:

@@ -69,7 +69,7 @@ class VectorReward:
         return reference
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state of the environment and the fronts so far."""
+        """Return the state of the environment and the fronts so far; environments of a suite have no state."""
         return {**self.unwrapped.get_state(), "fronts": [[*key, front.tolist()] for key, front in self._fronts.items()]}
 
     def set_state(self, state: dict[str, Any]) -> None:

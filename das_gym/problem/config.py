@@ -45,7 +45,10 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
 
 def download_hint(value: str, setting: str) -> str:
     """Return the command that downloads an id of the Hugging Face Hub, `owner/name`, given in place of a folder, or ""."""
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is None or Path(value).parent.exists():
+    path = Path(value)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):  # commands make paths absolute
+        value = path.relative_to(Path.cwd()).as_posix()
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is None or path.parent.exists():
         return ""
     kind = "--repo-type dataset " if setting == "data_root" else ""
     command = f"hf download {kind}{value} --local-dir FOLDER"
@@ -62,7 +65,7 @@ class ModelSettings:
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
         supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
         tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
-        units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
+        units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each decoder layer
             (`sublayers`). None means `layers`.
         vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
         dtype: Number format of a transformers model: `auto` (as the checkpoint), `float32`, `bfloat16`, `float16`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_p
 def test_prefetcher_rejects_a_processor_that_cannot_read_ahead():
     with pytest.raises(ValueError, match="`dataloader_num_workers` is not supported by function"):
         Prefetcher(lambda pairs, augment=None: {}, lambda step: [], 1)
+
+
+@pytest.mark.slow
+def test_terminated_workers_raise_no_error_elsewhere(problem: ProblemConfig):
+    """A scheduler signals the whole process group; the training process has to stop in its own way."""
+    step_loss, _ = new_training(problem, 2, encoder_cache_gib=0)
+    step_loss.prefetcher.load(0, 0)
+    workers = psutil.Process().children()
+    for worker in workers:
+        worker.terminate()
+    psutil.wait_procs(workers, timeout=10)
+    time.sleep(0.1)  # torch's handler of SIGCHLD would raise here
+    step_loss.prefetcher.close()

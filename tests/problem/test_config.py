@@ -28,6 +28,9 @@ def test_hub_id_is_rejected_with_the_download_command(name, setting, command, tm
         (ValueError, FileNotFoundError), match=f"`{name}`.*got a/b.*`{command} --local-dir .*{setting}=FOLDER"
     ):
         ProblemConfig(**{"model": "VLM", "task": "answering", name: "a/b"})
+    if name != "model":  # commands make paths absolute first
+        with pytest.raises(FileNotFoundError, match=command):
+            ProblemConfig(**{"model": "VLM", "task": "answering", name: str(tmp_path / "a" / "b")})
 
 
 def test_missing_path_is_no_hub_id(tmp_path: Path, monkeypatch):

@@ -140,12 +140,17 @@ def class_folders(root: Path) -> dict[str, dict[Path, list[str]]]:
             names = sorted(n for n in files_in(path) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
             if names and path.name not in {*IMAGE_FOLDERS, *SPLIT_FOLDERS}:
                 found[path] = names
-        return found if len(found) > 1 else {}
+        return found
 
-    parts = {SPLIT_FOLDERS[path.name]: classes_in(path) for path in subfolders(root) if path.name in SPLIT_FOLDERS}
-    if not parts:
-        parts = {"": classes_in(root)}
-    return parts if all(parts.values()) else {}
+    parts: dict[str, dict[Path, list[str]]] = {}
+    for path in subfolders(root):
+        if path.name in SPLIT_FOLDERS and (classes := classes_in(path)):
+            if SPLIT_FOLDERS[path.name] in parts:
+                raise ValueError(f"{root} has two folders for one part: `{path.name}` is one of them. Remove or merge them")
+            parts[SPLIT_FOLDERS[path.name]] = classes
+    parts = parts or {"": classes_in(root)}
+    names = {path.name for classes in parts.values() for path in classes}
+    return parts if len(names) > 1 else {}
 
 
 def load_class_folders(

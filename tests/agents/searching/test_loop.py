@@ -155,6 +155,13 @@ def test_search_config_rejects_settings(settings, name):
         SearchConfig(env_kwargs={"model": object()})
 
 
+@pytest.mark.parametrize("agent", ["bayes", "greedy"])
+def test_search_reads_a_table_of_few_skipped_layers(agent: str):
+    """Its masks of up to 4 layers are all that these agents ask for, also those outside the budget."""
+    result = search(SearchConfig(env_id="DAS-LLaVA-Answering-Tabular-v0", skip_num=3, agent=agent, evaluations=30))
+    assert (sum(result.mask), result.evaluations) == (3, 30)
+
+
 def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):
     env_kwargs = {**small_kwargs, "reward_examples": 8}
     settings = SearchConfig(agent="evolution", agent_kwargs=STAGED, env_kwargs=env_kwargs, masks_per_turn=4, evaluations=8)

@@ -301,6 +301,9 @@ def test_class_folders_of_parts(tmp_path: Path):
     assert splits.train[0].options == ("airport", "bare land", "rail way station")
     with pytest.raises(ValueError, match="holds no data in a known format"):
         load_answers(tmp_path / "images")
+    aid(tmp_path / "data" / "validation")
+    with pytest.raises(ValueError, match="two folders for one part"):
+        load_answers(tmp_path / "data")
 
 
 # --- unknown formats ---
