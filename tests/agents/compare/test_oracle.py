@@ -53,7 +53,7 @@ def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
     ("env_id", "budget", "env_kwargs", "text"),
     [
         ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
-        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "one reward"),
+        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "several rewards"),
         ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
     ],
 )
