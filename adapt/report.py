@@ -187,10 +187,8 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
     *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
-    (
-        "trainable parameters",
-        lambda m: f"{m['trainable_parameters'] or None:,}",
-    ),  # 0 as None, whose TypeError `_cell` shows as "-"
+    # 0 becomes None, whose TypeError `_cell` shows as "-".
+    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
     ("parameters", lambda m: f"{m['parameters']:,}"),
     ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
     ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),

@@ -125,7 +125,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
 
 @dataclass(frozen=True)
 class _Exported:
-    """What is read in the config.json of an exported folder."""
+    """The fields that are read from the config.json of an exported folder."""
 
     task: str
     labels: tuple[str, ...]

@@ -38,7 +38,8 @@ def main(settings: ListSettings) -> None:
 
 def tables() -> list[Table]:
     """Return the tables of all names."""
-    layers = {entry.model: _layers(entry.table) for entry in ENVIRONMENTS.values() if entry.table is not None}
+    tables = {entry.model: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
+    layers = {model: _layers(table) for model, table in tables.items()}
     notes = (
         f"Many objectives: {many_objectives(next(iter(ENVIRONMENTS)))}, and so on.",
         f"Layers of the bundled models: {'; '.join(f'{model} {spans}' for model, spans in layers.items())}.",

@@ -30,7 +30,7 @@ from das_gym.registration import ENVIRONMENTS, MODELS
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.answering.examples import AnswerExample
 
-HIDDEN = ("loss", "ranked_images", "ceiling")
+HIDDEN = ("loss", "ranked_images", "ceiling", "blank")
 """Beginnings of the names of numbers that are not scores."""
 
 Scores = dict[str, float]

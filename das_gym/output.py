@@ -1,4 +1,4 @@
-"""What a command prints: its standard streams, and the words of its messages."""
+"""Output of commands: standard streams and the wording of messages."""
 
 from __future__ import annotations
 

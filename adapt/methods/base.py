@@ -119,7 +119,7 @@ class Method(ABC):
             parameter.requires_grad_(True)
         self._check_trains(vlp, bool(trained))
         counted = {id(p): p.numel() for p in inserted}
-        for parameter in shared:  # trained by every method, so that they tell none apart
+        for parameter in shared:  # every method trains them: they do not distinguish methods
             counted.pop(id(parameter), None)
         return sum(counted.values())
 

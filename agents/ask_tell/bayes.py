@@ -5,9 +5,9 @@
    the best masks are.
 2. The first masks are random ones that skip no more than the budget asks for, and each layer about as often. Where masks are
    too many to list, and skip twelve layers or more, smaller ones come first: they skip a sixth as many, and each layer once.
-   A real model has a few essential layers. Nearly every random mask of a quarter of the layers skips one of these, so that
-   all score alike; small masks find them. They are outside the budget (`free_budget`), and are forgotten once there are as
-   many others as layers.
+   If a model has a few essential layers, most random masks of a quarter of the layers skip one of these and score alike;
+   small masks find them. They are outside the budget (`free_budget`), and are forgotten once there are as many others as
+   layers.
 3. Two Gaussian processes explain the scores. One has effects of single layers, pairs and triples, each order with its own
    variance (`gaussian_process.py`): skipping is nearly additive, not quite. The other learns how much each layer matters
    (`agreement.py`). Each ask improves the settings of both a little, and then trusts the one with the larger likelihood.
@@ -171,10 +171,10 @@ class Bayes(Agent):
 
     def _small_masks(self, n: int) -> Masks:
         """Return up to n small masks, until each layer was skipped; none where the answer skips few layers."""
-        size = self.space.top(np.zeros(self.n_layers)).sum() // SMALL
-        masks, skipped = np.zeros((0, self.n_layers), dtype=bool), self.scored_masks().sum(axis=0, dtype=float)
+        masks, size = np.zeros((0, self.n_layers), dtype=bool), self.space.top(np.zeros(self.n_layers)).sum() // SMALL
         if size < 2 or self._is_listed or not self.free_budget:
             return masks
+        skipped = self.scored_masks().sum(axis=0, dtype=float)
         while len(masks) < n and skipped.min() == 0.0:
             mask = np.zeros(self.n_layers, dtype=bool)
             mask[np.argsort(skipped + self.rng.random(self.n_layers))[:size]] = True

@@ -142,7 +142,7 @@ def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict
     with closing(gymnasium.make_vec(config.env_id, num_envs=len(masks), **config.mask_kwargs)) as env:
         env.reset(seed=config.seed)
         scored: Any = env.unwrapped
-        if hasattr(scored, "set_state"):  # go on with the examples of the search, but with this environment's episodes
+        if hasattr(scored, "set_state"):  # resume the examples of the search, but with this environment's episodes
             own = {"episode": scored.get_state()["episode"]}
             scored.set_state({**base.get_state(), **own})
         return Turn.of(masks, *score_masks(env, masks)).rows

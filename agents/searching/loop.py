@@ -82,8 +82,9 @@ def run_turns(
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
     base: Any = env.unwrapped
-    with progress(1, "measuring layer statistics", unit="pass"):
+    with progress(1, "measuring layer statistics", unit="step") as bar:
         observation, _ = env.reset(seed=config.seed)
+        bar.update()
     agent = _new_agent(config, base, observation[0])
     history: list[Turn] = []
     if resume and folder is not None and (checkpoint := Checkpoint.load(folder, config, len(base.layer_names))) is not None:

@@ -41,7 +41,7 @@ from das_gym.models.transformers.units import ATTENTION, LAYER, MLP, PLAIN, Mode
 
 @dataclass
 class DecoderInputs:
-    """What the decoder reads besides image features, kept until the vision layers have run.
+    """Inputs of the decoder besides image features, kept until the vision layers have run.
 
     Attributes:
         processor: Makes the tokens of the prompts.

@@ -167,7 +167,7 @@ def _prompt(question: str, images: int, where: str) -> str:
     marks = question.count(IMAGE_MARK)
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
-    # A question of several lines has an instruction of its own.
+    # A question of several lines already includes an instruction.
     text = question.replace(IMAGE_MARK, "").strip()
     return question if "\n" in text else instructed(question)
 

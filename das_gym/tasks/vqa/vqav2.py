@@ -167,7 +167,7 @@ def read_questions(
     def example(number: int, where: str) -> VQAExample | None:
         question, annotation = questions.get(number), annotations.get(number)
         if question is None or annotation is None:
-            if number in reported:  # its counterpart is there, but bad
+            if number in reported:  # its counterpart exists, but is bad
                 return None
             raise ValueError(f"{where} has no {'question' if question is None else 'annotation'}")
         if question["image_id"] != annotation["image_id"]:
