@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__, _PLACES)
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 __all__ = [
     *_PLACES,
     "ENVIRONMENTS",
