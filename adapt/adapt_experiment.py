@@ -34,20 +34,20 @@ from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix, check_ranges
 
-from das_gym.commandline import format_command
-from das_gym.config import nested
+from das_gym.commands.commandline import format_command
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import EstimatedSettings, runs_dir_words
+from das_gym.commands.settings import nested
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.models.adapters import parallel_adapters
-from das_gym.output import escape_control_chars
 from das_gym.problem.config import ProblemConfig, ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts
 from das_gym.processes import is_main_process
-from das_gym.runs import EstimatedSettings, runs_dir_words
 from das_gym.tasks.base import Task
+from das_gym.text import escape_control_chars
 
 FULL_MODEL_FILE = "full_model_adapter.safetensors"
 

@@ -14,15 +14,15 @@ from das_gym.agents.search_experiment import ex as search_command
 from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
-from das_gym.commandline import format_command
-from das_gym.config import build, merge, nested
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import find_run
+from das_gym.commands.settings import build, merge, nested
+from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
 from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
-from das_gym.runs import find_run
-from das_gym.trust import trusted_settings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from das_gym.commandline import Command, Program
+from das_gym.commands.commandline import Command, Program
+from das_gym.commands.signals import end_on_signals
 
 PROGRAM = Program(
     "adapt",
@@ -54,7 +55,7 @@ PROGRAM = Program(
             "das_gym.adapt.paper_command:main",
             "",
             "the paper's settings, costs and tables, and the command of each cell",
-            settings="das_gym.runs:PluginSettings",
+            settings="das_gym.commands.runs:PluginSettings",
         ),
     },
     main="run",
@@ -71,4 +72,5 @@ PROGRAM = Program(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the sub-command that the arguments name, and end with its exit code."""
+    end_on_signals()
     sys.exit(PROGRAM.run((sys.argv if argv is None else argv)[1:]))

@@ -41,20 +41,21 @@ from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
 from das_gym.agents.searching.config import SearchSettings
 
-from das_gym.commandline import format_command
-from das_gym.config import check_names, choice, nested
+from das_gym.commands.commandline import format_command
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import library_versions, runs_dir_words
+from das_gym.commands.settings import choice, nested
+from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Architecture
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json
 from das_gym.models.base import VLP
-from das_gym.output import counted
+from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, check_prompts, keep_backbone, load_splits, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
-from das_gym.runs import library_versions, runs_dir_words
-from das_gym.trust import imported_plugins
+from das_gym.text import counted
 
 WIDTH = 126
 

@@ -22,7 +22,7 @@ from das_gym.adapt.training import Log, StepResult, Trainer, adamw, decay
 from das_gym.agents.ask_tell.bandit import Bandit
 from das_gym.agents.ask_tell.base import Agent
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import format_examples, format_mask

@@ -30,14 +30,13 @@ from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit
 from torch import Tensor
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, choice, nested
+from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.settings import build, choice, nested
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.checkpoints import ADAPTER_FIELDS
-from das_gym.output import counted
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
@@ -45,6 +44,7 @@ from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS, named_problems
+from das_gym.text import counted
 
 FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"

@@ -24,7 +24,7 @@ from das_gym.agents.search_experiment import search_parts
 from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.setup import find_scorer, make_env
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
 from das_gym.problem.estimate import Part, seconds_of, time_encoders, time_examples
 from das_gym.problem.latency import BLOCKS, RUNS

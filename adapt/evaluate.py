@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.commands.progress import progress
 from das_gym.engine.ranking import rank, recalls
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel
-from das_gym.progress import progress
 from das_gym.registration import MODELS, find_class
 
 BATCH_PAIRS = 128

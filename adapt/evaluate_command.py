@@ -30,13 +30,14 @@ from das_gym.adapt.subnets import (
 )
 from das_gym.adapt.training import check_ranges
 
-from das_gym.config import check_names, choice
+from das_gym.commands.runs import RUNS_DIR, PluginSettings
+from das_gym.commands.settings import choice
 from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
+from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, reader_options, task_class
 from das_gym.registration import TASKS
-from das_gym.runs import RUNS_DIR, PluginSettings
 from das_gym.tasks.metrics import METRICS, score_texts
 
 

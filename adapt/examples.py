@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.data.images import ImageSource
 from das_gym.drawing.report import Answers, Question
 from das_gym.files import explain_damage, read_json, write_json

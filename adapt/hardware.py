@@ -19,7 +19,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from das_gym.config import check_names, choice
+from das_gym.commands.settings import choice
+from das_gym.names import check_names
 from das_gym.processes import join, rank, world_size
 
 if TYPE_CHECKING:

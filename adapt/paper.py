@@ -11,7 +11,7 @@ from typing import Any
 
 from das_gym.adapt.training import POSITIVE, SCHEDULES, check_ranges
 
-from das_gym.config import check_names
+from das_gym.names import check_names
 from das_gym.registration import TASKS, find_class
 
 

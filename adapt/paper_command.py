@@ -16,7 +16,8 @@ from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, ours_of, sources
 from torch import Tensor
 
-from das_gym.commandline import format_command
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.table import Table
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
@@ -27,7 +28,6 @@ from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
-from das_gym.runs import PluginSettings
 from das_gym.tasks.classification import build_classifier
 
 IMAGE_SIZE, TEXT_TOKENS = 384, 40

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from das_gym.interrupts import SIGNALS
+from das_gym.commands.signals import SIGNALS
 from das_gym.models.inputs import Requests
 
 

@@ -14,7 +14,8 @@ from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.subnets import SUBNET_FILE, save
 
-from das_gym.config import settings_dict
+from das_gym.commands.settings import settings_dict
+from das_gym.commands.trust import imported_plugins
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
@@ -27,7 +28,6 @@ from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, shuffled
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
-from das_gym.trust import imported_plugins
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """Numbers shown next to the metric if the task reports them."""

@@ -21,11 +21,11 @@ from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 from das_gym.agents.run_report import rerun_command, search_report
 from das_gym.agents.searching.record import RECORD as SEARCHED
 
-from das_gym.config import build, settings_dict
+from das_gym.commands.runs import RUNS_DIR, PluginSettings, find_run
+from das_gym.commands.settings import build, settings_dict
 from das_gym.drawing.report import RunReport, write_report
 from das_gym.files import read_json
 from das_gym.problem.config import grouped_settings
-from das_gym.runs import RUNS_DIR, PluginSettings, find_run
 
 REPORT = "report.html"
 

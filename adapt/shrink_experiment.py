@@ -24,8 +24,8 @@ from das_gym.adapt.shrink.estimate import shrink_parts
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
 
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.drawing.report import write_report
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.estimate import print_estimate
 

@@ -13,14 +13,17 @@ from das_gym.adapt.compare.record import RECORD as COMPARED
 from das_gym.adapt.compare.record import kept_model
 from das_gym.adapt.methods.base import restore_adaptation
 
-from das_gym.commandline import format_command
-from das_gym.config import build, check_names
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import PluginSettings, find_run, library_versions
+from das_gym.commands.settings import build
+from das_gym.commands.trust import import_plugins, imported_plugins, trusted_settings
 from das_gym.files import at_home, explain_damage, read_json, write_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.formats import MAX_SIDE
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import METADATA_KEY
+from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, download_hint, recorded_settings
 from das_gym.problem.loading import (
@@ -33,8 +36,6 @@ from das_gym.problem.loading import (
     task_class,
 )
 from das_gym.registration import MODELS, TASKS
-from das_gym.runs import PluginSettings, find_run, library_versions
-from das_gym.trust import import_plugins, imported_plugins, trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"

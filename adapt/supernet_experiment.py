@@ -19,9 +19,9 @@ from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import check_ranges
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import nested
-from das_gym.experiment import RecordedCommand, Run, required_folder
+from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.settings import nested
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words

@@ -15,10 +15,10 @@ from das_gym.adapt.hardware import ONE_DEVICE, Hardware, make_accelerator
 from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
+from das_gym.commands.progress import progress
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_main_process, rank, world_size
-from das_gym.progress import progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

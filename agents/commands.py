@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from das_gym.commandline import Command, Program
+from das_gym.commands.commandline import Command, Program
+from das_gym.commands.signals import end_on_signals
 
 PROGRAM = Program(
     "agents",
@@ -64,4 +65,5 @@ PROGRAM = Program(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the sub-command that the arguments name, and end with its exit code."""
+    end_on_signals()
     sys.exit(PROGRAM.run((sys.argv if argv is None else argv)[1:]))

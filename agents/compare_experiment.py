@@ -29,16 +29,16 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search
 
-from das_gym.config import choice, settings_dict
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, run_folder
+from das_gym.commands.runs import RunSettings, library_versions
+from das_gym.commands.settings import choice, settings_dict
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import WIDTH, Console, Table
-from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.output import counted
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
-from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
-from das_gym.runs import RunSettings, library_versions
+from das_gym.text import counted
 
 RECORD = "compare.json"
 FIGURE = "compare.png"

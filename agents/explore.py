@@ -11,12 +11,12 @@ from pathlib import Path
 
 from das_gym.agents.searching.setup import table_path
 
-from das_gym.config import check_names
+from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.explorer import write_explorer
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import at_home
+from das_gym.names import check_names
 from das_gym.registration import DEFAULT_ENV, entry_of, named_environments
-from das_gym.runs import PluginSettings
 
 
 @dataclass(frozen=True)

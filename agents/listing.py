@@ -11,13 +11,13 @@ from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.commandline import format_command
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import PluginSettings
 from das_gym.drawing.table import Console, Table
 from das_gym.envs.tabular_env import load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import CHECKPOINT_TABLES, ENVIRONMENTS, SUITE_IDS, many_objectives
-from das_gym.runs import PluginSettings
 
 WIDE = 200
 """Columns of output that does not go to a terminal."""

@@ -25,23 +25,24 @@ from das_gym.agents.searching.loop import check_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
 from das_gym.agents.searching.setup import OURS, find_scorer, make_env, make_search_agent, observed_statistics
 
-from das_gym.commandline import format_command
-from das_gym.config import check_names, choice, settings_dict
+from das_gym.commands.commandline import format_command
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, run_folder
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
+from das_gym.commands.settings import choice, settings_dict
+from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
-from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.files import write_json
-from das_gym.output import counted
+from das_gym.names import check_names
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.estimate import print_estimate
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.mask_space import MaskSpace, skipped_names
-from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS, entry_of
-from das_gym.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
-from das_gym.trust import imported_plugins
+from das_gym.text import counted
 
 RECORD = "front.json"
 FIGURE = "front.png"

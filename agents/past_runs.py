@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import format_command, is_our_program
+from das_gym.commands.commandline import format_command, is_our_program
+from das_gym.commands.runs import RUNS_DIR, PluginSettings, is_locked, runs_dir_words
 from das_gym.files import read_json
-from das_gym.runs import RUNS_DIR, PluginSettings, is_locked, runs_dir_words
 
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """Sacred's names of the states of a run, and ours. A run whose process was killed has `died`."""

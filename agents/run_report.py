@@ -12,8 +12,10 @@ from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult
 from das_gym.agents.searching.setup import is_tabular, make_scored
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import settings_dict
+from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.runs import CONFIG, read_config
+from das_gym.commands.settings import settings_dict
+from das_gym.commands.trust import trusted_settings
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import draw
 from das_gym.drawing.report import CostChart, Heat, Progress, RunReport
@@ -21,9 +23,7 @@ from das_gym.drawing.table import Table
 from das_gym.files import replacing
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, given_costs
-from das_gym.runs import CONFIG, read_config
 from das_gym.tables.table import SPLITS, SubnetTable
-from das_gym.trust import trusted_settings
 
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 """Settings that do not change the result of a run, or that `format_command` adds."""

@@ -34,13 +34,13 @@ from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.setup import find_scorer, make_env
 
-from das_gym.commandline import format_command
-from das_gym.experiment import RecordedCommand, Run, run_folder
+from das_gym.commands.commandline import format_command
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, run_folder
+from das_gym.commands.runs import runs_dir_words
 from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import runs_dir_words
 from das_gym.tables.shipped_losses import shipped_losses
 
 FIGURE = "search.png"

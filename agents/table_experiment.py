@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.run_report import masks_table
 
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import EstimatedSettings
 from das_gym.engine.scores import Spending
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
-from das_gym.output import counted
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
@@ -33,11 +34,10 @@ from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
 from das_gym.problem.statistics import STATISTICS, MaskLosses
-from das_gym.progress import progress
 from das_gym.registration import find_environment, named_problems
-from das_gym.runs import EstimatedSettings
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.table import SubnetTable
+from das_gym.text import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"

@@ -27,8 +27,8 @@ from das_gym.agents.searching.setup import blocks_file
 
 from benchmarks.machine import make_parser
 from das_gym.bundled import ASSETS, CHECKSUMS, checksum
-from das_gym.commandline import read_settings
-from das_gym.config import build
+from das_gym.commands.commandline import read_settings
+from das_gym.commands.settings import build
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import write_json
 from das_gym.problem.blocks import measure_blocks

@@ -30,13 +30,13 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import TrainingConfig
 
 from benchmarks.machine import make_parser
+from das_gym.commands.progress import progress
 from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval, spearman
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_splits
 from das_gym.problem.mask_space import every_mask
-from das_gym.progress import progress
 from das_gym.registration import named_environments
 from das_gym.tables.table import SubnetTable
 

@@ -34,12 +34,12 @@ from benchmarks.search.problems import (
 from benchmarks.search.rivals import RIVALS, register_rivals
 from benchmarks.search.runs import MASKS_PER_TURN, compare
 from benchmarks.search.scores import WORST, Scores
+from das_gym.commands.runs import library_versions
 from das_gym.drawing.table import markdown_table
 from das_gym.files import write_text
 from das_gym.intervals import mean_interval
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.runs import library_versions
 
 COUNTS = (5, 10, 20, EVALUATIONS)
 SORTED_BY = 20

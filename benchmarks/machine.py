@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from das_gym.commands.runs import library_versions
 from das_gym.engine.precision import bfloat16_hardware
-from das_gym.runs import library_versions
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:

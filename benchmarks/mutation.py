@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import make_parser
-from das_gym.config import check_names
+from das_gym.names import check_names
 
 REPOSITORY = Path(__file__).parents[1]
 COSMIC_RAY = (sys.executable, "-m", "cosmic_ray.cli")

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import das_gym.interrupts  # noqa: F401  (before all that takes long)
 from das_gym.lazy import lazy
 from das_gym.registration import ENVIRONMENTS, ModelEntry, TaskEntry, register_all, register_model, register_task
 

@@ -233,3 +233,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{name} is not an array")
     return found
+
+
+def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:
+    """Return an array of finite float64 numbers, or of bools, from nested lists; error messages call it `name`."""
+    array = np.array(values)  # raises ValueError for lists of different lengths
+    if array.shape != shape:
+        raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
+    is_number = array.dtype.kind in "bfiu" and bool(np.isfinite(array).all())
+    if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
+        raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")
+    return array.astype(kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from das_gym.commands.trust import IMPORTED_PLUGINS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem, load_backbone
@@ -19,7 +20,6 @@ from das_gym.tasks.metrics import METRICS
 from das_gym.tasks.vqa.readers import load_vqa
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary
-from das_gym.trust import IMPORTED_PLUGINS
 from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 

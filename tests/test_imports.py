@@ -14,31 +14,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt may import agents."""
 
-LEAVES = (
-    "bundled",
-    "commandline",
-    "config",
-    "files",
-    "interrupts",
-    "intervals",
-    "lazy",
-    "output",
-    "processes",
-    "progress",
-    "runs",
-    "settings_help",
-    "trust",
-)
-"""Modules at the top that everybody may import; they import each other alone."""
+LEAVES = ("bundled", "commands", "files", "intervals", "lazy", "names", "processes", "text")
+"""The package of commands and the modules at the top that everybody may import; they import each other alone."""
 
-RUNS = ("experiment", "run_folder")
-"""Modules at the top that record runs; commands import them."""
+RUNS = ("das_gym.commands.recorded", "das_gym.commands.run_folder")
+"""Modules that import Sacred: these and commands alone import them."""
 
 REGISTRATION_FROM = "problem"
 """`registration` is for this layer and those above; it imports those below, to check what is registered."""
 
 COMMAND = re.compile(r"(experiment|commands?|__main__)$")
-"""Ends of the names of commands: they alone import `das_gym.experiment`."""
+"""Ends of the names of commands: they alone import `RUNS`."""
 
 FAMILY = re.compile(r"METER|ViLT|(?<![a-zA-Z])(?:meter|vilt)(?![a-z])|\bVLM\b|models\.transformers")
 """In names and in texts of one word; a help text may mention a family."""
@@ -104,18 +90,16 @@ def layer(name: str) -> str:
 def allowed(name: str, target: str) -> bool:
     """Whether a module may import another."""
     own, other = layer(name), layer(target)
+    if target in RUNS:
+        return name in RUNS or (own in ("agents", "adapt") and bool(COMMAND.search(name)))
     if other in LEAVES or (not other and own not in LAYERS[:-2]):  # das_gym itself: its version, its registrations
         return True
     if own in LEAVES:
         return False
     if own == "registration":
         return other in LAYERS[: LAYERS.index(REGISTRATION_FROM)]
-    if own in RUNS and (other in LAYERS or other in RUNS):
-        return other not in ("agents", "adapt")
     if other == "registration":
-        return own in ("", *RUNS, *LAYERS[LAYERS.index(REGISTRATION_FROM) :])
-    if other in RUNS:
-        return own in ("agents", "adapt") and bool(COMMAND.search(name))
+        return own in ("", *LAYERS[LAYERS.index(REGISTRATION_FROM) :])
     return own in LAYERS and other in LAYERS and LAYERS.index(other) <= LAYERS.index(own)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.methods.base import METHODS, Method, make_method
 
-from das_gym.commandline import format_command
-from das_gym.config import build, check_names
+from das_gym.commands.commandline import format_command
+from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
 from das_gym.files import explain_damage, read_json
+from das_gym.names import check_names
 from das_gym.registration import find_class
 
 RECORD = "compare.json"

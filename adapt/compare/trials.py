@@ -21,6 +21,7 @@ from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
+from das_gym.commands.progress import progress
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.adaptation import Adaptation
@@ -28,7 +29,6 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled
 from das_gym.processes import run_on_main_process
-from das_gym.progress import progress
 
 Trained = tuple[AdaptedModel, Adaptation, Trial]
 """A trained model after `Method.finish`, what was trained as it is saved, and its trial."""

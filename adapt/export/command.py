@@ -21,10 +21,11 @@ from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.shrink.saving import SAVED_DTYPES, check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_overrides, record_in
 
-from das_gym.config import check_names, choice
+from das_gym.commands.runs import RUNS_DIR, PluginSettings
+from das_gym.commands.settings import choice
 from das_gym.files import read_json
+from das_gym.names import check_names
 from das_gym.registration import MODELS, find_class
-from das_gym.runs import RUNS_DIR, PluginSettings
 
 
 @dataclass(frozen=True)

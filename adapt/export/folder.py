@@ -18,6 +18,8 @@ from das_gym.adapt.export.graph import as_transformers, probe, require_onnx, sub
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.saving import check_out, new_folder
 
+from das_gym.commands.runs import library_versions
+from das_gym.commands.trust import imported_plugins
 from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds
@@ -25,8 +27,6 @@ from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
-from das_gym.runs import library_versions
-from das_gym.trust import imported_plugins
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest, between the subnet and the folder."""

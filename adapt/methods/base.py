@@ -18,9 +18,10 @@ import torch
 from das_gym.adapt.training import check_ranges
 from torch import Tensor, nn
 
-from das_gym.config import add_entry, build, check_names
+from das_gym.commands.settings import build
 from das_gym.models.base import VLP, Site
 from das_gym.models.macs import meta_twin, without_content
+from das_gym.names import add_entry, check_names
 from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, model_for_adaptation
 from das_gym.registration import find_class

@@ -20,6 +20,8 @@ from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
+from das_gym.commands.progress import progress
+from das_gym.commands.runs import find_run
 from das_gym.data.bad_examples import decode_errors
 from das_gym.data.decoding import file_pixels
 from das_gym.data.images import ImageFile, ImageSource
@@ -36,9 +38,7 @@ from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
 from das_gym.problem.mask_cost import measure_cost
-from das_gym.progress import progress
 from das_gym.registration import MODELS
-from das_gym.runs import find_run
 from das_gym.tasks.base import Task
 
 LONGEST = 8

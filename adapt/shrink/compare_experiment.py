@@ -32,17 +32,17 @@ from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import SearchResult, best_rows
 
-from das_gym.config import build
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import find_run, library_versions
+from das_gym.commands.settings import build
 from das_gym.drawing.table import Table
-from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.output import counted
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
-from das_gym.progress import progress
-from das_gym.runs import find_run, library_versions
+from das_gym.text import counted
 
 RECORD = "compare.json"
 TABLE = "compare.md"

@@ -28,6 +28,7 @@ from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDIN
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
+from das_gym.commands.runs import library_versions
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
@@ -36,11 +37,10 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
-from das_gym.output import escape_control_chars
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
-from das_gym.runs import library_versions
+from das_gym.text import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""

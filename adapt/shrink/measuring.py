@@ -12,6 +12,7 @@ import torch
 from das_gym.adapt.report import ModelResult
 from das_gym.adapt.shrink.recovery import answer_states
 
+from das_gym.commands.progress import progress
 from das_gym.engine.scores import format_examples
 from das_gym.intervals import difference_interval, mean_interval
 from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings, left_padded, pad_token
@@ -20,7 +21,6 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, speedup
-from das_gym.progress import progress
 from das_gym.tasks.base import Task
 from das_gym.tasks.metrics import score_texts
 

@@ -25,7 +25,8 @@ from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, T
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.config import check_names, choice
+from das_gym.commands.progress import progress
+from das_gym.commands.settings import choice
 from das_gym.models.base import HALVES
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
@@ -33,7 +34,7 @@ from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
-from das_gym.progress import progress
+from das_gym.names import check_names
 from das_gym.tasks.base import Task
 
 RATE_WIDTH = 80

@@ -14,13 +14,14 @@ from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.run_report import rerun_command
 
-from das_gym.config import check_names, choice, nested, settings_dict
+from das_gym.commands.runs import EstimatedSettings
+from das_gym.commands.settings import choice, nested, settings_dict
 from das_gym.files import at_home
+from das_gym.names import check_names
 from das_gym.problem.budget import check_budget
 from das_gym.problem.config import ProblemSettings, grouped_settings
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
-from das_gym.runs import EstimatedSettings
 from das_gym.tasks.metrics import METRICS
 
 RECORD = "shrink.json"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.gaussian_process import Process
 
-from das_gym.config import read_array
+from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 
 MIDDLE = np.log([0.1, 0.1, 2.0, 3e-3])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_positive
 
-from das_gym.config import read_array
+from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.config import add_entry, check_names, convert, read_array
+from das_gym.commands.settings import convert
+from das_gym.files import read_array
+from das_gym.names import add_entry, check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class

@@ -46,7 +46,7 @@ from das_gym.agents.ask_tell.gaussian_process import (
     read_indices,
 )
 
-from das_gym.config import convert
+from das_gym.commands.settings import convert
 from das_gym.intervals import average_ranks
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped

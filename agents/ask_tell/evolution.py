@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_positive, masks_of_keys
 
-from das_gym.config import convert, read_array
+from das_gym.commands.settings import convert
+from das_gym.files import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 

@@ -21,7 +21,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import Agent
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
 
-from das_gym.config import convert
+from das_gym.commands.settings import convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows
 from das_gym.problem.mask_space import MaskSpace, every_mask

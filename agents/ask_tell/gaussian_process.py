@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import convert
+from das_gym.commands.settings import convert
 from das_gym.problem.budget import Floats, Masks
 
 PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent
 
-from das_gym.config import check_names
+from das_gym.names import check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 

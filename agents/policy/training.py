@@ -18,9 +18,9 @@ import torch
 from das_gym.agents.policy.network import READS, PolicyEnsemble, PolicyInput, PolicyNetwork
 from torch import Tensor
 
-from das_gym.config import choice
+from das_gym.commands.runs import PluginSettings
+from das_gym.commands.settings import choice
 from das_gym.problem.budget import Masks
-from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, load_suite
 
 TEMPERATURE = 0.1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from das_gym.config import check_names
+from das_gym.names import check_names
 from das_gym.registration import find_class
 
 if TYPE_CHECKING:

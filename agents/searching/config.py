@@ -17,7 +17,8 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.record import CHECKPOINT
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
-from das_gym.config import choice, nested
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings
+from das_gym.commands.settings import choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
 from das_gym.problem.budget import check_budget
@@ -25,7 +26,6 @@ from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions,
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
-from das_gym.runs import EstimatedSettings, ResumableSettings
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from das_gym.agents.searching.setup import (
     takes,
 )
 
+from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.progress import progress
 
 
 def search(

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from das_gym.agents.searching.setup import SCORES, find_scorer
 
-from das_gym.config import build
+from das_gym.commands.runs import library_versions
+from das_gym.commands.settings import build
+from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
-from das_gym.runs import library_versions
-from das_gym.trust import imported_plugins
 
 FORMAT = 1
 RECORD = "search.json"

@@ -16,7 +16,7 @@ from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
 from das_gym.agents.ask_tell.heuristics import Blocks
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.commandline import format_command
+from das_gym.commands.commandline import format_command
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.files import explain_damage, read_json

@@ -16,8 +16,8 @@ import numpy as np
 from das_gym.agents.searching.record import SearchResult, Turn, masks_of
 from das_gym.agents.searching.setup import SCORES, fewer_examples, find_scorer, make_env, score_masks
 
+from das_gym.commands.trust import trusted_settings
 from das_gym.problem.budget import keeps_budget
-from das_gym.trust import trusted_settings
 
 TOLERANCE = 1e-4
 """Other machines and libraries round differently."""

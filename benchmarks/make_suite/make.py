@@ -22,13 +22,13 @@ import torch
 from benchmarks.machine import make_parser
 from benchmarks.make_suite.models import SuiteModel, make_model
 from benchmarks.make_suite.plan import SEED, suite_models
+from das_gym.commands.runs import lock_folder
 from das_gym.files import absolute, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import latency_of
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import lock_folder
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes

@@ -14,8 +14,8 @@ import das_gym
 from benchmarks.search.optuna_tpe import OPTUNA, run_optuna
 from benchmarks.search.problems import SearchProblem
 from benchmarks.search.scores import Scores
+from das_gym.commands.progress import progress
 from das_gym.files import read_arrays, replacing
-from das_gym.progress import progress
 
 MASKS_PER_TURN = 3
 ARRAYS = ("answers", "curves", "evaluations", "milliseconds")

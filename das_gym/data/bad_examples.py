@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from das_gym.commands.progress import progress
 from das_gym.data.decoding import HINT as IMAGE_HINT
 from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
-from das_gym.progress import progress
 
 Example = TypeVar("Example")
 

@@ -13,9 +13,9 @@ import numpy as np
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.drawing.table import Table
-from das_gym.output import counted
 from das_gym.problem.front import front_rows
 from das_gym.tables.table import SubnetTable
+from das_gym.text import counted
 
 MAX_DOTS = 1500
 """Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""
@@ -167,7 +167,7 @@ class RunReport:
             raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.architecture.units)} units")
 
     def record(self) -> dict[str, Any]:
-        """Return the parts that are known as JSON values, from which `das_gym.config.build` makes the report again."""
+        """Return the parts that are known as JSON values, from which `build` makes the report again."""
         return {name: value for name, value in asdict(self).items() if value}
 
     def with_search(self, search: RunReport) -> RunReport:

@@ -15,7 +15,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.config import check_names, read_array
+from das_gym.files import read_array
+from das_gym.names import check_names
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 

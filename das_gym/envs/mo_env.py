@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorWrapper
 
-from das_gym.config import check_names
 from das_gym.envs.episodes import ScoredEnv
+from das_gym.names import check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
 from das_gym.problem.mask_cost import SAVED

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import check_names, convert
+from das_gym.commands.settings import convert
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
+from das_gym.names import check_names
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import Objective

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, check_arguments
+from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
+from das_gym.names import check_arguments
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.config import check_arguments
 from das_gym.envs.episodes import MaskEnv
 from das_gym.envs.rendering import LastStep
 from das_gym.envs.scoring import first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes, joined
 from das_gym.envs.vector_env import MaskVectorEnv
+from das_gym.names import check_arguments
 from das_gym.problem.budget import is_whole
 from das_gym.tables.suite import DEFAULT_BUDGETS, MAX_UNITS, load_suite
 

@@ -10,13 +10,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import height_of
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.episodes import Episodes
 from das_gym.envs.rendering import LastStep, View
 from das_gym.envs.scoring import first_row
+from das_gym.names import check_names
 from das_gym.problem.budget import Masks
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.statistics import STATISTICS

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import format_command
-from das_gym.config import check_arguments, check_names
+from das_gym.commands.commandline import format_command
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Info, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute
+from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward

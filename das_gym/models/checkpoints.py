@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.config import build, check_names
+from das_gym.commands.settings import build
 from das_gym.files import at_home, replacing_folder
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
 from das_gym.models.macs import structure, without_content
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
+from das_gym.names import check_names
 
 FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.checkpoint:FAMILY")
 """Every family whose checkpoints are read, as "module:name": imported when a file is read or written."""

@@ -18,7 +18,7 @@ from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
-from das_gym.output import first_line
+from das_gym.text import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image

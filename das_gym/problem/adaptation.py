@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.models.base import VLP
 from das_gym.models.tensor_files import check_finite, read_safetensors, write_tensors
 

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from das_gym.commandline import format_command, setting_words
-from das_gym.config import check_names, choice, nested
+from das_gym.commands.commandline import format_command, setting_words
+from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.settings import choice, nested
+from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute
+from das_gym.names import check_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
-from das_gym.runs import ResumableSettings
-from das_gym.trust import REMOTE_CODE
 
 UNITS = ("layers", "sublayers")
 ON_BAD_EXAMPLE = ("raise", "skip")

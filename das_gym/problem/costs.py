@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import check_names
 from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
+from das_gym.names import check_names
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.mask_cost import MaskCost
 

@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from das_gym.config import build
+from das_gym.commands.progress import progress
+from das_gym.commands.settings import build
 from das_gym.data.cache import cache_folder
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
@@ -33,7 +34,6 @@ from das_gym.models.base import VLP, no_mark
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 BLOCKS = 15

@@ -24,12 +24,12 @@ from das_gym.engine.precision import resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter
-from das_gym.output import escape_control_chars
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
 from das_gym.tasks.base import Task, check_task
+from das_gym.text import escape_control_chars
 
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from das_gym.config import check_names
 from das_gym.files import at_home, read_json
+from das_gym.names import check_names
 
 if TYPE_CHECKING:
     from das_gym.problem.loading import Problem

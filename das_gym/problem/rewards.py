@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from das_gym.config import add_entry, check_names
+from das_gym.names import add_entry, check_names
 from das_gym.problem.budget import Budget, is_from_zero
 from das_gym.problem.mask_cost import MaskCost
 

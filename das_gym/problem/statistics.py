@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from das_gym.config import check_names
+from das_gym.names import check_names
 from das_gym.problem.rewards import add_bounded
 
 if TYPE_CHECKING:

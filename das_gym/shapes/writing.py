@@ -12,9 +12,9 @@ from filelock import FileLock
 from PIL.Image import Image
 from tqdm import tqdm
 
+from das_gym.commands.progress import progress
 from das_gym.data.cache import CACHE_VARIABLE, cache_folder
 from das_gym.files import absolute, replacing_folder
-from das_gym.progress import progress
 
 JPEG_QUALITY = 95
 

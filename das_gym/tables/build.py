@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.commandline import format_command
-from das_gym.config import build
+from das_gym.commands.commandline import format_command
+from das_gym.commands.runs import library_versions
+from das_gym.commands.settings import build
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
 from das_gym.problem.latency import UnitLatencies, latency_of
@@ -24,7 +25,6 @@ from das_gym.problem.mask_cost import COST_KINDS, measure_cost
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
-from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import format_command
-from das_gym.config import build, check_names
+from das_gym.commands.commandline import format_command
+from das_gym.commands.settings import build
 from das_gym.engine.scores import Scores
 from das_gym.files import parse_json, read_arrays, write_bytes
+from das_gym.names import check_names
 from das_gym.problem.budget import Budget
 from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import add_entry
+from das_gym.names import add_entry
 
 METRICS: dict[str, Callable[[Any, str], float]] = {}
 """Scores of a generated answer to an example, 0..1, by name."""

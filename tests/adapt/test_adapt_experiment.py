@@ -11,7 +11,7 @@ from das_gym.adapt import adapt_experiment
 from das_gym.adapt.adapt_experiment import AdaptSettings, ex
 from das_gym.adapt.choosing import best_mask, choose
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 from das_gym.files import write_json
 
 ANSWER, SEEN = [1, 1, 0, 0], [0, 1, 0, 1]

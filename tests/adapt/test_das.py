@@ -19,7 +19,7 @@ from das_gym.adapt.step_loss import batch_at, set_up
 from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.adaptation import Adaptation

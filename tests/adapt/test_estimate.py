@@ -23,7 +23,7 @@ from das_gym.agents.searching.setup import find_scorer, make_env
 from das_gym.agents.table_experiment import ex as table
 from das_gym.agents.table_experiment import masks_of_statistics
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import Problem

@@ -8,8 +8,8 @@ from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.paper import OURS, PAPER, DASSettings, das_settings, sources
 from das_gym.adapt.paper_command import NEEDED, PUBLISHED, TASKS, commands, count, main
 
+from das_gym.commands.runs import PluginSettings
 from das_gym.registration import named_environments
-from das_gym.runs import PluginSettings
 
 FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
 

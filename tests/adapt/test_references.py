@@ -14,7 +14,7 @@ from das_gym.adapt.finetune import cut_subnet, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import AdaptedModel, load_splits
 

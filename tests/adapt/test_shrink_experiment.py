@@ -19,8 +19,8 @@ from das_gym.adapt.shrink_experiment import ex
 from PIL import Image
 from pyarrow import parquet
 
-from das_gym.config import merge
-from das_gym.experiment import RunError, run_folder
+from das_gym.commands.recorded import RunError, run_folder
+from das_gym.commands.settings import merge
 from das_gym.files import read_json, write_json
 from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny

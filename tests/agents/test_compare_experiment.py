@@ -5,7 +5,7 @@ import json
 import pytest
 from das_gym.agents.compare_experiment import ex
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 

@@ -7,7 +7,7 @@ import pytest
 from das_gym.agents.pareto_experiment import ScoredMasks, ex, front_of
 from das_gym.agents.searching.record import Checkpoint
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 from das_gym.files import read_json
 from das_gym.tables.table import SubnetTable
 

@@ -10,7 +10,7 @@ from das_gym.agents.search_experiment import ex, run_search
 from das_gym.agents.searching.config import SearchSettings
 from synthetic import ENV_ID
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from das_gym.agents.table_experiment import ex, print_summary
 
+from das_gym.commands.recorded import RunError
 from das_gym.engine.scores import Spending
-from das_gym.experiment import RunError
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tables.table import SubnetTable
 

@@ -13,7 +13,7 @@ from das_gym.adapt import commands as adapt_commands
 from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
-from das_gym.config import group_fields
+from das_gym.commands.settings import group_fields
 from das_gym.tasks.metrics import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 

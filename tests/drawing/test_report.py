@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import (
     Answers,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from das_gym.experiment import RecordedCommand, Run
+from das_gym.commands.recorded import RecordedCommand, Run
+from das_gym.commands.runs import RunSettings
 from das_gym.files import read_json, replacing_folder, write_json
-from das_gym.runs import RunSettings
 from das_gym.shapes.writing import bundled_root
 
 

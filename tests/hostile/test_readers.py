@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from das_gym.commands.runs import read_config
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import load_image
 from das_gym.data.entries import read_entries
@@ -33,7 +34,6 @@ from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.mask_cost import given_costs
-from das_gym.runs import read_config
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.answering.reading import load_answers

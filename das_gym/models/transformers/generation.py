@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.commands.progress import progress
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, make_batch
 from das_gym.models.transformers.model import VLM
-from das_gym.progress import progress
 
 SPARE_TOKENS = 8
 """How many tokens longer than the longest reference an answer may be."""

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
 from das_gym.models.inputs import Prompt, PromptError, Requests
-from das_gym.output import first_line
+from das_gym.text import first_line
 
 IMAGE_MARK = "<image>"
 """The place of an image in a question, as in LLaVA's data."""

@@ -21,7 +21,7 @@ from das_gym.models.transformers.modeling_removed_sublayers import SUBLAYERS
 from das_gym.models.transformers.probing import check_sublayers, find_tower_reads, probe_capabilities, with_tower
 from das_gym.models.transformers.units import UNITS
 from das_gym.models.transformers.weights import check_sums, source_dtype, weight_files
-from das_gym.output import first_line
+from das_gym.text import first_line
 
 LAYER_COUNT_ENDINGS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from das_gym.config import check_names
 from das_gym.models.base import VLP, Layer, Site, SkippableLayer
 from das_gym.models.macs import structure
 from das_gym.models.transformers.adapters import (
@@ -34,6 +33,7 @@ from das_gym.models.transformers.stack import (
     zero_forward,
 )
 from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
+from das_gym.names import check_names
 
 UNITS = ("layers", "sublayers")
 """What may be skipped: whole layers, or the attention and the MLP of each decoder layer."""

@@ -23,7 +23,7 @@ from das_gym.adapt.methods.base import (
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 
-from das_gym.config import build
+from das_gym.commands.settings import build
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig

@@ -11,7 +11,7 @@ from das_gym.adapt.shrink import compare_experiment
 from das_gym.adapt.shrink.compare_experiment import MethodResult, Quality, comparison_table, ex
 from das_gym.agents.ask_tell.heuristics import Heuristic
 
-from das_gym.experiment import RunError
+from das_gym.commands.recorded import RunError
 from das_gym.files import read_json
 from das_gym.problem.budget import Masks
 from tests.models.transformers import tiny

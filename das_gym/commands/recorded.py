@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
-from das_gym.run_folder import RunError, RunFolder, lock_run
+from das_gym.commands.run_folder import RunError, RunFolder, lock_run
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # as in run_folder
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     from sacred.dependencies import PackageDependency, gather_sources_and_dependencies
     from sacred.run import Run
 
-from das_gym.commandline import (
+from das_gym.commands.commandline import (
     HELP,
     UsageError,
     check_words,
@@ -43,10 +43,8 @@ from das_gym.commandline import (
     read_settings,
     setting_words,
 )
-from das_gym.config import build, check_names, flatten_settings, merge, nest_settings, plain, settings_dict
-from das_gym.files import explain_damage, read_bytes, read_json
-from das_gym.processes import is_main_process, run_on_main_process, world_size
-from das_gym.runs import (
+from das_gym.commands.help import WIDTH, help_text, settings_text
+from das_gym.commands.runs import (
     CONFIG,
     NOT_INSTALLED,
     USER_ERRORS,
@@ -57,8 +55,11 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.settings_help import WIDTH, help_text, settings_text
-from das_gym.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
+from das_gym.commands.settings import build, flatten_settings, merge, nest_settings, plain, settings_dict
+from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
+from das_gym.files import explain_damage, read_bytes, read_json
+from das_gym.names import check_names
+from das_gym.processes import is_main_process, run_on_main_process, world_size
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Mapping[str, Mapping[str, Any]]
@@ -93,7 +94,7 @@ Options before `with`, those of Sacred that apply here:
   -d --debug                  Print the traceback of an error
 """
 
-_LOGGER = logging.getLogger("das_gym.experiment")
+_LOGGER = logging.getLogger("das_gym.commands.recorded")
 
 
 @dataclass(eq=False)

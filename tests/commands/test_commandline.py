@@ -14,16 +14,8 @@ import pytest
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM as AGENTS
 
-from das_gym.commandline import (
-    Command,
-    Program,
-    UsageError,
-    format_command,
-    parse,
-    read_settings,
-    setting_words,
-)
-from das_gym.runs import PluginSettings
+from das_gym.commands.commandline import Command, Program, UsageError, format_command, parse, read_settings, setting_words
+from das_gym.commands.runs import PluginSettings
 from tests.registered import as_before
 
 MODULE = """

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import das_gym
+from das_gym.commands.progress import progress
+from das_gym.commands.recorded import RecordedCommand, Run, RunError, run_folder
+from das_gym.commands.run_folder import lock_run
+from das_gym.commands.runs import ResumableSettings, library_versions, read_config
 from das_gym.data.cache import cache_folder
-from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
 from das_gym.files import read_json, write_json
-from das_gym.progress import progress
-from das_gym.run_folder import lock_run
-from das_gym.runs import ResumableSettings, library_versions, read_config
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.config import build, check_names, flatten_settings, merge, nest
-from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
-from das_gym.output import escape_control_chars, prepare_streams, silence_stdout
+from das_gym.commands.help import defaults_of, help_text, settings_text
+from das_gym.commands.runs import USER_ERRORS, PluginSettings
+from das_gym.commands.settings import build, flatten_settings, merge, nest
+from das_gym.commands.signals import exit_code, finish, raise_interrupts, stop_message
+from das_gym.commands.streams import prepare_streams, silence_stdout
+from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
+from das_gym.names import check_names
 from das_gym.processes import is_main_process
-from das_gym.runs import USER_ERRORS, PluginSettings
-from das_gym.settings_help import defaults_of, help_text, settings_text
-from das_gym.trust import add_working_folder, import_plugins, imported_plugins
+from das_gym.text import escape_control_chars
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -38,7 +40,7 @@ class Command:
 
     Attributes:
         target: "module:name" of a function that takes the settings (without `settings`: the words), or of a
-            `das_gym.experiment.RecordedCommand`. It is imported when the command runs. A function may return an exit code.
+            `RecordedCommand`. It is imported when the command runs. A function may return an exit code.
         words: What may follow, as the help shows it.
         about: What it does.
         settings: "module:class" of the settings after `with`, where the target is a function.

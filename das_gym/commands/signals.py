@@ -4,8 +4,8 @@ Slurm, Kubernetes and `timeout` send SIGTERM, a terminal that closes sends SIGHU
 KeyboardInterrupt, and the exit code is 128 plus the signal's number, as in shells. A signal that the caller ignores stays
 ignored: `nohup` ignores SIGHUP, a shell script ignores SIGINT for its background jobs.
 
-`das_gym` imports this module first. In a command it acts at once, since the imports that follow take seconds. In any other
-program it installs no handlers.
+`main` of a program calls `end_on_signals` first, since the imports that follow take seconds. Importing this module installs
+nothing, and in a program that is not ours no function here does.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-COMMANDS = ("agents", "adapt")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
 
 REPEAT = 5.0
 """Seconds during which further signals are ignored, since a scheduler and a launcher may both send one."""
 
 _last_raised = -REPEAT
+_is_installed = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,6 +46,15 @@ def stop_message(interrupt: KeyboardInterrupt) -> str:
     return "\n".join([f"{stopped} {first}".rstrip(), *others])
 
 
+def end_on_signals() -> None:
+    """Install handlers, in a program of ours: a signal ends the process at once, without a traceback."""
+    global _is_installed
+    if not _is_installed and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_restore_defaults)
+    _is_installed = True
+    _handle(_end)
+
+
 def raise_interrupts() -> None:
     """Make signals raise exceptions from now on, so that the run can save and clean up."""
     _handle(raise_interrupt)
@@ -59,15 +66,8 @@ def finish() -> None:
     _handle(signal.SIG_IGN, *SIGNALS[1:])  # a handler would not last: Python removes all of them before it ends
 
 
-def _in_command() -> bool:
-    words = sys.orig_argv
-    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    scripts = [Path(word).stem.removeprefix("das-") for word in sys.argv[:1] if Path(word).stem.startswith("das-")]
-    return any(name.removeprefix("das_gym.") in COMMANDS for name in (*module, *scripts))
-
-
 def _handle(handler: Any, *numbers: int) -> None:
-    if _IN_COMMAND and threading.current_thread() is threading.main_thread():
+    if _is_installed and threading.current_thread() is threading.main_thread():
         for number in numbers or SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
@@ -96,10 +96,3 @@ def _restore_defaults() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) in (raise_interrupt, _end):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-_IN_COMMAND = _in_command()
-if _IN_COMMAND:
-    _handle(_end)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_restore_defaults)

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from das_gym.config import build, check_names, nested, read_array, settings_dict
-from das_gym.settings_help import defaults_of, settings_text
+from das_gym.commands.help import defaults_of, settings_text
+from das_gym.commands.settings import build, nested, settings_dict
+from das_gym.files import read_array
+from das_gym.names import check_names
 
 
 @dataclass(frozen=True)

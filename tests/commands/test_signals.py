@@ -17,16 +17,16 @@ import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.agents.ask_tell.bandit import Bandit
 
+from das_gym.commands.signals import Terminated
 from das_gym.files import read_json
-from das_gym.interrupts import Terminated
-from tests.commands import start, stop_when
+from tests.processes import start, stop_when
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words, library = (
-        ("adapt supernet", "gymnasium") if number == signal.SIGHUP else ("agents with meter_vqa_table", "sacred")
+        ("adapt supernet", "safetensors") if number == signal.SIGHUP else ("agents with meter_vqa_table", "sacred")
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"{library}.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
@@ -38,17 +38,17 @@ def test_signal_during_imports_ends_the_process(number: int, code: int, tmp_path
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_custom_program_keeps_its_handlers(name: str, tmp_path: Path):
     code = f"import signal; handler = lambda *_: None; signal.signal(signal.{name}, handler)\n"
-    code += "import das_gym.commandline; das_gym.interrupts.raise_interrupts()\n"
+    code += "import das_gym.commands.commandline; das_gym.commands.signals.raise_interrupts()\n"
     code += f"assert signal.getsignal(signal.{name}) is handler"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 IN_A_COMMAND = """
 import os, signal, sys
-sys.orig_argv = ["python", "-m", "agents"]
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from das_gym.interrupts import Terminated, raise_interrupts
+from das_gym.commands.signals import Terminated, end_on_signals, raise_interrupts
+end_on_signals()
 raise_interrupts()
 """
 
@@ -70,7 +70,7 @@ def test_handlers_of_a_command(code: str, tmp_path: Path):
 
 ON_A_TERMINAL = """
 from pathlib import Path
-from das_gym.progress import progress
+from das_gym.commands.progress import progress
 try:
     with progress(1000, "searching") as bar:
         print("started", end="")

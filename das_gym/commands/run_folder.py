@@ -18,9 +18,9 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.config import plain
+from das_gym.commands.runs import lock_folder
+from das_gym.commands.settings import plain
 from das_gym.files import write_text
-from das_gym.runs import lock_folder
 
 INFO = "info.json"
 """Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
@@ -31,7 +31,7 @@ class RunError(ValueError):
 
 
 def lock_run(folder: Path) -> FileLock:
-    """Lock a run folder for this process and return the lock, see `das_gym.runs`."""
+    """Lock a run folder for this process and return the lock, see `das_gym.commands.runs`."""
     try:
         return lock_folder(folder)
     except ValueError as error:

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from das_gym.config import describe_type, group_fields, plain
+from das_gym.commands.settings import describe_type, group_fields, plain
 
 WIDTH = 80
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -13,8 +11,9 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import numpy as np
 
+from das_gym.names import check_names
+
 Config = TypeVar("Config")
-Entry = TypeVar("Entry")
 
 _TYPE_NAMES = {
     bool: "True or False",
@@ -25,12 +24,6 @@ _TYPE_NAMES = {
     type(None): "None",
     dict: "a mapping",
 }
-
-LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "python -m agents list")
-"""The command that lists the names of a kind, for messages."""
-
-MAX_LISTED = 12
-"""Messages list all known names up to this number."""
 
 
 def choice(default: Any, names: Iterable[str]) -> Any:
@@ -166,17 +159,6 @@ def describe_type(kind: Any) -> str:
     return "anything" if kind is Any else _TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:
-    """Return an array of finite float64 numbers, or of bools, from nested lists; error messages call it `name`."""
-    array = np.array(values)  # raises ValueError for lists of different lengths
-    if array.shape != shape:
-        raise ValueError(f"{name} has the shape {array.shape}, not {shape}")
-    is_number = array.dtype.kind in "bfiu" and bool(np.isfinite(array).all())
-    if not is_number or (kind is bool and not np.isin(array, (0, 1)).all()):
-        raise ValueError(f"{name} holds values other than {'0 and 1' if kind is bool else 'finite numbers'}")
-    return array.astype(kind)
-
-
 def plain(value: Any) -> Any:
     """Return a value with lists in place of tuples, at every depth, as JSON keeps it."""
     if isinstance(value, Mapping):
@@ -231,59 +213,3 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
         is_group = isinstance(value, Mapping) and value
         flat |= flatten_settings(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
     return flat
-
-
-def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:
-    """Add a user's entry to a registry; error messages call it `what`, and names `taken` cannot be used either."""
-    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
-        raise ValueError(f"{what} name {name!r} is not allowed; use letters, digits and _, a letter first")
-    if name in registry or name in set(taken):
-        raise ValueError(f"{what} {name!r} is already registered; give yours another name")
-    registry[name] = entry
-
-
-def nearest_name(name: Any, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like `name`, or None; upper and lower case count as equal."""
-    by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return by_lower[close[0]] if close else None
-
-
-def check_names(
-    given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
-) -> None:
-    """Raise ValueError for a name that is not known; the message calls it `what` and has the nearest known one.
-
-    `own`: a user's module may register more. `listing` is a command that lists all; None takes the one in `LISTINGS`.
-    """
-    known = list(known)
-    for name in given:
-        if name not in known:
-            hint = _hint(name, known, listing or LISTINGS.get(what))
-            plugin = "; for a custom one, pass the module that registers it as plugins=MODULE, or import it" if own else ""
-            raise ValueError(f"unknown {what} {name!r}; {hint}{plugin}")
-
-
-class UnexpectedArgumentError(TypeError, ValueError):
-    """An environment got an argument that it does not have: a TypeError for libraries, a ValueError as ours are."""
-
-
-def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for arguments that an environment does not have, with the wording of Python's own TypeError.
-
-    TorchRL passes `frameskip` to every environment, and retries without it if the message matches Python's.
-    """
-    known = list(known)
-    for name in given:
-        if name not in known:
-            raise UnexpectedArgumentError(f"unexpected keyword argument {name!r}; {_hint(name, known)}")
-
-
-def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
-    """Return a hint for an unknown name: the nearest known name, and all of them if they are few."""
-    nearest = nearest_name(name, known)
-    near = f"did you mean {nearest!r}? " if nearest else ""
-    if len(known) > MAX_LISTED and listing:
-        return f"{near}`{listing}` lists all {len(known)}"
-    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
-    return f"{near}known: {', '.join(known[:MAX_LISTED]) or 'none'}{more}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from das_gym.output import escape_control_chars
-from das_gym.progress import progress
+from das_gym.commands.progress import progress
+from das_gym.text import escape_control_chars
 
 
 class Terminal(io.StringIO):
@@ -73,7 +73,7 @@ def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("das_gym.progress.PAUSE", 1e-9)
+    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
     with progress(3, "comparing", unit="training") as outer:
         with progress(300, "fine-tuning, subnet", unit="step", initial=100) as bar:
             bar.set_postfix_str("loss 0.500", refresh=False)
@@ -86,7 +86,7 @@ def test_lines_print_counts_loss_and_times(log_file: io.StringIO, monkeypatch: p
 
 
 def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("das_gym.progress.PAUSE", 1e-9)
+    monkeypatch.setattr("das_gym.commands.progress.PAUSE", 1e-9)
     monkeypatch.setenv("RANK", "1")
     with progress(2, "searching") as bar:
         bar.update()
@@ -97,14 +97,14 @@ PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": 
 
 
 def test_unencodable_characters_become_question_marks():
-    code = "from das_gym.output import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
+    code = "from das_gym.commands.streams import prepare_streams; prepare_streams(); print('a \\u25a0 \\xe9 \\udce9')"
     done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
     assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell")
 def test_closed_stream_is_not_replaced_by_a_file(tmp_path: Path):
-    code = "import os, sys\nfrom das_gym.output import prepare_streams\nprepare_streams()\n"
+    code = "import os, sys\nfrom das_gym.commands.streams import prepare_streams\nprepare_streams()\n"
     code += "print('a', file=sys.stderr)\nprint('b')\n"
     code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
     subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=True)

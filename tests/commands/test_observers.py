@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from das_gym.agents.search_experiment import ex as search
 
-from das_gym.commandline import UsageError
-from das_gym.experiment import RecordedCommand, Run, RunError, run_folder
-from das_gym.runs import ResumableSettings
-from das_gym.trust import ask_to_repeat
+from das_gym.commands.commandline import UsageError
+from das_gym.commands.recorded import RecordedCommand, Run, RunError, run_folder
+from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.trust import ask_to_repeat
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def test_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
 
 
 def test_ask_to_repeat_keeps_the_plugins_that_were_given(monkeypatch):
-    monkeypatch.setattr("das_gym.trust.imported_plugins", lambda: ("given",))
+    monkeypatch.setattr("das_gym.commands.trust.imported_plugins", lambda: ("given",))
     with pytest.raises(ValueError, match=r"plugins=given,of_file$"):
         ask_to_repeat("settings.json was written", {"plugins": "of_file"})
 

@@ -1,0 +1,1 @@
+"""Commands: words of a command line, typed settings, help, runs in folders, signals, progress and trust."""
