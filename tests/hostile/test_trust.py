@@ -16,7 +16,7 @@ from das_gym.agents import SearchConfig, search
 from das_gym.agents.commands import PROGRAM as AGENTS
 from das_gym.agents.sb3.train import load_sb3, train_sb3
 
-from das_gym import runs
+from das_gym.commands import runs
 from das_gym.commands.settings import settings_dict
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
