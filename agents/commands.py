@@ -16,12 +16,6 @@ PROGRAM = Program(
             "das_gym.agents.pareto_experiment:ex", "[with ...]", "for every budget the best mask, from one search"
         ),
         "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
-        "policy": Command(
-            "das_gym.agents.policy.training:main",
-            "with out=...",
-            "train a policy on a suite of problems, for others",
-            settings="das_gym.agents.policy.training:PolicySettings",
-        ),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
         "report": Command(
             "das_gym.adapt.run_report:main",

@@ -27,13 +27,11 @@ from das_gym.commands.runs import EstimatedSettings
 from das_gym.engine.scores import Spending
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
-from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
 from das_gym.problem.statistic_inputs import measure_sensitivity
-from das_gym.problem.statistics import STATISTICS, MaskLosses
 from das_gym.registration import find_environment, named_problems
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.table import SubnetTable
@@ -100,26 +98,9 @@ def plan(settings: TableSettings) -> list[Part]:
     held = saved_bytes(lambda: measure_sensitivity(problem.evaluator, some), problem.vlp.parameters()) // len(some)
     # Activity and sensitivity of the layers take about six forwards.
     seconds = 6 * walk.forward
-    if settings.max_skipped is not None:  # otherwise the table knows the losses
-        seconds += sum(walk.seconds(turn, problem.vlp.stages) for turn in masks_of_statistics(width))
     rounds = 2 if settings.each else 1  # all examples, then each group of them
     statistics = Part("layer statistics", rounds * reward * seconds, held=batch * held)
     return [scoring(problem, walk, "scores", examples, [masks_up_to(width, settings.max_skipped)], 1), statistics]
-
-
-def masks_of_statistics(n_layers: int) -> list[Masks]:
-    """Return masks like those that layer statistics need the losses of; those that are scored together in one array."""
-    turns = list[Masks]()
-
-    def note(masks: Masks) -> Floats:
-        turns.append(masks)
-        return np.random.default_rng(len(turns)).random(len(masks))  # some statistics score what earlier losses choose
-
-    losses = MaskLosses(note, n_layers)
-    for statistic in STATISTICS.values():
-        if statistic.of_losses is not None:
-            statistic.of_losses(losses)
-    return turns
 
 
 def make_table(settings: TableSettings, run: Run) -> None:

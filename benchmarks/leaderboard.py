@@ -102,7 +102,7 @@ run the command again.
 
 - *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
-  and those behind layer statistics. `policy` needs 3 n + 3 masks for n layers before its answer.
+  and those behind layer statistics.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
 - Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
   of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %
@@ -113,8 +113,7 @@ run the command again.
 
 {len(short.problems)} problems of {len(short.models)} models: the bundled tables with k = 4 and with 12 % of the MACs saved,
 and problems of five models of the suite's `test` (bundled METER and ViLT among them) with
-at least {MIN_MASKS} masks; {settings.seeds} seeds each. `policy` was trained on `train` of the suite. *ms*:
-processor time of a turn.
+at least {MIN_MASKS} masks; {settings.seeds} seeds each. *ms*: processor time of a turn.
 
 {short_table(short)}
 

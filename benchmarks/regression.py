@@ -15,12 +15,11 @@ Shapes-VQA that is written there. The sections:
   shrink      the bundled answering model without 3 layers: mask, and logits of the saved folder in transformers.
   export      fine-tuned METER and ViLT as folders: logits in transformers.
   statistics  what every environment observes at reset.
-  policy      masks of the bundled policy on the test split of the suite.
   resume      a search that is killed (SIGKILL) and resumed: it ends as the one that was not interrupted.
 
 `compare` prints each value that differs, with its tolerance, and exits with 1 if there is one. Numbers are recorded with 10
 significant digits. On the processor, thread count and libraries of the record, these have to be equal: `main`, `das`,
-`supernet`, `export`, `searches`, `policy`, `resume`. `losses`, `shrink` and `statistics` may be off by 1e-6, since sums
+`supernet`, `export`, `searches`, `resume`. `losses`, `shrink` and `statistics` may be off by 1e-6, since sums
 may be taken in another order. Elsewhere trained numbers may be off by 1e-3, others by 1e-6, and weights are not compared.
 """
 
@@ -57,7 +56,7 @@ Values = dict[str, Any]
 TRAINED = ("main", "das", "supernet", "export")
 """Sections whose numbers come from training."""
 
-EXACT = ("searches", "policy", "resume")
+EXACT = ("searches", "resume")
 """Sections that are equal to the bit on the machine of the record."""
 
 SCORED = 1e-6
@@ -270,20 +269,6 @@ def statistics(_: Workplace) -> Values:
     return found
 
 
-def policy(_: Workplace) -> Values:
-    """The bundled policy."""
-    from das_gym.agents.policy.network import PolicyEnsemble, bundled_policy
-    from das_gym.agents.policy.training import suite_masks
-
-    from benchmarks.generalise import regrets
-    from das_gym.tables.suite import load_suite
-
-    suite = load_suite(split="test")
-    masks = suite_masks(PolicyEnsemble.load(bundled_policy()), suite)
-    found = {f"problem {number}": bits(mask) for number, mask in enumerate(masks[::20])}
-    return {**found, "all problems": hashed(masks.astype(bool)), "mean regret": float(regrets(suite, masks).mean())}
-
-
 def resume(place: Workplace) -> Values:
     """A search that is killed after a few turns, and one that is not."""
     words = ["das_gym.agents", "with", "meter_vqa", "agent=bayes", "skip_num=4", "evaluations=60", "seed=2", place.data()]
@@ -318,7 +303,6 @@ SECTIONS: dict[str, Callable[[Workplace], Values]] = {
     "shrink": shrink,
     "export": export,
     "statistics": statistics,
-    "policy": policy,
     "resume": resume,
 }
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from das_gym.agents.policy.network import PolicyEnsemble
 
 from benchmarks.assets import bundled_files
 from das_gym import bundled
@@ -39,7 +38,6 @@ READ = {
     "smolvlm_mini/chat_template.jinja": lambda path: load_vlm(path.parent),
     "llava_mini/processor_config.json": lambda path: load_processor(path.parent),
     "suite/suite.json": read_json,
-    "suite/policy.safetensors": PolicyEnsemble.load,
 }
 
 

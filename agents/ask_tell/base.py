@@ -29,7 +29,6 @@ AGENTS: dict[str, str | type[Agent]] = {
     "greedy": "das_gym.agents.ask_tell.baselines:Greedy",
     "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.baselines:LeaveOneOut",
-    "policy": "das_gym.agents.policy.network:Policy",
     "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
 }

@@ -15,7 +15,7 @@ from das_gym.agents.searching.setup import is_tabular, make_scored, observed_sta
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.problem.statistics import statistics_of_losses
+from das_gym.problem.statistics import statistics_of_removals
 from das_gym.registration import SUITE_IDS
 from das_gym.tables.suite import SuiteProblem, random_probabilities
 
@@ -118,7 +118,7 @@ class SuiteOracle(Oracle):
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
         self.env_id, self.env_kwargs = problem.name, {}
         self.table, self._rewards, self.space = problem.table, problem.rewards, MaskSpace(problem.budget)
-        names = dict.fromkeys((*statistics, *statistics_of_losses()))
+        names = dict.fromkeys((*statistics, *statistics_of_removals()))
         self.statistics = {name: self.table.statistic(name).astype(np.float64) for name in names}
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 

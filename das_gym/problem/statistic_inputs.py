@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.scores import format_examples
 from das_gym.models.base import VLP, State
+from das_gym.problem.budget import Floats
 from das_gym.problem.costs import Costs
-from das_gym.problem.statistics import MaskLosses
+from das_gym.problem.statistics import single_removals
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class StatisticInputs:
 
     Attributes:
         evaluator, costs, examples, activity: Of the model and the examples.
-        known_losses: From (m, n_layers) masks to (m,) losses on the examples, where a table knows them; None scores them.
+        known_losses: (n_layers + 1,) losses of `single_removals` on the examples, if a table holds them; None scores them.
     """
 
     evaluator: Evaluator
     costs: Costs
     examples: Sequence[Any]
     activity: Activity
-    known_losses: Callable[[np.ndarray], np.ndarray] | None = None
+    known_losses: Floats | None = None
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
@@ -70,10 +71,11 @@ class StatisticInputs:
         return measure_sensitivity(self.evaluator, self.examples)
 
     @cached_property
-    def mask_losses(self) -> MaskLosses:
-        """The model's losses on the examples; a mask that two statistics ask for is scored once."""
-        losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
-        return MaskLosses(losses, len(self.evaluator.vlp.layers))
+    def removal_losses(self) -> Floats:
+        """(n_layers + 1,) losses of `single_removals` on the examples."""
+        if self.known_losses is not None:
+            return self.known_losses
+        return self.evaluator.losses(single_removals(len(self.evaluator.vlp.layers)), examples=self.examples)
 
 
 @torch.inference_mode()

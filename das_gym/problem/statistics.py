@@ -6,41 +6,17 @@ Nothing here imports torch, so that an environment from a table does not: `das_g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from das_gym.names import check_names
+from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.rewards import add_bounded
 
 if TYPE_CHECKING:
     from das_gym.problem.statistic_inputs import StatisticInputs
-
-
-@dataclass(frozen=True)
-class MaskLosses:
-    """Losses of one model under any mask, each scored once; some statistics follow from them alone.
-
-    Attributes:
-        losses: From (m, n_layers) masks to (m,) losses in nats.
-        n_layers: How many layers there are.
-    """
-
-    losses: Callable[[np.ndarray], np.ndarray]
-    n_layers: int
-    _known: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
-
-    def effects(self, mask: np.ndarray) -> np.ndarray:
-        """Return (n_layers,) loss with a layer skipped minus loss with it kept, others as in an (n_layers,) bool mask."""
-        masks = np.concatenate((mask[None], mask ^ np.eye(self.n_layers, dtype=bool)))
-        unknown = list({key: mask for mask in masks if (key := mask.tobytes()) not in self._known}.values())
-        if unknown:
-            found = self.losses(np.stack(unknown))
-            self._known.update((mask.tobytes(), float(loss)) for mask, loss in zip(unknown, found, strict=True))
-        losses = np.array([self._known[mask.tobytes()] for mask in masks])
-        with np.errstate(invalid="ignore"):  # losses may be infinite
-            return np.where(mask, -1.0, 1.0) * (losses[1:] - losses[0])
 
 
 @dataclass(frozen=True)
@@ -52,9 +28,8 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        rounds: How many times it scores a mask and those that differ from it in one layer, n_layers + 1 masks.
-        includes: Names of statistics whose rounds it takes, too.
-        of_losses: Computes it from the losses of masks alone, which tables hold; None if it needs the model.
+        of_removals: Computes it from the losses of `single_removals`, which a model scores for it and tables hold; None if
+            one forward of the full model, or one with its gradients, gives it.
     """
 
     name: str
@@ -62,43 +37,22 @@ class Statistic:
     low: float
     high: float
     compute: Callable[[StatisticInputs], np.ndarray]
-    rounds: int = 0
-    includes: tuple[str, ...] = ()
-    of_losses: Callable[[MaskLosses], np.ndarray] | None = None
+    of_removals: Callable[[Floats], Floats] | None = None
 
     def bounded(self, values: np.ndarray) -> np.ndarray:
         """Return values as they are observed: no NaN, within the bounds."""
         return np.clip(np.nan_to_num(values), self.low, self.high)
 
 
-def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss with one layer skipped, minus the loss of the full model."""
-    return losses.effects(np.zeros(losses.n_layers, dtype=bool))
+def single_removals(n_layers: int) -> Masks:
+    """Return (n_layers + 1, n_layers) bool masks: nothing skipped, then each layer alone."""
+    return np.eye(n_layers + 1, dtype=bool)[:, 1:]
 
 
-def leave_one_out_25(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss added by skipping each layer, with the quarter of the lowest `leave_one_out` skipped."""
-    return losses.effects(lowest(leave_one_out(losses), 0.25))
-
-
-def leave_one_out_40(losses: MaskLosses) -> np.ndarray:
-    """Return (n_layers,) loss added by skipping each layer, with the two fifths of the lowest sum so far skipped."""
+def leave_one_out(losses: Floats) -> Floats:
+    """Return (n_layers,) loss with one layer skipped minus that of the full model, from the losses of `single_removals`."""
     with np.errstate(invalid="ignore"):  # losses may be infinite
-        return losses.effects(lowest(leave_one_out(losses) + leave_one_out_25(losses), 0.4))
-
-
-def lowest(values: np.ndarray, share: float) -> np.ndarray:
-    """Return an (n,) bool mask of a share of the layers, at least one: those with the lowest values; NaN comes last."""
-    mask = np.zeros(len(values), dtype=bool)
-    mask[np.argsort(values, kind="stable")[: max(round(share * len(values)), 1)]] = True
-    return mask
-
-
-def _of_losses(
-    compute: Callable[[MaskLosses], np.ndarray], rounds: int, formula: str, includes: tuple[str, ...] = ()
-) -> Statistic:
-    """Return a statistic that follows from the losses of masks, named as its function."""
-    return Statistic(compute.__name__, formula, -100, 100, lambda m: compute(m.mask_losses), rounds, includes, compute)
+        return losses[1:] - losses[0]
 
 
 def _of_activity(name: str, high: float, formula: str) -> Statistic:
@@ -128,8 +82,6 @@ def _parameters_share(inputs: StatisticInputs) -> np.ndarray:
 TAYLOR = "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)"
 FISHER = "root mean square over rows of <dL/dh_out, h_skipped - h_out>, nats (arXiv 1801.05787)"
 ALONE = "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)"
-QUARTER = "loss added by skipping the layer, with the 25 % of layers of the lowest leave_one_out skipped, nats"
-FIFTHS = "loss added by skipping the layer, with the 40 % of the lowest leave_one_out + leave_one_out_25 skipped, nats"
 
 STATISTICS: dict[str, Statistic] = {
     statistic.name: statistic
@@ -141,12 +93,10 @@ STATISTICS: dict[str, Statistic] = {
         _of_activity("block_influence_pooled", 2, "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)"),
         _of_activity("block_influence_tokens", 2, "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)"),
         _of_activity("residual_norm", 100, "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)"),
-        _of_losses(leave_one_out, 1, ALONE),
+        Statistic("leave_one_out", ALONE, -100, 100, lambda m: leave_one_out(m.removal_losses), leave_one_out),
         _of_activity("angular", 1, "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)"),
         Statistic("taylor", TAYLOR, -100, 100, lambda m: m.sensitivity.taylor),
         Statistic("fisher", FISHER, 0, 100, lambda m: m.sensitivity.fisher),
-        _of_losses(leave_one_out_25, 2, QUARTER, ("leave_one_out",)),
-        _of_losses(leave_one_out_40, 3, FIFTHS, ("leave_one_out", "leave_one_out_25")),
     )
 }
 """Every layer statistic by name."""
@@ -155,9 +105,9 @@ DEFAULT_STATISTICS = tuple(STATISTICS)[: tuple(STATISTICS).index("angular")]
 """The statistics that environments observe by default, in this order. Trained agents depend on it: add others at the end."""
 
 
-def statistics_of_losses() -> list[str]:
-    """Return the names of the statistics that follow from the losses of masks."""
-    return [name for name, statistic in STATISTICS.items() if statistic.of_losses is not None]
+def statistics_of_removals() -> list[str]:
+    """Return the names of the statistics for which a model scores `single_removals`."""
+    return [name for name, statistic in STATISTICS.items() if statistic.of_removals is not None]
 
 
 def register_statistic(statistic: Statistic) -> None:
@@ -182,13 +132,9 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
 
 
 def masks_needed(names: Iterable[str], n_layers: int) -> int:
-    """Return how many masks a model scores for statistics by name, at most; unknown names need none.
-
-    The rounds of a statistic that another one includes count once.
-    """
-    known = [STATISTICS[name] for name in dict.fromkeys(names) if name in STATISTICS]
-    included = {name for statistic in known for name in statistic.includes}
-    return (n_layers + 1) * sum(statistic.rounds for statistic in known if statistic.name not in included)
+    """Return how many masks a model scores for statistics by name: `single_removals` or none; unknown names need none."""
+    scored = set(statistics_of_removals()) & set(names)
+    return n_layers + 1 if scored else 0
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:

@@ -223,14 +223,8 @@ def with_statistics(
 
 def _measure_statistics(problem: Problem, examples: Sequence[Any], names: Sequence[str], table: SubnetTable) -> np.ndarray:
     """Return (n_layers, n_statistics) float32: what the environment observes on these examples."""
-
-    def known_losses(masks: np.ndarray) -> np.ndarray:
-        return table.values("loss", "reward")[table.index(masks)]
-
-    # The table has the losses that statistics ask for, unless it lacks some masks.
-    known = None if table.meta.max_skipped is not None else known_losses
     activity = measure_activity(problem.evaluator, examples)
-    inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, known)
+    inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, table.removal_losses)
     return compute_statistics(check_statistics(names), inputs)
 
 

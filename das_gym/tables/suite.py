@@ -22,6 +22,7 @@ from das_gym.names import check_names, nearest_name
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.rewards import find_reward
+from das_gym.problem.statistics import STATISTICS, check_statistics
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -235,7 +236,8 @@ class Suite:
         if not problems:
             raise ValueError("a suite needs at least one problem")
         self.problems, self.made_by = tuple(problems), made_by
-        self.statistics = problems[0].table.meta.statistics if statistics is None else tuple(statistics)
+        known = [name for name in problems[0].table.meta.statistics if name in STATISTICS]
+        self.statistics = tuple(known if statistics is None else statistics)
         count = len(problems)
         self.units = np.zeros((count, MAX_UNITS), bool)
         self.useful = np.zeros((count, MAX_UNITS), bool)
@@ -378,7 +380,7 @@ def load_suite(
     if not given:
         raise ValueError(f"`budgets` is empty: expected one or more of {', '.join(BUDGET_KINDS)}")
     kinds = tuple(kind for kind in BUDGET_KINDS if kind in given)
-    names = (statistics,) if isinstance(statistics, str) else None if statistics is None else tuple(statistics)
+    names = None if statistics is None else tuple(each.name for each in check_statistics(statistics))
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
     suite = _load_suite(path, stamp, tables, split, reward, names, relatives, seed, kinds)

@@ -32,7 +32,7 @@ from das_gym.problem.front import front_rows
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
-from das_gym.problem.statistics import STATISTICS, MaskLosses, statistics_of_losses
+from das_gym.problem.statistics import STATISTICS, single_removals, statistics_of_removals
 from das_gym.tables.examples import ExampleScores, check_array
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
@@ -243,7 +243,7 @@ class SubnetTable:
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs=costs, groups=())
         remaining = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
         columns = [
-            (remaining._from_losses if name in statistics_of_losses() else remaining.statistic)(name)
+            (remaining._from_losses if name in statistics_of_removals() else remaining.statistic)(name)
             for name in meta.statistics
         ]
         return dataclasses.replace(remaining, statistics=np.stack(columns, axis=1))
@@ -252,15 +252,19 @@ class SubnetTable:
         """Return (n_layers,) float32: a layer statistic that it holds, or one that follows from the losses of its masks."""
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
-        check_names([name], (*self.meta.statistics, *statistics_of_losses()), "statistic of this table")
+        check_names([name], (*self.meta.statistics, *statistics_of_removals()), "statistic of this table")
         return self._from_losses(name)
 
     def _from_losses(self, name: str) -> np.ndarray:
         """Return (n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
-        statistic, losses = STATISTICS[name], self.values("loss")
-        assert statistic.of_losses is not None
-        known = MaskLosses(lambda masks: losses[self.index(masks)], self.n_layers)
-        return statistic.bounded(statistic.of_losses(known)).astype(np.float32)
+        statistic = STATISTICS[name]
+        assert statistic.of_removals is not None
+        return statistic.bounded(statistic.of_removals(self.removal_losses)).astype(np.float32)
+
+    @property
+    def removal_losses(self) -> np.ndarray:
+        """(n_layers + 1,) float64 losses of `single_removals` on the reward split."""
+        return self.values("loss")[self.index(single_removals(self.n_layers))]
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """Return (n_masks,) float64: losses and divergences in nats (smaller is better), or rewards (larger is better)."""

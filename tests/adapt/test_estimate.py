@@ -21,13 +21,11 @@ from das_gym.agents.search_experiment import ex as search
 from das_gym.agents.searching.config import SearchSettings
 from das_gym.agents.searching.setup import find_scorer, make_env
 from das_gym.agents.table_experiment import ex as table
-from das_gym.agents.table_experiment import masks_of_statistics
 
 from das_gym.commands.settings import build
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.estimate import saved_bytes
 from das_gym.problem.loading import Problem
-from das_gym.problem.statistics import STATISTICS, masks_needed
 from tests.adapt.shrink.conftest import MASK, data, folder_of, problem_of  # noqa: F401 - fixtures
 
 
@@ -48,13 +46,6 @@ def test_agents_print_an_estimate(
 ):
     settings = {**small_kwargs, "reward_examples": 10}
     assert len(names_in(estimate_of(command, settings, tmp_path, capsys))) == parts
-
-
-def test_estimate_of_a_table_counts_the_masks_that_statistics_score():
-    turns = masks_of_statistics(12)
-    scored = {mask.tobytes() for turn in turns for mask in turn}
-    assert len(scored) == sum(map(len, turns)) <= masks_needed(STATISTICS, 12) == 39
-    assert [int(turn.sum(axis=1).max()) for turn in turns] == [1, 4, 6]  # none, 3 and 5 layers skipped, and one more
 
 
 def test_a_table_needs_no_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -35,7 +35,7 @@ OF_ENVIRONMENTS: dict[str, tuple[Any, ...]] = {
     "reward_batches": REWARD_BATCHES,
     "reward_examples": (1, EXAMPLES),
     "macs_price": (0.0, 0.5),
-    "statistics": (("depth",), ("fisher", "leave_one_out_25")),
+    "statistics": (("depth",), ("fisher", "leave_one_out")),
 }
 
 

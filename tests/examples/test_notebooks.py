@@ -12,10 +12,9 @@ nbclient = pytest.importorskip("nbclient")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
     "front": {"EVALUATIONS = 120": "EVALUATIONS = 12"},
-    "policy": {"STEPS = 60_000": "STEPS = 512"},
     "shrink": {"EVALUATIONS, EXAMPLES, OUT = 40, 128": "EVALUATIONS, EXAMPLES, OUT = 3, 8"},
 }
-PRINTS = {"front": "12 layers; full model: loss", "policy": "36 unseen problems", "shrink": "decoder layers"}
+PRINTS = {"front": "12 layers; full model: loss", "shrink": "decoder layers"}
 
 
 @pytest.mark.long

@@ -19,7 +19,6 @@ from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import read_trials
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Trainer, adamw
-from das_gym.agents.policy.network import PolicyEnsemble, PolicyNetwork
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,10 +83,6 @@ def record(path: Path) -> None:
     path.write_text(json.dumps(plain))
 
 
-def policy(path: Path) -> None:
-    PolicyEnsemble([PolicyNetwork(width=4)]).save(path)
-
-
 def trainer(path: Path) -> Trainer:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
@@ -149,7 +144,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "table of examples": ("a.npz", lambda path: make_table_of_examples().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
-    "policy": ("a.safetensors", policy, PolicyEnsemble.load),
     "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
     "old checkpoint": (
         "a.ckpt",

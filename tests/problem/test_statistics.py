@@ -14,15 +14,13 @@ from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, 
 from das_gym.problem.statistics import (
     DEFAULT_STATISTICS,
     STATISTICS,
-    MaskLosses,
     Statistic,
     check_statistics,
     compute_statistics,
     leave_one_out,
-    leave_one_out_25,
-    leave_one_out_40,
     masks_needed,
     register_statistic,
+    single_removals,
 )
 
 
@@ -46,31 +44,10 @@ def test_statistics_are_deterministic_and_bounded(measured: StatisticInputs, nam
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_masks_needed_counts_scored_masks(measured: StatisticInputs, name: str):
-    asked = []
-
-    def known_losses(masks: np.ndarray) -> np.ndarray:
-        asked.extend(masks)
-        return np.zeros(len(masks))
-
-    STATISTICS[name].compute(dataclasses.replace(measured, known_losses=known_losses))
-    between = 2 if name == "leave_one_out_40" else 0  # masks with 4 layers skipped belong to both of its rounds
-    assert len({mask.tobytes() for mask in asked}) == len(asked) == masks_needed([name], 12) - between
-
-
-def test_masks_are_scored_once(measured: StatisticInputs):
-    asked = []
-
-    def known_losses(masks: np.ndarray) -> np.ndarray:
-        asked.extend(masks)
-        return masks.sum(axis=1) ** 2.0
-
-    names = ("leave_one_out_40", "leave_one_out", "depth", "leave_one_out_25")
-    values = compute_statistics(check_statistics(names), dataclasses.replace(measured, known_losses=known_losses))
-    assert len({mask.tobytes() for mask in asked}) == len(asked) == 37
-    assert masks_needed(names, 12) == masks_needed(names[:1], 12) == 39  # at most
-    np.testing.assert_array_equal(values[:, 1], 1)
-    np.testing.assert_array_equal(values[:, 3], [5] * 3 + [7] * 9)  # 3 layers are skipped: 9 - 4 and 16 - 9
-    np.testing.assert_array_equal(values[:, 0], [9] * 5 + [11] * 7)
+    measured.evaluator.forget()
+    measured.evaluator.reset_spent()
+    STATISTICS[name].compute(dataclasses.replace(measured))
+    assert measured.evaluator.spent.masks == masks_needed([name], 12) == (13 if name == "leave_one_out" else 0)
 
 
 def test_compute_statistics_clips_values(measured: StatisticInputs):
@@ -226,19 +203,9 @@ def test_sensitivity_agrees_with_finite_differences(tiny_problem: Problem, monke
         assert found.fisher[index] == pytest.approx(float((slopes**2).mean().sqrt()), rel=0.05, abs=2e-2)
 
 
-def test_statistics_of_losses_by_hand():
-    costs = np.array([1.0, 0.1, 3.0, 0.2, np.inf, 0.3, 4.0, 5.0])
-
-    def losses(masks: np.ndarray) -> np.ndarray:
-        found = np.where(masks, costs, 0.0).sum(axis=1)
-        return found + 2.0 * (masks[:, 1] & masks[:, 5]) + 7.0 * (masks[:, 0] & masks[:, 3] & masks[:, 1])
-
-    known = MaskLosses(losses, 8)
-    np.testing.assert_allclose(leave_one_out(known), costs)
-    after_1_and_3 = [8.0, 0.1, 3.0, 0.2, np.inf, 2.3, 4.0, 5.0]  # 0 meets both, 5 meets 1
-    np.testing.assert_allclose(leave_one_out_25(known), after_1_and_3)
-    after_1_3_and_5 = [8.0, 2.1, 3.0, 0.2, np.inf, 2.3, 4.0, 5.0]  # sums: 1 has 0.2, 3 has 0.4, 5 has 2.6
-    np.testing.assert_allclose(leave_one_out_40(known), after_1_3_and_5)
+def test_leave_one_out_by_hand():
+    assert single_removals(2).tolist() == [[False, False], [True, False], [False, True]]
+    np.testing.assert_allclose(leave_one_out(np.array([1.0, 3.0, 0.75, np.inf])), [2.0, -0.25, np.inf])
 
 
 def test_register_statistic_adds_it_or_rejects_it(monkeypatch: pytest.MonkeyPatch):

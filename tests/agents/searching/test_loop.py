@@ -16,10 +16,7 @@ from das_gym.problem import latency
 from das_gym.problem.latency import UnitLatencies
 from das_gym.problem.mask_space import skipped_names
 
-WITHOUT_STATISTICS = [name for name in AGENTS if not name.startswith("policy")]
-"""Agents that need only the one statistic of the synthetic environment."""
-
-SEARCHING = [name for name in WITHOUT_STATISTICS if not issubclass(agent_class(name), Heuristic)]
+SEARCHING = [name for name in AGENTS if not issubclass(agent_class(name), Heuristic)]
 STAGED = {"offspring": 4, "stages": [0.5, 1.0]}
 
 
@@ -57,7 +54,7 @@ def test_search_scores_as_many_masks_as_allowed(evaluations, sizes):
     assert result.evaluations == evaluations
 
 
-@pytest.mark.parametrize("agent", WITHOUT_STATISTICS)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_search_with_extreme_budgets_and_budgets_by_cost(agent):
     for skip_num in (0, 12):
         assert search(config(agent=agent, skip_num=skip_num)).mask == [int(skip_num == 12)] * 12
@@ -70,7 +67,7 @@ def test_search_with_extreme_budgets_and_budgets_by_cost(agent):
 @pytest.mark.parametrize(
     ("agent", "reward_batches", "stop", "save_every"),
     [
-        *((agent, "fixed", 1, 1) for agent in WITHOUT_STATISTICS),
+        *((agent, "fixed", 1, 1) for agent in AGENTS),
         *((agent, "resample", stop, 3) for agent in SEARCHING for stop in (2, 4)),
         ("bandit", "cycle", 4, 3),
     ],
@@ -187,7 +184,7 @@ def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):
 
 @pytest.mark.parametrize(
     ("agent", "statistic", "masks"),
-    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0), ("policy", None, 21)],
+    [("block_influence", "leave_one_out", 7), ("block_influence", "depth", 0), ("random", None, 0)],
 )
 def test_search_counts_masks_that_statistics_need(small_kwargs, tmp_path, agent, statistic, masks):
     named = {} if statistic is None else {"agent_kwargs": {"statistic": statistic}}
