@@ -36,7 +36,7 @@ from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
 from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE
-from das_gym.problem.loading import AdaptedModel, reader_options, task_class
+from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
 from das_gym.registration import TASKS
 from das_gym.tasks.metrics import METRICS, score_texts
 
@@ -51,7 +51,9 @@ class EvaluateSettings(PluginSettings):
             `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
             evaluation.
         data_root: Folder of the data. None uses the run's own.
+        task: Task of a folder of a transformers model; runs have their own.
         columns: Columns of image, question and answer of parquet files, separated by commas. None finds them.
+        context: Tokens of a window of text, for the task `text`. None uses the run's own, or 512.
         out: JSON file for the predictions. None writes none; `predict` needs one.
         method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
         metric: Score of generated answers, see `das_gym.register_metric`; `evaluate` reports it besides the task's own.
@@ -68,7 +70,9 @@ class EvaluateSettings(PluginSettings):
     run: int | str
     split: str = "test"
     data_root: str | None = None
+    task: str = "answering"
     columns: str | None = None
+    context: int | None = None
     out: str | None = None
     method: str | None = None
     metric: str | None = None
@@ -83,7 +87,7 @@ class EvaluateSettings(PluginSettings):
 
     def __post_init__(self) -> None:
         check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
-        check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens"), (1, math.inf)))
+        check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens", "context"), (1, math.inf)))
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
 
@@ -95,11 +99,14 @@ class EvaluateSettings(PluginSettings):
         if data_root is not None and not at_home(data_root).exists():
             raise FileNotFoundError(f"`data_root` does not exist: got {data_root}. Give the folder of the data.")
         if is_transformers_model(place):
-            subnet = load_transformers_model(place, self.device, self.trust_remote_code)
+            subnet = load_transformers_model(place, self.task, self.device, self.trust_remote_code)
         else:
             subnet = load_with_overrides(place, self.device, self.checkpoint, self.trust_remote_code)
         task = task_class(subnet.task.name)
-        options = reader_options(task, self.columns or recorded.get("columns"))
+        given = {name: getattr(self, name) or recorded.get(name) for name in ("columns", "context")}
+        options = reader_options(task, given)
+        if reads_tokens(task):
+            options["tokenizer"] = subnet.task.processor.tokenizer
         examples = task.load_part(data_root, self.split, self.on_bad_example, **options)
         examples = examples[: self.limit]
         return subnet, examples, data_root
@@ -146,11 +153,12 @@ def prediction_main(settings: EvaluateSettings) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """Print the task's numbers: shares in per cent, with the vocabulary's upper bound if known, and the loss in nats."""
-    others = ("loss", "ranked_images", "ceiling", "blank")
+    others = ("loss", "ranked_images", "ceiling", "blank", "perplexity")
     shares = {name: value for name, value in found.numbers.items() if name not in others}
     rows = tuple((name.replace("_", " "), f"{100 * value:.2f}") for name, value in shares.items())
     Table(("", "%"), rows, title).print()
-    print(f"loss {found.loss:.4f} nats")
+    perplexity = found.numbers.get("perplexity")
+    print(f"loss {found.loss:.4f} nats" + ("" if perplexity is None else f", perplexity {perplexity:.2f}"))
     if "ceiling" in found.numbers:
         print(f"at most {100 * found.numbers['ceiling']:.2f} %: the other answers are not in the vocabulary")
     if found.numbers.get("blank"):

@@ -35,7 +35,7 @@ from das_gym.problem.loading import (
     restore,
     task_class,
 )
-from das_gym.registration import MODELS, TASKS
+from das_gym.registration import MODELS
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
@@ -181,15 +181,14 @@ def is_transformers_model(folder: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def load_transformers_model(folder: Path, device: str, trust_remote_code: bool) -> AdaptedModel:
-    """Return the transformers model in a folder, without adapters, with the task of answering in words."""
+def load_transformers_model(folder: Path, task: str, device: str, trust_remote_code: bool) -> AdaptedModel:
+    """Return the transformers model in a folder, without adapters, with a task whose examples are prompts."""
     model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
-    name = next(name for name, entry in TASKS.items() if entry.gives == "prompts")
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    config = ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device, **options)
+    config = ProblemConfig(model=model, task=task, checkpoint=str(folder), device=device, **options)
     backbone = load_backbone(config, only_runs=True)
-    task = task_class(name)(backbone.processor)
-    return AdaptedModel(backbone, new_head(backbone, task), task)
+    own = task_class(task)(backbone.processor)
+    return AdaptedModel(backbone, new_head(backbone, own), own)
 
 
 def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
@@ -198,13 +197,13 @@ def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Pa
 
 
 def recorded_data(folder: Path) -> dict[str, str | None]:
-    """Return `data_root`, existing or not, and `columns` of a run's record; None for bundled data, and without a record."""
+    """Return `data_root`, existing or not, `columns` and `context` of a run's record; without a record nothing."""
     record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
         return {}
     with explain_damage(record, "fine-tune it again"):
         problem = read_json(record)["problem"]
-        return {name: problem.get(name) for name in ("data_root", "columns")}
+        return {name: problem.get(name) for name in ("data_root", "columns", "context")}
 
 
 def save(

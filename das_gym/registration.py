@@ -34,6 +34,8 @@ class ModelEntry:
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. A model and a task make an
             environment if `reads` of the one is `gives` of the other.
         options: Settings of `ProblemConfig` that `load` takes in addition.
+        tokenizer: Function that loads the tokenizer of a folder, or its "module:name", for tasks that split texts into
+            tokens. It is called with the folder, and whether code in it may run.
         say: Function that answers prompts in words, greedily, or its "module:name"; None if the model cannot. It is called
             with a pruned model, its processor, prompts, the title of a progress bar and the maximum number of tokens.
     """
@@ -45,6 +47,7 @@ class ModelEntry:
     others: tuple[Path, ...] = ()
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
+    tokenizer: Any = None
     say: Any = None
 
     @property
@@ -63,6 +66,7 @@ class TaskEntry:
         task: Class, a subclass of `das_gym.tasks.base.Task`, or its "module:name".
         data: Description of its data.
         gives: `pairs` or `prompts`, see `ModelEntry.reads`.
+        needs_data: Whether there are no bundled data, so that `data_root` has to be given.
     """
 
     name: str
@@ -70,6 +74,7 @@ class TaskEntry:
     task: Any
     data: str
     gives: str = "pairs"
+    needs_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,10 @@ class EnvEntry:
 
     @property
     def bundled(self) -> bool:
-        """Whether its model is bundled with das_gym, and its supernet if the model needs one."""
+        """Whether model and data are bundled with das_gym, and a supernet if the model needs one."""
         entry = MODELS[self.model]
+        if TASKS[self.task].needs_data:
+            return False
         needed = "config.json" if entry.reads == "prompts" else f"{self.task}_supernet.safetensors"
         return entry.assets is not None and (entry.assets / needed).is_file()
 
@@ -125,6 +132,7 @@ MODELS: dict[str, ModelEntry] = {
             others=(ASSETS / "llava_mini",),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
+            tokenizer="das_gym.models.transformers.inputs:load_tokenizer_of",
             say="das_gym.models.transformers.generation:generate_answers",
         ),
     )
@@ -148,6 +156,14 @@ TASKS: dict[str, TaskEntry] = {
             "das_gym.tasks.answering.task:AnsweringTask",
             "Shapes-VQA (bundled), LLaVA's conversations, parquet, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
             gives="prompts",
+        ),
+        TaskEntry(
+            "text",
+            "Text",
+            "das_gym.tasks.text.task:TextTask",
+            ".txt, .jsonl, parquet, save_to_disk (none bundled)",
+            gives="prompts",
+            needs_data=True,
         ),
     )
 }

@@ -90,6 +90,39 @@ class Prompt:
         """Identifies its images among those of other prompts."""
         return tuple(image.key for image in self.images)
 
+    @property
+    def length(self) -> int:
+        """How many characters question and answer have."""
+        return len(self.question) + len(self.answer or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Tokens that a generative model reads as they are, without a chat template: a row of a batch.
+
+    Attributes:
+        ids: The tokens.
+        start: Position of the first token that is predicted, 1 or more; those before it are only read.
+    """
+
+    ids: tuple[int, ...]
+    start: int = 1
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """No images."""
+        return ()
+
+    @property
+    def image_key(self) -> tuple[Any, ...]:
+        """Identifies its beginning: passages that begin alike share the computation for that."""
+        return self.ids[: self.start]
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids)
+
 
 class PromptError(ValueError):
     """A prompt that a model cannot read.
@@ -98,7 +131,7 @@ class PromptError(ValueError):
         prompt: The prompt.
     """
 
-    def __init__(self, reason: str, prompt: Prompt) -> None:
+    def __init__(self, reason: str, prompt: Prompt | Passage) -> None:
         super().__init__(reason)
         self.prompt = prompt
 

@@ -94,8 +94,9 @@ class ProblemOptions:
     Attributes:
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
-        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas.
-            None finds them by their usual names.
+        context: Tokens of a window of text, for the task `text`. None means 512.
+        columns: Columns of image, question and answer in parquet files and folders of `save_to_disk`, separated by commas,
+            or the one column of a text. None finds them by their usual names.
         on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
@@ -111,6 +112,7 @@ class ProblemOptions:
 
     image_size: int | None = None
     max_text_length: int | None = None
+    context: int | None = None
     columns: str | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device_map: str | None = None
@@ -150,7 +152,7 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected ray")
         if not self.tree_gib > 0:
             raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
-        for name in ("image_size", "max_text_length", "eval_batch_size"):
+        for name in ("image_size", "max_text_length", "context", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
         for name in PATH_SETTINGS:

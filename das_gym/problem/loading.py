@@ -166,18 +166,30 @@ def check_problem(problem: ProblemConfig) -> None:
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
     task = task_class(config.task)
-    splits = task.load_splits(config.data_root, config.on_bad_example, **reader_options(task, config.columns))
+    options = reader_options(task, {"columns": config.columns, "context": config.context})
+    if reads_tokens(task):
+        folder = config.tokenizer or config.checkpoint or config.bundled("")
+        load = find_class(MODELS[config.model].tokenizer)
+        options["tokenizer"] = load(Path(folder), bool(config.trust_remote_code))
+    splits = task.load_splits(config.data_root, config.on_bad_example, **options)
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=2)
     return splits
 
 
-def reader_options(task: type[Task], columns: str | None) -> dict[str, str]:
-    """Return `columns` as the argument of `Task.load_splits`, if it is given; ValueError: the task does not take it."""
-    if columns is not None and "columns" not in inspect.signature(task.load_splits).parameters:
-        raise ValueError(f"`columns` is not supported by the task {task.name}: got {columns!r}. Leave it out.")
-    return {} if columns is None else {"columns": columns}
+def reader_options(task: type[Task], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are not None, as arguments of `Task.load_splits`; ValueError: the task does not take one."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in given.items():
+        if name not in inspect.signature(task.load_splits).parameters:
+            raise ValueError(f"`{name}` is not supported by the task {task.name}: got {value!r}. Leave it out.")
+    return given
+
+
+def reads_tokens(task: type[Task]) -> bool:
+    """Return whether `Task.load_splits` takes the model's `tokenizer`, because examples have a number of tokens."""
+    return "tokenizer" in inspect.signature(task.load_splits).parameters
 
 
 # `_keep_backbone` keeps the last model alive. `_KEPT` also finds earlier ones that are still in use.

@@ -108,7 +108,7 @@ class Block(NamedTuple):
         tokens: Tokens of a row after its prefix.
         first: The first of those that anything is read at.
         read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
-        firsts: (rows,) int64: the first of these of each row, counted from the beginning of its prompt.
+        firsts: (rows,) int64: the one of these of each row that statistics read, counted from the beginning of its prompt.
         lengths: (rows,) int64: tokens of each prompt, without padding.
         prefix_calls: The arguments of each layer for the prefixes.
         calls: The arguments of each layer for the rows.
@@ -183,7 +183,8 @@ def make_block(
         tokens=end - start,
         first=first - start,
         read=(row, token),
-        firsts=torch.tensor([e.answer - 1 for e in encodings], device=device),
+        # Of a text that is predicted from its beginning, the first token is a poor summary: its last one is pooled.
+        firsts=torch.tensor([e.answer - 1 if e.answer > 1 else len(e.ids) - 2 for e in encodings], device=device),
         lengths=torch.tensor([len(e.ids) for e in encodings], device=device),
         prefix_calls=shared.calls if start else (),
         calls=own.calls,

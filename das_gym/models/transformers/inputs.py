@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
-from das_gym.models.inputs import Prompt, PromptError, Requests
+from das_gym.models.inputs import Passage, Prompt, PromptError, Requests
 from das_gym.text import first_line
 
 IMAGE_MARK = "<image>"
@@ -107,8 +107,10 @@ class PromptProcessor:
         """Return `input_ids` and `attention_mask`, (prompts, tokens) int64, and token types, padded at the right."""
         return make_batch([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
 
-    def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
+    def encode(self, prompt: Prompt | Passage, pixels: bool = False) -> Encoding:
         """Return the tokens of a prompt, remembered; with the pixels of its images where they are asked for."""
+        if isinstance(prompt, Passage):
+            return self._encode_passage(prompt)
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
@@ -117,6 +119,16 @@ class PromptProcessor:
         if len(self._kept) > KEPT_ENCODINGS:
             self._kept.popitem(last=False)
         return encoding if pixels else encoding.without_pixels()
+
+    def _encode_passage(self, passage: Passage) -> Encoding:
+        """Return the tokens of a passage, with token types where the model's processor has them."""
+        ids = torch.tensor(passage.ids)
+        if len(ids) > self.max_length:
+            raise PromptError(f"A text has {len(ids)} tokens, expected at most {self.max_length}.", passage)
+        # Of a question without an image, the last token has the types of text.
+        types = self.encode(Prompt("text", (), None)).types
+        types = {name: value[-1:].repeat(len(ids), *[1] * (value.dim() - 1)) for name, value in types.items()}
+        return Encoding(ids, passage.start, types, {}, {})
 
     def requests(self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Any], bool]) -> Requests:
         """Return the prompts to read; see `das_gym.models.inputs.Processor.requests`."""
@@ -285,6 +297,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
             "preprocessor_config.json, processor_config.json and the tokenizer's files from where the weights came, or pass "
             "their folder as `tokenizer`."
         ) from error
+
+
+def load_tokenizer_of(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a folder, see `load_processor`."""
+    processor = load_processor(folder, trust_remote_code)
+    return getattr(processor, "tokenizer", processor)
 
 
 def _lines(prompt: Prompt) -> str:

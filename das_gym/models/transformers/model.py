@@ -282,7 +282,7 @@ class VLM(UnitModel):
 
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the state of the longest prompt, and the MACs of encoding its images."""
-        longest = max(pairs, key=lambda prompt: len(prompt.question) + len(prompt.answer or ""))
+        longest = max(pairs, key=lambda prompt: prompt.length)
         if not (longest.images and self.capabilities.caches_images):
             return counted(lambda: self.gather(processor, [longest], lambda _, items: {}))
         (_, part, macs), *_ = self.encode_items(processor, "image", {0: longest}, counter)

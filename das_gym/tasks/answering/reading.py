@@ -23,7 +23,7 @@ from das_gym.tasks.answering.published import (
     load_scienceqa,
     load_slake,
 )
-from das_gym.tasks.answering.tables import STATE, load_tables, parquet_shards, saved_shards
+from das_gym.tasks.answering.tables import STATE, load_tables, saved_shards, shards_in
 from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
 
 FORMATS = (
@@ -137,7 +137,10 @@ def _data_sets_in(folder: Path) -> Iterator[DataSet]:
     vqa = (*sorted(folder.glob("*mscoco_*_questions.json")), *sorted(folder.glob("vqav2_*.arrow")))
     if vqa:
         yield DataSet("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
-    for name, shards in (("parquet files", parquet_shards(folder)), ("a folder of save_to_disk", saved_shards(folder))):
+    for name, shards in (
+        ("parquet files", shards_in(folder, ".parquet")),
+        ("a folder of save_to_disk", saved_shards(folder)),
+    ):
         if shards:
             paths = tuple(path for split in shards.values() for path in split)
             yield DataSet(name, paths, partial(load_tables, shards, folder), has_columns=True)

@@ -51,14 +51,14 @@ Shards = Mapping[str, Sequence[Path]]
 """The shards of each split."""
 
 
-def parquet_shards(folder: Path) -> Shards:
-    """Return the parquet files in a folder, and in folders within it that are named like a split, by split."""
+def shards_in(folder: Path, suffix: str) -> Shards:
+    """Return the files with a suffix in a folder, and in folders within it that are named like a split, by split."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob(f"*{suffix}")):
         split = re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", path.stem)
         found.setdefault(split, []).append(path)
     for inner in subfolders(folder):
-        if part_of(inner)[0] != ALL and (paths := sorted(inner.glob("*.parquet"))):
+        if part_of(inner)[0] != ALL and (paths := sorted(inner.glob(f"*{suffix}"))):
             found.setdefault(inner.name, []).extend(paths)
     return found
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
@@ -20,6 +19,7 @@ from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
 from das_gym.tasks.answering.metrics import score_answer
 from das_gym.tasks.answering.reading import load_answers, load_answers_part
 from das_gym.tasks.base import PARTS, Task
+from das_gym.tasks.tokens import mean_by, sum_by, token_nats
 
 
 class AnsweringTask(Task):
@@ -133,7 +133,7 @@ class AnsweringTask(Task):
 
     def losses(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return the mean negative log-likelihood of the reference answer's tokens, (batch,), in nats."""
-        return _mean_by(self._nats(logits, targets), targets)[targets["reference"]]
+        return _mean_by(token_nats(logits, targets["labels"]), targets)[targets["reference"]]
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the reference is the likeliest option, or, without options, the greedy answer; (batch,)."""
@@ -141,7 +141,7 @@ class AnsweringTask(Task):
         # Without options, the greedy answer is right if no token of the reference is missed: it is teacher-forced.
         wrong = (logits.argmax(-1) != targets["labels"]).to(logits)
         missed = _sum_by(wrong, targets)[targets["reference"]]
-        likelihood = -_sum_by(self._nats(logits, targets), targets)
+        likelihood = -_sum_by(token_nats(logits, targets["labels"]), targets)
         # An option is as likely as its whole text: the sum over its tokens counts, not their mean.
         best = torch.full_like(options, -torch.inf, dtype=likelihood.dtype)
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
@@ -155,7 +155,7 @@ class AnsweringTask(Task):
         """
         targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
         counts = torch.bincount(targets["example"])
-        likelihoods = (-_sum_by(self._nats(logits, targets), targets)).split(counts.tolist())
+        likelihoods = (-_sum_by(token_nats(logits, targets["labels"]), targets)).split(counts.tolist())
         tokens = logits.argmax(-1).split(torch.bincount(targets["prompt"]).tolist())
         decode: Any = self.processor.tokenizer.decode
         rows: list[dict[str, Any]] = []
@@ -171,18 +171,12 @@ class AnsweringTask(Task):
         """Return KL(full model || subnet) of the next token, mean over the reference answer's tokens, (batch,), in nats."""
         return _mean_by(super().divergences(logits, full_logits, targets), targets)[targets["reference"]]
 
-    @staticmethod
-    def _nats(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return the negative log-likelihood of each token, (tokens,)."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # half precision loses small differences
-        return F.cross_entropy(logits, targets["labels"], reduction="none")
-
 
 def _sum_by(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """Return the sums by prompt, (prompts,), of (tokens,) values."""
-    return values.new_zeros(len(targets["example"])).index_add(0, targets["prompt"], values)
+    return sum_by(values, targets["prompt"], len(targets["example"]))
 
 
 def _mean_by(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """Return the means by prompt, (prompts,), of (tokens,) values."""
-    return _sum_by(values, targets) / torch.bincount(targets["prompt"])
+    return mean_by(values, targets["prompt"], len(targets["example"]))

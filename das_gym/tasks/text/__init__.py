@@ -1,0 +1,1 @@
+"""Language modelling: the task, its readers, its windows."""

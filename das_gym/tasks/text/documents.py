@@ -1,0 +1,178 @@
+"""Read documents of plain text: `.txt` and `.jsonl` files, parquet files, and folders of `save_to_disk`.
+
+A text file is a document; a JSON line or a row of a table is one, its text in the field or column `text`. Files or splits
+that are named like parts of a data set (`train.txt`, `validation-00000-of-00002.parquet`, a folder `test`) are these parts;
+all others together are one set of documents, which is divided.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import check_characters, check_fields, read_entries
+from das_gym.data.splits import Splits, hash_order, share_of
+from das_gym.data.tables import open_table, plain_rows
+from das_gym.files import absolute, check_plain
+from das_gym.tasks.answering.examples import REWARD_SHARE, TEST_SHARE, VALIDATION_SHARE
+from das_gym.tasks.answering.files import ALL, PARTS, part_of
+from das_gym.tasks.answering.tables import saved_shards, shards_in
+
+TEXT_COLUMN = "text"
+
+FORMATS = (
+    f".txt or .jsonl files, parquet files or a folder of `save_to_disk` with a column `{TEXT_COLUMN}`, of one kind; those "
+    "named train, val and test are these parts"
+)
+"""The supported formats of a data root."""
+
+SECTION_CHARACTERS, SECTIONS = 2000, 40
+"""A text that has to be divided by itself is cut into about so many sections, of no fewer characters."""
+
+Parts = Mapping[str, Sequence["Document"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text.
+
+    Attributes:
+        key: A name that is unique in the data set: its file, and its line or row.
+        text: Its content, not blank.
+    """
+
+    key: str
+    text: str
+
+
+def load_documents(data_root: str | Path, on_bad_example: str = "raise", column: str | None = None) -> Splits[Document]:
+    """Read documents and divide them into the three splits, so that no document is in two of them.
+
+    Where val or test is missing, documents of another part take its place, chosen by the hash of their text: shares as in
+    `das_gym.tasks.answering.examples.divide`. Blank documents are left out.
+
+    Args:
+        data_root: A folder in one of `FORMATS`, or one of its files, which is then read alone.
+        on_bad_example: `raise`, or `skip` for a damaged document.
+        column: The field or column of the text; None is `text`.
+
+    Raises:
+        FileNotFoundError: `data_root` does not exist.
+        ValueError: A file is damaged or has no such column, the folder holds no known files or files of several kinds, or
+            there are too few documents.
+    """
+    root = absolute(data_root)
+    if not root.exists():
+        raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected {FORMATS}")
+    bad = BadExamples(on_bad_example)
+    files = _files_in(root) if root.is_dir() else {"": [root]}
+    folder = root if root.is_dir() else root.parent
+    parts: dict[str, list[Document]] = {}
+    for name, part in _part_names(list(files)).items():
+        for path in files[name]:
+            parts.setdefault(part, []).extend(_read(path, folder, column or TEXT_COLUMN, bad))
+    return _divide(parts, str(root), bad)
+
+
+def _files_in(folder: Path) -> Mapping[str, Sequence[Path]]:
+    """Return the files of a folder by the names of their splits."""
+    kinds = {
+        "a folder of save_to_disk": saved_shards(folder),
+        "parquet files": shards_in(folder, ".parquet"),
+        "JSON lines": shards_in(folder, ".jsonl"),
+        "text files": shards_in(folder, ".txt"),
+    }
+    found = {kind: files for kind, files in kinds.items() if files}
+    if len(found) != 1:
+        got = " and ".join(found) or "none of them"
+        raise ValueError(f"{folder} holds no text in a known format: got {got}, expected {FORMATS}. Or pass one file.")
+    return next(iter(found.values()))
+
+
+def _part_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the part of each split or file: one for all, unless every name has the word of a part."""
+    parts = {name: part_of(Path(name))[0] for name in names}
+    return dict.fromkeys(names, ALL) if ALL in parts.values() else parts
+
+
+def _read(path: Path, folder: Path, column: str, bad: BadExamples) -> list[Document]:
+    """Return the documents of a file that are not blank."""
+    if path.suffix in (".parquet", ".arrow"):
+        table = open_table(path, [column], {column: "text"})
+        entries: Iterator[tuple[str, object]] = ((f"{path}: row {n}", row) for n, row in enumerate(plain_rows(table)))
+    elif path.suffix == ".jsonl":
+        entries = read_entries(path, bad)
+    else:
+        entries = iter([(str(path), {column: _read_text(path)})])
+    name = path.relative_to(folder).as_posix()
+
+    def document(entry: tuple[int, object], where: str) -> Document | None:
+        number, values = entry
+        check_fields(values, {column: str}, where)
+        text: str = values[column]  # type: ignore[index]  # `check_fields` has seen that it is an object
+        check_characters(text, f"{where}: `{column}`")
+        return Document(f"{name}#{number}", text) if text.strip() else None
+
+    return bad.parse(((where, (number, entry)) for number, (where, entry) in enumerate(entries)), document)
+
+
+def _read_text(path: Path) -> str:
+    """Return the content of a text file in UTF-8."""
+    check_plain([path])
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error}), expected {FORMATS}") from error
+
+
+def _divide(parts: Parts, source: str, bad: BadExamples) -> Splits[Document]:
+    """Return the splits; missing ones take the documents of others."""
+    train, reward, test = (list(parts.get(name, ())) for name in PARTS)
+    if len(parts) == 1:
+        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, bad)
+    elif not reward:
+        (reward,), train = _split_off(train, (REWARD_SHARE,), source, bad)
+    elif not test:
+        (reward,), test = _split_off(reward, (VALIDATION_SHARE,), source, bad)
+    elif not train:
+        (reward,), train = _split_off(reward, (VALIDATION_SHARE,), source, bad)
+    return bad.splits(train, reward, test)
+
+
+def _split_off(
+    documents: Sequence[Document], shares: Sequence[float], source: str, bad: BadExamples
+) -> tuple[list[list[Document]], list[Document]]:
+    """Return a share of the documents for each of the shares, and the rest; equal texts stay together."""
+    if len({d.text for d in documents}) <= len(shares):
+        documents = [section for document in documents for section in sections(document)]
+    order = hash_order(d.text for d in documents)
+    if len(order) <= len(shares):
+        raise ValueError(
+            f"{source}: too little text to divide: got {len(order)} documents or sections of {SECTION_CHARACTERS:,} "
+            f"characters, expected {len(shares) + 1} or more{bad.last_skipped}"
+        )
+    part_of_text: dict[str, int] = {}
+    start = 0
+    for number, share in enumerate(shares):
+        end = start + share_of(share, len(order))
+        part_of_text |= dict.fromkeys(order[start:end], number)
+        start = end
+    chosen: list[list[Document]] = [[d for d in documents if part_of_text.get(d.text) == n] for n in range(len(shares))]
+    return chosen, [d for d in documents if d.text not in part_of_text]
+
+
+def sections(document: Document) -> list[Document]:
+    """Cut a document at blank lines into sections of at least `SECTION_CHARACTERS`, and a long one into about `SECTIONS`.
+
+    A single file of prose can then be divided, although neighboring sections are parts of one text.
+    """
+    least = max(SECTION_CHARACTERS, len(document.text) // SECTIONS)
+    texts = [""]
+    for piece in re.split(r"(\n\s*\n)", document.text):
+        if len(texts[-1]) >= least and piece.strip():
+            texts.append("")
+        texts[-1] += piece
+    return [Document(f"{document.key}.{n}", text) for n, text in enumerate(texts) if text.strip()]

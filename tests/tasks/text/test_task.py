@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.data.splits import Splits
+from das_gym.models.transformers.inputs import load_tokenizer_of
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
+from das_gym.tasks.text.documents import Document
+from das_gym.tasks.text.task import TextTask
+from das_gym.tasks.text.windows import beginning_of, split_into_windows
+from tests.models.transformers import tiny
+
+CONTEXT = 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Llama in float64, and text."""
+    model = tiny.save("llama", tmp_path_factory.mktemp("llama"), torch.float64)
+    data = tmp_path_factory.mktemp("text")
+    words = tiny.WORDS.split()
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(rng.choice(words, size))}) for size in rng.integers(5, 60, 40)]
+    (data / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return model, data
+
+
+def test_windows_have_equal_lengths_and_one_document_each(folders: tuple[Path, Path]):
+    tokenizer = load_tokenizer_of(folders[0])
+    documents = [Document("a", "red " * 25), Document("b", "is it blue </s>"), Document("c", "r")]
+    whole = [tokenizer(d.text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for d in documents]
+    size = len(whole[0]) // 3
+    windows = list(split_into_windows(documents, tokenizer, size))
+    assert [w.key for w in windows[:3]] == ["a:0", f"a:{size}", f"a:{2 * size}"]
+    assert [len(w.ids) for w in windows[:3]] == [size] * 3
+    assert [token for w in windows[:3] for token in w.ids] == whole[0][: 3 * size]
+    assert [list(w.ids) for w in windows[3:]] == [whole[1]]  # one token of c predicts nothing
+    assert tokenizer.eos_token_id not in windows[3].ids  # a mark in a text is text
+
+
+def test_windows_begin_with_the_tokens_that_begin_every_text(folders: tuple[Path, Path]):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer_of(folders[0])
+    marks = [("<s>", 1), ("</s>", 2)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    assert beginning_of(tokenizer) == (1,)
+    windows = split_into_windows([Document("a", "red blue is it true")], tokenizer, 4)
+    tokens = tokenizer("red blue is it true", add_special_tokens=False)["input_ids"]
+    assert [w.ids for w in windows] == [(1, *tokens[n : n + 3]) for n in range(0, len(tokens) - 2, 3)]
+    with pytest.raises(ValueError, match="`context` is too small"):
+        split_into_windows([], tokenizer, 1)
+
+
+def test_losses_accuracy_and_divergence_are_those_of_plain_transformers(folders: tuple[Path, Path]):
+    from transformers import AutoModelForCausalLM
+
+    model, data = folders
+    settings = {"checkpoint": str(model), "data_root": str(data), "context": CONTEXT, "reward": "neg_kl"}
+    env = gymnasium.make("DAS-VLM-Text-v0", **settings, reward_examples=7, skip_num=1, statistics="depth").unwrapped
+    mask = np.array([0, 1, 0, 0], np.int8)
+    _, reward, _, _, info = env.step((env.reset(), mask)[1])
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).requires_grad_(False)
+    examples = env.scorer.fixed_examples
+
+    def logits() -> list[torch.Tensor]:
+        return [plain(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0, :-1] for e in examples]
+
+    full = logits()
+    del plain.model.layers[1]
+    subnet = logits()
+    labels = [torch.tensor(e.ids[1:]) for e in examples]
+    losses = [F.cross_entropy(x, y) for x, y in zip(subnet, labels, strict=True)]
+    right = [(x.argmax(-1) == y).double().mean() for x, y in zip(subnet, labels, strict=True)]
+    pairs = [(f.log_softmax(-1), x.log_softmax(-1)) for f, x in zip(full, subnet, strict=True)]
+    apart = [(f.exp() * (f - x)).sum(-1).mean() for f, x in pairs]
+    assert info["loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-12)
+    assert info["metric"] == pytest.approx(float(torch.stack(right).mean()), abs=1e-12)
+    assert reward == pytest.approx(-float(torch.stack(apart).mean()), abs=1e-12)
+    assert info["macs"] > 0
+
+
+def test_summary_has_the_perplexity_and_predictions_the_losses(folders: tuple[Path, Path]):
+    model, data = folders
+    splits: Splits = load_splits(
+        ProblemConfig(model="VLM", task="text", checkpoint=str(model), data_root=str(data), context=CONTEXT)
+    )
+    task = TextTask(None)  # type: ignore[arg-type]
+    examples = splits.reward[:3]
+    count = sum(len(e.ids) - 1 for e in examples)
+    uniform = torch.zeros(count, 512)
+    losses = task.losses(uniform, task.targets(examples))
+    np.testing.assert_allclose(losses, np.log(512), rtol=1e-6)
+    summary = task.summary(examples, losses.numpy(), task.metrics(uniform, task.targets(examples)).numpy())
+    assert summary["perplexity"] == pytest.approx(512, rel=1e-5)
+    assert [p["tokens"] for p in task.predictions(examples, uniform)] == [len(e.ids) - 1 for e in examples]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_root": None}, "`data_root` is missing"),
+        ({"context": 1}, "`context` is too small"),
+        ({"context": 1000}, r"A text has \d+ tokens, expected at most 512"),
+        ({"task": "answering"}, "`context` is not supported by the task answering"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(folders: tuple[Path, Path], tmp_path: Path, changes: dict, message: str):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{n} red" * 500}) for n in range(3)), encoding="utf-8")
+    settings = {"model": "VLM", "task": "text", "checkpoint": str(folders[0]), "data_root": str(tmp_path), "context": 8}
+    from das_gym.problem.loading import build_problem
+
+    with pytest.raises(ValueError, match=message):
+        build_problem(ProblemConfig(**settings | changes))
