@@ -25,6 +25,7 @@ from das_gym.models.checkpoints import families, family_of
 from das_gym.models.exporting import ExportedModel, copy_code, export_head, layer_kinds
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, METADATA_KEY, checksum, write_safetensors
+from das_gym.models.transformers.own_code import remove_code_settings
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
 
@@ -118,17 +119,19 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
             CHECKSUM: checksum(tensors, {}),
         },
     }
-    for name, content in (("config.json", config), ("preprocessor_config.json", model.image_processor)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    images = json.dumps(model.image_processor, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(images, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.model_max_length = processor.max_text_length
-    for name in ("is_local", "local_files_only", "trust_remote_code", "auto_map"):  # how it was loaded here
+    for name in ("is_local", "local_files_only", "trust_remote_code"):  # how it was loaded here
         tokenizer.init_kwargs.pop(name, None)
     if hasattr(tokenizer, "backend_tokenizer"):  # it would save the truncation and padding of its last call
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
+    remove_code_settings(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # names our own code
     copy_code(folder, *model.code)
 
 

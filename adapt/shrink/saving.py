@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from das_gym.files import at_home, read_json, replacing_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
-from das_gym.models.transformers.own_code import VARIANT, own_code, write_code
+from das_gym.models.transformers.own_code import VARIANT, own_code, remove_code_settings, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, SUMS, weight_files, write_sums
 
 WEIGHT_SUFFIXES = (
@@ -24,8 +25,15 @@ WEIGHT_SUFFIXES = (
 )
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
 
-OF_OLD_LAYERS = ("_blocks.json", "_losses.json")
-"""Ends of the names of files of das_gym about the source's layers."""
+COPIED_NAMES = re.compile(
+    # settings, and words of tokenizers
+    r"(generation_config|tokenizer_config|processor_config|preprocessor_config|video_preprocessor_config"
+    r"|special_tokens_map|chat_template|tokenizer|added_tokens|vocab|tekken)\.json"
+    r"|.*\.(jinja|model|spm|tiktoken|bpe|txt)"
+    # legal texts
+    r"|(licen[cs]e|notice|copying|copyright|use_policy)[^/]*(?<!\.py)"
+)
+"""Names, in lower case, of the files that are copied from a folder whose code is not trusted: nothing else can name code."""
 
 SAVED_DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Allowed values of the setting for the saved dtype."""
@@ -100,42 +108,63 @@ def save(
     has_remote_code: bool = False,
     names_dtype: bool = False,
 ) -> None:
-    """Write configuration, weights with checksums, and all other files of the folders of source and processor.
+    """Write configuration, weights and code with checksums, and other files of the folders of source and processor.
 
-    A folder with code of das_gym is loaded with trust_remote_code=True, so that code from a source that is not trusted
-    (`has_remote_code`) must not be copied into it. With `names_dtype` the configuration names `dtype`, and not what the
-    source's names.
+    A folder with code of das_gym is loaded with trust_remote_code=True, which runs all code that the folder names. So unless
+    the source's code is trusted (`has_remote_code`), only files of known names are copied, and settings that name code are
+    left out. With `names_dtype` the configuration names `dtype`, and not what the source's names.
     """
-    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)  # `to` would change the model that is measured
     code = own_code(model)
     own: dict[str, Any] = {}
     if code is not None:  # transformers renames no weights for code that is not its own
         own = {"save_original_format": False, "variant": VARIANT}
+    if model.dtype != dtype:
+        own["state_dict"] = rounded_state(model, dtype)
     with bars_on_terminals():
-        plain.save_pretrained(folder, **own)
+        model.save_pretrained(folder, **own)
     for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
-    _set_config_dtype(folder, source, dtype if names_dtype else None)
-    if code is not None:
-        write_code(folder, model, code)
+    _set_config_dtype(folder, source, dtype, names_dtype)
     for origin in dict.fromkeys((source, processor)):
-        for path in _other_files(origin):
-            if code is not None and not has_remote_code and path.suffix == ".py":
-                continue
+        for path in _other_files(origin, has_remote_code):
             target = folder / path.relative_to(origin)
             if origin == processor or not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+    if not has_remote_code:
+        remove_code_settings(folder)
+    if code is not None:
+        write_code(folder, model, code)
     write_sums(folder)
 
 
-def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype | None) -> None:
-    """Set the dtype in config.json; None takes that of the source's, which may differ from that of the weights."""
+def rounded_state(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a model's state dict on the CPU with floating-point tensors in `dtype`, for weights on a GPU with little room.
+
+    Tensors that are tied in the model are one tensor in the result, too.
+    """
+    converted: dict[int, Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in converted:
+            value = tensor.detach().cpu()
+            converted[id(tensor)] = value.to(dtype) if value.is_floating_point() else value
+        state[name] = converted[id(tensor)]
+    return state
+
+
+def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype, names_dtype: bool) -> None:
+    """Set the dtype in config.json: the saved one with `names_dtype`, otherwise what the source's names.
+
+    The source's dtype may differ from that of its weights. If it names none, the weights' own is written.
+    """
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
+    saved = str(dtype).removeprefix("torch.")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):
         named = next((theirs[key] for key in DTYPE_KEYS if theirs.get(key)), None)
-        named = named if dtype is None else str(dtype).removeprefix("torch.")
+        if names_dtype or (named is None and mine is config):
+            named = saved
         if named is not None and "dtype" in mine:
             mine["dtype"] = named
         elif mine is not config:  # otherwise it would be the dtype of the computation
@@ -143,19 +172,22 @@ def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype | None) -> 
     write_json(folder / "config.json", config, indent=2)
 
 
-def _other_files(folder: Path, inner: bool = False) -> list[Path]:
+def _other_files(folder: Path, has_remote_code: bool, inner: bool = False) -> list[Path]:
     """Return the files of a model's folder except weights, including those in sub-folders.
 
     Hidden files, caches and linked folders are left out, and so are sub-folders with weights, which are other models.
+    Without trusted code, files are those of `COPIED_NAMES`.
     """
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
     files = [path for path in paths if path.is_file()]
     others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
     if inner and len(others) < len(files):
         return []
-    names = {path: path.name.lower() for path in others}
-    found = [p for p, name in names.items() if inner or not (name in NOT_COPIED or name.endswith(OF_OLD_LAYERS))]
+    if not has_remote_code:
+        found = [path for path in others if COPIED_NAMES.fullmatch(path.name.lower())]
+    else:
+        found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
     for path in paths:
         if path.is_dir() and not path.is_symlink():
-            found += _other_files(path, inner=True)
+            found += _other_files(path, has_remote_code, inner=True)
     return found

@@ -75,6 +75,7 @@ def load_vlm(
         raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
     with _naming(folder):
         check_folder(folder, trust_remote_code)
+        check_sums(folder)  # before the folder's code runs
         config = _read_config(folder, trust_remote_code, only_runs)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
         options: dict[str, Any] = {"dtype": read_dtype(dtype), "trust_remote_code": trust_remote_code}
@@ -229,7 +230,6 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     auto = auto_class(config)
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which does not generate text.")
-    check_sums(folder)
     try:
         with bars_on_terminals():
             model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)

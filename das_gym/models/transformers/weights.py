@@ -17,7 +17,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 SUMS = "SHA256SUMS"
-"""The file of the checksums of a folder's weights, as `sha256sum --check` reads it."""
+"""The file of the checksums of a folder's weights and code, as `sha256sum --check` reads it."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -62,16 +62,22 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the checksums of all safetensors files of a folder into it."""
-    lines = [f"{checksum(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    """Write the checksums of all safetensors files and all code of a folder into it."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
+    lines = [f"{checksum(path)}  {path.name}\n" for path in files]
     write_text(folder / SUMS, "".join(lines))
 
 
 def check_sums(folder: Path) -> bool:
-    """Compare a folder's files with its checksums, and return whether it has any."""
+    """Compare a folder's files with its checksums, and return True if it has any.
+
+    Raises:
+        ValueError: a file differs or is missing, or the folder has code without a checksum.
+    """
     path = folder / SUMS
     if not path.is_file():
         return False
+    unknown = {code.name for code in folder.glob("*.py")}
     advice = f"Copy the folder again; if you changed the file yourself, remove {SUMS}"
     for line in path.read_text("utf-8", "replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line)
@@ -82,4 +88,7 @@ def check_sums(folder: Path) -> bool:
             raise ValueError(f"{folder} lacks {match[2]}, which {SUMS} names. {advice}")
         if checksum(file) != match[1]:
             raise ValueError(f"{file} is damaged: its checksum differs from the recorded one. {advice}")
+        unknown.discard(match[2])
+    if unknown:
+        raise ValueError(f"{folder / min(unknown)} is code without a checksum in {SUMS}. {advice}")
     return True

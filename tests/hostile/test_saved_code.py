@@ -1,0 +1,155 @@
+"""Folders that `shrink` and `export` write name no code but our own, whatever the untrusted source names."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from das_gym.adapt.shrink.saving import save
+
+from das_gym.files import read_json, write_json, write_text
+from das_gym.models.transformers.layer_removal import remove_parts
+from das_gym.models.transformers.loading import load_vlm
+from das_gym.models.transformers.stack import find_decoder, note_layer_parts
+from das_gym.models.transformers.units import MLP
+from tests.models.transformers import tiny
+
+AUTO = ("AutoConfig", "AutoModelForImageTextToText", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
+OWN = {"AutoModelForImageTextToText": "modeling_removed_sublayers.LlavaForConditionalGenerationWithoutSublayers"}
+
+AWAY, HERE, PATH = "ELSEWHERE--evil.Evil", "evil.Evil", "ELSEWHERE/evil.Evil"
+EVERY = dict.fromkeys(AUTO, AWAY) | {"AutoTokenizer": [AWAY, AWAY]}
+PIPELINE = {"evil-task": {"impl": AWAY, "pt": ["AutoModel"], "tf": []}}
+FORGED: dict[str, dict[str, Any]] = {
+    "issue": {
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [AWAY, AWAY]}},
+        "processor_config.json": {"auto_map": {"AutoProcessor": AWAY}},
+    },
+    **{f"every class in {name}": {f"{name}.json": {"auto_map": EVERY}} for name in ("config", "generation_config")},
+    "old form of tokenizers": {"tokenizer_config.json": {"auto_map": [AWAY, AWAY]}},
+    "slow tokenizer": {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [AWAY, None]}, "tokenizer_class": "Strange"}},
+    "code of the folder": {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [HERE, HERE]}}},
+    "code by its path": {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [PATH, PATH]}}},
+    "tokenizer in the model's settings": {"config.json": {"auto_map": {"AutoTokenizer": [AWAY, AWAY]}}},
+    "processor in the tokenizer's": {"tokenizer_config.json": {"auto_map": {"AutoProcessor": AWAY}, "processor_class": None}},
+    "processor in the images'": {"preprocessor_config.json": {"auto_map": {"AutoProcessor": AWAY}}},
+    "images": {"preprocessor_config.json": {"auto_map": {"AutoImageProcessor": AWAY, "AutoFeatureExtractor": AWAY}}},
+    "images within the processor": {"processor_config.json": {"image_processor": {"auto_map": {"AutoImageProcessor": AWAY}}}},
+    "videos": {"video_preprocessor_config.json": {"auto_map": {"AutoVideoProcessor": AWAY, "AutoProcessor": AWAY}}},
+    "sounds": {
+        "processor_config.json": {
+            "audio_tokenizer": {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "ELSEWHERE"}
+        }
+    },
+    "parts of the model": {
+        "config.json": {"text_config": {"auto_map": EVERY}, "vision_config": {"auto_map": {"AutoModel": AWAY}}}
+    },
+    "pipeline": {"config.json": {"custom_pipelines": PIPELINE}},
+    "generation": {"custom_generate/generate.py": "EVIL", "custom_generate/requirements.txt": ""},
+    "generation in its settings": {"generation_config.json": {"custom_generate": AWAY}},
+    "name of our file": {"modeling_removed_sublayers.py": "EVIL", "config.json": {"auto_map": EVERY}},
+    "adapter": {"adapter/adapter_config.json": {"base_model_name_or_path": "ELSEWHERE", "auto_mapping": {"x": AWAY}}},
+    "unknown setting": {"processor_config.json": {"deep": [{"helper": [None, AWAY]}]}},
+    "folder of a tokenizer": {"qformer_tokenizer/tokenizer_config.json": {"auto_map": {"AutoTokenizer": [AWAY, AWAY]}}},
+    "upper case": {"License.py": "EVIL", "EVIL.PY": "EVIL", "evil.pth": "EVIL", "evil.so": "EVIL"},
+    "exported program": {"export_manifest.json": {"export_format": "ExportedProgram"}, "program.pt2": "EVIL"},
+    "broken settings": {"inner/processor_config.json": "{'auto_map': evil"},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save("llava", tmp_path_factory.mktemp("source") / "llava")
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The code that creates the file EXECUTED when it is imported; `elsewhere/evil.py` has it, too."""
+    code = f"open({str(tmp_path / 'EXECUTED')!r}, 'w').close()\nclass Evil: pass\n"
+    write_text(tmp_path / "elsewhere" / "evil.py", code)
+    auto_map = dict.fromkeys(AUTO, HERE)
+    write_json(tmp_path / "elsewhere" / "config.json", {"model_type": "evil", "auto_map": auto_map})
+    monkeypatch.setattr(t.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    yield code
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+def forge(source: Path, folder: Path, changes: dict[str, Any], code: str) -> Path:
+    """Copy a folder, and write or merge the changes into its files."""
+    shutil.copytree(source, folder)
+    write_text(folder / "evil.py", code)
+    for name, content in changes.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content.replace("EVIL", code))
+            continue
+        before = read_json(path) if path.is_file() else {}
+        nested = {key: before[key] | inner for key, inner in content.items() if isinstance(before.get(key), dict)}
+        write_json(path, before | content | nested)
+        path.write_text(path.read_text().replace("ELSEWHERE", str(folder.parent / "elsewhere")))
+    return folder
+
+
+def without_mlp(folder: Path) -> Any:
+    """Load the model of a folder, and remove an MLP, so that it needs our code."""
+    model = t.AutoModelForImageTextToText.from_pretrained(folder)
+    note_layer_parts(find_decoder(model), lambda: model(input_ids=torch.tensor([[5, 6]])))
+    return remove_parts(model, {1: MLP})
+
+
+def load_everything(folder: Path) -> None:
+    """Load all that transformers finds in a folder, with its code trusted."""
+    for loader in (t.AutoConfig, t.AutoProcessor, t.AutoTokenizer, t.AutoImageProcessor, t.AutoVideoProcessor):
+        with contextlib.suppress(Exception):
+            loader.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+    for sub in ("qformer_tokenizer", "adapter"):
+        with contextlib.suppress(Exception):
+            t.AutoTokenizer.from_pretrained(folder, subfolder=sub, trust_remote_code=True)
+    with contextlib.suppress(Exception):
+        t.pipeline("evil-task", model=str(folder), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_saved_folder_names_our_code_alone(source: Path, tmp_path: Path, evil: str, name: str):
+    forged, out = forge(source, tmp_path / "forged", FORGED[name], evil), tmp_path / "out"
+    out.mkdir()
+    model = without_mlp(forged)
+    save(model, out, forged, forged, model.dtype)
+    load_everything(out)
+    loaded = t.AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)
+    assert type(loaded).__name__.endswith("WithoutSublayers")
+    assert [path.name for path in out.rglob("*") if path.suffix.lower() in (".py", ".so", ".pth", ".pt2")] == [
+        "modeling_removed_sublayers.py"
+    ]
+    texts = {path: path.read_text("utf-8") for path in out.rglob("*.json")}
+    assert not [path for path, text in texts.items() if "evil" in text.lower() and path.name != "config.json"]
+    assert read_json(out / "config.json")["auto_map"] == OWN
+    assert texts[out / "config.json"].count("auto_map") == 1
+
+
+def test_forged_folders_execute_code_without_protection(source: Path, tmp_path: Path, evil: str):
+    """Otherwise the test above would show nothing."""
+    load_everything(forge(source, tmp_path / "forged", FORGED["issue"], evil))
+    assert (tmp_path / "EXECUTED").exists()
+    (tmp_path / "EXECUTED").unlink()
+
+
+def test_changed_code_is_rejected_before_it_runs(source: Path, tmp_path: Path, evil: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    model = without_mlp(source)
+    save(model, out, source, source, model.dtype)
+    code = out / "modeling_removed_sublayers.py"
+    original = code.read_text()
+    for file, text in ((code, original + evil), (out / "other.py", evil)):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{file.name}.* checksum"):
+            load_vlm(out, only_runs=True, trust_remote_code=True)
+        code.write_text(original)
