@@ -53,7 +53,7 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
 
 
 def _check_id(env_id: str) -> None:
-    name = env_id.rpartition(":")[2]
+    name = f"{env_id.rpartition(':')[2].removesuffix('-v0')}-v0"  # Gymnasium finds ids without a version, too
     if name in SUITE_IDS or name.endswith(many_objectives("")):
         raise ValueError(f"`env_id` is a suite or has several rewards, which searches do not support: got {env_id}, {OURS}")
 

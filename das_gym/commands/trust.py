@@ -18,7 +18,7 @@ IMPORTED_PLUGINS: list[str] = []
 """Names of all modules that `import_plugins` imported in this process."""
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
-"""Packages whose modules every record may name."""
+"""Packages whose modules the settings of `NAMES_CODE` and `plugins` of every record may name."""
 
 REMOTE_CODE = "trust_remote_code"
 WRITES = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
@@ -64,7 +64,10 @@ def add_working_folder() -> None:
 
 
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
-    """Return the modules that a setting names, also within it, and that are neither `known` nor of a known package."""
+    """Return the modules that a setting names, also within it, and that the user has not confirmed.
+
+    Modules in `known` are confirmed. Settings of `NAMES_CODE` and `plugins` may also name modules of `KNOWN_PACKAGES`.
+    """
     if name in DEVICES:
         return []
     if isinstance(value, Mapping):
@@ -76,8 +79,16 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
     named = value.split(",") if name == "plugins" else []
     if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
-    unknown = (each for each in named if each and each not in known)
-    return [each for each in unknown if each.partition(".")[0] not in KNOWN_PACKAGES or "__main__" in each.split(".")]
+    return [module for module in named if module and _is_unknown(module, name, known)]
+
+
+def _is_unknown(module: str, name: str, known: Container[str]) -> bool:
+    """Return True if the user has to confirm a module that the setting `name` of a record names."""
+    package = module.partition(".")[0]
+    if name in (*NAMES_CODE, "plugins"):
+        return module not in known and (package not in KNOWN_PACKAGES or "__main__" in module.split("."))
+    # No other setting has a reason to name a class of a library, all of whose classes could be called.
+    return module not in known or package in (*KNOWN_PACKAGES, *sys.stdlib_module_names)
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def make_env(
     **arguments: Any,
 ) -> MultiObjectiveReward:
     """Make an environment (`env`: "module:name" of its class) with vector rewards; without a budget unless one is given."""
-    cls = find_class(env)
+    cls = _own_class(env)
     return MultiObjectiveReward(cls(**_without_budget(cls, arguments)), objectives, reference)
 
 
@@ -242,9 +242,16 @@ def make_vector_env(
     **arguments: Any,
 ) -> MultiObjectiveVectorReward:
     """Make the vector environment of `env` with vector rewards; see `make_env`."""
-    cls = find_class(f"{env.removesuffix('Env')}VectorEnv")
+    cls = _own_class(f"{env.removesuffix('Env')}VectorEnv")
     made = cls(num_envs=num_envs, **_without_budget(cls.env_class, arguments))
     return MultiObjectiveVectorReward(made, objectives, reference)
+
+
+def _own_class(name: str) -> Any:
+    """Return the class that an id is registered with; an `env` that somebody passes instead could call anything."""
+    if not name.startswith("das_gym.envs."):
+        raise ValueError(f"`env` is set by the environment's id: got {name}. Leave it out.")
+    return find_class(name)
 
 
 # `gymnasium.make` reads the render modes of what it calls.

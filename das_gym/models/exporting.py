@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from das_gym.files import write_text
+from das_gym.files import read_json, write_json, write_text
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 
 SHARED_CODE = ("das_gym.models.subnet", "das_gym.models.adapters", "das_gym.models.attention")
 """Modules that every folder with code needs."""
+
+SETTINGS_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
+"""Files in which transformers looks for settings, also in sub-folders; other JSON files hold words of a tokenizer."""
+
+CODE_SETTINGS = ("auto_map", "auto_mapping", "custom_pipelines", "custom_generate", "audio_tokenizer")
+"""Settings by which transformers 5.24 and peft 0.19 import modules, or load another folder with the same trust."""
+
+FOREIGN_CODE = re.compile(r"\S*--\S*\.\w+")
+"""A class of another folder or repository: `owner/name--module.Class`."""
 
 _IMPORT = re.compile(r"from das_gym\.models\.(?:\w+\.)*(\w+) import")
 
@@ -136,3 +149,37 @@ def copy_code(folder: Path, *modules: str) -> None:
         file: Any = importlib.import_module(module).__file__
         code = Path(file).read_text(encoding="utf-8")
         write_text(folder / f"{module.rpartition('.')[2]}.py", _IMPORT.sub(r"from .\1 import", code))
+
+
+def remove_code_settings(folder: Path) -> None:
+    """Remove every setting that names code, or kernels of the Hub, from a folder's files, and from those in sub-folders."""
+    for path in sorted(folder.rglob("*.json")):
+        if path.name not in SETTINGS_FILES:
+            continue
+        try:
+            content = read_json(path)
+        except ValueError:  # transformers cannot read it either
+            path.unlink()
+            continue
+        plain = _without_code(content)
+        if plain != content:
+            write_json(path, plain, indent=2)
+
+
+def _without_code(value: Any) -> Any:
+    """Return JSON content without entries that name code, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without_code(inner) for name, inner in value.items() if not _names_code(name, inner)}
+    if isinstance(value, list):
+        return [_without_code(inner) for inner in value]
+    return value
+
+
+def _names_code(name: str, value: Any) -> bool:
+    """Return True if a setting of a JSON file names code."""
+    if name in CODE_SETTINGS:
+        return True
+    if name.endswith(("_implementation", "_implementation_internal")):  # a kernel, also by part of the model
+        return "/" in json.dumps(value)
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and FOREIGN_CODE.fullmatch(text) for text in texts)

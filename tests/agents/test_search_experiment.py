@@ -91,6 +91,8 @@ def test_settings_of_the_environment_reach_it():
         ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),
         ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym: got CartPole-v1"),
         ({"env_id": "DAS-METER-VQA-MO-v0"}, "`env_id` is a suite or has several rewards"),
+        ({"env_id": "DAS-METER-VQA-Tabular-MO"}, "`env_id` is a suite or has several rewards"),
+        ({"env_id": "DAS-Suite"}, "`env_id` is a suite or has several rewards"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},
             "unexpected keyword argument 'split'",

@@ -207,3 +207,9 @@ def test_vector_env_agrees_with_single_envs():
 def test_wrong_objectives_are_rejected(objectives):
     with pytest.raises(ValueError, match="objective"):
         gymnasium.make(ID, objectives=objectives)
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
+def test_class_of_the_environment_cannot_be_replaced(make):
+    with pytest.raises(ValueError, match="`env` is set by the environment's id"):
+        make(ID, env="gymnasium.vector:Async")

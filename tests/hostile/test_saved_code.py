@@ -37,10 +37,10 @@ FORGED: dict[str, dict[str, Any]] = {
     "code of the folder": {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [HERE, HERE]}}},
     "code by its path": {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [PATH, PATH]}}},
     "tokenizer in the model's settings": {"config.json": {"auto_map": {"AutoTokenizer": [AWAY, AWAY]}}},
-    "processor in the tokenizer's": {"tokenizer_config.json": {"auto_map": {"AutoProcessor": AWAY}, "processor_class": None}},
+    "processor in the words'": {"tokenizer_config.json": {"auto_map": {"AutoProcessor": AWAY}, "processor_class": None}},
     "processor in the images'": {"preprocessor_config.json": {"auto_map": {"AutoProcessor": AWAY}}},
     "images": {"preprocessor_config.json": {"auto_map": {"AutoImageProcessor": AWAY, "AutoFeatureExtractor": AWAY}}},
-    "images within the processor": {"processor_config.json": {"image_processor": {"auto_map": {"AutoImageProcessor": AWAY}}}},
+    "images in the processor": {"processor_config.json": {"image_processor": {"auto_map": {"AutoImageProcessor": AWAY}}}},
     "videos": {"video_preprocessor_config.json": {"auto_map": {"AutoVideoProcessor": AWAY, "AutoProcessor": AWAY}}},
     "sounds": {
         "processor_config.json": {

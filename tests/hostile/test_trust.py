@@ -122,6 +122,8 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"search": {"agent": "evilmod:Agent"}},
         {"reward": "evilmod:attribute"},
         {"env_kwargs": {"statistics": ["evilmod:attribute"]}},
+        {"env_kwargs": {"env": "gymnasium.vector:AsyncEnv"}},
+        {"env_kwargs": {"env": "subprocess:Popen", "args": "touch EXECUTED", "shell": True}},
         {"env_kwargs": {"trust_remote_code": True}},
         {"trust_remote_code": True},
         {"out": "/anywhere"},

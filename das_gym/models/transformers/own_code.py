@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +16,6 @@ VARIANT = "trust_remote_code"
 Without `trust_remote_code=True`, transformers would load its own class and fill weights that are missing with noise, of
 which it only prints a report. It does not look for files of this name, so that it raises.
 """
-
-
-SETTINGS_FILES = (
-    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json"),
-    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
-)
-"""Files in which transformers looks for settings, also in sub-folders; other JSON files hold words of a tokenizer."""
-
-CODE_SETTINGS = ("auto_map", "auto_mapping", "custom_pipelines", "custom_generate", "audio_tokenizer")
-"""Settings by which transformers 5.24 and peft 0.19 import modules, or load another folder with the same trust."""
-
-FOREIGN_CODE = re.compile(r"\S*--\S*\.\w+")
-"""A class of another folder or repository: `owner/name--module.Class`."""
 
 
 class OwnCode(NamedTuple):
@@ -94,37 +79,3 @@ def write_code(folder: Path, model: Any, code: OwnCode) -> None:
     config["architectures"] = [name]
     config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
     write_json(folder / "config.json", config, indent=2)
-
-
-def remove_code_settings(folder: Path) -> None:
-    """Remove every setting that names code, or kernels of the Hub, from a folder's files, and from those in sub-folders."""
-    for path in sorted(folder.rglob("*.json")):
-        if path.name not in SETTINGS_FILES:
-            continue
-        try:
-            content = read_json(path)
-        except ValueError:  # transformers cannot read it either
-            path.unlink()
-            continue
-        plain = _without_code(content)
-        if plain != content:
-            write_json(path, plain, indent=2)
-
-
-def _without_code(value: Any) -> Any:
-    """Return JSON content without entries that name code, at any depth."""
-    if isinstance(value, dict):
-        return {name: _without_code(inner) for name, inner in value.items() if not _names_code(name, inner)}
-    if isinstance(value, list):
-        return [_without_code(inner) for inner in value]
-    return value
-
-
-def _names_code(name: str, value: Any) -> bool:
-    """Return True if a setting of a JSON file names code."""
-    if name in CODE_SETTINGS:
-        return True
-    if name.endswith(("_implementation", "_implementation_internal")):  # a kernel, also by part of the model
-        return "/" in json.dumps(value)
-    texts = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and FOREIGN_CODE.fullmatch(text) for text in texts)
