@@ -18,6 +18,9 @@ from gymnasium.envs.registration import register, registry
 
 from das_gym.bundled import ASSETS
 
+DEFAULT_REWARD = "exp_neg_loss"
+"""The reward of tasks that name no other."""
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -67,6 +70,7 @@ class TaskEntry:
         data: Description of its data.
         gives: `pairs` or `prompts`, see `ModelEntry.reads`.
         needs_data: Whether there are no bundled data, so that `data_root` has to be given.
+        reward: The default reward of masks, see `das_gym.problem.rewards.REWARDS`.
     """
 
     name: str
@@ -75,6 +79,7 @@ class TaskEntry:
     data: str
     gives: str = "pairs"
     needs_data: bool = False
+    reward: str = DEFAULT_REWARD
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ TASKS: dict[str, TaskEntry] = {
             ".txt, .jsonl, parquet, save_to_disk (none bundled)",
             gives="prompts",
             needs_data=True,
+            reward="perplexity_ratio",
         ),
     )
 }
@@ -207,6 +213,12 @@ def entry_of(id: str) -> EnvEntry | None:
     name = id.rpartition(":")[2]
     live = CHECKPOINT_TABLES.get(name, (name,))[0]
     return next((entry for entry in ENVIRONMENTS.values() if live in (entry.id, entry.tabular_id)), None)
+
+
+def default_reward(id: str) -> str:
+    """Return the name of the default reward of an environment's task, given the environment's id."""
+    entry = entry_of(id)
+    return DEFAULT_REWARD if entry is None else TASKS[entry.task].reward
 
 
 def many_objectives(id: str) -> str:

@@ -104,7 +104,7 @@ class EnvSettings(ModelSettings):
     """Frequent arguments of the environment as settings. Those that are not the default are passed on.
 
     Attributes:
-        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas. None means the task's own.
         reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
             retrieval.
         env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
@@ -113,7 +113,7 @@ class EnvSettings(ModelSettings):
 
     group: ClassVar[str] = "Reward"
 
-    reward: str = choice("exp_neg_loss", REWARDS)
+    reward: str | None = choice(None, REWARDS)
     reward_examples: int | None = None
     env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
 

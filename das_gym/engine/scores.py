@@ -23,11 +23,13 @@ class Scores:
         losses: (m,) float64, nats.
         metrics: (m,) float64, 0..1.
         divergences: (m,) float64, KL(full model || subnet) in nats, inf if it is not finite; None unless requested.
+        full_loss: The loss of the full model, nats, for rewards that are relative to it; None for others.
     """
 
     losses: np.ndarray
     metrics: np.ndarray
     divergences: np.ndarray | None = None
+    full_loss: float | None = None
 
     @property
     def broken(self) -> np.ndarray:

@@ -176,7 +176,7 @@ class Scorer(ABC):
             losses[scored], metrics[scored] = found.losses, found.metrics
             # The engine computes divergences only for rewards that need them.
             divergences[scored] = np.nan if found.divergences is None else found.divergences
-        scores = Scores(losses, metrics, divergences)
+        scores = Scores(losses, metrics, divergences, self.full_loss)
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
         return rewards, self._info(masks, scores, feasible, self._count(scored))
 
@@ -189,7 +189,15 @@ class Scorer(ABC):
         """Return the reward of skipping every layer, with or without a budget; it does not count as an evaluation."""
         masks = np.ones((1, self.n_layers), dtype=bool)
         without_budget = replace(self.objective, budget=Budget(self.n_layers))
-        return float(without_budget.rewards(masks, self.measure_fixed(masks))[0])
+        scores = replace(self.measure_fixed(masks), full_loss=self.full_loss)
+        return float(without_budget.rewards(masks, scores)[0])
+
+    @cached_property
+    def full_loss(self) -> float | None:
+        """The loss of the full model on the fixed examples, nats, if the reward reads it; not counted as an evaluation."""
+        if not self.objective.reward.needs_full_loss:
+            return None
+        return float(self.measure_fixed(np.zeros((1, self.n_layers), dtype=bool)).losses[0])
 
     def full_model_info(self) -> dict[str, Any]:
         """Return the info of the full model as plain numbers; it does not count as an evaluation."""

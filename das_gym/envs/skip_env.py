@@ -23,7 +23,7 @@ from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_co
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
 from das_gym.tables.shipped_losses import shipped_losses
 
 
@@ -133,10 +133,10 @@ class SkipEnv(ScoredEnv):
     the remaining budget (0..1: layers / n_layers, or share of the cost).
 
     ## Rewards
-    By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus
-    `macs_price` * (share of MACs saved). A mask that breaks the budget is not evaluated: it earns the lowest reward minus
-    the share of layers, or of the cost, by which it misses (so between -1 and 0 for the default), its loss counts as inf
-    and its metric as 0. In a sequence all steps but the last earn 0.
+    By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus `macs_price` *
+    (share of MACs saved); text has `perplexity_ratio`. A mask that breaks the budget is not evaluated: it earns the lowest
+    reward minus the share of layers, or of the cost, by which it misses (so between -1 and 0 for the default), its loss
+    counts as inf and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
     The layer statistics, nothing skipped. `info` describes the full model. The losses of `leave_one_out` are shipped for
@@ -173,7 +173,7 @@ class SkipEnv(ScoredEnv):
             is given.
         macs_saved: Budget: least share of MACs to save, such as 0.12, instead of `skip_num`.
         action: `mask`, `sequence` or `scores`.
-        reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`.
+        reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`; None is the task's own.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
         statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None =
             `DEFAULT_STATISTICS`.
@@ -209,7 +209,7 @@ class SkipEnv(ScoredEnv):
         skip_num: int | str | None = "auto",
         macs_saved: float | None = None,
         action: str = "mask",
-        reward: str = "exp_neg_loss",
+        reward: str | None = None,
         macs_price: float = 0.0,
         statistics: str | Iterable[str] | None = None,
         reward_examples: int | None = None,
@@ -228,7 +228,15 @@ class SkipEnv(ScoredEnv):
         problem = load_problem(build(ProblemConfig, {"model": model, "task": task, **settings}))
         statistics = DEFAULT_STATISTICS if statistics is None else statistics
         scorer = MaskScorer(
-            problem, budget, reward, macs_price, statistics, reward_examples, reward_batches, costs, latency_batch
+            problem,
+            budget,
+            reward or TASKS[task].reward,
+            macs_price,
+            statistics,
+            reward_examples,
+            reward_batches,
+            costs,
+            latency_batch,
         )
         super().__init__(scorer, action, render_mode)
 

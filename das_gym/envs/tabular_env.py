@@ -23,7 +23,7 @@ from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, default_reward, find_environment
 from das_gym.tables.table import SCORES, SubnetTable
 
 
@@ -247,7 +247,7 @@ class TabularEnv(ScoredEnv):
         skip_num: int | str | None = "auto",
         macs_saved: float | None = None,
         action: str = "mask",
-        reward: str = "exp_neg_loss",
+        reward: str | None = None,
         macs_price: float = 0.0,
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
@@ -268,7 +268,7 @@ class TabularEnv(ScoredEnv):
         self.table = every_group if group is None else every_group.group_table(group)
         settings: dict[str, Any] = {
             "budget": {"skip_num": skip_num, "macs_saved": macs_saved, **budget},
-            "reward": reward,
+            "reward": reward or default_reward(self.table.meta.env_id),
             "macs_price": macs_price,
             "statistics": statistics,
             "split": split,

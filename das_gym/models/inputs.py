@@ -119,6 +119,11 @@ class Passage:
         return self.ids[: self.start]
 
     @property
+    def text(self) -> str:
+        """The numbers of its tokens."""
+        return " ".join(map(str, self.ids))
+
+    @property
     def length(self) -> int:
         """How many tokens it has."""
         return len(self.ids)

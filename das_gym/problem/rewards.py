@@ -33,6 +33,7 @@ class Reward:
         compute: From `Scores` to rewards (m,). Its docstring begins with the formula and says the range. Every reward is
             deterministic.
         needs_divergences: Whether it reads `Scores.divergences`.
+        needs_full_loss: Whether it reads `Scores.full_loss`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Reward:
     high: float
     compute: Callable[[Scores], np.ndarray]
     needs_divergences: bool = False
+    needs_full_loss: bool = False
 
     @property
     def formula(self) -> str:
@@ -68,6 +70,24 @@ def neg_loss(scores: Scores) -> np.ndarray:
     return -np.minimum(scores.losses, MAX_LOSS)
 
 
+def perplexity_ratio(scores: Scores) -> np.ndarray:
+    """Return exp(loss of the full model - loss), the full model's perplexity divided by the subnet's.
+
+    Range: 0..2, 1 for the full model.
+
+    The default for text, where losses of 3 to 5 nats make the other two rewards of the loss awkward. `exp_neg_loss` is the
+    reciprocal of the perplexity: 0.04 for a good model and 0.02 for one with twice its perplexity. Such differences are
+    small for agents that do not scale rewards, such as the paper's bandit, and next to a price of MACs. `neg_loss` is
+    dominated by ruined models: a mask without an essential layer may lose 10 nats, and the masks that an agent has to tell
+    apart differ by tenths. The ratio orders masks as both do. It is 0.5 at twice the perplexity, about 0 for any ruined
+    model, and comparable between models and texts.
+    """
+    if scores.full_loss is None:
+        raise ValueError("perplexity_ratio needs the loss of the full model, which was not measured")
+    with np.errstate(over="ignore"):
+        return np.exp(scores.full_loss - scores.losses)
+
+
 def metric(scores: Scores) -> np.ndarray:
     """Return the task's metric.
 
@@ -91,6 +111,7 @@ REWARDS: dict[str, Reward] = {
     for reward in (
         Reward("exp_neg_loss", 0.0, 1.0, exp_neg_loss),
         Reward("neg_loss", -MAX_LOSS, 0.0, neg_loss),
+        Reward("perplexity_ratio", 0.0, 2.0, perplexity_ratio, needs_full_loss=True),
         Reward("metric", 0.0, 1.0, metric),
         Reward("neg_kl", -MAX_LOSS, 0.0, neg_kl, needs_divergences=True),
     )

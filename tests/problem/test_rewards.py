@@ -22,6 +22,7 @@ def measured(losses, metrics=None, divergences=None) -> Scores:
         losses,
         np.full(len(losses), 0.5) if metrics is None else np.asarray(metrics, dtype=float),
         np.zeros(len(losses)) if divergences is None else np.asarray(divergences, dtype=float),
+        1.5,
     )
 
 
@@ -30,6 +31,7 @@ def test_rewards_agree_with_their_formulas():
     expected = {
         "exp_neg_loss": [1, np.exp(-2), 0],
         "neg_loss": [0, -2, -1e4],
+        "perplexity_ratio": [np.exp(1.5), np.exp(-0.5), 0],
         "metric": [1, 0.5, 0],
         "neg_kl": [0, -3, -1e4],
     }
@@ -72,7 +74,7 @@ def test_non_finite_losses_earn_the_lowest_reward():
     for reward in REWARDS.values():
         for losses in (nothing, np.array([np.inf])):
             metrics = np.zeros(1) if np.isinf(losses) else nothing
-            earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Scores(losses, metrics, losses))
+            earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Scores(losses, metrics, losses, 1.5))
             assert earned.tolist() == [reward.low]
 
 
@@ -91,3 +93,5 @@ def test_register_reward_adds_it_or_rejects_it(monkeypatch):
 def test_neg_kl_needs_divergences():
     with pytest.raises(ValueError, match="neg_kl"):
         find_reward("neg_kl").compute(Scores(np.zeros(1), np.zeros(1)))
+    with pytest.raises(ValueError, match="loss of the full model"):
+        find_reward("perplexity_ratio").compute(Scores(np.zeros(1), np.zeros(1)))

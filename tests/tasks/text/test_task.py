@@ -8,9 +8,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.splits import Splits
+from das_gym.engine.scores import Scores
 from das_gym.models.transformers.inputs import load_tokenizer_of
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import build_problem, load_splits
+from das_gym.problem.rewards import find_reward
+from das_gym.tables.build import build_table
 from das_gym.tasks.text.documents import Document
 from das_gym.tasks.text.task import TextTask
 from das_gym.tasks.text.windows import beginning_of, split_into_windows
@@ -86,6 +89,22 @@ def test_losses_accuracy_and_divergence_are_those_of_plain_transformers(folders:
     assert info["macs"] > 0
 
 
+def test_default_reward_is_the_ratio_of_perplexities_of_the_model_and_of_a_table(folders: tuple[Path, Path], tmp_path: Path):
+    model, data = folders
+    settings = {"checkpoint": str(model), "data_root": str(data), "context": CONTEXT, "reward_examples": 5}
+    live = gymnasium.make("DAS-VLM-Text-v0", **settings, skip_num=None, statistics="depth").unwrapped
+    table, _ = build_table(live.scorer.problem, "DAS-VLM-Text-v0", reward_examples=5, test_examples=4)
+    table.save(tmp_path / "table.npz")
+    tabular = gymnasium.make("DAS-VLM-Text-Tabular-v0", table=str(tmp_path / "table.npz"), skip_num=None).unwrapped
+    full = live.reset()[1]
+    for bits in ([0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1]):
+        mask = np.array(bits, np.int8)
+        _, reward, _, _, info = live.step((live.reset(), mask)[1])
+        assert reward == pytest.approx(min(np.exp(full["loss"] - info["loss"]), 2), abs=1e-12)
+        assert tabular.step((tabular.reset(), mask)[1])[1] == pytest.approx(reward, abs=1e-5)
+    assert find_reward("perplexity_ratio").compute(Scores(np.array([np.inf]), np.zeros(1), full_loss=3.0)) == 0
+
+
 def test_summary_has_the_perplexity_and_predictions_the_losses(folders: tuple[Path, Path]):
     model, data = folders
     splits: Splits = load_splits(
@@ -114,7 +133,5 @@ def test_summary_has_the_perplexity_and_predictions_the_losses(folders: tuple[Pa
 def test_settings_that_do_not_fit_are_named(folders: tuple[Path, Path], tmp_path: Path, changes: dict, message: str):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{n} red" * 500}) for n in range(3)), encoding="utf-8")
     settings = {"model": "VLM", "task": "text", "checkpoint": str(folders[0]), "data_root": str(tmp_path), "context": 8}
-    from das_gym.problem.loading import build_problem
-
     with pytest.raises(ValueError, match=message):
         build_problem(ProblemConfig(**settings | changes))
