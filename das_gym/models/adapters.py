@@ -81,6 +81,43 @@ class SkipAdapter(Adapter):
         return add_to(super().forward(x), x)
 
 
+class LinearMap(nn.Module):
+    """Compute `W x + b`, in place of an attention or MLP that is skipped.
+
+    Its weights are not trained: `das_gym.models.transformers.linear_skips` computes them by ridge regression.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rank: Rank of `W`, which is then stored as two factors; None = full rank.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int | None = None) -> None:
+        super().__init__()
+        self.down = nn.Identity() if rank is None else nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(in_features if rank is None else rank, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features), with the dtype and on the device of the input."""
+        weight = self.up.weight  # a `device_map` may have put the layer before on another device
+        y: Tensor = self.up(self.down(x.to(weight.device, weight.dtype)))
+        return y.to(x.device, x.dtype)
+
+
+class LinearSkipAdapter(LinearMap):
+    """Compute `x + W normalize(x) + b`, in place of a layer that is skipped; see `LinearMap` and `normalize`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., hidden_size) to the same shape."""
+        return x + super().forward(normalize(x))
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scale (..., hidden_size) vectors to root mean square 1, in float32 at least, as RMSNorm without weights."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+
 class NoAdapter(nn.Module):
     """Add nothing: takes the place of a parallel adapter where the bottleneck is 0."""
 

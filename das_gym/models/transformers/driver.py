@@ -269,3 +269,13 @@ def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor
         padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
         real.append(torch.arange(longest, device=hidden.device) < block.lengths[:, None])
     return torch.cat(padded), torch.cat(real)
+
+
+def real_tokens(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
+    """Return (n, size): the tokens of a flat tensor without padding, each shared prefix once."""
+    found = []
+    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
+        prefixes, rows = block.split(part)
+        places = torch.arange(block.prefix, block.prefix + block.tokens, device=hidden.device)
+        found += [prefixes.flatten(0, 1), rows[places < block.lengths[:, None]]]
+    return torch.cat(found)

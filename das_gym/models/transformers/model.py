@@ -327,30 +327,44 @@ class VLM(UnitModel):
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return (1, flat tokens, hidden_size) hidden states; with `pooled_only`, only those that answers are read from."""
         del memo
+        return self.run_after(index, state, self.run_unit(index, state, skipped, pooled_only), pooled_only)
+
+    def run_unit(self, index: int, state: State, skipped: bool, pooled_only: bool = False) -> Tensor:
+        """Return what `run_layer` returns, before the layers between this unit and the next, which no mask skips."""
         place, kind, chosen = self.places[index], self.layers[index].kind, self.skippable(index).chosen(skipped)
-        layer: nn.Module = chosen
-        alone: Any = nullcontext()
-        if kind != LAYER and not skipped:  # the other half of the layer returns zeros, so that its input passes it
-            layer = self.stack_of(index).layers[place]
-            other: Any = child(layer, PART_NAMES[MLP if kind == ATTENTION else ATTENTION])
-            alone = replace_forwards({other: zero_forward(other)})
-        with alone:
-            if self.layers[index].stream == IMAGE:
-                tower: Any = self.tower
-                run_tower = None if skipped else partial(run_layer, layer)
-                hidden = tower.step(state.hidden[IMAGE], state.extras["images"], place, run_tower)
-                return self._run_fixed_vision(state, hidden, place + 1, self._end(index))
-            is_last = pooled_only and place == len(self.stack.layers) - 1
+        is_last = pooled_only and place == len(self.stack.layers) - 1
+        is_removed = skipped and isinstance(chosen, nn.Identity)
+        if self.layers[index].stream == IMAGE:
+            tower: Any = self.tower
+            run_tower: Any = partial(run_layer, chosen) if not skipped else lambda part, call: chosen(part)
+            return tower.step(state.hidden[IMAGE], state.extras["images"], place, None if is_removed else run_tower)
+        layer = self.stack.layers[place]
 
-            def run(block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-                if skipped:
-                    return (prefixes[:, :0], chosen(rows[:, block.first :])) if is_last else (chosen(prefixes), chosen(rows))
-                if is_last:
-                    return driver.run_at_answers(layer, place, block, prefixes, rows, attends=kind != MLP)
-                return driver.run_everywhere(layer, place, block, prefixes, rows)
+        def run(block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            if is_removed or (skipped and kind == LAYER):
+                return (prefixes[:, :0], chosen(rows[:, block.first :])) if is_last else (chosen(prefixes), chosen(rows))
+            if is_last:
+                attends = kind == LAYER or (kind == ATTENTION and not skipped)
+                return driver.run_at_answers(layer, place, block, prefixes, rows, attends)
+            return driver.run_everywhere(layer, place, block, prefixes, rows)
 
-            hidden = run_blocks(state.extras["blocks"], state.hidden[JOINT], run)
-        return self._run_fixed(state, hidden, place + 1, self._end(index), pooled_only)
+        with replace_forwards(self._part_forwards(index, skipped)):
+            return run_blocks(state.extras["blocks"], state.hidden[JOINT], run)
+
+    def _part_forwards(self, index: int, skipped: bool) -> dict[nn.Module, Callable[..., Any]]:
+        """Return forwards with which a layer runs its attention or MLP alone: the other half returns zeros."""
+        kind = self.layers[index].kind
+        if kind == LAYER:
+            return {}
+        other: Any = child(self.stack.layers[self.places[index]], PART_NAMES[MLP if kind == ATTENTION else ATTENTION])
+        return {other: zero_forward(other), **({self.module_of(index): self.part_forward(index)} if skipped else {})}
+
+    def run_after(self, index: int, state: State, hidden: Tensor, pooled_only: bool = False) -> Tensor:
+        """Run the layers between a unit, which gave `hidden`, and the next one; see `run_unit`."""
+        start, end = self.places[index] + 1, self._end(index)
+        if self.layers[index].stream == IMAGE:
+            return self._run_fixed_vision(state, hidden, start, end)
+        return self._run_fixed(state, hidden, start, end, pooled_only)
 
     def _run_fixed(self, state: State, hidden: Tensor, start: int, end: int, pooled_only: bool) -> Tensor:
         """Run the layers between two units, which no mask skips; add what the model adds before each and before `end`."""

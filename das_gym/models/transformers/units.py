@@ -234,9 +234,16 @@ class UnitModel(VLP):
         found: dict[nn.Module, Callable[..., Any]] = {}
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             module = self.module_of(index)
-            is_layer = self.layers[index].kind == LAYER
-            found[module] = skip_forward(module, self.skippable(index).chosen(True)) if is_layer else zero_forward(module)
+            if self.layers[index].kind == LAYER:
+                found[module] = skip_forward(module, self.skippable(index).chosen(True))
+            else:
+                found[module] = self.part_forward(index)
         return found
+
+    def part_forward(self, index: int) -> Callable[..., Any]:
+        """Return the forward of a skipped attention or MLP: zeros, or its skip adapter, which reads what the part reads."""
+        module, adapter = self.module_of(index), self.skippable(index).chosen(True)
+        return zero_forward(module) if isinstance(adapter, nn.Identity) else skip_forward(module, adapter)
 
 
 def find_units(

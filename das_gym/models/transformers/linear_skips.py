@@ -1,0 +1,258 @@
+"""Compute skip adapters in closed form: ridge regression from what a unit reads to what it adds to the hidden states.
+
+A skipped layer becomes `h + W normalize(h) + b`. For all tokens of some calibration examples, `W` and `b` minimize
+
+    |Y - X W - b|^2 + strength * mean(diag(X^T X)) * |W|^2,
+
+with `X` the normalized hidden states before the layer and `Y` what the full model adds to them. An attention or MLP becomes
+the linear map from its own input to its own output. No gradient and no mask is needed: one pass of the full model gives
+the skip adapters of every unit, and with them the score of any mask (`fit_skip_adapters`).
+
+The regressions of one mask can also be chained (`mask=`): a skipped unit then reads the hidden states of the shortened
+model, with the skip adapters before it in place, and is fitted to lead back to the hidden states of the full model.
+
+Folding such maps into the weights before them is ReplaceMe (arXiv 2505.02819).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
+from das_gym.models.base import State
+from das_gym.models.transformers.driver import real_tokens
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stack import IMAGE, first_input, first_output, in_output_form, replace_forwards
+from das_gym.models.transformers.units import LAYER
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+"""Ridge strengths that are tried, relative to the mean diagonal of the Gram matrix."""
+
+HELD_OUT_BATCHES = 8
+"""One of this many batches is held out to choose the ridge strength; it is then part of the fit."""
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """How well one unit was fitted.
+
+    Attributes:
+        unit: Name of the unit.
+        strength: The ridge strength, one of `STRENGTHS`, with the smallest error on held-out tokens.
+        explained: Share of the variance of held-out tokens that the map explains; 1 is a perfect fit. NaN without held-out
+            tokens.
+    """
+
+    unit: str
+    strength: float
+    explained: float
+
+
+@torch.no_grad()
+def fit_skip_adapters(
+    vlm: VLM,
+    states: Sequence[State],
+    rank: int | None = None,
+    mask: np.ndarray | None = None,
+    on_unit: Callable[[LinearFit], object] | None = None,
+) -> list[LinearFit]:
+    """Give units skip adapters that are fitted on calibration batches.
+
+    Layers are visited in order, so that the hidden states of all batches and the Gram matrix of one unit are in memory.
+
+    Args:
+        vlm: The model, without adapters; its units get skip adapters.
+        states: The state before the first unit of each batch, as `VLM.embed` returns it.
+        rank: Rank of the maps (reduced-rank regression); None = full rank.
+        mask: (n_units,) bool. Only its skipped units are fitted, in order, on hidden states of the model under the mask.
+            None fits every unit on hidden states of the full model.
+        on_unit: Called with each fit.
+
+    Returns:
+        The fits, in the order in which units run.
+
+    Raises:
+        ValueError: `rank` is out of range, or there is no batch.
+        FloatingPointError: A unit's hidden states are not finite.
+    """
+    if rank is not None and rank < 1:
+        raise ValueError(f"`rank` is out of range: got {rank}, expected at least 1, or None for full rank")
+    if not states:
+        raise ValueError("no calibration examples: skip adapters are fitted on examples of the train split")
+    fits = []
+    full = list(states)
+    short = full if mask is None else list(states)
+    for stage, (index,) in enumerate(vlm.stages):
+        full = [vlm.enter(state, stage)[0] for state in full]
+        short = full if mask is None else [vlm.enter(state, stage)[0] for state in short]
+        is_fitted = mask is None or bool(mask[index])
+        outputs = [_run_unit(vlm, index, state) for state in full]
+        if is_fitted:
+            pairs = [_pair(vlm, index, *each) for each in zip(full, outputs, short, strict=True)]
+            fits.append(_fit_unit(vlm, index, pairs, rank))
+            if on_unit is not None:
+                on_unit(fits[-1])
+        after = [_after(vlm, index, state, hidden) for state, (hidden, _) in zip(full, outputs, strict=True)]
+        if mask is None:
+            full = short = after
+            continue
+        short = [_after(vlm, index, state, vlm.run_unit(index, state, bool(mask[index]))) for state in short]
+        full = after
+    return fits
+
+
+def _run_unit(vlm: VLM, index: int, state: State) -> tuple[Tensor, Tensor | None]:
+    """Return the stream after a kept unit, and what its attention or MLP gave; None for whole layers."""
+    if vlm.layers[index].kind == LAYER:
+        return vlm.run_unit(index, state, skipped=False), None
+    given: list[Tensor] = []
+    part = vlm.module_of(index)
+    handle = part.register_forward_hook(lambda module, args, output: given.append(first_output(output).flatten(0, 1)))
+    try:
+        hidden = vlm.run_unit(index, state, skipped=False)
+    finally:
+        handle.remove()
+    return hidden, torch.cat(given)[None]
+
+
+def _after(vlm: VLM, index: int, state: State, hidden: Tensor) -> State:
+    return state.with_hidden({vlm.layers[index].stream: vlm.run_after(index, state, hidden)})
+
+
+def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None], short: State) -> tuple[Tensor, Tensor]:
+    """Return what the skip adapter of a unit reads in the shortened model, and what it should give: (tokens, width) each."""
+    hidden, given = output
+    stream = vlm.layers[index].stream
+    if given is None:
+        read = normalize(_tokens(vlm, short, stream, short.hidden[stream]))
+        return read, _tokens(vlm, short, stream, hidden) - _tokens(vlm, short, stream, short.hidden[stream])
+    wanted = _tokens(vlm, full, stream, given)
+    before = _tokens(vlm, full, stream, full.hidden[stream])
+    if torch.allclose(_tokens(vlm, full, stream, hidden) - before, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        # What the part gives is added as it is, without a norm or a factor: so the adapter can make up for earlier ones.
+        wanted = wanted + before - _tokens(vlm, short, stream, short.hidden[stream])
+    return _tokens(vlm, short, stream, _part_input(vlm, index, short)), wanted
+
+
+def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
+    """Return what the attention or MLP of a unit reads, as flat as hidden states are."""
+    read: list[Tensor] = []
+    part = vlm.module_of(index)
+
+    def keep(*args: object, **kwargs: object) -> object:
+        hidden = first_input(args, kwargs)
+        read.append(hidden.flatten(0, 1))
+        return in_output_form(part, torch.zeros_like(hidden))
+
+    with replace_forwards({part: keep}):
+        vlm.run_unit(index, state, skipped=False)
+    return torch.cat(read)[None]
+
+
+def _tokens(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
+    """Return (n, width): the tokens of a stream without padding."""
+    if stream != IMAGE:
+        return real_tokens(state.extras["blocks"], hidden)
+    tokens = sum(batch.tokens for batch in state.extras["images"])  # outputs that the model reads later stand before them
+    return hidden[0, hidden.shape[1] - tokens :]
+
+
+def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank: int | None) -> LinearFit:
+    """Fit one unit, and give it its skip adapter."""
+    name = vlm.layers[index].name
+    width, out = pairs[0][0].shape[1], pairs[0][1].shape[1]
+    if rank is not None and rank > min(width, out):
+        raise ValueError(f"`rank` is out of range: got {rank}, expected at most {min(width, out)}, the width of {name}")
+    held_out = pairs[HELD_OUT_BATCHES - 1 :: HELD_OUT_BATCHES]
+    sums = _Sums(width, out)
+    for number, pair in enumerate(pairs):
+        if number % HELD_OUT_BATCHES != HELD_OUT_BATCHES - 1:
+            sums.add(*pair)
+    if not torch.isfinite(sums.gram).all() or not torch.isfinite(sums.product).all():
+        raise FloatingPointError(f"hidden states at {name} are not finite on the calibration examples. Try float32.")
+    strength = STRENGTHS[len(STRENGTHS) // 2]
+    explained = float("nan")
+    if held_out:
+        errors = {each: _unexplained(sums.solve(each, rank), held_out) for each in STRENGTHS}
+        strength = min(errors, key=errors.__getitem__)
+        explained = 1 - errors[strength]
+        for pair in held_out:
+            sums.add(*pair)
+    parameter = next(vlm.module_of(index).parameters())
+    is_layer = vlm.layers[index].kind == LAYER
+    adapter = (LinearSkipAdapter if is_layer else LinearMap)(width, out, rank)
+    sums.solve(strength, rank).copy_into(adapter)
+    adapter.to(parameter.device, parameter.dtype).requires_grad_(False)
+    vlm.skippable(index).skip_adapter = adapter
+    return LinearFit(name, strength, explained)
+
+
+class _Solution(NamedTuple):
+    """`x @ down @ up + bias`; `down` is None at full rank. All are float64."""
+
+    down: Tensor | None
+    up: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (n, in_features) to (n, out_features) float64."""
+        x = x.double()
+        return (x if self.down is None else x @ self.down) @ self.up + self.bias
+
+    def copy_into(self, adapter: LinearMap) -> None:
+        """Set the weights of an adapter of this rank."""
+        if self.down is not None:
+            adapter.down.weight.copy_(self.down.T)
+        adapter.up.weight.copy_(self.up.T)
+        adapter.up.bias.copy_(self.bias)
+
+
+class _Sums:
+    """Sums over tokens from which a ridge regression is solved.
+
+    Attributes:
+        gram: (width + 1, width + 1) float64, of the inputs with a column of ones for the bias.
+        product: (width + 1, out) float64, of these with the outputs.
+    """
+
+    def __init__(self, width: int, out: int) -> None:
+        self.gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+        self.product = torch.zeros(width + 1, out, dtype=torch.float64)
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add (n, width) inputs and (n, out) outputs. Products of 16-bit numbers are computed in float32."""
+        wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        inputs = nn.functional.pad(inputs.to(wide), (0, 1), value=1.0)
+        self.gram += (inputs.T @ inputs).cpu()
+        self.product += (inputs.T @ outputs.to(wide)).cpu()
+
+    def solve(self, strength: float, rank: int | None) -> _Solution:
+        """Return the map with the smallest penalized error, of that rank or less."""
+        # The bias is not penalized.
+        penalty = torch.full((len(self.gram),), strength * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
+        penalty[-1] = 0.0
+        penalized = self.gram + torch.diag(penalty)
+        solution = torch.cholesky_solve(self.product, torch.linalg.cholesky(penalized))
+        weight, bias = solution[:-1], solution[-1]
+        if rank is None:
+            return _Solution(None, weight, bias)
+        # Reduced-rank regression: keep the directions in which the fitted outputs vary most (Izenman 1975).
+        centered = self.gram[:-1, :-1] - torch.outer(self.gram[-1, :-1], self.gram[-1, :-1]) / self.gram[-1, -1]
+        _, directions = torch.linalg.eigh(weight.T @ centered @ weight)
+        kept = directions[:, -rank:]
+        mean_in = self.gram[-1, :-1] / self.gram[-1, -1]
+        lost = weight - weight @ kept @ kept.T
+        return _Solution(weight @ kept, kept.T.contiguous(), bias + mean_in @ lost)
+
+
+def _unexplained(solution: _Solution, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Return the squared error of a map on held-out tokens, relative to the variance of the outputs."""
+    outputs = torch.cat([wanted for _, wanted in pairs]).double()
+    fitted = torch.cat([solution(read) for read, _ in pairs])
+    return float((outputs - fitted).pow(2).sum() / (outputs - outputs.mean(dim=0)).pow(2).sum().clamp_min(1e-12))
