@@ -186,7 +186,7 @@ def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank
             sums.add(*pair)
     parameter = next(vlm.module_of(index).parameters())
     is_layer = vlm.layers[index].kind == LAYER
-    adapter = (LinearSkipAdapter if is_layer else LinearMap)(width, out, rank)
+    adapter = (LinearSkipAdapter if is_layer else LinearMap)(width, out, rank).double()
     sums.solve(strength, rank).copy_into(adapter)
     adapter.to(parameter.device, parameter.dtype).requires_grad_(False)
     vlm.skippable(index).skip_adapter = adapter

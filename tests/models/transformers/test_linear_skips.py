@@ -1,0 +1,151 @@
+"""Linear skip adapters: the fit against own ridge regression, masks against the model's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from das_gym.models.transformers.linear_skips import STRENGTHS, fit_skip_adapters
+from das_gym.models.transformers.stack import first_input, first_output, in_output_form, replace_forwards
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven, copied
+from tests.models.transformers.test_engine import evaluator_of, examples_of
+
+
+def states_of(model: Driven, batches: int = 8) -> list[Any]:
+    """The states before the first unit, one prompt a batch."""
+    prompts = (model.prompts() * 2)[:batches]
+    return [model.vlm.embed(model.vlm.gather_uncached(model.processor, [prompt])) for prompt in prompts]
+
+
+def fitted(model: Driven, **settings: Any) -> Driven:
+    """Return a copy of a model with fitted skip adapters."""
+    model = copied(model)
+    fit_skip_adapters(model.vlm, states_of(model), **settings)
+    return model
+
+
+def plain_forward(unit: Any, module: Any, is_layer: bool) -> Callable[..., Any]:
+    """The forward that replaces a skipped unit in the model's own forward, from the adapter's weights alone."""
+    weight, bias = unit.up.weight, unit.up.bias
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        x = first_input(args, kwargs)
+        read = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() if is_layer else x
+        return in_output_form(module, (x if is_layer else 0) + read @ weight.T + bias)
+
+    return forward
+
+
+@torch.no_grad()
+def plain_losses(model: Driven, mask: np.ndarray, evaluator: Any, examples: Any) -> float:
+    vlm = model.vlm
+    forwards = {}
+    for index in np.flatnonzero(mask).tolist():
+        module = vlm.module_of(index)
+        forwards[module] = plain_forward(vlm.skippable(index).skip_adapter, module, vlm.layers[index].kind == "layer")
+    with replace_forwards(forwards):
+        logits = model.plain(model.prompts())
+    return float(evaluator.task.losses(logits, evaluator.task.targets(examples)).mean())
+
+
+KINDS = [("llama", "layers", False), ("llava", "layers", False), ("smolvlm", "sublayers", True)]
+
+
+@pytest.mark.parametrize(("name", "units", "vision"), KINDS)
+def test_engine_gives_losses_of_plain_forwards(driven, name, units, vision):
+    model = fitted(driven(name, units, vision))
+    evaluator, examples = evaluator_of(model), examples_of(model)
+    masks = np.random.default_rng(0).random((6, len(model.vlm.layers))) < 0.5
+    masks = masks[masks.any(axis=1)]
+    wanted = [plain_losses(model, mask, evaluator, examples) for mask in masks]
+    np.testing.assert_allclose(evaluator.losses(masks, examples), wanted, rtol=1e-13)
+    deleted = evaluator_of(driven(name, units, vision)).losses(masks, examples)
+    assert np.abs(deleted - wanted).min() > 1e-4
+
+
+def test_own_forward_with_skips_agrees_with_the_engine(driven):
+    """Latency is measured, and a saved folder verified, on the model's own forward."""
+    model = fitted(driven("smolvlm", "sublayers"))
+    mask = np.arange(len(model.vlm.layers)) % 3 == 0
+    with replace_forwards(model.vlm.skip_forwards(mask)):
+        found = model.plain(model.prompts())
+    torch.testing.assert_close(found, model.logits(model.prompts(), mask), rtol=0, atol=1e-12)
+
+
+def own_ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression with a free bias, by centering."""
+    centered, target = x - x.mean(0), y - y.mean(0)
+    penalty = strength * float((x**2).sum(0).mean()) * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(centered.T @ centered + penalty, centered.T @ target)
+    return weight, y.mean(0) - x.mean(0) @ weight
+
+
+def test_fit_is_ridge_regression_on_hidden_states(driven):
+    model = copied(driven("llama"))
+    read, written = [], []
+    layer = model.vlm.stack.layers[1]
+
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        read.append(first_input(args, kwargs)[0])
+        written.append(first_output(output)[0])
+
+    handle = layer.register_forward_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        model.plain(model.prompts())
+    handle.remove()
+    fits = fit_skip_adapters(model.vlm, states_of(model, len(read)))
+    x, added = torch.cat(read), torch.cat(written) - torch.cat(read)
+    x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    weight, bias = own_ridge(x, added, fits[1].strength)
+    adapter: Any = model.vlm.skippable(1).skip_adapter
+    torch.testing.assert_close(adapter.up.weight.T, weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(adapter.up.bias, bias, rtol=1e-6, atol=1e-8)
+
+
+def test_held_out_tokens_choose_the_strength(driven):
+    model = copied(driven("llama"))
+    fits = fit_skip_adapters(model.vlm, states_of(model))
+    assert all(fit.strength in STRENGTHS and fit.explained < 1 for fit in fits)
+    assert [fit.unit for fit in fits] == [layer.name for layer in model.vlm.layers]
+    without = fit_skip_adapters(model.vlm, states_of(model, batches=2))
+    assert all(np.isnan(fit.explained) for fit in without)
+
+
+def test_a_rank_stores_two_factors_and_full_rank_loses_nothing(driven):
+    model = driven("llama")
+    narrow, whole, full = (fitted(model, rank=rank) for rank in (3, tiny.WIDTH, None))
+    adapter: Any = narrow.vlm.skippable(0).skip_adapter
+    assert adapter.down.weight.shape == (3, tiny.WIDTH)
+    mask = np.array([True, False, True, False])
+    logits = [each.logits(each.prompts(), mask) for each in (narrow, whole, full)]
+    torch.testing.assert_close(logits[1], logits[2], rtol=0, atol=1e-8)
+    assert (logits[0] - logits[2]).abs().max() > 1e-6
+
+
+def test_units_of_a_mask_are_fitted_in_order(driven):
+    model = driven("llama")
+    mask = np.array([True, True, False, True])
+    alone, chained = fitted(model), fitted(model, mask=mask)
+    assert isinstance(chained.vlm.skippable(2).skip_adapter, torch.nn.Identity)
+    first: list[Any] = [each.vlm.skippable(0).skip_adapter for each in (alone, chained)]
+    torch.testing.assert_close(first[0].up.weight, first[1].up.weight)
+    full = model.logits(model.prompts(), ~mask & mask)
+    errors = [float((each.logits(each.prompts(), mask) - full).pow(2).mean()) for each in (alone, chained)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("rank", [0, tiny.WIDTH + 1])
+def test_impossible_ranks(driven, rank):
+    with pytest.raises(ValueError, match="`rank`"):
+        fitted(driven("llama"), rank=rank)
+
+
+def test_no_calibration_examples(driven):
+    with pytest.raises(ValueError, match="calibration"):
+        fit_skip_adapters(copied(driven("llama")).vlm, [])
