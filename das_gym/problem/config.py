@@ -18,6 +18,7 @@ from das_gym.names import check_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 UNITS = ("layers", "sublayers")
+SKIPS = ("delete", "linear")
 ON_BAD_EXAMPLE = ("raise", "skip")
 PRECISIONS = ("float32", "bfloat16", "auto")
 """Allowed values, as in the modules that read them, which import torch."""
@@ -104,6 +105,10 @@ class ProblemOptions:
         tree_gib: Memory for hidden states while masks are scored, in GiB. Of a transformers model, a third of it keeps those
             of the full model.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
+        skip: What takes the place of a skipped unit of a transformers model: nothing (`delete`), or a linear map that is
+            fitted on examples of the train split without training (`linear`).
+        skip_rank: Rank of these maps. None is full rank.
+        calibration_examples: Number of examples that these maps are fitted on.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
     """
@@ -120,6 +125,9 @@ class ProblemOptions:
     eval_batch_size: int | None = None
     tree_gib: float = 3.0
     encoder_cache: str | None = None
+    skip: str = choice("delete", SKIPS)
+    skip_rank: int | None = None
+    calibration_examples: int = 256
     workers: str | None = choice(None, ("ray",))
 
 
@@ -152,7 +160,7 @@ class ProblemConfig(ModelSettings, ProblemOptions):
             raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected ray")
         if not self.tree_gib > 0:
             raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
-        for name in ("image_size", "max_text_length", "context", "eval_batch_size"):
+        for name in ("image_size", "max_text_length", "context", "eval_batch_size", "skip_rank", "calibration_examples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
         for name in PATH_SETTINGS:
@@ -183,6 +191,9 @@ class ProblemConfig(ModelSettings, ProblemOptions):
                 raise ValueError(
                     f"`{name}` is not supported by {self.model}, only by {', '.join(others)}: got {value}. Leave it out."
                 )
+        check_names([self.skip], SKIPS, "skip")
+        if self.skip != "delete" and MODELS[self.model].reads != "prompts":
+            raise ValueError(f"`skip` is for transformers models: got {self.skip} for {self.model}. Leave it out.")
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 

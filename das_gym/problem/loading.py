@@ -27,6 +27,7 @@ from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.skip_adapters import add_linear_skips, put_linear_skips, skip_adapter_tensors
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
 from das_gym.tasks.base import Task, check_task
 from das_gym.text import escape_control_chars
@@ -146,6 +147,8 @@ def build_problem(config: ProblemConfig) -> Problem:
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // held))
     evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
+    if config.skip == "linear":
+        add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
 
 
@@ -414,13 +417,19 @@ def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int)
     alone = replace(config, workers=None, eval_batch_size=batch_size, precision=precision)
 
     def recipe() -> Callable[[], Evaluator]:  # of the model in its current state
-        return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], alone, model.adaptation())
+        entries = MODELS[config.model], TASKS[config.task]
+        skips = skip_adapter_tensors(model.backbone.vlp) if config.skip == "linear" else None
+        return partial(_worker_evaluator, *entries, alone, model.adaptation(), skips)
 
     return ShardedEvaluator(*parts, recipe=recipe, **settings)
 
 
 def _worker_evaluator(
-    model_entry: ModelEntry, task_entry: TaskEntry, config: ProblemConfig, adaptation: Adaptation
+    model_entry: ModelEntry,
+    task_entry: TaskEntry,
+    config: ProblemConfig,
+    adaptation: Adaptation,
+    skips: Mapping[str, Tensor] | None,
 ) -> Evaluator:
     register_model(model_entry)  # entries are sent along, since those of users are not registered on the worker
     register_task(task_entry)
@@ -429,4 +438,6 @@ def _worker_evaluator(
         backbone.vlp.remove_adapters()
     model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
     model.head.eval().requires_grad_(False)
+    if skips is not None:
+        put_linear_skips(backbone.vlp, skips)
     return _make_evaluator(config, model, cast(int, config.eval_batch_size))

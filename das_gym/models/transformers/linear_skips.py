@@ -16,7 +16,7 @@ Folding such maps into the weights before them is ReplaceMe (arXiv 2505.02819).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -184,13 +184,40 @@ def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank
         explained = 1 - errors[strength]
         for pair in held_out:
             sums.add(*pair)
-    parameter = next(vlm.module_of(index).parameters())
-    is_layer = vlm.layers[index].kind == LAYER
-    adapter = (LinearSkipAdapter if is_layer else LinearMap)(width, out, rank).double()
-    sums.solve(strength, rank).copy_into(adapter)
-    adapter.to(parameter.device, parameter.dtype).requires_grad_(False)
-    vlm.skippable(index).skip_adapter = adapter
+    solution = sums.solve(strength, rank)
+    weights = {"up.weight": solution.up.T, "up.bias": solution.bias}
+    if solution.down is not None:
+        weights["down.weight"] = solution.down.T
+    _put(vlm, index, weights)
     return LinearFit(name, strength, explained)
+
+
+def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
+    """Give units the skip adapters whose weights are in `tensors`, by `<unit>.up.weight` and so on.
+
+    Raises:
+        ValueError: Weights are missing.
+    """
+    for index, layer in enumerate(vlm.layers):
+        start = f"{layer.name}."
+        weights = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        weights = {
+            name: value for name, value in weights.items() if name.count(".") == 1
+        }  # not those of a part of the layer
+        if "up.weight" not in weights:
+            raise ValueError(f"skip adapters are incomplete: got none for {layer.name}")
+        _put(vlm, index, weights)
+
+
+def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
+    """Give one unit the skip adapter with these weights, in the dtype of its layer."""
+    out, inner = weights["up.weight"].shape
+    is_low_rank = "down.weight" in weights
+    kind = LinearSkipAdapter if vlm.layers[index].kind == LAYER else LinearMap
+    adapter = kind(weights["down.weight"].shape[1] if is_low_rank else inner, out, inner if is_low_rank else None)
+    parameter = next(vlm.module_of(index).parameters())
+    adapter.to(parameter.device, parameter.dtype).load_state_dict(dict(weights))
+    vlm.skippable(index).skip_adapter = adapter.requires_grad_(False)
 
 
 class _Solution(NamedTuple):
@@ -204,13 +231,6 @@ class _Solution(NamedTuple):
         """Map (n, in_features) to (n, out_features) float64."""
         x = x.double()
         return (x if self.down is None else x @ self.down) @ self.up + self.bias
-
-    def copy_into(self, adapter: LinearMap) -> None:
-        """Set the weights of an adapter of this rank."""
-        if self.down is not None:
-            adapter.down.weight.copy_(self.down.T)
-        adapter.up.weight.copy_(self.up.T)
-        adapter.up.bias.copy_(self.bias)
 
 
 class _Sums:

@@ -1,0 +1,94 @@
+"""Linear skip adapters of a problem: fitted on examples of its train split, and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from das_gym.commands.progress import progress
+from das_gym.data.cache import cache_folder
+from das_gym.engine.evaluator import Evaluator
+from das_gym.models.base import VLP
+from das_gym.models.tensor_files import read_safetensors, write_tensors
+
+MAX_CACHED = 4
+"""Files of fitted skip adapters that the cache folder keeps; the one that was used least recently goes first."""
+
+
+def calibration_examples(evaluator: Evaluator, train: Sequence[Any], count: int) -> list[Any]:
+    """Return the first `count` examples of the train split in the task's order; ValueError if there are none."""
+    if not len(train):
+        raise ValueError("skip=linear fits skip adapters on the train split, which has no examples. Use skip=delete.")
+    return [train[row] for row in evaluator.task.order(train)[:count].tolist()]
+
+
+def calibration_states(evaluator: Evaluator, examples: Sequence[Any]) -> list[Any]:
+    """Return the state before the first unit of each batch of examples."""
+    size = max(1, min(evaluator.batch_size, len(examples) // 8))  # eight batches or more: one is held out
+    chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+    with torch.no_grad():
+        return [evaluator.vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk))) for chunk in chunks]
+
+
+def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], count: int, rank: int | None) -> None:
+    """Give every unit of the evaluator's model a linear skip adapter, from the cache or fitted now.
+
+    Args:
+        evaluator: Of a transformers model without adapters.
+        base: The model's fingerprint.
+        train: The train split.
+        count: Calibration examples.
+        rank: Rank of the maps; None = full rank.
+    """
+    from das_gym.models.transformers.linear_skips import fit_skip_adapters
+
+    vlp: Any = evaluator.vlp
+    examples = calibration_examples(evaluator, train, count)
+    path = _cache_path(evaluator, base, examples, rank)
+    if path.is_file():
+        put_linear_skips(vlp, read_safetensors(path).tensors)
+        path.touch()
+        return
+    states = calibration_states(evaluator, examples)
+    with progress(len(vlp.layers), "fitting skip adapters", unit="unit") as bar:
+        fit_skip_adapters(vlp, states, rank, on_unit=lambda fit: bar.update())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, skip_adapter_tensors(vlp), {})
+    for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
+        old.unlink(missing_ok=True)
+
+
+def put_linear_skips(vlp: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Give the units of a transformers model the skip adapters that `skip_adapter_tensors` returned."""
+    from das_gym.models.transformers.linear_skips import put_skip_adapters
+
+    put_skip_adapters(vlp, tensors)
+
+
+def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:
+    """Return the weights of all skip adapters, as `<unit>.<weight>`."""
+    found = {}
+    for index, layer in enumerate(vlp.layers):
+        state = vlp.skippable(index).chosen(True).state_dict()
+        found |= {f"{layer.name}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return found
+
+
+def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], rank: int | None) -> Path:
+    vlp, task = evaluator.vlp, evaluator.task
+    digest = hashlib.sha256(json.dumps([base, [layer.name for layer in vlp.layers], rank, task.name]).encode())
+    digest.update(str(next(vlp.parameters()).dtype).encode())
+    known: dict[str, bytes] = {}
+    for pair in task.pairs(examples):
+        digest.update(repr((pair.question, pair.answer)).encode())
+        for image in pair.images:
+            if image.key not in known:
+                known[image.key] = hashlib.sha256(image.open().tobytes()).digest()
+            digest.update(known[image.key])
+    return cache_folder() / "skip_adapters" / f"{digest.hexdigest()[:32]}.safetensors"
