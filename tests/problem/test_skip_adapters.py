@@ -1,0 +1,73 @@
+"""Linear skip adapters as a setting of a problem: scores, costs, the cache folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from das_gym.data.cache import CACHE_VARIABLE
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import build_problem
+from das_gym.problem.skip_adapters import calibration_examples, put_linear_skips, skip_adapter_tensors
+
+LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=16)
+
+
+@pytest.fixture(scope="module")
+def linear_problem(tmp_path_factory, module_patch):
+    module_patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+    return build_problem(LINEAR)
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_adapters_repair_what_deletion_breaks(linear_problem):
+    masks = np.eye(12, dtype=bool)[[0, 1, 9]]
+    examples = linear_problem.splits.reward[:16]
+    deleted = build_problem(replace(LINEAR, skip="delete")).evaluator.losses(masks, examples)
+    assert (linear_problem.evaluator.losses(masks, examples) < deleted).all()
+
+
+def test_costs_count_the_adapters(linear_problem):
+    width, costs = 80, linear_problem.costs
+    assert costs.skip_parameters.tolist() == [width * width + width] * 12
+    tokens = costs.skip_macs[0] / width**2
+    assert tokens == int(tokens) > 36  # the image's and the question's
+    mask = np.arange(12) < 3
+    assert costs.macs_full - costs.macs(mask) == (costs.layer_macs - costs.skip_macs)[:3].sum()
+
+
+def test_a_second_problem_reads_the_cache(linear_problem, tmp_path):
+    again = build_problem(LINEAR)
+    first, second = skip_adapter_tensors(linear_problem.vlp), skip_adapter_tensors(again.vlp)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    low_rank = build_problem(replace(LINEAR, skip_rank=5))
+    assert low_rank.costs.skip_parameters[0] == 2 * 5 * 80 + 80
+    put_linear_skips(again.vlp, skip_adapter_tensors(low_rank.vlp))  # as a worker does
+    masks, examples = np.eye(12, dtype=bool)[:2], again.splits.reward[:4]
+    again.evaluator.forget()
+    np.testing.assert_array_equal(again.evaluator.losses(masks, examples), low_rank.evaluator.losses(masks, examples))
+
+
+def test_calibration_never_sees_reward_or_test_examples(linear_problem):
+    used = {e.key for e in calibration_examples(linear_problem.evaluator, linear_problem.splits.train, 16)}
+    assert len(used) == 16
+    assert not used & {e.key for split in ("reward", "test") for e in getattr(linear_problem.splits, split)}
+
+
+def test_no_train_split(linear_problem):
+    with pytest.raises(ValueError, match="skip=linear"):
+        calibration_examples(linear_problem.evaluator, (), 16)
+
+
+@pytest.mark.parametrize("given", [{"model": "METER", "task": "vqa"}, {"skip": "linaer"}, {"skip_rank": 0}])
+def test_settings_that_cannot_be(given):
+    with pytest.raises(ValueError, match="skip"):
+        ProblemConfig(**{"model": "VLM", "task": "answering", "skip": "linear", **given})
