@@ -333,6 +333,25 @@ class VLP(nn.Module, ABC):
         for index in range(len(self.layers)):
             self.skippable(index).skip_adapter = nn.Identity()
 
+    def fit_skip_adapters(
+        self, states: Sequence[State], rank: int | None = None, on_unit: Callable[[Any], object] | None = None
+    ) -> None:
+        """Give each unit a linear skip adapter that is fitted in closed form.
+
+        Args:
+            states: The states before stage 0 of some batches.
+            rank: Rank of the maps; None = full rank.
+            on_unit: Called after each unit.
+
+        Raises:
+            ValueError: The model has no such adapters.
+        """
+        raise ValueError(f"a {type(self).__name__} has no linear skip adapters: use skip=delete")
+
+    def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give each unit the linear skip adapter with these weights, by `<unit>.<weight>`; see `fit_skip_adapters`."""
+        raise ValueError(f"a {type(self).__name__} has no linear skip adapters: use skip=delete")
+
     def freeze(self, dropout: bool = False) -> None:
         """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""
         for name, parameter in self.named_parameters():

@@ -27,7 +27,7 @@ from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.problem.skip_adapters import add_linear_skips, put_linear_skips, skip_adapter_tensors
+from das_gym.problem.skip_adapters import add_linear_skips, skip_adapter_tensors
 from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
 from das_gym.tasks.base import Task, check_task
 from das_gym.text import escape_control_chars
@@ -439,5 +439,5 @@ def _worker_evaluator(
     model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
     model.head.eval().requires_grad_(False)
     if skips is not None:
-        put_linear_skips(backbone.vlp, skips)
+        backbone.vlp.put_skip_adapters(skips)
     return _make_evaluator(config, model, cast(int, config.eval_batch_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +46,20 @@ def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], coun
         count: Calibration examples.
         rank: Rank of the maps; None = full rank.
     """
-    from das_gym.models.transformers.linear_skips import fit_skip_adapters
-
-    vlp: Any = evaluator.vlp
+    vlp = evaluator.vlp
     examples = calibration_examples(evaluator, train, count)
     path = _cache_path(evaluator, base, examples, rank)
     if path.is_file():
-        put_linear_skips(vlp, read_safetensors(path).tensors)
+        vlp.put_skip_adapters(read_safetensors(path).tensors)
         path.touch()
         return
     states = calibration_states(evaluator, examples)
     with progress(len(vlp.layers), "fitting skip adapters", unit="unit") as bar:
-        fit_skip_adapters(vlp, states, rank, on_unit=lambda fit: bar.update())
+        vlp.fit_skip_adapters(states, rank, on_unit=lambda fit: bar.update())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, skip_adapter_tensors(vlp), {})
     for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
         old.unlink(missing_ok=True)
-
-
-def put_linear_skips(vlp: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Give the units of a transformers model the skip adapters that `skip_adapter_tensors` returned."""
-    from das_gym.models.transformers.linear_skips import put_skip_adapters
-
-    put_skip_adapters(vlp, tensors)
 
 
 def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:

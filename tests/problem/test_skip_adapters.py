@@ -10,7 +10,7 @@ import pytest
 from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
-from das_gym.problem.skip_adapters import calibration_examples, put_linear_skips, skip_adapter_tensors
+from das_gym.problem.skip_adapters import calibration_examples, skip_adapter_tensors
 
 LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=16)
 
@@ -50,7 +50,7 @@ def test_a_second_problem_reads_the_cache(linear_problem, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
     low_rank = build_problem(replace(LINEAR, skip_rank=5))
     assert low_rank.costs.skip_parameters[0] == 2 * 5 * 80 + 80
-    put_linear_skips(again.vlp, skip_adapter_tensors(low_rank.vlp))  # as a worker does
+    again.vlp.put_skip_adapters(skip_adapter_tensors(low_rank.vlp))  # as a worker does
     masks, examples = np.eye(12, dtype=bool)[:2], again.splits.reward[:4]
     again.evaluator.forget()
     np.testing.assert_array_equal(again.evaluator.losses(masks, examples), low_rank.evaluator.losses(masks, examples))

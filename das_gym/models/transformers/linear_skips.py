@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
-from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, first_input, first_output, in_output_form, replace_forwards
 from das_gym.models.transformers.units import LAYER
+
+if TYPE_CHECKING:
+    from das_gym.models.transformers.model import VLM
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Ridge strengths that are tried, relative to the mean diagonal of the Gram matrix."""

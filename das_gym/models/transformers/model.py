@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted
-from das_gym.models.transformers import driver
+from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
 from das_gym.models.transformers.features import image_features, use_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
@@ -407,6 +407,18 @@ class VLM(UnitModel):
         if stream == IMAGE:
             return torch.zeros(len(state.extras["decoder_inputs"].prompts), dtype=torch.long, device=self.device)
         return torch.cat([block.firsts for block in state.extras["blocks"]])
+
+    # ---- linear skip adapters ----
+
+    def fit_skip_adapters(
+        self, states: Sequence[State], rank: int | None = None, on_unit: Callable[[Any], object] | None = None
+    ) -> None:
+        """See `VLP.fit_skip_adapters` and `das_gym.models.transformers.linear_skips`."""
+        linear_skips.fit_skip_adapters(self, states, rank, on_unit=on_unit)
+
+    def put_skip_adapters(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `VLP.put_skip_adapters`."""
+        linear_skips.put_skip_adapters(self, tensors)
 
     # ---- plain forwards, for latency ----
 
