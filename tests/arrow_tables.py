@@ -10,10 +10,10 @@ import pyarrow as pa
 from PIL import Image
 
 
-def jpeg(shade: int, size: tuple[int, int] = (24, 16)) -> bytes:
-    """A small gray JPEG."""
+def jpeg(shade: int, size: tuple[int, int] = (24, 16), comment: str = "") -> bytes:
+    """A small gray JPEG; with another comment it is another image."""
     buffer = io.BytesIO()
-    Image.new("L", size, shade).save(buffer, format="JPEG")
+    Image.new("L", size, shade).save(buffer, format="JPEG", comment=comment)
     return buffer.getvalue()
 
 
@@ -28,7 +28,7 @@ def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None
 def vqa_row(image_id: int, shade: int = 128, **changes: Any) -> dict[str, Any]:
     """An image with two questions."""
     row = {
-        "image": jpeg(shade),
+        "image": jpeg(shade, comment=str(image_id)),
         "questions": [f"What is in {image_id}?", "Is it grey?"],
         "answers": [["Heron", "2 herons"], ["yes", "no"]],
         "answer_labels": [[3, 4], [0, 1]],
@@ -51,8 +51,8 @@ def write_vqa(folder: Path) -> Path:
 def nlvr2_row(pair: str, shade: int = 128, **changes: Any) -> dict[str, Any]:
     """A pair of images with two sentences."""
     row = {
-        "image_0": jpeg(shade),
-        "image_1": jpeg(255 - shade),
+        "image_0": jpeg(shade, comment=f"{pair} left"),
+        "image_1": jpeg(255 - shade, comment=f"{pair} right"),
         "questions": ["Both are grey.", f"The set is {pair.split('-')[1]}."],
         "answers": ["True", "False"],
         "identifier": pair,
@@ -73,7 +73,7 @@ def write_nlvr2(folder: Path) -> Path:
 def caption_row(name: str, shade: int = 128, **changes: Any) -> dict[str, Any]:
     """An image with five captions."""
     captions = [f"Caption {n}  of {name}." for n in range(5)]
-    return {"image": jpeg(shade), "caption": captions, "image_id": f"{name}.jpg", "split": "train"} | changes
+    return {"image": jpeg(shade, comment=name), "caption": captions, "image_id": f"{name}.jpg", "split": "train"} | changes
 
 
 def write_captions(folder: Path, prefix: str = "f30k_caption_karpathy") -> Path:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from das_gym.commands.progress import progress
 from das_gym.data.decoding import HINT as IMAGE_HINT
+from das_gym.data.duplicates import content_keys, images_of, warn_of_repeated_questions, warn_of_shared_images
 from das_gym.data.images import FolderListings, ImageFile, ImageSource
 from das_gym.data.splits import Splits
 
@@ -49,8 +50,24 @@ class BadExamples:
         self.skips = on_bad_example == "skip"
         self.lines: list[str] = []
 
-    def splits(self, train: Sequence[Example], reward: Sequence[Example], test: Sequence[Example]) -> Splits[Example]:
-        """Return the data set, with lines about the skipped examples."""
+    def splits(
+        self,
+        train: Sequence[Example],
+        reward: Sequence[Example],
+        test: Sequence[Example],
+        question: Callable[[Any], Hashable],
+        contents: Mapping[str, str] | None = None,
+    ) -> Splits[Example]:
+        """Return the data set, with lines about the skipped examples.
+
+        Warn of images that are in two splits, and of test examples that repeat the `question` of another. `contents` are
+        the `content_keys` of all images, if they are known.
+        """
+        parts = {"train": train, "reward": reward, "test": test}
+        if contents is None:
+            contents = content_keys(image for part in parts.values() for e in part for image in images_of(e))
+        warn_of_shared_images(parts, contents)
+        warn_of_repeated_questions(test, question, contents)
         return Splits(train, reward, test, tuple(self.lines))
 
     @property
@@ -100,10 +117,10 @@ class BadExamples:
 
         Errors name `source`, the file, and the example by `name`.
         """
-        broken = self._broken_images(image for example in examples for image in _images_of(example))
+        broken = self._broken_images(image for example in examples for image in images_of(example))
         kept = []
         for example in examples:
-            error = next((broken[image.key] for image in _images_of(example) if image.key in broken), None)
+            error = next((broken[image.key] for image in images_of(example) if image.key in broken), None)
             if error is None:
                 kept.append(example)
                 continue
@@ -116,11 +133,6 @@ class BadExamples:
         """Raise ValueError where nothing is left of a part of the data."""
         if not len(examples):
             raise ValueError(f"{source} holds no usable example, expected one or more{self.last_skipped}")
-
-
-def _images_of(example: Any) -> Sequence[ImageSource]:
-    images: Sequence[ImageSource] = example.images if hasattr(example, "images") else (example.image,)
-    return images
 
 
 def decode_errors(images: Mapping[str, ImageSource]) -> Generator[tuple[str, Exception], None, None]:

@@ -66,6 +66,17 @@ class ImageFile:
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
+    def size(self) -> int:
+        """Return the size of the file in bytes."""
+        return self.path.stat().st_size
+
+    def read(self, last: int | None = None) -> bytes:
+        """Return the bytes of the file, or at most the `last` ones."""
+        with self.path.open("rb") as file:
+            if last is not None:
+                file.seek(max(0, self.size() - last))
+            return file.read()
+
     def open(self) -> Image:
         """Decode the file; see `das_gym.data.decoding.load_image`."""
         return load_image(self.path)

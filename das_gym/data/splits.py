@@ -12,7 +12,11 @@ Example = TypeVar("Example", covariant=True)
 
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
-    """Examples to train on, to score masks on, and to report. No image is in two of them.
+    """Examples to train on, to score masks on, and to report. No image should be in two of them.
+
+    Readers compare the content of images. Where das_gym divides a data set, equal images stay together. Files for train, val
+    and test that share an image are an error, which `on_bad_example="skip"` resolves. The published splits of VQAv2, NLVR2,
+    SNLI-VE, ScienceQA and Karpathy's captions stay as they are, with a warning.
 
     Example:
         >>> from das_gym import Splits

@@ -174,7 +174,10 @@ def images_in(cell: Any, name: str) -> list[Any]:
     if not cell.is_valid:
         return []
     if types.is_list(cell.type) or types.is_large_list(cell.type) or types.is_fixed_size_list(cell.type):
-        return [image for each in cell.values for image in images_in(each, name)]
+        found = [images_in(each, name) for each in cell.values]
+        if [] in found:
+            raise ValueError(f"{name} has an empty place: got {len(found)} images of which number {found.index([])} is null")
+        return [image for images in found for image in images]
     if types.is_struct(cell.type) and (fields := [f.name for f in cell.type if f.name in ("bytes", "path")]):
         return next(filter(None, (images_in(cell[field], name) for field in fields)), [])
     if types.is_binary(cell.type) or types.is_large_binary(cell.type):
@@ -213,13 +216,31 @@ class CellImage:
         stat = self.path.stat()
         return "" if self.digest else f"{stat.st_size} {stat.st_mtime_ns}"
 
+    @property
+    def name(self) -> str:
+        """Its place in the table, for errors."""
+        return f"{self.column} in row {self.row} of {self.path}"
+
+    def size(self) -> int:
+        """Return the size of the image file in bytes."""
+        return len(self._buffer())
+
+    def read(self, last: int | None = None) -> memoryview:
+        """Return the bytes of the image file, or at most the `last` ones; raise ValueError as `open` does."""
+        data = memoryview(self._buffer())
+        return data if last is None else data[-last:]
+
     def open(self) -> Image:
         """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or has changed."""
-        table, name = open_table(self.path, [self.column]), f"{self.column} in row {self.row} of {self.path}"
-        found = images_in(table[self.column][self.row], name)[self.index :] if self.row < table.num_rows else None
+        return decode_image(io.BytesIO(self._buffer()), self.name)
+
+    def _buffer(self) -> Any:
+        """Return the image file as a buffer, which is empty for an empty cell."""
+        table = open_table(self.path, [self.column])
+        found = images_in(table[self.column][self.row], self.name)[self.index :] if self.row < table.num_rows else None
         if found is None or (self.digest and digest_of(found[0] if found else b"") != self.digest):
-            raise ValueError(f"{name} has changed since it was loaded")
-        return decode_image(io.BytesIO(found[0] if found else b""), name)
+            raise ValueError(f"{self.name} has changed since it was loaded")
+        return found[0] if found else b""
 
 
 def digest_of(data: Any) -> str:

@@ -32,7 +32,7 @@ def test_bad_examples_skip_counts_and_keeps_lines():
     entries = [("line 1", "3"), ("line 2", "x"), ("line 3", ""), ("line 4", "4")]
     assert bad.parse(entries, lambda entry, where: int(entry) if entry else None) == [3, 4]
     assert "1 entries were skipped" in bad.last_skipped
-    splits = bad.splits([1], [2], [3])
+    splits = bad.splits([], [], [], str)
     assert splits.left_out == tuple(bad.lines)
 
 

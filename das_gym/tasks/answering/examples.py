@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from das_gym.data.bad_examples import BadExamples
+from das_gym.data.duplicates import content_keys
 from das_gym.data.images import ImageSource
 from das_gym.data.splits import LazySequence, Splits, hash_order, linked_groups, share_of
 
@@ -129,7 +131,9 @@ def drop_broken(conversations: Conversations, source: str, bad: BadExamples) -> 
     return bad.drop_broken(conversations, source, lambda c: c.where.removeprefix(f"{source}: "))
 
 
-def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) -> Splits[AnswerExample]:
+def divide(
+    parts: Mapping[str, Conversations], source: str, bad: BadExamples, published: bool = False
+) -> Splits[AnswerExample]:
     """Return the three splits of a data set, with no image in two of them.
 
     Train is for training, val is the reward split, test is the test split. Where one is missing, whole images of
@@ -137,26 +141,30 @@ def divide(parts: Mapping[str, Conversations], source: str, bad: BadExamples) ->
     of train for a missing val; half of val for a missing train or test; of a single file, a tenth each.
 
     `parts` are `train`, `val` and `test`, or one of any name; `bad` receives conversations about an image that another part
-    has.
+    has. Parts that are `published` stay as they are, so that numbers are comparable: a warning tells how many images they
+    share.
     """
-    train, val, test = _disjoint([parts.get(name, ()) for name in ("train", "val", "test")], bad)
+    contents = content_keys(image for part in parts.values() for c in part for image in c.images)
+    given = [parts.get(name, ()) for name in ("train", "val", "test")]
+    train, val, test = given if published else _disjoint(given, contents, bad)
     reward: Conversations = val
     if len(parts) == 1:
-        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, bad)
+        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, contents, bad)
     elif not val:
-        (reward,), train = _split_off(train, (REWARD_SHARE,), source, bad)
+        (reward,), train = _split_off(train, (REWARD_SHARE,), source, contents, bad)
     elif not test:
-        (reward,), test = _split_off(val, (VALIDATION_SHARE,), source, bad)
+        (reward,), test = _split_off(val, (VALIDATION_SHARE,), source, contents, bad)
     elif not train:
-        (reward,), train = _split_off(val, (VALIDATION_SHARE,), source, bad)
-    return bad.splits(examples_of(train), examples_of(reward), examples_of(test))
+        (reward,), train = _split_off(val, (VALIDATION_SHARE,), source, contents, bad)
+    asked = attrgetter("rounds", "question", "options")
+    return bad.splits(examples_of(train), examples_of(reward), examples_of(test), asked, contents)
 
 
 def _split_off(
-    conversations: Conversations, shares: Sequence[float], source: str, bad: BadExamples
+    conversations: Conversations, shares: Sequence[float], source: str, contents: Mapping[str, str], bad: BadExamples
 ) -> tuple[list[list[Conversation]], list[Conversation]]:
     """Return a share of the groups of images for each of the shares, and the rest."""
-    groups = group_names(conversations)
+    groups = group_names(conversations, contents)
     order = hash_order(groups)
     if len(order) <= len(shares):
         raise ValueError(
@@ -175,9 +183,12 @@ def _split_off(
     return parts, with_groups(frozenset(order[start:]))
 
 
-def group_names(conversations: Conversations) -> list[str]:
-    """Return for each conversation the least name of its linked images; without images, its first question."""
-    linked = linked_groups([[image.key for image in c.images] or [c.rounds[0][0]] for c in conversations])
+def group_names(conversations: Conversations, contents: Mapping[str, str]) -> list[str]:
+    """Return for each conversation the least name of its linked images; without images, its first question.
+
+    Images are linked if a conversation has both, or if `contents` has the same for their keys.
+    """
+    linked = linked_groups([[contents[image.key] for image in c.images] or [c.rounds[0][0]] for c in conversations])
     # Of a group, the least name decides where it goes: it depends neither on the order of entries nor on the folder.
     least: dict[int, str] = {}
     for conversation, group in zip(conversations, linked, strict=True):
@@ -186,22 +197,22 @@ def group_names(conversations: Conversations) -> list[str]:
     return [least[group] for group in linked]
 
 
-def _disjoint(parts: Sequence[Conversations], bad: BadExamples) -> list[Conversations]:
+def _disjoint(parts: Sequence[Conversations], contents: Mapping[str, str], bad: BadExamples) -> list[Conversations]:
     """Return the parts without the conversations about images that a later part has, which are reported."""
     kept: list[Conversations] = list(parts)
     # Test decides what is reported, reward which mask is chosen: neither may lose examples to train.
     for later in range(len(parts) - 1, 0, -1):
-        where_of = {image.key: c.where for c in kept[later] for image in c.images}
+        where_of = {contents[image.key]: (image.key, c.where) for c in kept[later] for image in c.images}
         for earlier in range(later):
             before, left = kept[earlier], []
             for conversation in before:
-                shared = next((image.key for image in conversation.images if image.key in where_of), None)
+                shared = next((image.key for image in conversation.images if contents[image.key] in where_of), None)
                 if shared is None:
                     left.append(conversation)
                     continue
-                error = ValueError(
-                    f"{conversation.where} shares an image with another split: {shared} is in {where_of[shared]}"
-                )
+                other, where = where_of[contents[shared]]
+                name = shared if shared == other else f"{shared}, whose content is that of {other},"
+                error = ValueError(f"{conversation.where} shares an image with another split: {name} is in {where}")
                 bad.report(error)
             if before:
                 bad.require(left, before[0].where.partition(": ")[0])

@@ -103,7 +103,7 @@ def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[Answer
     for split, numbers in listed.items():
         places = ((f"{folder / PID_SPLITS}: {split}[{n}]", (split, str(pid))) for n, pid in enumerate(numbers))
         parts[split] = drop_broken(bad.parse(places, conversation), f"{folder / PID_SPLITS} ({split})", bad)
-    return divide(parts, f"{folder / PROBLEMS} and {PID_SPLITS}", bad)
+    return divide(parts, f"{folder / PROBLEMS} and {PID_SPLITS}", bad, published=True)
 
 
 def _problem(split: str, pid: str, problem: Any, where: str, finder: ImageFinder) -> Conversation:

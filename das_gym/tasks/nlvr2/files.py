@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
     parts: dict[bool, list[NLVR2Example]] = {True: [], False: []}
     for example, bucket in zip(train, buckets, strict=True):
         parts[bucket in chosen].append(example)
-    return bad.splits(parts[False], parts[True], test)
+    return bad.splits(parts[False], parts[True], test, attrgetter("sentence"))
 
 
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:

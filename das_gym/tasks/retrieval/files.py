@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import count, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def load_captions(data_root: str | Path, on_bad_example: str = "raise") -> Split
         bad.require(chosen, source)
         return retrieval_examples(chosen, source, bad.last_skipped)
 
-    return bad.splits(examples("train"), examples("reward"), examples("test"))
+    return bad.splits(examples("train"), examples("reward"), examples("test"), attrgetter("caption"))
 
 
 def _find_file(root: Path) -> tuple[Path, Path]:
@@ -158,4 +159,4 @@ def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[Retriev
 
     train, reward, test = (require_table(tables, split) for split in ("train", "val", "test"))
     restval = [tables["restval"]] if "restval" in tables else []
-    return bad.splits(examples_in(train, *restval), examples_in(reward), examples_in(test))
+    return bad.splits(examples_in(train, *restval), examples_in(reward), examples_in(test), attrgetter("caption"))

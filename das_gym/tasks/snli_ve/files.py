@@ -12,6 +12,7 @@ A row of an arrow table is an image with its pairs of sentences, premise and hyp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
     if TABLES.is_in(data_root):
         tables = TABLES.find(data_root)
         train, reward, test = (_read_table(require_table(tables, part), part, bad) for part in PARTS)
-        return bad.splits(train, reward, test)
+        return bad.splits(train, reward, test, attrgetter("hypothesis"))
     root = data_folder(data_root, "snli_ve_train.jsonl and the images of Flickr30k")
     paths = [find_file(root, [f"snli_ve_{part}.jsonl"], ("", "data")) for part in PARTS]
     listings, images, seen = FolderListings(), dict[str, ImageFile](), dict[str, str]()
@@ -86,7 +87,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
         return SNLIVEExample(key, hypothesis, images[name], LABELS.index(label))
 
     train, reward, test = (bad.drop_broken(bad.parse(read_entries(path, bad), example), str(path)) for path in paths)
-    return bad.splits(train, reward, test)
+    return bad.splits(train, reward, test, attrgetter("hypothesis"))
 
 
 def _read_table(path: Path, part: str, bad: BadExamples) -> list[SNLIVEExample]:

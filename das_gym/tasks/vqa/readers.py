@@ -15,6 +15,7 @@ accuracies differ a little from those with the official files.
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ def load_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQA
     if not TABLES.is_in(data_root):
         train, val = (read_vqav2(data_root, split, bad) for split in ("train2014", "val2014"))
         warn_about_spelling(val, str(data_root))
-        return bad.splits(train, *halve(val, str(data_root), bad))
+        return bad.splits(train, *halve(val, str(data_root), bad), attrgetter("question"))
     tables = TABLES.find(data_root)
     train = _read([require_table(tables, "train")], "train2014", bad)
     parts = [tables[split] for split in ("trainable_val", "rest_val") if split in tables]
     val_paths = [require_table(tables, "val")] if "val" in tables or not parts else parts
-    return bad.splits(train, *halve(_read(val_paths, "val2014", bad), str(val_paths[0]), bad))
+    return bad.splits(train, *halve(_read(val_paths, "val2014", bad), str(val_paths[0]), bad), attrgetter("question"))
 
 
 def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:

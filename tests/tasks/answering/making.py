@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ Entry = dict[str, Any]
 def draw(*paths: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (6, 4), (len(path.name), 90, 30)).save(path, format="PNG")
+        color = zlib.crc32("/".join(path.parts[-3:]).encode()) % 2**24  # different images have different content
+        Image.new("RGB", (6, 4), color).save(path, format="PNG")
 
 
 def write(path: Path, content: object) -> Path:
@@ -75,7 +77,8 @@ def images_of(splits: Splits[AnswerExample]) -> dict[str, set[str]]:
 
 def assert_disjoint(splits: Splits[AnswerExample]) -> None:
     """No split is empty, no image in two of them, and every key occurs once."""
-    images, parts = images_of(splits), parts_of(splits)
+    images = images_of(splits)
+    parts = parts_of(splits)
     assert all(parts.values())
     assert not images["train"] & images["reward"]
     assert not images["train"] & images["test"]

@@ -240,6 +240,9 @@ def test_scienceqa(tmp_path: Path):
     assert "\nContext: Look.\n" in second.question
     assert_disjoint(splits)
     assert list(load_answers(root / "problems.json").test) == list(splits.test)
+    shutil.copy(second.images[0].path, root / "images" / "train" / "1" / "image.png")
+    with pytest.warns(UserWarning, match="1 images of the train split are in the test split"):  # as published
+        assert list(load_answers(root).train) == list(splits.train)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,11 @@ def test_class_folders(tmp_path: Path):
     assert example.question == f"What is the label for this image?\n{SHORT_ANSWER}"
     assert (example.answer, example.options) == ("bare land", ("airport", "bare land", "rail way station"))
     assert_disjoint(splits)
+    copies = [tmp_path / "data" / folder / f"{n}.jpg" for folder in ("Airport", "rail_way-Station") for n in range(4)]
+    for path in copies:
+        shutil.copy(example.images[0].path, path)
+    images = images_of(load_answers(tmp_path / "data"))
+    assert sum(not keys.isdisjoint(map(str, copies)) for keys in images.values()) == 1
 
 
 def test_class_folders_of_parts(tmp_path: Path):
@@ -301,6 +309,9 @@ def test_class_folders_of_parts(tmp_path: Path):
     assert splits.train[0].options == ("airport", "bare land", "rail way station")
     with pytest.raises(ValueError, match="holds no data in a known format"):
         load_answers(tmp_path / "images")
+    shutil.copy(tmp_path / "data" / "valid" / "Airport" / "0.jpg", tmp_path / "data" / "train" / "BareLand" / "new.jpg")
+    with pytest.raises(ValueError, match=r"train/BareLand/new\.jpg shares an image with another split"):
+        load_answers(tmp_path / "data")
     aid(tmp_path / "data" / "validation")
     with pytest.raises(ValueError, match="two folders for one part"):
         load_answers(tmp_path / "data")

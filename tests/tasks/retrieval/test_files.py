@@ -32,7 +32,7 @@ def write(root: Path, name: str = "dataset_flickr30k.json", images: str = "flick
     entries = [entry(imgid, split) for imgid, split in enumerate(splits)]
     (root / images).mkdir(parents=True, exist_ok=True)
     for item in entries:
-        Image.new("RGB", (20, 12), (item["imgid"], 0, 0)).save(root / images / item["filename"])
+        Image.new("RGB", (20, 12), (0, 0, 15 * item["imgid"])).save(root / images / item["filename"])
     save(root / name, entries)
     return entries
 

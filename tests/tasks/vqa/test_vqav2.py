@@ -29,9 +29,9 @@ KEYS = {TRAIN_QUESTIONS: "questions", TRAIN_ANNOTATIONS: "annotations"}
 
 
 @functools.cache
-def jpeg() -> bytes:
+def jpeg(image_id: int) -> bytes:
     buffer = io.BytesIO()
-    Image.linear_gradient("L").save(buffer, format="JPEG")
+    Image.linear_gradient("L").save(buffer, format="JPEG", comment=str(image_id))
     return buffer.getvalue()
 
 
@@ -54,7 +54,7 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
     (root / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({"info": {}, "annotations": annotations[::-1]}))
     (root / split).mkdir()
     for image_id in {q["image_id"] for q in questions}:
-        (root / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(jpeg())
+        (root / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(jpeg(image_id))
 
 
 @pytest.fixture
@@ -112,12 +112,23 @@ def test_val2014_halves_are_fixed_and_disjoint(root: Path):
     assert [in_reward_split(image_id) for image_id in (42, 262148, 500_001, 581_929)] == [False, True, True, True]
 
 
+def test_shared_images_and_repeated_questions_are_warned_about(root: Path):
+    (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(jpeg(100))
+    with pytest.warns(UserWarning, match="images of the train split are in the test split"):
+        load_vqa(root)
+    (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(jpeg(9))
+    edit(root / VAL_QUESTIONS, lambda whole: [q.update(image_id=101, question="Bird?") for q in whole["questions"][1:3]])
+    edit(root / VAL_ANNOTATIONS, lambda whole: whole["annotations"][-3].update(image_id=101))
+    with pytest.warns(UserWarning, match="test examples repeat the question .*val2014/102000, which repeats val2014/101000"):
+        load_vqa(root)
+
+
 def test_questions_without_answers_are_read_alone(root: Path):
     """VQA's test-dev is a part of test2015, whose images it has; no other file is needed."""
     questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
     (root / "v2_OpenEnded_mscoco_test-dev2015_questions.json").write_text(json.dumps({"questions": questions}))
     (root / "test2015").mkdir()
-    (root / "test2015" / "COCO_test2015_000000000005.jpg").write_bytes(jpeg())
+    (root / "test2015" / "COCO_test2015_000000000005.jpg").write_bytes(jpeg(5))
     [example] = read_vqav2(root, "test-dev2015")
     assert (example.question, example.question_id, example.answers) == ("How many?", 50, ())
     assert example.image.path.name == "COCO_test2015_000000000005.jpg"
@@ -186,7 +197,7 @@ def damage(root: Path) -> None:
     edit(annotations, lambda whole: whole["annotations"].pop(-4))  # 103
     edit(annotations, lambda whole: whole["annotations"][-4].update(image_id=110))  # 104
     (folder / "COCO_val2014_000000000105.jpg").unlink()
-    (folder / "COCO_val2014_000000000106.jpg").write_bytes(jpeg()[:-20])
+    (folder / "COCO_val2014_000000000106.jpg").write_bytes(jpeg(7)[:-20])
     (folder / "COCO_val2014_000000000107.jpg").write_text("<html>404</html>")
 
 
