@@ -57,6 +57,7 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
         check_fields(entry, {"question_id": (int, str), "text": str}, where)
         number, kind = entry["question_id"], entry.get("category")
         question = check_text(entry["text"], f"{where}: `text`")
+        check_text(question.replace(IMAGE_MARK, ""), f"{where}: the question in `text`")
         images = tuple(finder.find(name, where) for name in _image_names(entry.get("image"), where))
         check_new(seen, str(number), "question_id", where)
         return AnswerExample(
@@ -121,6 +122,7 @@ def _rounds(turns: list[Any], where: str) -> Rounds:
         if role == "gpt" and IMAGE_MARK in turn["value"]:
             raise ValueError(f"{here}: got a mark {IMAGE_MARK} in an answer, expected marks in human turns only")
         texts.append(check_text(turn["value"], f"{here}: `value`"))
+        check_text(turn["value"].replace(IMAGE_MARK, ""), f"{here}: the question in `value`")
     if len(texts) < 2:
         raise ValueError(f"{where} has no answer: got {len(texts)} turns, expected a human turn and a gpt turn")
     return tuple(zip(texts[::2], texts[1::2], strict=False))

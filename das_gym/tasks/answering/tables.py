@@ -10,6 +10,7 @@ Parquet files `train-00000-of-00002.parquet`, or those in a folder `train`, are 
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,19 @@ def load_tables(
         split_of[part] = split
         read = [one for path in paths for one in _read(path, root, columns, bad)]
         parts[part] = drop_broken(read, str(paths[0].parent if len(paths) > 1 else paths[0]), bad)
+    _warn_of_missing_images(parts, root)
     return divide(with_classes(parts), str(root), bad)
+
+
+def _warn_of_missing_images(parts: Mapping[str, Sequence[Conversation]], root: Path) -> None:
+    read = [conversation for part in parts.values() for conversation in part]
+    without = [conversation.where for conversation in read if not conversation.images]
+    if without:
+        warnings.warn(
+            f"{root}: {len(without)} of {len(read)} rows have no image, such as {without[0]}: their questions are asked "
+            "without one. Remove these rows if images are missing by mistake",
+            stacklevel=2,
+        )
 
 
 def find_columns(names: Sequence[str], columns: str | None, source: Path) -> tuple[str, str, str]:
@@ -168,7 +181,7 @@ def _prompt(question: str, images: int, where: str) -> str:
     if marks not in (0, images):
         raise ValueError(f"{where}: got {images} images and {marks} marks {IMAGE_MARK}, expected equal numbers or no mark")
     # A question of several lines already includes an instruction.
-    text = question.replace(IMAGE_MARK, "").strip()
+    text = check_text(question.replace(IMAGE_MARK, ""), f"{where}: the question")
     return question if "\n" in text else instructed(question)
 
 

@@ -58,7 +58,7 @@ def test_answered_rounds_become_examples_with_their_history(root: Path):
 
 
 def test_missing_or_duplicate_ids_are_replaced_by_position(root: Path):
-    entries = [entry("a"), entry("a"), entry(77), entry("x#1"), entry("y")]
+    entries = [entry("a"), entry("a", "<image>\nWhose is it?", "mine"), entry(77), entry("x#1"), entry("y")]
     del entries[4]["id"]
     draw(*(root / "images" / f"{name}.png" for name in ("a", "77", "x#1", "y")))
     write(root / "test.json", [dict(e, id=77) if e.get("id") == "77" else e for e in entries])
@@ -126,6 +126,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "no conversations": ({"conversations": None}, "no `conversations`"),
     "no answer": ({"conversations": chat("<image>\nWhat?")}, "no answer"),
     "gpt first": ({"conversations": chat("<image>", "b")[::-1]}, r"conversations\[0\].*`from`"),
+    "no question": ({"conversations": chat("<image>\n", "b")}, "question in `value` is empty"),
     "half a character": ({"conversations": chat("<image>\n\ud83d", "b")}, r"\[0\]: `value` is not valid Unicode"),
     "no mark": ({"conversations": chat("What?", "b")}, "wrong number of images: got 1, expected one for each of 0"),
     "a mark in an answer": ({"conversations": chat("<image>\nWhat?", "<image>")}, r"conversations\[1\].*in an answer"),
@@ -166,6 +167,9 @@ def test_files_that_share_an_image_are_made_disjoint(root: Path):
     assert_disjoint(splits)
     assert [example.key for example in splits.train] == ["train.json/0", "train.json/1", "train.json/3", "train.json/5"]
     assert len(splits.left_out) == 2
+    shutil.copy(root / "images" / "9.png", root / "images" / "0.png")
+    with pytest.raises(ValueError, match=r"train\.json: \[0\] \(id 0\) shares an image .*0\.png, whose content is .*9\.png"):
+        load_answers(root)
     shutil.copy(root / "test.json", root / "train.json")
     with pytest.raises(ValueError, match=r"train\.json holds no usable example"):
         load_answers(root, "skip")

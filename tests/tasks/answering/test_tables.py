@@ -138,6 +138,17 @@ def test_load_answers_several_images_and_marks(tmp_path: Path):
         load_answers(tmp_path)
 
 
+def test_load_answers_without_images_warns(tmp_path: Path):
+    rows = [row(number) for number in range(12)]
+    write_parquet(tmp_path / "all.parquet", [*rows[:11], {**rows[11], "image": None}])
+    with pytest.warns(UserWarning, match="1 of 12 rows have no image, such as .*row 11"):
+        load_answers(tmp_path)
+    several = [{**each, "image": [each["image"], None]} for each in rows]
+    write_parquet(tmp_path / "all.parquet", several)
+    with pytest.raises(ValueError, match="row 0: `image` has an empty place"):
+        load_answers(tmp_path)
+
+
 def test_load_answers_names_of_classes(tmp_path: Path):
     features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     images, labels = [row(number)["image"] for number in range(12)], [number % 2 for number in range(12)]
