@@ -37,7 +37,6 @@ from das_gym.files import at_home, write_json
 from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
-from das_gym.registration import TASKS
 from das_gym.tasks.metrics import METRICS, score_texts
 
 
@@ -131,7 +130,7 @@ def generated_scores(settings: EvaluateSettings, subnet: AdaptedModel, examples:
     """Return the generated answers to the examples with their scores by `metric`."""
     task, metric = subnet.task, settings.metric
     assert metric is not None
-    if TASKS[task.name].gives != "prompts":
+    if not task.generates:
         raise ValueError(f"`metric` scores answers in words, which {task.name} does not have: got {metric}. Leave it out.")
     texts = generate_texts(subnet, task.pairs(task.open_ended(examples)), "answering", settings.max_new_tokens)
     scores = score_texts(metric, examples, texts)

@@ -187,6 +187,7 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
     *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
+    ("perplexity", lambda m: f"{m.get('perplexity') or m['numbers']['perplexity']:.2f}"),
     # 0 becomes None, whose TypeError `_cell` shows as "-".
     ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
     ("parameters", lambda m: f"{m['parameters']:,}"),

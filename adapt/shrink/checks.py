@@ -58,6 +58,11 @@ def check(settings: ShrinkSettings) -> None:
     problem = load_problem(config)
     # The model stays in memory, where search and job find it.
     _check_model(settings, as_vlm(problem))
+    if settings.metric is not None and not problem.task.generates:
+        name = problem.task.name
+        raise ValueError(
+            f"`metric` scores generated answers, which {name} does not have: got {settings.metric}. Leave it out."
+        )
     if choice is None:
         _check_budget_leaves_a_layer(as_vlm(problem), budget_of(settings, problem, settings.budget))
     else:

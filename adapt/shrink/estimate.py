@@ -12,7 +12,7 @@ from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
-from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, time_tokens
+from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, score_model, time_tokens
 from das_gym.adapt.shrink.recovery import (
     RecoveryConfig,
     Teacher,
@@ -106,13 +106,18 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:
     processor: Any = task.processor
     open_ended = task.open_ended(test)
     prompts: Any = task.pairs(open_ended)
-    size = min(len(test), GENERATE_BATCH_SIZE)
+    size, timed = min(len(test), GENERATE_BATCH_SIZE), 1 + DECODED_TOKENS
+    settings = greedy_settings(full, processor, timed, least=timed)
+    if not task.generates:
+        forward, _ = time_examples(lambda n: score_model(full, task, test[:n], ""), size, full.device)
+        asked = processor.encode(task.generation_prompt(open_ended[0]), pixels=True)
+        return AnswerTimes(len(test), forward, 0.0, 0.0, 1, 1, time_tokens(full, processor, [asked], settings))
     forward, count = time_examples(lambda n: loss_of(full, task, open_ended[:n], n, ""), size, full.device)
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts[:count]]
     batch = [encodings[row] for row in next(batches_of(encodings, count))]
-    most, timed = longest_answer(processor, prompts), 1 + DECODED_TOKENS
+    most = longest_answer(processor, prompts)
     tokens = time_tokens(full, processor, batch, greedy_settings(full, processor, most))
-    alone = time_tokens(full, processor, batch[:1], greedy_settings(full, processor, timed, least=timed))
+    alone = time_tokens(full, processor, batch[:1], settings)
     further = float((tokens if len(tokens) > 1 else alone)[1:].mean())
     return AnswerTimes(len(test), forward, float(tokens[0]) / len(batch), further, len(tokens), most, alone)
 

@@ -164,11 +164,10 @@ class ShrinkJob:
     def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
         mask, parts = self.mask, self.full.removed_parts(self.mask).items()
-        prompts = task.pairs(task.open_ended(self.test))
         answers = []
-        for number, (example, prompt) in enumerate(zip(self.test, prompts, strict=True)):
+        for number, example in enumerate(self.test):
             texts = {name: texts[number] for name, texts in measured.texts.items()}
-            answers.append({"key": example.key, "question": prompt.question, **texts})
+            answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
         architecture = Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost)
         report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from das_gym.adapt.report import ModelResult
 from das_gym.adapt.shrink.recovery import answer_states
+from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.engine.scores import format_examples
@@ -29,6 +30,9 @@ FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
 GENERATE_BATCH_SIZE = 8
 """Prompts that are answered at a time."""
 
+LIKELIHOOD_PAIRS = 64
+"""Texts, or pairs of question and option, whose likelihood is computed at a time, see `Task.examples_for_pairs`."""
+
 DECODED_TOKENS = 16
 """Number of tokens that are generated to time one of them."""
 
@@ -41,6 +45,7 @@ class ShrunkModelResult(ModelResult):
         score: Mean score of the generated answers, 0..1.
         low, high: Its 95 % interval.
         loss: Mean negative log-likelihood of the reference answers' tokens, nats.
+        perplexity: Of text; None for other tasks.
         bytes: Of its weights as saved.
         kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
@@ -58,16 +63,18 @@ class ShrunkModelResult(ModelResult):
     decode_ms: Spread
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A model's loss on the reference answers (nats), and its mean score (0..1) with a 95 % interval."""
+    """A model's loss on the reference answers (nats), its mean score (0..1) with a 95 % interval, and perplexity on text."""
 
     loss: float
     score: float
     low: float
     high: float
+    perplexity: float | None = None
 
 
 Scored = tuple[Quality, Sequence[str], np.ndarray]
@@ -128,7 +135,7 @@ def measure(
     weights; `scored` is what `score_model` returned for each model.
     """
     processor: Any = task.processor
-    prompt = task.pairs(task.open_ended([example]))[0]
+    prompt = task.generation_prompt(task.open_ended([example])[0])
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = latencies(timed, processor, prompt, latency_blocks)
@@ -157,11 +164,32 @@ def measure(
 
 def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metric: str | None = None) -> Scored:
     """Return loss and mean score of a model, its answers, and the score of each."""
+    if not task.generates:
+        return score_likelihoods(vlm, task, examples, title)
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
     loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
     texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", GENERATE_BATCH_SIZE)
     scores = answer_scores(task, examples, texts, metric)
     return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
+
+
+@torch.no_grad()
+def score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str) -> Scored:
+    """Return what `score_model` returns, for a task whose metric follows from likelihoods."""
+    losses: list[float] = []
+    scores: list[float] = []
+    texts: list[str] = []
+    size = task.examples_for_pairs(LIKELIHOOD_PAIRS)
+    for chunk, logits, own in scored_batches(vlm, task, examples, size, f"likelihoods, {title}"):
+        targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
+        losses += own.tolist()
+        scores += task.metrics(logits, targets).tolist()
+        pairs = zip(chunk, task.predictions(chunk, logits), strict=True)
+        texts += [task.format_prediction(example, prediction) for example, prediction in pairs]
+    metrics = np.array(scores)
+    numbers = task.summary(examples, np.array(losses), metrics)
+    quality = Quality(numbers["loss"], float(metrics.mean()), *mean_interval(metrics), numbers.get("perplexity"))
+    return quality, texts, metrics
 
 
 def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], metric: str | None = None) -> np.ndarray:
@@ -174,21 +202,31 @@ def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str], met
 @torch.no_grad()
 def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
     """Return the mean loss of the reference answers by the model's own forward, nats. Examples are of `Task.open_ended`."""
-    total, head = 0.0, vlm.own_head()
+    total = 0.0
+    for _, _, losses in scored_batches(vlm, task, examples, batch_size, title):
+        total += float(losses.double().sum())
+    return total / len(examples)
+
+
+def scored_batches(
+    vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str
+) -> Iterator[tuple[Sequence[Any], Tensor, Tensor]]:
+    """Yield batches of examples with their logits and losses, (batch,) in nats, by the model's own forward."""
+    head = vlm.own_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]
             targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
-            losses = task.losses(head(answer_states(vlm, task, chunk)), targets)
+            logits = head(answer_states(vlm, task, chunk))
+            losses = task.losses(logits, targets)
             broken = [e.key for e, finite in zip(chunk, losses.isfinite().tolist(), strict=True) if not finite]
             if broken:
                 raise FloatingPointError(
                     f"the {title} is not finite on {format_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, "
                     "or another mask."
                 )
-            total += float(losses.double().sum())
+            yield chunk, logits, losses
             bar.update(len(chunk))
-    return total / len(examples)
 
 
 @torch.no_grad()

@@ -45,6 +45,9 @@ parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 WARMUP = 0.03
 """Fraction of the steps in which the learning rate rises; it then falls to 0 along a cosine."""
 
+TEACHER_BYTES = 2**30
+"""Most bytes of the full model's hidden states to keep. Those of every token of a text are many."""
+
 ALIASES = {"adapters": "das"}
 """Other names of methods in `recover`."""
 
@@ -121,24 +124,35 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
 
 
 class Teacher:
-    """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits."""
+    """The full model's hidden states for each example; its head, which does not train, gives the logits.
+
+    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for.
+    """
 
     def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
         # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()
         self.dtype = full_model.model.dtype
-        self._states: dict[str, Tensor] = {}
+        self._full_model = full_model
+        self._task = task
+        self._states: dict[str, Tensor] | None = {}
         with torch.no_grad(), progress(len(examples), "running the full model", unit="example") as bar:
             for start in range(0, len(examples), batch_size):
                 chunk = examples[start : start + batch_size]
                 states = answer_states(full_model, task, chunk)
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
+                if states.nbytes * len(examples) > TEACHER_BYTES * len(chunk):
+                    self._states = None
+                    break
                 for example, part in zip(chunk, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()
                 bar.update(len(chunk))
 
     def states(self, examples: Sequence[Any]) -> Tensor:
         """Return the hidden states of examples, (tokens of all answers, hidden_size)."""
+        if self._states is None:
+            with torch.no_grad():
+                return answer_states(self._full_model, self._task, examples)
         return torch.cat([self._states[e.key] for e in examples])
 
     @torch.no_grad()

@@ -65,6 +65,8 @@ def conclusion(measured: Measured) -> str:
         against += f" and {percent(control.score)} % of the full model trained alike (the control)"
     # The better of baseline and control: a model that training alone improves as much was not helped by losing layers.
     than = "control" if measured.reference == CONTROL else "baseline"
+    if final.perplexity is not None:
+        against += f" (perplexity {final.perplexity:.2f} against {measured.rows[FULL].perplexity:.2f})"
     regained = measured.loss_regained()
     recovery = "" if regained is None else f"; recovery removed {100 * regained:.0f} % of the increase in loss"
     return (

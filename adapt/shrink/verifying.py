@@ -91,7 +91,7 @@ class Probes:
     @property
     def texts(self) -> list[str]:
         """Plain texts on which tokenizers are compared."""
-        return [f"{prompt.question} {prompt.answer}" for prompt in self.prompts]
+        return [prompt.text for prompt in self.prompts]
 
     def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
         """Return the input of `subprocess_main`."""

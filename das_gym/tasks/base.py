@@ -49,6 +49,7 @@ class Task(ABC):
         passes: How many pairs an example takes.
         pretrained_head: The head in checkpoints from which the task's head is initialized, if any.
         reward_examples: The default number of examples that score a mask.
+        generates: Whether a model generates answers to the examples, which `score_text` scores; else `metrics` scores them.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Task(ABC):
     passes: ClassVar[int] = 1
     pretrained_head: ClassVar[str | None] = None
     reward_examples: ClassVar[int] = 500
+    generates: ClassVar[bool] = False
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
         self.processor = processor

@@ -136,8 +136,10 @@ class PromptProcessor:
         with_images = [prompt for prompt in pairs if prompt.images]
         return {prompt: (prompt,) for prompt in with_images if prompt not in self._kept or not kept(prompt.image_key)}
 
-    def count_words(self, prompt: Prompt) -> int:
+    def count_words(self, prompt: Prompt | Passage) -> int:
         """Return how many tokens the text of a prompt has with its answer; its images are not opened."""
+        if isinstance(prompt, Passage):
+            return prompt.length
         self._check_images(prompt)
         asked = self._write(self._messages(prompt)) if self._has_template else None
         text = _lines(prompt) if asked is None else asked

@@ -31,6 +31,7 @@ class AnsweringTask(Task):
 
     name = "answering"
     metric_name = "exact_match"
+    generates = True
 
     @classmethod
     def load_splits(

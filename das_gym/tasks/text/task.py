@@ -35,7 +35,6 @@ class TextTask(Task):
     name = "text"
     metric_name = "token_accuracy"
     reward_examples = 64
-    generates = False
 
     @classmethod
     def load_splits(
@@ -103,6 +102,18 @@ class TextTask(Task):
         targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
         losses = self.losses(logits, targets).tolist()
         return [{"key": e.key, "tokens": len(e.ids) - 1, "loss": x} for e, x in zip(examples, losses, strict=True)]
+
+    def open_ended(self, examples: Sequence[WindowExample]) -> list[WindowExample]:
+        """Return the examples: each is one passage."""
+        return list(examples)
+
+    def generation_prompt(self, example: WindowExample) -> Passage:
+        """Return the window as the beginning of a text to go on with."""
+        return Passage(example.ids, start=len(example.ids))
+
+    def format_generated(self, example: WindowExample, text: str) -> dict[str, Any]:
+        """Return `key` and the `continuation`."""
+        return {"key": example.key, "continuation": text}
 
     def question(self, example: WindowExample) -> str:
         """Return the text of the window."""

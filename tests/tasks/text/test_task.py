@@ -18,6 +18,7 @@ from das_gym.tasks.text.documents import Document
 from das_gym.tasks.text.task import TextTask
 from das_gym.tasks.text.windows import beginning_of, split_into_windows
 from tests.models.transformers import tiny
+from tests.tasks.text.making import text_folder
 
 CONTEXT = 24
 
@@ -26,12 +27,7 @@ CONTEXT = 24
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Llama in float64, and text."""
     model = tiny.save("llama", tmp_path_factory.mktemp("llama"), torch.float64)
-    data = tmp_path_factory.mktemp("text")
-    words = tiny.WORDS.split()
-    rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(words, size))}) for size in rng.integers(5, 60, 40)]
-    (data / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return model, data
+    return model, text_folder(tmp_path_factory.mktemp("text"))
 
 
 def test_windows_have_equal_lengths_and_one_document_each(folders: tuple[Path, Path]):

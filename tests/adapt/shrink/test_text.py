@@ -1,0 +1,83 @@
+"""Shrinking a text model: scores by likelihood, and recovery on all tokens."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
+from das_gym.adapt.shrink import job, recovery
+from das_gym.adapt.shrink.measuring import score_model
+from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, recover
+from das_gym.adapt.shrink_experiment import ex
+
+from das_gym.commands.recorded import run_folder
+from das_gym.files import read_json
+from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
+from tests.tasks.text.making import text_folder
+
+MASK = np.array([False, True, False, True])
+CONTEXT = 16
+
+
+@pytest.fixture(scope="module")
+def settings(folder_of: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {"checkpoint": str(folder_of("llama")), "data_root": str(text_folder(tmp_path_factory.mktemp("text")))}
+
+
+@pytest.fixture(scope="module")
+def problem(settings: dict[str, str]) -> Problem:
+    return load_problem(ProblemConfig(model="VLM", task="text", **settings, context=CONTEXT, device="cpu"))
+
+
+def test_a_shrunk_model_scores_what_the_search_scored(problem: Problem):
+    examples = problem.splits.test[:5]
+    wanted = problem.evaluator.evaluate(MASK[None], examples)
+    quality, texts, scores = score_model(pruned_copy(problem.vlp, MASK), problem.task, examples, "")
+    assert quality.loss == pytest.approx(wanted.losses[0], abs=1e-5)
+    assert quality.score == pytest.approx(scores.mean()) == pytest.approx(wanted.metrics[0], abs=1e-6)
+    assert quality.perplexity == pytest.approx(math.exp(quality.loss))
+    assert texts[0].endswith("nats a token")
+
+
+def test_recovery_learns_every_token_from_a_teacher_that_keeps_no_states(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    examples, config = problem.splits.train[:8], RecoveryConfig(steps=12, batch_size=4, learning_rate=0.01)
+    kept = Teacher(problem.vlp, problem.task, examples, 4).states(examples)
+    assert len(kept) == sum(len(e.ids) - 1 for e in examples)
+    monkeypatch.setattr(recovery, "TEACHER_BYTES", 100)
+    teacher = Teacher(problem.vlp, problem.task, examples, 4)
+    torch.testing.assert_close(teacher.states(examples), kept)
+    student = pruned_copy(problem.vlp, MASK)
+    before = score_model(student, problem.task, examples, "")[0].loss
+    recover(student, problem.vlp, problem.task, examples, config, teacher=teacher)
+    assert score_model(student, problem.task, examples, "")[0].loss < before
+
+
+@pytest.mark.slow
+def test_shrink_and_evaluate_a_text_model(
+    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(job, "LATENCY_BLOCKS", 1)
+    out = tmp_path / "out"
+    quick: dict[str, Any] = {"train": {"steps": 3, "batch_size": 2}, "search": {"evaluations": 4}, "test_examples": 6}
+    quick |= {"problem": {"context": CONTEXT}, "runs_dir": str(tmp_path / "runs"), "device": "cpu", "control": False}
+    run = ex.run({**settings, **quick, "task": "text", "skip_num": 1, "out": str(out)})
+    record = read_json(run_folder(run) / "shrink.json")
+    assert "perplexity" in capsys.readouterr().out
+    full, shrunk, recovered = record["models"]
+    assert all(row["perplexity"] == pytest.approx(math.exp(row["loss"])) for row in (full, shrunk, recovered))
+    assert record["verified"]["prompts"] > 0
+    about = {"run": str(out), "task": "text", "data_root": settings["data_root"], "context": CONTEXT, "device": "cpu"}
+    evaluation_main(EvaluateSettings(**about, limit=1, out=str(tmp_path / "losses.json")))
+    example = EvaluateSettings(**about).load()[1][0]
+    ids = torch.tensor([example.ids])
+    loss = AutoModelForCausalLM.from_pretrained(out)(input_ids=ids, labels=ids).loss
+    assert read_json(tmp_path / "losses.json")[0]["loss"] == pytest.approx(float(loss), abs=1e-5)
