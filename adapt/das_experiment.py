@@ -91,7 +91,7 @@ class JointSearchSettings(ProblemSettings):
     def pipeline(self) -> DASSettings:
         """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
         recipe = das_settings(self.model, self.task, self.recipe)
-        own = {} if MODELS[self.model].reads == "prompts" else dict.fromkeys(ADAPTER_FIELDS)
+        own = {} if MODELS[self.model].reads_prompts else dict.fromkeys(ADAPTER_FIELDS)
         return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting das.")
 
     @cached_property

@@ -22,10 +22,11 @@ from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.search_experiment import search_parts
 from das_gym.agents.searching.config import SearchSettings
-from das_gym.agents.searching.setup import find_scorer, make_env
+from das_gym.agents.searching.scorer import open_scorer
 
 from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
+from das_gym.problem.budget import pick_budget
 from das_gym.problem.estimate import Part, seconds_of, time_encoders, time_examples
 from das_gym.problem.latency import BLOCKS, RUNS
 from das_gym.problem.loading import AdaptedModel
@@ -41,11 +42,11 @@ WARM_UPS = 2
 def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarray]:
     """Return the parts of the search that runs first, and a random mask that stands for its answer."""
     config = build(SearchSettings, values).search_config()
-    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
-    scorer = find_scorer(env.unwrapped)
-    nothing = np.zeros(scorer.n_layers, dtype=bool)
-    mask = nothing if scorer.budget.is_free else MaskSpace(scorer.budget).sample(np.random.default_rng(0))
-    return search_parts(scorer, config.evaluations, config.masks_per_turn), mask
+    scorer = open_scorer(config.env_id, config.mask_kwargs)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
+    nothing = np.zeros(budget.n_layers, dtype=bool)
+    mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))
+    return search_parts(scorer.engine, config.evaluations, config.masks_per_turn), mask
 
 
 def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: np.ndarray) -> list[Part]:

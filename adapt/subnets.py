@@ -183,7 +183,7 @@ def is_transformers_model(folder: Path) -> bool:
 
 def load_transformers_model(folder: Path, task: str, device: str, trust_remote_code: bool) -> AdaptedModel:
     """Return the transformers model in a folder, without adapters, with a task whose examples are prompts."""
-    model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
+    model = next(name for name, entry in MODELS.items() if entry.reads_prompts)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     config = ProblemConfig(model=model, task=task, checkpoint=str(folder), device=device, **options)
     backbone = load_backbone(config, only_runs=True)

@@ -21,9 +21,10 @@ import numpy as np
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.search_experiment import problem_configs, search_parts
 from das_gym.agents.searching.config import EnvSettings, SearchConfig, with_costs
-from das_gym.agents.searching.loop import check_search, run_turns
+from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
-from das_gym.agents.searching.setup import OURS, find_scorer, make_env, make_search_agent, observed_statistics
+from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
+from das_gym.agents.searching.setup import make_search_agent
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import progress
@@ -33,6 +34,7 @@ from das_gym.commands.settings import choice, settings_dict
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
+from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
 from das_gym.names import check_names
 from das_gym.problem.budget import Budget, Floats, Masks
@@ -131,12 +133,13 @@ def front_of(parts: Iterable[ScoredMasks], keeps_a_layer: bool) -> ScoredMasks:
     return ScoredMasks(masks[rows], saved[rows], losses[rows], metrics[rows])
 
 
-def hypervolume_share(scorer: Any, cost: MaskCost, searched: ScoredMasks) -> float | None:
+def hypervolume_share(tabular: TableScorer | None, cost: MaskCost, searched: ScoredMasks) -> float | None:
     """Return the fraction of the true front's hypervolume that the scored masks cover; None without a table."""
-    table = getattr(scorer, "table", None)
-    if table is None:
+    if tabular is None:
         return None
-    saved, losses = cost.saved(table.masks), table.values("loss", scorer.split)
+    table = tabular.table
+    saved = cost.saved(table.masks)
+    losses = table.values("loss", tabular.split)
     reference = reference_point(saved, losses)
     return hypervolume(searched.saved, searched.losses, reference) / hypervolume(saved, losses, reference)
 
@@ -147,9 +150,9 @@ def check(settings: ParetoSettings) -> ParetoSettings:
     check_search(config)
     if entry_of(settings.env_id) is None:
         raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
-    env = make_env(config.env_id, config.mask_kwargs, 1, free=True)
+    scorer = open_scorer(config.env_id, config.mask_kwargs, free=True)
     count = config.evaluations + 10 * len(BASELINES)
-    print_estimate(settings, lambda: search_parts(find_scorer(env.unwrapped), count, config.masks_per_turn))
+    print_estimate(settings, lambda: search_parts(scorer.engine, count, config.masks_per_turn))
     return settings
 
 
@@ -159,26 +162,25 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     config = with_costs(settings.search_config(), folder if resumed else None)
     with (
         progress(config.evaluations, "searching the front", unit="mask") as bar,
-        closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=True)) as env,
+        closing(open_for_search(config)) as scorer,
     ):
-        _, turns = run_turns(config, env, folder, lambda turn: bar.update(len(turn.masks)), resumed)
-        base: Any = env.unwrapped
-        scorer, layer_names, entry = find_scorer(base), list(base.layer_names), entry_of(config.env_id)
+        _, turns = run_turns(config, scorer, folder, lambda turn: bar.update(len(turn.masks)), resumed)
         cost = scorer.cost_of(SETTINGS[settings.cost])
         searched = ScoredMasks.of(turns, cost)
-        baselines = score_heuristics(config, scorer, cost, observed_statistics(base, env.reset()[0][0]))
+        baselines = score_heuristics(config.seed, scorer, cost)
+    layer_names = list(scorer.layer_names)
+    entry = entry_of(config.env_id)
     assert entry is not None  # `check` rejects other environments
-    reads = MODELS[entry.model].reads  # those that read prompts lose their skipped layers, the others have adapters
-    front = front_of([searched, *baselines.values()], keeps_a_layer=reads == "prompts")
+    loses_layers = MODELS[entry.model].reads_prompts  # the others have adapters in their place
+    front = front_of([searched, *baselines.values()], keeps_a_layer=loses_layers)
     reference = reference_point(searched.saved, searched.losses)
-    metric = scorer.table.meta.metric_name if hasattr(scorer, "table") else scorer.problem.task.metric_name
     record: dict[str, Any] = {
         "format": 1,
         "settings": {k: v for k, v in settings_dict(settings).items() if k not in EnvSettings.__dataclass_fields__},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(settings.all_env_kwargs),
         "cost": settings.cost,
-        "hypervolume_share": hypervolume_share(scorer, cost, searched),
+        "hypervolume_share": hypervolume_share(scorer.tabular, cost, searched),
         "layer_names": layer_names,
         "evaluations": len(searched.masks),
         "points": points_of(front, layer_names),
@@ -189,7 +191,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         "plugins": imported_plugins(),
         "versions": library_versions(),
     }
-    print_front(front, record, metric.replace("_", " "))
+    print_front(front, record, scorer.metric_name.replace("_", " "))
     if folder is not None:
         write_json(folder / RECORD, record)
         title = f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored"
@@ -197,24 +199,22 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         for name in (RECORD, FIGURE):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}\nfigure: {folder / FIGURE}")
-        then = "adapt" if reads == "pairs" else "adapt shrink"
+        then = "adapt shrink" if loses_layers else "adapt"
         print(f"Next: {format_command(then, f'search_run={folder.name}', 'point=...', runs_dir_words(folder))}")
     return float(record["hypervolume"])
 
 
-def score_heuristics(
-    config: SearchConfig, scorer: Any, cost: MaskCost, statistics: Mapping[str, Floats]
-) -> dict[str, ScoredMasks]:
+def score_heuristics(seed: int, scorer: MaskScorer, cost: MaskCost) -> dict[str, ScoredMasks]:
     """Score the masks of each heuristic at ten budgets, spread evenly up to 90 % of the largest saving; each mask once."""
     scored = {}
     for name in BASELINES:
         found = {}
         for share in np.linspace(0.0, 0.9 * cost.range[1], 11)[1:]:  # near the largest saving only one mask is left
-            space = MaskSpace(Budget(scorer.n_layers, saved=float(share), cost=cost))
-            mask = make_search_agent(name, space, config.seed, {}, statistics, config.env_id, config.env_kwargs).best()
+            space = MaskSpace(Budget(len(scorer.layer_names), saved=float(share), cost=cost))
+            mask = make_search_agent(name, space, seed, {}, scorer.statistics, scorer.blocks).best()
             found[mask.tobytes()] = mask
         masks = np.array(list(found.values()), dtype=bool)
-        turn = Turn.of(masks, *scorer.score(masks, np.random.default_rng(0)))
+        turn = Turn.of(masks, *scorer.score(masks))
         scored[name] = ScoredMasks.of([turn], cost)
     return scored
 

@@ -32,12 +32,13 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
 from das_gym.agents.searching.config import SearchConfig, SearchSettings, with_costs
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
-from das_gym.agents.searching.setup import find_scorer, make_env
+from das_gym.agents.searching.scorer import open_scorer
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import runs_dir_words
+from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import named_environments
@@ -63,16 +64,16 @@ def check(settings: SearchSettings) -> SearchSettings:
     """Create environment and agent, which raise for invalid settings before a run starts."""
     config = settings.search_config()
     check_search(config)
-    env = make_env(config.env_id, config.mask_kwargs, 1, free=False)
-    print_estimate(settings, lambda: search_parts(find_scorer(env.unwrapped), config.evaluations, config.masks_per_turn))
+    scorer = open_scorer(config.env_id, config.mask_kwargs)
+    print_estimate(settings, lambda: search_parts(scorer.engine, config.evaluations, config.masks_per_turn))
     return settings
 
 
-def search_parts(scorer: Any, evaluations: int, masks_per_turn: int) -> list[Part]:
-    """Return the parts of a search; none if a table or Ray's workers score its masks."""
-    problem = getattr(scorer, "problem", None)  # environments of other packages have no scorer, tables no problem
-    if problem is None or problem.backbone.config.workers is not None:
+def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: int) -> list[Part]:
+    """Return the parts of a search; none if no model scores its masks (None), or Ray's workers do."""
+    if scorer is None or scorer.problem.backbone.config.workers is not None:
         return []
+    problem = scorer.problem
     examples, rng, n_layers = scorer.fixed_examples, np.random.default_rng(0), scorer.n_layers
     walk = time_walk(problem, examples)
     count = TURNS * masks_per_turn

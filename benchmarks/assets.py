@@ -23,13 +23,12 @@ from das_gym.adapt.finetune import cut_subnet, deciding_settings, finetune, refe
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 from das_gym.adapt.step_loss import resolve_defaults
 from das_gym.adapt.training import TrainingConfig
-from das_gym.agents.searching.setup import blocks_file
 
 from benchmarks.machine import make_parser
 from das_gym.bundled import ASSETS, CHECKSUMS, checksum
 from das_gym.commands.commandline import read_settings
 from das_gym.commands.settings import build
-from das_gym.envs.tabular_env import load_table
+from das_gym.envs.tabular_env import blocks_file, load_table
 from das_gym.files import write_json
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.config import ProblemConfig

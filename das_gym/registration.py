@@ -54,6 +54,11 @@ class ModelEntry:
     say: Any = None
 
     @property
+    def reads_prompts(self) -> bool:
+        """Whether it answers questions in words: it then needs no adapters, and loses the layers that a mask skips."""
+        return self.reads == "prompts"
+
+    @property
     def named(self) -> dict[str, Path]:
         """`others` by the names that `checkpoint=` takes."""
         return {folder.name: folder for folder in self.others}
@@ -80,6 +85,11 @@ class TaskEntry:
     gives: str = "pairs"
     needs_data: bool = False
     reward: str = DEFAULT_REWARD
+
+    @property
+    def gives_prompts(self) -> bool:
+        """Whether its examples are questions that a model answers in words."""
+        return self.gives == "prompts"
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class EnvEntry:
         entry = MODELS[self.model]
         if TASKS[self.task].needs_data:
             return False
-        needed = "config.json" if entry.reads == "prompts" else f"{self.task}_supernet.safetensors"
+        needed = "config.json" if entry.reads_prompts else f"{self.task}_supernet.safetensors"
         return entry.assets is not None and (entry.assets / needed).is_file()
 
     @property

@@ -78,7 +78,7 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
         vlp.prune(np.zeros(len(vlp.layers), bool))
     if place != folder:
         record = _compared(record, kept_trials(folder)[place])
-    if config is None or MODELS[config.model].reads == "pairs":
+    if config is None or not MODELS[config.model].reads_prompts:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)

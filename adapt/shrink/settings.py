@@ -61,8 +61,8 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     test_examples: int | None = 500
 
     def __post_init__(self) -> None:
-        if self.model in MODELS and MODELS[self.model].reads != "prompts":
-            others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
+        if self.model in MODELS and not MODELS[self.model].reads_prompts:
+            others = [name for name, entry in MODELS.items() if entry.reads_prompts]
             raise ValueError(f"`model` must answer in words: got {self.model}, expected {', '.join(others)}. See `adapt`.")
         super().__post_init__()
         check_budget(self.asked)
@@ -119,7 +119,7 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
         if self.needs_search:
             return None
         choice = choose(self)
-        if MODELS[choice.problem.model].reads != "prompts":
+        if not MODELS[choice.problem.model].reads_prompts:
             raise ValueError(f"run {self.search_run} searched {choice.problem.model}, which does not answer in words.")
         return choice
 

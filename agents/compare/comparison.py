@@ -187,8 +187,7 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
 
 def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
     settings = {**ON_ALL_EXAMPLES.get(name, {}), **agent_kwargs}
-    problem = (oracle.env_id, oracle.env_kwargs)
-    agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, *problem)
+    agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, oracle.blocks)
     if agent.examples_share != 1.0:
         raise ValueError(f"agent {name!r} starts on fewer examples, but a comparison scores all. Leave out `stages`")
     return agent

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.setup import is_tabular, make_scored, observed_statistics
+from das_gym.agents.searching.scorer import OwnScorer, make_scored
+from das_gym.agents.searching.setup import is_tabular
 
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
@@ -73,6 +74,10 @@ class Oracle(ABC):
             raise ValueError(f"{self.env_id} has no known best and mean reward to scale by. Compare on a table")
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
 
+    def blocks(self) -> dict[str, Any] | None:
+        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        return None
+
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
         """Return 1 + the number of masks within the budget with a higher reward than each of `rewards`; None if unknown."""
         del rewards
@@ -86,9 +91,11 @@ class TableOracle(Oracle):
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
         env = make_scored(env_id, budget, self.env_kwargs)
         self.table = env.table
-        self.space = MaskSpace(env.scorer.budget)
-        self.statistics = observed_statistics(env, env.reset()[0])
-        self._objective, self._split = env.scorer.objective, env.scorer.split
+        self._scorer = env.scorer
+        self.space = MaskSpace(self._scorer.budget)
+        self.statistics = OwnScorer(self._scorer).statistics
+        self._objective = self._scorer.objective
+        self._split = self._scorer.split
         without_budget = replace(self._objective, budget=Budget(self.table.n_layers))
         self._rewards = self.table.values(without_budget, self._split)
         allowed = self.space.contains(self.table.masks)
@@ -102,6 +109,10 @@ class TableOracle(Oracle):
     def rewards(self, masks: Masks) -> Floats:
         """See `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
+
+    def blocks(self) -> dict[str, Any] | None:
+        """See `Oracle.blocks`."""
+        return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
         """See `Oracle.test_metrics`."""
@@ -137,7 +148,7 @@ class LiveOracle(Oracle):
             raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
         env = make_scored(env_id, budget, self.env_kwargs)
         self.space = MaskSpace(env.scorer.budget)
-        self.statistics = observed_statistics(env, env.reset()[0])
+        self.statistics = OwnScorer(env.scorer).statistics
         # Without a budget: agents such as `greedy` score masks outside of it on their way.
         self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
         self._rng = np.random.default_rng(0)
@@ -145,6 +156,10 @@ class LiveOracle(Oracle):
     def rewards(self, masks: Masks) -> Floats:
         """See `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng)[0]
+
+    def blocks(self) -> dict[str, Any] | None:
+        """See `Oracle.blocks`."""
+        return self._scorer.blocks()
 
     def test_metrics(self, masks: Masks) -> Floats:
         """See `Oracle.test_metrics`."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.record import Checkpoint, OnTurn, Turn
-from das_gym.agents.searching.setup import SCORES
+from das_gym.agents.searching.scorer import SCORES
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from das_gym.engine.scores import Scores
+from das_gym.envs.vector_env import ScoredVectorEnv
 
 STEPS_PER_LAYER = 4
 """A search ends after this many steps per layer and mask, even if masks are left to score."""
@@ -28,8 +28,8 @@ class Recorder(VectorWrapper):
     """Record every scored mask as a turn of the search, and end the search when its budget is spent.
 
     A turn is one step: the masks that it scored, in one engine call. Masks beyond the evaluations of the search are left
-    out. Masks outside the environment's budget are not scored and do not count. The action of `env` is a mask, or it has
-    `last_masks`. A checkpoint is written to `folder` every `save_every` turns; it holds `saved_turns`.
+    out. Masks outside the environment's budget are not scored and do not count. `env` is a `ScoredVectorEnv`, wrapped or
+    not. A checkpoint is written to `folder` every `save_every` turns; it holds `saved_turns`.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Recorder(VectorWrapper):
         self.saved_turns = 0
         self.evaluations = self.steps = 0
         self._threads = torch.get_num_threads()  # before `train_sb3` reduces them
-        base: Any = env.unwrapped
-        self.max_steps = config.evaluations * STEPS_PER_LAYER * len(base.layer_names)
+        self._base = cast(ScoredVectorEnv, env.unwrapped)
+        self.max_steps = config.evaluations * STEPS_PER_LAYER * len(self._base.layer_names)
 
     @property
     def starved(self) -> bool:
@@ -62,12 +62,11 @@ class Recorder(VectorWrapper):
         self.steps += self.num_envs
         ended = terminated | truncated
         if ended.any():
-            self._record(actions, rewards, ended, info.get("final_info", info))
+            self._record(rewards, ended, info.get("final_info", info))
         return observations, rewards, terminated, truncated, info
 
-    def _record(self, actions: Any, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> None:
-        masks = getattr(self.env.unwrapped, "last_masks", None)
-        masks = np.asarray(actions, dtype=bool) if masks is None else masks
+    def _record(self, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> None:
+        masks = cast(np.ndarray, self._base.last_masks)
         broken = np.flatnonzero(ended & ~np.isfinite(rewards))
         if len(broken):
             skipped = np.flatnonzero(masks[broken[0]]).tolist()
@@ -99,22 +98,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def answer_from(scorer: Any, turns: Sequence[Turn]) -> None:
-    """Answer the scorer's next calls from recorded turns, as long as they ask for the same masks on the same examples."""
-    if getattr(scorer, "reward_batches", None) is None:  # a table, which is quick, or an environment of another package
-        return
-    left, measure = list(turns), scorer.measure
-
-    def measured(masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        if not left or left[0].masks != masks.astype(int).tolist():
-            left.clear()
-            return measure(masks, rng)
-        turn = left.pop(0)
-        losses = [np.inf if loss is None else loss for loss in turn.loss]
-        return Scores(np.array(losses), np.array(turn.metric, dtype=float))
-
-    # Other batches move on with each call, and records do not hold the divergences that some rewards need.
-    if scorer.reward_batches == "fixed" and not scorer.objective.reward.needs_divergences:
-        scorer.measure = measured

@@ -27,12 +27,15 @@ from typing import TYPE_CHECKING, Any, cast
 import gymnasium
 import numpy as np
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, make_model, with_action, with_defaults
-from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, answer_from, torch_threads
+from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
+from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig, with_costs
-from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchResult, Turn, best_row
-from das_gym.agents.searching.setup import find_scorer, score_masks
+from das_gym.agents.searching.record import FORMAT, Checkpoint, OnTurn, SearchedBy, SearchResult, best_row
+from das_gym.agents.searching.scorer import OURS, OwnScorer, open_scorer
 
+from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import explain_damage, read_json, write_bytes, write_json
+from das_gym.problem.loading import Problem
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -63,6 +66,7 @@ def train_sb3(
     on_turn: OnTurn | None = None,
     resume: bool = False,
     writers: Sequence[KVWriter] = (),
+    problem: Problem | None = None,
 ) -> TrainedAgent:
     """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
@@ -80,28 +84,33 @@ def train_sb3(
     from das_gym.envs.sb3_vec_env import SB3VecEnv
 
     run_folder = None if folder is None else Path(folder)
-    config = with_costs(config, run_folder if resume else None)
+    config = with_costs(config, run_folder if resume else None, problem)
     cls, algorithm = find_algorithm(config.agent)
     hyperparameters = with_defaults(cls, algorithm, config.agent_kwargs, config.masks_per_turn)
     action = choose_action(algorithm, config.action)
-    kwargs = with_action(config.mask_kwargs, action)
-    with closing(gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)) as env:
-        base: Any = env.unwrapped
+    with closing(open_scorer(config.env_id, config.mask_kwargs, config.seed, problem=problem)) as scorer:
+        if not isinstance(scorer, OwnScorer):
+            raise ValueError(f"agent {config.agent!r} needs an environment of das_gym: got {config.env_id}, {OURS}")
+        env = ScoredVectorEnv(config.masks_per_turn, scorer=scorer.scorer, action=action)
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
-        known = Checkpoint.load(run_folder, config, len(base.layer_names)) if resume and run_folder is not None else None
+        known = Checkpoint.load(run_folder, config, len(scorer.layer_names)) if resume and run_folder is not None else None
         if known is not None:
             recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
-            answer_from(find_scorer(base), known.turns)
+            for turn in known.turns:
+                scorer.scorer.remember(np.array(turn.masks, dtype=bool), turn.known_scores())
         with torch_threads(1):
             _learn(model, recorder, action, list(writers))
             best = best_row(recorder.turns, config.mask_kwargs)
-            chosen = policy_mask(model, config.env_id, action, config.seed, **config.mask_kwargs)
-            # In one call, on the same examples: rewards of different batches cannot be compared.
-            both = np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool)))
-            policy, other = _score_next(config, base, both)
-        answer = max(policy, other, key=lambda row: -np.inf if row["reward"] is None else float(row["reward"]))
-        result = SearchResult.of(config, base, answer, best or answer, recorder.turns, None, agent_kwargs=hyperparameters)
+            state = env.get_state()
+            chosen = play_episode(model, ScoredVectorEnv(1, scorer=scorer.scorer, action=action), config.seed)
+            scorer.set_state(state)  # the episode may have moved the reward examples on
+            rows = score_answers(scorer, chosen, best)
+        policy = rows[0]
+        answer = better(rows)
+        more = 0 if is_scored(policy["mask"], recorder.turns) else 1
+        about = SearchedBy(hyperparameters, None, answer_masks=more)
+        result = SearchResult.of(config, scorer, answer, best or answer, recorder.turns, about)
     if run_folder is not None:
         buffer = io.BytesIO()
         model.save(buffer)
@@ -137,17 +146,6 @@ def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[
         logger.close()
 
 
-def _score_next(config: SearchConfig, base: Any, masks: np.ndarray) -> list[dict[str, Any]]:
-    """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
-    with closing(gymnasium.make_vec(config.env_id, num_envs=len(masks), **config.mask_kwargs)) as env:
-        env.reset(seed=config.seed)
-        scored: Any = env.unwrapped
-        if hasattr(scored, "set_state"):  # resume the examples of the search, but with this environment's episodes
-            own = {"episode": scored.get_state()["episode"]}
-            scored.set_state({**base.get_state(), **own})
-        return Turn.of(masks, *score_masks(env, masks)).rows
-
-
 def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseAlgorithm, dict[str, Any]]:
     """Load the trained algorithm of a run, ready to `predict`, and its description from `sb3.json`."""
     path = Path(folder) / DESCRIPTION
@@ -165,19 +163,19 @@ def load_sb3(folder: str | os.PathLike[str], trust: bool = False) -> tuple[BaseA
 
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
     """Return the mask that a policy chooses without exploration, (n_layers,) bool; `action` is what it was trained with."""
-    env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
-    base: Any = env.unwrapped
-    state, start = None, np.ones(1, dtype=bool)
-    takes_masks = "action_masks" in inspect.signature(model.predict).parameters  # as MaskablePPO's
+    with closing(gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))) as env:
+        return play_episode(model, cast(ScoredVectorEnv, env.unwrapped), seed)
+
+
+def play_episode(model: BaseAlgorithm, env: ScoredVectorEnv, seed: int) -> np.ndarray:
+    """Return the (n_layers,) bool mask that a policy chooses in an environment of one episode, without exploration."""
+    reads_masks = "action_masks" in inspect.signature(model.predict).parameters  # as MaskablePPO's
     observation, _ = env.reset(seed=seed)
-    try:
-        while True:
-            masks = {"action_masks": base.action_masks()} if takes_masks else {}
-            chosen, state = model.predict(observation, state=state, episode_start=start, deterministic=True, **masks)
-            observation, _, terminated, truncated, _ = env.step(chosen)
-            start = terminated | truncated
-            if start[0]:
-                last = getattr(base, "last_masks", None)  # of environments whose action is not a mask
-                return np.asarray(chosen if last is None else last, dtype=bool)[0]
-    finally:
-        env.close()
+    state = None
+    ended = np.ones(1, dtype=bool)
+    while True:
+        masks = {"action_masks": env.action_masks()} if reads_masks else {}
+        chosen, state = model.predict(observation, state=state, episode_start=ended, deterministic=True, **masks)
+        observation, _, ended, _, _ = env.step(chosen)
+        if ended[0]:
+            return cast(np.ndarray, env.last_masks)[0]

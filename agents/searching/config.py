@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import gymnasium
 from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.record import CHECKPOINT
+from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings
@@ -23,6 +23,7 @@ from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
 from das_gym.problem.budget import check_budget
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
+from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
@@ -141,21 +142,23 @@ class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchCo
         return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
 
 
-def with_costs(config: SearchConfig, folder: Path | None = None) -> SearchConfig:
+def with_costs(config: SearchConfig, folder: Path | None = None, problem: Problem | None = None) -> SearchConfig:
     """Return the search with measured costs in its `env_kwargs`, if its budget is of another cost than MACs.
 
     Latency is measured only once, so that the same masks satisfy the budget until the end of the search, and wherever its
-    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then.
+    record is replayed: a search that continues from the checkpoint in `folder` has the costs measured then. `problem` is the
+    loaded problem of the environment, if there is one.
     """
     if folder is not None and (folder / CHECKPOINT).is_file():
         costs = read_json(folder / CHECKPOINT)
         for name in ("config", "env_kwargs", "costs"):  # `Checkpoint.load` reports damage
             costs = costs.get(name) if isinstance(costs, Mapping) else None
-    elif any(name in SAVED and name != "macs_saved" for name in config.budget):
-        with closing(gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)) as env:
-            costs = cast(Any, env.unwrapped).budget.known_costs["costs"]
     else:
+        names = [name for name in config.budget if name in SAVED and name != "macs_saved"]
         costs = None
+        if names:
+            with closing(open_scorer(config.env_id, config.mask_kwargs, problem=problem)) as scorer:
+                costs = {name: scorer.cost_of(name).as_dict() for name in names}
     if not isinstance(costs, Mapping):
         return config
     return dataclasses.replace(config, env_kwargs={**config.env_kwargs, "costs": costs})

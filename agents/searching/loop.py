@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
 
-import gymnasium
-import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
+from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig, with_costs
-from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchResult, Turn, best_row
-from das_gym.agents.searching.setup import (
-    fewer_examples,
-    find_scorer,
-    make_env,
-    make_search_agent,
-    observed_statistics,
-    score_masks,
-    takes,
-)
+from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchedBy, SearchResult, Turn, best_row
+from das_gym.agents.searching.scorer import MaskScorer, open_scorer
+from das_gym.agents.searching.setup import accepts_hyperparameter, make_search_agent
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
-from das_gym.problem.budget import pick_budget
+from das_gym.problem.budget import Floats, pick_budget
+from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 
 
@@ -35,14 +28,18 @@ def search(
     folder: str | os.PathLike[str] | None = None,
     on_turn: OnTurn | None = None,
     resume: bool = False,
+    problem: Problem | None = None,
 ) -> SearchResult:
     """Search for a mask: spend the budget of `config`, and score the agent's answer.
+
+    The result is the better of the agent's answer and the best mask that was scored on all examples.
 
     Args:
         config: What to search.
         folder: Run folder for `checkpoint.json` and, at the end, `search.json`. None keeps nothing.
         on_turn: Called after every turn with it; when resuming first with the turns of the checkpoint.
         resume: Continue from the checkpoint in `folder`, if there is one. The result is that of an uninterrupted search.
+        problem: The loaded problem of the environment; None loads it.
 
     Returns:
         The result, also in `folder`.
@@ -60,39 +57,44 @@ def search(
     if is_algorithm(config.agent):
         from das_gym.agents.sb3.train import train_sb3
 
-        return train_sb3(config, folder, on_turn, resume).result
+        return train_sb3(config, folder, on_turn, resume, problem=problem).result
     run_folder = None if folder is None else Path(folder)
-    config = with_costs(config, run_folder if resume else None)
-    free = agent_class(config.agent).free_budget
-    with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)) as env:
-        agent, history = run_turns(config, env, run_folder, on_turn, resume)
-        masks = answer(agent, config.agent)[None]
-        # Not part of the budget. It is the next step of the environment, so that a replay scores it on the same examples.
-        (scored,) = Turn.of(masks, *score_masks(env, masks)).rows
-        best = best_row(history, config.mask_kwargs) or scored
-        parts = agent.statistics_read, config.agent_settings(), agent.free_budget
-        result = SearchResult.of(config, env.unwrapped, scored, best, history, *parts)
+    config = with_costs(config, run_folder if resume else None, problem)
+    with closing(open_for_search(config, problem)) as scorer:
+        agent, history = run_turns(config, scorer, run_folder, on_turn, resume)
+        best = best_row(history, config.mask_kwargs)
+        rows = score_answers(scorer, answer(agent, config.agent), best)
+        found = better(rows)
+        more = 0 if is_scored(rows[0]["mask"], history) else 1
+        about = SearchedBy(config.agent_settings(), agent.statistics_read, agent.free_budget, more)
+        result = SearchResult.of(config, scorer, found, best or found, history, about)
     if folder is not None:
         result.save(folder)
     return result
 
 
+def open_for_search(config: SearchConfig, problem: Problem | None = None) -> MaskScorer:
+    """Return the scorer of a search by an ask/tell agent; `problem` is the loaded problem, if there is one."""
+    free = agent_class(config.agent).free_budget
+    most = max(2, config.masks_per_turn)  # the answer and the best scored mask are scored together
+    return open_scorer(config.env_id, config.mask_kwargs, config.seed, most, free, problem)
+
+
 def run_turns(
-    config: SearchConfig, env: gymnasium.vector.VectorEnv, folder: Path | None, on_turn: OnTurn | None, resume: bool
+    config: SearchConfig, scorer: MaskScorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
-    base: Any = env.unwrapped
     with progress(1, "measuring layer statistics", unit="step") as bar:
-        observation, _ = env.reset(seed=config.seed)
+        agent = agent_of(config, scorer, scorer.statistics)
         bar.update()
-    agent = _new_agent(config, base, observation[0])
     history: list[Turn] = []
-    if resume and folder is not None and (checkpoint := Checkpoint.load(folder, config, len(base.layer_names))) is not None:
-        with explain_damage(folder / CHECKPOINT, "start a new search"):
-            agent.load_state_dict(checkpoint.agent)
-            if hasattr(base, "set_state"):
-                base.set_state(checkpoint.env)
-        history = list(checkpoint.turns)
+    if resume and folder is not None:
+        checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
+        if checkpoint is not None:
+            with explain_damage(folder / CHECKPOINT, "start a new search"):
+                agent.load_state_dict(checkpoint.agent)
+                scorer.set_state(checkpoint.scorer)
+            history = list(checkpoint.turns)
     if on_turn is not None:
         for turn in history:
             on_turn(turn)
@@ -102,22 +104,20 @@ def run_turns(
         if len(masks) == 0:
             break
         share = agent.examples_share  # read before `tell`, which sets it for the next masks
-        with fewer_examples(find_scorer(base), share):
-            rewards, scores = score_masks(env, masks)
+        rewards, scores = scorer.score(masks, share)
         agent.tell(masks, rewards)
         skip = agent.skip_probabilities()
         probabilities = None if skip is None else skip.tolist()
         history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
         if folder is not None and len(history) % config.save_every == 0:
-            state = base.get_state() if hasattr(base, "get_state") else None
-            Checkpoint(agent.state_dict(), state, tuple(history)).save(folder, config)
+            Checkpoint(agent.state_dict(), scorer.get_state(), tuple(history)).save(folder, config)
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
 
 
 def check_search(config: SearchConfig) -> None:
-    """Make the environment and the agent of a search, and discard them: their errors come before a run is created.
+    """Make the scorer and the agent of a search, and discard them: their errors come before a run is created.
 
     This loads model and data; the search finds them in the cache of `load_problem`.
     """
@@ -125,17 +125,15 @@ def check_search(config: SearchConfig) -> None:
         cls, known = find_algorithm(config.agent)
         choose_action(known, config.action)
         with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-    with closing(make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False)) as env:
+    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn)) as scorer:
         if not is_algorithm(config.agent):
-            _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))
+            agent_of(config, scorer, {})
 
 
-def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agent:
-    """Make the agent of a search in an environment with (n_features,) observations."""
-    scorer, settings = find_scorer(base), config.agent_settings()
-    budget = pick_budget(len(base.layer_names), config.budget, lambda setting: scorer.cost_of(setting))
-    if takes(config.agent, "stages") and not hasattr(scorer, "batch_size"):  # a table of means: one stage
+def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, Floats]) -> Agent:
+    """Make the agent of a search that knows these layer statistics."""
+    settings = config.agent_settings()
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
+    if accepts_hyperparameter(config.agent, "stages") and not scorer.scores_shares:
         settings = {"stages": [1.0], **settings}
-    statistics = observed_statistics(base, observation)
-    space, problem = MaskSpace(budget), (config.env_id, config.env_kwargs)
-    return make_search_agent(config.agent, space, config.seed, settings, statistics, *problem)
+    return make_search_agent(config.agent, MaskSpace(budget), config.seed, settings, statistics, scorer.blocks)

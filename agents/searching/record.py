@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.setup import SCORES, find_scorer
+from das_gym.agents.searching.scorer import SCORES, MaskScorer
 
 from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.architecture import Unit
+from das_gym.engine.scores import Scores
 from das_gym.files import explain_damage, read_json, write_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
@@ -82,6 +83,11 @@ class Turn:
         columns = (self.masks, self.rewards, *(getattr(self, name) for name in SCORES))
         return [dict(zip(("mask", "reward", *SCORES), row, strict=True)) for row in zip(*columns, strict=True)]
 
+    def known_scores(self) -> Scores:
+        """Return the losses and metrics as the engine returns them: inf where a loss is not finite."""
+        losses = [math.inf if loss is None else loss for loss in self.loss]
+        return Scores(np.array(losses), np.array(self.metric, dtype=np.float64))
+
 
 OnTurn = Callable[[Turn], Any]
 
@@ -122,6 +128,23 @@ def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
+class SearchedBy:
+    """What a record says of the agent.
+
+    Attributes:
+        agent_kwargs: Its hyperparameters.
+        statistics_read: Layer statistics that it read; None = all that are observed.
+        free_budget: Whether it asked for masks outside the budget too.
+        answer_masks: See `SearchResult`.
+    """
+
+    agent_kwargs: dict[str, Any]
+    statistics_read: tuple[str, ...] | None
+    free_budget: bool = False
+    answer_masks: int = 0
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The result of a search: `search.json`, complete enough to replay.
 
@@ -130,14 +153,16 @@ class SearchResult:
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None). If
             the budget is of another cost than MACs, `costs` holds what masks cost, so that the same masks satisfy it
             everywhere.
-        mask: The agent's answer, 0/1 per layer; from `reward` to `skipped_layers` its scores.
+        mask: The answer, 0/1 per layer: the better of the agent's answer and `best_seen`. From `reward` to `skipped_layers`,
+            its scores.
         macs_full: MACs of the full model per example.
-        evaluations: Masks that were scored before the answer, `statistic_masks` among them. Masks scored on a fraction of
+        evaluations: Masks that were scored, `statistic_masks` and `answer_masks` among them. Masks scored on a fraction of
             the examples count as that fraction, and the sum is rounded up.
-        best_seen: The scored mask within the budget with the highest reward, with its scores (the answer need not be it);
-            the answer itself if no mask was scored. Its keys are the fields of `ScoredMask`.
+        best_seen: The best mask within the budget that the agent asked for, with its scores; the answer itself if there is
+            none. Its keys are the fields of `ScoredMask`.
         free_budget: Whether masks outside the budget were scored too, see `Agent`.
         statistic_masks: Masks that the model scored for layer statistics that the agent read (`leave_one_out`).
+        answer_masks: Answers of the agent that it had not asked for, so that they were scored in addition (0 or 1).
         plugins: Modules that register the environment or the agent.
         units, statistics: Layout and statistics of the layers, for reports.
         history: Every turn; stored in `search_history.json`.
@@ -164,6 +189,7 @@ class SearchResult:
     versions: dict[str, str]
     free_budget: bool = False
     statistic_masks: int = 0
+    answer_masks: int = 0
     plugins: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
@@ -177,48 +203,39 @@ class SearchResult:
     @property
     def masks_asked(self) -> int:
         """Masks that the agent asked for, to which the budget of a search applies."""
-        return self.evaluations - self.statistic_masks
+        return self.evaluations - self.statistic_masks - self.answer_masks
 
     @classmethod
     def of(
         cls,
         config: Any,
-        base: Any,
+        scorer: MaskScorer,
         answer: Mapping[str, Any],
         best: Mapping[str, Any],
         turns: Sequence[Turn],
-        statistics_read: Iterable[str] | None,
-        agent_kwargs: dict[str, Any],
-        free_budget: bool = False,
+        by: SearchedBy,
     ) -> SearchResult:
-        """Make the record of a finished search with the settings `config` in the environment `base`.
+        """Make the record of a finished search with the settings `config`.
 
-        `answer` and `best`, the best scored mask, hold `mask`, `reward` and scores. `statistics_read` are the layer
-        statistics that the agent read, None = all that are observed.
+        `answer` and `best`, the best scored mask, hold `mask`, `reward` and scores.
         """
-        layout: dict[str, Any] = {}
-        names, scorer = list(base.layer_names), find_scorer(base)
-        statistic_masks = 0
-        if hasattr(scorer, "masks_for"):  # environments of other packages have no scorer, or another one
-            statistic_masks = scorer.observation_masks if statistics_read is None else scorer.masks_for(statistics_read)
-        if hasattr(scorer, "architecture"):
-            values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
-            statistics = {each.name: values[:, column].tolist() for column, each in enumerate(scorer.statistics)}
-            layout = {"units": scorer.architecture().units, "statistics": statistics}
+        names = list(scorer.layer_names)
+        statistic_masks = scorer.masks_for(by.statistics_read)
         return cls(
             **{name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")},
             **answer,
-            **layout,
+            **scorer.layout(),
             env_kwargs=recorded_settings(config.mask_kwargs),
-            agent_kwargs=agent_kwargs,
+            agent_kwargs=by.agent_kwargs,
             layer_names=names,
             skipped_layers=skipped_names(names, answer["mask"]),
             n_skipped=sum(answer["mask"]),
-            macs_full=int(base.macs_full),
-            evaluations=masks_of(turns) + statistic_masks,
+            macs_full=scorer.macs_full,
+            evaluations=masks_of(turns) + statistic_masks + by.answer_masks,
             statistic_masks=statistic_masks,
+            answer_masks=by.answer_masks,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
-            free_budget=free_budget,
+            free_budget=by.free_budget,
             versions=library_versions(),
             plugins=imported_plugins(),
             history=tuple(turns),
@@ -256,13 +273,13 @@ class Checkpoint:
 
     agent: dict[str, Any]
     """`Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again."""
-    env: Any
-    """The environment's `get_state()`, which determines the next examples; None if it has none."""
+    scorer: Any
+    """The scorer's `get_state()`, which determines the next examples; None if it has none."""
     turns: tuple[Turn, ...]
 
     def save(self, folder: Path, config: Any) -> None:
         """Write it into a run folder, with the settings of the search (a dataclass)."""
-        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "env": self.env}
+        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "scorer": self.scorer}
         write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
 
     @classmethod
@@ -284,7 +301,7 @@ class Checkpoint:
                     "Give the same settings, or another folder"
                 )
         with explain_damage(path, "start a new search"):
-            checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
+            checkpoint = build(cls, {name: record[name] for name in ("agent", "scorer", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")
         return checkpoint

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 from das_gym.agents.searching.record import SearchResult, Turn, masks_of
-from das_gym.agents.searching.setup import SCORES, fewer_examples, find_scorer, make_env, score_masks
+from das_gym.agents.searching.scorer import SCORES, open_scorer
 
 from das_gym.commands.trust import trusted_settings
 from das_gym.problem.budget import keeps_budget
@@ -45,16 +44,15 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     claims.append(("answer", [vars(result)], 1.0))
     if not changing:  # else the turn in which it was scored is replayed above
         claims.append(("best seen", [result.best_seen], 1.0))
-    with closing(make_env(result.env_id, result.env_kwargs, result.masks_per_turn, changing and result.free_budget)) as env:
-        base: Any = env.unwrapped
-        if tuple(base.layer_names) != tuple(result.layer_names):
-            raise ValueError(f"the record has layers {result.layer_names}, {result.env_id} has {list(base.layer_names)}")
-        env.reset(seed=result.seed)
-        differences = [_difference("MACs of the full model", result.macs_full, int(base.macs_full), 0.0)]
+    free = changing and result.free_budget
+    opened = open_scorer(result.env_id, result.env_kwargs, result.seed, max(2, result.masks_per_turn), free)
+    with closing(opened) as scorer:
+        if scorer.layer_names != tuple(result.layer_names):
+            raise ValueError(f"the record has layers {result.layer_names}, {result.env_id} has {list(scorer.layer_names)}")
+        differences = [_difference("MACs of the full model", result.macs_full, scorer.macs_full, 0.0)]
         for what, rows, share in claims:
-            masks = np.array([row["mask"] for row in rows])
-            with fewer_examples(find_scorer(base), share):
-                rewards, scores = score_masks(env, masks)
+            masks = np.array([row["mask"] for row in rows], dtype=bool)
+            rewards, scores = scorer.score(masks, share)
             for index, found in enumerate(Turn.of(masks, rewards, scores).rows):
                 for name in ("reward", *SCORES):
                     allowed = 0.0 if name == "macs" else tolerance

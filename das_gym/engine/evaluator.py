@@ -159,6 +159,14 @@ class Evaluator:
         losses, metrics, divergence = scores.T.copy()
         return Scores(losses, metrics, divergence if divergences else None)
 
+    def remember(self, masks: np.ndarray, examples: Sequence[Any], scores: Scores) -> None:
+        """Cache the scores of (m, n_layers) masks on these examples as if `evaluate` had computed them."""
+        self._forget_changed()
+        signature = _signature(examples)
+        keys = [(signature, mask.tobytes()) for mask in self._check_masks(masks, examples)]
+        found = zip(scores.losses.tolist(), scores.metrics.tolist(), strict=True)
+        self._memory.keep({key: Score(loss, metric, None) for key, (loss, metric) in zip(keys, found, strict=True)})
+
     def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
         """Return (m, n_examples) losses, metrics and divergences, NaN or inf of a broken example; nothing is cached."""
         masks = self._check_masks(masks, examples)

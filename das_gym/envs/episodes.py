@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Self
 
@@ -91,6 +92,10 @@ class Episodes:
         # A mask outside the budget earns `low` minus its violation, which is at most 1.
         return [(objective.low - 1.0, objective.high), *(self.scorer.cost_of(name).range for name in costs)]
 
+    def reference_reward(self) -> float:
+        """Return the reward from which hypervolumes are measured: 0, or of skipping all layers if rewards are negative."""
+        return self.scorer.reward_without_layers() if self.scorer.objective.reward.low < 0 else 0.0
+
     def last_step(self, mask: np.ndarray, reward: float, info: dict[str, Any], ended: bool) -> LastStep:
         """Return a step as `render` shows it."""
         return LastStep(mask, reward, info, ended)
@@ -101,7 +106,10 @@ class Episodes:
 
 
 class MaskEnv(gymnasium.Env[Any, Any]):
-    """An environment of one episode at a time. A subclass makes the episodes."""
+    """An environment of one episode at a time. A subclass makes the episodes.
+
+    Classes of registered environments name Gymnasium's class as a base once more: skrl's `wrap_env` looks there for it.
+    """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
 
@@ -164,12 +172,12 @@ class ScoredEnv(MaskEnv):
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Store the arguments, from which unpickling makes the environment again."""
+        """Store the arguments, from which a copy is made."""
         env = super().__new__(cls)
         env._arguments = args, kwargs
         return env
 
-    def __init__(self, scorer: Scorer, action: str, render_mode: str | None) -> None:
+    def __init__(self, scorer: Scorer, action: str = "mask", render_mode: str | None = None) -> None:
         self.scorer = scorer
         super().__init__(Episodes(scorer, action), render_mode)
 
@@ -183,15 +191,16 @@ class ScoredEnv(MaskEnv):
         super().close()
         self.scorer.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return arguments and state: the model is loaded again, from the process-wide cache if possible.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle arguments and state: the model is loaded again, from the process-wide cache if possible.
 
         Gymnasium's EzPickle keeps the arguments only, and would lose generator, examples and a running episode.
         """
         args, kwargs = self._arguments
         costs = {name: cost.as_dict() for name, cost in self.scorer.reported.items() if name != "macs_saved"}
-        return {
-            "arguments": (args, {**kwargs, "costs": costs} if costs else kwargs),  # so that a copy measures nothing again
+        if costs:  # so that a copy measures nothing again
+            kwargs = {**kwargs, "costs": costs}
+        state = {
             "state": self.get_state(),
             "spec": self.spec,
             "last": self._last,
@@ -199,12 +208,12 @@ class ScoredEnv(MaskEnv):
             "action_space": self.action_space,
             "observation_space": self.observation_space,
         }
+        return partial(type(self), *args, **kwargs), (), state
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
-        self._arguments = args, kwargs = pickled["arguments"]
-        self.__init__(*args, **kwargs)  # type: ignore[misc]
         self.set_state(pickled["state"])
-        self.spec, self._last = pickled["spec"], pickled["last"]
+        self.spec = pickled["spec"]
+        self._last = pickled["last"]
         self.action_space = self.mode.space = pickled["action_space"]
         self.observation_space = pickled["observation_space"]
 

@@ -63,9 +63,7 @@ class VectorReward:
         if self._given_reference is not None:
             return np.array(self._given_reference, dtype=np.float64)
         reference = np.zeros(len(self._names))
-        scorer = getattr(self.unwrapped.episodes, "scorer", None)  # rewards of a suite are scaled, 0 = random
-        if scorer is not None and scorer.objective.reward.low < 0:
-            reference[0] = scorer.reward_without_layers()
+        reference[0] = self.unwrapped.episodes.reference_reward()
         return reference
 
     def get_state(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class Scorer(ABC):
         self.restart()
 
     @abstractmethod
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """Return the scores of (m, n_layers) bool masks, m >= 0, on the examples of the next step."""
+    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
+        """Return the scores of (m, n_layers) bool masks, m >= 0, on a share of the examples of the next step."""
 
     @abstractmethod
     def measure_fixed(self, masks: np.ndarray) -> Scores:
@@ -67,9 +67,26 @@ class Scorer(ABC):
     def cost_of(self, setting: str) -> MaskCost:
         """Return the cost of masks by a key of `SAVED`."""
 
+    @property
+    @abstractmethod
+    def metric_name(self) -> str:
+        """What `metrics` measure: `accuracy`, ..."""
+
     @abstractmethod
     def architecture(self) -> Architecture:
         """Return the layers as `render` shows them."""
+
+    @property
+    def scores_shares(self) -> bool:
+        """Whether masks can be scored on a share of the reward examples; a table of means has all of them at once."""
+        return True
+
+    def blocks(self) -> dict[str, Any] | None:
+        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        return None
+
+    def remember(self, masks: np.ndarray, scores: Scores) -> None:  # noqa: B027 - looking up a table is quick
+        """Take the scores of (m, n_layers) masks from a record, so that the model need not score them again."""
 
     def masks_for(self, names: Iterable[str]) -> int:
         """Return how many masks are scored for layer statistics by name; 0 where a table knows them."""
@@ -122,16 +139,20 @@ class Scorer(ABC):
             raise ValueError(f"`reward_examples` is out of range: got {size}, expected at least 1")
         self.reward_batches, self.batch_size, self.total = reward_batches, min(size, total), total
 
-    def next_places(self, rng: np.random.Generator) -> np.ndarray:
-        """Return which examples score the masks of the next step."""
+    def next_places(self, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
+        """Return (size,) int64 indices into the reward split: the examples that score the masks of the next step.
+
+        `share` (0..1] of `reward_examples`, at least one, is their number.
+        """
+        size = max(1, round(share * self.batch_size))
         if self.reward_batches == "fixed":
-            return np.arange(self.batch_size)
+            return np.arange(size)
         if self.reward_batches == "resample":
-            return rng.choice(self.total, self.batch_size, replace=False)
+            return rng.choice(self.total, size, replace=False)
         # Around the split: the last batch is filled up with the first examples.
         first = self.position
-        self.position = (first + self.batch_size) % self.total
-        return (first + np.arange(self.batch_size)) % self.total
+        self.position = (first + size) % self.total
+        return (first + np.arange(size)) % self.total
 
     def report(self, costs: Iterable[str]) -> None:
         """Have `info` hold the savings of these costs, keys of `SAVED`."""
@@ -154,13 +175,16 @@ class Scorer(ABC):
         self.evaluations = convert("evaluations", state["evaluations"], int)
         self.position = convert("position", state["position"], int)
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
+    def score(
+        self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None, share: float = 1.0
+    ) -> tuple[np.ndarray, Info]:
         """Return the rewards of the masks whose episodes have ended, from one call of `measure`.
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
             rng: Draws the examples, where they are drawn.
             ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
+            share: Share (0..1] of the reward examples that score the masks; needs `scores_shares` below 1.
 
         Returns:
             (m,) float64 rewards, and info with `INFO_KEYS` and costs. A mask that is not scored has loss inf and metric 0.
@@ -172,7 +196,7 @@ class Scorer(ABC):
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
-            found = self.measure(masks[scored], rng)
+            found = self.measure(masks[scored], rng, share)
             losses[scored], metrics[scored] = found.losses, found.metrics
             # The engine computes divergences only for rewards that need them.
             divergences[scored] = np.nan if found.divergences is None else found.divergences

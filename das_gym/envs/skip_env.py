@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from das_gym.commands.settings import build
 from das_gym.drawing.architecture import Architecture
@@ -16,6 +18,7 @@ from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.names import check_arguments
+from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -27,34 +30,43 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
 from das_gym.tables.shipped_losses import shipped_losses
 
 
-class MaskScorer(Scorer):
+class EngineScorer(Scorer):
     """Scores masks with the engine, on the reward split.
+
+    Args:
+        problem: The model with its task and data.
+        budget: The constraint on a mask, see `pick_budget`.
+        others: As for `SkipEnv`.
 
     Attributes:
         batch_size: Examples that score a mask.
+        fixed_examples: The examples of `reward_batches="fixed"` and of the observation.
     """
 
     def __init__(
         self,
         problem: Problem,
         budget: Mapping[str, Any],
-        reward: str,
-        macs_price: float,
-        statistics: str | Iterable[str],
-        reward_examples: int | None,
-        reward_batches: str,
+        reward: str | None = None,
+        macs_price: float = 0.0,
+        statistics: str | Iterable[str] | None = None,
+        reward_examples: int | None = None,
+        reward_batches: str = "fixed",
         costs: Mapping[str, Any] | str | None = None,
         latency_batch: int = 1,
     ) -> None:
         wanted = problem.task.reward_examples if reward_examples is None else reward_examples
         self.draw_batches(reward_batches, wanted, len(problem.splits.reward))
-        self.problem, self.latency_batch, self._costs = problem, latency_batch, given_costs(costs)
+        self.problem = problem
+        self.latency_batch = latency_batch
+        self._costs = given_costs(costs)
         bound = pick_budget(len(problem.layer_names), budget, self.cost_of)
-        objective = Objective(bound, find_reward(reward), self.cost_of("macs_saved"), macs_price)
-        super().__init__(problem.layer_names, objective, statistics)
+        rewarded = find_reward(reward or TASKS[problem.task.name].reward)
+        objective = Objective(bound, rewarded, self.cost_of("macs_saved"), macs_price)
+        super().__init__(problem.layer_names, objective, DEFAULT_STATISTICS if statistics is None else statistics)
         # The task's order mixes images, so that a small number of examples is a fair sample.
         self._order = problem.task.order(problem.splits.reward)
-        self._fixed = self._examples(np.arange(self.batch_size))
+        self.fixed_examples = self._examples(np.arange(self.batch_size))
 
     def close(self) -> None:
         """Stop the evaluator's workers, if there are any."""
@@ -65,11 +77,6 @@ class MaskScorer(Scorer):
         if setting not in self._costs:
             self._costs[setting] = measure_cost(self.problem, setting, self.latency_batch)
         return self._costs[setting]
-
-    @property
-    def fixed_examples(self) -> tuple:
-        """The examples of `reward_batches="fixed"` and of the observation."""
-        return self._fixed[: self.batch_size]
 
     def architecture(self) -> Architecture:
         """See `Scorer.architecture`."""
@@ -83,10 +90,29 @@ class MaskScorer(Scorer):
         """Measure a statistic on the fixed examples; see `Scorer.statistic`."""
         return compute_statistics(check_statistics(name), self._inputs)[:, 0]
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+    @property
+    def metric_name(self) -> str:
+        """See `Scorer.metric_name`."""
+        return self.problem.task.metric_name
+
+    def blocks(self) -> dict[str, Any]:
+        """Measure the blocks on the fixed examples; see `Scorer.blocks`."""
+        return self._blocks
+
+    @cached_property
+    def _blocks(self) -> dict[str, Any]:
+        return measure_blocks(self.problem.evaluator, self.fixed_examples)
+
+    def remember(self, masks: np.ndarray, scores: Scores) -> None:
+        """See `Scorer.remember`. Other batches move on with each step, and are scored again."""
+        if self.reward_batches == "fixed":
+            self.problem.evaluator.remember(masks, self.fixed_examples, scores)
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
         """Score masks in one engine call; see `Scorer.measure`."""
+        places = self.next_places(rng, share)
         fixed = self.reward_batches == "fixed"
-        return self._evaluate(masks, self.fixed_examples if fixed else self._examples(self.next_places(rng)))
+        return self._evaluate(masks, self.fixed_examples[: len(places)] if fixed else self._examples(places))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score masks on the fixed examples; see `Scorer.measure_fixed`."""
@@ -106,7 +132,7 @@ class MaskScorer(Scorer):
         return StatisticInputs(evaluator, self.problem.costs, examples, activity, shipped_losses(self.problem, examples))
 
 
-class SkipEnv(ScoredEnv):
+class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     """Which layers can this task do without?
 
     ## Description
@@ -226,22 +252,13 @@ class SkipEnv(ScoredEnv):
         budget = {"skip_num": skip_num, "macs_saved": macs_saved}
         budget |= {name: settings.pop(name) for name in SAVED if name in settings}
         problem = load_problem(build(ProblemConfig, {"model": model, "task": task, **settings}))
-        statistics = DEFAULT_STATISTICS if statistics is None else statistics
-        scorer = MaskScorer(
-            problem,
-            budget,
-            reward or TASKS[task].reward,
-            macs_price,
-            statistics,
-            reward_examples,
-            reward_batches,
-            costs,
-            latency_batch,
+        scorer = EngineScorer(
+            problem, budget, reward, macs_price, statistics, reward_examples, reward_batches, costs, latency_batch
         )
         super().__init__(scorer, action, render_mode)
 
 
-class SkipVectorEnv(ScoredVectorEnv):
+class SkipVectorEnv(ScoredVectorEnv, VectorEnv[Any, Any, Any]):
     """`num_envs` copies of `SkipEnv`, see `ScoredVectorEnv`: a step scores all their masks in one engine call."""
 
     env_class = SkipEnv

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 
 from das_gym.envs.episodes import MaskEnv
 from das_gym.envs.rendering import LastStep
@@ -20,7 +22,7 @@ from das_gym.problem.budget import is_whole
 from das_gym.tables.suite import DEFAULT_BUDGETS, MAX_UNITS, load_suite
 
 
-class SuiteEnv(MaskEnv):
+class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     """Which units to skip, on a problem drawn from a suite of hundreds.
 
     ## Description
@@ -104,7 +106,7 @@ class SuiteEnv(MaskEnv):
         return tuple(problem.name for problem in self.suite.problems)
 
 
-class SuiteVectorEnv(MaskVectorEnv):
+class SuiteVectorEnv(MaskVectorEnv, VectorEnv[Any, Any, Any]):
     """`num_envs` copies of `SuiteEnv` side by side, each on its problem; see `MaskVectorEnv`.
 
     `reset(options={"problem": [...]})` names the problems of all.
@@ -119,7 +121,7 @@ class SuiteVectorEnv(MaskVectorEnv):
         return self.episodes.which.copy()  # type: ignore[attr-defined]
 
 
-class SuiteSearchEnv(SuiteEnv):
+class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
     """Search a problem drawn from a suite: each action is a mask, and masks and rewards so far are observed.
 
     ## Description

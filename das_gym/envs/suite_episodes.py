@@ -167,6 +167,10 @@ class SuiteEpisodes(Episodes):
         self.costs += [name for name in saved if name not in ("macs_saved", *self.costs)]
         return [(shares.min(), shares.max()) for shares in (self.suite.scaled, *saved.values())]
 
+    def reference_reward(self) -> float:
+        """See `Episodes.reference_reward`. Rewards of a suite are scaled: 0 = layers skipped in a random order."""
+        return 0.0
+
     def problem_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of the problems, each (m,)."""
         which, suite = self.which, self.suite

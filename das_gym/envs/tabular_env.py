@@ -9,7 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from das_gym.commands.commandline import format_command
 from das_gym.drawing.architecture import Architecture
@@ -17,7 +19,7 @@ from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Info, Scorer
 from das_gym.envs.vector_env import ScoredVectorEnv
-from das_gym.files import absolute
+from das_gym.files import absolute, explain_damage, read_json
 from das_gym.names import check_arguments, check_names
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, MaskCost, given_costs
@@ -38,6 +40,7 @@ class TableScorer(Scorer):
         statistics: Names of the layer statistics to observe; None = those of `DEFAULT_STATISTICS` that the table holds.
         split: Whose scores count, `reward` or `test`.
         costs: Costs of masks that the table does not hold, see `given_costs`.
+        path: The table's file, if there is one.
     """
 
     def __init__(
@@ -49,8 +52,11 @@ class TableScorer(Scorer):
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         costs: Mapping[str, Any] | str | None = None,
+        path: Path | None = None,
     ) -> None:
-        self.table, self._costs = table, {**table.costs, **given_costs(costs)}
+        self.table = table
+        self.path = path
+        self._costs = {**table.costs, **given_costs(costs)}
         bound = pick_budget(table.n_layers, budget, self.cost_of)
         # A mask that the table lacks raises an error when it is scored. Without a budget that is left to the agent: greedy
         # removal, say, asks for smaller masks than its answer.
@@ -84,9 +90,23 @@ class TableScorer(Scorer):
         """See `Scorer.architecture`."""
         return Architecture.of_table(self.table)
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+    @property
+    def metric_name(self) -> str:
+        """See `Scorer.metric_name`."""
+        return self.table.meta.metric_name
+
+    @property
+    def scores_shares(self) -> bool:
+        """See `Scorer.scores_shares`."""
+        return False
+
+    def blocks(self) -> dict[str, Any] | None:
+        """Return the blocks stored next to the table's file; see `Scorer.blocks`."""
+        return None if self.path is None else stored_blocks(self.path, self.table)
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
         """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
-        del rng
+        del rng, share
         rows = self.table.rows(masks)
         scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
         missing = rows < 0  # more skipped layers than the table has
@@ -108,11 +128,13 @@ class TableScorer(Scorer):
 
     # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> tuple[np.ndarray, Info]:
+    def score(
+        self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None, share: float = 1.0
+    ) -> tuple[np.ndarray, Info]:
         """See `Scorer.score`."""
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
-            return super().score(masks, rng, ended)
+            return super().score(masks, rng, ended, share)
         rewards, info = self._known[0][rows], {key: values[rows] for key, values in self._known[1].items()}
         scored = info["feasible"]
         if ended is not None and not ended.all():
@@ -166,7 +188,7 @@ class TableScorer(Scorer):
 
 
 class ExampleScorer(TableScorer):
-    """Scores masks by looking up single examples: on any batch of them, as `MaskScorer` does with the model.
+    """Scores masks by looking up single examples: on any batch of them, as `EngineScorer` does with the model.
 
     Args:
         table: The table, one with every example (format 2).
@@ -192,9 +214,14 @@ class ExampleScorer(TableScorer):
         total = len(self._each.keys)
         self.draw_batches(reward_batches, total if reward_examples is None else reward_examples, total)
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+    @property
+    def scores_shares(self) -> bool:
+        """See `Scorer.scores_shares`."""
+        return True
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> Scores:
         """Score on the examples of the next step; see `Scorer.measure`."""
-        return self._on(self.next_places(rng), self.table.rows(masks))
+        return self._on(self.next_places(rng, share), self.table.rows(masks))
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score on the first examples; see `Scorer.measure_fixed`."""
@@ -205,7 +232,7 @@ class ExampleScorer(TableScorer):
         return Scores(*(np.asarray(getattr(found, name), np.float64) for name in SCORES))
 
 
-class TabularEnv(ScoredEnv):
+class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     """`SkipEnv` at the speed of a table.
 
     ## Description
@@ -264,7 +291,8 @@ class TabularEnv(ScoredEnv):
         check_arguments(
             [name for name in budget if name not in SAVED], [*inspect.signature(TabularEnv).parameters, *BUDGET_SETTINGS]
         )
-        every_group = load_table(bundled_table(model, task) if table is None else absolute(table))
+        path = bundled_table(model, task) if table is None else absolute(table)
+        every_group = load_table(path)
         self.table = every_group if group is None else every_group.group_table(group)
         settings: dict[str, Any] = {
             "budget": {"skip_num": skip_num, "macs_saved": macs_saved, **budget},
@@ -273,6 +301,7 @@ class TabularEnv(ScoredEnv):
             "statistics": statistics,
             "split": split,
             "costs": costs,
+            "path": path,
         }
         if reward_examples is None and reward_batches == "fixed":
             scorer = TableScorer(self.table, **settings)
@@ -281,7 +310,7 @@ class TabularEnv(ScoredEnv):
         super().__init__(scorer, action, render_mode)
 
 
-class TabularVectorEnv(ScoredVectorEnv):
+class TabularVectorEnv(ScoredVectorEnv, VectorEnv[Any, Any, Any]):
     """`num_envs` copies of `TabularEnv`, see `ScoredVectorEnv`: a step looks all their masks up at once."""
 
     env_class = TabularEnv
@@ -309,3 +338,18 @@ def load_table(path: Path) -> SubnetTable:
 def _load_table(path: Path, stamp: int) -> SubnetTable:
     del stamp  # part of the cache's key: a table that was made again is loaded again
     return SubnetTable.load(path)
+
+
+def blocks_file(table: Path) -> Path:
+    """Return the path of the blocks of a table: `vqa_blocks.json` next to `vqa_table.npz`."""
+    return table.with_name(f"{table.stem.removesuffix('_table')}_blocks.json")
+
+
+def stored_blocks(path: Path, table: SubnetTable) -> dict[str, Any] | None:
+    """Return the blocks stored next to a table's file; None without a file for the same model and data."""
+    file = blocks_file(path)
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    with explain_damage(file, "remove it: agents then estimate what it holds"):
+        return dict(record["blocks"]) if record["hashes"] == table.meta.hashes else None

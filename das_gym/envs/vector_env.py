@@ -119,9 +119,10 @@ class ScoredVectorEnv(MaskVectorEnv):
     """Copies of a `ScoredEnv` that share model and examples: one turn of the paper's search is one step of three copies.
 
     Masks are scored on the same examples in one engine call. See `MaskVectorEnv` for arguments and autoreset modes.
+    `ScoredVectorEnv(num_envs, scorer=scorer, action="scores")` has episodes around a scorer.
     """
 
-    env_class: ClassVar[type[ScoredEnv]]
+    env_class: ClassVar[type[ScoredEnv]] = ScoredEnv
     template: ScoredEnv
 
     n_layers = property(attrgetter("template.n_layers"), doc="How many layers can be skipped.")

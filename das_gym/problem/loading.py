@@ -157,7 +157,7 @@ def _trunk_bytes(config: ProblemConfig) -> int:
 
     Those keep the outputs of their encoders instead.
     """
-    return int(config.tree_gib * 2**30 / 3) if MODELS[config.model].reads == "prompts" else 0
+    return int(config.tree_gib * 2**30 / 3) if MODELS[config.model].reads_prompts else 0
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -275,7 +275,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
 
     It is quick, so that errors come before data are read.
     """
-    if config.supernet is None and (config.checkpoint is not None or MODELS[config.model].reads == "prompts"):
+    if config.supernet is None and (config.checkpoint is not None or MODELS[config.model].reads_prompts):
         return None
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
@@ -389,7 +389,7 @@ def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
 
 def check_prompts(backbone: Backbone, config: ProblemConfig) -> None:
     """Raise the ValueError of `sample_of` where the model reads prompts; data are read for it."""
-    if MODELS[config.model].reads == "prompts":
+    if MODELS[config.model].reads_prompts:
         task = task_class(config.task)(backbone.processor)
         sample_of(AdaptedModel(backbone, new_head(backbone, task), task), load_splits(config))
 

@@ -19,7 +19,7 @@ from das_gym.adapt.shrink_experiment import ex as shrink
 from das_gym.agents.pareto_experiment import ex as pareto
 from das_gym.agents.search_experiment import ex as search
 from das_gym.agents.searching.config import SearchSettings
-from das_gym.agents.searching.setup import find_scorer, make_env
+from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.table_experiment import ex as table
 
 from das_gym.commands.settings import build
@@ -81,8 +81,7 @@ def test_search_takes_the_model_that_shrink_has_loaded(problem_of: Callable[[str
     assert config is not None
     settings = ShrinkSettings(checkpoint=config.checkpoint, data_root=config.data_root, device="cpu")
     searched = build(SearchSettings, search_values(settings, {"skip_num": 2})).search_config()
-    env = make_env(searched.env_id, searched.mask_kwargs, 3, free=False)
-    assert find_scorer(env.unwrapped).problem.vlp is problem.vlp
+    assert open_scorer(searched.env_id, searched.mask_kwargs).engine.problem.vlp is problem.vlp
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import ClassVar
 
 import gymnasium
@@ -44,7 +43,6 @@ class SyntheticVectorEnv(VectorEnv):
         self.layer_names = tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(6))
         self.macs_full = 1000
         self.feature_names = tuple(f"{layer}/block_influence_tokens" for layer in self.layer_names)
-        self.scorer = SimpleNamespace(cost_of=lambda setting: MaskCost(1000, 1000, np.full(N_LAYERS, 50)))
         self.macs_saved = macs_saved
         self.reward_batches, self.broken_from, self.no_loss = reward_batches, broken_from, no_loss
         self.steps = 0
@@ -55,6 +53,10 @@ class SyntheticVectorEnv(VectorEnv):
         self.single_action_space = spaces.MultiBinary(N_LAYERS)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def cost_of(self, setting):
+        """The cost of masks: each layer is a twentieth."""
+        return MaskCost(1000, 1000, np.full(N_LAYERS, 50))
 
     def losses(self, masks):
         """(m,) losses of (m, 12) masks without noise."""

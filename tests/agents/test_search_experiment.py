@@ -23,7 +23,7 @@ def small(tmp_path, monkeypatch):
 def test_run_saves_metrics_and_artifacts(small):
     run_id, folder, result = run_search({**small, "seed": 3}, ["bandit"])
     assert (run_id, folder) == ("1", Path("runs/1"))
-    assert (result.agent, result.seed, result.evaluations) == ("bandit", 3, 30)
+    assert (result.agent, result.seed, result.masks_asked) == ("bandit", 3, 30)
     run = json.loads((folder / "run.json").read_text())
     assert run["status"] == "COMPLETED"
     assert run["result"] == result.reward
@@ -44,7 +44,7 @@ def test_run_with_sb3_saves_the_agent_and_its_metrics(made_up_table, tmp_path, m
     settings = {"evaluations": 24, "skip_num": 3, "env_kwargs": {"table": str(made_up_table)}, "masks_per_turn": 2}
     settings["agent_kwargs"] = {"n_steps": 4, "learning_rate": 1e-3}
     _, folder, result = run_search(settings, ["meter_vqa_table", "ppo"])
-    assert (result.agent, result.masks_per_turn, result.evaluations, result.n_skipped) == ("ppo", 2, 24, 3)
+    assert (result.agent, result.masks_per_turn, result.masks_asked, result.n_skipped) == ("ppo", 2, 24, 3)
     assert result.agent_kwargs["learning_rate"] == 1e-3
     run = json.loads((folder / "run.json").read_text())
     assert run["artifacts"] == ["agent.zip", "search.png", "search.json"]

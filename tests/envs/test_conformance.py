@@ -50,6 +50,14 @@ def test_all_ids_are_listed():
     assert {id for id in registry if id.startswith("DAS-")} == ids
 
 
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], "DAS-Suite-v0"])
+def test_classes_name_gymnasium_as_skrl_expects(id: str, kwargs: dict):
+    """`wrap_env` of skrl reads the direct bases of a class."""
+    given = kwargs if id == LIVE_OF_ALL else {}
+    for env in (gymnasium.make(id, **given).unwrapped, gymnasium.make_vec(id, num_envs=2, **given)):
+        assert any(base.__module__.startswith("gymnasium") for base in type(env).__bases__)
+
+
 @pytest.mark.parametrize(("id", "action"), FORMS)
 def test_checkers_accept_every_form(id: str, action: str, kwargs: dict):
     env = gymnasium.make(id, action=action, **(kwargs if id == LIVE_OF_ALL else {})).unwrapped

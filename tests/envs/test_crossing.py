@@ -15,7 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from das_gym.envs.scoring import INFO_KEYS, REWARD_BATCHES
-from das_gym.envs.skip_env import MaskScorer
+from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_backbone, load_problem
@@ -135,7 +135,7 @@ def check_table(id: str, table: Path, live: Any, settings: dict[str, Any], actio
 
 
 @torch.no_grad()
-def check_engine(problem: Problem, scorer: MaskScorer, alone: bool, tolerance: float) -> None:
+def check_engine(problem: Problem, scorer: EngineScorer, alone: bool, tolerance: float) -> None:
     """Masks together, on examples together, score what plain forwards of each give; `alone`: of each example, too."""
     rng = np.random.default_rng(0)
     masks = rng.random((4, scorer.n_layers)) < 0.5

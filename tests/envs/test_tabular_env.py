@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from das_gym import ENVIRONMENTS
 from das_gym.engine.scores import Scores
 from das_gym.envs.scoring import INFO_KEYS, Scorer
-from das_gym.envs.skip_env import MaskScorer
+from das_gym.envs.skip_env import EngineScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
@@ -24,10 +24,10 @@ ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
 
 
-def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> MaskScorer:
+def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> EngineScorer:
     """Scores the examples of the small table with the engine."""
     budget = {"skip_num": skip_num, "macs_saved": macs_saved}
-    return MaskScorer(problem, budget, reward, macs_price, DEFAULT_STATISTICS, 10, "fixed")
+    return EngineScorer(problem, budget, reward, macs_price, DEFAULT_STATISTICS, 10, "fixed")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

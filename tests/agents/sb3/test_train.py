@@ -3,16 +3,15 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import SearchConfig, search
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS
-from das_gym.agents.sb3.recorder import Recorder, answer_from
+from das_gym.agents.sb3.recorder import Recorder
 from das_gym.agents.sb3.train import load_sb3, policy_mask, train_sb3
-from das_gym.agents.searching.record import CHECKPOINT, SearchResult, Turn
+from das_gym.agents.searching.record import CHECKPOINT, SearchResult
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
@@ -43,7 +42,7 @@ def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, b
     masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool)
     earned = np.array([reward for turn in result.history for reward in turn.rewards])
     assert (trained.action, trained.starved) == (ALGORITHMS[name].actions[0], False)
-    assert len(masks) == result.evaluations == 22
+    assert len(masks) == result.masks_asked == 22
     np.testing.assert_allclose(earned, rewards(masks), rtol=1e-5)
     if "skip_num" in budget:
         assert (masks.sum(axis=1) == 3).all()
@@ -80,19 +79,6 @@ def test_resumed_training_equals_an_uninterrupted_one(env_kwargs: dict, tmp_path
     resumed = train(name, env_kwargs, tmp_path, save_every=1, resume=True)
     assert resumed.result == train(name, env_kwargs).result
     assert resumed.result.history != train(name, env_kwargs, seed=5).result.history
-
-
-def test_answer_from_answers_recorded_masks_alone():
-    masks, calls = np.eye(3, dtype=bool), []
-    objective = SimpleNamespace(reward=SimpleNamespace(needs_divergences=False))
-    scorer = SimpleNamespace(reward_batches="fixed", objective=objective, measure=lambda masks, rng: calls.append(masks))
-    scores = {"loss": np.array([0.5, np.inf]), "metric": np.ones(2), "macs": np.ones(2), "macs_saved": np.ones(2)}
-    answer_from(scorer, [Turn.of(masks[:2], np.ones(2), scores), Turn.of(masks[1:], np.ones(2), scores)])
-    assert scorer.measure(masks[:2], None).losses.tolist() == [0.5, np.inf]
-    assert calls == []
-    scorer.measure(masks[:1], None)  # it asks for others than before: all that follows is scored
-    scorer.measure(masks[1:], None)
-    assert [len(each) for each in calls] == [1, 2]
 
 
 class Patient(PPO):
@@ -138,7 +124,7 @@ def test_train_rejects_settings(env_kwargs: dict, algorithm: str, settings: dict
 def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs: dict):
     trained = train("ppo", env_kwargs, action="mask", skip_num=12, evaluations=1)
     assert trained.starved
-    assert trained.result.evaluations == 0
+    assert trained.result.masks_asked == 0
     assert trained.result.mask == trained.policy["mask"]
 
 
@@ -163,5 +149,5 @@ def test_resumed_search_on_a_model_equals_an_uninterrupted_one(
         search(config, tmp_path, on_turn=stop_after(3))
     result = search(config, tmp_path, resume=True)
     assert result == search(config)
-    assert (result.masks_asked, result.evaluations) == (12, 12 + 7)  # its policy reads leave_one_out of 6 layers
+    assert (result.masks_asked, result.statistic_masks) == (12, 7)  # its policy reads leave_one_out of 6 layers
     assert validate(result) == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from das_gym.agents import AGENTS, Heuristic, SearchConfig, SearchResult, search
 from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.ask_tell.baselines import RandomSearch
 from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, StopError, SyntheticVectorEnv, stop_after
 
@@ -39,7 +40,8 @@ def test_search_records_a_good_mask(agent, tmp_path):
     assert record["n_skipped"] == sum(record["mask"]) == 4
     assert record["skipped_layers"] == skipped_names(record["layer_names"], record["mask"])
     assert record["reward"] == np.exp(-record["loss"])
-    assert (record["env_kwargs"], record["evaluations"]) == ({"skip_num": 4}, 42 if agent == "greedy" else 150)
+    assert (record["env_kwargs"], result.masks_asked) == ({"skip_num": 4}, 42 if agent == "greedy" else 150)
+    assert record["reward"] >= record["best_seen"]["reward"]
     assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
     rows = [row for turn in result.history for row in turn.rows]
     assert record["best_seen"]["reward"] == max(row["reward"] for row in rows if sum(row["mask"]) == 4)
@@ -52,6 +54,39 @@ def test_search_scores_as_many_masks_as_allowed(evaluations, sizes):
     result = search(config(evaluations=evaluations))
     assert [len(turn.masks) for turn in result.history] == sizes
     assert result.evaluations == evaluations
+
+
+class Stubborn(RandomSearch):
+    """Answers the worst mask that it asked for, or one that it never asked for."""
+
+    asked = True
+
+    def best(self):
+        worst = min(self.rewards, key=self.rewards.get)
+        return np.frombuffer(worst, dtype=bool) if self.asked else self.space.top(-np.arange(N_LAYERS))
+
+
+class Untested(Stubborn):
+    asked = False
+
+
+@pytest.mark.parametrize(("agent", "more"), [(Stubborn, 0), (Untested, 1)])
+@pytest.mark.parametrize("reward_batches", ["fixed", "cycle"])
+def test_search_answers_the_better_of_the_agents_answer_and_the_best_scored_mask(agent, more, reward_batches):
+    path = f"{__name__}:{agent.__name__}"
+    result = search(config(agent=path, evaluations=9, env_kwargs={"reward_batches": reward_batches}))
+    assert (result.answer_masks, result.evaluations, result.masks_asked) == (more, 9 + more, 9)
+    losses = SyntheticVectorEnv().losses(np.array([result.mask, [1] * 4 + [0] * 8, result.best_seen["mask"]]))
+    assert losses[0] == losses[1:].min() if more else result.mask == result.best_seen["mask"]
+    assert validate(result) == []
+
+
+def test_search_scores_a_loaded_problem(tiny_problem):
+    settings = {"env_id": "DAS-METER-VQA-v0", "skip_num": 2, "evaluations": 3, "env_kwargs": {"reward_examples": 4}}
+    result = search(config(agent="random", **settings), problem=tiny_problem)
+    assert tuple(result.layer_names) == tiny_problem.layer_names  # not the twelve of the bundled model
+    trained = search(config(agent="ppo", masks_per_turn=2, **settings), problem=tiny_problem)
+    assert len(trained.mask) == len(tiny_problem.layer_names)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -85,7 +120,7 @@ def test_resumed_search_equals_an_uninterrupted_one(agent, reward_batches, stop,
     assert tuple(turns) == whole.history  # with those of the checkpoint
 
 
-@pytest.mark.parametrize("name", ["format", "config", "agent", "env", "turns"])
+@pytest.mark.parametrize("name", ["format", "config", "agent", "scorer", "turns"])
 @pytest.mark.parametrize("value", [None, {"a": 1}])
 def test_resume_names_a_damaged_checkpoint(tmp_path, name, value):
     stopped_search(tmp_path)
@@ -156,7 +191,7 @@ def test_search_config_rejects_settings(settings, name):
 def test_search_reads_a_table_of_few_skipped_layers(agent: str):
     """Its masks of up to 4 layers are all that these agents ask for, also those outside the budget."""
     result = search(SearchConfig(env_id="DAS-LLaVA-Answering-Tabular-v0", skip_num=3, agent=agent, evaluations=30))
-    assert (sum(result.mask), result.evaluations) == (3, 30)
+    assert (sum(result.mask), result.masks_asked) == (3, 30)
 
 
 def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):

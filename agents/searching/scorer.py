@@ -1,0 +1,316 @@
+"""What a search sees of whatever scores its masks: one interface for models, tables and environments of other packages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from inspect import signature
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+
+import das_gym  # noqa: F401  (registers the environments)
+from das_gym.commands.commandline import format_command
+from das_gym.envs.episodes import ScoredEnv
+from das_gym.envs.scoring import Scorer
+from das_gym.envs.skip_env import EngineScorer
+from das_gym.envs.tabular_env import TableScorer
+from das_gym.envs.vector_env import ScoredVectorEnv
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.loading import Problem
+from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
+from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
+
+SCORES = ("loss", "metric", "macs", "macs_saved")
+"""Scores of each mask that records keep."""
+
+OURS = f"expected an id such as {DEFAULT_ENV}. `{format_command('agents list')}` shows all"
+
+
+class MaskScorer(ABC):
+    """Scores the masks of a search.
+
+    Attributes:
+        layer_names: Names of the skippable units, in mask order.
+        macs_full: MACs of one example through the full model.
+        scores_shares: Whether masks can be scored on a share of the reward examples.
+        metric_name: What the metric measures.
+        engine: What scores the masks if that is a model of das_gym; None for others.
+        tabular: What scores the masks if that is a table; None for others.
+    """
+
+    layer_names: tuple[str, ...]
+    macs_full: int
+    scores_shares: bool = False
+    metric_name: str = "metric"
+    engine: EngineScorer | None = None
+    tabular: TableScorer | None = None
+
+    @property
+    @abstractmethod
+    def statistics(self) -> Mapping[str, Floats]:
+        """Name to (n_layers,) float64 of the full model's layer statistics: those observed, and others on demand."""
+
+    @abstractmethod
+    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+        """Score masks on the examples of the next step.
+
+        Args:
+            masks: (m, n_layers) bool, True = skipped.
+            share: Share (0..1] of the reward examples.
+
+        Returns:
+            (m,) rewards, and `SCORES` by name, (m,) each, with `feasible`, (m,) bool, where it is known.
+
+        Raises:
+            ValueError: a share below 1 without `scores_shares`.
+        """
+
+    @abstractmethod
+    def cost_of(self, setting: str) -> MaskCost:
+        """Return the cost of masks by a key of `das_gym.problem.mask_cost.SAVED`."""
+
+    def masks_for(self, statistics: Iterable[str] | None) -> int:
+        """Return how many masks are scored for layer statistics by name; None = for those observed."""
+        del statistics
+        return 0
+
+    def blocks(self) -> dict[str, Any] | None:
+        """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""
+        return None
+
+    def layout(self) -> dict[str, Any]:
+        """Return `units` and `statistics` of a `SearchResult`; empty if they are unknown."""
+        return {}
+
+    def get_state(self) -> Any:
+        """Return what determines the next examples, as JSON values; None if there is nothing of the kind."""
+        return None
+
+    def set_state(self, state: Any) -> None:  # noqa: B027 - there may be no state
+        """Restore what `get_state` returned."""
+
+    def close(self) -> None:  # noqa: B027 - there may be nothing to release
+        """Release resources outside of this process."""
+
+
+class OwnScorer(MaskScorer):
+    """Scores masks as an environment of das_gym does.
+
+    Args:
+        scorer: The scorer of the environment.
+        seed: Seed of the reward examples, where they are drawn.
+    """
+
+    def __init__(self, scorer: Scorer, seed: int = 0) -> None:
+        self.scorer = scorer
+        self.layer_names = scorer.layer_names
+        self.macs_full = scorer.macs.full
+        self.scores_shares = scorer.scores_shares
+        self.metric_name = scorer.metric_name
+        self.engine = scorer if isinstance(scorer, EngineScorer) else None
+        self.tabular = scorer if isinstance(scorer, TableScorer) else None
+        self._rng = np.random.default_rng(seed)
+        scorer.restart()
+
+    @cached_property
+    def statistics(self) -> Mapping[str, Floats]:
+        """See `MaskScorer.statistics`."""
+        return LayerStatistics(self._observed(), self.scorer.statistic)
+
+    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+        """See `MaskScorer.score`."""
+        if share != 1.0 and not self.scores_shares:
+            raise share_error()
+        rewards, info = self.scorer.score(masks, self._rng, share=share)
+        return rewards, {name: info[name] for name in (*SCORES, "feasible")}
+
+    def cost_of(self, setting: str) -> MaskCost:
+        """See `MaskScorer.cost_of`."""
+        return self.scorer.cost_of(setting)
+
+    def masks_for(self, statistics: Iterable[str] | None) -> int:
+        """See `MaskScorer.masks_for`."""
+        return self.scorer.observation_masks if statistics is None else self.scorer.masks_for(statistics)
+
+    def blocks(self) -> dict[str, Any] | None:
+        """See `MaskScorer.blocks`."""
+        return self.scorer.blocks()
+
+    def layout(self) -> dict[str, Any]:
+        """See `MaskScorer.layout`."""
+        statistics = {name: values.tolist() for name, values in self._observed().items()}
+        return {"units": self.scorer.architecture().units, "statistics": statistics}
+
+    def get_state(self) -> Any:
+        """See `MaskScorer.get_state`."""
+        return {**self.scorer.get_state(), "rng": self._rng.bit_generator.state}
+
+    def set_state(self, state: Any) -> None:
+        """See `MaskScorer.set_state`."""
+        self.scorer.set_state(state)
+        self._rng.bit_generator.state = state["rng"]
+
+    def close(self) -> None:
+        """See `MaskScorer.close`."""
+        self.scorer.close()
+
+    def _observed(self) -> dict[str, Floats]:
+        columns = self.scorer.observation().reshape(self.scorer.n_layers, -1).astype(np.float64)
+        return {each.name: columns[:, index] for index, each in enumerate(self.scorer.statistics)}
+
+
+class ForeignScorer(MaskScorer):
+    """Scores masks in a vector environment of another package.
+
+    It has `layer_names` and `macs_full`; each step ends all episodes, its actions are masks, and its `info` holds `SCORES`.
+    `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, say what it observes. `get_state` and
+    `set_state` make a search resumable whose rewards change from step to step.
+
+    Args:
+        env: The environment, as `gymnasium.make_vec` returns it.
+        seed: Of its reset.
+    """
+
+    def __init__(self, env: gymnasium.vector.VectorEnv, seed: int = 0) -> None:
+        base = cast(Any, env.unwrapped)
+        self.env = env
+        self.layer_names = tuple(base.layer_names)
+        self.macs_full = int(base.macs_full)
+        self._cost_of: Callable[[str], MaskCost] | None = getattr(base, "cost_of", None)
+        self._get_state: Callable[[], Any] | None = getattr(base, "get_state", None)
+        self._set_state: Callable[[Any], None] | None = getattr(base, "set_state", None)
+        observation, _ = env.reset(seed=seed)
+        self._statistics = statistics_of(self.layer_names, getattr(base, "feature_names", ()), observation[0])
+
+    @property
+    def statistics(self) -> Mapping[str, Floats]:
+        """See `MaskScorer.statistics`; only those observed."""
+        return self._statistics
+
+    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+        """Score up to `num_envs` masks in one step; see `MaskScorer.score`."""
+        if share != 1.0:
+            raise share_error()
+        count = len(masks)
+        actions = np.repeat(masks[:1], self.env.num_envs, axis=0)  # surplus environments repeat the first mask
+        actions[:count] = masks
+        _, rewards, _, _, info = self.env.step(actions.astype(np.int8))
+        return rewards[:count], {name: info[name][:count] for name in (*SCORES, "feasible") if name in info}
+
+    def cost_of(self, setting: str) -> MaskCost:
+        """See `MaskScorer.cost_of`."""
+        if self._cost_of is None:
+            raise ValueError(f"`{setting}` is not supported: {self.env} has no method `cost_of`. Give `skip_num`")
+        return self._cost_of(setting)
+
+    def get_state(self) -> Any:
+        """See `MaskScorer.get_state`."""
+        return None if self._get_state is None else self._get_state()
+
+    def set_state(self, state: Any) -> None:
+        """See `MaskScorer.set_state`."""
+        if self._set_state is not None:
+            self._set_state(state)
+
+    def close(self) -> None:
+        """See `MaskScorer.close`."""
+        self.env.close()
+
+
+def open_scorer(
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    seed: int = 0,
+    most: int = 1,
+    free: bool = False,
+    problem: Problem | None = None,
+) -> MaskScorer:
+    """Return the scorer of an environment.
+
+    Args:
+        env_id: As `gymnasium.make_vec` takes it.
+        env_kwargs: Its keyword arguments, the budget among them.
+        seed: Seed of the reward examples, where they are drawn.
+        most: Largest number of masks in a call of `score`.
+        free: Whether masks outside the budget are scored too, see `Agent.free_budget`.
+        problem: The loaded problem of the environment, which is scored instead of loading it again.
+
+    Raises:
+        ValueError: an id that is unknown, or whose environment has several problems or rewards.
+    """
+    check_single(env_id)
+    budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
+    settings = {**env_kwargs, **budget}
+    if problem is not None:
+        own = signature(EngineScorer).parameters
+        limits = {name: value for name, value in settings.items() if name in BUDGET_SETTINGS}
+        return OwnScorer(EngineScorer(problem, limits, **{k: v for k, v in settings.items() if k in own}), seed)
+    with explained_errors(env_id):
+        env = gymnasium.make_vec(env_id, num_envs=most, **settings)
+    if isinstance(env.unwrapped, ScoredVectorEnv):
+        return OwnScorer(env.unwrapped.template.scorer, seed)
+    return ForeignScorer(env, seed)
+
+
+def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
+    """Make a single environment of das_gym, without wrappers."""
+    check_single(env_id)
+    with explained_errors(env_id):
+        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+    if not isinstance(env, ScoredEnv):
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, {OURS}")
+    return env
+
+
+def check_single(env_id: str) -> None:
+    """Raise a ValueError for the environment of a suite, or one with several rewards."""
+    name = f"{env_id.rpartition(':')[2].removesuffix('-v0')}-v0"  # Gymnasium finds ids without a version, too
+    if name in SUITE_IDS or name.endswith(many_objectives("")):
+        raise ValueError(f"`env_id` is a suite or has several rewards, which searches do not support: got {env_id}, {OURS}")
+
+
+@contextmanager
+def explained_errors(env_id: str) -> Iterator[None]:
+    """Raise a ValueError with a hint for an unknown environment, or one of another package, which rejects our arguments."""
+    try:
+        yield
+    except gymnasium.error.UnregisteredEnv as error:
+        named = named_environments().get(env_id)
+        hint = f"Give env_id={named.id}, or {env_id} alone." if named else f"`{format_command('agents list')}` shows all."
+        raise ValueError(f"`env_id` is not registered: {str(error).rstrip('.')}. {hint}") from error
+    except TypeError as error:
+        if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
+            raise
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {OURS}") from error
+
+
+def share_error() -> ValueError:
+    """Return the error for scoring on fewer examples where that is impossible."""
+    return ValueError("this environment scores masks on all its examples at once: leave the agent's `stages` out")
+
+
+class LayerStatistics(dict[str, Floats]):
+    """Name to (n_layers,) values of the observed statistics; `measure` gives others when they are looked up."""
+
+    def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
+        super().__init__(observed)
+        self._measure = measure
+
+    def __missing__(self, name: str) -> Floats:
+        self[name] = np.asarray(self._measure(name), dtype=np.float64)
+        return self[name]
+
+
+def statistics_of(layer_names: Iterable[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:
+    """Return name to (n_layers,) values of each statistic that an (n_features,) observation holds for every layer."""
+    found: dict[str, dict[str, float]] = {}
+    for feature, value in zip(feature_names, observation.tolist(), strict=False):
+        layer, _, name = feature.rpartition("/")
+        found.setdefault(name, {})[layer] = value
+    names = tuple(layer_names)
+    complete = {name: values for name, values in found.items() if values.keys() >= set(names)}
+    return {name: np.array([values[layer] for layer in names]) for name, values in complete.items()}
