@@ -139,7 +139,18 @@ def _divide(parts: Parts, source: str, bad: BadExamples) -> Splits[Document]:
         (reward,), test = _split_off(reward, (VALIDATION_SHARE,), source, bad)
     elif not train:
         (reward,), train = _split_off(reward, (VALIDATION_SHARE,), source, bad)
-    return bad.splits(train, reward, test)
+    reward = _keep_apart(reward, test, bad)
+    train = _keep_apart(train, [*reward, *test], bad)
+    for part in (train, reward, test):
+        bad.require(part, source)
+    return Splits(train, reward, test, tuple(bad.lines))
+
+
+def _keep_apart(earlier: Sequence[Document], later: Sequence[Document], bad: BadExamples) -> list[Document]:
+    """Return the documents whose text is not in a later part, and keep a line about each other one."""
+    texts = {document.text: document.key for document in later}
+    bad.lines += [f"{d.key} is left out: {texts[d.text]} has the same text" for d in earlier if d.text in texts]
+    return [document for document in earlier if document.text not in texts]
 
 
 def _split_off(

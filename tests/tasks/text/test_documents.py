@@ -40,6 +40,14 @@ def test_files_and_folders_named_like_parts_are_parts(tmp_path: Path):
     assert texts_of(load_documents(tmp_path)) == [TEXTS[:10], TEXTS[10:12], TEXTS[12:]]
 
 
+def test_texts_of_a_later_part_are_left_out_of_earlier_ones(tmp_path: Path):
+    for name, texts in (("train", TEXTS[:10]), ("val", TEXTS[9:12]), ("test", TEXTS[11:])):
+        write_lines(tmp_path / f"{name}.jsonl", texts)
+    splits = load_documents(tmp_path)
+    assert texts_of(splits) == [TEXTS[:9], TEXTS[9:11], TEXTS[11:]]
+    assert len(splits.left_out) == 2
+
+
 def test_one_file_is_read_alone_with_another_column_and_equal_texts_stay_together(tmp_path: Path):
     write_lines(tmp_path / "a.jsonl", TEXTS[:5] * 2, column="content")
     (tmp_path / "b.txt").write_text("other", encoding="utf-8")
