@@ -165,11 +165,13 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB of memory are free. Make room, or use a smaller `dtype`."
         )
-    method = settings.recovery().method
-    if method is not None:
-        method.check_recovery(vlm, trainable_parts(vlm))
-        if method.adds_code and has_remote_code(vlm):
-            raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
+    recovery = settings.recovery()
+    if recovery.method is not None:
+        recovery.method.check_recovery(vlm, trainable_parts(vlm))
+    if recovery.is_linear and (vlm.unit_kind != "layers" or vlm.tower is not None):
+        raise ValueError(f"recover={settings.recover} replaces decoder layers: leave out `units` and `vision`.")
+    if recovery.adds_code and has_remote_code(vlm):
+        raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 
 
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:

@@ -28,11 +28,13 @@ from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDIN
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
+from das_gym.commands.progress import progress
 from das_gym.commands.runs import library_versions
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
-from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters, insert_linear_skips
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
+from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
@@ -40,6 +42,7 @@ from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
+from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 from das_gym.text import escape_control_chars
 
 LATENCY_BLOCKS = 9
@@ -71,6 +74,8 @@ class ShrinkJob:
         task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)  # as a folder would store it
+        if self.recovery.is_linear:
+            self._insert_linear_skips(final)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
@@ -118,6 +123,15 @@ class ShrinkJob:
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
+    def _insert_linear_skips(self, final: VLM) -> None:
+        """Replace the removed layers of the final model by linear maps, fitted in order for its mask."""
+        problem, config = self.problem, self.choice.problem
+        examples = calibration_examples(problem.evaluator, problem.splits.train, config.calibration_examples)
+        states = calibration_states(problem.evaluator, examples)
+        with progress(int(self.mask.sum()), "fitting skip adapters", unit="layer") as bar:
+            fit_skip_adapters(self.full, states, config.skip_rank, self.mask, on_unit=lambda fit: bar.update())
+        insert_linear_skips(final, self.full, self.mask)
+
     def _score(self, vlm: VLM, title: str) -> Scored:
         return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
 
@@ -136,7 +150,7 @@ class ShrinkJob:
         """Train and score the full model, too: with `control`, or if that is None and the recovered model is better."""
         full, final, task = measured.rows[FULL], measured.final, self.problem.task
         wins = final.score > full.score or final.loss < full.loss
-        if self.recovery.recover == "none" or not (wins if self.settings.control is None else self.settings.control):
+        if self.recovery.method is None or not (wins if self.settings.control is None else self.settings.control):
             return measured
         if self.settings.control is None:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")

@@ -48,8 +48,13 @@ WARMUP = 0.03
 TEACHER_BYTES = 2**30
 """Most bytes of the full model's hidden states to keep. Those of every token of a text are many."""
 
-ALIASES = {"adapters": "das"}
+LINEAR, LINEAR_LORA = "linear", "linear+lora"
+"""Values of `recover` for linear maps that are fitted in closed form (`das_gym.models.transformers.linear_skips`)."""
+
+ALIASES = {"adapters": "das", LINEAR_LORA: "lora"}
 """Other names of methods in `recover`."""
+
+CHOICES = ("lora", "full", "adapters", LINEAR, LINEAR_LORA, "none")
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ class RecoveryConfig:
     """Settings of the training that follows a deletion.
 
     Attributes:
-        recover: Method that trains the remaining layers: LoRA, all parameters of the decoder and projector, the adapters of
-            DAS, another method of `python -m adapt compare`, or no training.
+        recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
+            adapters of DAS, another method of `python -m adapt compare`, linear maps instead of the removed layers
+            without training (`linear`), these and then LoRA, or nothing.
         seed: Random seed of the order of examples and of new parameters.
         steps: Number of training steps.
         batch_size: Examples per step.
@@ -72,7 +78,7 @@ class RecoveryConfig:
 
     group: ClassVar[str] = "Recovery"
 
-    recover: str = choice("lora", ("lora", "full", "adapters", "none"))
+    recover: str = choice("lora", CHOICES)
     seed: int = 0
     steps: int = 800
     batch_size: int = 16
@@ -84,7 +90,7 @@ class RecoveryConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        check_names([self.recover], ("none", *ALIASES, *METHODS), "recover", own=True)
+        check_names([self.recover], ("none", LINEAR, *ALIASES, *METHODS), "recover", own=True)
         ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
         weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
         check_ranges(self, **ranges, rank=POSITIVE, **weights)
@@ -92,9 +98,19 @@ class RecoveryConfig:
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 
     @property
+    def is_linear(self) -> bool:
+        """Whether linear maps replace the removed layers."""
+        return self.recover in (LINEAR, LINEAR_LORA)
+
+    @property
+    def adds_code(self) -> bool:
+        """Whether a folder of the recovered model needs code of ours to load."""
+        return self.is_linear or (self.method is not None and self.method.adds_code)
+
+    @property
     def method(self) -> Method | None:
         """The method that trains; None for no training."""
-        if self.recover == "none":
+        if self.recover in ("none", LINEAR):
             return None
         name = ALIASES.get(self.recover, self.recover)
         has_rank = any(each.name == "rank" for each in dataclasses.fields(method_class(name)))
@@ -169,7 +185,7 @@ def training_rows(count: int, config: RecoveryConfig) -> set[int]:
 
 def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
     """Return the teacher of recoveries of any masks; None if nothing is to be trained."""
-    if config.recover == "none" or not len(examples):
+    if config.method is None or not len(examples):
         return None
     used = [examples[row] for row in sorted(training_rows(len(examples), config))]
     return Teacher(full_model, task, task.open_ended(used), min(config.batch_size, len(examples)))

@@ -98,16 +98,18 @@ def shrunk_card(
     removed = [each for each in removed if each[1]]
     counts = ", ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
     which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
-    adds_code = bool(parts) or (recovery.method is not None and recovery.method.adds_code)
+    adds_code = bool(parts) or recovery.adds_code
     trusted = TRUST if has_remote_code(full) else ""
-    training, compared = "Nothing was trained.", "full model with these layers skipped"
+    repair = "Linear maps that were fitted in closed form replace them." if recovery.is_linear else ""
+    training = f"{repair} Nothing was trained.".strip()
+    compared = f"full model with these layers {'replaced' if recovery.is_linear else 'skipped'}"
     if recovery.method is not None:
         parameters, examples = trained
         training = (
-            f"Then {recovery.method.title} trained {parameters:,} parameters for {recovery.steps} steps of "
+            f"{repair} Then {recovery.method.title} trained {parameters:,} parameters for {recovery.steps} steps of "
             f"{min(recovery.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
             f"{recovery.distillation:g} KL(full || this) + {recovery.cross_entropy:g} cross-entropy."
-        )
+        ).strip()
         compared = "recovered model in memory, run layer by layer"
     return model_card(
         front_matter(source, auto, ("pruned",)),

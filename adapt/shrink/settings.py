@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
-from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.recovery import CHOICES, RecoveryConfig
 from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.run_report import rerun_command
@@ -42,8 +42,9 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     Attributes:
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
-        recover: Method that trains the remaining layers: LoRA, all parameters of the decoder and projector, the adapters of
-            DAS, another method of `python -m adapt compare`, or no training.
+        recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
+            adapters of DAS, another method of `python -m adapt compare`, linear maps instead of the removed layers
+            without training (`linear`), these and then LoRA, or nothing.
         train: Further settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
@@ -55,7 +56,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     task: str = "answering"
     skip_num: int | None = None
     seed: int = 0
-    recover: str = choice("lora", ("lora", "full", "adapters", "none"))
+    recover: str = choice("lora", CHOICES)
     train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
     metric: str | None = None
     test_examples: int | None = 500
@@ -111,8 +112,10 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
                 f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
         check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
-        if self.control and self.recover == "none":
-            raise ValueError("`control` is trained like the recovered model: got True with recover=none. Leave it out.")
+        if self.control and self.recovery().method is None:
+            raise ValueError(
+                f"`control` is trained like the recovered model: got True with recover={self.recover}. Leave it out."
+            )
 
     def choice(self) -> Choice | None:
         """Return the layers to remove and the model, None before the search."""

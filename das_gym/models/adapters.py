@@ -94,6 +94,7 @@ class LinearMap(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int | None = None) -> None:
         super().__init__()
+        self.rank = rank
         self.down = nn.Identity() if rank is None else nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(in_features if rank is None else rank, out_features)
 

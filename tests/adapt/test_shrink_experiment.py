@@ -132,6 +132,23 @@ def test_shrink_saves_adapters_with_their_code(shrink: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recover", ["linear", "linear+lora"])
+def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tmp_path: Path, recover: str):
+    out = tmp_path / "out"
+    run = shrink(mask=(1, 1, 0, 1), recover=recover, out=str(out))  # consecutive layers, the first one and the last one
+    record = read_json(run_folder(run) / "shrink.json")
+    full, shrunk, recovered = record["models"]
+    assert recovered["parameters"] - shrunk["parameters"] == 3 * (tiny.WIDTH**2 + tiny.WIDTH)
+    assert shrunk["macs"] < recovered["macs"] < full["macs"]
+    assert recovered["loss"] != shrunk["loss"]
+    assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
+    assert (record["control"] is None) or recover == "linear+lora"
+    card = (out / "README.md").read_text()
+    assert "Linear maps that were fitted in closed form replace them." in card
+    assert ("Then LoRA trained " in card) is (recover == "linear+lora")
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
 def test_shrink_without_recovery(
     shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -253,6 +270,7 @@ def test_control_is_trained_by_default_if_the_recovered_model_wins(
         ({"control": True, "recover": "none"}, "`control`"),
         ({"units": "sublayers", "skip_num": 8}, "`skip_num` must leave one attention: got 8, expected 7 or less"),
         ({"units": "sublayers", "recover": "adapters"}, "Sublayers have no adapters"),
+        ({"units": "sublayers", "recover": "linear"}, "recover=linear"),
         ({"model": "METER", "task": "vqa"}, "`model` must answer in words"),
         ({"checkpoint": "{data_root}"}, "`checkpoint` is not a transformers checkpoint"),
     ],

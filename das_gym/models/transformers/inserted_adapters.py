@@ -1,4 +1,4 @@
-"""The adapters of DAS in a model whose layers were removed: next to kept layers, and instead of removed ones.
+"""Adapters in a model whose layers were removed: linear maps instead of these, or those of DAS, also next to kept layers.
 
 Such a model is saved with the code that inserts its adapters, see `own_code` and `modeling_das_adapters`.
 """
@@ -20,13 +20,14 @@ from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import (
     decoder_path,
     delete_layers,
+    full_with_parameters_of,
     pruned_capabilities,
     reload_difference,
 )
 from das_gym.models.transformers.loading import ADAPTED
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import add_adapters
-from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, find_decoder
+from das_gym.models.transformers.stack import ATTENTION_NAMES, IMAGE, MLP_NAMES, child, child_name, find_decoder
 
 
 def has_adapters(model: Any) -> bool:
@@ -41,27 +42,61 @@ def insert_into_pruned(smaller: VLM, full: VLM, bottleneck: int, skip_bottleneck
     """
     if full.untrainable:
         raise ValueError(full.untrainable)
-    places = {id(next(layer.parameters())): place for place, layer in enumerate(full.stack.layers)}
-    kept = [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
+    kept = _kept_places(smaller, full)
     removed = [layer for place, layer in enumerate(full.stack.layers) if place not in kept]
     return _insert(smaller, kept, [child(layer, INPUT_NORMS) for layer in removed], bottleneck, skip_bottleneck)
 
 
+def insert_linear_skips(smaller: VLM, full: VLM, mask: np.ndarray) -> None:
+    """Insert the linear skip adapters of the full model's skipped units into its `pruned_copy` under a mask.
+
+    Raises:
+        ValueError: The mask skips other units than decoder layers.
+    """
+    if full.unit_kind != "layers" or full.removed_layers(mask, IMAGE):
+        raise ValueError("recover=linear replaces decoder layers: leave out `units` and `vision`, or use recover=lora.")
+    skipped: list[Any] = [full.skippable(index).chosen(True) for index in np.flatnonzero(mask).tolist()]
+    kept = _kept_places(smaller, full)
+    _add_and_note(smaller, {"form": "linear", "rank": skipped[0].rank, **_positions(smaller, kept, len(skipped))})
+    for mine, its in zip(_skipped_layers(smaller), skipped, strict=True):
+        mine.load_state_dict(its.state_dict())
+    smaller.freeze()
+
+
+def _kept_places(smaller: VLM, full: VLM) -> list[int]:
+    """Return the positions of a pruned copy's layers in the full model, with which it shares them."""
+    places = {id(next(layer.parameters())): place for place, layer in enumerate(full.stack.layers)}
+    return [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
+
+
+def _positions(smaller: VLM, kept: list[int], removed: int) -> dict[str, Any]:
+    """Return the settings of `add_adapters` about layers: kept ones by position, and the number of removed ones."""
+    ends = [-1, *kept, len(kept) + removed]
+    return {
+        "layers": decoder_path(smaller),
+        "hidden_size": smaller.feature_size,
+        "removed_before": [after - before - 1 for before, after in pairwise(ends)],
+    }
+
+
+def _add_and_note(smaller: VLM, settings: dict[str, Any]) -> None:
+    """Insert adapters, and note their settings in the model's configuration."""
+    add_adapters(smaller.model, settings)
+    setattr(smaller.model.config, ADAPTED, settings)
+
+
 def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
     """Insert adapters at the positions of kept layers, with the norms of removed ones; see `insert_into_pruned`."""
-    layer, ends = smaller.stack.layers[0], [-1, *kept, len(kept) + len(norms)]
+    layer = smaller.stack.layers[0]
     settings = {
-        "layers": decoder_path(smaller),
+        **_positions(smaller, kept, len(norms)),
         "norm": child_name(layer, INPUT_NORMS),
         "attention": child_name(layer, ATTENTION_NAMES),
         "mlp": child_name(layer, MLP_NAMES),
-        "hidden_size": smaller.feature_size,
         "bottleneck": bottleneck,
         "skip_bottleneck": skip_bottleneck,
-        "removed_before": [after - before - 1 for before, after in pairwise(ends)],
     }
-    add_adapters(smaller.model, settings)
-    setattr(smaller.model.config, ADAPTED, settings)
+    _add_and_note(smaller, settings)
     for unit, norm in zip(_skipped_layers(smaller), norms, strict=True):
         unit.norm.load_state_dict(norm.state_dict())
     trained = []
@@ -106,6 +141,11 @@ def export_form(subnet: VLM) -> VLM:
 def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     """Return the full model with adapters, as a supernet; those that run under the mask get the smaller model's weights."""
     settings = getattr(smaller.model.config, ADAPTED)
+    if settings.get("form") == "linear":
+        masked = full_with_parameters_of(full, smaller, mask)
+        for index, unit in zip(np.flatnonzero(mask).tolist(), _skipped_layers(smaller), strict=True):
+            masked.skippable(index).skip_adapter = unit
+        return masked
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
     for place in masked.capabilities.protected:  # `smaller` has adapters in every layer that it keeps

@@ -180,7 +180,10 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
         model.set_submodule(path, nn.ModuleList(layer for place, layer in enumerate(layers) if place not in removed))
         places[path] = layers
     for name, module in smaller.model.named_modules():
-        if module._parameters:
+        is_replacement = (
+            ".removed_before." in name or ".removed_after." in name
+        )  # of a removed layer, see `inserted_adapters`
+        if module._parameters and not is_replacement:
             model.get_submodule(name)._parameters.update(module._parameters)
     for path, layers in places.items():
         model.set_submodule(path, layers)

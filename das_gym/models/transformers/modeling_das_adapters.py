@@ -1,10 +1,11 @@
-"""A model of transformers with the adapters of DAS, some of its decoder layers removed.
+"""A model of transformers some of whose decoder layers are replaced by adapters.
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder that holds this file and adapters.py, with torch and transformers alone. The adapters are those of
-"Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form
-that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
+loads it from a folder that holds this file and adapters.py, with torch and transformers alone. There are two forms. With
+linear maps, a removed layer becomes `h + W normalize(h) + b`, and the others are as they were. The other form is that of
+"Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479), as its
+authors gave it for LLaVA: a kept layer's attention and MLP read `x + A(x)` instead of their normed input
 `x`, and a removed layer becomes `h + A(norm(h))`, with `A(x) = up(relu(down(x)))`.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter
+from das_gym.models.adapters import Adapter, LinearSkipAdapter
 
 
 class SkippedLayer(nn.Module):
@@ -38,22 +39,30 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
 
     Args:
         model: A model of transformers.
-        das: `layers`: the name of its list of decoder layers; `norm`, `attention`, `mlp`: what a layer calls its parts;
-            `hidden_size`, `bottleneck`, `skip_bottleneck`: widths; `removed_before`: number of layers removed
-            before each kept one, and, as the last entry, after all of them.
+        das: `layers`: the name of its list of decoder layers; `removed_before`: number of layers removed before each kept
+            one, and, as the last entry, after all of them; `hidden_size`: the model's width. With linear maps `form` is
+            `linear`, and `rank` that of the maps or None. Otherwise `norm`, `attention`, `mlp` are what a layer calls its
+            parts, and `bottleneck`, `skip_bottleneck` the widths of adapters.
     """
     layers = model.get_submodule(das["layers"])
 
     def adapter(bottleneck: int) -> Adapter:
         return Adapter(das["hidden_size"], bottleneck, norm=False, init="xavier_zero")
 
+    is_linear = das.get("form") == "linear"
+
+    def replacement(layer: nn.Module) -> nn.Module:
+        if is_linear:
+            return LinearSkipAdapter(das["hidden_size"], das["hidden_size"], das["rank"])
+        return SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"]))
+
     def skipped(layer: nn.Module, count: int) -> nn.Sequential:
-        units = [SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"])) for _ in range(count)]
+        units = [replacement(layer) for _ in range(count)]
         return nn.Sequential(*units).to(next(layer.parameters()))
 
     *before, after = das["removed_before"]
     for layer, count in zip(layers, before, strict=True):
-        for name in (das["attention"], das["mlp"]):
+        for name in () if is_linear else (das["attention"], das["mlp"]):
             put_before(getattr(layer, name), adapter(das["bottleneck"]).to(next(layer.parameters())))
         if count:
             layer.removed_before = skipped(layer, count)
