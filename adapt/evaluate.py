@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,14 +66,18 @@ def evaluate(
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
+    others: defaultdict[str, list[float]] = defaultdict(list)
     for chunk, logits in answered(subnet, examples, title):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
         _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
         rows += zip(losses.tolist(), metrics.tolist(), strict=True)
+        for name, values in task.other_metrics(logits, targets).items():
+            others[name] += values.tolist()
         predictions += task.predictions(chunk, logits)
     losses, metrics = np.array(rows).T
     numbers = task.summary(examples, losses, metrics)
+    numbers |= {name: float(np.mean(values)) for name, values in others.items()}
     gallery = task.gallery(examples, rank_images)
     if gallery is not None:  # every text with every image, which takes longer than all the rest
         images, texts = gallery.images, gallery.texts

@@ -186,6 +186,7 @@ LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("{metric} on test, %", lambda m: percent(m["score"])),
     ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
     *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
+    ("acc norm, %", lambda m: percent(m["others"]["acc_norm"])),
     ("loss, nats", lambda m: f"{m['loss']:.4f}"),
     ("perplexity", lambda m: f"{m.get('perplexity') or m['numbers']['perplexity']:.2f}"),
     # 0 becomes None, whose TypeError `_cell` shows as "-".

@@ -181,6 +181,14 @@ TASKS: dict[str, TaskEntry] = {
             needs_data=True,
             reward="perplexity_ratio",
         ),
+        TaskEntry(
+            "choices",
+            "Choices",
+            "das_gym.tasks.choices.task:ChoicesTask",
+            ".json, .jsonl, parquet, save_to_disk: ScienceQA, ARC, HellaSwag and others (none bundled)",
+            gives="prompts",
+            needs_data=True,
+        ),
     )
 }
 """Every task by name."""

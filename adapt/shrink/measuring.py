@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -46,6 +47,7 @@ class ShrunkModelResult(ModelResult):
         low, high: Its 95 % interval.
         loss: Mean negative log-likelihood of the reference answers' tokens, nats.
         perplexity: Of text; None for other tasks.
+        others: Means of `Task.other_metrics`; None without.
         bytes: Of its weights as saved.
         kv_bytes: Of keys and values in the cache per token, in the saved dtype.
         prefill_ms: Time to the first token of an answer, image included.
@@ -64,17 +66,22 @@ class ShrunkModelResult(ModelResult):
     prefill_speedup: Speedup | None = None
     decode_speedup: Speedup | None = None
     perplexity: float | None = None
+    others: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A model's loss on the reference answers (nats), its mean score (0..1) with a 95 % interval, and perplexity on text."""
+    """A model's loss on the reference answers (nats), its mean score (0..1) with a 95 % interval, and further numbers.
+
+    `perplexity` is that of text, `others` are means of `Task.other_metrics`; None without.
+    """
 
     loss: float
     score: float
     low: float
     high: float
     perplexity: float | None = None
+    others: dict[str, float] | None = None
 
 
 Scored = tuple[Quality, Sequence[str], np.ndarray]
@@ -179,16 +186,20 @@ def score_likelihoods(vlm: VLM, task: Task, examples: Sequence[Any], title: str)
     losses: list[float] = []
     scores: list[float] = []
     texts: list[str] = []
+    others: defaultdict[str, list[float]] = defaultdict(list)
     size = task.examples_for_pairs(LIKELIHOOD_PAIRS)
     for chunk, logits, own in scored_batches(vlm, task, examples, size, f"likelihoods, {title}"):
         targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
         losses += own.tolist()
         scores += task.metrics(logits, targets).tolist()
+        for name, values in task.other_metrics(logits, targets).items():
+            others[name] += values.tolist()
         pairs = zip(chunk, task.predictions(chunk, logits), strict=True)
         texts += [task.format_prediction(example, prediction) for example, prediction in pairs]
     metrics = np.array(scores)
     numbers = task.summary(examples, np.array(losses), metrics)
-    quality = Quality(numbers["loss"], float(metrics.mean()), *mean_interval(metrics), numbers.get("perplexity"))
+    means = {name: float(np.mean(values)) for name, values in others.items()}
+    quality = Quality(numbers["loss"], float(metrics.mean()), *mean_interval(metrics), numbers.get("perplexity"), means)
     return quality, texts, metrics
 
 

@@ -157,6 +157,11 @@ class Task(ABC):
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Return the metric of each example, (batch,), 0..1, larger is better."""
 
+    def other_metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return further metrics of each example by name, (batch,), 0..1, whose means are reported; by default none."""
+        del logits, targets
+        return {}
+
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full model || subnet) of each example, (batch,), in nats."""
         del targets

@@ -64,38 +64,49 @@ def load_documents(data_root: str | Path, on_bad_example: str = "raise", column:
         ValueError: A file is damaged or has no such column, the folder holds no known files or files of several kinds, or
             there are too few documents.
     """
-    root = absolute(data_root)
-    if not root.exists():
-        raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected {FORMATS}")
     bad = BadExamples(on_bad_example)
-    files = _files_in(root) if root.is_dir() else {"": [root]}
+    root, files = find_parts(data_root, (".parquet", ".jsonl", ".txt"), FORMATS)
     folder = root if root.is_dir() else root.parent
-    parts: dict[str, list[Document]] = {}
-    for name, part in _part_names(list(files)).items():
-        for path in files[name]:
-            parts.setdefault(part, []).extend(_read(path, folder, column or TEXT_COLUMN, bad))
+    parts = {
+        part: [document for path in paths for document in _read(path, folder, column or TEXT_COLUMN, bad)]
+        for part, paths in files.items()
+    }
     return _divide(parts, str(root), bad)
 
 
-def _files_in(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """Return the files of a folder by the names of their splits."""
-    kinds = {
-        "a folder of save_to_disk": saved_shards(folder),
-        "parquet files": shards_in(folder, ".parquet"),
-        "JSON lines": shards_in(folder, ".jsonl"),
-        "text files": shards_in(folder, ".txt"),
-    }
-    found = {kind: files for kind, files in kinds.items() if files}
+def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> tuple[Path, dict[str, list[Path]]]:
+    """Return the absolute path of a data root, and the files of each part: train, val, test, or one for all.
+
+    Args:
+        data_root: A folder of files of one kind, or one file.
+        suffixes: Ends of the names of files; folders of `save_to_disk` are looked for, too.
+        formats: What is expected, for errors.
+
+    Raises:
+        FileNotFoundError: `data_root` does not exist.
+        ValueError: The folder holds none of these files, or files of several kinds.
+    """
+    root = absolute(data_root)
+    if not root.exists():
+        raise FileNotFoundError(f"`data_root` does not exist: got {str(data_root)!r}, expected {formats}")
+    if root.is_file():
+        return root, {ALL: [root]}
+    kinds: dict[str, Mapping[str, Sequence[Path]]] = {"save_to_disk": saved_shards(root)}
+    # `save_to_disk` writes JSON files of its own next to its tables.
+    if not kinds["save_to_disk"]:
+        kinds |= {suffix: shards_in(root, suffix) for suffix in suffixes}
+    found = {kind: shards for kind, shards in kinds.items() if shards}
     if len(found) != 1:
         got = " and ".join(found) or "none of them"
-        raise ValueError(f"{folder} holds no text in a known format: got {got}, expected {FORMATS}. Or pass one file.")
-    return next(iter(found.values()))
-
-
-def _part_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the part of each split or file: one for all, unless every name has the word of a part."""
-    parts = {name: part_of(Path(name))[0] for name in names}
-    return dict.fromkeys(names, ALL) if ALL in parts.values() else parts
+        raise ValueError(f"{root} holds no data in a known format: got {got}, expected {formats}. Or pass one file.")
+    (shards,) = found.values()
+    part_of_name = {name: part_of(Path(name))[0] for name in shards}
+    parts: dict[str, list[Path]] = {}
+    for name, paths in shards.items():
+        # Words such as `test` mean parts only if every name has one.
+        part = ALL if ALL in part_of_name.values() else part_of_name[name]
+        parts.setdefault(part, []).extend(paths)
+    return root, parts
 
 
 def _read(path: Path, folder: Path, column: str, bad: BadExamples) -> list[Document]:

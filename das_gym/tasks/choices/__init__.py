@@ -1,0 +1,1 @@
+"""Multiple choice by likelihood: the task and its reader."""
