@@ -31,7 +31,7 @@ class EncoderCache:
         folder: Where to keep them on disk as well, under a name that changes with the model's frozen parameters, the
             transform, the tokenizer and the image's file, so that a stale one is never read. Nothing is ever
             removed there: METER-base at 384 px takes 1.8 MB an image.
-        counter: Counts MACs of the encoders; None makes one.
+        counter: Counts MACs of the encoders; None counts none.
         spent: Counts texts, images, and MACs with padding that went through the encoders.
     """
 
@@ -48,7 +48,7 @@ class EncoderCache:
         self.processor = processor
         self.max_bytes = max_bytes
         self.spent = spent or Spending()
-        self._counter = counter or MacCounter(vlp)
+        self._counter = counter
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)

@@ -51,6 +51,7 @@ class Evaluator:
         trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, or `auto` (bfloat16 if the hardware has it).
             Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
+        counter: Counts the MACs of this model; None makes one.
 
     Raises:
         ValueError: an unknown precision, or `bfloat16` on hardware without it.
@@ -75,13 +76,14 @@ class Evaluator:
         cache_folder: str | Path | None = None,
         trunk_bytes: int = 0,
         precision: str = "float32",
+        counter: MacCounter | None = None,
     ) -> None:
         self.vlp = vlp
         self.head = head
         self.task = task
         self.batch_size = batch_size
         self.precision = resolve_precision(precision, vlp.device)
-        self.counter = MacCounter(vlp)
+        self.counter = counter or MacCounter(vlp)
         self._spent = Spending()
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter, self._spent)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()])

@@ -108,9 +108,7 @@ class MaskTree:
             self.spent.macs += self.counter.pool(state)[1]
             yield rows, features
             return
-        # Choices are sorted by their first layer, so the longest stream changes least often: one variant of it is held at a
-        # time, while those of shorter streams are kept and used again.
-        layers = sorted(self._stages[stage], key=lambda index: -state.hidden[self.vlp.layers[index].stream].shape[1])
+        layers = stage_order(self.vlp, stage, state)
         outputs: dict[tuple[int, bool], Tensor] = {}
         below: dict[tuple, Any] = {}
         bits = self.masks[rows][:, layers]
@@ -155,6 +153,15 @@ class MaskTree:
         self.spent.layer_runs += not skipped
         self.spent.adapter_runs += skipped and macs > 0
         return hidden
+
+
+def stage_order(vlp: VLP, stage: int, state: State) -> list[int]:
+    """Return the layers of a stage in the order in which a walk chooses their bits.
+
+    Choices are sorted by the first layer, so that the longest stream changes least often: one output of it is held at a
+    time, while both outputs of shorter streams are kept and used again.
+    """
+    return sorted(vlp.stages[stage], key=lambda index: -state.hidden[vlp.layers[index].stream].shape[1])
 
 
 def _bits(row: np.ndarray) -> tuple[bool, ...]:

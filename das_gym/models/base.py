@@ -121,7 +121,7 @@ class VLP(nn.Module, ABC):
         return State({"text": hidden_text, "image": hidden_image}, attend, {"image_types": types})
 
     def encode_items(
-        self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter
+        self, processor: Any, stream: str, items: Mapping[Any, Any], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
         """Encode texts or images (`stream` is `text` or `image`), given by key.
 
@@ -129,16 +129,17 @@ class VLP(nn.Module, ABC):
         on the CPUs that we measured, batches of 1, 2, 4 and 8 give the same bits.
 
         Yields:
-            Key, (tokens, hidden_size) without padding, and MACs that were not yielded before.
+            Key, (tokens, hidden_size) without padding, and the MACs of encoding it, 0 without a counter.
         """
         keys, values = list(items), list(items.values())
         encode = self.text_stream if stream == "text" else self.image_stream
         blocks = text_blocks(processor.texts(values)) if stream == "text" else image_blocks(processor, values)
         for rows, batch in blocks:
             hidden, attend = encode({name: tensor.to(self.device) for name, tensor in batch.items()})
-            macs = counter.encoder(stream, batch)
+            # of one row, so that each shape is counted once, whatever the number of rows
+            macs = 0 if counter is None else counter.encoder(stream, {name: tensor[:1] for name, tensor in batch.items()})
             for position, row in enumerate(rows):
-                yield keys[row], real_tokens(hidden[position], attend, position), macs if position == 0 else 0
+                yield keys[row], real_tokens(hidden[position], attend, position), macs
 
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the encoder outputs of one pair without content, and the MACs of its encoders: where costs are counted.

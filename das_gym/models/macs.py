@@ -145,12 +145,10 @@ class MacCounter:
 
     def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
         """Return the layer's output, without content, and what `layer` returns."""
-        if index not in self._alike:
-            self._alike[index] = self.twin.alike(index)
-        key = ("layer", self._alike[index], skipped, pooled_only, *self._shapes(state))
+        key = ("layer", self.alike(index), skipped, pooled_only, *self._shapes(state))
         if key in self._found:
             return self._found[key]
-        without, parts = self._meta(state), dict[str, int]()
+        without, parts = self.without_content(state), dict[str, int]()
 
         def memo(memo_key: tuple, compute: Callable[[], Any]) -> Any:
             result, macs = counted(compute)
@@ -161,11 +159,17 @@ class MacCounter:
         self._found[key] = hidden, {OWN: total - sum(parts.values()), **parts}
         return self._found[key]
 
+    def alike(self, index: int) -> Hashable:
+        """Return a key that layers of equal cost share; see `VLP.alike`."""
+        if index not in self._alike:
+            self._alike[index] = self.twin.alike(index)
+        return self._alike[index]
+
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
         key = (*what, *self._shapes(given))
         if key not in self._found:
             try:
-                without = self._meta(given)
+                without = self.without_content(given)
                 self._found[key] = counted(lambda: function(without))
             except (NotImplementedError, RuntimeError) as error:
                 raise TypeError(
@@ -185,8 +189,9 @@ class MacCounter:
             self._constant = given.extras, given.attend, _shapes({"attend": given.attend, "extras": given.extras})
         return _shapes(given.hidden), self._constant[2]
 
-    def _meta(self, given: Any) -> Any:
-        """Return tensors without content, of the model's own floating point type; `extras` once a batch, as in `_shapes`."""
+    def without_content(self, given: Any) -> Any:
+        """Return a batch or state without content, of the model's own floating point type."""
+        # `extras` once a batch, as in `_shapes`
         dtype, made = next(self.twin.parameters()).dtype, dict[int, Tensor]()
 
         def bare(tensor: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ class ProblemOptions:
         device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
         precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
         eval_batch_size: Examples that are evaluated at a time. None chooses it by the task, and by `tree_gib`.
-        tree_gib: Memory for hidden states while masks are scored, in GiB. Of a transformers model, a third of it keeps those
-            of the full model.
+        tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
+            third of it keeps hidden states of the full model between turns.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
         skip: What takes the place of a skipped unit of a transformers model: nothing (`delete`), or a linear map that is
             fitted on examples of the train split without training (`linear`).

@@ -81,6 +81,7 @@ def count_costs(
     group_features: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     passes: int = 1,
     counting: str = "runs",
+    counter: MacCounter | None = None,
 ) -> Costs:
     """Return the costs of one example of a model, pruned or not, with a head, if there is one.
 
@@ -91,9 +92,11 @@ def count_costs(
         group_features: From the pooled features of all passes to what the head reads of one example.
         passes: How often the model runs for an example.
         counting: `runs`: the last stage computes what is read; `paper`: it computes every token.
+        counter: Counts the MACs of this model; None makes one.
     """
     check_names([counting], COUNTINGS, "counting")
-    with_adapters, bare = MacCounter(vlp), MacCounter(vlp, adapters=False)
+    with_adapters = counter or MacCounter(vlp)
+    bare = MacCounter(vlp, adapters=False)
     encoded, encoder_macs = batch if isinstance(batch, tuple) else with_adapters.encode(batch)
     state, embed_macs = with_adapters.embed(encoded)
     kept, plain, skip = (np.zeros(len(vlp.layers), dtype=np.int64) for _ in range(3))

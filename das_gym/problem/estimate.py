@@ -280,5 +280,5 @@ def scoring(problem: Problem, walk: Walk, name: str, examples: int, turns: Seque
     if share:  # the first turn knows nothing yet
         seconds += share * walk.forward
     kept = trunk + min(evaluator.encoder.max_bytes, examples * walk.cached_bytes)
-    held = min(evaluator.batch_size, examples) * walk.state_bytes * (len(stages) + 2)
+    held = min(evaluator.batch_size, examples) * problem.task.passes * problem.walk_bytes
     return Part(name, examples * (walk.encode + seconds), kept, held)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.precision import resolve_precision
+from das_gym.engine.tree_memory import WalkMemory
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor, PromptError
-from das_gym.models.macs import MacCounter
+from das_gym.models.macs import MacCounter, meta_twin
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
@@ -93,6 +94,7 @@ class Problem:
         splits: Train, reward and test examples.
         costs: MACs and parameters at the longest text of the data.
         evaluator: Scores masks of this model.
+        walk_bytes: The most bytes that scoring holds for one pair of that text; see `das_gym.engine.tree_memory`.
     """
 
     backbone: Backbone
@@ -101,6 +103,7 @@ class Problem:
     splits: Splits[Any]
     costs: Costs
     evaluator: Evaluator
+    walk_bytes: int
 
     @property
     def vlp(self) -> VLP:
@@ -141,23 +144,32 @@ def build_problem(config: ProblemConfig) -> Problem:
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
-    sample = sample_of(supernet, splits)
-    # Each stage of the mask tree holds up to two outputs, kept and skipped. Two more: the first state, and the one at work.
-    held = backbone.vlp.state_bytes(sample[0]) * (2 * len(backbone.vlp.stages) + 2)
+    counter = MacCounter(backbone.vlp)
+    sample = sample_of(supernet, splits, counter)
+    walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
-    pairs = max(1, min(PAIRS_PER_BATCH, room // held))
-    evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
+    pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
+    evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs), counter)
     if config.skip == "linear":
         add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
-    return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
+        counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
+    return Problem(backbone, head, task, splits, _costs_of(supernet, sample, counter), evaluator, walk)
+
+
+def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
+    """Return the most bytes that a walk down the tree of masks holds for one pair, with logits of the model's head."""
+    head = meta_twin(model.head)
+    passes = model.task.passes
+
+    def logits(features: Tensor) -> Tensor:
+        return head(model.task.group_features(torch.cat([features] * passes)))
+
+    return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
 
 
 def _trunk_bytes(config: ProblemConfig) -> int:
-    """Return the bytes for hidden states of the full model that are kept between turns; 0 for models of pairs.
-
-    Those keep the outputs of their encoders instead.
-    """
-    return int(config.tree_gib * 2**30 / 3) if MODELS[config.model].reads_prompts else 0
+    """Return the bytes for hidden states of the full model that are kept between turns."""
+    return int(config.tree_gib * 2**30 / 3)
 
 
 def check_problem(problem: ProblemConfig) -> None:
@@ -371,17 +383,22 @@ def _versions(config: ProblemConfig) -> tuple[int, ...]:
     return tuple(found)
 
 
-def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State, int] | None = None) -> Costs:
-    """Return MACs and parameters of one example through the model and its head; `sample` is that of `sample_of`."""
-    sample, task = sample or sample_of(model, splits), model.task
-    return count_costs(model.backbone.vlp, sample, model.head, task.group_features, task.passes)
+def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
+    """Return MACs and parameters of one example through the model and its head."""
+    counter = MacCounter(model.backbone.vlp)
+    return _costs_of(model, sample_of(model, splits, counter), counter)
 
 
-def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
+def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounter) -> Costs:
+    task = model.task
+    return count_costs(model.backbone.vlp, sample, model.head, task.group_features, task.passes, counter=counter)
+
+
+def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> tuple[State, int]:
     """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`."""
     vlp, task, examples = model.backbone.vlp, model.task, splits.reward[:COST_SAMPLE]
     try:
-        return vlp.sample(task.processor, task.pairs(examples), MacCounter(vlp))
+        return vlp.sample(task.processor, task.pairs(examples), counter)
     except PromptError as error:
         key = next(example.key for example in examples if error.prompt in task.pairs([example]))
         raise ValueError(f"{key}: {error}") from error
@@ -391,7 +408,8 @@ def check_prompts(backbone: Backbone, config: ProblemConfig) -> None:
     """Raise the ValueError of `sample_of` where the model reads prompts; data are read for it."""
     if MODELS[config.model].reads_prompts:
         task = task_class(config.task)(backbone.processor)
-        sample_of(AdaptedModel(backbone, new_head(backbone, task), task), load_splits(config))
+        model = AdaptedModel(backbone, new_head(backbone, task), task)
+        sample_of(model, load_splits(config), MacCounter(backbone.vlp))
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
@@ -399,9 +417,12 @@ def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> t
     return tuple(examples[i] for i in task.order(examples)[:count].tolist())
 
 
-def _make_evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int) -> Evaluator:
+def _make_evaluator(
+    config: ProblemConfig, model: AdaptedModel, batch_size: int, counter: MacCounter | None = None
+) -> Evaluator:
     """Return the evaluator of the model's masks: in this process, or on Ray workers."""
     settings: dict[str, Any] = {
+        "counter": counter,
         "batch_size": batch_size,
         "cache_folder": config.encoder_cache,
         "trunk_bytes": _trunk_bytes(config),

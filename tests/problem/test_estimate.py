@@ -74,9 +74,11 @@ def test_scoring_bounds_what_is_kept(small_problem: Problem):
     walk = Walk(1.0, 1.0, np.ones(6), 0.0, 1.0, cached_bytes=10, state_bytes=100)
     masks = np.zeros((1, 6), dtype=bool)
     part = scoring(small_problem, walk, "search", 20, [masks, masks], 5.0)
-    assert part.seconds == 20 * (1 + 2 * 5 * walk.forward)  # METER's evaluator keeps no hidden states
-    assert part.kept == 20 * 10
-    assert part.held == 4 * 100 * (len(small_problem.vlp.stages) + 2)
+    states = 20 * 100 * (len(small_problem.vlp.stages) + 1)
+    # The hidden states of the full model, the only mask, are kept: every turn but the first runs its leaf alone.
+    assert part.seconds == 20 * (1 + walk.forward + 2 * 5 * walk.leaf)
+    assert part.kept == 20 * 10 + states
+    assert part.held == 4 * small_problem.walk_bytes
 
 
 def test_format_estimate_adds_what_is_kept_and_the_largest_that_is_held():

@@ -153,22 +153,23 @@ class VLM(UnitModel):
         return PromptProcessor(processor, ends, min(max_text_length or longest, longest), self.capabilities.answer_type)
 
     def encode_items(
-        self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter
+        self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter | None
     ) -> Iterator[tuple[Any, Any, int]]:
-        """Compute the image features of each prompt, and their MACs.
+        """Compute the image features of each prompt, and their MACs, 0 without a counter.
 
         If vision layers are units, these are pixels and sizes, at no cost: a mask decides what becomes of them.
         """
-        del stream, counter
+        del stream
         for key, prompt in items.items():
             encoding = processor.encode(prompt, pixels=True)
             sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
             shapes = self.trained_tower is None, sizes, tuple((name, t.shape) for name, t in encoding.pixels.items())
-            if shapes not in self._image_macs:  # counting uses other attention kernels, so that its output is not used
+            if counter is not None and shapes not in self._image_macs:
+                # counting uses other attention kernels, so that its output is not used
                 self._image_macs[shapes] = counted(partial(self._encode_images, encoding))[1]
             with torch.no_grad():
                 features = self._encode_images(encoding)
-            yield key, features, self._image_macs[shapes]
+            yield key, features, 0 if counter is None else self._image_macs[shapes]
 
     def _encode_images(self, encoding: Encoding) -> dict[str, Any]:
         given = self.to_device(encoding.pixels | encoding.sizes)
