@@ -42,7 +42,6 @@ from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import named_environments
-from das_gym.tables.shipped_losses import shipped_losses
 
 FIGURE = "search.png"
 TURNS = 20  # of random masks, whose runs along the mask tree stand for those of a search in its estimate
@@ -84,8 +83,7 @@ def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: 
         masks = np.stack([space.sample(rng) for _ in range(count)])
     turns = np.split(masks, TURNS)
     search = scoring(problem, walk, "search", len(examples), turns, evaluations / count)
-    shipped = scorer.observation_masks == 0 or shipped_losses(problem, examples) is not None
-    alone = np.eye(n_layers, dtype=bool)[: 0 if shipped else n_layers]
+    alone = np.eye(n_layers, dtype=bool)[: n_layers if scorer.observation_masks else 0]
     # The activity of layers takes a forward, and about as much for comparing their inputs and outputs.
     seconds = len(examples) * (2 * walk.forward + walk.seconds(alone, problem.vlp.stages))
     return [Part("layer statistics", seconds), search]

@@ -1,7 +1,6 @@
 """Make the files that come with the bundled models, besides weights (`benchmarks.pretrain`) and tables (`agents table`).
 
     python -m benchmarks.assets checksums                das_gym/assets/checksums.json, after a bundled file changed
-    python -m benchmarks.assets losses                   what `leave_one_out` asks of the bundled answering models
     python -m benchmarks.assets references               the full model with adapters and the baseline of `python -m adapt`
     python -m benchmarks.assets blocks FILE...           what `angular` and `interlace` choose by, next to tables
     python -m benchmarks.assets blocks das_gym/assets/llava_mini/answering_table.npz --problem checkpoint=llava_mini
@@ -35,7 +34,6 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_problem, load_splits
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.build import check_table, table_examples
-from das_gym.tables.shipped_losses import identify, mask_name
 
 
 def bundled_files() -> dict[str, Path]:
@@ -48,19 +46,6 @@ def write_checksums() -> Path:
     """Write the checksum of every bundled file."""
     write_json(CHECKSUMS, {name: checksum(path) for name, path in bundled_files().items()})
     return CHECKSUMS
-
-
-def write_losses(checkpoint: str | None) -> Path:
-    """Score the full model and every layer's removal on the default reward examples, so that `reset` need not."""
-    config = ProblemConfig(model="VLM", task="answering", checkpoint=checkpoint)
-    problem = load_problem(config)
-    examples = table_examples(problem, "reward", problem.task.reward_examples)
-    masks = np.eye(len(problem.layer_names) + 1, dtype=bool)[:, 1:]  # the first skips nothing
-    losses = problem.evaluator.losses(masks, examples).tolist()
-    record = identify(problem, examples) | {"losses": dict(zip(map(mask_name, masks), losses, strict=True))}
-    path = (Path(config.checkpoint) if config.checkpoint else config.bundled("")) / f"{config.task}_losses.json"
-    write_json(path, record)
-    return path
 
 
 def write_reference(name: str) -> Path:
@@ -91,14 +76,12 @@ def write_blocks(table: Path, origin: dict[str, Any]) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the files, and print their paths."""
     parser = make_parser("assets", __doc__)
-    parser.add_argument("what", choices=("checksums", "losses", "references", "blocks"))
+    parser.add_argument("what", choices=("checksums", "references", "blocks"))
     parser.add_argument("tables", nargs="*", type=Path, help="of `blocks`")
     parser.add_argument("--problem", nargs="+", default=[], metavar="NAME=VALUE", help="what `blocks` loads")
     options = parser.parse_args(arguments)
     if options.what == "checksums":
         print(write_checksums())
-    elif options.what == "losses":
-        print(*map(write_losses, (None, "llava_mini")), sep="\n")
     elif options.what == "references":
         print(*map(write_reference, (FULL_MODEL, BASELINE)), sep="\n")
     for table in options.tables:

@@ -63,9 +63,11 @@ class BlockInfluence(Heuristic):
     ) -> None:
         super().__init__(space, seed)
         check_names([skip], ("lowest", "highest"), "value of skip,")
-        check_names([statistic], statistics or {}, "statistic")
+        known = statistics or {}
+        if statistic not in known:  # a search measures more statistics than `known` lists, when they are looked up
+            check_names([statistic], known, "statistic")
         self.statistics_read = (statistic,)
-        values = np.asarray((statistics or {})[statistic], dtype=np.float64)
+        values = np.asarray(known[statistic], dtype=np.float64)
         self.preferences = -values if skip == "lowest" else values
 
     def best(self) -> Masks:

@@ -22,6 +22,7 @@ from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
+from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import DEFAULT_ENV, SUITE_IDS, many_objectives, named_environments
 
 SCORES = ("loss", "metric", "macs", "macs_saved")
@@ -294,15 +295,20 @@ def share_error() -> ValueError:
 
 
 class LayerStatistics(dict[str, Floats]):
-    """Name to (n_layers,) values of the observed statistics; `measure` gives others when they are looked up."""
+    """Name to (n_layers,) values of the observed statistics; `measure` gives other `STATISTICS` when they are looked up."""
 
     def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
         super().__init__(observed)
         self._measure = measure
+        self._measured: dict[str, Floats] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in STATISTICS
 
     def __missing__(self, name: str) -> Floats:
-        self[name] = np.asarray(self._measure(name), dtype=np.float64)
-        return self[name]
+        if name not in self._measured:
+            self._measured[name] = np.asarray(self._measure(name), dtype=np.float64)
+        return self._measured[name]
 
 
 def statistics_of(layer_names: Iterable[str], feature_names: Iterable[str], observation: Floats) -> dict[str, Floats]:

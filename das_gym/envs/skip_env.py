@@ -27,7 +27,6 @@ from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics, compute_statistics, masks_needed
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, TASKS
-from das_gym.tables.shipped_losses import shipped_losses
 
 
 class EngineScorer(Scorer):
@@ -129,7 +128,7 @@ class EngineScorer(Scorer):
         """The inputs of statistics. Masks that several statistics need are scored once."""
         evaluator, examples = self.problem.evaluator, self.fixed_examples
         activity = measure_activity(evaluator, examples)
-        return StatisticInputs(evaluator, self.problem.costs, examples, activity, shipped_losses(self.problem, examples))
+        return StatisticInputs(evaluator, self.problem.costs, examples, activity)
 
 
 class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
@@ -165,8 +164,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     counts as inf and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
-    The layer statistics, nothing skipped. `info` describes the full model. The losses of `leave_one_out` are shipped for
-    the bundled answering models on the default examples; they count as evaluations all the same.
+    The layer statistics, nothing skipped. `info` describes the full model.
 
     ## Episode End
     `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving
@@ -176,8 +174,9 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
     (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is satisfied), and `evaluations`
-    (masks scored so far, including those of the observation: n_layers + 1 for the statistic `leave_one_out`, none from a
-    table). Within a sequence they describe the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
+    (masks scored so far, including those of the observation: none by default, n_layers + 1 for the statistic
+    `leave_one_out`, none from a table). Within a sequence they describe the layers skipped so far, which are not scored:
+    `loss` is inf, `metric` 0.
     A budget of another cost adds what the mask saves of that, such as `latency_saved`. `action="sequence"` adds
     `action_mask` and `invalid_action`.
 
@@ -202,7 +201,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`; None is the task's own.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
         statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None =
-            `DEFAULT_STATISTICS`.
+            `DEFAULT_STATISTICS`, for which no mask is scored.
         reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn from `np_random`).

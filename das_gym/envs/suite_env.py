@@ -64,7 +64,7 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     action, flat: As above.
     reward: What is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences of all examples together alone, so
         that with `neg_kl` groups give no problems.
-    statistics: Names of the layer statistics to observe; None = all that the tables hold.
+    statistics: Names of the layer statistics to observe; None = `DEFAULT_STATISTICS`, for which no mask is scored.
     suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, one or several of `count`, `macs`, `latency`, `parameters` and `memory`. Problems of the last
         three come last, so that the others keep their numbers; they need tables with these costs, such as the bundled ones.

@@ -101,8 +101,17 @@ STATISTICS: dict[str, Statistic] = {
 }
 """Every layer statistic by name."""
 
-DEFAULT_STATISTICS = tuple(STATISTICS)[: tuple(STATISTICS).index("angular")]
-"""The statistics that environments observe by default, in this order. Trained agents depend on it: add others at the end."""
+DEFAULT_STATISTICS = (
+    "stream",
+    "depth",
+    "macs_share",
+    "parameters_share",
+    "block_influence_pooled",
+    "block_influence_tokens",
+    "residual_norm",
+    "angular",
+)
+"""The statistics that environments observe by default, in this order: what one forward of the full model gives."""
 
 
 def statistics_of_removals() -> list[str]:

@@ -22,7 +22,7 @@ from das_gym.names import check_names, nearest_name
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.rewards import find_reward
-from das_gym.problem.statistics import STATISTICS, check_statistics
+from das_gym.problem.statistics import DEFAULT_STATISTICS, check_statistics
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -236,8 +236,7 @@ class Suite:
         if not problems:
             raise ValueError("a suite needs at least one problem")
         self.problems, self.made_by = tuple(problems), made_by
-        known = [name for name in problems[0].table.meta.statistics if name in STATISTICS]
-        self.statistics = tuple(known if statistics is None else statistics)
+        self.statistics = DEFAULT_STATISTICS if statistics is None else tuple(statistics)
         count = len(problems)
         self.units = np.zeros((count, MAX_UNITS), bool)
         self.useful = np.zeros((count, MAX_UNITS), bool)
