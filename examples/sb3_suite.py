@@ -30,8 +30,8 @@ class RankScores(BaseFeaturesExtractor):
         return self.score(torch.cat((ranks, observations["skipped"][..., None], problem), dim=2)).squeeze(2)
 
 
-def mean_regret(model: MaskablePPO, split: str) -> float:
-    """Return the mean regret of one mask for each problem: 0 = the optimum, 1 = skipping in a random order."""
+def regrets(model: MaskablePPO, split: str) -> np.ndarray:
+    """Return the regret of one mask for each problem, (problems,): 0 = the optimum, 1 = skipping in a random order."""
     env, found = gymnasium.make("DAS-Suite-v0", split=split, action="sequence"), []
     for name in env.unwrapped.problem_names:
         observation, info = env.reset(options={"problem": name})
@@ -40,17 +40,21 @@ def mean_regret(model: MaskablePPO, split: str) -> float:
             action, _ = model.predict(observation, deterministic=True, action_masks=info["action_mask"])
             observation, _, ended, _, info = env.step(int(action))
         found.append(info["regret"] / (info["optimum"] - info["random_mean"]))
-    return float(np.mean(found))
+    return np.array(found)
 
 
-def main(total_timesteps: int = 60_000, split: str = "test") -> float:
-    vec_env = make_sb3_vec_env("DAS-Suite-v0", n_envs=64, seed=0, action="sequence")
+def train(total_timesteps: int, seed: int = 0) -> MaskablePPO:
+    """Return an agent that learned on the problems of `train`."""
+    vec_env = make_sb3_vec_env("DAS-Suite-v0", n_envs=64, seed=seed, action="sequence")
     policy_kwargs = {"features_extractor_class": RankScores, "net_arch": []}
     settings = {"n_steps": 32, "batch_size": 512, "n_epochs": 4, "gamma": 1.0, "learning_rate": 3e-3, "ent_coef": 0.01}
-    model = MaskablePPO("MultiInputPolicy", vec_env, policy_kwargs=policy_kwargs, seed=0, device="cpu", **settings)
+    model = MaskablePPO("MultiInputPolicy", vec_env, policy_kwargs=policy_kwargs, seed=seed, device="cpu", **settings)
     nn.init.eye_(model.policy.action_net.weight)  # the scores are the logits
-    model.learn(total_timesteps)
-    regret = mean_regret(model, split)
+    return model.learn(total_timesteps)
+
+
+def main(total_timesteps: int = 60_000, split: str = "test", seed: int = 0) -> float:
+    regret = float(regrets(train(total_timesteps, seed), split).mean())
     print(f"mean regret on `{split}`: {regret:.3f}")
     return regret
 

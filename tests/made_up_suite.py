@@ -13,7 +13,7 @@ from das_gym.problem.mask_space import every_mask
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.suite import SUITE_FILE, SuiteTable, suite_record
-from das_gym.tables.table import SPLITS, SubnetTable, TableMeta
+from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 
 GROUPS = ("color", "count")
 
@@ -35,7 +35,7 @@ def made_up_table(n: int, seed: int, examples: int = 12) -> SubnetTable:
         numbers = np.arange(examples, dtype=np.int16) % len(GROUPS)
         keys = [f"{split}/{i}" for i in range(examples)]
         each[split] = ExampleScores.empty(len(masks), numbers, numbers.astype(np.int32), keys).put(0, scores)
-        means[split] = Scores(*(part.mean(axis=1).astype(np.float32) for part in vars(scores).values()))
+        means[split] = Scores(*(getattr(scores, name).mean(axis=1).astype(np.float32) for name in SCORES))
     names = (*DEFAULT_STATISTICS, "leave_one_out")
     statistics = np.zeros((n, len(names)), np.float32)
     statistics[:, names.index("depth")] = np.linspace(0, 1, n)
