@@ -106,7 +106,7 @@ class ShrinkJob:
                 origin=self._origin(),
                 recovery=self.recovery,
                 trained=(size, len(splits.train)),
-                data=self.data,
+                data=f"{self.data} {'with greedy decoding' if task.generates else 'by likelihood'}",
                 measured=measured,
                 verified=verified,
                 command=record["command"],

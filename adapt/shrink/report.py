@@ -121,7 +121,7 @@ def shrunk_card(
         ],
         loading_example(auto, TRUST if adds_code else trusted, trusted),
         table_of(measured),
-        f"Scored on {data} with greedy decoding. Other abilities of the model were not measured. Checked when it was saved: "
+        f"Scored on {data}. Other abilities of the model were not measured. Checked when it was saved: "
         f"loaded by transformers alone, its logits equal those of the {compared} (relative difference "
         f"{verified.logits_difference:.1e} or less), and so does the text that it generates {', '.join(verified.ways)}.",
     )
