@@ -36,6 +36,9 @@ from das_gym.text import escape_control_chars
 PAIRS_PER_BATCH = 128
 """Pairs that go through the mask tree at a time, unless `eval_batch_size` is given."""
 
+COUNTED = 16
+"""Examples whose pairs are counted, to know how many an example has."""
+
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
 
@@ -149,7 +152,7 @@ def build_problem(config: ProblemConfig) -> Problem:
     walk = walk_bytes(supernet, sample[0], counter)
     room = int(config.tree_gib * 2**30) - _trunk_bytes(config)
     pairs = max(1, min(PAIRS_PER_BATCH, room // walk))
-    evaluator = _make_evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs), counter)
+    evaluator = _make_evaluator(config, supernet, config.eval_batch_size or _examples_of(task, splits, pairs), counter)
     if config.skip == "linear":
         add_linear_skips(evaluator, backbone.base, splits.train, config.calibration_examples, config.skip_rank)
         counter = evaluator.counter = MacCounter(backbone.vlp)  # with the new adapters
@@ -165,6 +168,12 @@ def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
         return head(model.task.group_features(torch.cat([features] * passes)))
 
     return WalkMemory(model.backbone.vlp, counter).bytes(encoded, logits)
+
+
+def _examples_of(task: Task, splits: Splits[Any], pairs: int) -> int:
+    """Return how many reward examples, at least 1, have so many pairs: some tasks have one for each option."""
+    few = splits.reward[:COUNTED]
+    return max(pairs * len(few) // len(task.pairs(few)), 1)
 
 
 def _trunk_bytes(config: ProblemConfig) -> int:
