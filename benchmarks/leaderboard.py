@@ -8,6 +8,7 @@ python -m benchmarks.leaderboard --seeds 1 --long-seeds 2 --planted 2 --out mine
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from das_gym.agents.ask_tell.base import agent_class, check_agent_name, make_age
 from das_gym.agents.compare.comparison import AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED
 from das_gym.agents.listing import first_line
+from das_gym.agents.sb3.algorithms import find_algorithm, is_algorithm
 
 from benchmarks.machine import make_parser
 from benchmarks.search.optuna_tpe import OPTUNA, has_optuna
@@ -32,7 +34,7 @@ from benchmarks.search.problems import (
     short_problems,
 )
 from benchmarks.search.rivals import RIVALS, register_rivals
-from benchmarks.search.runs import MASKS_PER_TURN, compare
+from benchmarks.search.runs import MASKS_PER_TURN, SB3_SEEDS, compare
 from benchmarks.search.scores import WORST, Scores
 from das_gym.commands.runs import library_versions
 from das_gym.drawing.table import markdown_table
@@ -43,28 +45,37 @@ from das_gym.problem.mask_space import MaskSpace
 
 COUNTS = (5, 10, 20, EVALUATIONS)
 SORTED_BY = 20
-LEADERS = 10
-"""Number of agents in the first table."""
+SB3 = ("ppo", "maskable_ppo")
+"""Algorithms of Stable-Baselines3 that are compared."""
+
+LEFT_OUT = ("angular", "block_influence", "interlace", "uniform")
+"""Rules with one mask, which the first table leaves out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison, and write the file."""
     register_rivals()
     parser = make_parser("leaderboard", __doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="searches of each agent on each problem of up to 12 units")
+    parser.add_argument("--seeds", type=int, default=20, help="searches of each agent on each problem of up to 12 units")
     parser.add_argument("--long-seeds", type=int, default=60, help="searches of each agent on each table of 24 units")
-    parser.add_argument("--planted", type=int, default=3, help="planted problems of each family and number of layers")
-    parser.add_argument("--agents", nargs="+", default=sorted((*COMPARED, *RIVALS)), help='or "module:class" of custom ones')
+    parser.add_argument("--planted", type=int, default=8, help="planted problems of each family and number of layers")
+    agents = sorted((*COMPARED, *RIVALS, *SB3))
+    parser.add_argument("--agents", nargs="+", default=agents, help='or "module:class" of custom ones')
     parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"))
     parser.add_argument("--cache", type=Path, help="folder for finished searches")
     options = parser.parse_args(arguments)
     for agent in options.agents:
-        check_agent_name(agent)
-    short = compare("up to 12 units", short_problems(options.seeds), options.agents, options.cache)
+        if not is_algorithm(agent):
+            check_agent_name(agent)
+    with tempfile.TemporaryDirectory() as folder:
+        problems = short_problems(options.seeds, Path(folder))
+        short = compare("up to 12 units", problems, options.agents, options.cache)
     long = compare("24 units", long_problems(range(options.long_seeds)), options.agents, options.cache)
     planted = {}
     for n in PLANTED_EVALUATIONS:
-        agents = [*without_statistics(options.agents, n), *([OPTUNA] if has_optuna() else [])]
+        agents = without_statistics(options.agents, n)
+        if n == min(PLANTED_EVALUATIONS) and has_optuna():  # with more layers it takes as long as all others together
+            agents.append(OPTUNA)
         seeds = TEST_SEEDS["planted"][: options.planted]
         problems = [planted_problem(family, n, seed) for family in FAMILIES for seed in seeds]
         planted[n] = compare(f"planted, {n}", problems, agents, options.cache)
@@ -73,9 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
-    """Return the ask/tell agents that read no layer statistics, since planted problems have no statistics."""
+    """Return the ask/tell agents without layer statistics: planted problems have neither statistics nor environments."""
     found = []
     for name in agents:
+        if is_algorithm(name):  # it needs an environment
+            continue
         try:
             if not make_agent(name, MaskSpace(Budget(n_layers, n_layers // 3))).statistics_read:
                 found.append(name)
@@ -87,7 +100,7 @@ def without_statistics(agents: Sequence[str], n_layers: int) -> list[str]:
 def document(settings: argparse.Namespace, short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     """Return the whole file."""
     versions = library_versions()
-    methods = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in settings.agents)
+    methods = "\n".join(f"| `{name}` | {method_of(name)} |" for name in settings.agents)
     command = f"python -m benchmarks.leaderboard --seeds {settings.seeds} --long-seeds {settings.long_seeds}"
     return f"""# Leaderboard
 
@@ -100,14 +113,16 @@ run the command again.
 
 ## How to read the tables
 
-- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. No answer yet counts as 1.
+- *Regret*: 0 = the best mask, 1 = layers skipped in a random order, {WORST:g} at most. *At N*: of the best mask within the
+  budget among the first N scored masks, whatever the size of a turn. While there is none, it counts as 1.
 - *Evaluations* count every scored mask: those that an agent asks for, single layers included (`leave_one_out`, `greedy`),
   and those behind layer statistics.
   Statistics from one forward of the full model (`block_influence`, `angular`, `interlace`) need none.
-- Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % intervals
-  of 2,000 bootstrap samples of models: what another set of such models could have given. *Within the noise*: the 95 %
-  interval of the difference of two agents, on the same resampled models, includes 0.
-- {MASKS_PER_TURN} masks a turn. Agents only see rewards, exp(-loss), of the reward split.
+- Means are over models: first over seeds, then over the problems of a model, then over models. Brackets are 95 % t-intervals
+  over models: what another set of such models could have given. *Seeds*: standard deviation of the mean over seeds.
+  *Within the noise*: the paired t-interval of the difference of two agents over models includes 0, or a sign-flip test of
+  the same differences has p > 0.05. A percentile bootstrap over six models would be too narrow.
+- {MASKS_PER_TURN} masks a turn. Agents only see rewards, exp(-loss), of the reward split. {sb3_note(settings)}
 
 ## Up to 12 units
 
@@ -136,7 +151,8 @@ Losses of {len(FAMILIES)} families (`benchmarks/search/planted.py`), a third of 
 problems of each family and number of layers, on which nothing was tuned. They are functions, not models. Regret is of the
 loss: 0 = the best known mask, from {CLIMBS} climbs on the loss itself. There are no layer statistics, and no agent that
 reads them. `greedy` needs more evaluations than it has, and answers with what it knows. `optuna` is Optuna's TPE
-(multivariate, one number per layer, of which the largest are skipped). Columns of families: regret at the end.
+(multivariate, one number per layer, of which the largest are skipped), on the smallest problems alone. Columns of
+families: regret at the end.
 
 {planted_tables(planted)}
 
@@ -148,6 +164,13 @@ reads them. `greedy` needs more evaluations than it has, and answers with what i
 """
 
 
+def method_of(agent: str) -> str:
+    """Return what an agent does, in a line."""
+    if is_algorithm(agent):
+        return f"Stable-Baselines3's {find_algorithm(agent)[1].path.rpartition(':')[2]}, with the settings of `{agent}`."
+    return first_line(agent_class(agent))
+
+
 def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     """Return the first table, and who wins where."""
     sentences = [f"- up to 12 units, after {count} evaluations: {short.winners(count)}" for count in COUNTS[:3]]
@@ -155,11 +178,14 @@ def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
     for n, scores in planted.items():
         last = PLANTED_EVALUATIONS[n]
         sentences.append(f"- planted problems of {n} layers, after {last} evaluations: {scores.winners(last)}")
-    head = ["agent", *(f"up to 12 units: at {count}" for count in COUNTS[:3])]
+    head = ["agent", *(f"up to 12 units: at {count}" for count in COUNTS[:3]), f"seeds at {SORTED_BY}"]
     head += [f"24 units: optimum in {LONG_EVALUATIONS}", *(f"planted {n}: at {PLANTED_EVALUATIONS[n]}" for n in planted)]
     rows = []
-    for agent in short.ranked(SORTED_BY)[:LEADERS]:
-        row = [agent, *(f"{short.mean(agent, count):.3f}" for count in COUNTS[:3]), f"{100 * long.found(agent):.0f} %"]
+    for agent in short.ranked(SORTED_BY):
+        if agent in LEFT_OUT:
+            continue
+        row = [agent, *(f"{short.mean(agent, count):.3f}" for count in COUNTS[:3]), spread(short, agent)]
+        row.append(f"{100 * long.found(agent):.0f} %")
         for n, scores in planted.items():
             row.append(f"{scores.mean(agent, PLANTED_EVALUATIONS[n]):.3f}" if agent in scores.results else "-")
         rows.append(row)
@@ -170,6 +196,18 @@ def summary(short: Scores, long: Scores, planted: dict[int, Scores]) -> str:
         "First are:"
     )
     return "\n".join([table, "", about, "", *sentences])
+
+
+def spread(scores: Scores, agent: str) -> str:
+    """Return the standard deviation over seeds of an agent's mean regret."""
+    value = scores.seed_spread(agent, SORTED_BY)
+    return f"{value:.3f}" if np.isfinite(value) else "-"
+
+
+def sb3_note(settings: argparse.Namespace) -> str:
+    """Return how many searches stand behind the rows of Stable-Baselines3."""
+    named = [f"`{agent}`" for agent in settings.agents if is_algorithm(agent)]
+    return f"{' and '.join(named)}: {SB3_SEEDS} seeds at most." if named else ""
 
 
 def optima(long: Scores, place: int) -> str:
@@ -187,11 +225,12 @@ def one_run(result: AgentResult) -> str:
 
 def short_table(scores: Scores) -> str:
     """Return the table of the problems of up to 12 units."""
-    head = ["agent", *(f"at {count}" for count in COUNTS), f"optimum at {EVALUATIONS}", "ms"]
+    head = ["agent", *(f"at {count}" for count in COUNTS), f"seeds at {SORTED_BY}", f"optimum at {EVALUATIONS}", "ms"]
     rows = [
         [
             agent,
             *(scores.cell(agent, count) for count in COUNTS),
+            spread(scores, agent),
             f"{100 * scores.found(agent):.0f} %",
             f"{scores.milliseconds(agent):.1f}",
         ]

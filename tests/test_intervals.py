@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from das_gym.intervals import bootstrap_interval, difference_interval, mean_bootstrap_interval, mean_interval, spearman
+from das_gym.intervals import (
+    bootstrap_interval,
+    difference_interval,
+    mean_bootstrap_interval,
+    mean_interval,
+    sign_flip_p,
+    spearman,
+    t_interval,
+    t_quantile,
+)
 
 
 def test_mean_interval_is_wilsons_for_right_and_wrong():
@@ -47,3 +56,16 @@ def test_bootstrap_interval_takes_any_statistic():
 )
 def test_spearman_by_hand(one: list, other: list, rho: float):
     assert spearman(np.array(one), np.array(other)) == pytest.approx(rho, abs=1e-12)
+
+
+def test_t_quantiles_agree_with_r():
+    found = [t_quantile(degrees) for degrees in (3, 5, 10, 100)]
+    np.testing.assert_allclose(found, [3.182446, 2.570582, 2.228139, 1.983972], atol=4e-3)
+    assert t_interval(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx((0.4457, 4.5543), abs=4e-3)  # R: t.test(1:4)
+    assert t_interval(np.array([1.0, 2.0])) == (-np.inf, np.inf)
+
+
+def test_sign_flip_test_by_hand():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all signs as they are, or all changed
+    assert sign_flip_p(np.array([1.0, -1.0])) == 1.0
+    assert sign_flip_p(np.full(20, 0.1)) < 1e-3

@@ -34,9 +34,9 @@ class AgentResult:
     Attributes:
         agent: Its name.
         answers: (seeds, n_layers) its final answers.
-        curves: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after each
-            evaluation, -inf while it has none. Masks that a model scores for the statistics of an ask/tell agent are
-            evaluations, and come first. An agent that is done keeps its answer.
+        curves: (seeds, evaluations) reward, on the reward split, of the best mask within the budget among the first 1, 2,
+            ... scored masks, -inf while there is none. Masks that a model scores for the statistics that an agent reads
+            are evaluations, and come first. An agent that is done has its answer scored, if it was not.
         evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
         milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
         best_reward: Reward of the best mask; NaN before `judge`.
@@ -197,27 +197,21 @@ def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> Search:
     agent = _make(oracle, name, seed, agent_kwargs)
-    curve = np.full(evaluations, -np.inf)  # while it has no answer
-    needed = masks_needed(agent.statistics_read, agent.n_layers)
-    used, turns, seconds = needed, 0, 0.0
-    while used < evaluations:
+    scored = _Scored(oracle, evaluations, masks_needed(agent.statistics_read, agent.n_layers))
+    turns, seconds = 0, 0.0
+    while scored.used < evaluations:
         started = time.process_time()
-        masks = ask(agent, name, min(masks_per_turn, evaluations - used))
+        masks = ask(agent, name, min(masks_per_turn, evaluations - scored.used))
         seconds += time.process_time() - started
         if len(masks) == 0:
             break
-        rewards, started = oracle.rewards(masks), time.process_time()
+        rewards, started = scored.score(masks), time.process_time()
         agent.tell(masks, rewards)
         seconds += time.process_time() - started
-        used, turns = used + len(masks), turns + 1
-        # What it would answer now. Looking it up is free: the agent does not learn the reward.
-        curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
-    if needed >= evaluations:  # the statistics alone take more masks: it has no answer
-        return np.zeros(agent.n_layers, dtype=bool), curve, needed, 0.0
-    final = answer(agent, name)
-    if turns == 0:  # only one mask is within the budget, and the agent knows it
-        curve[used:] = oracle.rewards(final[None])[0]
-    return final, curve, used, 1e3 * seconds / max(turns, 1)
+        turns += 1
+    if scored.used < evaluations:  # the agent is done, and may answer with a mask that it did not ask for
+        scored.score_answer(answer(agent, name))
+    return scored.answer, scored.curve(), scored.used, 1e3 * seconds / max(turns, 1)
 
 
 def _train_once(
@@ -225,12 +219,12 @@ def _train_once(
 ) -> Search:
     """Search with an algorithm of Stable-Baselines3 on `masks_per_turn` parallel environments.
 
-    During the search its answer is the best scored mask, at the end that or the policy's own, whichever is better. Its time
-    is that of the whole training, divided by turns.
+    At the end its answer is the best scored mask or the policy's own, whichever is better. Its time is that of the whole
+    training, divided by turns.
     """
-    space, started = oracle.space, time.process_time()
+    started = time.process_time()
     config = SearchConfig(
-        **space.budget.settings,
+        **oracle.space.budget.settings,
         env_id=oracle.env_id,
         env_kwargs=dict(oracle.env_kwargs),
         agent=name,
@@ -240,14 +234,50 @@ def _train_once(
         masks_per_turn=masks_per_turn,
     )
     result = search(config)
-    curve = np.full(evaluations, -np.inf)
-    used = 0
+    milliseconds = 1e3 * (time.process_time() - started) / max(len(result.history), 1)
+    scored = _Scored(oracle, evaluations, masks_needed(oracle.statistics, oracle.space.n_layers))
     for turn in result.history:
-        reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()
-        used += len(turn.masks)
-        curve[used - 1 :] = max(reward, curve[used - 1])
-    final = np.array(result.mask, dtype=bool)
-    if space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
-        curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
-    used += masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
-    return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)
+        scored.score(np.array(turn.masks, dtype=bool))
+    curve, final = scored.curve(), np.array(result.mask, dtype=bool)
+    if oracle.space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
+        curve[-1] = max(curve[-1], oracle.rewards(final[None])[0])
+    return final, curve, scored.used, milliseconds
+
+
+class _Scored:
+    """The masks that an agent had scored, and the best of them within the budget.
+
+    Args:
+        used: How many masks were scored for layer statistics, which come first.
+
+    Attributes:
+        answer: (n_layers,) the best mask within the budget; nothing is skipped while there is none.
+    """
+
+    def __init__(self, oracle: Oracle, evaluations: int, used: int) -> None:
+        self.oracle, self.used = oracle, used
+        self.answer = np.zeros(oracle.space.n_layers, dtype=bool)
+        self._best = -np.inf
+        self._rewards = np.full(evaluations, -np.inf)
+        self._known: set[bytes] = set()
+
+    def score(self, masks: Masks) -> Floats:
+        """Return the (m,) rewards of masks, within the budget or not."""
+        rewards = self.oracle.rewards(masks)
+        earned = np.where(self.oracle.space.contains(masks), rewards, -np.inf)
+        end = self.used + len(masks)
+        self._rewards[self.used : end] = earned[: max(len(self._rewards) - self.used, 0)]
+        self.used = end
+        self._known.update(mask.tobytes() for mask in masks)
+        if earned.max() > self._best:
+            self.answer, self._best = masks[earned.argmax()].copy(), float(earned.max())
+        return rewards
+
+    def score_answer(self, mask: Masks) -> None:
+        """Score an agent's answer, which takes one evaluation unless it was scored before."""
+        if mask.tobytes() not in self._known:
+            self.score(mask[None])
+
+    def curve(self) -> Floats:
+        """Return (evaluations,) rewards of the best mask within the budget of the first 1, 2, ... scored masks."""
+        return np.maximum.accumulate(self._rewards)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.compare.oracle import LiveOracle, Oracle, SuiteOracle, TableOracle
+from das_gym.agents.compare.oracle import LiveOracle, Oracle, TableOracle
 
 from benchmarks.search.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from benchmarks.search.planted import FAMILIES, PlantedOracle
 from das_gym.registration import ASSETS, ENVIRONMENTS
-from das_gym.tables.suite import load_suite
+from das_gym.tables.suite import SuiteProblem, load_suite
 
 BUDGETS = ({"skip_num": 4}, {"macs_saved": 0.12})
 MIN_MASKS = 200
@@ -80,8 +80,13 @@ def find_tables() -> dict[str, Path]:
     return {entry.tabular_id: entry.table for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
-def short_problems(seeds: int) -> list[SearchProblem]:
-    """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks."""
+def short_problems(seeds: int, folder: Path) -> list[SearchProblem]:
+    """Return the problems of up to 12 units: bundled tables, and models of the suite's `test` with many masks.
+
+    Args:
+        seeds: How many seeds each agent searches with.
+        folder: Where the tables of the suite's problems are written, so that algorithms of Stable-Baselines3 find them.
+    """
     found = []
     for env_id, path in find_tables().items():
         for budget in BUDGETS:
@@ -92,8 +97,18 @@ def short_problems(seeds: int) -> list[SearchProblem]:
         source = problem.source  # the bundled models' own tables are in the suite, too
         if source.file.startswith(SEARCHED) and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
             model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
-            found.append(SearchProblem(model, SuiteOracle(problem, suite.statistics), range(seeds), EVALUATIONS))
+            found.append(SearchProblem(model, suite_oracle(problem, folder), range(seeds), EVALUATIONS))
     return found
+
+
+def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
+    """Return the oracle of a suite's problem as a table of its own, which is written to a folder."""
+    path = folder / f"{problem.source.name}-{problem.source.task}-{problem.group or 'all'}.npz".replace(" ", "_")
+    if not path.exists():
+        problem.table.of_all_examples().save(path)
+    budget = {name: value for name, value in problem.budget.settings.items() if value is not None}
+    env_id = ENVIRONMENTS[problem.table.meta.env_id].tabular_id
+    return TableOracle(env_id, budget, {"table": str(path)})
 
 
 def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.compare.comparison import AgentResult, check_agent, judge, run_agent
+from das_gym.agents.sb3.algorithms import is_algorithm
 
 import das_gym
 from benchmarks.search.optuna_tpe import OPTUNA, run_optuna
@@ -18,6 +19,9 @@ from das_gym.commands.progress import progress
 from das_gym.files import read_arrays, replacing
 
 MASKS_PER_TURN = 3
+SB3_SEEDS = 5
+"""Most seeds of an algorithm of Stable-Baselines3, which takes a second a search."""
+
 ARRAYS = ("answers", "curves", "evaluations", "milliseconds")
 
 
@@ -45,7 +49,8 @@ def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> Agent
     A file belongs to a version of das_gym, a problem's budget and rewards, and the seeds. Use another folder after changing
     an agent.
     """
-    oracle, shape = problem.oracle, (problem.seeds, problem.evaluations, MASKS_PER_TURN, {})
+    seeds = problem.seeds[:SB3_SEEDS] if is_algorithm(agent) else problem.seeds
+    oracle, shape = problem.oracle, (seeds, problem.evaluations, MASKS_PER_TURN, {})
     named = (oracle.env_id, oracle.space.budget.as_dict(), oracle.best_reward, oracle.random_reward)
     key = hashlib.sha256(repr((das_gym.__version__, named, (agent, *shape))).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")

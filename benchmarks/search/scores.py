@@ -1,4 +1,4 @@
-"""Mean regrets by model, with intervals that resample models, and the best agents."""
+"""Mean regrets by model, with intervals over models and the spread over seeds, and the best agents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from das_gym.agents.compare.comparison import AgentResult, evaluations_needed
 from das_gym.agents.compare.oracle import Oracle
 
 from benchmarks.search.problems import SearchProblem
-from das_gym.intervals import mean_bootstrap_interval
+from das_gym.intervals import sign_flip_p, t_interval
 from das_gym.problem.budget import Floats
 
 WORST = 2.0
@@ -43,17 +43,22 @@ class Scores:
 
     @cached_property
     def _curves(self) -> dict[str, list[Floats]]:
-        """Each agent's mean regret over seeds on each problem, after each evaluation."""
-        return {
-            agent: [regret_curves(p.oracle, each).mean(axis=0) for p, each in zip(self.problems, results, strict=True)]
-            for agent, results in self.results.items()
-        }
+        """Each agent's (seeds, evaluations) regrets on each problem."""
+        return {agent: [regret_curves(p.oracle, each) for p, each in self._pairs(agent)] for agent in self.results}
 
     def by_model(self, agent: str, count: int) -> Floats:
         """Return (models,) mean normalized regret after `count` evaluations: a mean of the means of a model's problems."""
-        regrets = np.array([curve[count - 1] for curve in self._curves[agent]])
+        return self._by_model(np.array([curves[:, count - 1].mean() for curves in self._curves[agent]]))
+
+    def _by_model(self, regrets: Floats) -> Floats:
+        """Return (models, ...) means of (problems, ...) regrets over the problems of each model."""
         owners = np.array([problem.model for problem in self.problems])
-        return np.array([regrets[owners == model].mean() for model in self.models])
+        return np.array([regrets[owners == model].mean(axis=0) for model in self.models])
+
+    def seed_spread(self, agent: str, count: int) -> float:
+        """Return the standard deviation over seeds of the mean over models after `count` evaluations; NaN for one seed."""
+        by_seed = self._by_model(np.array([curves[:, count - 1] for curves in self._curves[agent]])).mean(axis=0)
+        return float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
 
     def mean(self, agent: str, count: int) -> float:
         """Return the mean of `by_model`."""
@@ -64,8 +69,8 @@ class Scores:
         return sorted(self.results, key=lambda agent: (self.mean(agent, count), agent))
 
     def cell(self, agent: str, count: int) -> str:
-        """Return the mean and its 95 % interval, which resamples models."""
-        low, high = mean_bootstrap_interval(self.by_model(agent, count))
+        """Return the mean and its 95 % t-interval over models."""
+        low, high = t_interval(self.by_model(agent, count))
         return f"{self.mean(agent, count):.3f} [{low:.3f}, {high:.3f}]"
 
     def final_regrets(self, agent: str) -> Floats:
@@ -90,12 +95,18 @@ class Scores:
         return list(zip(self.problems, self.results[agent], strict=True))
 
     def winners(self, count: int) -> str:
-        """Return the first agent after `count` evaluations, and those whose difference from it may be 0."""
+        """Return the first agent after `count` evaluations, and those that may be as good, see `is_alike`."""
         first, *others = self.ranked(count)
-        alike = []
-        for agent in others:
-            low, high = mean_bootstrap_interval(self.by_model(agent, count) - self.by_model(first, count))
-            if low <= 0 <= high:
-                alike.append(agent)
+        best = self.by_model(first, count)
+        alike = [agent for agent in others if is_alike(self.by_model(agent, count) - best)]
         named = f"`{first}` ({self.mean(first, count):.3f})"
         return f"{named}, within the noise of {', '.join(f'`{agent}`' for agent in alike)}" if alike else named
+
+
+def is_alike(differences: Floats) -> bool:
+    """Return True if the mean of (models,) paired differences may be 0, by the t-interval or by the sign-flip test.
+
+    Both hold for six models, for which a percentile bootstrap is too narrow.
+    """
+    low, high = t_interval(differences)
+    return low <= 0 <= high or sign_flip_p(differences) > 0.05

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.compare_experiment import COMPARED
 
 from benchmarks import leaderboard
 from benchmarks.search import problems, runs
+from das_gym.tables.suite import load_suite
 
 
 @pytest.fixture
@@ -18,11 +18,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "find_tables", lambda: tables)
 
 
-def test_short_problems_have_many_masks_and_name_their_models():
-    found = problems.short_problems(3)
+def test_short_problems_have_many_masks_and_name_their_models(tmp_path):
+    found = problems.short_problems(3, tmp_path)
     assert min(problem.oracle.space.size for problem in found) >= problems.MIN_MASKS
     assert {problem.model for problem in found} >= {"meter_mini", "vilt_mini", "smolvlm_mini", "test-06-llava-answering"}
-    assert sum(isinstance(problem.oracle, SuiteOracle) for problem in found) == len(found) - 14
+    expected = {(round(p.random_mean, 9), round(p.optimum, 9)) for p in load_suite(None, "test").problems}
+    drawn = [problem.oracle for problem in found[14:]]
+    assert {(round(oracle.random_reward, 9), round(oracle.best_reward, 9)) for oracle in drawn} <= expected
 
 
 def test_without_statistics_leaves_agents_out():

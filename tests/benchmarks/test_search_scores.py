@@ -7,7 +7,8 @@ from das_gym.agents.compare.comparison import AgentResult, judge
 from das_gym.agents.compare.oracle import TableOracle
 
 from benchmarks.search.problems import SearchProblem
-from benchmarks.search.scores import NO_ANSWER, WORST, Scores, regret_curves
+from benchmarks.search.scores import NO_ANSWER, WORST, Scores, is_alike, regret_curves
+from das_gym.intervals import mean_bootstrap_interval
 
 
 @pytest.fixture
@@ -35,12 +36,21 @@ def test_regret_curves_of_random_missing_and_bad_answers(oracle: TableOracle):
 
 
 def test_scores_weigh_models_equally(oracle: TableOracle):
-    scores = scores_of(oracle, {"a": [[0.2, 0.1], [0.4, 0.1], [0.9, 0.5]]}, "xxy")
-    assert scores.models == ("x", "y")
-    np.testing.assert_allclose(scores.by_model("a", 1), [0.3, 0.9])
+    scores = scores_of(oracle, {"a": [[0.2, 0.1], [0.4, 0.1], [0.9, 0.5], [0.5, 0.5], [0.7, 0.5]]}, "xxyzw")
+    assert scores.models == ("x", "y", "z", "w")
+    np.testing.assert_allclose(scores.by_model("a", 1), [0.3, 0.9, 0.5, 0.7])
     assert scores.mean("a", 1) == pytest.approx(0.6)
-    assert scores.cell("a", 1) == "0.600 [0.300, 0.900]"  # both models, or one of them twice
+    assert scores.cell("a", 1) == "0.600 [0.190, 1.010]"  # R: t.test(c(0.3, 0.9, 0.5, 0.7))
     assert scores.milliseconds("a") == 2.0
+
+
+def test_seed_spread_is_of_the_mean_over_models(oracle: TableOracle):
+    gain = oracle.best_reward - oracle.random_reward
+    regrets = np.array([[[0.1], [0.3]], [[0.5], [0.4]]])  # two problems, two seeds
+    found = [AgentResult("a", oracle.space.masks[:2], oracle.best_reward - gain * each, np.ones(2)) for each in regrets]
+    problems = [SearchProblem(model, oracle, [0, 1], 1) for model in "xy"]
+    scores = Scores(problems, {"a": judge(oracle, found)})
+    assert scores.seed_spread("a", 1) == pytest.approx(0.05 / np.sqrt(2))  # of 0.3 and 0.35
 
 
 def test_found_is_the_share_of_searches_that_end_at_the_best_mask(oracle: TableOracle):
@@ -67,3 +77,10 @@ def test_scores_need_the_ground_truth(oracle: TableOracle):
     oracle.random_reward = None
     with pytest.raises(ValueError, match="has no known best"):
         regret_curves(oracle, result)
+
+
+def test_six_models_with_one_exception_are_within_the_noise():
+    differences = np.array([0.02, 0.03, 0.01, 0.04, 0.02, 0.2])
+    assert mean_bootstrap_interval(differences)[0] > 0
+    assert is_alike(differences)
+    assert not is_alike(np.array([0.02, 0.03, 0.01, 0.04, 0.02, 0.03]))

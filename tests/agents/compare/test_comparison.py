@@ -17,7 +17,7 @@ NONE = -np.inf
 def test_run_agent_with_a_single_mask(made_up_table):
     oracle = TableOracle(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
     result = run_agent(oracle, "greedy", range(2), 5, 3, {})
-    assert result.evaluations.tolist() == [0, 0]
+    assert result.evaluations.tolist() == [1, 1]
     assert (result.curves == oracle.best_reward).all()
 
 
@@ -31,32 +31,37 @@ def test_run_agent_counts_masks_that_statistics_need():
 
 
 class Scripted(Agent):
-    """Asks for given masks, two at a time; its answer is the last one told."""
+    """Asks for given masks, two at a time, the fourth off the budget; its answer is a mask that it did not ask for."""
 
     draws = False
+    free_budget = True
 
     def __init__(self, space, seed=None):
         super().__init__(space, seed)
-        self.left, self.last = space.masks[:5], None
+        self.left = space.masks[:5].copy()
+        self.left[3] = True
 
     def ask(self, n):
         return self.left[: min(n, 2)]
 
     def tell(self, masks, rewards):
-        self.left, self.last = self.left[len(masks) :], masks[-1]
+        self.left = self.left[len(masks) :]
 
     def best(self):
-        return self.last
+        return self.space.masks[5]
 
 
-def test_run_agent_answers_after_complete_turns(oracle, monkeypatch):
+def test_curves_hold_the_best_of_the_first_masks(oracle, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_played", sys.modules[__name__])
-    rewards = oracle.rewards(oracle.space.masks[:5]).tolist()
-    result = run_agent(oracle, "own_played:Scripted", range(2), 7, 3, {})
-    # turns of masks 0 and 1, 2 and 3, 4
-    assert result.curves.tolist() == [[NONE, rewards[1], rewards[1], rewards[3], rewards[4], rewards[4], rewards[4]]] * 2
-    assert result.evaluations.tolist() == [5, 5]
-    assert run_agent(oracle, "own_played:Scripted", range(1), 2, 1, {}).curves.tolist() == [rewards[:2]]
+    rewards = oracle.rewards(oracle.space.masks[:6])
+    rewards[3] = NONE
+    expected = [float(rewards[: count + 1].max()) for count in range(6)]
+    for turn in (1, 2, 3):
+        result = run_agent(oracle, "own_played:Scripted", range(2), 7, turn, {})
+        assert result.curves.tolist() == [[*expected, expected[-1]]] * 2
+        assert result.evaluations.tolist() == [6, 6]
+        assert result.answers.tolist() == [oracle.space.masks[rewards.argmax()].tolist()] * 2
+    assert run_agent(oracle, "own_played:Scripted", range(1), 2, 1, {}).curves.tolist() == [expected[:2]]
     assert np.isfinite(run_agent(oracle, "uniform", range(1), 4, 3, {}).curves).all()  # one mask, scored first
 
 
@@ -72,9 +77,9 @@ def test_run_agent_with_sb3_equals_a_search(name, budget, made_up_table):
     assert result.answers.tolist() == [np.array(searched.mask, dtype=bool).tolist()]
     best, expected = -np.inf, []
     for turn in searched.history:
-        expected += [best] * (len(turn.masks) - 1)
-        best = max(best, *turn.rewards)
-        expected.append(best)
+        for reward in turn.rewards:
+            best = max(best, reward)
+            expected.append(best)
     expected[-1] = searched.reward
     np.testing.assert_allclose(result.curves, [expected], rtol=1e-6)
 
@@ -83,7 +88,7 @@ def test_run_agent_with_sb3_equals_a_search(name, budget, made_up_table):
 def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
     ppo, uniform = compare_agents(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)
-    assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6 + 13], [1])
+    assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6], [1])
     assert ppo.answers.sum(axis=1).tolist() == [4]
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
 
