@@ -16,6 +16,7 @@ from das_gym.data.cache import cache_folder
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
 from das_gym.models.tensor_files import read_safetensors, write_tensors
+from das_gym.problem.content import content_hash
 
 MAX_CACHED = 4
 """Files of fitted skip adapters that the cache folder keeps; the one that was used least recently goes first."""
@@ -72,14 +73,15 @@ def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:
 
 
 def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], rank: int | None) -> Path:
-    vlp, task = evaluator.vlp, evaluator.task
-    digest = hashlib.sha256(json.dumps([base, [layer.name for layer in vlp.layers], rank, task.name]).encode())
-    digest.update(str(next(vlp.parameters()).dtype).encode())
-    known: dict[str, bytes] = {}
-    for pair in task.pairs(examples):
-        digest.update(repr((pair.question, pair.answer)).encode())
-        for image in pair.images:
-            if image.key not in known:
-                known[image.key] = hashlib.sha256(image.open().tobytes()).digest()
-            digest.update(known[image.key])
-    return cache_folder() / "skip_adapters" / f"{digest.hexdigest()[:32]}.safetensors"
+    vlp = evaluator.vlp
+    units = [layer.name for layer in vlp.layers]
+    read = [
+        base,
+        units,
+        str(next(vlp.parameters()).dtype),
+        evaluator.task.name,
+        content_hash(evaluator.task, examples),
+        rank,
+    ]
+    name = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+    return cache_folder() / "skip_adapters" / f"{name}.safetensors"

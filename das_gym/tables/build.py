@@ -19,6 +19,7 @@ from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build
 from das_gym.engine.scores import Scores, Spending
 from das_gym.files import parse_json, read_arrays, write_bytes
+from das_gym.problem.content import content_hash
 from das_gym.problem.latency import UnitLatencies, latency_of
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import COST_KINDS, measure_cost
@@ -66,7 +67,7 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
         "test_data": _data_hash(task, test),
     }
     if content:
-        hashes |= {"reward_content": _content_hash(task, reward), "test_content": _content_hash(task, test)}
+        hashes |= {"reward_content": content_hash(task, reward), "test_content": content_hash(task, test)}
     return hashes
 
 
@@ -80,18 +81,6 @@ def check_table(table: SubnetTable, problem: Problem) -> None:
         words = "; ".join(f"{name} is {table.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
         again = f"Make one with `{format_command('agents table', '...')}`"
         raise ValueError(f"this table of {table.meta.env_id} belongs to another problem: {words}. {again}")
-
-
-def _content_hash(task: Task, examples: Sequence[Any]) -> str:
-    digest, known = hashlib.sha256(), dict[str, bytes]()
-    for pair in task.pairs(examples):
-        digest.update(pair.text.encode())
-        for image in pair.images:
-            if image.key not in known:
-                pixels = image.open()
-                known[image.key] = hashlib.sha256(str(pixels.size).encode() + pixels.tobytes()).digest()
-            digest.update(known[image.key])
-    return digest.hexdigest()[:16]
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:

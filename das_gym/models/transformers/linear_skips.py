@@ -33,7 +33,7 @@ from das_gym.models.transformers.units import LAYER
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+STRENGTHS = (1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Ridge strengths that are tried, relative to the mean diagonal of the Gram matrix."""
 
 HELD_OUT_BATCHES = 8
