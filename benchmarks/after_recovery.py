@@ -1,0 +1,173 @@
+"""Which reward predicts the score after recovery: deletion, linear skip adapters, or statistics of the full model.
+
+    python -m benchmarks.after_recovery --out FILE                          the bundled SmolVLM-mini, 4 of 12 layers
+    python -m benchmarks.after_recovery --checkpoint llava_mini --skip-num 8 --out FILE
+    python -m benchmarks.after_recovery --task text --checkpoint DIR --data-root DIR --context 96 --skip-num 9 --out FILE
+
+Each of `--masks` masks is removed and recovered in the same ways. A third of the masks are random; the others are the best
+of random ones, half by the loss after deletion and half by the loss with linear skip adapters, so that the masks that a
+search would choose between are among them. Predictors are measured on the reward split, losses after recovery on the test
+split. Printed are Spearman's correlation over masks with its 95 % bootstrap interval, and the regret: the loss after
+recovery of the mask that a predictor prefers, less the least loss. FILE keeps every mask; the same command continues it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.adapt.shrink.checks import as_vlm
+from das_gym.adapt.shrink.measuring import loss_of
+from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, make_teacher, merged, recover
+
+from benchmarks.machine import describe_machine, make_parser
+from das_gym.drawing.table import markdown_table
+from das_gym.files import read_json, write_json
+from das_gym.intervals import bootstrap_interval, spearman
+from das_gym.models.transformers.inserted_adapters import insert_linear_skips
+from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.models.transformers.linear_skips import fit_skip_adapters
+from das_gym.problem.budget import Budget
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem, shuffled
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.skip_adapters import calibration_examples, calibration_states
+from das_gym.problem.statistic_inputs import measure_activity
+
+BATCH = 8
+POOL = 60
+"""Random masks of which the best are taken."""
+
+PREDICTORS = ("deletion", "linear", "block_influence", "leave_one_out")
+
+
+def predictors(problem: Problem, linear: Problem, masks: np.ndarray, examples: Any) -> dict[str, np.ndarray]:
+    """Return (m,) predictions for (m, n_layers) masks by predictor; lower is better."""
+    alone = np.eye(masks.shape[1], dtype=bool)
+    losses = problem.evaluator.losses(np.concatenate((~alone[:1] & alone[:1], alone, masks)), examples)
+    effects = losses[1 : len(alone) + 1] - losses[0]
+    influence = measure_activity(problem.evaluator, examples).block_influence_tokens
+    return {
+        "deletion": losses[len(alone) + 1 :],
+        "linear": linear.evaluator.losses(masks, examples),
+        "block_influence": masks @ influence,
+        "leave_one_out": masks @ effects,
+    }
+
+
+def choose_masks(problem: Problem, linear: Problem, count: int, skip_num: int, examples: Any) -> np.ndarray:
+    """Return (count, n_layers) masks: a third random, the others the best of `POOL` by either loss."""
+    space = MaskSpace(Budget(len(problem.layer_names), skip_num))
+    rng = np.random.default_rng(0)
+    pool = np.unique(np.stack([space.sample(rng) for _ in range(POOL)]), axis=0)
+    pool = pool[rng.permutation(len(pool))]
+    few = examples[: max(1, len(examples) // 4)]
+    orders = [np.argsort(each.evaluator.losses(pool, few)).tolist() for each in (problem, linear)]
+    chosen = list(range(count // 3))
+    while len(chosen) < count:
+        order = orders[len(chosen) % 2]
+        chosen.append(next(row for row in order if row not in chosen))
+    return pool[chosen]
+
+
+def recovered_loss(
+    problem: Problem, states: Any, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, test: Any
+) -> float:
+    """Return the loss on the test examples of the model without the layers of a mask, recovered."""
+    full, task = as_vlm(problem), problem.task
+    student = pruned_copy(full, mask)
+    if config.is_linear:
+        fit_skip_adapters(full, states, mask=mask)
+        insert_linear_skips(student, full, mask)
+    trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
+    with merged(student, full, config, trained):
+        return loss_of(student, task, test, BATCH, "loss")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every mask, and keep the results in a file."""
+    path = Path(options.out)
+    given = {name: getattr(options, name) for name in ("checkpoint", "data_root", "context") if getattr(options, name)}
+    config = ProblemConfig(model="VLM", task=options.task, **given)
+    problem = build_problem(config)
+    linear = build_problem(dataclasses.replace(config, skip="linear"))
+    task, splits = problem.task, problem.splits
+    reward = shuffled(task, splits.reward, options.examples)
+    test = task.open_ended(shuffled(task, splits.test, options.examples))
+    steps = {"recover": "lora", "batch_size": options.batch_size, "seed": options.seed}
+    ways = {f"lora, {count} steps": RecoveryConfig(steps=count, **steps) for count in options.steps}
+    ways["linear"] = RecoveryConfig(recover="linear")
+    first = options.steps[0]
+    ways[f"linear, then lora, {first} steps"] = RecoveryConfig(**{**steps, "recover": "linear+lora"}, steps=first)
+    masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
+    scores = predictors(problem, linear, masks, reward)  # before fits for single masks change the model's skip adapters
+    longest = max((each for each in ways.values() if each.method), key=lambda each: each.steps)
+    teacher = make_teacher(as_vlm(problem), task, splits.train, longest)
+    assert teacher is not None
+    states = calibration_states(problem.evaluator, calibration_examples(problem.evaluator, splits.train, 256))
+    record: dict[str, Any] = {"settings": vars(options), "machine": describe_machine(), "rows": []}
+    if path.is_file():
+        record = read_json(path)
+    for mask in masks[len(record["rows"]) :]:
+        found = {}
+        for name, way in ways.items():
+            started = time.process_time()
+            loss = recovered_loss(problem, states, mask, way, teacher, test)
+            found[name] = {"loss": loss, "seconds": time.process_time() - started}
+        record["rows"].append({"mask": mask.astype(int).tolist(), "recovered": found})
+        write_json(path, record)
+        print(
+            len(record["rows"]),
+            mask.nonzero()[0].tolist(),
+            {name: round(each["loss"], 4) for name, each in found.items()},
+            flush=True,
+        )
+    full = loss_of(as_vlm(problem), task, test, BATCH, "loss")
+    record |= {"full": full, "predictors": {name: values.tolist() for name, values in scores.items()}}
+    write_json(path, record)
+    return record
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the correlations and regrets as Markdown."""
+    rows = []
+    for way in record["rows"][0]["recovered"]:
+        losses = np.array([row["recovered"][way]["loss"] for row in record["rows"]])
+        for name in PREDICTORS:
+            values = np.array(record["predictors"][name])
+
+            def of_rows(sampled: np.ndarray, values: np.ndarray = values, losses: np.ndarray = losses) -> np.ndarray:
+                return np.array([spearman(values[some], losses[some]) for some in sampled])
+
+            low, high = bootstrap_interval(of_rows, len(losses))
+            regret = losses[values.argmin()] - losses.min()
+            rows.append([way, name, f"{spearman(values, losses):.2f} ({low:.2f} to {high:.2f})", f"{regret:.4f}"])
+    return "\n".join(markdown_table(("recovery", "predictor", "Spearman", "regret, nats"), rows, (0, 1)))
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and print; return the record."""
+    parser = make_parser("after_recovery", __doc__)
+    parser.add_argument("--out", required=True, help="file of the results")
+    parser.add_argument("--task", default="answering")
+    parser.add_argument("--checkpoint", help="folder of a model of transformers; default: the bundled SmolVLM-mini")
+    parser.add_argument("--data-root")
+    parser.add_argument("--context", type=int, help="tokens of a window of text")
+    parser.add_argument("--masks", type=int, default=30)
+    parser.add_argument("--skip-num", type=int, default=4)
+    parser.add_argument("--steps", type=int, nargs="+", default=[70, 300], help="of LoRA")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--examples", type=int, default=500, help="largest number of examples of the reward and test split")
+    parser.add_argument("--seed", type=int, default=0)
+    record = measure(parser.parse_args(arguments))
+    print(f"full model: loss {record['full']:.4f}")
+    print(table(record))
+    return record
+
+
+if __name__ == "__main__":
+    main()
