@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import loss_of
-from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig, Teacher, make_teacher, merged, recover
 
 from benchmarks.machine import describe_machine, make_parser
 from das_gym.drawing.table import markdown_table
@@ -31,6 +31,7 @@ from das_gym.intervals import bootstrap_interval, spearman
 from das_gym.models.transformers.inserted_adapters import insert_linear_skips
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
+from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem, shuffled
@@ -80,9 +81,11 @@ def recovered_loss(
     """Return the loss on the test examples of the model without the layers of a mask, recovered."""
     full, task = as_vlm(problem), problem.task
     student = pruned_copy(full, mask)
-    if config.is_linear:
+    if config.closed_form == LINEAR:
         fit_skip_adapters(full, states, mask=mask)
         insert_linear_skips(student, full, mask)
+    elif config.closed_form == REFIT:
+        refit_before_removed(full, student, mask, states)
     trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
     with merged(student, full, config, trained):
         return loss_of(student, task, test, BATCH, "loss")
@@ -100,9 +103,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     test = task.open_ended(shuffled(task, splits.test, options.examples))
     steps = {"recover": "lora", "batch_size": options.batch_size, "seed": options.seed}
     ways = {f"lora, {count} steps": RecoveryConfig(steps=count, **steps) for count in options.steps}
-    ways["linear"] = RecoveryConfig(recover="linear")
-    first = options.steps[0]
-    ways[f"linear, then lora, {first} steps"] = RecoveryConfig(**{**steps, "recover": "linear+lora"}, steps=first)
+    for name in (LINEAR, REFIT):
+        ways[name] = RecoveryConfig(recover=name)
+        both = {**steps, "recover": f"{name}+lora"}
+        ways[f"{name}, then lora, {options.steps[0]} steps"] = RecoveryConfig(**both, steps=options.steps[0])
     masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
     scores = predictors(problem, linear, masks, reward)  # before fits for single masks change the model's skip adapters
     longest = max((each for each in ways.values() if each.method), key=lambda each: each.steps)

@@ -168,8 +168,8 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     recovery = settings.recovery()
     if recovery.method is not None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
-    if recovery.is_linear and (vlm.unit_kind != "layers" or vlm.tower is not None):
-        raise ValueError(f"recover={settings.recover} replaces decoder layers: leave out `units` and `vision`.")
+    if recovery.closed_form and (vlm.unit_kind != "layers" or vlm.tower is not None):
+        raise ValueError(f"recover={settings.recover} repairs decoder layers: leave out `units` and `vision`.")
     if recovery.adds_code and has_remote_code(vlm):
         raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 

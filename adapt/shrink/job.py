@@ -21,7 +21,7 @@ from das_gym.adapt.shrink.measuring import (
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import REFIT, Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
@@ -36,6 +36,7 @@ from das_gym.models.transformers.inserted_adapters import full_with_adapters_of,
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
@@ -74,8 +75,7 @@ class ShrinkJob:
         task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)  # as a folder would store it
-        if self.recovery.is_linear:
-            self._insert_linear_skips(final)
+        self._repair(final)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
@@ -123,14 +123,20 @@ class ShrinkJob:
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
-    def _insert_linear_skips(self, final: VLM) -> None:
-        """Replace the removed layers of the final model by linear maps, fitted in order for its mask."""
+    def _repair(self, final: VLM) -> None:
+        """Repair the final model in closed form, if `recover` asks for it; see `RecoveryConfig.closed_form`."""
+        if self.recovery.closed_form is None:
+            return
         problem, config = self.problem, self.choice.problem
         examples = calibration_examples(problem.evaluator, problem.splits.train, config.calibration_examples)
         states = calibration_states(problem.evaluator, examples)
-        with progress(int(self.mask.sum()), "fitting skip adapters", unit="layer") as bar:
-            fit_skip_adapters(self.full, states, config.skip_rank, self.mask, on_unit=lambda fit: bar.update())
-        insert_linear_skips(final, self.full, self.mask)
+        with progress(1, "repairing in closed form", unit="model") as bar:
+            if self.recovery.closed_form == REFIT:
+                refit_before_removed(self.full, final, self.mask, states)
+            else:
+                fit_skip_adapters(self.full, states, config.skip_rank, self.mask)
+                insert_linear_skips(final, self.full, self.mask)
+            bar.update()
 
     def _score(self, vlm: VLM, title: str) -> Scored:
         return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)

@@ -48,13 +48,14 @@ WARMUP = 0.03
 TEACHER_BYTES = 2**30
 """Most bytes of the full model's hidden states to keep. Those of every token of a text are many."""
 
-LINEAR, LINEAR_LORA = "linear", "linear+lora"
-"""Values of `recover` for linear maps that are fitted in closed form (`das_gym.models.transformers.linear_skips`)."""
+LINEAR, REFIT = "linear", "refit"
+"""Repairs in closed form, without training: linear maps instead of removed layers (`models.transformers.linear_skips`), and
+refitted MLPs before them (`models.transformers.refitting`)."""
 
-ALIASES = {"adapters": "das", LINEAR_LORA: "lora"}
-"""Other names of methods in `recover`."""
+ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
+"""Methods of other names in `recover`."""
 
-CHOICES = ("lora", "full", "adapters", LINEAR, LINEAR_LORA, "none")
+CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class RecoveryConfig:
 
     Attributes:
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
-            adapters of DAS, another method of `python -m adapt compare`, linear maps instead of the removed layers
-            without training (`linear`), these and then LoRA, or nothing.
+            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
+            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
         seed: Random seed of the order of examples and of new parameters.
         steps: Number of training steps.
         batch_size: Examples per step.
@@ -90,7 +91,7 @@ class RecoveryConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        check_names([self.recover], ("none", LINEAR, *ALIASES, *METHODS), "recover", own=True)
+        check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
         ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
         weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
         check_ranges(self, **ranges, rank=POSITIVE, **weights)
@@ -98,19 +99,20 @@ class RecoveryConfig:
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 
     @property
-    def is_linear(self) -> bool:
-        """Whether linear maps replace the removed layers."""
-        return self.recover in (LINEAR, LINEAR_LORA)
+    def closed_form(self) -> str | None:
+        """The repair in closed form, `LINEAR` or `REFIT`; None for none."""
+        first = self.recover.partition("+")[0]
+        return first if first in (LINEAR, REFIT) else None
 
     @property
     def adds_code(self) -> bool:
         """Whether a folder of the recovered model needs code of ours to load."""
-        return self.is_linear or (self.method is not None and self.method.adds_code)
+        return self.closed_form == LINEAR or (self.method is not None and self.method.adds_code)
 
     @property
     def method(self) -> Method | None:
         """The method that trains; None for no training."""
-        if self.recover in ("none", LINEAR):
+        if self.recover in ("none", LINEAR, REFIT):
             return None
         name = ALIASES.get(self.recover, self.recover)
         has_rank = any(each.name == "rank" for each in dataclasses.fields(method_class(name)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from das_gym.adapt.card import TRUST, display_name, front_matter, loading_example, model_card
 from das_gym.adapt.report import RELATIVE, percent, results_table
 from das_gym.adapt.shrink.measuring import CONTROL, FULL, Measured
-from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.recovery import LINEAR, REFIT, RecoveryConfig
 from das_gym.adapt.shrink.verifying import Verification, has_remote_code
 
 from das_gym.drawing.architecture import Architecture
@@ -100,9 +100,13 @@ def shrunk_card(
     which = ", ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
     adds_code = bool(parts) or recovery.adds_code
     trusted = TRUST if has_remote_code(full) else ""
-    repair = "Linear maps that were fitted in closed form replace them." if recovery.is_linear else ""
+    repair = {
+        LINEAR: "Linear maps that were fitted in closed form replace them.",
+        REFIT: "The MLPs before them were refitted in closed form.",
+        None: "",
+    }[recovery.closed_form]
     training = f"{repair} Nothing was trained.".strip()
-    compared = f"full model with these layers {'replaced' if recovery.is_linear else 'skipped'}"
+    compared = f"full model with these layers {'skipped' if recovery.closed_form is None else 'repaired'}"
     if recovery.method is not None:
         parameters, examples = trained
         training = (

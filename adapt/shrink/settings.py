@@ -43,8 +43,8 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
-            adapters of DAS, another method of `python -m adapt compare`, linear maps instead of the removed layers
-            without training (`linear`), these and then LoRA, or nothing.
+            adapters of DAS, another method of `python -m adapt compare`, or nothing. Without training: `linear` puts
+            linear maps in the removed layers' positions, `refit` changes the MLPs before them. Either with LoRA after it.
         train: Further settings of recovery.
         metric: Score of generated answers: the task's, or one of `register_metric`. None means the task's.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.

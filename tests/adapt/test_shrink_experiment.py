@@ -149,6 +149,19 @@ def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tm
 
 
 @pytest.mark.slow
+def test_shrink_refits_mlps_and_saves_a_plain_folder(shrink: Callable[..., Any], tmp_path: Path):
+    out = tmp_path / "out"
+    run = shrink(mask=(0, 1, 1, 0), recover="refit", out=str(out))
+    record = read_json(run_folder(run) / "shrink.json")
+    _, shrunk, recovered = record["models"]
+    assert recovered["parameters"] == shrunk["parameters"]
+    assert recovered["loss"] != shrunk["loss"]
+    assert record["verified"]["prompts"] == 3
+    assert not list(out.glob("*.py"))
+    assert "The MLPs before them were refitted in closed form. Nothing was trained." in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
 def test_shrink_without_recovery(
     shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,26 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from das_gym.models.adapters import LinearMap, LinearSkipAdapter, normalize
 from das_gym.models.base import State
 from das_gym.models.transformers.driver import real_tokens
+from das_gym.models.transformers.ridge import fit_ridge
 from das_gym.models.transformers.stack import IMAGE, first_input, first_output, in_output_form, replace_forwards
 from das_gym.models.transformers.units import LAYER
 
 if TYPE_CHECKING:
     from das_gym.models.transformers.model import VLM
-
-STRENGTHS = (1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 1.0)
-"""Ridge strengths that are tried, relative to the mean diagonal of the Gram matrix."""
-
-HELD_OUT_BATCHES = 8
-"""One of this many batches is held out to choose the ridge strength; it is then part of the fit."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +41,8 @@ class LinearFit:
 
     Attributes:
         unit: Name of the unit.
-        strength: The ridge strength, one of `STRENGTHS`, with the smallest error on held-out tokens.
-        explained: Share of the variance of held-out tokens that the map explains; 1 is a perfect fit. NaN without held-out
-            tokens.
+        strength: The strength of the ridge regression, see `ridge.Ridge`.
+        explained: Share of the variance on held-out tokens that the map explains, 1 at most.
     """
 
     unit: str
@@ -83,8 +77,6 @@ def fit_skip_adapters(
         ValueError: `rank` is out of range, or there is no batch.
         FloatingPointError: A unit's hidden states are not finite.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"`rank` is out of range: got {rank}, expected at least 1, or None for full rank")
     if not states:
         raise ValueError("no calibration examples: skip adapters are fitted on examples of the train split")
     fits = []
@@ -132,14 +124,16 @@ def _pair(vlm: VLM, index: int, full: State, output: tuple[Tensor, Tensor | None
     hidden, given = output
     stream = vlm.layers[index].stream
     if given is None:
-        read = normalize(_tokens(vlm, short, stream, short.hidden[stream]))
-        return read, _tokens(vlm, short, stream, hidden) - _tokens(vlm, short, stream, short.hidden[stream])
-    wanted = _tokens(vlm, full, stream, given)
-    before = _tokens(vlm, full, stream, full.hidden[stream])
-    if torch.allclose(_tokens(vlm, full, stream, hidden) - before, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        read = normalize(tokens_of(vlm, short, stream, short.hidden[stream]))
+        return read, tokens_of(vlm, short, stream, hidden) - tokens_of(vlm, short, stream, short.hidden[stream])
+    wanted = tokens_of(vlm, full, stream, given)
+    before = tokens_of(vlm, full, stream, full.hidden[stream])
+    if torch.allclose(
+        tokens_of(vlm, full, stream, hidden) - before, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())
+    ):
         # What the part gives is added as it is, without a norm or a factor: so the adapter can make up for earlier ones.
-        wanted = wanted + before - _tokens(vlm, short, stream, short.hidden[stream])
-    return _tokens(vlm, short, stream, _part_input(vlm, index, short)), wanted
+        wanted = wanted + before - tokens_of(vlm, short, stream, short.hidden[stream])
+    return tokens_of(vlm, short, stream, _part_input(vlm, index, short)), wanted
 
 
 def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
@@ -157,7 +151,7 @@ def _part_input(vlm: VLM, index: int, state: State) -> Tensor:
     return torch.cat(read)[None]
 
 
-def _tokens(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
+def tokens_of(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
     """Return (n, width): the tokens of a stream without padding."""
     if stream != IMAGE:
         return real_tokens(state.extras["blocks"], hidden)
@@ -168,30 +162,12 @@ def _tokens(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
 def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank: int | None) -> LinearFit:
     """Fit one unit, and give it its skip adapter."""
     name = vlm.layers[index].name
-    width, out = pairs[0][0].shape[1], pairs[0][1].shape[1]
-    if rank is not None and rank > min(width, out):
-        raise ValueError(f"`rank` is out of range: got {rank}, expected at most {min(width, out)}, the width of {name}")
-    held_out = pairs[HELD_OUT_BATCHES - 1 :: HELD_OUT_BATCHES]
-    sums = _Sums(width, out)
-    for number, pair in enumerate(pairs):
-        if number % HELD_OUT_BATCHES != HELD_OUT_BATCHES - 1:
-            sums.add(*pair)
-    if not torch.isfinite(sums.gram).all() or not torch.isfinite(sums.product).all():
-        raise FloatingPointError(f"hidden states at {name} are not finite on the calibration examples. Try float32.")
-    strength = STRENGTHS[len(STRENGTHS) // 2]
-    explained = float("nan")
-    if held_out:
-        errors = {each: _unexplained(sums.solve(each, rank), held_out) for each in STRENGTHS}
-        strength = min(errors, key=errors.__getitem__)
-        explained = 1 - errors[strength]
-        for pair in held_out:
-            sums.add(*pair)
-    solution = sums.solve(strength, rank)
-    weights = {"up.weight": solution.up.T, "up.bias": solution.bias}
-    if solution.down is not None:
-        weights["down.weight"] = solution.down.T
+    ridge = fit_ridge(pairs, rank, what=name)
+    weights = {"up.weight": ridge.up.T, "up.bias": ridge.bias}
+    if ridge.down is not None:
+        weights["down.weight"] = ridge.down.T
     _put(vlm, index, weights)
-    return LinearFit(name, strength, explained)
+    return LinearFit(name, ridge.strength, ridge.explained)
 
 
 def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
@@ -202,10 +178,8 @@ def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:
     """
     for index, layer in enumerate(vlm.layers):
         start = f"{layer.name}."
-        weights = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-        weights = {
-            name: value for name, value in weights.items() if name.count(".") == 1
-        }  # not those of a part of the layer
+        own = [f"{start}{name}" for name in ("up.weight", "up.bias", "down.weight")]
+        weights = {name.removeprefix(start): tensors[name] for name in own if name in tensors}
         if "up.weight" not in weights:
             raise ValueError(f"skip adapters are incomplete: got none for {layer.name}")
         _put(vlm, index, weights)
@@ -220,61 +194,3 @@ def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
     parameter = next(vlm.module_of(index).parameters())
     adapter.to(parameter.device, parameter.dtype).load_state_dict(dict(weights))
     vlm.skippable(index).skip_adapter = adapter.requires_grad_(False)
-
-
-class _Solution(NamedTuple):
-    """`x @ down @ up + bias`; `down` is None at full rank. All are float64."""
-
-    down: Tensor | None
-    up: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (n, in_features) to (n, out_features) float64."""
-        x = x.double()
-        return (x if self.down is None else x @ self.down) @ self.up + self.bias
-
-
-class _Sums:
-    """Sums over tokens from which a ridge regression is solved.
-
-    Attributes:
-        gram: (width + 1, width + 1) float64, of the inputs with a column of ones for the bias.
-        product: (width + 1, out) float64, of these with the outputs.
-    """
-
-    def __init__(self, width: int, out: int) -> None:
-        self.gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-        self.product = torch.zeros(width + 1, out, dtype=torch.float64)
-
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add (n, width) inputs and (n, out) outputs. Products of 16-bit numbers are computed in float32."""
-        wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        inputs = nn.functional.pad(inputs.to(wide), (0, 1), value=1.0)
-        self.gram += (inputs.T @ inputs).cpu()
-        self.product += (inputs.T @ outputs.to(wide)).cpu()
-
-    def solve(self, strength: float, rank: int | None) -> _Solution:
-        """Return the map with the smallest penalized error, of that rank or less."""
-        # The bias is not penalized.
-        penalty = torch.full((len(self.gram),), strength * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
-        penalty[-1] = 0.0
-        penalized = self.gram + torch.diag(penalty)
-        solution = torch.cholesky_solve(self.product, torch.linalg.cholesky(penalized))
-        weight, bias = solution[:-1], solution[-1]
-        if rank is None:
-            return _Solution(None, weight, bias)
-        # Reduced-rank regression: keep the directions in which the fitted outputs vary most (Izenman 1975).
-        centered = self.gram[:-1, :-1] - torch.outer(self.gram[-1, :-1], self.gram[-1, :-1]) / self.gram[-1, -1]
-        _, directions = torch.linalg.eigh(weight.T @ centered @ weight)
-        kept = directions[:, -rank:]
-        mean_in = self.gram[-1, :-1] / self.gram[-1, -1]
-        lost = weight - weight @ kept @ kept.T
-        return _Solution(weight @ kept, kept.T.contiguous(), bias + mean_in @ lost)
-
-
-def _unexplained(solution: _Solution, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Return the squared error of a map on held-out tokens, relative to the variance of the outputs."""
-    outputs = torch.cat([wanted for _, wanted in pairs]).double()
-    fitted = torch.cat([solution(read) for read, _ in pairs])
-    return float((outputs - fitted).pow(2).sum() / (outputs - outputs.mean(dim=0)).pow(2).sum().clamp_min(1e-12))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from das_gym.models.transformers.linear_skips import STRENGTHS, fit_skip_adapters
+from das_gym.models.transformers.linear_skips import fit_skip_adapters
+from das_gym.models.transformers.ridge import STRENGTHS
 from das_gym.models.transformers.stack import first_input, first_output, in_output_form, replace_forwards
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven, copied

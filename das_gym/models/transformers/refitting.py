@@ -1,0 +1,113 @@
+"""Repair a model without its skipped layers in closed form, within the weights that it keeps.
+
+The last linear map of the MLP before each run of removed layers is refitted: ridge regression from what that map reads to
+the difference between the hidden states of the full model after the removed layers and those of the shortened one. The
+result is added to its weight. So the model stays one of transformers' own, without code or parameters of ours. ReplaceMe
+(arXiv 2505.02819) folds a map of the MLP's outputs into the same weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from das_gym.models.base import State
+from das_gym.models.transformers.adapters import MLP_OUT
+from das_gym.models.transformers.layer_removal import full_with_parameters_of
+from das_gym.models.transformers.linear_skips import LinearFit, tokens_of
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.ridge import fit_ridge
+from das_gym.models.transformers.stack import MLP_NAMES, child
+from das_gym.models.transformers.units import LAYER
+
+
+@torch.no_grad()
+def refit_before_removed(
+    full: VLM,
+    smaller: VLM,
+    mask: np.ndarray,
+    states: Sequence[State],
+) -> list[LinearFit]:
+    """Refit the MLPs before removed layers of a `pruned_copy`, in order; the full model, which shares weights, stays.
+
+    Args:
+        full: The full model.
+        smaller: Its copy without the layers of the mask; its refitted weights become its own.
+        mask: (n_units,) bool, True = removed.
+        states: The state before the first unit of each calibration batch, as `VLM.embed` returns it.
+
+    Returns:
+        The fits. Layers that are removed before the first kept one are not repaired.
+
+    Raises:
+        ValueError: Units are not layers, or an MLP's last map has no known name.
+    """
+    if any(unit.kind != LAYER for unit in full.layers) or full.tower is not None or full.capabilities.protected:
+        raise ValueError("recover=refit needs a decoder all of whose layers are units. Use recover=lora.")
+    masked = full_with_parameters_of(full, smaller, mask)
+    kept = [place for place in range(len(full.stack.layers)) if place not in full.removed_layers(mask)]
+    fits = []
+    before = list(states)  # of the full model
+    short = list(states)
+    last: tuple[int, list[State]] | None = None  # the kept unit before a run of removed ones, and the states before it
+    for index in range(len(full.layers)):
+        after = [_after(full, index, state, skipped=False) for state in before]
+        ends_run = mask[index] and (index + 1 == len(mask) or not mask[index + 1])
+        if not mask[index]:
+            last = index, short
+            short = [_after(masked, index, state, skipped=False) for state in short]
+        elif ends_run and last is not None:
+            unit, states_before = last
+            linear = last_linear(masked.stack.layers[masked.places[unit]])
+            pairs = [_pair(masked, unit, linear, *each) for each in zip(states_before, after, strict=True)]
+            ridge = fit_ridge(pairs, bias=linear.bias is not None, what=masked.layers[unit].name)
+            refitted = _added(linear, ridge.up, ridge.bias)
+            for layer in (masked.stack.layers[masked.places[unit]], smaller.stack.layers[kept.index(masked.places[unit])]):
+                last_linear(layer)._parameters.update(refitted)
+            short = [_after(masked, unit, state, skipped=False) for state in states_before]
+            fits.append(LinearFit(masked.layers[unit].name, ridge.strength, ridge.explained))
+        before = after
+    return fits
+
+
+def last_linear(layer: nn.Module) -> nn.Linear:
+    """Return the last linear map of a layer's MLP; ValueError if it has no known name."""
+    part: Any = child(layer, MLP_NAMES)
+    linear = None if part is None else child(part, MLP_OUT)
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(
+            f"the MLP of a {type(layer).__name__} has no last linear map under a known name. Use recover=linear."
+        )
+    return linear
+
+
+def _after(vlm: VLM, index: int, state: State, skipped: bool) -> State:
+    """Return the state after a decoder layer, kept or removed."""
+    hidden = vlm.run_layer(index, state, skipped)
+    return state.with_hidden({vlm.layers[index].stream: hidden})
+
+
+def _pair(vlm: VLM, unit: int, linear: nn.Linear, state: State, wanted: State) -> tuple[Tensor, Tensor]:
+    """Return what an MLP's last map reads, and wanted hidden states less the layer's output: (tokens, width) each."""
+    read: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda module, args: read.append(args[0].flatten(0, -2)))
+    try:
+        found = _after(vlm, unit, state, skipped=False)
+    finally:
+        handle.remove()
+    stream = vlm.layers[unit].stream
+    lacking = tokens_of(vlm, wanted, stream, wanted.hidden[stream]) - tokens_of(vlm, found, stream, found.hidden[stream])
+    return tokens_of(vlm, state, stream, torch.cat(read)[None]), lacking
+
+
+def _added(linear: nn.Linear, weight: Tensor, bias: Tensor) -> dict[str, nn.Parameter]:
+    """Return new parameters of a linear map: the old ones plus a (in, out) weight and an (out,) bias."""
+    old: Any = linear
+    new = {"weight": old.weight + weight.T.to(old.weight)}
+    if old.bias is not None:
+        new["bias"] = old.bias + bias.to(old.bias)
+    return {name: nn.Parameter(value, requires_grad=False) for name, value in new.items()}
