@@ -34,13 +34,28 @@ def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
     name, card = display_name(source), source / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    source_lines = found.group(1).splitlines() if found else []
-    # Hubs show these lines, and the license of the source holds for what is made from it.
-    kept = [line for line in source_lines if re.match(r"(license|license_name|license_link|base_model): \S", line)]
+    entries = yaml_entries(found.group(1)) if found else {}
     if "/" in name:
-        kept = [line for line in kept if not line.startswith("base_model")] + [f"base_model: {name}"]
+        entries["base_model"] = [f"base_model: {name}"]
+    # Hubs show these entries, and the license of the source holds for what is made from it.
+    kept = [line for key in ("license", "license_name", "license_link", "base_model") for line in entries.get(key, ())]
     lines = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS[auto]}", *kept, "tags:", "- das_gym"]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def yaml_entries(text: str) -> dict[str, list[str]]:
+    """Return the lines of each top-level entry of a card's YAML by its key, with those of a list below it.
+
+    Entries without a value are left out. The YAML is not parsed: aliases of an untrusted card could take all memory.
+    """
+    entries: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        key = re.match(r"(\w+):", line)
+        if key is not None:
+            lines = entries.setdefault(key[1], [])
+        lines.append(line.rstrip())
+    return {key: lines for key, lines in entries.items() if lines != [f"{key}:"]}
 
 
 def display_name(folder: Path) -> str:

@@ -29,7 +29,7 @@ from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
-from das_gym.models.transformers.loading import read_dtype
+from das_gym.models.transformers.loading import check_is_model, read_dtype
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
@@ -122,10 +122,7 @@ def _pixels(image: ImageSource) -> int:
 def source_of(problem: ProblemConfig) -> Path:
     """Return the folder of the full model's weights."""
     if problem.checkpoint is not None:
-        if not (Path(problem.checkpoint) / "config.json").is_file():
-            raise FileNotFoundError(
-                f"`checkpoint` is not a transformers checkpoint: {problem.checkpoint} holds no config.json."
-            )
+        check_is_model(Path(problem.checkpoint))
         return Path(problem.checkpoint)
     folder = MODELS[problem.model].assets
     if folder is None or not (folder / "config.json").is_file():

@@ -42,12 +42,16 @@ ANSWERS = ("two", "a red square", "no")
 
 
 class Comparison:
-    """A model of transformers on three questions, two of them about the same image of noise."""
+    """A model of transformers on three questions, two of them about the same image of noise.
+
+    `dtype` is that of the model's parameters as it was loaded, also while `in_float32` widens them.
+    """
 
     def __init__(self, model: Any, processor: PromptProcessor) -> None:
         self.model = model
         self.processor = processor
         self.name = type(model).__name__
+        self.dtype = next(model.parameters()).dtype
         self.is_large = sum(p.numel() * p.element_size() for p in model.parameters()) > LARGE_BYTES
         self.idle: set[nn.Module] = set()
 
@@ -189,7 +193,7 @@ class Comparison:
         return VLM(self.model).to_device(encoding.pixels | encoding.sizes)
 
     def same(self, one: Any, other: Any) -> bool:
-        """Compare two structures of tensors, up to rounding."""
+        """Return True if two structures of tensors are equal up to rounding, and neither has a NaN."""
         ones, others = tree_leaves(one), tree_leaves(other)
         if len(ones) != len(others):
             return False
@@ -200,7 +204,9 @@ class Comparison:
             if not isinstance(its, Tensor) or mine.shape != its.shape:
                 return False
             mine, its = mine.double(), its.double()
-            if its.numel() and float((mine - its).abs().max()) > tolerance * (float(its.abs().max()) + 1e-6):
+            differences = torch.where(mine == its, 0.0, mine - its)  # infinite where both forbid a token
+            largest = its[its.isfinite()].abs().max() if its.isfinite().any() else its.new_zeros(())
+            if its.numel() and not float(differences.abs().max()) <= tolerance * (float(largest) + 1e-6):  # false for NaN
                 return False
         return True
 

@@ -56,7 +56,13 @@ def generate(
     settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(processor, prompts))
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
-    size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
+    size = batch_size
+    if batch_size > 1 and not pads_left(vlm, probe, pad_token(vlm, processor)):
+        size = 1
+        warnings.warn(
+            f"{type(vlm.model).__name__} computes other logits for left-padded prompts: answers are generated one by one.",
+            stacklevel=2,
+        )
     found: dict[int, list[int]] = {}
     chunk = size * 4  # prompts whose pixels are in memory
     with progress(len(prompts), title, unit="answer") as bar:
@@ -138,15 +144,18 @@ def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
 
 @contextmanager
 def greedy_decoding(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Replace the model's generation config within the block: nothing is sampled, forbidden or forced."""
-    from transformers import GenerationConfig
+    """Replace the generation config of a model and its parts within the block: nothing is sampled, forbidden or forced."""
+    from transformers import GenerationConfig, GenerationMixin
 
-    before = model.generation_config
-    model.generation_config = GenerationConfig(**settings)
+    # Kosmos-2 calls `generate` of its text model, which reads its own configuration.
+    before = {part: part.generation_config for part in model.modules() if isinstance(part, GenerationMixin)}
+    for part in before:
+        part.generation_config = GenerationConfig(**settings)
     try:
         yield
     finally:
-        model.generation_config = before
+        for part, own in before.items():
+            part.generation_config = own
 
 
 def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
@@ -180,6 +189,7 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
     with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
         for rows in batches_of(encodings, len(encodings)):
             alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)
-            if float((alone - together).abs().max()) > tolerance * (float(alone.abs().max()) + 1e-6):
+            difference, largest = float((alone - together).abs().max()), float(alone.abs().max())
+            if not difference <= tolerance * (largest + 1e-6):  # NaN is no less wrong than a large difference
                 return False
     return True

@@ -71,8 +71,7 @@ def load_vlm(
     if dropout:
         raise ValueError(f"Invalid `dropout`: got {dropout}, expected 0. Models of transformers have none.")
     folder = Path(checkpoint)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json. Pass the folder of a model of transformers.")
+    check_is_model(folder)
     with _naming(folder):
         check_folder(folder, trust_remote_code)
         check_sums(folder)  # before the folder's code runs
@@ -117,13 +116,27 @@ def _naming(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_folder(folder: Path, trust_remote_code: bool) -> None:
-    """Reject a folder by which transformers would load another one, kernels of the Hub (code), or layers without end."""
+def check_is_model(folder: Path) -> None:
+    """Reject a folder without a model of transformers, or with an adapter of peft, which names another model.
+
+    Raises:
+        FileNotFoundError: it has no config.json.
+        ValueError: it has adapter_config.json.
+    """
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"{folder} holds adapter_config.json, by which transformers loads another model. Merge the adapter into the "
-            "weights (peft's `merge_and_unload`), save those, and pass their folder."
+            f"`checkpoint` is an adapter of peft, not a model: got {folder}. Merge it into its base with "
+            f"`PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload().save_pretrained(NEW)`, where BASE is the "
+            "model loaded by transformers, save its processor in NEW as well, and pass NEW."
         )
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"`checkpoint` is not a transformers checkpoint: {folder} holds no config.json. Pass the folder of a model."
+        )
+
+
+def check_folder(folder: Path, trust_remote_code: bool) -> None:
+    """Reject a folder by which transformers would load another one, kernels of the Hub (code), or layers without end."""
     check_plain(folder.rglob("*"))
     check_bundled(folder)
     path = folder / "config.json"

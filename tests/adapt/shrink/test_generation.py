@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as t
 
 from das_gym.data.images import NoiseImage
 from das_gym.models.inputs import Prompt
@@ -19,8 +20,10 @@ from das_gym.models.transformers.generation import (
     pads_left,
 )
 from das_gym.models.transformers.layer_removal import pruned_copy
+from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK
+from tests.models.transformers import tiny
 
 ASKED = (("how many circles are there", "2"), ("what", "red green"), ("is the square blue or is it red", "true"))
 
@@ -75,3 +78,33 @@ def test_pads_left_finds_a_wrong_model(problem_of: Callable[[str], Problem], mon
     monkeypatch.setattr(vlm.model, "generate", wrong)
     assert pads_left(vlm, encodings[:1], 0) == (fault == "mixes images")
     assert not pads_left(vlm, encodings, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*answers are cut off")
+def test_prompts_are_not_batched_where_padding_gives_nan():
+    """transformers 5.24 gives NaN for padded prompts of Gemma 2 in float64."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = t.Gemma2Config(**tiny.text(sliding_window=8, layer_types=kinds))
+    model, words = tiny.made(lambda: (t.Gemma2ForCausalLM(config), tiny.tokenizer()), torch.float64)
+    vlm = VLM(model)
+    processor = vlm.processor_of(words)
+    prompts = [Prompt(" ".join(["how many circles are there"] * count), (), "2") for count in (1, 2, 3)]
+    with pytest.warns(UserWarning, match="one by one"):
+        together = generate(vlm, processor, prompts, "answers", 3, max_new_tokens=6)
+    assert together == generate(vlm, processor, prompts, "answers", 1, max_new_tokens=6)
+
+
+def test_greedy_decoding_reaches_the_part_that_generates():
+    """Kosmos-2's `generate` calls its text model's, which has a configuration of its own."""
+    text = {"vocab_size": 64, "embed_dim": 16, "layers": 2, "ffn_dim": 16, "attention_heads": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = t.Kosmos2Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, latent_query_num=2
+    )
+    model = t.Kosmos2ForConditionalGeneration(config).eval()
+    before = model.text_model.generation_config
+    given = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "pixel_values": torch.zeros(1, 3, 28, 28)}
+    given["image_embeds_position_mask"] = torch.tensor([[0, 1, 1, 0]])
+    with greedy_decoding(model, {"do_sample": False, "max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 1}):
+        assert model.generate(**given).shape[-1] == 4 + 3
+    assert model.text_model.generation_config is before

@@ -53,7 +53,7 @@ TOKENS = [f"<{n}>" for n in range(SPECIAL_TOKENS + 1)]
         ("config.json", {"text_config": QUANTIZED}, r"quantized weights \(gptq\)"),
         ("config.json", {"attn_implementation": "evil/kernel@main:run"}, KERNEL),
         ("config.json", {"text_config": {"_attn_implementation_internal": {"text_config": "evil/kernel"}}}, KERNEL),
-        ("adapter_config.json", {"base_model_name_or_path": "/other"}, r"adapter_config\.json"),  # which is read first
+        ("adapter_config.json", {"base_model_name_or_path": "/other"}, "an adapter of peft"),  # which is read first
         ("tokenizer_config.json", {"extra_special_tokens": TOKENS}, "too many extra_special_tokens"),
     ],
 )
@@ -65,6 +65,9 @@ def test_load_vlm_rejects_a_folder(folder, file, fields, match):
 
 def test_load_vlm_needs_a_configuration_and_a_processor(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_vlm(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="merge_and_unload"):
         load_vlm(tmp_path)
     with pytest.raises(ValueError, match="`dtype`"):
         load_vlm(folder, dtype="float31")

@@ -10,6 +10,7 @@ import torch
 import transformers as t
 
 from das_gym.models.transformers import comparison
+from das_gym.models.transformers.comparison import Comparison
 from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
@@ -77,6 +78,21 @@ def test_probing_of_16_bits_sees_what_rounding_would_hide():
     assert (able.shares_prefix, able.answer_type) == (False, 1)
     assert [id(parameter) for parameter in model.parameters()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_nan_is_not_the_same(driven):
+    same, nan = Comparison(driven("llama").vlm.model, driven("llama").processor).same, torch.tensor([1.0, torch.nan])
+    assert not any(same(*pair) for pair in ((nan, nan), (nan, torch.ones(2)), (torch.ones(2), nan)))
+    forbidden = torch.tensor([1.0, -torch.inf])
+    assert same(forbidden, forbidden.clone())
+    assert not same(forbidden, torch.ones(2))
+
+
+def test_16_bit_model_whose_embeddings_have_a_rounded_factor_is_supported(tmp_path):
+    """Gemma's factor, the root of the width, is a buffer that is not saved: 6.3246 is 6.3125 in bfloat16."""
+    config = t.Gemma2Config(**tiny.text(hidden_size=40, sliding_window=8))
+    folder = tiny.save_made(lambda: (t.Gemma2ForCausalLM(config), tiny.tokenizer()), tmp_path, torch.bfloat16)
+    assert load_vlm(folder).model.dtype == torch.bfloat16
 
 
 @pytest.mark.slow
