@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 Example = TypeVar("Example", covariant=True)
+
+FILE_PARTS = ("train", "val", "test")
+"""What files call the parts of a data set; val is the reward split."""
+
+REWARD_SHARE = TEST_SHARE = 0.1
+"""Shares of the groups of examples that become the reward and the test split, where no file is for that."""
+
+VALIDATION_SHARE = 0.5
+"""Share of the groups of a validation file that become the reward split, where it also has to serve as another split."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +101,49 @@ def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
         for key in own:
             parents[root_of(number)] = root_of(first_with.setdefault(key, number))
     return [root_of(number) for number in range(len(keys))]
+
+
+def split_off(
+    examples: Sequence[Any], groups: Sequence[str], shares: Sequence[float]
+) -> tuple[list[list[Any]], list[Any]] | None:
+    """Return a share of the groups of examples for each of the shares, and the rest; None where the groups are too few.
+
+    Args:
+        examples: The examples.
+        groups: The name of each example's group; examples of one group stay together.
+        shares: Shares of the groups. Groups are taken in `hash_order`.
+    """
+    order = hash_order(groups)
+    if len(order) <= len(shares):
+        return None
+    parts: list[list[Any]] = []
+    for share in shares:
+        chosen = frozenset(order[: share_of(share, len(set(groups)))])
+        order = order[len(chosen) :]
+        parts.append([example for example, group in zip(examples, groups, strict=True) if group in chosen])
+    left = frozenset(order)
+    return parts, [example for example, group in zip(examples, groups, strict=True) if group in left]
+
+
+def fill_parts(
+    parts: Mapping[str, Sequence[Any]], divide: Callable[[Sequence[Any], Sequence[float]], tuple[list[list[Any]], list[Any]]]
+) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Return the examples of train, reward and test.
+
+    Where a part is missing, examples of another take its place: a tenth of train for a missing val; half of val for a
+    missing train or test; of a single part, a tenth each.
+
+    Args:
+        parts: `train`, `val` and `test`, or one of any name.
+        divide: Takes shares from examples: returns those of each share, and the rest.
+    """
+    train, reward, test = (parts.get(name, ()) for name in FILE_PARTS)
+    if len(parts) == 1:
+        (test, reward), train = divide(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE))
+    elif not reward:
+        (reward,), train = divide(train, (REWARD_SHARE,))
+    elif not test:
+        (reward,), test = divide(reward, (VALIDATION_SHARE,))
+    elif not train:
+        (reward,), train = divide(reward, (VALIDATION_SHARE,))
+    return train, reward, test

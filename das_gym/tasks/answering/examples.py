@@ -6,14 +6,15 @@ the reward split.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.duplicates import content_keys
 from das_gym.data.images import ImageSource
-from das_gym.data.splits import LazySequence, Splits, hash_order, linked_groups, share_of
+from das_gym.data.splits import FILE_PARTS, LazySequence, Splits, fill_parts, linked_groups, split_off
 
 IMAGE_MARK = "<image>"
 """Stands in a text where an image does. Source: LLaVA's conversations."""
@@ -30,12 +31,6 @@ CLASS_QUESTION = "What is the label for this image?"
 """The question of the reference about every image of AID."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-REWARD_SHARE = TEST_SHARE = 0.1
-"""Shares of the images that become the reward and the test split, where no file is for that."""
-
-VALIDATION_SHARE = 0.5
-"""Share of the images of a validation file that become the reward split, where it also has to serve as another split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,26 +131,18 @@ def divide(
 ) -> Splits[AnswerExample]:
     """Return the three splits of a data set, with no image in two of them.
 
-    Train is for training, val is the reward split, test is the test split. Where one is missing, whole images of
-    another take its place, chosen by the hash of the data set's own names for them, so that they never change: a tenth
-    of train for a missing val; half of val for a missing train or test; of a single file, a tenth each.
+    Train is for training, val is the reward split, test is the test split; where one is missing, see `fill_parts`. Whole
+    images go together, chosen by the hash of the data set's own names for them, so that they never change.
 
     `parts` are `train`, `val` and `test`, or one of any name; `bad` receives conversations about an image that another part
     has. Parts that are `published` stay as they are, so that numbers are comparable: a warning tells how many images they
     share.
     """
     contents = content_keys(image for part in parts.values() for c in part for image in c.images)
-    given = [parts.get(name, ()) for name in ("train", "val", "test")]
-    train, val, test = given if published else _disjoint(given, contents, bad)
-    reward: Conversations = val
-    if len(parts) == 1:
-        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, contents, bad)
-    elif not val:
-        (reward,), train = _split_off(train, (REWARD_SHARE,), source, contents, bad)
-    elif not test:
-        (reward,), test = _split_off(val, (VALIDATION_SHARE,), source, contents, bad)
-    elif not train:
-        (reward,), train = _split_off(val, (VALIDATION_SHARE,), source, contents, bad)
+    if len(parts) > 1 and not published:
+        kept = _disjoint([parts.get(name, ()) for name in FILE_PARTS], contents, bad)
+        parts = dict(zip(FILE_PARTS, kept, strict=True))
+    train, reward, test = fill_parts(parts, partial(_split_off, source=source, contents=contents, bad=bad))
     asked = attrgetter("rounds", "question", "options")
     return bad.splits(examples_of(train), examples_of(reward), examples_of(test), asked, contents)
 
@@ -165,22 +152,13 @@ def _split_off(
 ) -> tuple[list[list[Conversation]], list[Conversation]]:
     """Return a share of the groups of images for each of the shares, and the rest."""
     groups = group_names(conversations, contents)
-    order = hash_order(groups)
-    if len(order) <= len(shares):
+    found = split_off(conversations, groups, shares)
+    if found is None:
         raise ValueError(
-            f"{source}: too few images to divide: got {len(order)} groups of images that occur together in "
+            f"{source}: too few images to divide: got {len(set(groups))} groups of images that occur together in "
             f"{len(conversations)} conversations, expected {len(shares) + 1} or more{bad.last_skipped}"
         )
-
-    def with_groups(chosen: Collection[str]) -> list[Conversation]:
-        return [c for c, group in zip(conversations, groups, strict=True) if group in chosen]
-
-    parts, start = [], 0
-    for share in shares:
-        end = start + share_of(share, len(order))
-        parts.append(with_groups(frozenset(order[start:end])))
-        start = end
-    return parts, with_groups(frozenset(order[start:]))
+    return found
 
 
 def group_names(conversations: Conversations, contents: Mapping[str, str]) -> list[str]:

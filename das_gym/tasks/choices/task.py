@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.rnn import pad_sequence
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Passage, Prompt
@@ -73,9 +75,16 @@ class ChoicesTask(AnsweringTask):
         return Passage((*begin, *whole), start=len(begin) + min(len(before), len(whole) - 1))
 
     def targets(self, examples: Sequence[AnswerExample]) -> dict[str, Tensor]:
-        """Return those of `AnsweringTask`, and `characters`, (prompts,) int64: the length of each option."""
-        characters = torch.tensor([len(option) for e in examples for option in e.options])
-        return {**super().targets(examples), "characters": characters}
+        """Return those of `AnsweringTask`, with the place of the right option and the lengths of all options.
+
+        `right` (batch,) int64; `characters` (batch, options) int64, 1 where an example has fewer options.
+        """
+        lengths = [torch.tensor([len(option) for option in e.options]) for e in examples]
+        return {
+            **super().targets(examples),
+            "right": torch.tensor([e.options.index(e.answer) for e in examples]),
+            "characters": pad_sequence(lengths, batch_first=True, padding_value=1),
+        }
 
     def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
         """Return the examples with the right option alone, whose tokens recovery trains on."""
@@ -94,31 +103,29 @@ class ChoicesTask(AnsweringTask):
         Of an example of `open_ended`, with one option, it is the mean negative log-likelihood of its tokens.
         """
         nats = token_nats(logits, targets["labels"])
-        likelihoods = self._likelihoods(nats, targets)
-        examples, right = targets["example"], targets["reference"]
-        largest = self._best(likelihoods, targets)
-        total = sum_by((likelihoods - largest[examples]).exp(), examples, len(right)).log() + largest
-        of_tokens = mean_by(nats, targets["prompt"], len(examples))[right]
-        return torch.where(torch.bincount(examples) > 1, total - likelihoods[right], of_tokens)
+        among = F.cross_entropy(self._likelihoods(nats, targets), targets["right"], reduction="none")
+        alone = mean_by(nats, targets["prompt"], len(targets["example"]))[targets["reference"]]
+        return torch.where(torch.bincount(targets["example"]) > 1, among, alone)
 
     def metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return 1 where the right option has the largest likelihood, else 0; (batch,)."""
         likelihoods = self._likelihoods(token_nats(logits, targets["labels"]), targets)
-        return self._chosen(likelihoods, targets)
+        return (likelihoods.argmax(-1) == targets["right"]).to(likelihoods)
 
     def other_metrics(self, logits: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `acc_norm`, (batch,): 1 where the right option has the largest likelihood per character, else 0."""
         likelihoods = self._likelihoods(token_nats(logits, targets["labels"]), targets)
-        return {"acc_norm": self._chosen(likelihoods / targets["characters"], targets)}
+        best = (likelihoods / targets["characters"]).argmax(-1)
+        return {"acc_norm": (best == targets["right"]).to(likelihoods)}
 
     def predictions(self, examples: Sequence[AnswerExample], logits: Tensor) -> list[dict[str, Any]]:
         """Return `key`, `answer` (the likeliest option) and `log_likelihoods` of all options, in nats."""
         targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
         likelihoods = self._likelihoods(token_nats(logits, targets["labels"]), targets)
         rows = []
-        for example, own in zip(examples, likelihoods.split([len(e.options) for e in examples]), strict=True):
+        for example, own in zip(examples, likelihoods, strict=True):
             answer = example.options[int(own.argmax())]
-            rows.append({"key": example.key, "answer": answer, "log_likelihoods": own.tolist()})
+            rows.append({"key": example.key, "answer": answer, "log_likelihoods": own[: len(example.options)].tolist()})
         return rows
 
     def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
@@ -131,19 +138,7 @@ class ChoicesTask(AnsweringTask):
 
     @staticmethod
     def _likelihoods(nats: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return the log-likelihood of each option, (prompts,)."""
-        return -sum_by(nats, targets["prompt"], len(targets["example"]))
-
-    @staticmethod
-    def _best(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return the largest of the (prompts,) values of each example, (batch,)."""
-        lowest = torch.full_like(targets["reference"], -torch.inf, dtype=values.dtype)
-        return lowest.scatter_reduce(0, targets["example"], values, "amax")
-
-    def _chosen(self, values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Return 1 where the right option is the first with the largest of the (prompts,) values, else 0; (batch,)."""
-        places = torch.arange(len(values), device=values.device)
-        is_best = values >= self._best(values, targets)[targets["example"]]
-        first = torch.full_like(targets["reference"], len(values))
-        first = first.scatter_reduce(0, targets["example"], places.masked_fill(~is_best, len(values)), "amin")
-        return (first == targets["reference"]).to(values)
+        """Return the log-likelihood of each option, (batch, options), -inf where an example has fewer options."""
+        sums = -sum_by(nats, targets["prompt"], len(targets["example"]))
+        counts = torch.bincount(targets["example"]).tolist()
+        return pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)

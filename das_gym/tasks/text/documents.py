@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from das_gym.data.bad_examples import BadExamples
 from das_gym.data.entries import check_characters, check_fields, read_entries
-from das_gym.data.splits import Splits, hash_order, share_of
+from das_gym.data.splits import Splits, fill_parts, split_off
 from das_gym.data.tables import open_table, plain_rows
 from das_gym.files import absolute, check_plain
-from das_gym.tasks.answering.examples import REWARD_SHARE, TEST_SHARE, VALIDATION_SHARE
-from das_gym.tasks.answering.files import ALL, PARTS, part_of
+from das_gym.tasks.answering.files import ALL, part_of
 from das_gym.tasks.answering.tables import saved_shards, shards_in
 
 TEXT_COLUMN = "text"
@@ -31,8 +31,6 @@ FORMATS = (
 
 SECTION_CHARACTERS, SECTIONS = 2000, 40
 """A text that has to be divided by itself is cut into about so many sections, of no fewer characters."""
-
-Parts = Mapping[str, Sequence["Document"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,8 @@ class Document:
 def load_documents(data_root: str | Path, on_bad_example: str = "raise", column: str | None = None) -> Splits[Document]:
     """Read documents and divide them into the three splits, so that no document is in two of them.
 
-    Where val or test is missing, documents of another part take its place, chosen by the hash of their text: shares as in
-    `das_gym.tasks.answering.examples.divide`. Blank documents are left out.
+    Where val or test is missing, documents of another part take its place, chosen by the hash of their text: see
+    `das_gym.data.splits.fill_parts`. Blank documents are left out.
 
     Args:
         data_root: A folder in one of `FORMATS`, or one of its files, which is then read alone.
@@ -139,17 +137,9 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not a text file in UTF-8 ({error}), expected {FORMATS}") from error
 
 
-def _divide(parts: Parts, source: str, bad: BadExamples) -> Splits[Document]:
+def _divide(parts: Mapping[str, Sequence[Document]], source: str, bad: BadExamples) -> Splits[Document]:
     """Return the splits; missing ones take the documents of others."""
-    train, reward, test = (list(parts.get(name, ())) for name in PARTS)
-    if len(parts) == 1:
-        (test, reward), train = _split_off(next(iter(parts.values())), (TEST_SHARE, REWARD_SHARE), source, bad)
-    elif not reward:
-        (reward,), train = _split_off(train, (REWARD_SHARE,), source, bad)
-    elif not test:
-        (reward,), test = _split_off(reward, (VALIDATION_SHARE,), source, bad)
-    elif not train:
-        (reward,), train = _split_off(reward, (VALIDATION_SHARE,), source, bad)
+    train, reward, test = fill_parts(parts, partial(_split_off, source=source, bad=bad))
     reward = _keep_apart(reward, test, bad)
     train = _keep_apart(train, [*reward, *test], bad)
     for part in (train, reward, test):
@@ -168,22 +158,16 @@ def _split_off(
     documents: Sequence[Document], shares: Sequence[float], source: str, bad: BadExamples
 ) -> tuple[list[list[Document]], list[Document]]:
     """Return a share of the documents for each of the shares, and the rest; equal texts stay together."""
-    if len({d.text for d in documents}) <= len(shares):
-        documents = [section for document in documents for section in sections(document)]
-    order = hash_order(d.text for d in documents)
-    if len(order) <= len(shares):
+    found = split_off(documents, [d.text for d in documents], shares)
+    if found is None:
+        cut = [section for document in documents for section in sections(document)]
+        found = split_off(cut, [d.text for d in cut], shares)
+    if found is None:
         raise ValueError(
-            f"{source}: too little text to divide: got {len(order)} documents or sections of {SECTION_CHARACTERS:,} "
-            f"characters, expected {len(shares) + 1} or more{bad.last_skipped}"
+            f"{source}: too little text to divide: expected {len(shares) + 1} or more documents, or sections of "
+            f"{SECTION_CHARACTERS:,} characters{bad.last_skipped}"
         )
-    part_of_text: dict[str, int] = {}
-    start = 0
-    for number, share in enumerate(shares):
-        end = start + share_of(share, len(order))
-        part_of_text |= dict.fromkeys(order[start:end], number)
-        start = end
-    chosen: list[list[Document]] = [[d for d in documents if part_of_text.get(d.text) == n] for n in range(len(shares))]
-    return chosen, [d for d in documents if d.text not in part_of_text]
+    return found
 
 
 def sections(document: Document) -> list[Document]:

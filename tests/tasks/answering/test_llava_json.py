@@ -177,7 +177,7 @@ def test_files_that_share_an_image_are_made_disjoint(root: Path):
 
 def test_docs_example_is_read(tmp_path: Path):
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    block, _ = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     root = llava_folder(tmp_path / "data", train=9)
     (root / "test.json").write_text(block, encoding="utf-8")
     draw(*(root / "images" / f"000{n}.jpg" for n in (1, 2, 3)))
