@@ -1,94 +1,159 @@
-"""Measure rules that choose a mask from layer statistics, on the problems of a suite.
+"""Measure what layer statistics are worth: one mask chosen by them, against searches with few masks, on a suite's problems.
 
-    python -m benchmarks.generalise                              the bundled suite's `test`
-    python -m benchmarks.generalise --budgets latency            on those of measured latency
+    python -m benchmarks.generalise                              the bundled suite's `test`; 4 minutes of one core
+    python -m benchmarks.generalise --cache FOLDER               keep what is done: a stopped command continues
+    python -m benchmarks.generalise --budgets latency            on problems of measured latency
 
-Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
-bootstrap over models. Only `leave_one_out` scores masks: n + 1 for n units.
+Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Means are over problems. Intervals
+are 95 % t-intervals, clustered by kind of model and task, since problems of one kind are alike (Cameron and Miller, 2015).
+
+Rules and `sb3_suite` (examples/sb3_suite.py, which learns on `train`) read the statistics that one forward of the full
+model gives, and choose one mask without scoring any. `leave_one_out` scores n + 1 masks of n units. `random` and `bayes` do
+not read statistics; they have the best of the first N masks that they score. In `DAS-Suite-Search-v0` an episode of N masks
+earns 1 - regret, at least 0.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import runpy
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from das_gym.agents.compare.comparison import run_agent
+from das_gym.agents.compare.oracle import SuiteOracle
 
 from benchmarks.machine import make_parser
+from das_gym.commands.progress import progress
 from das_gym.drawing.table import markdown_table
-from das_gym.intervals import bootstrap_interval
+from das_gym.intervals import t_quantile
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, SuiteProblem, load_suite
 
-RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "sb3_suite.py"
+STEPS = 60_000
+SB3 = "sb3_suite"
+
+REFERENCE = "block_influence_tokens"
+RULES = (REFERENCE, "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
 """Rules of the field, which skip where a statistic is lowest."""
 
+SEARCHES = {"random": 20, "bayes": 5}
+"""Agents that search, and their seeds on each problem."""
 
-def regrets(suite: Suite, masks: np.ndarray) -> np.ndarray:
-    """Return the (P,) regret of a mask for every problem, as a share of what there is to gain."""
-    which = np.arange(len(suite.problems))
-    raw = suite.raw[suite.rows(which, masks)]
-    return (suite.optima - raw) / (suite.optima - suite.random_means)
+COUNTS = (1, 5, 10, 20, 30)
+"""After how many masks searches are measured; the last is the length of an episode of `DAS-Suite-Search-v0`."""
 
-
-def rule_masks(problem: SuiteProblem) -> dict[str, np.ndarray]:
-    """Return the masks of all rules, as agents give them: under a budget by cost they keep again what it does not need."""
-    table, space = problem.table, MaskSpace(problem.budget)
-    return {name: space.top(-table.statistic(name).astype(float)) for name in RULES}
+MASKS_PER_TURN = 3
 
 
-def measure(split: str, suite: str | None, budgets: Sequence[str]) -> tuple[Suite, dict[str, np.ndarray]]:
-    """Return the problems, and (P,) regrets by method."""
-    test = load_suite(suite, split, budgets=budgets)
-    masks = {name: np.zeros((len(test.problems), MAX_UNITS), bool) for name in RULES}
-    for row, problem in enumerate(test.problems):
-        for name, mask in rule_masks(problem).items():
-            masks[name][row, : len(mask)] = mask
-    return test, {name: regrets(test, of_rule) for name, of_rule in masks.items()}
+def rule_regrets(suite: Suite, statistic: str) -> np.ndarray:
+    """Return (P, 1) regrets of the masks with the lowest statistic; a budget by cost keeps again what it does not need."""
+    found = []
+    for problem in suite.problems:
+        mask = MaskSpace(problem.budget).top(-problem.table.statistic(statistic).astype(float))
+        reward = problem.rewards[problem.table.index(mask)]
+        found.append((problem.optimum - reward) / (problem.optimum - problem.random_mean))
+    return np.array(found)[:, None]
 
 
-def ratio_interval(values: np.ndarray, others: np.ndarray, models: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the ratio of two means over problems, resampling models."""
-    sums = np.array([(values[models == name].sum(), others[models == name].sum()) for name in np.unique(models)])
+def search_regrets(suite: Suite, agent: str) -> np.ndarray:
+    """Return (P, len(COUNTS)) mean regrets over seeds of the best of the first masks that an agent scores."""
+    found = []
+    with progress(len(suite.problems), agent, unit="problem") as bar:
+        for problem in suite.problems:
+            oracle = SuiteOracle(problem, suite.statistics)
+            result = run_agent(oracle, agent, range(SEARCHES[agent]), COUNTS[-1], MASKS_PER_TURN, {})
+            curves = oracle.normalized(problem.optimum - result.curves)
+            found.append([curves[:, count - 1].mean() for count in COUNTS])
+            bar.update()
+    return np.array(found)
 
-    def ratio(rows: np.ndarray) -> np.ndarray:
-        above, below = sums[rows].sum(axis=1).T
-        return above / below  # type: ignore[no-any-return]
 
-    return bootstrap_interval(ratio, len(sums))
+def trained_regrets(split: str, seed: int) -> np.ndarray:
+    """Return (P, 1) regrets of the agent of `EXAMPLE`, trained from a seed."""
+    example = runpy.run_path(str(EXAMPLE))
+    regrets: np.ndarray = example["regrets"](example["train"](STEPS, seed), split)
+    return regrets[:, None]
 
 
-def table(found: dict[str, np.ndarray], models: np.ndarray, some: np.ndarray) -> list[str]:
-    """Return a Markdown table of mean regrets over `some` of the problems, (P,) bool."""
+def cached(folder: Path | None, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array that a folder keeps under a name, or compute and keep it; without a folder, compute it."""
+    if folder is None:
+        return compute()
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(path, compute())
+    found: np.ndarray = np.load(path, allow_pickle=False)
+    return found
+
+
+def measure(suite: Suite, split: str, sb3_seeds: int, folder: Path | None) -> dict[tuple[str, str], np.ndarray]:
+    """Return (P,) regrets of each method, by its name and the number of masks that it scores."""
+    found = {}
+    for name in RULES:
+        masks = "n + 1" if name == "leave_one_out" else "0"
+        found[name, masks] = rule_regrets(suite, name)[:, 0]
+    seeds = [cached(folder, f"{SB3}-{seed}", lambda seed=seed: trained_regrets(split, seed)) for seed in range(sb3_seeds)]
+    if seeds:
+        print(f"{SB3}, seed by seed: {', '.join(f'{each.mean():.3f}' for each in seeds)}\n")
+        found[SB3, "0"] = np.mean(seeds, axis=0)[:, 0]
+    for agent in SEARCHES:
+        regrets = cached(folder, agent, lambda agent=agent: search_regrets(suite, agent))
+        for place, count in enumerate(COUNTS):
+            found[agent, str(count)] = regrets[:, place]
+    return found
+
+
+def cluster_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % t-interval of the mean of (n,) values of independent clusters, (n,) names; unbounded for 1 or 2."""
+    mean, names = values.mean(), np.unique(clusters)
+    if len(names) < 3:
+        return -np.inf, np.inf
+    sums = np.array([(values[clusters == name] - mean).sum() for name in names])
+    error = np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / len(values)
+    width = t_quantile(len(names) - 1) * error
+    return float(mean - width), float(mean + width)
+
+
+def table(found: dict[tuple[str, str], np.ndarray], kinds: np.ndarray) -> list[str]:
+    """Return a Markdown table of mean regrets, and of their differences from the reference, the lowest first."""
     rows = []
-    for name, values in sorted(((name, each[some]) for name, each in found.items()), key=lambda item: item[1].mean()):
-        low, high = ratio_interval(values, np.ones(len(values)), models[some])
-        share = f"{100 * (values < 1e-9).mean():.0f} %"
-        rows.append((name, f"{values.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{np.median(values):.3f}", share))
-    return markdown_table(("method", "mean regret", "95 % interval", "median", "optimum found"), rows)
+    reference = found[REFERENCE, "0"]
+    for (name, masks), values in sorted(found.items(), key=lambda item: item[1].mean()):
+        rows.append((name, masks, with_interval(values, kinds), with_interval(values - reference, kinds)))
+    return markdown_table(("method", "masks scored", "mean regret", "minus block influence"), rows)
+
+
+def with_interval(values: np.ndarray, kinds: np.ndarray) -> str:
+    """Return the mean with its interval."""
+    low, high = cluster_interval(values, kinds)
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def kind_of(problem: SuiteProblem) -> str:
-    """Return the origin of a problem's model and its task: `llava-sublayers-answering`."""
+    """Return the kind of a problem's model and its task: `llava-answering`."""
     source = problem.source
     made = re.fullmatch(r"(?:train|valid|test)-\d+-(.+)", source.name)
-    return made[1] if made else f"bundled {source.model.lower()}-{source.task}"
+    return made[1] if made else f"{source.model.lower()}-{source.task}"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = make_parser("generalise", __doc__)
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
+    parser.add_argument("--sb3-seeds", type=int, default=5, help="agents of examples/sb3_suite.py; 0 for another suite")
+    parser.add_argument("--cache", type=Path, help="folder for what is done; use another one for other problems")
     options = parser.parse_args(arguments)
-    test, found = measure(options.split, options.suite, options.budgets)
-    models = np.array([problem.source.name for problem in test.problems])
-    print(f"{len(test.problems)} problems of `{options.split}`\n")
-    print("\n".join(table(found, models, np.ones(len(test.problems), bool))))
-    kinds = np.array([kind_of(problem) for problem in test.problems])
-    for kind in np.unique(kinds):
-        print("\n".join([f"\n{kind}, {(kinds == kind).sum()} problems:\n", *table(found, models, kinds == kind)]))
+    suite = load_suite(options.suite, options.split, budgets=options.budgets)
+    found = measure(suite, options.split, options.sb3_seeds, options.cache)
+    kinds = np.array([kind_of(problem) for problem in suite.problems])
+    print(f"{len(kinds)} problems of `{options.split}`, {len(np.unique(kinds))} kinds of models and tasks\n")
+    print("\n".join(table(found, kinds)))
 
 
 if __name__ == "__main__":

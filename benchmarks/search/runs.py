@@ -19,7 +19,7 @@ from das_gym.commands.progress import progress
 from das_gym.files import read_arrays, replacing
 
 MASKS_PER_TURN = 3
-SB3_SEEDS = 5
+SB3_SEEDS = 2
 """Most seeds of an algorithm of Stable-Baselines3, which takes a second a search."""
 
 ARRAYS = ("answers", "curves", "evaluations", "milliseconds")

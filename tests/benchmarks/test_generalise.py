@@ -1,13 +1,40 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from benchmarks.generalise import RULES, main
+from benchmarks import generalise
+from das_gym.tables.suite import load_suite
 
 
-@pytest.mark.slow
-def test_generalise_reports_all_methods(capsys: pytest.CaptureFixture[str]):
-    main(["--split", "valid", "--budgets", "count"])
+def test_generalise_reports_all_methods_and_continues(
+    made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generalise, "SEARCHES", {"random": 1, "bayes": 1})
+    words = ["--suite", str(made_up_suite), "--split", "test", "--sb3-seeds", "0", "--cache", str(tmp_path)]
+    generalise.main(words)
     printed = capsys.readouterr().out
-    for name in RULES:
-        assert f"| {name} | " in printed
+    for row in ("| block_influence_tokens | 0 |", "| leave_one_out | n + 1 |", "| random | 5 |", "| bayes | 30 |"):
+        assert row in printed
+    monkeypatch.setattr(generalise, "run_agent", None)
+    generalise.main(words)
+    assert printed.endswith(capsys.readouterr().out)
+
+
+def test_rules_and_searches_measure_the_suite(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "valid", problems=3)
+    found = generalise.search_regrets(suite, "random")
+    assert found.shape == (len(suite.problems), len(generalise.COUNTS))
+    assert (np.diff(found, axis=1) <= 0).all()
+    assert found[:, 0].mean() == pytest.approx(1, abs=0.6)  # one random mask
+
+
+def test_cluster_interval_by_hand():
+    values, clusters = np.array([1.0, 1.0, 3.0, 3.0, 5.0, 5.0]), np.array(["a", "a", "b", "b", "c", "c"])
+    # sums of residuals are -4, 0, 4: the error is sqrt(3 / 2 * 32) / 6, as of the three means 1, 3, 5
+    error = np.std([1, 3, 5], ddof=1) / np.sqrt(3)
+    assert np.sqrt(1.5 * 32) / 6 == pytest.approx(error)
+    low, high = generalise.cluster_interval(values, clusters)
+    assert (low, high) == pytest.approx((3 - 4.27 * error, 3 + 4.27 * error), abs=0.01)
