@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="searches of each agent on each problem of up to 12 units")
     parser.add_argument("--long-seeds", type=int, default=60, help="searches of each agent on each table of 24 units")
     parser.add_argument("--planted", type=int, default=8, help="planted problems of each family and number of layers")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(PLANTED_EVALUATIONS), help="sizes of planted problems")
     agents = sorted((*COMPARED, *RIVALS, *SB3))
     parser.add_argument("--agents", nargs="+", default=agents, help='or "module:class" of custom ones')
     parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"))
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         short = compare("up to 12 units", problems, options.agents, options.cache)
     long = compare("24 units", long_problems(range(options.long_seeds)), options.agents, options.cache)
     planted = {}
-    for n in PLANTED_EVALUATIONS:
+    for n in options.layers:
         agents = without_statistics(options.agents, n)
         if n == min(PLANTED_EVALUATIONS) and has_optuna():  # with more layers it takes as long as all others together
             agents.append(OPTUNA)
@@ -102,11 +103,12 @@ def document(settings: argparse.Namespace, short: Scores, long: Scores, planted:
     versions = library_versions()
     methods = "\n".join(f"| `{name}` | {method_of(name)} |" for name in settings.agents)
     command = f"python -m benchmarks.leaderboard --seeds {settings.seeds} --long-seeds {settings.long_seeds}"
+    layers = " ".join(map(str, settings.layers))
     return f"""# Leaderboard
 
 {summary(short, long, planted)}
 
-Written by `{command} --planted {settings.planted}`
+Written by `{command} --planted {settings.planted} --layers {layers}`
 with das_gym {versions["das_gym"]} and numpy {versions["numpy"]}. The same seeds give the same numbers, except
 for milliseconds. To add an agent, add a file to `agents/ask_tell/` and a line to `das_gym.agents.ask_tell.base.AGENTS`, and
 run the command again.

@@ -36,15 +36,16 @@ def test_without_statistics_leaves_agents_out():
 @pytest.mark.usefixtures("short")
 def test_leaderboard_from_one_command(tmp_path, monkeypatch):
     out = tmp_path / "LEADERBOARD.md"
-    words = ["--seeds", "1", "--long-seeds", "1", "--planted", "1", "--out", str(out), "--cache", str(tmp_path / "kept")]
+    words = ["--seeds", "1", "--long-seeds", "1", "--planted", "1", "--layers", "24", "36"]
     words += ["--agents", "random", "greedy", "block_influence", "local_search"]
+    words += ["--out", str(out), "--cache", str(tmp_path / "kept")]
     leaderboard.main(words)
     text = out.read_text()
-    assert "`python -m benchmarks.leaderboard --seeds 1 --long-seeds 1 --planted 1`" in text
-    for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 72 layers, 24 skipped"):
+    assert "`python -m benchmarks.leaderboard --seeds 1 --long-seeds 1 --planted 1 --layers 24 36`" in text
+    for heading in ("## Up to 12 units", "### llava_mini, 24 layers", "### 36 layers, 12 skipped"):
         assert heading in text
-    assert text.count("\n| random |") == 1 + 2 + 2 + 3
-    assert text.count("\n| block_influence |") == 1 + 2 + 2  # planted problems have no statistics
+    assert text.count("\n| random |") == 1 + 2 + 2 + 2
+    assert text.count("\n| block_influence |") == 2 + 2  # planted problems have no statistics
     assert text.index("\n| agent |") < text.index("First are:") < text.index("## How to read")
     monkeypatch.setattr(runs, "run_agent", None)
     monkeypatch.setattr(runs, "run_optuna", None)
