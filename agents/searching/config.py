@@ -107,7 +107,7 @@ class EnvSettings(ModelSettings):
     Attributes:
         reward: How a mask is rewarded. `python -m agents list` shows the formulas. None means the task's own.
         reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
-            retrieval.
+            retrieval and text.
         env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
             of `python -m adapt` take as `problem.NAME`.
     """

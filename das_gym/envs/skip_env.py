@@ -202,7 +202,7 @@ class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
         statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None =
             `DEFAULT_STATISTICS`, for which no mask is scored.
-        reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
+        reward_examples: Examples that score a mask; None is the task's own number: 500, or 64 for retrieval and text.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
