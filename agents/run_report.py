@@ -32,15 +32,9 @@ NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
     """Return the command that repeats a run, without default settings; `changes` replace the run's, None leaves one out."""
-    known = {**run_settings(folder), **changes}
+    known = {**(read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return format_command(command, *setting_words(chosen, defaults))
-
-
-def run_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run; empty if its folder has none."""
-    path = folder / CONFIG
-    return read_config(path) if path.is_file() else {}
 
 
 def search_facts(result: SearchResult) -> dict[str, str]:
@@ -91,9 +85,9 @@ def progress_of(result: SearchResult) -> Progress | None:
     best: list[float | None] = []
     so_far: float | None = None
     for turn in result.history:
-        for row in turn.rows:
+        for row, share in zip(turn.rows, turn.shares, strict=True):
             reward = row["reward"]
-            allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            allowed = share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
             if reward is not None and allowed:
                 so_far = reward if so_far is None else max(so_far, reward)
             rewards.append(reward)
@@ -102,7 +96,7 @@ def progress_of(result: SearchResult) -> Progress | None:
 
 
 def search_report(folder: Path) -> RunReport:
-    """Return the report of a finished search from the folder of its run, or of the run that it is a part of."""
+    """Return the report of a finished search from the folder of its run."""
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
@@ -115,18 +109,14 @@ def search_report(folder: Path) -> RunReport:
         table = masks_table(env.table, masks, "Before and after")
     tried = set()
     for turn in result.history:
-        rows = turn.rows if turn.examples_share == 1.0 else ()
-        tried |= {(row["macs_saved"], row["loss"]) for row in rows if row["loss"] is not None}
+        tried |= {(row["macs_saved"], row["loss"]) for row in turn.complete_rows if row["loss"] is not None}
     answer = None if result.loss is None else (result.macs_saved, result.loss)
     on_masks = () if env is None else (env.table, env.scorer.split)
     statistics = dict(result.statistics)
     if not statistics and env is not None:
         values = env.scorer.observation().reshape(env.n_layers, -1).astype(float)
         statistics = {each.name: values[:, column].tolist() for column, each in enumerate(env.scorer.statistics)}
-    commands = []
-    if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
-        defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
-        commands = [rerun_command(folder, "agents", defaults)]
+    defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
     return RunReport(
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),
@@ -138,7 +128,7 @@ def search_report(folder: Path) -> RunReport:
         cost=CostChart.of(sorted(tried), answer, *on_masks),
         statistics=statistics or None,
         name=f"run {folder.name}",
-        commands=commands,
+        commands=[rerun_command(folder, "agents", defaults)],
         versions=result.versions,
     )
 

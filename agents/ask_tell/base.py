@@ -59,6 +59,8 @@ class Agent(ABC):
             evaluation. The answer always satisfies the budget.
         examples_share: Fraction (0..1] of the reward examples on which the masks of the last `ask` are scored. Such a mask
             costs that fraction of an evaluation, and its reward is not comparable to others.
+        races: Whether a search may report an estimated reward of a mask that is clearly worse than the best one so far,
+            from a part of the reward examples. That is for agents that need only the best masks exactly.
         draws: Whether the agent depends on the seed.
         statistics_read: Layer statistics that its choices depend on. The masks that a model scores for them
             (`das_gym.problem.statistics.masks_needed`) count as evaluations.
@@ -75,6 +77,7 @@ class Agent(ABC):
 
     min_masks: ClassVar[int] = 1
     free_budget: ClassVar[bool] = False
+    races: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     examples_share: float = 1.0
     statistics_read: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ from das_gym.problem.mask_space import MaskSpace
 class RandomSearch(Agent):
     """Random masks, no mask twice; the baseline to beat."""
 
+    races: ClassVar[bool] = True
+
     def ask(self, n: int) -> Masks:
         """Return (m, n_layers) masks that were not scored before, m = n while there are enough."""
         return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.rewards)

@@ -103,6 +103,7 @@ class Bayes(Agent):
     """
 
     free_budget: ClassVar[bool] = True
+    races: ClassVar[bool] = True
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_positive, masks_of_keys
@@ -31,6 +31,8 @@ class Evolution(Agent):
         max_swaps: Largest number of swaps, at least 1.
         stages: Rising fractions of the reward examples, the last 1.
     """
+
+    races: ClassVar[bool] = True
 
     def __init__(
         self,

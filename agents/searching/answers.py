@@ -41,4 +41,4 @@ def better(rows: Sequence[Row]) -> Row:
 
 def is_scored(mask: Sequence[int], turns: Sequence[Turn]) -> bool:
     """Return True if a mask, 0/1 per layer, was scored on all reward examples in one of the turns."""
-    return any(row["mask"] == list(mask) for turn in turns if turn.examples_share == 1.0 for row in turn.rows)
+    return any(row["mask"] == list(mask) for turn in turns for row in turn.complete_rows)

@@ -45,6 +45,9 @@ class SearchConfig(BudgetSettings):
         agent_kwargs: Hyperparameters of the agent, as in `agent_kwargs.learning_rate=10`. `python -m agents list` shows
             them.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
+        racing: Whether a mask is scored on an eighth, a quarter and half of the reward examples first, and dropped when it
+            is clearly worse than the best one so far (`das_gym.agents.searching.racing`). None means where the reward
+            allows it, for agents that need only the best masks exactly. `evaluations` count masks on all examples.
         save_every: Turns between checkpoints, at least 1.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
 
@@ -64,6 +67,7 @@ class SearchConfig(BudgetSettings):
     masks_per_turn: int = 3
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    racing: bool | None = None
     save_every: int = 1
     action: str | None = choice(None, ACTION_MODES)
 

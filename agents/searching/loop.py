@@ -8,17 +8,28 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
 from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, is_algorithm, with_defaults
 from das_gym.agents.searching.answers import better, is_scored, score_answers
 from das_gym.agents.searching.config import SearchConfig, with_costs
-from das_gym.agents.searching.record import CHECKPOINT, Checkpoint, OnTurn, SearchedBy, SearchResult, Turn, best_row
+from das_gym.agents.searching.racing import Race
+from das_gym.agents.searching.record import (
+    CHECKPOINT,
+    Checkpoint,
+    OnTurn,
+    SearchedBy,
+    SearchResult,
+    Turn,
+    best_row,
+    spent,
+)
 from das_gym.agents.searching.scorer import MaskScorer, open_scorer
 from das_gym.agents.searching.setup import accepts_hyperparameter, make_search_agent
 
 from das_gym.commands.progress import progress
 from das_gym.files import explain_damage
-from das_gym.problem.budget import Floats, pick_budget
+from das_gym.problem.budget import Floats, Masks, pick_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 
@@ -65,6 +76,8 @@ def search(
         best = best_row(history, config.mask_kwargs)
         rows = score_answers(scorer, answer(agent, config.agent), best)
         found = better(rows)
+        if best is not None and scorer.racing_examples is not None:
+            best = rows[-1]  # in the batches of the environment, which may be padded otherwise than the blocks of a race
         more = 0 if is_scored(rows[0]["mask"], history) else 1
         about = SearchedBy(config.agent_settings(), agent.statistics_read, agent.free_budget, more)
         result = SearchResult.of(config, scorer, found, best or found, history, about)
@@ -87,6 +100,7 @@ def run_turns(
     with progress(1, "measuring layer statistics", unit="step") as bar:
         agent = agent_of(config, scorer, scorer.statistics)
         bar.update()
+    race = race_of(config, scorer, agent)
     history: list[Turn] = []
     if resume and folder is not None:
         checkpoint = Checkpoint.load(folder, config, len(scorer.layer_names))
@@ -94,38 +108,67 @@ def run_turns(
             with explain_damage(folder / CHECKPOINT, "start a new search"):
                 agent.load_state_dict(checkpoint.agent)
                 scorer.set_state(checkpoint.scorer)
+                if race is not None:
+                    race.load_state_dict(checkpoint.race)
             history = list(checkpoint.turns)
     if on_turn is not None:
         for turn in history:
             on_turn(turn)
     # A mask scored on a share of the examples costs that share. Less than one full evaluation is not spent.
-    while (left := math.floor(config.evaluations - sum(turn.cost for turn in history))) > 0:
+    while (left := math.floor(config.evaluations - spent(history))) > 0:
         masks = ask(agent, config.agent, min(left, config.masks_per_turn))
         if len(masks) == 0:
             break
-        share = agent.examples_share  # read before `tell`, which sets it for the next masks
-        rewards, scores = scorer.score(masks, share)
-        agent.tell(masks, rewards)
-        skip = agent.skip_probabilities()
-        probabilities = None if skip is None else skip.tolist()
-        history.append(Turn.of(masks, rewards, scores, skip_probabilities=probabilities, examples_share=share))
+        history.append(run_turn(agent, scorer, race, masks))
         if folder is not None and len(history) % config.save_every == 0:
-            Checkpoint(agent.state_dict(), scorer.get_state(), tuple(history)).save(folder, config)
+            state = {} if race is None else race.state_dict()
+            Checkpoint(agent.state_dict(), scorer.get_state(), state, tuple(history)).save(folder, config)
         if on_turn is not None:
             on_turn(history[-1])
     return agent, history
 
 
-def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
-    """Make the scorer and the agent of a search, and discard them: their errors come before anything is scored.
+def run_turn(agent: Agent, scorer: MaskScorer, race: Race | None, masks: Masks) -> Turn:
+    """Score the masks that an agent has asked for, (m, n_layers) bool, and report their rewards."""
+    share = agent.examples_share  # read before `tell`, which sets it for the next masks
+    if race is not None and share == 1.0:
+        raced = race.score(masks)
+        rewards, scores, shares = raced.rewards, raced.scores, raced.shares
+    else:
+        rewards, scores = scorer.score(masks, share)
+        shares = np.full(len(masks), share)
+    agent.tell(masks, rewards)
+    return Turn.of(masks, rewards, scores, shares, agent.skip_probabilities())
 
-    Without `problem`, this loads model and data; the search finds them in the cache of `load_problem`.
+
+def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | None:
+    """Return the race of a search; None if every mask is scored on all examples.
+
+    Raises:
+        ValueError: `racing` is True, but masks cannot be scored on single examples, or the reward is not of the losses.
+    """
+    wanted = agent.races if config.racing is None else config.racing
+    if scorer.racing_examples is None:
+        if config.racing:
+            raise ValueError(
+                "`racing` is not supported here: got True, but it needs a model or a table with every example, "
+                "`reward_batches=fixed`, and a reward of the loss. Leave it out"
+            )
+        return None
+    race = Race(scorer, agent.space)
+    return race if wanted and race.has_stages else None
+
+
+def check_search(config: SearchConfig) -> None:
+    """Make the scorer and the agent of a search, and discard them: their errors come before a run is created.
+
+    This loads model and data; the search finds them in the cache of `load_problem`.
     """
     if is_algorithm(config.agent):
         cls, known = find_algorithm(config.agent)
         choose_action(known, config.action)
         with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn, problem=problem)) as scorer:
+    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn)) as scorer:
         if not is_algorithm(config.agent):
             agent_of(config, scorer, {})
 

@@ -48,7 +48,8 @@ class Turn:
 
     Attributes:
         skip_probabilities: The agent's after the turn; None if it has none.
-        examples_share: Fraction of the reward examples that the masks were scored on.
+        shares: Share (0..1] of the reward examples that each mask was scored on. The loss of a mask that a race has dropped
+            is the incumbent's plus the mean difference on that share, see `das_gym.agents.searching.racing`.
     """
 
     masks: list[list[int]]
@@ -57,17 +58,26 @@ class Turn:
     metric: list[float | None]
     macs: list[int]
     macs_saved: list[float]
+    shares: list[float]
     skip_probabilities: list[float] | None = None
-    examples_share: float = 1.0
 
     @classmethod
-    def of(cls, masks: np.ndarray, rewards: np.ndarray, scores: Mapping[str, np.ndarray], **rest: Any) -> Turn:
-        """Return a turn from (m, n_layers) masks, their (m,) rewards and `SCORES`."""
+    def of(
+        cls,
+        masks: np.ndarray,
+        rewards: np.ndarray,
+        scores: Mapping[str, np.ndarray],
+        shares: np.ndarray | float = 1.0,
+        skip_probabilities: np.ndarray | None = None,
+    ) -> Turn:
+        """Return a turn from (m, n_layers) masks, their (m,) rewards and `SCORES`, and the share of each or of all."""
         columns: dict[str, Any] = {name: plain_numbers(scores[name]) for name in SCORES}
-        return cls(masks.astype(int).tolist(), plain_numbers(rewards), **columns, **rest)
+        columns["shares"] = np.broadcast_to(shares, len(masks)).tolist()
+        columns["skip_probabilities"] = None if skip_probabilities is None else skip_probabilities.tolist()
+        return cls(masks.astype(int).tolist(), plain_numbers(rewards), **columns)
 
     def __post_init__(self) -> None:
-        for name in ("rewards", *SCORES):
+        for name in ("rewards", *SCORES, "shares"):
             if len(getattr(self, name)) != len(self.masks):
                 raise ValueError(f"a turn has {len(self.masks)} masks, but {len(getattr(self, name))} values of `{name}`")
         _check_masks(self.masks, len(self.masks[0]) if self.masks else 0)
@@ -75,13 +85,18 @@ class Turn:
     @property
     def cost(self) -> float:
         """Evaluations on all reward examples that the turn is worth."""
-        return len(self.masks) if self.examples_share == 1.0 else len(self.masks) * self.examples_share
+        return math.fsum(self.shares)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Each mask with its reward and scores."""
         columns = (self.masks, self.rewards, *(getattr(self, name) for name in SCORES))
         return [dict(zip(("mask", "reward", *SCORES), row, strict=True)) for row in zip(*columns, strict=True)]
+
+    @property
+    def complete_rows(self) -> list[dict[str, Any]]:
+        """`rows` of the masks that were scored on all reward examples."""
+        return [row for row, share in zip(self.rows, self.shares, strict=True) if share == 1.0]
 
     def known_scores(self) -> Scores:
         """Return the losses and metrics as the engine returns them: inf where a loss is not finite."""
@@ -107,12 +122,18 @@ def plain_numbers(values: np.ndarray) -> list[Any]:
 
 def masks_of(turns: Iterable[Turn]) -> int:
     """Return the evaluations that turns are worth, rounded up."""
-    return math.ceil(sum(turn.cost for turn in turns))
+    return math.ceil(spent(turns))
+
+
+def spent(turns: Iterable[Turn]) -> float:
+    """Return the evaluations on all reward examples that turns are worth."""
+    # rounded, so that eight eighths are one
+    return round(math.fsum(turn.cost for turn in turns), 9)
 
 
 def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the masks that may be an answer, each once, the best first: scored on all examples and within the budget."""
-    rows = [row for turn in turns if turn.examples_share == 1.0 for row in turn.rows]
+    rows = [row for turn in turns for row in turn.complete_rows]
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
     # The sort is stable: of masks with the same reward, the one that was scored first is the answer.
     allowed.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
@@ -129,7 +150,7 @@ def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchedBy:
-    """What a record says of the agent.
+    """The agent in a record.
 
     Attributes:
         agent_kwargs: Its hyperparameters.
@@ -275,11 +296,13 @@ class Checkpoint:
     """`Agent.state_dict()`; empty for an algorithm of Stable-Baselines3, which trains again."""
     scorer: Any
     """The scorer's `get_state()`, which determines the next examples; None if it has none."""
+    race: dict[str, Any]
+    """`Race.state_dict()`; empty without racing."""
     turns: tuple[Turn, ...]
 
     def save(self, folder: Path, config: Any) -> None:
         """Write it into a run folder, with the settings of the search (a dataclass)."""
-        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "scorer": self.scorer}
+        record = {"format": FORMAT, "config": asdict(config), "agent": self.agent, "scorer": self.scorer, "race": self.race}
         write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
 
     @classmethod
@@ -301,7 +324,7 @@ class Checkpoint:
                     "Give the same settings, or another folder"
                 )
         with explain_damage(path, "start a new search"):
-            checkpoint = build(cls, {name: record[name] for name in ("agent", "scorer", "turns")})
+            checkpoint = build(cls, {name: record[name] for name in ("agent", "scorer", "race", "turns")})
             if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
                 raise ValueError(f"its masks do not have {n_layers} layers")
         return checkpoint

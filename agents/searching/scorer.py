@@ -14,6 +14,7 @@ import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commands.commandline import format_command
+from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.envs.skip_env import EngineScorer
@@ -38,6 +39,8 @@ class MaskScorer(ABC):
         layer_names: Names of the skippable units, in mask order.
         macs_full: MACs of one example through the full model.
         scores_shares: Whether masks can be scored on a share of the reward examples.
+        racing_examples: Number of reward examples if masks can be scored on single ones, and the reward depends on the
+            losses alone; None otherwise.
         metric_name: What the metric measures.
         engine: What scores the masks if that is a model of das_gym; None for others.
         tabular: What scores the masks if that is a table; None for others.
@@ -46,6 +49,7 @@ class MaskScorer(ABC):
     layer_names: tuple[str, ...]
     macs_full: int
     scores_shares: bool = False
+    racing_examples: int | None = None
     metric_name: str = "metric"
     engine: EngineScorer | None = None
     tabular: TableScorer | None = None
@@ -69,6 +73,14 @@ class MaskScorer(ABC):
         Raises:
             ValueError: a share below 1 without `scores_shares`.
         """
+
+    def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
+        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on a block of the reward examples."""
+        raise NotImplementedError
+
+    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+        """Return what `score` returns for (m,) mean losses and metrics that `score_examples` gave."""
+        raise NotImplementedError
 
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:
@@ -111,6 +123,7 @@ class OwnScorer(MaskScorer):
         self.layer_names = scorer.layer_names
         self.macs_full = scorer.macs.full
         self.scores_shares = scorer.scores_shares
+        self.racing_examples = scorer.racing_examples
         self.metric_name = scorer.metric_name
         self.engine = scorer if isinstance(scorer, EngineScorer) else None
         self.tabular = scorer if isinstance(scorer, TableScorer) else None
@@ -126,8 +139,15 @@ class OwnScorer(MaskScorer):
         """See `MaskScorer.score`."""
         if share != 1.0 and not self.scores_shares:
             raise share_error()
-        rewards, info = self.scorer.score(masks, self._rng, share=share)
-        return rewards, {name: info[name] for name in (*SCORES, "feasible")}
+        return kept_scores(*self.scorer.score(masks, self._rng, share=share))
+
+    def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
+        """See `MaskScorer.score_examples`."""
+        return self.scorer.score_examples(masks, start, stop)
+
+    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+        """See `MaskScorer.rewards_of`."""
+        return kept_scores(*self.scorer.rewards_of(masks, losses, metrics))
 
     def cost_of(self, setting: str) -> MaskCost:
         """See `MaskScorer.cost_of`."""
@@ -168,7 +188,7 @@ class ForeignScorer(MaskScorer):
     """Scores masks in a vector environment of another package.
 
     It has `layer_names` and `macs_full`; each step ends all episodes, its actions are masks, and its `info` holds `SCORES`.
-    `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, say what it observes. `get_state` and
+    `cost_of` is needed for a budget by cost. `feature_names`, `<layer>/<statistic>`, name what it observes. `get_state` and
     `set_state` make a search resumable whose rewards change from step to step.
 
     Args:
@@ -287,6 +307,11 @@ def explained_errors(env_id: str) -> Iterator[None]:
         if str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point).startswith("das_gym."):
             raise
         raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id} ({error}), {OURS}") from error
+
+
+def kept_scores(rewards: Floats, info: Mapping[str, np.ndarray]) -> tuple[Floats, dict[str, np.ndarray]]:
+    """Return rewards, and of `info` what a search keeps."""
+    return rewards, {name: info[name] for name in (*SCORES, "feasible")}
 
 
 def share_error() -> ValueError:

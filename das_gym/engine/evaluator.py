@@ -179,6 +179,27 @@ class Evaluator:
             self._count_scored(len(masks), len(examples), each[0].sum(axis=1))
         return Scores(*each)
 
+    def evaluate_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> Scores:
+        """Score masks on a block of examples, one by one. What is kept of the full model stays from block to block.
+
+        Args:
+            masks: (m, n_layers) bool or 0/1, 1 = skipped.
+            examples: All examples, the same in each call.
+            start: First example of the block.
+            stop: The example after its last. The block is not padded to other examples.
+
+        Returns:
+            (m, stop - start) float64 losses in nats and metrics, NaN or inf of a broken example; nothing is cached.
+        """
+        masks = self._check_masks(masks, examples[start:stop])
+        self._forget_changed()
+        with self._timed_run(hash((_signature(examples), "in blocks"))):
+            each = self._score_block(masks, examples, start, stop)
+        self._spent.masks += len(masks) if start == 0 else 0
+        self._spent.examples += len(masks) * (stop - start)
+        self._spent.broken += int((~np.isfinite(each[0])).any(axis=1).sum())
+        return Scores(each[0], each[1])
+
     def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
         """Score the full model and pass each layer's input and output to a callback. The score is cached as for any mask.
 
@@ -238,6 +259,13 @@ class Evaluator:
             each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
         return each[:, 1:]
 
+    def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
+        """Return (2, m, stop - start) losses and metrics."""
+        each = np.zeros((2, len(masks), stop - start))
+        for rows, where, scores, _ in self._leaves(masks, examples[start:stop], first=start):
+            each[:, rows, where] = np.stack(scores)[:, None]  # equal masks share a leaf, and so a column of scores
+        return each
+
     def _score(
         self,
         masks: np.ndarray,
@@ -269,8 +297,9 @@ class Evaluator:
         divergences: bool = False,
         full_logits: list[Tensor] | None = None,
         watch: Watch | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[np.ndarray, slice, list[np.ndarray], Tensor | None]]:
-        """Walk the tree of masks over the examples, batch by batch.
+        """Walk the tree of masks over the examples, batch by batch; `first` is the place of the first one in the trunk.
 
         Yields:
             Rows of equal masks; which of the examples; their losses, metrics and, if requested, divergences, (n,) float64
@@ -282,12 +311,12 @@ class Evaluator:
         broken: dict[int, list[str]] = {}
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
-            trunk = partial(self._trunk.of, number)
+            trunk = partial(self._trunk.of, first + start)
             state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]
             is_first = True
-            known = partial(self._trunk.known, number) if watch is None else None
+            known = partial(self._trunk.known, first + start) if watch is None else None
             for rows, features in tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the full model

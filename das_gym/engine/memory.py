@@ -109,7 +109,7 @@ class TrunkMemory:
         self._examples = examples
 
     def known(self, batch: int, what: Any) -> Any:
-        """Return a kept result on a batch, or None."""
+        """Return a kept result on a batch, which is named by the place of its first example, or None."""
         return self._kept.get((batch, what))
 
     def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:

@@ -36,11 +36,20 @@ class Worker:
     def __init__(self) -> None:
         self._evaluator: Evaluator | None = None
 
-    def score(self, box: Sequence[Any], masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool) -> Answer:
-        """Return the scores of `Evaluator.evaluate_each` (with `each`) or `Evaluator.evaluate`, their cost, and warnings.
+    def score(
+        self,
+        box: Sequence[Any],
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        each: bool,
+        divergences: bool,
+        block: tuple[int, int] | None,
+    ) -> Answer:
+        """Return the scores of a call of `Evaluator`, their cost, and warnings.
 
-        `box` holds a Ray reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that is an
-        argument itself by its content, each time.
+        The call is `evaluate_block` with a `block`, `evaluate_each` with `each`, and `evaluate` otherwise. `box` holds a Ray
+        reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that is an argument itself by
+        its content, each time.
         """
         if self._evaluator is None:
             import ray
@@ -52,7 +61,9 @@ class Worker:
         evaluator.reset_spent()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if each:
+            if block is not None:
+                scores = evaluator.evaluate_block(masks, examples, *block)
+            elif each:
                 scores = evaluator.evaluate_each(masks, examples)
             else:
                 scores = evaluator.evaluate(masks, examples, divergences=divergences)
@@ -133,21 +144,32 @@ class ShardedEvaluator(Evaluator):
     def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         return self._share(masks, examples, True, True)
 
-    def _share(self, masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool) -> np.ndarray:
-        """Return (3, m) losses, metrics and divergences (0 unless requested), or (3, m, n_examples) with `each`."""
+    def _score_block(self, masks: np.ndarray, examples: Sequence[Any], start: int, stop: int) -> np.ndarray:
+        return self._share(masks, examples, True, False, (start, stop))[:2]
+
+    def _share(
+        self,
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        each: bool,
+        divergences: bool,
+        block: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Return (3, m) losses, metrics and divergences (0 unless requested), or (3, m, n) with `each`: of each example."""
         import ray
 
         workers, shared_examples = self._start(), ray.put(examples)
         shards = [rows for rows in np.array_split(tree_order(masks, self.vlp.stages), len(workers)) if len(rows)]
         pending = [
-            worker.score.remote(self._box, masks[rows], shared_examples, each, divergences)
+            worker.score.remote(self._box, masks[rows], shared_examples, each, divergences, block)
             for worker, rows in zip(workers, shards, strict=False)
         ]
         try:
             answers: list[Answer] = ray.get(pending)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what `Evaluator` itself would have raised
-        found = np.zeros((3, len(masks), len(examples)) if each else (3, len(masks)))
+        start, stop = block or (0, len(examples))
+        found = np.zeros((3, len(masks), stop - start) if each else (3, len(masks)))
         for rows, (scores, spent, warned) in zip(shards, answers, strict=True):
             parts = (scores.losses, scores.metrics, scores.divergences)
             for column, values in enumerate(parts):

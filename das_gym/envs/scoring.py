@@ -42,6 +42,8 @@ class Scorer(ABC):
     """
 
     position: int
+    reward_batches: str = "fixed"
+    batch_size: int
 
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
@@ -80,6 +82,23 @@ class Scorer(ABC):
     def scores_shares(self) -> bool:
         """Whether masks can be scored on a share of the reward examples; a table of means has all of them at once."""
         return True
+
+    @property
+    def racing_examples(self) -> int | None:
+        """Number of reward examples, if `score_examples` gives what decides the rewards of masks; None otherwise."""
+        can_race = self.scores_shares and self.reward_batches == "fixed" and self.objective.reward.of_losses
+        return self.batch_size if can_race else None
+
+    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
+        """Return (m, stop - start) losses and metrics of (m, n_layers) masks on some of the fixed examples."""
+        raise NotImplementedError
+
+    def rewards_of(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
+        """Return the rewards and `info` of masks with (m,) mean losses and metrics; no evaluation is counted."""
+        scores = Scores(losses, metrics, None, self.full_loss)
+        feasible = self.budget.is_kept_by(masks)
+        evaluations = np.full(len(masks), self.evaluations)
+        return self.objective.rewards(masks, scores), self._info(masks, scores, feasible, evaluations)
 
     def blocks(self) -> dict[str, Any] | None:
         """Return what `das_gym.problem.blocks.measure_blocks` returns of the full model; None if it is unknown."""

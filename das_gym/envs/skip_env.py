@@ -113,6 +113,10 @@ class EngineScorer(Scorer):
         fixed = self.reward_batches == "fixed"
         return self._evaluate(masks, self.fixed_examples[: len(places)] if fixed else self._examples(places))
 
+    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
+        """Score masks on a block of the fixed examples; see `Scorer.score_examples`."""
+        return self.problem.evaluator.evaluate_block(masks, self.fixed_examples, start, stop)
+
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score masks on the fixed examples; see `Scorer.measure_fixed`."""
         return self._evaluate(masks, self.fixed_examples)

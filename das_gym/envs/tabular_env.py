@@ -223,6 +223,10 @@ class ExampleScorer(TableScorer):
         """Score on the examples of the next step; see `Scorer.measure`."""
         return self._on(self.next_places(rng, share), self.table.rows(masks))
 
+    def score_examples(self, masks: np.ndarray, start: int, stop: int) -> Scores:
+        """See `Scorer.score_examples`."""
+        return self._each.each(np.arange(start, stop), self.table.rows(masks))
+
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score on the first examples; see `Scorer.measure_fixed`."""
         return self._on(np.arange(self.batch_size), self.table.rows(masks))

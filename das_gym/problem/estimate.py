@@ -83,11 +83,10 @@ def in_words(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> bool:
-    """Print the estimate of a command; return True if its settings ask for nothing else.
+def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
+    """Print the estimate of a command with the settings `estimate` and `resume`; `plan` measures its parts, if any.
 
-    `settings` has `estimate` and `resume`; `plan` measures the parts of the command, if any. A resumed run and several
-    processes print none.
+    A resumed run and several processes print none. `estimate=True` raises SystemExit: nothing else is to happen.
     """
     if settings.estimate is not False and settings.resume is None and world_size() == 1:
         parts = plan()
@@ -95,7 +94,8 @@ def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> bool:
             print(format_estimate(parts, peak_bytes()))
         elif settings.estimate:
             print("estimate: no model has to run")
-    return bool(settings.estimate)
+    if settings.estimate:
+        raise SystemExit(0)
 
 
 def peak_bytes() -> int:

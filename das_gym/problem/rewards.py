@@ -34,6 +34,8 @@ class Reward:
             deterministic.
         needs_divergences: Whether it reads `Scores.divergences`.
         needs_full_loss: Whether it reads `Scores.full_loss`.
+        of_losses: Whether it falls with the loss, and depends on nothing else of a mask. Searches then compare masks example
+            by example, and stop early at those that are clearly worse.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Reward:
     compute: Callable[[Scores], np.ndarray]
     needs_divergences: bool = False
     needs_full_loss: bool = False
+    of_losses: bool = False
 
     @property
     def formula(self) -> str:
@@ -109,9 +112,9 @@ def neg_kl(scores: Scores) -> np.ndarray:
 REWARDS: dict[str, Reward] = {
     reward.name: reward
     for reward in (
-        Reward("exp_neg_loss", 0.0, 1.0, exp_neg_loss),
-        Reward("neg_loss", -MAX_LOSS, 0.0, neg_loss),
-        Reward("perplexity_ratio", 0.0, 2.0, perplexity_ratio, needs_full_loss=True),
+        Reward("exp_neg_loss", 0.0, 1.0, exp_neg_loss, of_losses=True),
+        Reward("neg_loss", -MAX_LOSS, 0.0, neg_loss, of_losses=True),
+        Reward("perplexity_ratio", 0.0, 2.0, perplexity_ratio, needs_full_loss=True, of_losses=True),
         Reward("metric", 0.0, 1.0, metric),
         Reward("neg_kl", -MAX_LOSS, 0.0, neg_kl, needs_divergences=True),
     )

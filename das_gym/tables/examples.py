@@ -102,6 +102,12 @@ class ExampleScores:
         metrics[~np.isfinite(losses)] = 0.0
         return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
 
+    def each(self, places: np.ndarray, masks: np.ndarray) -> Scores:
+        """Return (n_masks, n_places) float64 losses and metrics of some masks, by row, on some of the examples."""
+        losses = self.losses[places][:, masks].T.astype(np.float64)
+        metrics = self.metric_values[self.metrics[places][:, masks]].T.astype(np.float64)
+        return Scores(losses, metrics)
+
     def group_sizes(self, count: int) -> np.ndarray:
         """Return the number of examples in each of `count` groups: (count,) int64."""
         return np.bincount(self.groups, minlength=count)

@@ -108,6 +108,27 @@ def test_masks_start_after_known_front_stages(new_world, monkeypatch):
     check((7, 10), layer_runs=7, stages=after_front)
 
 
+def test_blocks_of_examples_score_as_all_of_them_do(meter):
+    """The trunk keeps the full model's layers of both blocks: a second mask runs only the layers after its first skip."""
+    evaluator = meter.evaluator(trunk_bytes=2**30)
+    first, last = np.zeros((2, 1, 12), dtype=bool)
+    first[0, 0] = last[0, 5] = True
+    whole = meter.evaluator().evaluate_each(first, meter.examples)
+    middle, end = len(meter.examples) // 2, len(meter.examples)
+    blocks = [
+        evaluator.evaluate_block(first, meter.examples, *ends) for ends in ((0, middle), (middle, len(meter.examples)))
+    ]
+    for name in ("losses", "metrics"):
+        found = np.concatenate([getattr(each, name) for each in blocks], axis=1)
+        np.testing.assert_allclose(found, getattr(whole, name), atol=1e-5)
+    evaluator.evaluate_block(np.zeros((1, 12), dtype=bool), meter.examples, 0, middle)
+    evaluator.evaluate_block(np.zeros((1, 12), dtype=bool), meter.examples, middle, end)
+    before = evaluator.spent.layer_runs
+    evaluator.evaluate_block(last, meter.examples, 0, middle)
+    assert evaluator.spent.layer_runs - before == 0  # layer 5 and layer 11 share the last stage, and read the full model
+    assert evaluator.spent.masks == 3
+
+
 # ---- caches
 
 

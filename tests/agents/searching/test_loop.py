@@ -198,7 +198,7 @@ def test_search_counts_masks_on_fewer_examples_as_less(small_kwargs, tmp_path):
     env_kwargs = {**small_kwargs, "reward_examples": 8}
     settings = SearchConfig(agent="evolution", agent_kwargs=STAGED, env_kwargs=env_kwargs, masks_per_turn=4, evaluations=8)
     result = search(settings, tmp_path)
-    assert [(len(turn.masks), turn.examples_share) for turn in result.history] == [(4, 0.5), (2, 1.0)] * 2
+    assert [turn.shares for turn in result.history] == [[0.5] * 4, [1.0] * 2] * 2
     assert result.evaluations == 8
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **small_kwargs, reward_examples=4)
     cheap = []

@@ -77,4 +77,4 @@ def test_validate_reports_a_broken_record(change, text, tmp_path):
         validate(SearchResult.load(tmp_path))
     for masks, rewards in (([[1, 0], [0, 1]], [0.5]), ([[1, 0], [0]], [0.5] * 2), ([[1, 7]], [0.5])):
         with pytest.raises(ValueError, match="mask"):
-            Turn(masks, rewards, rewards, rewards, [9] * len(masks), [0.1] * len(masks))
+            Turn(masks, rewards, rewards, rewards, [9] * len(masks), [0.1] * len(masks), [1.0] * len(masks))

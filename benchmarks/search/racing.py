@@ -1,0 +1,248 @@
+"""What racing saves: the cost and processor time of `bayes` with and without it.
+
+    python -m benchmarks.search.racing tables --cache FOLDER            losses of all masks of 4 of 12 units, by example
+    python -m benchmarks.search.racing race --cache FOLDER --seeds 60   searches on these tables
+    python -m benchmarks.search.racing race --cache FOLDER --train      stages and z, on the seeds that they were chosen on
+    python -m benchmarks.search.racing live --cache FOLDER --seeds 5    searches of models, with their processor time
+    python -m benchmarks.search.racing live --problems llava smolvlm_sublayers --seeds 3
+
+A search scores 120 masks. Costs are in masks scored on all reward examples. On tables, each seed has its own order of the
+examples; on models it is the task's. `to the optimum` is until the best mask was scored on all examples; where it is unknown
+(24 units), until the best mask of that search and the one without racing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.agents.ask_tell.base import ask
+from das_gym.agents.searching.loop import run_turn
+from das_gym.agents.searching.racing import LEAST, STAGES, Race, Z
+from das_gym.agents.searching.scorer import SCORES, MaskScorer, OwnScorer
+from das_gym.agents.searching.setup import make_search_agent
+
+from das_gym.drawing.table import markdown_table
+from das_gym.engine.scores import Scores
+from das_gym.envs.skip_env import EngineScorer
+from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_space import MaskSpace
+
+MASKS = 120
+MASKS_PER_TURN = 3
+SKIPPED = 4
+TEST_SEEDS = range(700, 760)
+TRAIN_SEEDS = range(400, 430)
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "meter_vqa": {"model": "METER", "task": "vqa"},
+    "meter_nlvr2": {"model": "METER", "task": "nlvr2"},
+    "meter_retrieval": {"model": "METER", "task": "retrieval"},
+    "vilt_vqa": {"model": "ViLT", "task": "vqa"},
+    "vilt_nlvr2": {"model": "ViLT", "task": "nlvr2"},
+    "vilt_retrieval": {"model": "ViLT", "task": "retrieval"},
+}
+ANSWERING: dict[str, dict[str, Any]] = {
+    "llava": {"model": "VLM", "task": "answering", "checkpoint": "llava_mini"},
+    "smolvlm_sublayers": {"model": "VLM", "task": "answering", "units": "sublayers"},
+}
+
+VARIANTS = (
+    ((), Z, LEAST),
+    (STAGES, Z, LEAST),
+    ((1 / 4,), 1.64, LEAST),
+    ((1 / 4, 1 / 2), 2.0, LEAST),
+    (STAGES, 2.0, LEAST),
+    (STAGES, 3.0, LEAST),
+    ((1 / 16, *STAGES), 2.5, 16),
+    ((1 / 16, *STAGES), 3.0, 16),
+)
+"""Stages, z and the fewest examples of a stage; the first is without racing, the second what searches do."""
+
+
+class LossTable(MaskScorer):
+    """Scores masks by a table of their losses on each example; the reward is exp(-loss).
+
+    Args:
+        masks: (m, n_layers) bool.
+        losses: (m, n_examples) of each example.
+    """
+
+    statistics = {}  # noqa: RUF012 - empty, and never written to
+
+    def __init__(self, masks: Masks, losses: Floats) -> None:
+        self.layer_names = tuple(f"unit.{index}" for index in range(masks.shape[1]))
+        self.macs_full = masks.shape[1]
+        self.losses = losses
+        self.racing_examples = losses.shape[1]
+        self._rows = {mask.tobytes(): row for row, mask in enumerate(masks)}
+
+    def rows(self, masks: Masks) -> list[int]:
+        """Return the rows of masks in the table."""
+        return [self._rows[mask.tobytes()] for mask in masks]
+
+    def score(self, masks: Masks, share: float = 1.0) -> tuple[Floats, dict[str, np.ndarray]]:
+        """See `MaskScorer.score`."""
+        del share
+        means = self.losses[self.rows(masks)].mean(axis=1)
+        return self.rewards_of(masks, means, np.zeros(len(masks)))
+
+    def score_examples(self, masks: Masks, start: int, stop: int) -> Scores:
+        """See `MaskScorer.score_examples`."""
+        losses = self.losses[self.rows(masks), start:stop]
+        return Scores(losses, np.zeros_like(losses))
+
+    def rewards_of(self, masks: Masks, losses: Floats, metrics: Floats) -> tuple[Floats, dict[str, np.ndarray]]:
+        """See `MaskScorer.rewards_of`."""
+        counts = masks.sum(axis=1)
+        return np.exp(-losses), dict(zip(SCORES, (losses, metrics, counts, counts / masks.shape[1]), strict=True))
+
+    def cost_of(self, setting: str) -> MaskCost:
+        """See `MaskScorer.cost_of`; a table of losses has none."""
+        raise ValueError(f"`{setting}` is not supported by a table of losses")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search: after each turn the masks so far, their cost, processor seconds, and the lowest loss on all examples."""
+
+    masks: Floats
+    costs: Floats
+    seconds: Floats
+    best: Floats
+
+    def at(self, loss: float) -> int | None:
+        """Return the first turn after which a mask of this loss, or a lower one, was scored on all examples."""
+        reached = np.flatnonzero(self.best <= loss + 1e-6)
+        return int(reached[0]) if len(reached) else None
+
+
+def run_search(scorer: MaskScorer, stages: Sequence[float], z: float, least: int, seed: int) -> Searched:
+    """Search with `bayes` for `MASKS` masks; without `stages`, without racing."""
+    space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
+    agent = make_search_agent("bayes", space, seed, {}, scorer.statistics, scorer.blocks)
+    race = Race(scorer, space, stages, z, least) if stages else None
+    rows, best, masks, cost = [], np.inf, 0, 0.0
+    started = time.process_time()
+    while masks < MASKS:
+        turn = run_turn(agent, scorer, race, ask(agent, "bayes", MASKS_PER_TURN))
+        masks += len(turn.masks)
+        cost += turn.cost
+        best = min([best, *(row["loss"] for row in turn.complete_rows)])
+        rows.append((masks, cost, time.process_time() - started, best))
+    return Searched(*np.array(rows).T)
+
+
+def example_losses(problem: Problem) -> tuple[Masks, Floats]:
+    """Return all masks of `SKIPPED` units, and their losses on each reward example."""
+    n = len(problem.layer_names)
+    masks = np.zeros((0, n), dtype=bool)
+    chosen = list(itertools.combinations(range(n), SKIPPED))
+    masks = np.zeros((len(chosen), n), dtype=bool)
+    np.put_along_axis(masks, np.array(chosen), True, axis=1)
+    examples = EngineScorer(problem, {"skip_num": SKIPPED}).fixed_examples
+    return masks, problem.evaluator.evaluate_block(masks, examples, 0, len(examples)).losses
+
+
+def load_table(folder: Path, name: str) -> tuple[Masks, Floats]:
+    """Return masks and losses of a problem from a folder, or compute and store them."""
+    path = folder / f"{name}.npz"
+    if not path.is_file():
+        masks, losses = example_losses(load_problem(ProblemConfig(**PROBLEMS[name])))
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, masks=masks, losses=losses.astype(np.float32))
+    stored = np.load(path)
+    return stored["masks"], stored["losses"].astype(np.float64)
+
+
+def race_tables(folder: Path, names: Iterable[str], seeds: Sequence[int], variants: Sequence[Any]) -> list[list[str]]:
+    """Return a row for each problem and variant: searches on tables."""
+    rows = []
+    for name in names:
+        masks, losses = load_table(folder, name)
+        optimum = float(losses.mean(axis=1).min())
+        for stages, z, least in variants:
+            found = []
+            for seed in seeds:
+                order = np.random.default_rng(seed).permutation(losses.shape[1])
+                found.append(run_search(LossTable(masks, losses[:, order]), stages, z, least, seed))
+            rows.append(table_row(name, variant_name(stages, z), found, [optimum] * len(found), False))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def race_live(folder: Path | None, names: Iterable[str], seeds: Sequence[int]) -> list[list[str]]:
+    """Return two rows for each problem, without and with racing: searches of the model, one after the other."""
+    rows = []
+    for name in names:
+        problem = load_problem(ProblemConfig(**{**PROBLEMS, **ANSWERING}[name]))
+        known = None if name in ANSWERING or folder is None else float(load_table(folder, name)[1].mean(axis=1).min())
+        found: dict[Any, list[Searched]] = {variant: [] for variant in VARIANTS[:2]}
+        for seed in seeds:
+            for variant, searches in found.items():
+                problem.evaluator.forget()  # nothing that one search has scored helps another; encoder outputs stay
+                searches.append(run_search(OwnScorer(EngineScorer(problem, {"skip_num": SKIPPED})), *variant, seed))
+        ends = np.array([[each.best[-1] for each in searches] for searches in found.values()])
+        targets = ends.max(axis=0).tolist() if known is None else [known] * len(seeds)
+        for (stages, z, _), searches in found.items():
+            rows.append(table_row(name, variant_name(stages, z), searches, targets, True))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def variant_name(stages: Sequence[float], z: float) -> str:
+    """Return how a row names a variant: `1/8, 1/4, 1/2; z = 2.5`."""
+    return f"{', '.join(f'1/{round(1 / share)}' for share in stages)}; z = {z:g}" if stages else "none"
+
+
+def table_row(name: str, variant: str, found: Sequence[Searched], targets: Sequence[float], timed: bool) -> list[str]:
+    """Return a row of the table; `targets` are the losses that count as the optimum, by search."""
+    turns = [each.at(target) for each, target in zip(found, targets, strict=True)]
+    reached = [(each, turn) for each, turn in zip(found, turns, strict=True) if turn is not None]
+    regret = np.mean([each.best[-1] - target for each, target in zip(found, targets, strict=True)])
+    row = [name, variant, f"{len(reached)} of {len(found)}", f"{regret:.5f}"]
+    row.append(f"{np.median([each.costs[turn] for each, turn in reached]):.1f}" if reached else "-")
+    row.append(f"{np.mean([each.costs[-1] for each in found]):.1f}")
+    if timed:
+        row.append(f"{np.median([each.seconds[turn] for each, turn in reached]):.1f}" if reached else "-")
+        row.append(f"{np.mean([each.seconds[-1] for each in found]):.1f}")
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is asked for, and print a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search.racing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("tables", "race", "live"))
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
+    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--train", action="store_true", help="all variants, on the training seeds")
+    given = parser.parse_args(arguments)
+    if given.what != "live" and given.cache is None:
+        parser.error("--cache is needed")
+    head = ["problem", "stages", "optimum", "mean regret", "median cost to it", "cost of 120 masks"]
+    seeds = (TRAIN_SEEDS if given.train else TEST_SEEDS)[: given.seeds]
+    if given.what == "tables":
+        for name in given.problems:
+            load_table(given.cache, name)
+    elif given.what == "race":
+        rows = race_tables(given.cache, given.problems, seeds, VARIANTS if given.train else VARIANTS[:2])
+        print(*markdown_table(head, rows), sep="\n")
+    else:
+        head += ["median seconds to it", "seconds of 120 masks"]
+        print(*markdown_table(head, race_live(given.cache, given.problems, seeds)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Racing: which masks are dropped, what the agent is told, and what the record says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from das_gym.agents import Budget, MaskSpace, SearchConfig, SearchResult, search
+from das_gym.agents.searching.racing import Race
+from das_gym.agents.searching.scorer import SCORES, OwnScorer
+from das_gym.agents.searching.validate import validate
+from synthetic import ENV_ID, StopError, stop_after
+
+from benchmarks.search.racing import LossTable
+from das_gym.envs.skip_env import EngineScorer
+from das_gym.problem.loading import Problem
+from das_gym.problem.mask_space import every_mask
+from tests.made_up_suite import made_up_table
+
+N_EXAMPLES = 64
+SPACE = MaskSpace(Budget(4, skip_num=1))
+MASKS = np.eye(4, dtype=bool)
+
+
+def race_of(rows, **settings) -> Race:
+    """Return a race of masks with these losses, (m, N_EXAMPLES), with stages of 16 and 32 examples."""
+    losses = np.array(rows, dtype=float)
+    return Race(LossTable(MASKS[: len(losses)], losses), SPACE, **{"stages": (1 / 4, 1 / 2), "least": 16, **settings})
+
+
+def test_race_drops_a_mask_that_is_clearly_worse_and_tells_its_mean_difference():
+    rng = np.random.default_rng(0)
+    base = rng.random(N_EXAMPLES)
+    worse = base + rng.normal(0.5, 0.1, N_EXAMPLES)
+    race = race_of([base, worse])
+    assert race.score(MASKS[:1]).shares.tolist() == [1.0]  # there is nothing to compare it with
+    raced = race.score(MASKS[1:2])
+    assert raced.shares.tolist() == [0.25]
+    told = base.mean() + (worse - base)[:16].mean()
+    np.testing.assert_allclose(raced.scores["loss"], [told])
+    np.testing.assert_allclose(raced.rewards, [np.exp(-told)])
+
+
+@pytest.mark.parametrize(("shift", "share"), [(0.24, 1.0), (0.26, 0.25)])
+def test_race_gives_the_benefit_of_the_doubt_by_the_standard_error(shift: float, share: float):
+    """Differences of shift + 0.4 and shift - 0.4 in turns: s = 0.4 * sqrt(16 / 15) / 4 * sqrt(3 / 4) after 16 examples."""
+    base = np.ones(N_EXAMPLES)
+    other = base + shift + 0.4 * (-1.0) ** np.arange(N_EXAMPLES)
+    race = race_of([base, other], z=0.25 / 0.0894427, stages=(1 / 4,))
+    race.score(MASKS[:1])
+    assert race.score(MASKS[1:2]).shares.tolist() == [share]
+
+
+def test_race_promotes_better_masks_and_drops_broken_ones():
+    base = np.linspace(1.0, 2.0, N_EXAMPLES)
+    broken = np.where(np.arange(N_EXAMPLES) == 3, np.nan, base)
+    race = race_of([base, base - 0.5, broken, base - 0.25])
+    race.score(MASKS[:1])
+    assert race.score(MASKS[1:3]).shares.tolist() == [1.0, 0.25]
+    assert race.score(MASKS[2:3]).rewards.tolist() == [0.0]
+    assert race.score(MASKS[3:]).shares.tolist() == [0.25]  # better than the first, worse than the second
+    again = race_of([base, base - 0.5, broken, base - 0.25])
+    again.load_state_dict(json.loads(json.dumps(race.state_dict())))
+    assert again.score(MASKS[3:]).scores["loss"].tolist() == race.score(MASKS[3:]).scores["loss"].tolist()
+
+
+def test_race_compares_masks_off_the_budget_with_those_of_as_many_units():
+    base = np.linspace(1.0, 2.0, N_EXAMPLES)
+    masks = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0]], dtype=bool)
+    race = Race(LossTable(masks, np.array([base, base + 1, base + 2, base + 3])), SPACE, (1 / 4,), least=16)
+    assert [race.score(mask[None]).shares[0] for mask in masks] == [1.0, 1.0, 1.0, 0.25]
+
+
+def test_race_of_a_model_agrees_with_its_environment(small_problem: Problem):
+    scorer = OwnScorer(EngineScorer(small_problem, {"skip_num": 2}, reward_examples=12))
+    masks = every_mask(6, 2)
+    raced = Race(scorer, MaskSpace(Budget(6, 2)), (1 / 2,), least=6).score(masks)
+    rewards, scores = scorer.score(masks)
+    np.testing.assert_allclose(raced.rewards, rewards, atol=1e-6)
+    for name in SCORES:
+        np.testing.assert_allclose(raced.scores[name], scores[name], atol=1e-5)
+
+
+def test_search_records_the_share_of_each_mask_and_resumes_exactly(tmp_path: Path):
+    made_up_table(8, 3, examples=240).save(tmp_path / "table.npz")
+    env_kwargs = {"table": str(tmp_path / "table.npz"), "reward_examples": 240}
+    raced = SearchConfig("DAS-METER-VQA-Tabular-v0", skip_num=3, env_kwargs=env_kwargs, evaluations=12, seed=1)
+    result = search(raced, tmp_path / "whole")
+    shares = [share for turn in result.history for share in turn.shares]
+    assert {0.25, 1.0} <= set(shares) <= {0.25, 0.5, 1.0}  # an eighth would have 30 examples
+    assert 12 >= sum(shares) > 11
+    assert len(shares) > 12
+    complete = [row for turn in result.history for row in turn.complete_rows]
+    assert result.mask in [row["mask"] for row in complete]
+    assert result.reward == pytest.approx(max(row["reward"] for row in complete), abs=1e-5)
+    assert validate(SearchResult.load(tmp_path / "whole")) == []
+    with pytest.raises(StopError):
+        search(raced, tmp_path / "stopped", on_turn=stop_after(3))
+    search(raced, tmp_path / "stopped", resume=True)
+    for name in ("search.json", "search_history.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env_id": ENV_ID},
+        {"env_id": "DAS-METER-VQA-Tabular-v0"},
+        {"reward_batches": "cycle"},
+        {"reward": "metric"},
+    ],
+)
+def test_search_names_racing_where_it_is_impossible(small_kwargs: dict[str, str], settings: dict[str, str]):
+    env_id = settings.pop("env_id", None)
+    env_kwargs = {} if env_id else {**small_kwargs, **settings}
+    config = SearchConfig(env_id or "DAS-METER-VQA-v0", skip_num=2, racing=True, env_kwargs=env_kwargs, evaluations=2)
+    with pytest.raises(ValueError, match="`racing`"):
+        search(config)
