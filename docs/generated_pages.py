@@ -16,7 +16,7 @@ from figures import search_figure
 from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, SUITE_IDS, EnvEntry, find_class, many_objectives
+from das_gym.registration import MODELS, SUITE_IDS, TASKS, EnvEntry, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -90,14 +90,18 @@ def overview() -> str:
 
 def environment_page(entry: EnvEntry) -> str:
     """Describe an environment: its parts, a figure if it has a table, and its docstring."""
-    needed = "" if entry.bundled else ", supernet=..."
+    needs_data = TASKS[entry.task].needs_data
+    needed = "" if entry.bundled else ", data_root=..." if needs_data else ", supernet=..."
     facts = {
         "made by": f'`gymnasium.make("{entry.id}"{needed})`, many at once by `gymnasium.make_vec` with `num_envs=...`',
         "model": f"`{entry.model}` ({find_class(MODELS[entry.model].vlp).__doc__.splitlines()[0].rstrip('.')})",
         "task": f"`{entry.task}`: {entry.data}",
         "named config": f"`python -m agents with {entry.short}`",
     }
-    if entry.table is None:
+    if needs_data:
+        facts["data"] = "none are bundled, see [data](../data.md#text)"
+        lines = []
+    elif entry.table is None:
         facts["supernet"] = f"none is bundled: `python -m adapt supernet with {entry.short}` trains one"
         lines = []
     else:
