@@ -20,19 +20,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.choosing import (
+    Choice,
     ChoosingSettings,
+    choice_of,
     choose,
     named_configs,
+    scored_problem,
+    search_config,
     search_first,
-    search_values,
 )
 from das_gym.adapt.estimate import adapt_parts, search_first_parts
 from das_gym.adapt.evaluate import RANKED_IMAGES
-from das_gym.adapt.finetune import cut, finetune, load_base_model, load_reference
-from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, finish_run, limit_test
+from das_gym.adapt.finetune import Start, cut, finetune, load_reference, load_start
+from das_gym.adapt.report import (
+    BASELINE,
+    FULL_MODEL,
+    IN_WORDS,
+    SUBNET,
+    TunedModelResult,
+    command_record,
+    compare,
+    keep_subnet,
+    limit_test,
+    report_of,
+    write_answers,
+)
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
 from das_gym.adapt.training import Log, TrainingConfig, add_prefix, check_ranges
+from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
@@ -44,7 +61,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.config import ProblemConfig, ProblemSettings
 from das_gym.problem.estimate import Part, print_estimate
-from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts
+from das_gym.problem.loading import AdaptedModel, check_prompts
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task
 from das_gym.text import escape_control_chars
@@ -92,49 +109,35 @@ class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
         return dataclasses.replace(self.train, seed=self.seed)
 
 
-def prepare(settings: AdaptSettings) -> AdaptSettings:
-    """Load the model, reject settings that cannot be fine-tuned, and search if no mask is given."""
-    choice = None if settings.needs_search else choose(settings)
-    config = settings.problem_config if choice is None else choice.problem
-    check_problem(config)
-    base, splits = load_base_model(config)
-    check_training(base.backbone, base.task, settings.training, settings.train.itm_weight)
-    if choice is not None:
-        check_prompts(base.backbone, config)
-        base.backbone.vlp.check_mask(choice.mask)
-        print_estimate(settings, lambda: adapt_parts(settings, base, splits, choice.mask))
-        return settings
-    check_test_images(base.task, splits.test)
-    values = search_values(settings, settings.search)
-    if values.get("agent", "bayes") == "bayes" and len(base.backbone.vlp.layers) <= FEW_LAYERS:
-        values.setdefault("evaluations", EVALUATIONS)
-
-    def parts() -> list[Part]:
-        searching, mask = search_first_parts(values)
-        return [*searching, *adapt_parts(settings, base, splits, mask)]
-
-    print_estimate(settings, parts)
-    return dataclasses.replace(settings, search_run=search_first(values))
+def check(settings: AdaptSettings) -> None:
+    """Raise for a search that cannot be used and for a missing supernet; no model is loaded."""
+    choice = choose(settings)
+    problem = settings.problem_config if choice is None else choice.problem
+    _ = problem.supernet_path
 
 
-def adapt(settings: AdaptSettings, run: Run) -> float:
-    """Fine-tune, evaluate and save; the test metric of the subnet is the result."""
-    choice, folder = choose(settings), required_folder(run)
+def adapt(settings: AdaptSettings, run: Run) -> float | None:
+    """Search if no mask is given, fine-tune, evaluate and save; the test metric of the subnet is the result."""
+    choice = choose(settings)
+    problem = settings.problem_config if choice is None else choice.problem
+    start = load_start(problem, searches=choice is None)
+    search = None if choice is not None else search_of(settings, start)
+    check_start(start, settings, choice, search)
+    if print_estimate(settings, lambda: plan(settings, start, choice, search)):
+        return None
+    folder = required_folder(run)
+    if choice is None:
+        assert search is not None
+        choice = choice_of(search_first(search, run, folder, settings.resume is not None, start.problem), problem)
     if choice.remark:
         print(escape_control_chars(choice.remark))
-    base, splits = load_base_model(choice.problem)
-    splits = limit_test(splits, base.task, settings.test_examples)
-    check_test_images(base.task, splits.test)
-    mask, nothing = choice.mask, np.zeros_like(choice.mask)
-    models = {SUBNET: cut(base, mask)}
-    if settings.references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
-        models[FULL_MODEL] = cut(base, nothing)
-    models[BASELINE] = cut(base, nothing, adapters=False)
+    models = cut_models(start.model, choice.mask, settings.references)
+    splits = limit_test(start.splits, start.model.task, settings.test_examples)
     config, description = resolve_defaults(settings.training, models[SUBNET])
     print(description)
     untrained = () if settings.references else (BASELINE,)
     trained = {name: model for name, model in models.items() if name not in untrained}
-    bundled = train(trained, choice.problem, splits, config, folder, run.log_scalar)
+    bundled = train(trained, problem, splits, config, folder, run.log_scalar)
     if not is_main_process():
         return 0.0
     info = dataclasses.asdict(config)
@@ -142,16 +145,61 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     if FULL_MODEL in models:
         models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
         artifacts = [FULL_MODEL_FILE]
-    parts = run, folder, settings, models, choice.problem, splits, info, RECORD, "fine-tuned"
-    rows = finish_run(*parts, untrained, bundled, artifacts)
+    rows = compare(models, splits, settings.rank_images, untrained, bundled)
+    report = report_of(rows, problem, "fine-tuned", models[SUBNET])
+    write_answers(folder, rows, start.model.task, splits.test)
+    record = command_record(settings, rows, splits, report)
+    report.print()
+    keep_subnet(run, folder, models[SUBNET], info, record, RECORD, artifacts)
+    log_rows(rows, run.log_scalar)
+    print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
+    return rows[SUBNET].metric
+
+
+def check_start(start: Start, settings: AdaptSettings, choice: Choice | None, search: SearchConfig | None) -> None:
+    """Raise for what the loaded model and its data cannot do, before masks are searched or anything is trained."""
+    backbone, task = start.model.backbone, start.model.task
+    check_training(backbone, task, settings.training, settings.train.itm_weight)
+    if choice is not None:
+        backbone.vlp.check_mask(choice.mask)
+        check_prompts(start.model, start.splits)
+    if search is not None:
+        check_search(search, scored_problem(search, start.problem))
+    check_test_images(task, limit_test(start.splits, task, settings.test_examples).test)
+
+
+def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
+    """Return the search that runs first; on a small model, our own agent scores fewer masks."""
+    few = len(start.model.backbone.vlp.layers) <= FEW_LAYERS and settings.search.get("agent", "bayes") == "bayes"
+    return search_config(settings, {"evaluations": EVALUATIONS} if few else {}, settings.search)
+
+
+def plan(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig | None) -> list[Part]:
+    """Return the parts of the run, for its estimate."""
+    if choice is not None or search is None:
+        return adapt_parts(settings, start.model, start.splits, choice.mask)
+    searching, mask = search_first_parts(search, scored_problem(search, start.problem))
+    return [*searching, *adapt_parts(settings, start.model, start.splits, mask)]
+
+
+def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[str, AdaptedModel]:
+    """Return the models of the table, copies that can be trained: the subnet and what it is compared with."""
+    nothing = np.zeros_like(mask)
+    models = {SUBNET: cut(base, mask)}
+    if references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
+        models[FULL_MODEL] = cut(base, nothing)
+    models[BASELINE] = cut(base, nothing, adapters=False)
+    return models
+
+
+def log_rows(rows: Mapping[str, TunedModelResult], log: Log) -> None:
+    """Log the numbers of each model to Sacred."""
     for row in rows.values():
         record = row.record()
         numbers = {f"test.{name}": value for name, value in (row.evaluation.numbers if row.evaluation else {}).items()}
         numbers |= {name: record[name] for name in LOGGED if record[name] is not None}
         for name, value in numbers.items():
-            run.log_scalar(f"{row.name}.{name}", float(value))
-    print(f"Next: {format_command('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
-    return rows[SUBNET].metric
+            log(f"{row.name}.{name}", float(value))
 
 
 def train(
@@ -183,5 +231,5 @@ def check_test_images(task: Task, test: Sequence[Any]) -> None:
     require_readable(image for pair in task.pairs(test) for image in pair.images)
 
 
-ex = RecordedCommand("adapt", AdaptSettings, adapt, named_configs, prepare=prepare)
+ex = RecordedCommand("adapt", AdaptSettings, adapt, named_configs, check)
 """`python -m adapt`."""

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.pareto_experiment import RECORD as FRONT
-from das_gym.agents.search_experiment import agent_configs, run_search
-from das_gym.agents.search_experiment import ex as search_command
-from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.search_experiment import agent_configs, search_in_run
+from das_gym.agents.searching.config import SearchConfig, SearchSettings
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commands.commandline import format_command
@@ -21,6 +20,7 @@ from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
+from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
 
@@ -81,13 +81,13 @@ def named_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), **{name: {"search": settings} for name, settings in agent_configs().items()}}
 
 
-def choose(settings: Any) -> Choice:
-    """Return the mask that the settings choose: of a command with `ChoosingSettings` and `ProblemSettings`."""
+def choose(settings: Any) -> Choice | None:
+    """Return the mask that the settings of a command choose; None if they leave it to a search in the command's own run."""
     problem = settings.problem_config
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), problem)
     if settings.search_run is None:
-        raise ValueError("no mask: give mask=[...] or search_run=<id>")
+        return None
     return choice_from_run(settings.runs_dir, settings.search_run, changed_settings(problem), settings.point)
 
 
@@ -101,11 +101,8 @@ def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: in
         what, resume = ("search", "front")[point is not None], format_command(command, f"resume={run}")
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished {what} (`{resume}` continues one)")
     if point is None:
-        search = vars(SearchResult.load(path))
-        mask, remark = best_mask(search)
-        seen = [np.array(row["mask"], dtype=bool) for row in best_rows(search["history"], search["env_kwargs"])]
-        others = tuple(other for other in seen if (other != mask).any())
-        return Choice(mask, _recorded_problem(search, path, given), remark, others)
+        result = SearchResult.load(path)
+        return choice_of(result, _recorded_problem(vars(result), path, given))
     front = read_front(path)
     if point >= len(front["points"]):
         raise ValueError(f"point={point}: the front of run {run} has points 0..{len(front['points']) - 1}; use one of them")
@@ -166,25 +163,43 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     )
 
 
-def search_values(settings: Any, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of `python -m agents` for a search on a command's model and data; later overrides win."""
+def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
+    """Return the search of a command's own model and data; later overrides win."""
     own = changed_settings(settings.problem_config)
     model, task = own.pop("model", settings.model), own.pop("task", settings.task)
-    values = {name: getattr(settings, name) for name in ("runs_dir", "plugins", "seed")}
-    # The command prints one estimate for its search and what follows.
-    values |= {"env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs"), "estimate": False}
+    values = {"seed": settings.seed, "env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs")}
     for each in overrides:
         values = merge(values, each)
-    return values
+    return build(SearchSettings, values).search_config()
 
 
-def search_first(values: Mapping[str, Any], setting: str = "search_run") -> int:
-    """Run a search as a separate run, on the main process only, and return its id, which `setting` of the command takes."""
-    try:
-        return run_on_main_process(lambda: int(run_search(values)[0]))
-    except KeyboardInterrupt as interrupt:
-        if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
-            interrupt.add_note(f"Resume with: {command}")
-            done = f"{setting}={search_command.current_run._id}"
-            interrupt.add_note(f"and then repeat this command with {done} in place of the settings of the search")
-        raise
+def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:
+    """Return the loaded problem if it scores the masks of a search; None if another environment does, such as a table."""
+    config = None if problem is None else problem.backbone.config
+    if config is None or search.env_id != find_environment(config.model, config.task).id:
+        return None
+    return problem
+
+
+def search_first(
+    config: SearchConfig, run: Any, folder: Path, resumed: bool, problem: Problem | None, prefix: str = "search."
+) -> SearchResult:
+    """Return the result of a search in a folder of a command's run, on all processes; the main one searches.
+
+    A search that has ended there is not repeated. `problem` is the command's own, if it is loaded.
+    """
+    problem = scored_problem(config, problem)
+
+    def search() -> SearchResult:
+        if (folder / RECORD).is_file():
+            return SearchResult.load(folder)
+        return search_in_run(config, run, folder, resumed, problem, prefix)
+
+    return run_on_main_process(search)
+
+
+def choice_of(result: SearchResult, problem: ProblemConfig) -> Choice:
+    """Return the mask that a search of a problem found."""
+    mask, remark = best_mask(vars(result))
+    seen = [np.array(row["mask"], dtype=bool) for row in best_rows(result.history, result.env_kwargs)]
+    return Choice(mask, problem, remark, tuple(other for other in seen if (other != mask).any()))

@@ -8,7 +8,7 @@ python -m adapt compare with data_root=DIR supernet=FILE           on custom dat
 python -m adapt compare with resume=9                              continue run 9, which was stopped
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
-searched first, in separate runs: on the bundled table if one exists, else on the supernet. Random masks are trained for
+searched first: on the bundled table if one exists, else on the supernet. Random masks are trained for
 comparison. compare.json in this run's folder has every training; `python -m agents report 9` shows the table.
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from das_gym.adapt.adapt_experiment import check_test_images
-from das_gym.adapt.choosing import choice_from_run, search_first, search_values
+from das_gym.adapt.choosing import choice_from_run, choice_of, search_config, search_first
 from das_gym.adapt.compare.record import (
     MASKED,
     RECORD,
@@ -35,24 +35,36 @@ from das_gym.adapt.compare.record import (
     report_of,
 )
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
+from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
-from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.config import SearchConfig, SearchSettings
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import library_versions, runs_dir_words
 from das_gym.commands.settings import choice, nested
 from das_gym.commands.trust import imported_plugins
+from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
-from das_gym.problem.loading import check_problem, check_prompts, keep_backbone, load_splits, task_class
+from das_gym.problem.loading import (
+    AdaptedModel,
+    Problem,
+    check_prompts,
+    copy_backbone,
+    find_supernet,
+    load_backbone,
+    load_splits,
+    problem_of,
+    supernet_model,
+)
 from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.text import counted
@@ -129,27 +141,19 @@ class CompareSettings(ProblemSettings):
         return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
 
 
-def prepare(settings: CompareSettings) -> CompareSettings:
-    """Reject settings that the model does not support, then search a mask for every number of layers."""
-    problem = settings.problem_config
-    backbone = keep_backbone(problem)
-    vlp = backbone.vlp
-    check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
-    settings = with_methods(settings, vlp)
-    needed = [k for k in settings.nums_to_search if str(k) not in settings.searches]
-    if needed:
-        check_problem(problem)
-    n_layers = len(vlp.layers)
-    if max(settings.nums_to_search, default=0) > n_layers:
+def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[Any]) -> None:
+    """Raise for settings that the loaded model does not support."""
+    vlp = model.backbone.vlp
+    check_training(model.backbone, model.task, settings.train, settings.train.itm_weight)
+    if max(settings.nums_to_search, default=0) > len(vlp.layers):
         raise ValueError(
-            f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{n_layers}, the layers of the model"
+            f"`skip_nums` is out of range: got {list(settings.skip_nums)}, expected 0..{len(vlp.layers)}, the layers of the "
+            "model"
         )
-    check_prompts(backbone, problem)
-    # Searches come last, since all that can be rejected should be rejected before them.
-    found = dict(settings.searches)
-    for k in needed:
-        found[str(k)] = search_first(values_for_search(settings, k), f"searches.{k}")
-    return dataclasses.replace(settings, searches=found)
+    if any(str(k) not in settings.searches for k in settings.nums_to_search):
+        _ = settings.problem_config.supernet_path  # raises where it is missing
+    check_prompts(model, splits)
+    check_test_images(model.task, splits.test)
 
 
 def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
@@ -169,26 +173,31 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
     return dataclasses.replace(settings, methods=tuple(having))
 
 
-def values_for_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
-    """Return settings of `python -m agents` for masks that skip `skip_num` layers: on the bundled table, if one exists."""
-    values = {**search_values(settings), "skip_num": skip_num}
+def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
+    """Return the search of masks that skip `skip_num` layers: on the bundled table, if one exists."""
+    problem = settings.problem_config
     entry = find_environment(settings.model, settings.task)
-    is_bundled = not changed_settings(settings.problem_config).keys() - {"model", "task", "device"}
-    if is_bundled and entry.table is not None:
-        # A table needs no model, and so no device.
-        values.pop("device", None)
-        values["env_id"] = entry.tabular_id
-    return {**values, **settings.search}
+    is_bundled = not changed_settings(problem).keys() - {"model", "task", "device"}
+    config = search_config(settings, {"skip_num": skip_num}, settings.search)
+    if not is_bundled or entry.table is None or "env_id" in settings.search:
+        return config
+    # A table needs no model, and so no device.
+    env_kwargs = {name: value for name, value in config.env_kwargs.items() if name != "device"}
+    return dataclasses.replace(config, env_id=entry.tabular_id, env_kwargs=env_kwargs)
 
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
     """Train and measure all methods, print and save the table; return the best score (of DAS, if it takes part)."""
-    folder, problem = required_folder(run), settings.problem_config
+    problem = settings.problem_config
     splits = load_splits(problem)
+    base = with_new_head(load_backbone(problem), problem.task, splits)
+    settings = with_methods(settings, base.backbone.vlp)
+    check_model(settings, base, splits)
+    folder = required_folder(run)
     training = dataclasses.replace(settings.train, seed=settings.seed)
-    context = ComparisonContext(problem, splits, training, folder, settings.test_examples, run.log_scalar)
-    check_test_images(context.task, splits.test)
-    variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
+    context = ComparisonContext(base, splits, training, folder, settings.test_examples, run.log_scalar)
+    masks = find_masks(settings, base, splits, run)
+    variants = method_variants(settings.methods, settings.method_settings, masks)
     layers = context.base.backbone.vlp.layers
     names, architecture = [layer.name for layer in layers], Architecture.of_layers(layers)
     rates = settings.learning_rates or GRID
@@ -241,17 +250,33 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     return max(found)
 
 
-def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...]]:
-    """Return the masks that the searches found, by number of skipped layers."""
+def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any], run: Run) -> dict[int, tuple[int, ...]]:
+    """Return a mask for each number of skipped layers: of the search that is named, or of one in a folder of this run.
+
+    `base` and `splits` are the loaded model, untrained, and its data.
+    """
+    folder = required_folder(run)
+    config = settings.problem_config
+    n_layers = len(base.backbone.vlp.layers)
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
+    problem: Problem | None = None
     for k in settings.nums_to_search:
-        run = settings.searches[str(k)]
-        mask = choice_from_run(settings.runs_dir, run, changed_settings(settings.problem_config)).mask
+        source = settings.searches.get(str(k))
+        if source is None:
+            search = search_of(settings, k)
+            if problem is None and search.env_id == find_environment(config.model, config.task).id:
+                supernet = supernet_model(config, find_supernet(config), splits, copy_backbone(base.backbone))
+                problem = problem_of(supernet, splits, config)
+            name = f"search_{k}"
+            result = search_first(search, run, folder / name, settings.resume is not None, problem, f"{name}.")
+            mask = choice_of(result, config).mask
+        else:
+            mask = choice_from_run(settings.runs_dir, source, changed_settings(config)).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
-            raise ValueError(f"searches.{k}={run} skips {int(mask.sum())} of {len(mask)} layers")
+            raise ValueError(f"searches.{k}={source} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
 
 
-ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems, prepare=prepare)
+ex = RecordedCommand("adapt compare", CompareSettings, compare, named_problems)
 """`python -m adapt compare`."""

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,18 @@ from das_gym.adapt.evaluate import RANKED_IMAGES
 from das_gym.adapt.finetune import copy_model
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, finish_run, limit_test
+from das_gym.adapt.report import (
+    BASELINE,
+    FULL_MODEL,
+    SUBNET,
+    baseline_of,
+    command_record,
+    compare,
+    keep_subnet,
+    limit_test,
+    report_of,
+    write_answers,
+)
 from das_gym.adapt.subnets import JOINT_RECORD
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit
@@ -105,60 +116,70 @@ class JointSearchSettings(ProblemSettings):
         )
 
 
-@lru_cache(maxsize=1)
-def _load(problem: ProblemConfig, pipeline: DASSettings, seed: int) -> tuple[AdaptedModel, Splits[Any], Tensor]:
-    """Return the untrained model, its data, and the random state from which its copies are trained."""
-    splits = load_splits(problem)
-    return new_model(problem, splits, pipeline, seed), splits, torch.get_rng_state()
+@dataclass(frozen=True)
+class Untrained:
+    """The untrained model, its data, and the random state from which its copies are trained."""
 
+    model: AdaptedModel
+    splits: Splits[Any]
+    random_state: Tensor
 
-def _load_copy(settings: JointSearchSettings) -> tuple[AdaptedModel, Splits[Any]]:
-    """Return a copy of the untrained model, which is loaded once, and its data; restore the random state."""
-    base, splits, random_state = _load(settings.problem_config, settings.pipeline, settings.seed)
-    # Each training draws the random numbers that it would draw if it had loaded the model itself.
-    torch.set_rng_state(random_state)
-    return copy_model(base), splits
+    @classmethod
+    def load(cls, settings: JointSearchSettings) -> Untrained:
+        """Load what the settings name."""
+        splits = load_splits(settings.problem_config)
+        model = new_model(settings.problem_config, splits, settings.pipeline, settings.seed)
+        return cls(model, splits, torch.get_rng_state())
 
+    def copy(self) -> AdaptedModel:
+        """Return a copy of the model, and restore the random state."""
+        # Each training draws the random numbers that it would draw if it had loaded the model itself.
+        torch.set_rng_state(self.random_state)
+        return copy_model(self.model)
 
-def prepare(settings: JointSearchSettings) -> JointSearchSettings:
-    """Load the model. Reject a `skip_num` above its number of layers, and a loss that it has no head for."""
-    pipeline = settings.pipeline
-    base, _, _ = _load(settings.problem_config, pipeline, settings.seed)
-    n_layers = len(base.backbone.vlp.layers)
-    if pipeline.skip_num > n_layers:
-        raise ValueError(
-            f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
-        )
-    if pipeline.itm_weight:
-        base.task.matching_loss(base.backbone.heads)
-    check_prompts(base.backbone, settings.problem_config)
-    return settings
+    def check(self, pipeline: DASSettings) -> None:
+        """Reject a `skip_num` above the number of layers, a loss that has no head, and prompts that are too long."""
+        n_layers = len(self.model.backbone.vlp.layers)
+        if pipeline.skip_num > n_layers:
+            raise ValueError(
+                f"`das.skip_num` is out of range: got {pipeline.skip_num}, expected 0..{n_layers}, the layers of the model"
+            )
+        if pipeline.itm_weight:
+            self.model.task.matching_loss(self.model.backbone.heads)
+        check_prompts(self.model, self.splits)
 
 
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
-    folder, problem, pipeline = required_folder(run), settings.problem_config, settings.pipeline
-    mask = _search(settings, folder, run.log_scalar)
+    problem = settings.problem_config
+    pipeline = settings.pipeline
+    untrained = Untrained.load(settings)
+    untrained.check(pipeline)
+    folder = required_folder(run)
+    mask = _search(settings, untrained, folder, run.log_scalar)
     nothing = np.zeros_like(mask)
-    models = {SUBNET: _finetune(settings, SUBNET, mask, folder, run.log_scalar)}
+    models = {SUBNET: _finetune(settings, untrained, SUBNET, mask, folder, run.log_scalar)}
     if settings.references:
-        models[FULL_MODEL] = _finetune(settings, FULL_MODEL, nothing, folder, run.log_scalar)
+        models[FULL_MODEL] = _finetune(settings, untrained, FULL_MODEL, nothing, folder, run.log_scalar)
     # Others have trained their share of each step, and evaluation is not divided.
     if not is_main_process():
         return 0.0
-    full, splits = _load_copy(settings)
-    splits = limit_test(splits, full.task, settings.test_examples)
-    if settings.references:
-        full = models[FULL_MODEL]
-    else:
+    full = models[FULL_MODEL] if settings.references else untrained.copy()
+    if not settings.references:
         full.backbone.vlp.prune(nothing)
         full.backbone.vlp.freeze()
     models[BASELINE] = baseline_of(full)
-    info = dataclasses.asdict(pipeline)
+    splits = limit_test(untrained.splits, full.task, settings.test_examples)
+    rows = compare(models, splits, settings.rank_images, untrained=[BASELINE])
+    report = report_of(rows, problem, "searched while adapters trained, then fine-tuned", models[SUBNET])
     found = read_json(folder / FOUND)
-    content = {"format": "das_gym das 1", "pipeline": info, "search": found, "charts": charts_of(found["turns"])}
-    parts = run, folder, settings, models, problem, splits, info, JOINT_RECORD
-    rows = finish_run(*parts, "searched while adapters trained, then fine-tuned", [BASELINE], **content)
+    report = dataclasses.replace(report, **charts_of(found["turns"]))
+    write_answers(folder, rows, full.task, splits.test)
+    info = dataclasses.asdict(pipeline)
+    content = {"format": "das_gym das 1", "pipeline": info, "search": found}
+    record = {**command_record(settings, rows, splits, report), **content}
+    report.print()
+    keep_subnet(run, folder, models[SUBNET], info, record, JOINT_RECORD)
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
         search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
@@ -174,11 +195,11 @@ def charts_of(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"progress": progress, "heat": Heat.of(probabilities)}
 
 
-def _search(settings: JointSearchSettings, folder: Path, log: Log) -> np.ndarray:
+def _search(settings: JointSearchSettings, untrained: Untrained, folder: Path, log: Log) -> np.ndarray:
     """Return the found mask; from this run's file, if it was found before the run was stopped."""
     pipeline = settings.pipeline
     if not run_on_main_process((folder / FOUND).is_file):
-        model, splits = _load_copy(settings)
+        model, splits = untrained.copy(), untrained.splits
         names = tuple(layer.name for layer in model.backbone.vlp.layers)
         space = MaskSpace(Budget(len(names), pipeline.skip_num))
         training = Training(model, splits, pipeline, settings.seed, settings.train)
@@ -203,13 +224,16 @@ def _search(settings: JointSearchSettings, folder: Path, log: Log) -> np.ndarray
         return np.array(found["mask"], dtype=bool)
 
 
-def _finetune(settings: JointSearchSettings, name: str, mask: np.ndarray, folder: Path, log: Log) -> AdaptedModel:
+def _finetune(
+    settings: JointSearchSettings, untrained: Untrained, name: str, mask: np.ndarray, folder: Path, log: Log
+) -> AdaptedModel:
     """Return a model without the layers of a mask, trained as the settings say; a stopped training continues."""
-    (model, splits), pipeline = _load_copy(settings), settings.pipeline
+    model = untrained.copy()
+    pipeline = settings.pipeline
     if pipeline.finetune_from == "search":
         Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
     model.backbone.vlp.prune(mask)
-    training = Training(model, splits, pipeline, settings.seed, settings.train)
+    training = Training(model, untrained.splits, pipeline, settings.seed, settings.train)
     checkpoint = folder / f"{LOGGED[name]}.pt"
     finetune_subnet(training, checkpoint, add_prefix(LOGGED[name], log), settings.save_every, name)
     model.backbone.vlp.freeze()
@@ -227,5 +251,5 @@ def named_configs() -> dict[str, dict[str, Any]]:
     return {**named_problems(), RECIPES[1]: {"recipe": RECIPES[1], "rank_images": None}}
 
 
-ex = RecordedCommand("adapt das", JointSearchSettings, run_pipeline, named_configs, prepare=prepare)
+ex = RecordedCommand("adapt das", JointSearchSettings, run_pipeline, named_configs)
 """`python -m adapt das`."""

@@ -10,7 +10,7 @@ With gradient checkpointing, activations are the hidden states before each layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +21,14 @@ from das_gym.adapt.finetune import cut, find_reference
 from das_gym.adapt.report import BASELINE, FULL_MODEL, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
 from das_gym.agents.search_experiment import search_parts
-from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.scorer import open_scorer
 
-from das_gym.commands.settings import build
 from das_gym.data.splits import Splits
 from das_gym.problem.budget import pick_budget
 from das_gym.problem.estimate import Part, seconds_of, time_encoders, time_examples
 from das_gym.problem.latency import BLOCKS, RUNS
-from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.loading import AdaptedModel, Problem
 from das_gym.problem.mask_space import MaskSpace
 
 COUNTED = 20_000
@@ -39,10 +38,9 @@ WARM_UPS = 2
 """Runs of a block of `measure_latency` that are not counted."""
 
 
-def search_first_parts(values: Mapping[str, Any]) -> tuple[list[Part], np.ndarray]:
+def search_first_parts(config: SearchConfig, problem: Problem | None) -> tuple[list[Part], np.ndarray]:
     """Return the parts of the search that runs first, and a random mask that stands for its answer."""
-    config = build(SearchSettings, values).search_config()
-    scorer = open_scorer(config.env_id, config.mask_kwargs)
+    scorer = open_scorer(config.env_id, config.mask_kwargs, problem=problem)
     budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
     nothing = np.zeros(budget.n_layers, dtype=bool)
     mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))
@@ -54,7 +52,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
-    problem = settings.problem_config
+    problem = model.backbone.config or settings.problem_config
     rng = torch.get_rng_state()  # the run has to draw what it would have drawn without an estimate
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, step_loss.activation_bytes()

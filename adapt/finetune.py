@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ from das_gym.problem.config import COMPUTE_SETTINGS, ProblemConfig
 from das_gym.problem.loading import (
     AdaptedModel,
     Backbone,
-    find_supernet,
-    keep_backbone,
+    Problem,
+    copy_backbone,
+    load_backbone,
     load_problem,
     load_splits,
     new_head,
+    problem_of,
     task_class,
+    without_training,
 )
 from das_gym.registration import MODELS
 
@@ -43,23 +46,37 @@ WITHOUT_EFFECT = (
 """Settings that do not change what fine-tuning learns, except for rounding."""
 
 
-def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
-    """Return the full model before fine-tuning, and its data.
+@dataclass(frozen=True)
+class Start:
+    """What fine-tuning starts from, loaded once.
 
-    It is the model of `load_problem`, with the supernet's parameters. Without a supernet it has new adapters and the model's
-    own head; a problem that is loaded afterwards shares its frozen weights. Do not train it: `cut` makes copies.
+    Attributes:
+        model: The full model before fine-tuning. `cut` makes copies; it is not trained itself.
+        splits: Its data.
+        problem: Scores masks for a search; None if it was not asked for.
     """
-    if find_supernet(config) is None:
-        return _new_model(config)
-    problem = load_problem(config)
-    return AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits
+
+    model: AdaptedModel
+    splits: Splits[Any]
+    problem: Problem | None = None
 
 
-@lru_cache(maxsize=1)
-def _new_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
-    splits, backbone = load_splits(config), keep_backbone(config)
+def load_start(config: ProblemConfig, searches: bool = False) -> Start:
+    """Load model and data for fine-tuning, with `searches` for a search as well.
+
+    With a supernet, both use its parameters. Without one, fine-tuning starts from new adapters and the model's own head, and
+    a search skips layers of the model as it is; frozen weights are shared.
+    """
+    if config.supernet_path is not None:
+        problem = load_problem(config)
+        return Start(AdaptedModel(problem.backbone, problem.head, problem.task), problem.splits, problem)
+    splits = load_splits(config)
+    backbone = load_backbone(config)
+    scored = None
+    if searches:
+        scored = problem_of(without_training(copy_backbone(backbone), config.task, splits), splits, config)
     torch.manual_seed(0)  # the head of every copy starts from the same values
-    return with_new_head(backbone, config.task, splits), splits
+    return Start(with_new_head(backbone, config.task, splits), splits, scored)
 
 
 def with_new_head(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
@@ -84,8 +101,8 @@ def cut(base: AdaptedModel, mask: np.ndarray, adapters: bool = True) -> AdaptedM
 
 
 def cut_subnet(problem: ProblemConfig, mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_base_model`."""
-    return cut(load_base_model(problem)[0], mask, adapters)
+    """Return a new subnet of a mask, ready to be fine-tuned: `cut` of the model of `load_start`."""
+    return cut(load_start(problem).model, mask, adapters)
 
 
 def copy_model(model: AdaptedModel) -> AdaptedModel:
@@ -93,7 +110,7 @@ def copy_model(model: AdaptedModel) -> AdaptedModel:
     vlp = model.backbone.vlp
     # `deepcopy` keeps what its memo holds by id.
     shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
-    copied, head = copy.deepcopy((vlp, model.head), shared)
+    copied, head = copy.deepcopy((vlp, model.head), shared)  # together: a head may be a part of the model
     return AdaptedModel(dataclasses.replace(model.backbone, vlp=copied), head, model.task)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -297,39 +296,41 @@ def limit_test(splits: Splits[Any], task: Task, count: int | None) -> Splits[Any
     return splits if count is None else dataclasses.replace(splits, test=shuffled(task, splits.test, count))
 
 
-def finish_run(
-    run: Any,
-    folder: Path,
-    settings: Any,
-    models: Mapping[str, AdaptedModel],
-    problem: ProblemConfig,
-    splits: Splits[Any],
-    info: Mapping[str, Any],
-    record_name: str,
-    done: str,
-    untrained: Collection[str] = (),
-    from_package: Collection[str] = (),
-    artifacts: Sequence[str] = (),
-    charts: Mapping[str, Any] = MappingProxyType({}),
-    **content: Any,
-) -> dict[str, TunedModelResult]:
-    """Evaluate the models, save the subnet with the record, and print the table; return what was measured."""
-    rows, subnet = compare(models, splits, settings.rank_images, untrained, from_package), models[SUBNET]
-    report = dataclasses.replace(report_of(rows, problem, done, subnet), **charts)
-    assert report.table is not None
-    write_answers(folder, rows, subnet.task, splits.test)
-    record = {
+def command_record(
+    settings: Any, rows: Mapping[str, TunedModelResult], splits: Splits[Any], report: RunReport
+) -> dict[str, Any]:
+    """Return the record of a command that fine-tuned, as JSON values."""
+    return {
         "settings": recorded_command(settings),
         "models": [row.record() for row in rows.values()],
         "left_out": len(splits.left_out),
         "report": report.record(),
-        **content,
     }
-    path = save(subnet, folder, info, record, record_name)  # the record last: a run with a record is complete
-    for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`: the run is complete now
+
+
+def keep_subnet(
+    run: Any,
+    folder: Path,
+    subnet: AdaptedModel,
+    info: Mapping[str, Any],
+    record: Mapping[str, Any],
+    name: str,
+    artifacts: Sequence[str] = (),
+) -> None:
+    """Save the subnet and the record `name`, and remove the checkpoints: the run is complete.
+
+    Args:
+        run: Sacred's run, which gets the files and `artifacts` of the folder.
+        folder: Folder of the run.
+        subnet: The fine-tuned subnet.
+        info: How it was made, JSON values.
+        record: What `command_record` returns.
+        name: File name of the record.
+        artifacts: Names of more files.
+    """
+    path = save(subnet, folder, info, record, name)  # the record last: a run with a record is complete
+    for checkpoint in folder.glob("*.pt"):  # of trainings, for `resume`
         checkpoint.unlink()
-    for name in (SUBNET_FILE, *artifacts, record_name):
-        run.add_artifact(folder / name)
-    report.table.print()
+    for each in (SUBNET_FILE, *artifacts, name):
+        run.add_artifact(folder / each)
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
-    return rows

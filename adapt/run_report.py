@@ -77,12 +77,13 @@ def main(settings: ReportSettings) -> None:
 
 
 def run_report(folder: Path) -> RunReport:
-    """Return the report of a finished run, with its search if that is in the same folder of runs."""
-    if (folder / SEARCHED).is_file():
-        return search_report(folder)
+    """Return the report of a finished run, with its search, which is in its folder or in the same folder of runs."""
     name = next((name for name in COMMANDS if (folder / name).is_file()), None)
     record = {} if name is None else read_json(folder / name)
-    if name is None or not (isinstance(record, dict) and record.get("report")):
+    has_report = isinstance(record, dict) and bool(record.get("report"))
+    if not has_report and (folder / SEARCHED).is_file():  # of a search, or of a run that has not finished
+        return search_report(folder)
+    if name is None or not has_report:
         raise FileNotFoundError(
             f"{folder} has no report: its run has not finished, or its command has none. Searches, `adapt`, `adapt das`, "
             "`adapt shrink` and `adapt compare` have one."
@@ -90,13 +91,17 @@ def run_report(folder: Path) -> RunReport:
     try:
         report = build(RunReport, {**record["report"], "versions": record["versions"]})
         command = _command(folder, name, record)
-        search = folder.parent / str(record["settings"].get("search_run"))
+        chosen = record["settings"].get("search_run")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / name} is damaged, or from another version ({error!r}). Run it again.") from error
     report = replace(report, name=f"run {folder.name}", commands=[command], answers=read_examples(folder))
-    # a number, so that a record cannot name a search outside of the folder of runs
-    is_searched = search.name.isdecimal() and (search / SEARCHED).is_file()
-    return report.with_search(search_report(search)) if is_searched else report
+    if chosen is None:
+        searched = folder
+    elif str(chosen).isdecimal():  # a number, so that a record cannot name a search outside of the folder of runs
+        searched = folder.parent / str(chosen)
+    else:
+        return report
+    return report.with_search(search_report(searched)) if (searched / SEARCHED).is_file() else report
 
 
 def _command(folder: Path, name: str, record: dict[str, Any]) -> str:

@@ -12,54 +12,62 @@ python -m adapt shrink with resume=4                                            
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from das_gym.adapt.choosing import named_configs, search_first, search_values
+from das_gym.adapt.choosing import Choice, choice_of, named_configs, scored_problem, search_config, search_first
 from das_gym.adapt.estimate import search_first_parts
 from das_gym.adapt.run_report import REPORT, run_report
-from das_gym.adapt.shrink.checks import check
+from das_gym.adapt.shrink.checks import check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.estimate import shrink_parts
 from das_gym.adapt.shrink.job import ShrinkJob, finish_saved
 from das_gym.adapt.shrink.settings import RECORD, ShrinkSettings
+from das_gym.agents.searching.config import SearchConfig
 
-from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.recorded import RecordedCommand, Run, required_folder, run_folder
 from das_gym.drawing.report import write_report
 from das_gym.files import explain_damage, read_json
-from das_gym.problem.estimate import print_estimate
+from das_gym.problem.estimate import Part, print_estimate
+from das_gym.problem.loading import Problem, load_problem
 
 
-def prepare(settings: ShrinkSettings) -> ShrinkSettings:
-    """Check all that can be known before a run, and search where no mask is given; the model is loaded."""
-    check(settings)
-    if not settings.needs_search:
-        print_estimate(settings, lambda: shrink_parts(settings))
-        return settings
-    values = search_values(settings, settings.budget, settings.search)
-    print_estimate(settings, lambda: [*search_first_parts(values)[0], *shrink_parts(settings)])
-    own_budget: dict[str, Any] = dict.fromkeys(settings.asked)  # a search run brings its budget
-    return replace(settings, search_run=search_first(values), **own_budget)
-
-
-def shrink(settings: ShrinkSettings, run: Run) -> float:
-    """Delete, recover, save, verify and measure; the saved model's score is the result."""
-    folder = required_folder(run)
-    if settings.is_saved(folder):
+def shrink(settings: ShrinkSettings, run: Run) -> float | None:
+    """Search if no mask is given, delete, recover, save, verify and measure; the saved model's score is the result."""
+    folder = run_folder(run)
+    if folder is not None and settings.is_saved(folder):
         score = resume_saved(settings, folder)
-    else:
-        choice = settings.choice()
-        assert choice is not None  # `prepare` searched
-        job = ShrinkJob(settings, choice, folder)
-        measured = job.run(run.log_scalar)
-        run.add_artifact(folder / RECORD)
-        for row in measured.rows.values():
-            for name in ("score", "loss", "parameters", "macs"):
-                run.log_scalar(f"{row.name}.{name}", float(getattr(row, name)))
-        print(f"record: {folder / RECORD}, model: {job.out}")
-        score = measured.final.score
+        print_report(folder)
+        return score
+    choice = settings.choice()
+    config = settings.problem_config if choice is None else choice.problem
+    check_config(settings, config)
+    problem = load_problem(config)
+    check_loaded(settings, problem, choice)
+    search = search_config(settings, settings.budget, settings.search)
+    if print_estimate(settings, lambda: plan(settings, problem, choice, search)):
+        return None
+    folder = required_folder(run)
+    if choice is None:
+        choice = choice_of(search_first(search, run, folder, settings.resume is not None, problem), config)
+    job = ShrinkJob(settings, fallback_if_not_removable(choice, problem), problem, folder)
+    measured = job.run(run.log_scalar)
+    run.add_artifact(folder / RECORD)
+    for row in measured.rows.values():
+        for name in ("score", "loss", "parameters", "macs"):
+            run.log_scalar(f"{row.name}.{name}", float(getattr(row, name)))
+    print(f"record: {folder / RECORD}, model: {job.out}")
+    print_report(folder)
+    return measured.final.score
+
+
+def plan(settings: ShrinkSettings, problem: Problem, choice: Choice | None, search: SearchConfig) -> list[Part]:
+    """Return the parts of the run, for its estimate."""
+    searching = search_first_parts(search, scored_problem(search, problem))[0] if choice is None else []
+    return [*searching, *shrink_parts(settings, problem, choice)]
+
+
+def print_report(folder: Path) -> None:
+    """Write the report into the run's folder, and print where it is."""
     print(f"report: {write_report(folder / REPORT, [run_report(folder)])}")
-    return score
 
 
 def resume_saved(settings: ShrinkSettings, folder: Path) -> float:
@@ -72,5 +80,5 @@ def resume_saved(settings: ShrinkSettings, folder: Path) -> float:
     return score
 
 
-ex = RecordedCommand("adapt shrink", ShrinkSettings, shrink, named_configs, prepare=prepare)
+ex = RecordedCommand("adapt shrink", ShrinkSettings, shrink, named_configs)
 """`python -m adapt shrink`."""

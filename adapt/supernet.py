@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate, with_mean_image
-from das_gym.adapt.step_loss import resolve_defaults, set_up
+from das_gym.adapt.step_loss import check_training, resolve_defaults, set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, shuffled, task_class
+from das_gym.problem.loading import AdaptedModel, check_prompts, load_backbone, load_splits, new_head, shuffled, task_class
 from das_gym.processes import is_main_process
 from das_gym.tasks.base import Task, read_labels
 
@@ -74,10 +74,12 @@ def train_supernet(
 ) -> Path:
     """Train a supernet, write its adaptation file, and return its path. An existing checkpoint is resumed."""
     backbone = load_backbone(problem)
+    check_training(backbone, task_class(problem.task)(backbone.processor), config, config.itm_weight)
     splits = load_splits(problem)
     task = _labelled_task(task_class(problem.task), backbone.processor, splits, config)
     torch.manual_seed(config.seed)
     model = AdaptedModel(backbone, new_head(backbone, task), task)
+    check_prompts(model, splits)
     config, line = resolve_defaults(config, model)
     print(line)
     step_loss, trainer = set_up(model, splits.train, config, checkpoint)

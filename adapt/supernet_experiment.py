@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import check_ranges
 
@@ -25,10 +24,8 @@ from das_gym.commands.settings import nested
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
-from das_gym.problem.loading import check_prompts, keep_backbone, task_class
 from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
-from das_gym.tasks.base import read_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -56,17 +53,6 @@ class SupernetSettings(ProblemSettings):
             raise ValueError(f"supernet={self.supernet}: this command trains a new one; leave supernet out, or see out=")
 
 
-def prepare(settings: SupernetSettings) -> SupernetSettings:
-    """Load model and vocabulary. Reject settings that cannot be trained, and prompts that are too long."""
-    problem = settings.problem_config
-    backbone = keep_backbone(problem)
-    check_training(backbone, task_class(problem.task)(backbone.processor), settings.train, settings.train.itm_weight)
-    if settings.train.vocabulary:
-        read_labels(settings.train.vocabulary)
-    check_prompts(backbone, problem)
-    return settings
-
-
 def supernet(settings: SupernetSettings, run: Run) -> None:
     """Train and write the supernet."""
     folder = required_folder(run)
@@ -84,5 +70,5 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")
 
 
-ex = RecordedCommand("adapt supernet", SupernetSettings, supernet, named_problems, prepare=prepare)
+ex = RecordedCommand("adapt supernet", SupernetSettings, supernet, named_problems)
 """`python -m adapt supernet`."""

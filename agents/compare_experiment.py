@@ -103,17 +103,11 @@ class CompareSettings(RunSettings, BudgetSettings):
         return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
 
-def check(settings: CompareSettings) -> CompareSettings:
-    """Create environment and agents, which raise for invalid settings before a run starts."""
-    settings.oracle()
-    for agent in settings.agents:
-        check_search(settings.search_config(agent))
-    return settings
-
-
 def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and save."""
     oracle = settings.oracle()
+    for agent in settings.agents:  # the settings of the last one, too, before the first one searches
+        check_search(settings.search_config(agent))
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
         results = run_comparison(
             oracle,
@@ -207,6 +201,5 @@ ex = RecordedCommand(
     CompareSettings,
     compare_agents,
     lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
-    prepare=check,
 )
 """`python -m agents compare`."""

@@ -144,22 +144,19 @@ def hypervolume_share(tabular: TableScorer | None, cost: MaskCost, searched: Sco
     return hypervolume(searched.saved, searched.losses, reference) / hypervolume(saved, losses, reference)
 
 
-def check(settings: ParetoSettings) -> ParetoSettings:
-    """Create the environment, which raises for invalid settings before a run starts."""
-    config = settings.search_config()
-    check_search(config)
-    if entry_of(settings.env_id) is None:
-        raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
-    scorer = open_scorer(config.env_id, config.mask_kwargs, free=True)
-    count = config.evaluations + 10 * len(BASELINES)
-    print_estimate(settings, lambda: search_parts(scorer.engine, count, config.masks_per_turn))
-    return settings
-
-
 def search_front(settings: ParetoSettings, run: Run) -> float | None:
     """Search, draw, print and save; the hypervolume of the front is the result."""
+    entry = entry_of(settings.env_id)
+    if entry is None:
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {settings.env_id}, {OURS}")
+    config = settings.search_config()
+    check_search(config)
+    tried = open_scorer(config.env_id, config.mask_kwargs, free=True)
+    count = config.evaluations + 10 * len(BASELINES)
+    if print_estimate(settings, lambda: search_parts(tried.engine, count, config.masks_per_turn)):
+        return None
     folder, resumed = run_folder(run), settings.resume is not None
-    config = with_costs(settings.search_config(), folder if resumed else None)
+    config = with_costs(config, folder if resumed else None)
     with (
         progress(config.evaluations, "searching the front", unit="mask") as bar,
         closing(open_for_search(config)) as scorer,
@@ -169,8 +166,6 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched = ScoredMasks.of(turns, cost)
         baselines = score_heuristics(config.seed, scorer, cost)
     layer_names = list(scorer.layer_names)
-    entry = entry_of(config.env_id)
-    assert entry is not None  # `check` rejects other environments
     loses_layers = MODELS[entry.model].reads_prompts  # the others have adapters in their place
     front = front_of([searched, *baselines.values()], keeps_a_layer=loses_layers)
     reference = reference_point(searched.saved, searched.losses)
@@ -278,5 +273,5 @@ def plot_front(
     save_figure(figure, path)
 
 
-ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs, prepare=check)
+ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs)
 """`python -m agents pareto`."""

@@ -32,9 +32,15 @@ NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 
 def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
     """Return the command that repeats a run, without default settings; `changes` replace the run's, None leaves one out."""
-    known = {**(read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}), **changes}
+    known = {**run_settings(folder), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return format_command(command, *setting_words(chosen, defaults))
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run; empty if its folder has none."""
+    path = folder / CONFIG
+    return read_config(path) if path.is_file() else {}
 
 
 def search_facts(result: SearchResult) -> dict[str, str]:
@@ -96,7 +102,7 @@ def progress_of(result: SearchResult) -> Progress | None:
 
 
 def search_report(folder: Path) -> RunReport:
-    """Return the report of a finished search from the folder of its run."""
+    """Return the report of a finished search from the folder of its run, or of the run that it is a part of."""
     result = SearchResult.load(folder)
     on_table = is_tabular(result.env_id)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if on_table else {}}
@@ -116,7 +122,10 @@ def search_report(folder: Path) -> RunReport:
     if not statistics and env is not None:
         values = env.scorer.observation().reshape(env.n_layers, -1).astype(float)
         statistics = {each.name: values[:, column].tolist() for column, each in enumerate(env.scorer.statistics)}
-    defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
+    commands = []
+    if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
+        defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
+        commands = [rerun_command(folder, "agents", defaults)]
     return RunReport(
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),
@@ -128,7 +137,7 @@ def search_report(folder: Path) -> RunReport:
         cost=CostChart.of(sorted(tried), answer, *on_masks),
         statistics=statistics or None,
         name=f"run {folder.name}",
-        commands=[rerun_command(folder, "agents", defaults)],
+        commands=commands,
         versions=result.versions,
     )
 

@@ -40,6 +40,7 @@ from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import runs_dir_words
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.problem.estimate import Part, print_estimate, scoring, time_walk
+from das_gym.problem.loading import Problem
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import named_environments
 
@@ -57,15 +58,6 @@ def problem_configs() -> dict[str, dict[str, Any]]:
 def agent_configs() -> dict[str, dict[str, Any]]:
     """Return the named configs of agents and of Stable-Baselines3's algorithms."""
     return {name: {"agent": name} for name in AGENTS} | {name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS}
-
-
-def check(settings: SearchSettings) -> SearchSettings:
-    """Create environment and agent, which raise for invalid settings before a run starts."""
-    config = settings.search_config()
-    check_search(config)
-    scorer = open_scorer(config.env_id, config.mask_kwargs)
-    print_estimate(settings, lambda: search_parts(scorer.engine, config.evaluations, config.masks_per_turn))
-    return settings
 
 
 def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: int) -> list[Part]:
@@ -91,15 +83,36 @@ def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: 
 
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
-    folder, resumed = run_folder(run), settings.resume is not None
+    config = settings.search_config()
+    check_search(config)
+    scorer = open_scorer(config.env_id, config.mask_kwargs)
+    if print_estimate(settings, lambda: search_parts(scorer.engine, config.evaluations, config.masks_per_turn)):
+        return None
+    result = search_in_run(config, run, run_folder(run), settings.resume is not None)
+    return result.reward
+
+
+def search_in_run(
+    config: SearchConfig,
+    run: Run,
+    folder: Path | None,
+    resumed: bool,
+    problem: Problem | None = None,
+    prefix: str = "",
+) -> SearchResult:
+    """Search, log every turn to Sacred, print what was found, and write record and figure into a folder of the run.
+
+    With `resumed`, a search that was stopped continues from its checkpoint in the folder. `problem` is the loaded problem of
+    its environment; None loads it. `prefix` is that of the names of the logged series.
+    """
     # Here already, since the log needs the budget of masks; `search` finds the costs given.
-    config = with_costs(settings.search_config(), folder if resumed else None)
-    log = _Log(run, config)
+    config = with_costs(config, folder if resumed else None, problem)
+    log = _Log(run, config, prefix)
     try:
         if is_algorithm(config.agent):
-            result = _search_with_sb3(config, run, folder, log, resumed)
+            result = _search_with_sb3(config, run, folder, log, resumed, problem)
         else:
-            result = search(config, folder, on_turn=log, resume=resumed)
+            result = search(config, folder, on_turn=log, resume=resumed, problem=problem)
     finally:
         log.bar.close()
     facts = [f"{name}: {value}" for name, value in search_facts(result).items()]
@@ -109,10 +122,12 @@ def search_mask(settings: SearchSettings, run: Run) -> float | None:
         for name in (FIGURE, RECORD):
             run.add_artifact(folder / name)
         print(f"record: {folder / RECORD}")
-    return result.reward
+    return result
 
 
-def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool) -> SearchResult:
+def _search_with_sb3(
+    config: SearchConfig, run: Run, folder: Path | None, log: _Log, resume: bool, problem: Problem | None
+) -> SearchResult:
     """Search with an algorithm of Stable-Baselines3, whose metrics go to Sacred, to standard output and to TensorBoard."""
     from das_gym.agents.sb3.train import AGENT, train_sb3
     from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
@@ -126,7 +141,7 @@ def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _
         def close(self) -> None:
             pass  # the run is still active
 
-    trained = train_sb3(config, folder, log, resume, (HumanOutputFormat(sys.stdout), SacredWriter()))
+    trained = train_sb3(config, folder, log, resume, (HumanOutputFormat(sys.stdout), SacredWriter()), problem)
     print(f"{config.agent} in action space {trained.action!r}, {trained.model.num_timesteps} steps; its own answer:")
     print(f"  reward {trained.policy['reward']}, mask {trained.policy['mask']}")
     if trained.starved:
@@ -142,8 +157,10 @@ def _search_with_sb3(config: SearchConfig, run: Run, folder: Path | None, log: _
 class _Log:
     """Sends every turn to Sacred and to the progress bar."""
 
-    def __init__(self, run: Run, config: SearchConfig) -> None:
-        self.run, self.budget = run, config.mask_kwargs
+    def __init__(self, run: Run, config: SearchConfig, prefix: str) -> None:
+        self.run = run
+        self.prefix = prefix
+        self.budget = config.mask_kwargs
         self.bar = progress(config.evaluations, "searching", unit="mask")
         self.evaluations = 0.0
         self.best: float | None = None  # of a mask that may be an answer
@@ -159,7 +176,7 @@ class _Log:
         self.evaluations += turn.cost
         for name, value in scalars.items():
             if value is not None:
-                self.run.log_scalar(name, value, self.evaluations)
+                self.run.log_scalar(f"{self.prefix}{name}", value, self.evaluations)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -178,7 +195,6 @@ ex = RecordedCommand(
     SearchSettings,
     search_mask,
     named_configs=lambda: {**problem_configs(), **agent_configs()},
-    prepare=check,
     next_command=next_command,
 )
 """`python -m agents`."""

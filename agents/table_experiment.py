@@ -79,16 +79,8 @@ class TableSettings(EstimatedSettings, ProblemSettings):
                 )
 
 
-def check(settings: TableSettings) -> TableSettings:
-    """Load model and data, and reject too many layers."""
-    masks_up_to(len(load_problem(settings.problem_config).layer_names), settings.max_skipped)
-    print_estimate(settings, lambda: plan(settings))
-    return settings
-
-
-def plan(settings: TableSettings) -> list[Part]:
+def plan(settings: TableSettings, problem: Problem) -> list[Part]:
     """Return the parts of a table, for its estimate."""
-    problem = load_problem(settings.problem_config)
     if problem.backbone.config is None or problem.backbone.config.workers is not None:
         return []
     walk, width = time_walk(problem, problem.splits.reward), len(problem.layer_names)
@@ -105,7 +97,11 @@ def plan(settings: TableSettings) -> list[Part]:
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
-    folder, problem = required_folder(run), load_problem(settings.problem_config)
+    problem = load_problem(settings.problem_config)
+    masks_up_to(len(problem.layer_names), settings.max_skipped)  # rejects too many
+    if print_estimate(settings, lambda: plan(settings, problem)):
+        return
+    folder = required_folder(run)
     out = folder / TABLE if settings.out is None else at_home(settings.out)
     env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
@@ -123,7 +119,7 @@ def make_table(settings: TableSettings, run: Run) -> None:
     print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
 
 
-ex = RecordedCommand("agents table", TableSettings, make_table, named_problems, prepare=check)
+ex = RecordedCommand("agents table", TableSettings, make_table, named_problems)
 """`python -m agents table`."""
 
 

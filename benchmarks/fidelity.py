@@ -35,7 +35,7 @@ from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval, spearman
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_splits
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 from das_gym.problem.mask_space import every_mask
 from das_gym.registration import named_environments
 from das_gym.tables.table import SubnetTable
@@ -167,12 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     entry = environments[options.env]
     problem, table = ProblemConfig(model=entry.model, task=entry.task), SubnetTable.load(entry.table)
     masks, top = choose_masks(table, options.masks)
-    starts = STARTS if find_supernet(problem) else ("new",)
+    starts = STARTS if problem.supernet_path else ("new",)
     options.start = options.start or list(starts)
     if not set(options.start) <= set(starts):
         parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
-    context = ComparisonContext(problem, splits, TrainingConfig(steps=options.steps), Path(), options.test_examples)
+    base = with_new_head(load_backbone(problem), problem.task, splits)
+    context = ComparisonContext(base, splits, TrainingConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(context, masks, options)
     short = {
         steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.record import MethodVariant, Trial
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.base import to_adaptation
 from das_gym.adapt.report import baseline_of, one_example
 from das_gym.adapt.step_loss import resolve_defaults, set_up
@@ -25,9 +24,8 @@ from das_gym.commands.progress import progress
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
-from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled
+from das_gym.problem.loading import AdaptedModel, example_costs, new_head, shuffled
 from das_gym.processes import run_on_main_process
 
 Trained = tuple[AdaptedModel, Adaptation, Trial]
@@ -39,18 +37,17 @@ class ComparisonContext:
 
     def __init__(
         self,
-        problem: ProblemConfig,
+        base: AdaptedModel,
         splits: Splits[Any],
         recipe: TrainingConfig,
         folder: Path,
         test_examples: int | None = None,
         log: Log | None = None,
     ) -> None:
-        self.problem = problem
         self.splits = splits
         self.folder = folder
         self.log = log
-        self.base = with_new_head(load_backbone(problem), problem.task, splits)
+        self.base = base
         self.plain = baseline_of(self.base)
         self.task, vlp = self.base.task, self.base.backbone.vlp
         self.recipe, self.about = resolve_defaults(recipe, self.base)

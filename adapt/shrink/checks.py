@@ -21,7 +21,6 @@ from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
 
 from das_gym.commands.progress import progress
-from das_gym.commands.runs import find_run
 from das_gym.data.bad_examples import decode_errors
 from das_gym.data.decoding import file_pixels
 from das_gym.data.images import ImageFile, ImageSource
@@ -36,7 +35,7 @@ from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
+from das_gym.problem.loading import Problem, pick_device, shuffled
 from das_gym.problem.mask_cost import measure_cost
 from das_gym.registration import MODELS
 from das_gym.tasks.base import Task
@@ -48,15 +47,8 @@ FALLBACK_MASKS = 64
 """Number of a search's masks that are tried if its best one cannot be removed."""
 
 
-def check(settings: ShrinkSettings) -> None:
-    """Check settings, model and data before a search or a run starts. The loaded model stays in memory."""
-    if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
-        return
-    choice = settings.choice()
-    config = settings.problem_config if choice is None else choice.problem
-    _check_config(settings, config)
-    problem = load_problem(config)
-    # The model stays in memory, where search and job find it.
+def check_loaded(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> None:
+    """Check settings, model and data before a search or a training; without a choice, masks are searched."""
     _check_model(settings, as_vlm(problem))
     if settings.metric is not None and not problem.task.generates:
         name = problem.task.name
@@ -130,13 +122,12 @@ def source_of(problem: ProblemConfig) -> Path:
     return folder
 
 
-def _check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
+def check_config(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """Check settings that can be checked without loading the model."""
     source = source_of(problem)
     check_out(settings.out_folder(Path(settings.runs_dir) / "new"), source)
     if problem.supernet is not None:
         raise ValueError(f"`supernet` is not supported by shrink: got {problem.supernet}. Leave it out.")
-    check_problem(problem)
     if read_dtype(problem.dtype or "auto") == "auto":
         check_dtype(loaded_dtype(source), pick_device(problem.device), source)
 

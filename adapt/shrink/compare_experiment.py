@@ -6,8 +6,8 @@ python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'met
 python -m adapt shrink compare with units=sublayers                                  attention and MLP apart
 python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
-Each method is a search in a separate run. Their ids are in searches.json, so that a resumed comparison resumes them.
-compare.json has every number, compare.md the table.
+Each method searches in its own folder in this run's folder, `bayes/search.json` and so on; a resumed comparison continues
+there. compare.json has every number, compare.md the table.
 """
 
 from __future__ import annotations
@@ -15,49 +15,40 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.card import display_name
-from das_gym.adapt.choosing import choice_from_run, search_values
+from das_gym.adapt.choosing import choice_of, search_config, search_first
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable
+from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
 from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_name
-from das_gym.agents.search_experiment import run_search
+from das_gym.agents.searching.record import RECORD as SEARCHED
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import find_run, library_versions
+from das_gym.commands.runs import library_versions
 from das_gym.commands.settings import build
 from das_gym.drawing.table import Table
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.text import counted
 
 RECORD = "compare.json"
 TABLE = "compare.md"
-SEARCHES = "searches.json"
+SECONDS = "seconds.json"
+"""How long a search took, in its folder; missing if it was interrupted."""
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Ours, random search, rules without a search, and searches of other papers, see `docs/comparison.md`."""
-
-
-@dataclass(frozen=True)
-class StartedSearch:
-    """A search that was started, and how long it took; None while it runs, and if it was interrupted."""
-
-    run: int
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,6 @@ class MethodResult:
     """One method of the comparison.
 
     Attributes:
-        run: Id of its search.
         mask: 0 or 1 per layer, 1 = removed.
         evaluations: Number of masks scored, in units of all reward examples.
         seconds: Of the search, including the layer statistics that every environment measures first. None if it was
@@ -76,7 +66,6 @@ class MethodResult:
     """
 
     method: str
-    run: int
     mask: tuple[int, ...]
     evaluations: int
     seconds: float | None
@@ -116,18 +105,20 @@ class CompareSettings(AnsweringSettings):
         return ShrinkSettings(**shared)
 
 
-def prepare(settings: CompareSettings) -> CompareSettings:
-    """Check agents, model and data before a run; the model is loaded."""
+def check(settings: CompareSettings) -> None:
+    """Check the names of the agents."""
     for method in settings.methods:
         check_agent_name(method)
-    check(settings.shrink_settings)
-    return settings
 
 
 def compare(settings: CompareSettings, run: Run) -> float:
     """Search, measure, print and save; the test loss of the best method before recovery is the result."""
-    folder, problem, recovery = required_folder(run), load_problem(settings.problem_config), settings.recovery()
-    searches = search_all(settings, problem, folder)
+    check_config(settings.shrink_settings, settings.problem_config)
+    problem = load_problem(settings.problem_config)
+    recovery = settings.recovery()
+    check_loaded(settings.shrink_settings, problem, None)
+    folder = required_folder(run)
+    searches = search_all(settings, problem, run, folder)
     full, task = as_vlm(problem), problem.task
     test = shuffled(task, problem.splits.test, settings.test_examples)
     quality, results = read_results(folder)
@@ -139,14 +130,13 @@ def compare(settings: CompareSettings, run: Run) -> float:
         for method in settings.methods:
             checkpoint = folder / f"{method}.pt"
             if method not in measured:
-                run_id = searches[method].run
-                choice = choice_from_run(settings.runs_dir, run_id, changed_settings(settings.problem_config))
+                result = searches[method]
                 try:
-                    mask = fallback_if_not_removable(choice, problem).mask
+                    mask = fallback_if_not_removable(choice_of(result, settings.problem_config), problem).mask
                 except ValueError as error:
                     left_out[method] = str(error)
                     continue
-                found = found_by(settings, method, searches[method], mask)
+                found = found_by(method, result, mask, seconds_of(folder / method))
                 # Methods often find the same mask, and recovery takes longest: each mask is measured once.
                 known = next((asdict(result) for result in results if result.mask == found["mask"]), None)
                 measurements = known or measure_mask(mask, method, problem, test, settings, teacher, checkpoint)
@@ -168,56 +158,47 @@ def compare(settings: CompareSettings, run: Run) -> float:
     return min(result.before.loss for result in results)
 
 
-def search_all(settings: CompareSettings, problem: Problem, folder: Path) -> dict[str, StartedSearch]:
-    """Run the search of every method that lacks one, resume those that were stopped, and return all of them.
+def search_all(settings: CompareSettings, problem: Problem, run: Run, folder: Path) -> dict[str, SearchResult]:
+    """Return the result of every method's search, in its folder within the run's; those that ended are not repeated.
 
     The encoder outputs are computed first, and scores of masks are forgotten before each search, so that no method profits
     from another one's work.
     """
-    started = read_searches(folder)
-    status = {name: read_json(folder.parent / str(each.run) / "run.json").get("status") for name, each in started.items()}
-    finished = [name for name in started if status[name] == "COMPLETED"]  # a record alone may lack its figure
-    todo = [method for method in settings.methods if method not in finished]
+    todo = [method for method in settings.methods if not (folder / method / SEARCHED).is_file()]
     if todo:
         nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
         problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
-
-    def keep(method: str, run: str, seconds: float | None = None) -> None:
-        started[method] = StartedSearch(int(run), seconds)
-        write_json(folder / SEARCHES, {name: asdict(each) for name, each in started.items()})
-
-    with progress(len(todo), "searches", unit="method") as bar:
-        for method in todo:
+    results = {}
+    with progress(len(settings.methods), "searches", unit="method") as bar:
+        for method in settings.methods:
             problem.evaluator.forget()  # else a method would find the scores of those before it
-            given = search_values(settings, settings.budget, {"agent": method, "evaluations": settings.evaluations})
-            if method in started:  # the other settings are given again, as confirmation of an untrusted run's settings
-                run_search({**given, "resume": started[method].run})
-            else:
-                begun = time.perf_counter()
-                run = run_search(given, on_started=partial(keep, method))[0]
-                keep(method, run, time.perf_counter() - begun)
+            config = search_config(settings, settings.budget, {"agent": method, "evaluations": settings.evaluations})
+            place = folder / method
+            is_new = not place.is_dir()
+            begun = time.perf_counter()
+            results[method] = search_first(config, run, place, settings.resume is not None, problem, f"{method}.")
+            if is_new:
+                write_json(place / SECONDS, {"seconds": time.perf_counter() - begun})
             bar.update()
-    return started
+    return results
 
 
-def read_searches(folder: Path) -> dict[str, StartedSearch]:
-    """Return the searches that a run has started, by method, without those whose folders were removed."""
-    path = folder / SEARCHES
+def seconds_of(folder: Path) -> float | None:
+    """Return how long the search in a folder took; None if it was interrupted."""
+    path = folder / SECONDS
     if not path.is_file():
-        return {}
-    with explain_damage(path, "remove it, and all methods search again"):
-        started = {method: build(StartedSearch, each, "entry") for method, each in read_json(path).items()}
-    return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
+        return None
+    with explain_damage(path, "remove it"):
+        return float(read_json(path)["seconds"])
 
 
-def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> dict[str, Any]:
+def found_by(method: str, search: SearchResult, mask: np.ndarray, seconds: float | None) -> dict[str, Any]:
     """Return the fields of a `MethodResult` that its search determines."""
-    record = SearchResult.load(find_run(settings.runs_dir, search.run))
     bits = tuple(mask.astype(int).tolist())
-    rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
+    rows = [vars(search), search.best_seen, *best_rows(search.history, search.env_kwargs)]
     loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
-    about = {"method": method, "run": search.run, "mask": bits, "reward_loss": loss}
-    return {**about, "evaluations": record.evaluations, "seconds": search.seconds}
+    about = {"method": method, "mask": bits, "reward_loss": loss}
+    return {**about, "evaluations": search.evaluations, "seconds": seconds}
 
 
 def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
@@ -306,5 +287,5 @@ def comparison_table(title: str, full: Quality, results: Sequence[MethodResult],
     return Table((*columns, "layers"), tuple(map(tuple, rows)), title, tuple(notes), text_columns=(0, -1))
 
 
-ex = RecordedCommand("adapt shrink compare", CompareSettings, compare, prepare=prepare)
+ex = RecordedCommand("adapt shrink compare", CompareSettings, compare, check=check)
 """`python -m adapt shrink compare`."""

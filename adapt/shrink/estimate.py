@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from das_gym.adapt.choosing import Choice
 from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
@@ -28,7 +29,7 @@ from das_gym.models.transformers.generation import PROBES, batches_of, greedy_se
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.estimate import Part, saved_bytes, time_examples
-from das_gym.problem.loading import Problem, load_problem, shuffled
+from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
 
@@ -36,10 +37,8 @@ SUBPROCESS_SECONDS = 6.0
 """Time in which a fresh process loads a small model and answers: imports alone take 5 s of a 2-core machine's processor."""
 
 
-def shrink_parts(settings: ShrinkSettings) -> list[Part]:
-    """Return the parts of `python -m adapt shrink` after its search; a random mask stands for the result of that."""
-    choice = settings.choice()
-    problem = load_problem(settings.problem_config if choice is None else choice.problem)
+def shrink_parts(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> list[Part]:
+    """Return the parts of `python -m adapt shrink` after its search; without a choice, a random mask stands for it."""
     full, task, config = problem.vlp, problem.task, settings.recovery()
     assert isinstance(full, VLM)
     test = shuffled(task, problem.splits.test, settings.test_examples)

@@ -10,7 +10,7 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.report import recorded_command
-from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, source_of
+from das_gym.adapt.shrink.checks import as_vlm, source_of
 from das_gym.adapt.shrink.measuring import (
     CONTROL,
     FULL,
@@ -42,7 +42,7 @@ from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
-from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
+from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
 from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 from das_gym.text import escape_control_chars
 
@@ -53,10 +53,11 @@ LATENCY_BLOCKS = 9
 class ShrinkJob:
     """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training."""
 
-    def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
-        self.problem: Problem = load_problem(choice.problem)
-        self.choice = fallback_if_not_removable(choice, self.problem)
+    def __init__(self, settings: ShrinkSettings, choice: Choice, problem: Problem, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.problem = problem
+        self.choice = choice
         self.full: VLM = as_vlm(self.problem)
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)
@@ -177,9 +178,9 @@ class ShrinkJob:
         settings = self.settings
         if settings.point is not None:
             return f"point {settings.point} of the front of run {settings.search_run}"
-        if settings.search_run is None:
+        if settings.mask is not None:
             return "a mask that was given"
-        return f"found by search run {settings.search_run}"
+        return "found by a search" if settings.search_run is None else f"found by search run {settings.search_run}"
 
     def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task

@@ -119,10 +119,8 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 
     def choice(self) -> Choice | None:
         """Return the layers to remove and the model, None before the search."""
-        if self.needs_search:
-            return None
         choice = choose(self)
-        if not MODELS[choice.problem.model].reads_prompts:
+        if choice is not None and not MODELS[choice.problem.model].reads_prompts:
             raise ValueError(f"run {self.search_run} searched {choice.problem.model}, which does not answer in words.")
         return choice
 

@@ -159,16 +159,16 @@ def race_of(config: SearchConfig, scorer: MaskScorer, agent: Agent) -> Race | No
     return race if wanted and race.has_stages else None
 
 
-def check_search(config: SearchConfig) -> None:
-    """Make the scorer and the agent of a search, and discard them: their errors come before a run is created.
+def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
+    """Make the scorer and the agent of a search, and discard them: their errors come before anything is scored.
 
-    This loads model and data; the search finds them in the cache of `load_problem`.
+    Without `problem`, this loads model and data; the search finds them in the cache of `load_problem`.
     """
     if is_algorithm(config.agent):
         cls, known = find_algorithm(config.agent)
         choose_action(known, config.action)
         with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
-    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn)) as scorer:
+    with closing(open_scorer(config.env_id, config.mask_kwargs, most=config.masks_per_turn, problem=problem)) as scorer:
         if not is_algorithm(config.agent):
             agent_of(config, scorer, {})
 

@@ -106,10 +106,10 @@ class RecordedCommand(Generic[Settings]):
     Attributes:
         name: Program and command, as in "agents table". The run records it.
         settings: The dataclass of its settings; every field has a default.
-        main: Called with the settings and Sacred's run; what it returns is the result of the run.
+        main: Called with the settings and Sacred's run; what it returns is the result of the run. A ValueError or another of
+            `USER_ERRORS` before it has written a file leaves no run behind.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
-        prepare: Called with the settings before a run begins. It raises for invalid ones, and may return others. It may load
-            model and data, and is not called where settings are only printed.
+        check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
         next_command: Returns the command to continue with, from the run's folder; it is printed on a command line.
         current_run: The last run, finished or not.
 
@@ -123,7 +123,7 @@ class RecordedCommand(Generic[Settings]):
     settings: type[Settings]
     main: Callable[[Settings, Run], Any]
     named_configs: Callable[[], NamedConfigs] = dict
-    prepare: Callable[[Settings], Settings] | None = None
+    check: Callable[[Settings], None] | None = None
     next_command: Callable[[Path], str] | None = None
     current_run: Run | None = None
 
@@ -155,15 +155,17 @@ class RecordedCommand(Generic[Settings]):
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
             settings = build(self.settings, values)
-            if self.prepare is not None:
-                settings = self.prepare(settings)
+            if self.check is not None:
+                self.check(settings)
             return self._record(settings, reopen, named_configs, options, on_started)
         except RunError:
             raise
         except USER_ERRORS as error:
-            run = self.current_run
-            folder = None if run is None else run_folder(run)
-            hint = "" if folder is None else f"\n(the whole traceback is in {folder / 'run.json'})"
+            observer = None if self.current_run is None else run_observer(self.current_run)
+            if observer is not None and observer.is_untouched:
+                observer.discard()  # a wrong setting leaves no run behind
+                raise RunError(describe_error(error)) from error
+            hint = "" if observer is None else f"\n(the whole traceback is in {Path(observer.dir) / 'run.json'})"
             raise RunError(f"{describe_error(error, self.resume_command())}{hint}") from error
         except KeyError as error:
             if "Invalid key" not in str(error):  # Sacred's message for a name in a mapping that it does not store
@@ -204,7 +206,8 @@ class RecordedCommand(Generic[Settings]):
         experiment.main(main)
         experiment.logger = _sacred_logger()
         folder = RunFolder(settings.runs_dir, reopen, started)
-        experiment.observers = [folder] if is_main_process() else []
+        is_kept = is_main_process() and not getattr(settings, "estimate", None)  # an estimate is only printed
+        experiment.observers = [folder] if is_kept else []
         options["--capture"] = options.get("--capture") or "sys"  # Python's streams; without progress bars
         try:
             with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
@@ -350,10 +353,15 @@ def _sacred_logger() -> logging.Logger:
     return _LOGGER
 
 
+def run_observer(run: Run) -> RunFolder | None:
+    """Return the observer that keeps the folder of a started run; None for one that is not observed (`--unobserved`)."""
+    return next((each for each in run.observers if isinstance(each, RunFolder) and each.dir), None)
+
+
 def run_folder(run: Run) -> Path | None:
     """Return the folder that a started run writes to; None for one that is not observed (`--unobserved`)."""
-    folders = [observer.dir for observer in run.observers if isinstance(observer, RunFolder)]
-    return Path(folders[0]) if folders and folders[0] else None
+    observer = run_observer(run)
+    return None if observer is None else Path(observer.dir)
 
 
 def required_folder(run: Run) -> Path:

@@ -18,12 +18,15 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commands.runs import lock_folder
+from das_gym.commands.runs import LOCK, lock_folder
 from das_gym.commands.settings import plain
 from das_gym.files import write_text
 
 INFO = "info.json"
 """Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
+
+SACRED_FILES = {"config.json", "cout.txt", INFO, "metrics.json", "run.json", LOCK}
+"""What a run folder holds before its command has written anything."""
 
 
 class RunError(ValueError):
@@ -61,6 +64,7 @@ class RunFolder(FileStorageObserver):
     def __init__(self, runs_dir: str | Path, reopen: Path | None, on_started: Callable[[str], object]) -> None:
         super().__init__(runs_dir)
         self.priority = -100
+        self.had_base = Path(runs_dir).exists()
         self.reopen = reopen
         self.on_started = on_started
         self.lock: FileLock | None = None
@@ -77,6 +81,20 @@ class RunFolder(FileStorageObserver):
             raise not_writable(self.basedir, error) from None
         if self.dir is not None and self.reopen is None:
             self.lock = lock_run(Path(self.dir))
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the command has not written anything into its new folder yet."""
+        return self.reopen is None and {path.name for path in Path(self.dir).iterdir()} <= SACRED_FILES
+
+    def discard(self) -> None:
+        """Remove the folder, and Sacred's copies of the sources if no other run needs them."""
+        shutil.rmtree(self.dir)
+        base = Path(self.basedir)
+        if {path.name for path in base.iterdir()} <= {Path(self.source_dir).name}:
+            shutil.rmtree(self.source_dir, ignore_errors=True)
+            if not self.had_base:
+                base.rmdir()
 
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
         """Start the run as Sacred does. Remove the run folder after an error or an interrupt."""

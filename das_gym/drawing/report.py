@@ -170,6 +170,11 @@ class RunReport:
         """Return the parts that are known as JSON values, from which `build` makes the report again."""
         return {name: value for name, value in asdict(self).items() if value}
 
+    def print(self) -> None:
+        """Print the table, if there is one."""
+        if self.table is not None:
+            self.table.print()
+
     def with_search(self, search: RunReport) -> RunReport:
         """Return the report with the charts, facts and commands of the search that preceded the run."""
         names = ("progress", "heat", "cost", "statistics")

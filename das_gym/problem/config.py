@@ -178,6 +178,13 @@ class ProblemConfig(ModelSettings, ProblemOptions):
                 )
 
     @property
+    def supernet_path(self) -> str | Path | None:
+        """The file of the supernet; None if the model is searched without training, with the checkpoint's head."""
+        if self.supernet is None and (self.checkpoint is not None or MODELS[self.model].reads_prompts):
+            return None
+        return self.supernet or self.bundled(f"{self.task}_supernet.safetensors")
+
+    @property
     def options(self) -> dict[str, Any]:
         """The settings that only some models take, if they are given."""
         values = {name: getattr(self, name) for name in OPTIONS}

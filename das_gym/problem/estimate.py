@@ -83,10 +83,11 @@ def in_words(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
-    """Print the estimate of a command with the settings `estimate` and `resume`; `plan` measures its parts, if any.
+def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> bool:
+    """Print the estimate of a command; return True if its settings ask for nothing else.
 
-    A resumed run and several processes print none. `estimate=True` raises SystemExit: nothing else is to happen.
+    `settings` has `estimate` and `resume`; `plan` measures the parts of the command, if any. A resumed run and several
+    processes print none.
     """
     if settings.estimate is not False and settings.resume is None and world_size() == 1:
         parts = plan()
@@ -94,8 +95,7 @@ def print_estimate(settings: Any, plan: Callable[[], Sequence[Part]]) -> None:
             print(format_estimate(parts, peak_bytes()))
         elif settings.estimate:
             print("estimate: no model has to run")
-    if settings.estimate:
-        raise SystemExit(0)
+    return bool(settings.estimate)
 
 
 def peak_bytes() -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -142,9 +141,13 @@ def _load_problem(config: ProblemConfig, versions: tuple[int, ...]) -> Problem:
 
 def build_problem(config: ProblemConfig) -> Problem:
     """Load a problem, as `load_problem`, that shares nothing with other problems."""
-    find_supernet(config)  # fails before data are read
+    found = find_supernet(config)  # fails before data are read
     splits = load_splits(config)
-    supernet = load_supernet(config, splits)
+    return problem_of(supernet_model(config, found, splits, load_backbone(config)), splits, config)
+
+
+def problem_of(supernet: AdaptedModel, splits: Splits[Any], config: ProblemConfig) -> Problem:
+    """Return the problem of scoring masks of a loaded model, which is not trained any more."""
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     counter = MacCounter(backbone.vlp)
@@ -181,12 +184,6 @@ def _trunk_bytes(config: ProblemConfig) -> int:
     return int(config.tree_gib * 2**30 / 3)
 
 
-def check_problem(problem: ProblemConfig) -> None:
-    """Raise the error for a missing supernet or device before a run begins and data are read."""
-    find_supernet(problem)
-    pick_device(problem.device)
-
-
 def load_splits(config: ProblemConfig) -> Splits[Any]:
     """Return the examples of a configuration; warns of those that were left out."""
     task = task_class(config.task)
@@ -216,32 +213,12 @@ def reads_tokens(task: type[Task]) -> bool:
     return "tokenizer" in inspect.signature(task.load_splits).parameters
 
 
-# `_keep_backbone` keeps the last model alive. `_KEPT` also finds earlier ones that are still in use.
-_KEPT: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
-"""Models of `keep_backbone` that are still in use, by configuration and versions of its files."""
-
-
-def keep_backbone(config: ProblemConfig) -> Backbone:
-    """Return the frozen model of a configuration, which stays in memory: do not train it, `load_backbone` returns copies."""
-    return _keep_backbone(config, _versions(config))
-
-
-@lru_cache(maxsize=1)
-def _keep_backbone(config: ProblemConfig, versions: tuple[int, ...]) -> Backbone:
-    backbone = _KEPT[config, versions] = load_backbone(config)
-    return backbone
-
-
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
-    """Return the frozen model of a configuration, or a copy that shares its weights if `keep_backbone` has it.
+    """Return the frozen model of a configuration, on its device.
 
     Warns of parameters that the checkpoint lacks (adapters excepted), and of those that are not used. `settings` of
     the model replace the checkpoint's: `dropout`, `bottleneck`, `skip_bottleneck`.
     """
-    kept = None if settings else _KEPT.get((config, _versions(config)))
-    if kept is not None:
-        frozen: dict[int, Any] = {id(p): p for p in kept.vlp.parameters() if not p.requires_grad}
-        return replace(kept, vlp=copy.deepcopy(kept.vlp, frozen))  # the memo: deepcopy takes these as copied already
     entry = MODELS[config.model]
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     given = settings | {name: value for name, value in config.options.items() if name in entry.options}
@@ -266,6 +243,14 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     heads = getattr(loaded, "heads", {})
     untrained = tuple(name for name in getattr(report, "missing", ()) if "adapter" not in name)
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, settings, untrained)
+
+
+def copy_backbone(backbone: Backbone) -> Backbone:
+    """Return a copy of a model that can be trained; frozen weights, which no training changes, are shared."""
+    vlp = backbone.vlp
+    # `deepcopy` keeps what its memo holds by id.
+    frozen: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters() if not parameter.requires_grad}
+    return replace(backbone, vlp=copy.deepcopy(vlp, frozen))
 
 
 def accepts_setting(model: str, setting: str) -> bool:
@@ -296,9 +281,9 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
 
     It is quick, so that errors come before data are read.
     """
-    if config.supernet is None and (config.checkpoint is not None or MODELS[config.model].reads_prompts):
+    path = config.supernet_path
+    if path is None:
         return None
-    path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
     if supernet.mask is not None or supernet.method is not None:
         content = "the adapters of one mask" if supernet.method is None else f"the result of {supernet.method.name}"
@@ -309,9 +294,15 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
 
 def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     """Return model, head and task with a supernet's parameters, loaded again."""
-    found = find_supernet(config)
+    return supernet_model(config, find_supernet(config), splits, load_backbone(config))
+
+
+def supernet_model(
+    config: ProblemConfig, found: tuple[str | Path, Adaptation] | None, splits: Splits[Any], backbone: Backbone
+) -> AdaptedModel:
+    """Put a supernet, as `find_supernet` returns it, into a loaded model; return it with head and task."""
     if found is None:
-        return without_training(load_backbone(config), config.task, splits)
+        return without_training(backbone, config.task, splits)
     path, supernet = found
     advice = f"Train a supernet on these data with `{supernet_command(config)}`, then give supernet=<the file it writes>."
     if config.supernet is None and config.data_root is not None:
@@ -320,7 +311,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
             f"on other data its scores mean little, and it is a poor start. {advice}",
             stacklevel=2,
         )
-    model = restore(load_backbone(config), supernet, config.task, path)
+    model = restore(backbone, supernet, config.task, path)
     if not model.task.covers_labels(splits.reward):
         raise ValueError(
             "`supernet` does not fit the data: fewer than half of the reward examples in "
@@ -413,12 +404,11 @@ def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> 
         raise ValueError(f"{key}: {error}") from error
 
 
-def check_prompts(backbone: Backbone, config: ProblemConfig) -> None:
-    """Raise the ValueError of `sample_of` where the model reads prompts; data are read for it."""
-    if MODELS[config.model].reads_prompts:
-        task = task_class(config.task)(backbone.processor)
-        model = AdaptedModel(backbone, new_head(backbone, task), task)
-        sample_of(model, load_splits(config), MacCounter(backbone.vlp))
+def check_prompts(model: AdaptedModel, splits: Splits[Any]) -> None:
+    """Raise the ValueError of `sample_of` where the model reads prompts."""
+    config = model.backbone.config
+    if config is not None and MODELS[config.model].reads_prompts:
+        sample_of(model, splits, MacCounter(model.backbone.vlp))
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
@@ -464,7 +454,7 @@ def _worker_evaluator(
     register_model(model_entry)  # entries are sent along, since those of users are not registered on the worker
     register_task(task_entry)
     backbone = load_backbone(config)
-    if find_supernet(config) is None:
+    if config.supernet_path is None:
         backbone.vlp.remove_adapters()
     model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
     model.head.eval().requires_grad_(False)

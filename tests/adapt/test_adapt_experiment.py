@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from das_gym.adapt import adapt_experiment
 from das_gym.adapt.adapt_experiment import AdaptSettings, ex
 from das_gym.adapt.choosing import best_mask, choose
 
 from das_gym.commands.recorded import RunError
+from das_gym.engine.evaluator import Evaluator
 from das_gym.files import write_json
 
 ANSWER, SEEN = [1, 1, 0, 0], [0, 1, 0, 1]
@@ -91,13 +91,13 @@ def test_mask_of_wrong_width_is_rejected_before_the_run(tmp_path: Path):
 def test_unsupported_training_is_rejected_before_a_search(
     given: dict[str, Any], text: str, tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(adapt_experiment, "search_first", lambda *_: pytest.fail("it searched"))
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("it searched"))
     data = Path(small_kwargs["data_root"])
     if not given:
         data = tmp_path / "data"
         shutil.copytree(small_kwargs["data_root"], data)
         for path in (data / "val2014").glob("*"):
-            path.write_bytes(b"no image")
+            path.write_bytes(b"no image " + path.name.encode())
     with pytest.raises(RunError, match=text):
         ex.run({**small_kwargs, **given, "data_root": str(data), "runs_dir": str(tmp_path / "runs")})
     assert not (tmp_path / "runs").exists()

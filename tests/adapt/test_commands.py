@@ -50,7 +50,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, st
 
 def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     search = json.loads((adapted / "runs/1/search.json").read_text())
-    record = json.loads((adapted / "runs/2/adapt.json").read_text())
+    record = json.loads((adapted / "runs/1/adapt.json").read_text())
     subnet, full, baseline = record["models"]
     assert subnet["mask"] == search["mask"]
     assert sum(subnet["mask"]) == 4
@@ -80,7 +80,7 @@ def test_answers_are_kept_and_written_again(
     adapted: Path, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Of a run, as VQA's server takes them; the same again by `evaluate` and `predict`, with the metric of the run."""
-    run, out = adapted / "runs/2", tmp_path / "answers.json"
+    run, out = adapted / "runs/1", tmp_path / "answers.json"
     kept = json.loads((run / "answers_subnet.json").read_text())
     assert kept
     assert set(kept[0]) == {"question_id", "answer"}
@@ -99,12 +99,12 @@ def test_answers_are_kept_and_written_again(
 
 
 def test_adapter_file_is_small_and_reloads_to_equal_logits(adapted: Path, small_kwargs: dict[str, str], mini_folder: Path):
-    path = adapted / "runs/2/adapter.safetensors"
+    path = adapted / "runs/1/adapter.safetensors"
     assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
     problem = ProblemConfig(**small_kwargs)
     splits = load_splits(problem)
     evaluations = [evaluate(load_subnet(where), splits.test, "again") for where in (path, path.parent)]
-    record = json.loads((adapted / "runs/2/adapt.json").read_text())["models"][0]["evaluation"]
+    record = json.loads((adapted / "runs/1/adapt.json").read_text())["models"][0]["evaluation"]
     assert evaluations[0] == evaluations[1]
     assert evaluations[0].metric == record["metric"]
     assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
@@ -154,7 +154,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
     assert "supernet=runs/1/supernet.safetensors" in next_one
     code, printed = run_here("with", *model, f"data_root={data}", f"supernet={supernet}", *QUICK, "search.evaluations=6")
     assert code == 0, printed
-    assert (tmp_path / "runs/3/adapt.json").is_file()
+    assert (tmp_path / "runs/2/adapt.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_user_error_is_printed_without_a_traceback(run_here, tmp_path: Path, arg
 
 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):
-    problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
+    problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/1/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask"):
         cut_subnet(problem, np.zeros(6, bool))
 

@@ -16,7 +16,7 @@ import das_gym
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, RunError, run_folder
 from das_gym.commands.run_folder import lock_run
-from das_gym.commands.runs import ResumableSettings, library_versions, read_config
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings, RunSettings, library_versions, read_config
 from das_gym.data.cache import cache_folder
 from das_gym.files import read_json, write_json
 
@@ -42,6 +42,7 @@ def count(settings: Settings, run: Run) -> float:
         print(settings.place)
         write_json(run_folder(run) / "a.json", {"place": Path(settings.place)})
     if settings.broken:
+        write_json(run_folder(run) / "checkpoint.json", {})
         raise ValueError("images/7.png is broken; replace it")
     if settings.interrupted:
         raise KeyboardInterrupt
@@ -100,6 +101,30 @@ def test_mistake_is_reported_without_a_traceback(command, tmp_path: Path):
         command.run({"runs_dir": str(tmp_path), "broken": True})
     assert status(tmp_path / "1") == "FAILED"
     assert "Traceback" in "".join(read_json(tmp_path / "1" / "run.json")["fail_trace"])
+
+
+def test_mistake_before_anything_is_written_leaves_no_run(tmp_path: Path):
+    def refuse(settings: Settings, run: Run) -> None:
+        raise ValueError("`number` does not fit the model")
+
+    refusing = RecordedCommand("agents trial", Settings, refuse)
+    with pytest.raises(RunError, match=r"^`number` does not fit the model$"):
+        refusing.run({"runs_dir": str(tmp_path / "runs")})
+    assert not list(tmp_path.iterdir())
+    RecordedCommand("agents trial", Settings, count).run({"runs_dir": str(tmp_path)})
+    with pytest.raises(RunError):
+        refusing.run({"runs_dir": str(tmp_path)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "_sources"]
+
+
+def test_estimate_is_no_run(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Estimated(EstimatedSettings, RunSettings):
+        pass
+
+    command = RecordedCommand("agents trial", Estimated, lambda settings, run: print("estimate: 1 s"))
+    command.run({"runs_dir": str(tmp_path / "runs"), "estimate": True})
+    assert not list(tmp_path.iterdir())
 
 
 def test_resumed_run_continues_in_its_folder_with_its_settings(command, tmp_path: Path):

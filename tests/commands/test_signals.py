@@ -137,6 +137,4 @@ def test_interrupted_adapt_search_says_how_to_continue(
     words = shlex.split(f"with bandit train.steps=7 {data} 'runs_dir=my runs' search.evaluations=60")
     assert PROGRAM.run(words) == 143
     error = capsys.readouterr().err
-    first, second = error.splitlines()[-2:]
-    assert first == "Stopped by SIGTERM. Resume with: python -m agents with resume=1 'runs_dir=my runs'"
-    assert second == "and then repeat this command with search_run=1 in place of the settings of the search"
+    assert error.splitlines()[-1] == "Stopped by SIGTERM. Resume with: python -m adapt with resume=1 'runs_dir=my runs'"

@@ -155,12 +155,14 @@ def _supernet(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("supernet.safetensors",), {**_without_supernet(folder), **training})
 
 
-def _finetune(folder: Path) -> Job:
+def _adapt(folder: Path) -> Job:
+    """The main job: search and fine-tuning in one run."""
     from das_gym.adapt import report
     from das_gym.adapt.adapt_experiment import ex
 
-    files = ("adapter.safetensors", "full_model_adapter.safetensors")
-    return Job(_run(lambda: ex, _time_little(report)), files, {**world_in(folder), **TRAINING, "mask": MASK})
+    files = ("search.json", "adapter.safetensors", "full_model_adapter.safetensors")
+    search = {"agent": "bandit", "skip_num": 2, "evaluations": 6, "reward_examples": 4}
+    return Job(_run(lambda: ex, _time_little(report)), files, {**world_in(folder), **TRAINING, "search": search})
 
 
 def _das(folder: Path) -> Job:
@@ -188,7 +190,8 @@ def _shrink(folder: Path) -> Job:
     checked = Verification(3, 0.0, ("with a cache",))
     quick = {"LATENCY_BLOCKS": 1, "verify": lambda *_: checked}  # a fresh process writes nothing
     run = _run(lambda: ex, patch.multiple(job, **quick))
-    given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
+    search = {"agent": "bandit", "evaluations": 4, "reward_examples": 4, "masks_per_turn": 2}
+    given = {**answering_in(folder), "skip_num": 1, "search": search}
     training = {"train": {"steps": 2, "save_every": 1}, "control": True}
     return Job(run, ("model.safetensors", "config.json"), {**given, **training}, out="smaller")
 
@@ -252,7 +255,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "pareto": _pareto,
     "table": _table,
     "supernet": _supernet,
-    "finetune": _finetune,
+    "adapt": _adapt,
     "das": _das,
     "shrink": _shrink,
     "shrink_compare": _shrink_compare,

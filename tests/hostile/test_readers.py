@@ -17,7 +17,7 @@ import pytest
 import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.record import read_trials
-from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
+from das_gym.adapt.shrink.compare_experiment import read_results, seconds_of
 from das_gym.adapt.training import Trainer, adamw
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
@@ -106,7 +106,7 @@ FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: read_results(path.parent)),
-    "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: read_searches(path.parent)),
+    "seconds": ("seconds.json", {"seconds": 0.5}, lambda path: seconds_of(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),

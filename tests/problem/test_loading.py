@@ -17,8 +17,9 @@ from das_gym.models.tensor_files import read_tensors, write_safetensors, write_t
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     build_problem,
-    keep_backbone,
+    copy_backbone,
     load_backbone,
+    load_problem,
     load_splits,
     load_supernet,
     new_head,
@@ -135,22 +136,23 @@ def test_new_head_starts_from_the_checkpoint(task: str, head: str, mini_folder: 
             new_head(backbone, task_class(task)(backbone.processor, labels[:2]))
 
 
-def test_keep_backbone_loads_a_checkpoint_again_that_changed_in_place(mini_folder, tiny_kwargs, tmp_path: Path):
+def test_load_problem_loads_a_checkpoint_again_that_changed_in_place(mini_folder, tiny_kwargs, tmp_path: Path):
     folder = shutil.copytree(mini_folder, tmp_path / "model")
     config = ProblemConfig(**tiny_kwargs, checkpoint=str(folder))
-    kept, times = keep_backbone(config), folder.stat()
-    assert keep_backbone(dataclasses.replace(config)) is kept
+    kept, times = load_problem(config), folder.stat()
+    assert load_problem(dataclasses.replace(config)) is kept
     changed = {name: tensor + 1 for name, tensor in read_tensors(folder).tensors.items()}
     write_safetensors(folder / "model.safetensors", changed, {})
     (folder / "missing").symlink_to("nowhere")  # as a partly downloaded snapshot has
     os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert keep_backbone(config).base != kept.base
+    with pytest.raises(ValueError, match="fingerprint"):
+        load_problem(config)
 
 
-def test_load_backbone_copies_a_kept_model_and_shares_its_frozen_weights(tiny_kwargs: dict[str, str]):
-    config = ProblemConfig(**tiny_kwargs)
-    kept = keep_backbone(config).vlp
-    again = load_backbone(config).vlp
+def test_copy_backbone_shares_frozen_weights(tiny_kwargs: dict[str, str]):
+    backbone = load_backbone(ProblemConfig(**tiny_kwargs))
+    kept = backbone.vlp
+    again = copy_backbone(backbone).vlp
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, kept.get_parameter(name))
         assert (parameter is kept.get_parameter(name)) == (not parameter.requires_grad)

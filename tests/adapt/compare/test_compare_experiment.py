@@ -20,7 +20,6 @@ from das_gym.adapt.compare.record import (
     method_variants,
     verdict,
 )
-from das_gym.adapt.compare_experiment import CompareSettings, prepare
 
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
@@ -41,16 +40,16 @@ def test_compare_searches_masks_and_chooses_rates(
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
     code, told = run_here(*words(small_kwargs))
     assert code == 0, told
-    whole = read_json(tmp_path / "runs/2/compare.json")
+    whole = read_json(tmp_path / "runs/1/compare.json")
     assert "8 trainings; reduce train.steps" in told
     assert "LoRA: accuracy on the reward split: " in told
     assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
     assert all(len(line["scores"]) == 2 for line in whole["lines"])
     assert {tuple(t["mask"]) for t in whole["trials"] if t["variant"] == "das_2"} == {
-        tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
+        tuple(read_json(tmp_path / "runs/1/search_2/search.json")["mask"])
     }
-    assert not list((tmp_path / "runs/2").glob("*.pt"))
-    kept = sorted(path.name for path in (tmp_path / "runs/2").glob("*.safetensors"))
+    assert not list((tmp_path / "runs/1").glob("*.pt"))
+    kept = sorted(path.name for path in (tmp_path / "runs/1").glob("*.safetensors"))
     assert kept == ["das_2.safetensors", "lora.safetensors", "random_2.safetensors"]
 
 
@@ -124,13 +123,6 @@ def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: 
         assert code == 1
         assert told in said
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
-
-
-def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, str]):
-    given = {name: value for name, value in small_kwargs.items() if name != "supernet"}
-    prepare(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
-    with pytest.raises(ValueError, match="neither a supernet nor a head"):
-        prepare(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 
 def trial(variant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:

@@ -13,10 +13,11 @@ import pytest
 from das_gym.adapt.compare import trials as module
 from das_gym.adapt.compare.record import MethodVariant, Trial, method_variants
 from das_gym.adapt.compare.trials import ComparisonContext, run_all
+from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import load_backbone, load_splits
 
 LORA = MethodVariant("lora", "LoRA", "lora")
 RATES = (5e-4, 2e-3, 8e-3)
@@ -91,7 +92,9 @@ def test_random_masks_depend_on_the_seed():
 def context_of(small_kwargs: dict[str, str], folder: Path, **recipe: Any) -> ComparisonContext:
     problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
     recipe = {"steps": 1, "batch_size": 4, **recipe}
-    return ComparisonContext(problem, load_splits(problem), TrainingConfig(**recipe), folder, test_examples=4)
+    splits = load_splits(problem)
+    base = with_new_head(load_backbone(problem), problem.task, splits)
+    return ComparisonContext(base, splits, TrainingConfig(**recipe), folder, test_examples=4)
 
 
 @pytest.mark.slow

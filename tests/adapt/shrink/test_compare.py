@@ -23,7 +23,7 @@ FULL = Quality(0.1, 0.9, 0.8, 0.95)
 def result(method: str, seen: float | None, loss: float, after: float | None = None) -> MethodResult:
     recovered = None if after is None else Quality(after, 0.7, 0.6, 0.8)
     measured = 0.25, 0.2, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0
-    return MethodResult(method, 1, (0, 1), 20, 1.5, seen, *measured)
+    return MethodResult(method, (0, 1), 20, 1.5, seen, *measured)
 
 
 def test_comparison_table_sorts_by_test_loss():
