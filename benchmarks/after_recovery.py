@@ -3,6 +3,7 @@
     python -m benchmarks.after_recovery --out FILE                          the bundled SmolVLM-mini, 4 of 12 layers
     python -m benchmarks.after_recovery --checkpoint llava_mini --skip-num 8 --out FILE
     python -m benchmarks.after_recovery --task text --checkpoint DIR --data-root DIR --context 96 --skip-num 9 --out FILE
+    python -m benchmarks.after_recovery ... --layers 3,4,5 3,12,13 --steps 70 --out FILE       given masks instead
 
 Each of `--masks` masks is removed and recovered in the same ways. A third of the masks are random; the others are the best
 of random ones, half by the loss after deletion and half by the loss with linear skip adapters, so that the masks that a
@@ -42,6 +43,9 @@ from das_gym.problem.statistic_inputs import measure_activity
 BATCH = 8
 POOL = 60
 """Random masks of which the best are taken."""
+
+MIN_MASKS = 5
+"""Correlations of as few masks are not printed."""
 
 PREDICTORS = ("deletion", "linear", "block_influence", "leave_one_out")
 
@@ -102,16 +106,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     reward = shuffled(task, splits.reward, options.examples)
     test = task.open_ended(shuffled(task, splits.test, options.examples))
     steps = {"recover": "lora", "batch_size": options.batch_size, "seed": options.seed}
-    ways = {f"lora, {count} steps": RecoveryConfig(steps=count, **steps) for count in options.steps}
+    ways = {"deleted": RecoveryConfig(recover="none")}
+    ways |= {f"lora, {count} steps": RecoveryConfig(steps=count, **steps) for count in options.steps}
     for name in (LINEAR, REFIT):
         ways[name] = RecoveryConfig(recover=name)
-        both = {**steps, "recover": f"{name}+lora"}
-        ways[f"{name}, then lora, {options.steps[0]} steps"] = RecoveryConfig(**both, steps=options.steps[0])
-    masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
+        for count in options.steps[:1]:
+            both = {**steps, "recover": f"{name}+lora"}
+            ways[f"{name}, then lora, {count} steps"] = RecoveryConfig(**both, steps=count)
+    if options.layers:
+        every = np.arange(len(problem.layer_names))
+        masks = np.stack([np.isin(every, [int(layer) for layer in layers.split(",")]) for layers in options.layers])
+    else:
+        masks = choose_masks(problem, linear, options.masks, options.skip_num, reward)
     scores = predictors(problem, linear, masks, reward)  # before fits for single masks change the model's skip adapters
-    longest = max((each for each in ways.values() if each.method), key=lambda each: each.steps)
+    longest = max(ways.values(), key=lambda each: each.steps if each.method else 0)
     teacher = make_teacher(as_vlm(problem), task, splits.train, longest)
-    assert teacher is not None
     states = calibration_states(problem.evaluator, calibration_examples(problem.evaluator, splits.train, 256))
     record: dict[str, Any] = {"settings": vars(options), "machine": describe_machine(), "rows": []}
     if path.is_file():
@@ -162,14 +171,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data-root")
     parser.add_argument("--context", type=int, help="tokens of a window of text")
     parser.add_argument("--masks", type=int, default=30)
+    parser.add_argument("--layers", nargs="+", help="masks: layers to skip, from 0 on, separated by commas")
     parser.add_argument("--skip-num", type=int, default=4)
-    parser.add_argument("--steps", type=int, nargs="+", default=[70, 300], help="of LoRA")
+    parser.add_argument("--steps", type=int, nargs="*", default=[70, 300], help="of LoRA")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of the reward and test split")
     parser.add_argument("--seed", type=int, default=0)
     record = measure(parser.parse_args(arguments))
     print(f"full model: loss {record['full']:.4f}")
-    print(table(record))
+    if len(record["rows"]) > MIN_MASKS:
+        print(table(record))
     return record
 
 
