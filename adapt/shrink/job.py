@@ -59,6 +59,7 @@ class ShrinkJob:
         self.problem = problem
         self.choice = choice
         self.full: VLM = as_vlm(self.problem)
+        self.deleted = self._costs_of(VLM(self.full.model, self.full.unit_kind, self.full.capabilities))
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)
         self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype
@@ -124,6 +125,11 @@ class ShrinkJob:
         print(f"weights: {describe_dtype(*self.dtypes, 'save_dtype')}")
         return measured
 
+    def _costs_of(self, vlm: VLM) -> Costs:
+        """Return the costs of the full model with other skip adapters than those that scored the search, or without any."""
+        backbone = replace(self.problem.backbone, vlp=vlm)
+        return example_costs(AdaptedModel(backbone, self.problem.head, self.problem.task), self.problem.splits)
+
     def _repair(self, final: VLM) -> None:
         """Repair the final model in closed form, if `recover` asks for it; see `RecoveryConfig.closed_form`."""
         if self.recovery.closed_form is None:
@@ -143,12 +149,10 @@ class ShrinkJob:
         return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)
 
     def _measure(self, models: dict[str, VLM], scored: dict[str, Scored]) -> Measured:
-        costs: dict[str, Costs] = {FULL: self.problem.costs}
+        costs: dict[str, Costs] = {FULL: self.deleted}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
-            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, self.mask))
-            adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
-            costs[RECOVERED] = example_costs(adapted, self.problem.splits)
+            costs[RECOVERED] = self._costs_of(full_with_adapters_of(self.full, final, self.mask))
         task, dtypes = self.problem.task, (self.dtypes[0], self.dtype)
         metric = self.settings.metric or task.metric_name
         return measure(models, costs, self.mask, task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
@@ -190,7 +194,7 @@ class ShrinkJob:
             texts = {name: texts[number] for name, texts in measured.texts.items()}
             answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
-        architecture = Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost)
+        architecture = Architecture.of_layers(self.full.layers, self.deleted.macs_cost)
         report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
-from das_gym.adapt.shrink.recovery import CHOICES, RecoveryConfig
+from das_gym.adapt.shrink.recovery import CHOICES, LINEAR, RecoveryConfig
 from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.run_report import rerun_command
@@ -19,7 +20,7 @@ from das_gym.commands.settings import choice, nested, settings_dict
 from das_gym.files import at_home
 from das_gym.names import check_names
 from das_gym.problem.budget import check_budget
-from das_gym.problem.config import ProblemSettings, grouped_settings
+from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
 from das_gym.tasks.metrics import METRICS
@@ -80,6 +81,13 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     def budget(self) -> dict[str, Any]:
         """The budget of the search."""
         return self.asked or {"macs_saved": DEFAULT_SHARE}
+
+    @cached_property
+    def problem_config(self) -> ProblemConfig:
+        """Model, task and data. With `recover=linear`, masks are scored with linear maps too, unless `skip` is given."""
+        config = super().problem_config
+        is_linear = config.skip is None and self.recovery().closed_form == LINEAR
+        return replace(config, skip=LINEAR) if is_linear else config
 
     def recovery(self) -> RecoveryConfig:
         """Return the settings of recovery, with the seed."""

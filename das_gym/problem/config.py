@@ -105,7 +105,7 @@ class ProblemOptions:
         tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
             third of it keeps hidden states of the full model between turns.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
-        skip: What takes the place of a skipped unit of a transformers model: nothing (`delete`), or a linear map that is
+        skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
             fitted on examples of the train split without training (`linear`).
         skip_rank: Rank of these maps. None is full rank.
         calibration_examples: Number of examples that these maps are fitted on.
@@ -125,7 +125,7 @@ class ProblemOptions:
     eval_batch_size: int | None = None
     tree_gib: float = 3.0
     encoder_cache: str | None = None
-    skip: str = choice("delete", SKIPS)
+    skip: str | None = choice(None, SKIPS)
     skip_rank: int | None = None
     calibration_examples: int = 256
     workers: str | None = choice(None, ("ray",))
@@ -198,8 +198,8 @@ class ProblemConfig(ModelSettings, ProblemOptions):
                 raise ValueError(
                     f"`{name}` is not supported by {self.model}, only by {', '.join(others)}: got {value}. Leave it out."
                 )
-        check_names([self.skip], SKIPS, "skip")
-        if self.skip != "delete" and MODELS[self.model].reads != "prompts":
+        check_names([] if self.skip is None else [self.skip], SKIPS, "skip")
+        if self.skip == "linear" and MODELS[self.model].reads != "prompts":
             raise ValueError(f"`skip` is for transformers models: got {self.skip} for {self.model}. Leave it out.")
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
