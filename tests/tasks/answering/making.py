@@ -58,11 +58,10 @@ def llava_folder(root: Path, images: str = "images", **counts: int) -> Path:
 
 
 def text_folder(root: Path, **counts: int) -> Path:
-    """As `llava_folder`, about no image."""
+    """As `llava_folder`, about no image, with a question of its own in each conversation."""
     for name, count in counts.items():
-        talks = [entry(n)["conversations"] for n in range(count)]
-        said = [[{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in talk] for talk in talks]
-        write(root / f"{name}.json", [{"id": f"{name} {n}", "conversations": talk} for n, talk in enumerate(said)])
+        talks = [chat(f"What is {name} {number}?", f"thing {number}") for number in range(count)]
+        write(root / f"{name}.json", [{"id": f"{name} {n}", "conversations": talk} for n, talk in enumerate(talks)])
     return root
 
 
