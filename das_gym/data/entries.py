@@ -119,5 +119,9 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) 
             if (root / folder / name).is_file():
                 return root / folder / name
     places = "" if len(folders) == 1 else f" (looked in {', '.join(folder or '.' for folder in folders)})"
-    found = some(sorted(path.name for path in root.iterdir())) or "nothing"
-    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {found}")
+    raise FileNotFoundError(f"{root} has no {' or '.join(names)}{places}: got {content_of(root)}")
+
+
+def content_of(folder: Path) -> str:
+    """Return the first names in a folder, for errors."""
+    return some(sorted(path.name for path in folder.iterdir())) or "an empty folder"

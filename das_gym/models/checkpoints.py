@@ -229,12 +229,14 @@ def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
     for family, form in formats:
         if {name.removeprefix(form.prefix) for name in file.tensors}.issuperset(form.marks):
             return family, form, ()
+    titles = f"{', '.join(form.title for _, form in formats)}, or das_gym checkpoint"
+    if "model_type" in config:
+        raise ValueError(
+            f"{file.path} holds a model of transformers ({config['model_type']}), expected a {titles}. If it generates "
+            "text, use the named config vlm_answering (model=VLM)"
+        )
     first = ", ".join(list(file.tensors)[:3])
-    kind = f" (config.json says {config['model_type']})" if "model_type" in config else ""
-    raise ValueError(
-        f"{file.path}: unknown checkpoint format{kind}, with the tensors {first}, ... Known formats are "
-        f"{', '.join(form.title for _, form in formats)}, and das_gym checkpoint"
-    )
+    raise ValueError(f"{file.path}: unknown checkpoint format, with the tensors {first}, ..., expected a {titles}")
 
 
 def _infer_config(

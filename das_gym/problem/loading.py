@@ -28,7 +28,16 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.problem.skip_adapters import add_linear_skips, skip_adapter_tensors
-from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
+from das_gym.registration import (
+    ENVIRONMENTS,
+    MODELS,
+    TASKS,
+    ModelEntry,
+    TaskEntry,
+    find_class,
+    register_model,
+    register_task,
+)
 from das_gym.tasks.base import Task, check_task
 from das_gym.text import escape_control_chars
 
@@ -192,11 +201,31 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
         folder = config.tokenizer or config.checkpoint or config.bundled("")
         load = find_class(MODELS[config.model].tokenizer)
         options["tokenizer"] = load(Path(folder), bool(config.trust_remote_code))
-    splits = task.load_splits(config.data_root, config.on_bad_example, **options)
+    try:
+        splits = task.load_splits(config.data_root, config.on_bad_example, **options)
+    except (FileNotFoundError, ValueError) as error:
+        hint = other_format(config)
+        if not hint:
+            raise
+        raise type(error)(f"{error}. {hint}") from error
     if splits.left_out:
         first = escape_control_chars("\n".join(splits.left_out[:3]))
         warnings.warn(f"{len(splits.left_out)} bad entries were left out; the first of them:\n{first}", stacklevel=2)
     return splits
+
+
+def other_format(config: ProblemConfig) -> str:
+    """Return a sentence that names the format of `data_root` and who reads it, if its files look like another task's."""
+    root = None if config.data_root is None else Path(config.data_root)
+    if root is None or not root.is_dir() or task_class(config.task).format_of(root):
+        return ""
+    for name in TASKS:
+        found = task_class(name).format_of(root)
+        readers = [entry for entry in ENVIRONMENTS.values() if found and entry.task == name]
+        if readers:
+            names = [entry.short for entry in readers if entry.model == config.model] or [entry.short for entry in readers]
+            return f"It looks like {found}, which the named config {' or '.join(names)} reads (task={name})."
+    return ""
 
 
 def reader_options(task: type[Task], settings: Mapping[str, Any]) -> dict[str, Any]:

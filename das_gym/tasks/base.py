@@ -97,6 +97,15 @@ class Task(ABC):
         return examples
 
     @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return the name of the format in which a folder seems to hold data of the task, by its files; empty for none.
+
+        Errors about a folder in another task's format name that format.
+        """
+        del root
+        return ""
+
+    @classmethod
     def is_labelled(cls, examples: Sequence[Any]) -> bool:
         """Return whether the right answers to examples are known."""
         del examples

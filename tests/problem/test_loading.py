@@ -26,6 +26,7 @@ from das_gym.problem.loading import (
     task_class,
 )
 from das_gym.registration import ASSETS, MODELS
+from tests.tasks.answering.making import llava_folder
 
 
 def test_load_backbone_freezes_the_model():
@@ -100,6 +101,30 @@ def test_load_splits_warns_of_bad_examples(shapes_folder: Path, tmp_path: Path, 
     path.write_text(json.dumps(whole))
     with pytest.warns(UserWarning, match=r"^2 bad entries were left out; the first of them:\n.*\n.* has no question"):
         load_splits(ProblemConfig(data_root=str(folder), on_bad_example="skip"))
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "snli_ve"])
+def test_data_of_another_format_name_who_reads_them(task: str, tmp_path: Path):
+    root = llava_folder(tmp_path / "mine", train=9)
+    with pytest.raises(FileNotFoundError, match=r"like LLaVA's conversations, which the named config vlm_answering reads"):
+        load_splits(ProblemConfig(task=task, data_root=str(root)))
+
+
+def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="like VQAv2, which the named config vilt_vqa reads"):
+        load_splits(ProblemConfig(model="ViLT", task="nlvr2", data_root=str(shapes_folder)))
+    with pytest.raises(FileNotFoundError, match=r"got an empty folder$"):
+        load_splits(ProblemConfig(data_root=str(tmp_path)))
+    (tmp_path / "dataset_coco.json").touch()
+    with pytest.raises(ValueError, match="like Karpathy's captions, which the named config meter_retrieval or vilt_retrieval"):
+        load_splits(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path)))
+
+
+def test_checkpoints_of_another_kind_name_a_config(mini_folder: Path):
+    with pytest.raises(ValueError, match=r"a model of transformers \(smolvlm\).*vlm_answering"):
+        load_backbone(ProblemConfig(checkpoint=str(ASSETS / "smolvlm_mini")))
+    with pytest.raises(ValueError, match=r"holds a meter, .* meter_vqa"):
+        load_backbone(ProblemConfig(model="VLM", task="answering", checkpoint=str(mini_folder)))
 
 
 def test_load_backbone_warns_of_missing_and_unknown_parameters(mini_folder: Path, tmp_path: Path):

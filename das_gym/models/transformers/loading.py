@@ -164,6 +164,10 @@ def _read_config(folder: Path, trust_remote_code: bool, only_runs: bool) -> Any:
     """Read the configuration; quantized weights and models with adapters of DAS are rejected."""
     from transformers import AutoConfig
 
+    written = read_json(folder / "config.json")
+    own = written.get("model") if isinstance(written, dict) and "model_type" not in written else None
+    if own is not None:
+        raise ValueError(f"{folder} holds a {own}, not a model of transformers: use a named config such as {own}_vqa.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from das_gym.data.entries import some
+from das_gym.data.entries import content_of, some
 from das_gym.data.splits import Splits
 from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
@@ -27,11 +28,9 @@ from das_gym.tasks.answering.tables import STATE, load_tables, saved_shards, sha
 from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
 
 FORMATS = (
-    "LLaVA's conversations (train.json, val.json, test.json, or one file; also .jsonl), Slake's own files, VQAv2's "
-    f"questions and annotations, NLVR2's train.json with test1.json or dev.json, ScienceQA's {PROBLEMS} with {PID_SPLITS}, "
-    "one folder of images per class (also in train, val and test), parquet files or a folder of `save_to_disk` with columns "
-    "image, question and answer, or arrow tables vqav2_*.arrow or nlvr2_*.arrow; questions without answers are for `adapt "
-    f"predict` with `split={QUESTIONS}`"
+    "LLaVA's conversations (train.json, test.json, ...), parquet files or a folder of `save_to_disk`, one folder of images "
+    f"per class, or the files of Slake, VQAv2, NLVR2 or ScienceQA; questions without answers need `split={QUESTIONS}` of "
+    "`adapt predict`"
 )
 """The supported formats of a data root."""
 
@@ -110,12 +109,21 @@ def _find(root: Path) -> DataSet:
         if parts:
             found = [DataSet("folders of classes", (root,), partial(load_class_folders, parts, root))]
     if not found:
-        names = some(sorted(path.name for path in root.iterdir()), 6)
-        raise ValueError(f"{root} holds no data in a known format: got {names or 'nothing'}, expected {FORMATS}")
+        raise ValueError(f"{root} holds no data in a known format: got {content_of(root)}, expected {FORMATS}")
     if len(found) > 1:
         several = some([f"{one.files[0]} ({one.format})" for one in found], 6)
         raise ValueError(f"{root} holds {len(found)} data sets: {several}. Pass one of these as `data_root`")
     return found[0]
+
+
+def format_in(folder: Path) -> str:
+    """Return the first format of which a folder holds data; empty where it holds none, or files that exclude each other."""
+    with contextlib.suppress(ValueError):
+        found = next(_data_sets_in(folder), None)
+        if found is not None:
+            return found.format
+        return "one folder of images per class" if class_folders(folder) else ""
+    return ""
 
 
 def _find_file(path: Path) -> DataSet:

@@ -17,7 +17,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import IMAGE_MARK, AnswerExample
 from das_gym.tasks.answering.metrics import score_answer
-from das_gym.tasks.answering.reading import load_answers, load_answers_part
+from das_gym.tasks.answering.reading import format_in, load_answers, load_answers_part
 from das_gym.tasks.base import PARTS, Task
 from das_gym.tasks.tokens import mean_by, sum_by, token_nats
 
@@ -48,6 +48,11 @@ class AnsweringTask(Task):
         if part in PARTS:
             return super().load_part(data_root, part, on_bad_example, **options)
         return load_answers_part(data_root, part, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return the first format of `das_gym.tasks.answering.reading` that fits the files in a folder."""
+        return format_in(root)
 
     @classmethod
     def is_labelled(cls, examples: Sequence[AnswerExample]) -> bool:

@@ -29,6 +29,7 @@ from das_gym.data.entries import Fields, check_fields, check_new, check_text, da
 from das_gym.data.images import ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
 from das_gym.data.tables import CellImage
+from das_gym.tasks.answering.files import data_file
 
 REWARD_SHARE = 0.1
 """Share of train's buckets that become the reward split."""
@@ -108,6 +109,12 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
     for example, bucket in zip(train, buckets, strict=True):
         parts[bucket in chosen].append(example)
     return bad.splits(parts[False], parts[True], test, attrgetter("sentence"))
+
+
+def is_nlvr2(root: Path) -> bool:
+    """Return whether a folder seems to hold NLVR2, by the first entries of its training file, or by its tables."""
+    files = [root / folder / "train.json" for folder in FOLDERS]
+    return TABLES.is_in(root) or any(path.is_file() and data_file(path).kind == "nlvr2" for path in files)
 
 
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
+from das_gym.tasks.nlvr2.files import NLVR2Example, is_nlvr2, load_nlvr2
 
 
 class NLVR2Task(ClassificationTask):
@@ -32,6 +32,11 @@ class NLVR2Task(ClassificationTask):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
         """Read NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
         return load_nlvr2(shapes_nlvr2_root() if data_root is None else data_root, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `NLVR2` for a folder with its files or its arrow tables."""
+        return "NLVR2" if is_nlvr2(root) else ""
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
         """Return each sentence with its left image (type 1), then with its right one (type 2)."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from das_gym.data.arrow import ArrowFormat, read_items, require_table
 from das_gym.data.bad_examples import BadExamples
-from das_gym.data.entries import Fields, check_fields, check_new, check_text, read_list, some
+from das_gym.data.entries import Fields, check_fields, check_new, check_text, content_of, read_list
 from das_gym.data.images import FolderListings, ImageFile
 from das_gym.data.splits import Splits
 from das_gym.data.tables import CellImage
@@ -69,16 +69,21 @@ def _find_file(root: Path) -> tuple[Path, Path]:
     """Return the JSON file of a data root, and the folder in which images are looked for."""
     if root.is_file():
         return root, root.parent.parent if root.parent.name == "karpathy" else root.parent
-    found = sorted(path for folder in (root, root / "karpathy") for path in folder.glob("dataset*.json"))
+    found = caption_files(root)
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
         raise ValueError(f"{root} holds several data sets: got {names}. Pass one of these files as `data_root`")
     if not found:
-        content = some(sorted(path.name for path in root.iterdir())) if root.is_dir() else ""
+        content = content_of(root) if root.is_dir() else "no folder"
         raise FileNotFoundError(
-            f"{root} has no dataset_flickr30k.json or dataset_coco.json, nor has karpathy/: got {content or 'nothing'}"
+            f"{root} has no dataset_flickr30k.json or dataset_coco.json, nor has karpathy/: got {content}"
         )
     return found[0], root
+
+
+def caption_files(root: Path) -> list[Path]:
+    """Return the JSON files of Karpathy's splits in a data root."""
+    return sorted(path for folder in (root, root / "karpathy") for path in folder.glob("dataset*.json"))
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from das_gym.models.inputs import Pair
 from das_gym.shapes.captions import shapes_captions_root
 from das_gym.tasks.base import Gallery, Task, load_head
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
-from das_gym.tasks.retrieval.files import load_captions
+from das_gym.tasks.retrieval.files import TABLES, caption_files, load_captions
 
 
 def build_rank_head(feature_size: int) -> nn.Sequential:
@@ -49,6 +49,11 @@ class RetrievalTask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
         """Read Karpathy's files, or arrow tables; None is Shapes-captions."""
         return load_captions(shapes_captions_root() if data_root is None else data_root, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `Karpathy's captions` for a folder with his JSON files or with arrow tables."""
+        return "Karpathy's captions" if caption_files(root) or TABLES.is_in(root) else ""
 
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:
         """Return each image with its 16 texts, the true one first."""

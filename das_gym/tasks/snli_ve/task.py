@@ -9,7 +9,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.snli_ve import shapes_snli_ve_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.snli_ve.files import LABELS, SNLIVEExample, load_snli_ve
+from das_gym.tasks.snli_ve.files import LABELS, TABLES, SNLIVEExample, load_snli_ve
 
 
 class SNLIVETask(ClassificationTask):
@@ -24,6 +24,12 @@ class SNLIVETask(ClassificationTask):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[SNLIVEExample]:
         """Read SNLI-VE's files, or arrow tables; None is Shapes-SNLI-VE."""
         return load_snli_ve(shapes_snli_ve_root() if data_root is None else data_root, on_bad_example)
+
+    @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `SNLI-VE` for a folder with its files or its arrow tables."""
+        names = ("snli_ve_train.jsonl", "data/snli_ve_train.jsonl")
+        return "SNLI-VE" if any((root / name).is_file() for name in names) or TABLES.is_in(root) else ""
 
     def pairs(self, examples: Sequence[SNLIVEExample]) -> list[Pair]:
         """Return each hypothesis with its image."""

@@ -50,6 +50,11 @@ class VQATask(Task):
         return read_vqav2(root, part, BadExamples(on_bad_example))
 
     @classmethod
+    def format_of(cls, root: Path) -> str:
+        """Return `VQAv2` for a folder with its questions or its arrow tables."""
+        return "VQAv2" if any(root.glob("*mscoco_*_questions.json")) or any(root.glob("vqav2_*.arrow")) else ""
+
+    @classmethod
     def is_labelled(cls, examples: Sequence[VQAExample]) -> bool:
         """Return whether there are annotators' answers; those of `test2015` are not public."""
         return any(example.answers for example in itertools.islice(examples, 100))
