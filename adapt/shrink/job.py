@@ -40,6 +40,7 @@ from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
+from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
@@ -75,6 +76,9 @@ class ShrinkJob:
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
+        # Before hours of recovery, which cannot help a model that answers by chance.
+        scored = {FULL: self._score(self.full, f"{FULL} model")}
+        warn_at_chance(self.choice.problem, task, self.test, scored[FULL][0].score, "test")
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)  # as a folder would store it
         self._repair(final)
@@ -82,7 +86,7 @@ class ShrinkJob:
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
         # Before `merged`, which changes weights that the full model shares with the recovered one.
-        scored = {name: self._score(vlm, f"{name} model") for name, vlm in models.items()}
+        scored[SHRUNK] = self._score(shrunk, f"{SHRUNK} model")
         probes = Probes.of(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:

@@ -95,7 +95,9 @@ def train_sb3(
         recorder = Recorder(env, config, run_folder, on_turn)
         model = make_model(cls, hyperparameters, VecMonitor(SB3VecEnv(recorder)), config.seed)
         known = Checkpoint.load(run_folder, config, len(scorer.layer_names)) if resume and run_folder is not None else None
-        if known is not None:
+        if known is None:
+            scorer.warn_at_chance()
+        else:
             recorder.saved_turns = len(known.turns)  # a checkpoint with fewer turns would lose scores
             for turn in known.turns:
                 scorer.scorer.remember(np.array(turn.masks, dtype=bool), turn.known_scores())

@@ -111,6 +111,8 @@ def run_turns(
                 if race is not None:
                     race.load_state_dict(checkpoint.race)
             history = list(checkpoint.turns)
+    if not history:
+        scorer.warn_at_chance()
     if on_turn is not None:
         for turn in history:
             on_turn(turn)

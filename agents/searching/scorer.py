@@ -21,6 +21,7 @@ from das_gym.envs.skip_env import EngineScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
 from das_gym.problem.statistics import STATISTICS
@@ -85,6 +86,9 @@ class MaskScorer(ABC):
     @abstractmethod
     def cost_of(self, setting: str) -> MaskCost:
         """Return the cost of masks by a key of `das_gym.problem.mask_cost.SAVED`."""
+
+    def warn_at_chance(self) -> None:  # noqa: B027 - the scores of a table or of another package are what they are
+        """Score the full model, and warn where it is no better than chance on the reward examples."""
 
     def masks_for(self, statistics: Iterable[str] | None) -> int:
         """Return how many masks are scored for layer statistics by name; None = for those observed."""
@@ -156,6 +160,13 @@ class OwnScorer(MaskScorer):
     def masks_for(self, statistics: Iterable[str] | None) -> int:
         """See `MaskScorer.masks_for`."""
         return self.scorer.observation_masks if statistics is None else self.scorer.masks_for(statistics)
+
+    def warn_at_chance(self) -> None:
+        """See `MaskScorer.warn_at_chance`; it does not count as an evaluation."""
+        if self.engine is not None:
+            problem = self.engine.problem
+            score = self.engine.full_model_info()["metric"]
+            warn_at_chance(problem.backbone.config, problem.task, self.engine.fixed_examples, score, "reward")
 
     def blocks(self) -> dict[str, Any] | None:
         """See `MaskScorer.blocks`."""

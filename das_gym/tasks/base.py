@@ -171,6 +171,11 @@ class Task(ABC):
         del logits, targets
         return {}
 
+    def chance(self, examples: Sequence[Any]) -> float:
+        """Return the mean metric, 0..1, of answers to the examples that are drawn at random; 0 for open answers."""
+        del examples
+        return 0.0
+
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full model || subnet) of each example, (batch,), in nats."""
         del targets

@@ -53,6 +53,11 @@ class ClassificationTask(Task):
         """Return 1 where the largest logit is that of the label, else 0; (batch,)."""
         return (logits.argmax(-1) == targets["label"]).to(logits)
 
+    def chance(self, examples: Sequence[Any]) -> float:
+        """Return 1 / number of classes."""
+        del examples
+        return 1 / len(self.classes)
+
     def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:
         """Return the key as `key_name`, and `prediction`, one of `classes`."""
         numbers = logits.argmax(-1).tolist()

@@ -116,7 +116,7 @@ def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder: P
     with pytest.raises(FileNotFoundError, match=r"got an empty folder$"):
         load_splits(ProblemConfig(data_root=str(tmp_path)))
     (tmp_path / "dataset_coco.json").touch()
-    with pytest.raises(ValueError, match="like Karpathy's captions, which the named config meter_retrieval or vilt_retrieval"):
+    with pytest.raises(ValueError, match="which the named config meter_retrieval or vilt_retrieval reads"):
         load_splits(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path)))
 
 

@@ -153,6 +153,10 @@ class AnsweringTask(Task):
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
         return torch.where(options > 1, likelihood[targets["reference"]] >= best, missed == 0).to(likelihood)
 
+    def chance(self, examples: Sequence[AnswerExample]) -> float:
+        """Return the mean of 1 / number of options, 0 for examples without options."""
+        return sum(1 / len(e.options) for e in examples if e.options) / len(examples)
+
     def predictions(self, examples: Sequence[AnswerExample], logits: Tensor) -> list[dict[str, Any]]:
         """Return `key` with `answer`, the likeliest option; without options, with `teacher_forced`.
 

@@ -99,6 +99,11 @@ class RetrievalTask(Task):
         head = heads[MATCHING_HEAD]
         return partial(matching_losses, weight=head["weight"], bias=head["bias"])
 
+    def chance(self, examples: Sequence[RetrievalExample]) -> float:
+        """Return 1 / number of texts."""
+        del examples
+        return 1 / NUM_TEXTS
+
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Return 1 where the true text has a larger score than every other, else 0; (batch,)."""
         # Strictly larger: a diverged model, whose scores are all equal or NaN, ranks nothing first.

@@ -322,9 +322,7 @@ def test_class_folders_of_parts(tmp_path: Path):
 
 @pytest.mark.parametrize("content", ['{"data": [{"conversations": []}]}', "", '[{"image": "a.png", "caption": "b"}]'])
 def test_unknown_data_are_rejected(tmp_path: Path, content: str):
-    with pytest.raises(
-        ValueError, match="in a known format: got an empty folder, expected LLaVA's conversations"
-    ):
+    with pytest.raises(ValueError, match="in a known format: got an empty folder, expected LLaVA's conversations"):
         load_answers(tmp_path)
     aid(tmp_path)  # folders of classes next to a damaged file are its images
     (tmp_path / "train.json").write_text(content)
