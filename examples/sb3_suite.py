@@ -1,5 +1,7 @@
 """sb3-contrib's MaskablePPO on the suite: it learns from ranks of layer statistics, and is measured on unseen models."""
 
+import argparse
+
 import gymnasium
 import numpy as np
 import torch
@@ -60,4 +62,8 @@ def main(total_timesteps: int = 60_000, split: str = "test", seed: int = 0) -> f
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--total_timesteps", type=int, default=60_000, help="steps of training")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="problems to measure on")
+    parser.add_argument("--seed", type=int, default=0)
+    main(**vars(parser.parse_args()))

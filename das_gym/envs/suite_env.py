@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -42,7 +42,8 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
     `statistics` (16 x statistics, unit by unit, 0 where there is no unit), `units` (16: 1 where there is one), `savings`
     (16: share of the cost that skipping it saves), `budget` (2: share of the units to skip, or 0; share of the cost to
     save, or 0); and with `action="sequence"` `skipped` (16) and `saved` (1: share of the cost saved so far). The cost is
-    the one that the budget limits, such as MACs or measured latency; for `skip_num` it is MACs.
+    the one that the budget limits, such as MACs or measured latency; for `skip_num` it is MACs. `feature_names` names the
+    entries of all parts in this order.
 
     ## Rewards
     Scaled by problem: 0 is what skipping units in a random order earns in the mean, 1 what the best mask earns, and -1 the
@@ -105,6 +106,11 @@ class SuiteEnv(MaskEnv, gymnasium.Env[Any, Any]):
         """Names of all problems of the split, by number."""
         return tuple(problem.name for problem in self.suite.problems)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The name of each entry of an observation, of the parts of a `Dict` one after another: `unit.3/savings`."""
+        return cast(SuiteEpisodes, self.episodes).feature_names
+
 
 class SuiteVectorEnv(MaskVectorEnv, VectorEnv[Any, Any, Any]):
     """`num_envs` copies of `SuiteEnv` side by side, each on its problem; see `MaskVectorEnv`.
@@ -114,6 +120,7 @@ class SuiteVectorEnv(MaskVectorEnv, VectorEnv[Any, Any, Any]):
 
     env_class = SuiteEnv
     suite = property(attrgetter("template.suite"), doc="The problems.")
+    feature_names = property(attrgetter("template.feature_names"), doc="What each entry of an observation is.")
 
     @property
     def problems(self) -> np.ndarray:
@@ -172,6 +179,14 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         self.observation_space = joined({"known": known, **parts}) if flat else spaces.Dict({**known.spaces, **parts})
         self._history = {name: np.zeros(box.shape, np.float32) for name, box in parts.items()}
         self._count = 0
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """As `SuiteEnv`'s, then those of the masks so far: `mask.0/unit.3`, `reward.0`, `scored.0`, ..., `best`."""
+        places = range(self.evaluations)
+        masks = (f"mask.{place}/unit.{unit}" for place in places for unit in range(MAX_UNITS))
+        numbers = (f"{name}.{place}" for name in ("reward", "scored") for place in places)
+        return (*super().feature_names, *masks, *numbers, "best")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Draw a problem, or take the one in `options`."""

@@ -37,6 +37,7 @@ class SuiteEpisodes(Episodes):
     Attributes:
         mode: Turns actions into masks.
         which: (m,) int64, the problem of each episode.
+        feature_names: Name of each entry of an observation, part by part, such as `unit.3/savings`.
         costs: Names of costs besides MACs, keys of `SAVED`, whose savings `info` has: those that budgets of the suite limit.
     """
 
@@ -63,6 +64,13 @@ class SuiteEpisodes(Episodes):
             parts["skipped"] = spaces.Box(0.0, 1.0, (MAX_UNITS,), np.float32)
             parts["saved"] = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = joined(parts) if flat else spaces.Dict(dict(parts))
+        special = {
+            "statistics": tuple(f"{unit}/{name}" for unit in names for name in suite.statistics),
+            "budget": ("budget/units", "budget/cost"),
+            "saved": ("saved",),
+        }
+        entries = [special.get(part, tuple(f"{unit}/{part}" for unit in names)) for part in parts]
+        self.feature_names = tuple(name for part in entries for name in part)
 
     def copies(self, rows: int) -> SuiteEpisodes:
         """See `Episodes.copies`."""

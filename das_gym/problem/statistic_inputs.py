@@ -55,7 +55,10 @@ class StatisticInputs:
     """The inputs of statistics: one model on one set of examples.
 
     Attributes:
-        evaluator, costs, examples, activity: Of the model and the examples.
+        evaluator: Scores masks of the model; `evaluator.vlp` is the model, `evaluator.vlp.layers` its layers.
+        costs: MACs and parameters of each layer.
+        examples: The reward examples on which the full model is described.
+        activity: How much each layer changes its stream on these examples.
         known_losses: (n_layers + 1,) losses of `single_removals` on the examples, if a table holds them; None scores them.
     """
 

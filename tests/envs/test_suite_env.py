@@ -176,3 +176,19 @@ def test_search_forgets_masks_at_reset(suite: str):
     observed, info = env.reset(options={"problem": 0})
     assert not any(observed[name].any() for name in ("masks", "rewards", "scored", "best"))
     assert (info["best"], info["evaluations"]) == (0, 0)
+
+
+@pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
+def test_feature_names_name_every_entry(id: str, suite: str):
+    settings = {"evaluations": 3} if "Search" in id else {"action": "sequence"}
+    env = gymnasium.make(id, suite=suite, statistics=["parameters_share", "macs_share"], **settings)
+    names = env.unwrapped.feature_names
+    flat = gymnasium.make(id, suite=suite, statistics=["parameters_share", "macs_share"], flat=True, **settings)
+    assert len(set(names)) == len(names) == flat.observation_space.shape[0]
+    observation, _ = env.reset(seed=1)
+    together = np.concatenate(list(observation.values()))
+    np.testing.assert_array_equal(together, flat.reset(seed=1)[0])
+    assert together[names.index("unit.3/macs_share")] == observation["statistics"][2 * 3 + 1]
+    assert together[names.index("budget/cost")] == observation["budget"][1]
+    vector = gymnasium.make_vec(id, num_envs=2, suite=suite, **settings) if "Search" not in id else None
+    assert vector is None or "unit.0/units" in vector.unwrapped.feature_names
