@@ -91,6 +91,8 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     if is_exported(path):
         check_names(changes, ("device", "max_text_length"), "setting")
         return load_exported(path, **changes)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected the folder of a finished run, or an adapter file.")
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
     adaptation = Adaptation.load(file) if file.is_file() else None

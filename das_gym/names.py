@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
 
-LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "python -m agents list")
+LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "das-agents list")
 """The command that lists the names of a kind, for messages."""
 
 MAX_LISTED = 12

@@ -235,7 +235,7 @@ def agent_class(name: str) -> type[Agent]:
     """Return the class of an agent: a key of `AGENTS`, or "module:class"."""
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
-    hint = "Give a name that `python -m agents list` shows, or the 'module:class' of a custom agent"
+    hint = "Give a name that `das-agents list` shows, or the 'module:class' of a custom agent"
     try:
         cls = find_class(AGENTS.get(name, name))
     except ValueError as error:

@@ -110,7 +110,9 @@ class ActionMode(ABC):
 
     def _check_running(self) -> None:
         if np.count_nonzero(self.over):
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+            raise gymnasium.error.ResetNeeded(
+                "no episode is running: call reset() before the first step, and after a step that ends an episode"
+            )
 
     def _end_all(self, masks: np.ndarray) -> Moves:
         self._check_running()

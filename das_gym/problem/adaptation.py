@@ -91,7 +91,7 @@ class Adaptation:
         """Read a file that `save` wrote; raise ValueError for one that is damaged, or not an adaptation file."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no adaptation file at {path}. `python -m adapt` or `adapt supernet` writes one.")
+            raise FileNotFoundError(f"no adaptation file at {path}. `das-adapt` or `das-adapt supernet` writes one.")
         file = read_safetensors(path)
         described, tensors = dict(file.config), file.tensors
         form = described.pop("format", None)

@@ -295,7 +295,8 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device` cannot be used here: got {device!r}. Use auto or cpu.") from error
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise ValueError(f"`device` cannot be used here: got {device!r} ({reason}). Use auto or cpu.") from error
 
 
 def task_class(name: str) -> type[Task]:
@@ -364,7 +365,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(
                 f"`checkpoint` has neither a supernet nor a head for {task} that fits these data. Train a supernet with "
-                "`python -m adapt supernet`, then give supernet=<the file it writes>."
+                "`das-adapt supernet`, then give supernet=<the file it writes>."
             )
     vlp.remove_adapters()
     return AdaptedModel(backbone, head, labelled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MAX_LOSS = 1e4
 """Losses and divergences beyond count as this many nats where a reward would otherwise be unbounded."""
+
+TOLERANCE = 1e-6
+"""Rewards may exceed their bounds by this much, as rounding does, without a warning."""
 
 PRICE_FORMULA = "+ macs_price * macs_saved (the share of the full model's MACs that the mask saves)"
 """What `macs_price` adds to any reward."""
@@ -88,7 +92,7 @@ def perplexity_ratio(scores: Scores) -> np.ndarray:
     if scores.full_loss is None:
         raise ValueError("perplexity_ratio needs the loss of the full model, which was not measured")
     with np.errstate(over="ignore"):
-        return np.exp(scores.full_loss - scores.losses)
+        return np.minimum(np.exp(scores.full_loss - scores.losses), 2.0)
 
 
 def metric(scores: Scores) -> np.ndarray:
@@ -193,6 +197,14 @@ class Objective:
         violations = self.budget.violations(masks)
         with np.errstate(over="ignore"):
             earned = np.nan_to_num(self.reward.compute(scores), nan=self.reward.low)
+        outside = (earned > self.reward.high + TOLERANCE) | (earned < self.reward.low - TOLERANCE)
+        if np.any(outside & np.isfinite(scores.losses)):
+            # Without the value: Python shows equal warnings once.
+            warnings.warn(
+                f"the reward {self.reward.name!r} has values outside of its bounds {self.reward.range}, which are clipped: "
+                "agents cannot tell these masks apart. Declare `low` and `high` of the `Reward` wide enough",
+                stacklevel=2,
+            )
         earned = np.clip(earned, self.reward.low, self.reward.high) + self.macs_price * self.macs.saved(masks)
         # A tiny violation is lost in the rounding of a low of -10,000.
         below = np.minimum(self.low - violations, np.nextafter(self.low, -np.inf))

@@ -84,6 +84,8 @@ def test_load_subnet_rejects_a_supernet(random_supernet: Path, folder: Path):
 def test_load_subnet_names_a_missing_file(tmp_path: Path, folder: Path):
     with pytest.raises(FileNotFoundError, match=r"no adapt\.json or das\.json in"):
         load_subnet(tmp_path)
+    with pytest.raises(FileNotFoundError, match="99 does not exist"):
+        load_subnet(tmp_path / "99")
     (folder / SUBNET_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=r"no adapter\.safetensors in"):
         load_subnet(folder)

@@ -132,9 +132,11 @@ def test_step_needs_an_episode(small_table_file: str, action: str):
     kwargs = {"table": small_table_file, "skip_num": 1, "action": action}
     env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
     for each in (env, vector):
-        with pytest.raises(gymnasium.error.ResetNeeded):
+        with pytest.raises(gymnasium.error.ResetNeeded, match="before the first step"):
             each.step(each.action_space.sample())
-        each.reset(seed=0)
+        with pytest.raises(ValueError, match="`options` of reset"):
+            each.reset(options={"problm": 1})
+        each.reset(seed=0, options={})
         each.step(each.action_space.sample())
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(env.action_space.sample())

@@ -23,6 +23,7 @@ from das_gym.problem.loading import (
     load_splits,
     load_supernet,
     new_head,
+    pick_device,
     task_class,
 )
 from das_gym.registration import ASSETS, MODELS
@@ -118,6 +119,11 @@ def test_data_of_another_task_name_the_config_of_the_same_model(shapes_folder: P
     (tmp_path / "dataset_coco.json").touch()
     with pytest.raises(ValueError, match="which the named config meter_retrieval or vilt_retrieval reads"):
         load_splits(ProblemConfig(model="VLM", task="answering", data_root=str(tmp_path)))
+
+
+def test_devices_that_cannot_be_used_name_the_reason():
+    with pytest.raises(ValueError, match=r"`device` cannot be used here: got 'cud' \(Expected one of"):
+        pick_device("cud")
 
 
 def test_checkpoints_of_another_kind_name_a_config(mini_folder: Path):

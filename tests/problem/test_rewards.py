@@ -31,7 +31,7 @@ def test_rewards_agree_with_their_formulas():
     expected = {
         "exp_neg_loss": [1, np.exp(-2), 0],
         "neg_loss": [0, -2, -1e4],
-        "perplexity_ratio": [np.exp(1.5), np.exp(-0.5), 0],
+        "perplexity_ratio": [2, np.exp(-0.5), 0],
         "metric": [1, 0.5, 0],
         "neg_kl": [0, -3, -1e4],
     }
@@ -76,6 +76,14 @@ def test_non_finite_losses_earn_the_lowest_reward():
             metrics = np.zeros(1) if np.isinf(losses) else nothing
             earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Scores(losses, metrics, losses, 1.5))
             assert earned.tolist() == [reward.low]
+
+
+def test_rewards_outside_of_their_bounds_are_warned_about():
+    wide = Reward("wide", 0.0, 1.0, lambda scores: 2 * np.exp(-scores.losses))
+    objective = Objective(Budget(4, 2), wide, MACS)
+    with pytest.warns(UserWarning, match=r"'wide' has values outside of its bounds 0\.\.1"):
+        assert objective.rewards(MASKS[3:4], measured([0.1])).tolist() == [1.0]
+    assert objective.rewards(MASKS[3:4], measured([1.0]))[0] == pytest.approx(2 / np.e)
 
 
 def test_register_reward_adds_it_or_rejects_it(monkeypatch):
