@@ -97,6 +97,7 @@ def run_turns(
     config: SearchConfig, scorer: MaskScorer, folder: Path | None, on_turn: OnTurn | None, resume: bool
 ) -> tuple[Agent, list[Turn]]:
     """Run the turns of a `search` until its budget is spent or the agent is done; return the agent and all turns."""
+    scorer.warn_at_chance()
     with progress(1, "measuring layer statistics", unit="step") as bar:
         agent = agent_of(config, scorer, scorer.statistics)
         bar.update()
@@ -111,8 +112,6 @@ def run_turns(
                 if race is not None:
                     race.load_state_dict(checkpoint.race)
             history = list(checkpoint.turns)
-    if not history:
-        scorer.warn_at_chance()
     if on_turn is not None:
         for turn in history:
             on_turn(turn)

@@ -60,7 +60,8 @@ def content_keys(images: Iterable[ImageSource]) -> dict[str, str]:
     It is the image's own key, unless another image has the same size and ending: then it is a hash of all bytes. Images that
     cannot be read keep their own key, and so do images that are neither files nor cells of a table.
     """
-    distinct = {image.key: image for image in images}
+    # Many examples share an image object: keys are made once for each.
+    distinct = {image.key: image for image in {id(image): image for image in images}.values()}
     stored = {
         key: image
         for key, image in distinct.items()
