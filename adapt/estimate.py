@@ -94,8 +94,3 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 def distinct_images(pairs: Sequence[Any]) -> int:
     """Return how often encoders of images run for pairs or prompts: they keep the outputs of each image."""
     return len({tuple(image.key for image in pair.images) for pair in pairs})
-
-
-def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
-    """Return the activations of an example with gradient checkpointing; `state` is the hidden states before a layer."""
-    return layers * state + activations // layers

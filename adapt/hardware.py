@@ -83,10 +83,19 @@ def training_bytes(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() * (p.element_size() + ADAMW_BYTES) for p in parameters)
 
 
+def checkpointed_bytes(activations: int, layers: int, state: int) -> int:
+    """Return the activations of an example with gradient checkpointing; `state` is the hidden states before a layer."""
+    return layers * state + activations // layers
+
+
 def free_bytes(model: torch.nn.Module) -> int:
     """Return the free memory of the devices that a model lies on."""
     gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
+    if not gpus:
+        return psutil.virtual_memory().available
+    # torch keeps freed memory for its next tensors, which the driver counts as used.
+    kept = sum(torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in gpus)
+    return kept + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 
 def check_precision(device: torch.device, hardware: Hardware) -> str:

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.hardware import training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.shrink.measuring import GENERATE_BATCH_SIZE
+from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import insert_trained
 
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak

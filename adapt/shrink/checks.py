@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import psutil
 import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import free_bytes
@@ -147,12 +148,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
 def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
     if vlm.unit_kind != "layers":  # some types read settings of single layers in a way that forbids removed parts
         check_reloads(remove_parts(share_copy(vlm.model), {vlm.places[vlm.decoder_units - 1]: MLP}))
-    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm)
-    if needed > free:
-        raise ValueError(
-            f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free. Make room, or use a smaller `dtype`."
-        )
+    check_verification_memory(vlm)
     recovery = settings.recovery()
     if recovery.method is not None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
@@ -160,6 +156,21 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
         raise ValueError(f"recover={settings.recover} repairs decoder layers: leave out `units` and `vision`.")
     if recovery.adds_code and has_remote_code(vlm):
         raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
+
+
+def check_verification_memory(vlm: VLM) -> None:
+    """Reject a model that leaves no room for the process that loads the saved folder; see `verifying.off_gpu`.
+
+    A model on one GPU waits in main memory meanwhile, through which the process loads its own.
+    """
+    needed, free, place = bytes_of(list(vlm.model.parameters())), free_bytes(vlm), "memory"
+    if vlm.device.type != "cpu" and not vlm.is_spread:
+        needed, free, place = 2 * needed, psutil.virtual_memory().available, "main memory"
+    if needed > free:
+        raise ValueError(
+            f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of {place} are free. Make room, or use a smaller `dtype`."
+        )
 
 
 def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:

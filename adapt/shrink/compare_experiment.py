@@ -23,7 +23,8 @@ from das_gym.adapt.card import display_name
 from das_gym.adapt.choosing import choice_of, search_config, search_first
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fallback_if_not_removable
-from das_gym.adapt.shrink.measuring import Quality, cached_values, score_model
+from das_gym.adapt.shrink.measuring import Quality, score_model
+from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges

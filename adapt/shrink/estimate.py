@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from das_gym.adapt.choosing import Choice
-from das_gym.adapt.estimate import checkpointed_bytes
 from das_gym.adapt.hardware import training_bytes
 from das_gym.adapt.shrink.checks import budget_of, why_not_removable
 from das_gym.adapt.shrink.job import LATENCY_BLOCKS
-from das_gym.adapt.shrink.measuring import DECODED_TOKENS, GENERATE_BATCH_SIZE, loss_of, score_model, time_tokens
+from das_gym.adapt.shrink.measuring import DECODED_TOKENS, loss_of, score_model, time_tokens
+from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
 from das_gym.adapt.shrink.recovery import (
     RecoveryConfig,
+    RecoverySteps,
     Teacher,
-    checkpointed_layers,
     insert_trained,
-    recovery_loss,
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import NEW_TOKENS, PROMPTS
+from das_gym.adapt.step_loss import batch_at
 
 from das_gym.models.transformers.generation import PROBES, batches_of, greedy_settings, longest_answer
 from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.estimate import Part, saved_bytes, time_examples
+from das_gym.problem.estimate import Part, time_examples
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tasks.base import Task
@@ -124,24 +123,15 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:
 def recovery_parts(student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig) -> tuple[Part, Part]:
     """Return the parts of a recovery: running the teacher, and training. The student cannot be used afterwards."""
     size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
-    batch = task.open_ended([train[row] for row in sorted(rows)[:size]])
+    batch = task.open_ended([train[row] for row in batch_at(range(len(train)), size, config.seed, step=0)])
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
     method = config.method
     assert method is not None
     trained = insert_trained(student, full, method)
-
-    def step(count: int) -> None:
-        with checkpointed_layers(student, config.gradient_checkpointing):
-            loss = recovery_loss(student, teacher, task, batch[:count], config)["loss"]
-        loss.backward()
-
-    seconds, timed = time_examples(step, size, full.device)
-    forward = partial(recovery_loss, student, teacher, task, batch[:1], config)
-    activations = saved_bytes(lambda: forward()["loss"], student.parameters())
-    if config.gradient_checkpointing:
-        tokens = len(task.processor.encode(task.pairs(batch[:1])[0]).ids)  # type: ignore[attr-defined]
-        state = tokens * full.feature_size * full.model.dtype.itemsize
-        activations = checkpointed_bytes(activations, len(student.stack.layers), state)
-    held = training_bytes(trained) + (size - timed) * activations
+    steps = RecoverySteps(student, teacher, task, train, config)
+    steps.choose_plan(trained)
+    at_a_time, fixed = steps.plan.micro_batch_size, training_bytes(trained)
+    seconds, timed = time_examples(lambda n: steps.losses(batch[:n])["loss"].backward(), at_a_time, full.device)
+    held = fixed + (at_a_time - timed) * ((steps.plan.needed - fixed) // at_a_time)
     return Part("teacher", len(rows) * taught), Part("recovery", config.steps * size * seconds, held=held)

@@ -96,7 +96,7 @@ class ShrinkJob:
             with merged(final, self.full, self.recovery, trained, self.folder):
                 round_parameters(final.model, dtype)  # so that what is measured is what is saved
                 save(final.model, part, source, processor, dtype, own_code, names_dtype)
-                verified = verify(part, final, mask, probes, dtype)
+                verified = verify(part, final, mask, probes, dtype, [shrunk])
                 if self.recovery.recover != "none":
                     models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
             measured = self._measure(models, scored)

@@ -10,26 +10,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from das_gym.adapt.hardware import free_bytes
 from das_gym.adapt.report import ModelResult
+from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, answers_at_a_time, cached_values
 from das_gym.adapt.shrink.recovery import answer_states
 from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.engine.scores import format_examples
 from das_gym.intervals import difference_interval, mean_interval
-from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.generation import generate, generate_batch, greedy_settings
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.recording import cache_name
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, speedup
 from das_gym.tasks.base import Task
 from das_gym.tasks.metrics import score_texts
 
 FULL, CONTROL, SHRUNK, RECOVERED = "full", "control", "shrunk", "recovered"
-
-GENERATE_BATCH_SIZE = 8
-"""Prompts that are answered at a time."""
 
 LIKELIHOOD_PAIRS = 64
 """Texts, or pairs of question and option, whose likelihood is computed at a time, see `Task.examples_for_pairs`."""
@@ -174,8 +172,10 @@ def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metri
     if not task.generates:
         return score_likelihoods(vlm, task, examples, title)
     open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
+    prompts: Any = task.pairs(open_ended)
     loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
-    texts = generate(vlm, processor, task.pairs(open_ended), f"answers, {title}", GENERATE_BATCH_SIZE)
+    size = answers_at_a_time(vlm, processor, prompts, free_bytes(vlm), GENERATE_BATCH_SIZE)
+    texts = generate(vlm, processor, prompts, f"answers, {title}", size)
     scores = answer_scores(task, examples, texts, metric)
     return Quality(loss, float(scores.mean()), *mean_interval(scores)), texts, scores
 
@@ -238,19 +238,6 @@ def scored_batches(
                 )
             yield chunk, logits, losses
             bar.update(len(chunk))
-
-
-@torch.no_grad()
-def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
-    """Return how many numbers the cache keeps per token: keys and values of every layer that has them."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=vlm.text_config)
-    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
-    model = vlm.model.base_model
-    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
-    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())
 
 
 def latencies(

@@ -11,15 +11,19 @@ import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, training_bytes
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
+from das_gym.adapt.prefetching import Prefetcher
+from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
+from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
@@ -28,13 +32,15 @@ from torch.utils.checkpoint import checkpoint
 from das_gym.commands.progress import progress
 from das_gym.commands.settings import choice
 from das_gym.models.base import HALVES
+from das_gym.models.inputs import Requests
 from das_gym.models.transformers.features import find_projectors
-from das_gym.models.transformers.generation import batches_of
+from das_gym.models.transformers.generation import batches_of, generate
 from das_gym.models.transformers.inserted_adapters import insert_into_pruned
 from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import replace_forwards
 from das_gym.names import check_names
+from das_gym.problem.estimate import saved_bytes
 from das_gym.tasks.base import Task
 
 RATE_WIDTH = 80
@@ -55,6 +61,12 @@ refitted MLPs before them (`models.transformers.refitting`)."""
 ALIASES = {"adapters": "das", "linear+lora": "lora", "refit+lora": "lora"}
 """Methods of other names in `recover`."""
 
+TARGETS = ("reference", "teacher")
+"""Whose answers recovery trains on."""
+
+TARGET_TOKENS = 64
+"""Most tokens of a generated answer to train on."""
+
 CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora", "none")
 
 
@@ -73,8 +85,14 @@ class RecoveryConfig:
         rank: Rank of LoRA.
         distillation: Weight of the KL divergence from the full model's answers.
         cross_entropy: Weight of the cross-entropy with the reference answers.
+        targets: Answers to train on: the reference answers, or those that the full model generates (`teacher`), which are
+            closer to what it knows (arXiv 2602.01997), and need no reference.
         save_every: Steps between checkpoints.
-        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
+        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time. None does so
+            where the step would not fit otherwise.
+        encoder_cache_gib: Memory for outputs of the frozen vision tower, in GiB. 0 keeps none.
+        dataloader_num_workers: Processes that read images ahead. 0 reads them in the training process.
     """
 
     group: ClassVar[str] = "Recovery"
@@ -87,14 +105,27 @@ class RecoveryConfig:
     rank: int = 16
     distillation: float = 1.0
     cross_entropy: float = 0.5
+    targets: str = choice("reference", TARGETS)
     save_every: int = 100
-    gradient_checkpointing: bool = False
+    micro_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
+    encoder_cache_gib: float = 2.0
+    dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
         check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
         ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
         weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
-        check_ranges(self, **ranges, rank=POSITIVE, **weights)
+        check_ranges(
+            self,
+            **ranges,
+            rank=POSITIVE,
+            micro_batch_size=(1, math.inf),
+            encoder_cache_gib=(0.0, math.inf),
+            dataloader_num_workers=(0, math.inf),
+            **weights,
+        )
+        check_names([self.targets], TARGETS, "targets")
         if not (self.distillation or self.cross_entropy):
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 
@@ -125,16 +156,19 @@ class RecoveryConfig:
         return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
 
 
-def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
+def answer_states(vlm: VLM, task: Task, examples: Sequence[Any], images: TowerOutputs | None = None) -> Tensor:
     """Return the last hidden states that the tokens of all answers are predicted from, (tokens, hidden_size).
 
-    They are computed by the model's own forward, images included.
+    They are computed by the model's own forward, images included; with `images`, the vision tower runs once for each.
     """
     processor: Any = task.processor
-    encodings = [processor.encode(prompt, pixels=True) for prompt in task.pairs(examples)]
+    prompts: Any = task.pairs(examples)
+    features = {} if images is None else images.features(prompts)
+    encodings = [processor.encode(prompt, pixels=images is None) for prompt in prompts]
     found: dict[int, Tensor] = {}
     for rows in batches_of(encodings, len(encodings)):
-        hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
+        given = [features[prompts[row].image_key] for row in rows if prompts[row].image_key in features]
+        hidden = vlm.run([encodings[row] for row in rows], given).last_hidden_state
         for number, row in enumerate(rows):
             encoding = encodings[row]  # the state at a position predicts the token after it
             found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
@@ -144,16 +178,26 @@ def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
 class Teacher:
     """The full model's hidden states for each example; its head, which does not train, gives the logits.
 
-    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for.
+    They are computed once, or, where they take more than `TEACHER_BYTES`, whenever they are asked for. `answers` replace the
+    reference answers by key of an example, see `answered`.
     """
 
-    def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
+    def __init__(
+        self,
+        full_model: VLM,
+        task: Task,
+        examples: Sequence[Any],
+        batch_size: int,
+        answers: Mapping[str, str] | None = None,
+    ) -> None:
         # Hidden states are kept, not logits: a vocabulary is many times wider than the model.
         self.head = full_model.own_head()
         self.dtype = full_model.model.dtype
+        self.answers = answers
         self._full_model = full_model
         self._task = task
         self._states: dict[str, Tensor] | None = {}
+        examples = self.answered(examples)
         with torch.no_grad(), progress(len(examples), "running the full model", unit="example") as bar:
             for start in range(0, len(examples), batch_size):
                 chunk = examples[start : start + batch_size]
@@ -165,6 +209,12 @@ class Teacher:
                 for example, part in zip(chunk, states.split(counts), strict=True):
                     self._states[example.key] = part.clone()
                 bar.update(len(chunk))
+
+    def answered(self, examples: Sequence[Any]) -> Sequence[Any]:
+        """Return examples of `Task.open_ended` with the answers to train on."""
+        if self.answers is None:
+            return examples
+        return [dataclasses.replace(example, answer=self.answers[example.key]) for example in examples]
 
     def states(self, examples: Sequence[Any]) -> Tensor:
         """Return the hidden states of examples, (tokens of all answers, hidden_size)."""
@@ -189,8 +239,22 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
     """Return the teacher of recoveries of any masks; None if nothing is to be trained."""
     if config.method is None or not len(examples):
         return None
-    used = [examples[row] for row in sorted(training_rows(len(examples), config))]
-    return Teacher(full_model, task, task.open_ended(used), min(config.batch_size, len(examples)))
+    used = task.open_ended([examples[row] for row in sorted(training_rows(len(examples), config))])
+    answers = None
+    if config.targets == "teacher":
+        if not task.generates:
+            raise ValueError(f"`targets` must be reference for {task.name}, which has no answers: got teacher.")
+        answers = generated_answers(full_model, task, used)
+    return Teacher(full_model, task, used, min(config.batch_size, len(examples)), answers)
+
+
+def generated_answers(full_model: VLM, task: Task, examples: Sequence[Any]) -> dict[str, str]:
+    """Return what the full model answers to examples of `Task.open_ended`, by key; where that is nothing, the reference."""
+    processor: Any = task.processor
+    prompts: Any = [dataclasses.replace(prompt, answer=None) for prompt in cast(Any, task.pairs(examples))]
+    size = answers_at_a_time(full_model, processor, prompts, free_bytes(full_model), GENERATE_BATCH_SIZE)
+    texts = generate(full_model, processor, prompts, "answers to train on", size, TARGET_TOKENS)
+    return {example.key: text.strip() or example.answer for example, text in zip(examples, texts, strict=True)}
 
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
@@ -246,17 +310,104 @@ def recover(
     parameters = insert_trained(student, full_model, method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
     schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
-    trainer = Trainer({"student": student.model}, optimizer, config.steps, schedule, checkpoint, config.save_every)
-    size = min(config.batch_size, len(examples))
-
-    def step(index: int) -> StepResult:
-        rows = batch_at(range(len(examples)), size, config.seed, index)
-        batch = task.open_ended([examples[row] for row in rows])
-        with checkpointed_layers(student, config.gradient_checkpointing):
-            return recovery_loss(student, teacher, task, batch, config)
-
-    trainer.run(step, f"{title} ({config.recover})", log)
+    steps = RecoverySteps(student, teacher, task, examples, config)
+    steps.choose_plan(parameters)
+    trainer = Trainer(
+        {"student": student.model},
+        optimizer,
+        config.steps,
+        schedule,
+        checkpoint,
+        config.save_every,
+        prefetcher=steps.prefetcher,
+    )
+    trainer.run(steps, f"{title} ({config.recover})", log)
     return parameters
+
+
+class RecoverySteps:
+    """The losses of a step of recovery by its index, in micro-batches that add up to it.
+
+    Args:
+        student: The pruned model, with what trains inserted.
+        teacher: The full model's answers and hidden states.
+        task: Makes prompts and losses.
+        examples: Training examples.
+        config: Batch size, weights of the loss, and what to do about memory.
+
+    Attributes:
+        plan: How many examples at a time; see `choose_plan`.
+        images: Outputs of the frozen vision tower; None if it runs at every step.
+        prefetcher: Reads images of coming steps.
+    """
+
+    def __init__(self, student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> None:
+        processor: Any = task.processor
+        tower = find_frozen_tower(student, processor)
+        max_bytes = int(config.encoder_cache_gib * 2**30)
+        self.student = student
+        self.teacher = teacher
+        self.task = task
+        self.examples = examples
+        self.config = config
+        self.batch_size = min(config.batch_size, len(examples))
+        self.plan = TrainingPlan(config.micro_batch_size or self.batch_size, bool(config.gradient_checkpointing), 0)
+        self.images = None if tower is None else TowerOutputs(student, tower, processor, max_bytes)
+        self.prefetcher = Prefetcher(processor, self._requests, config.dataloader_num_workers)
+
+    def __call__(self, index: int) -> Iterator[StepResult]:
+        """Yield the losses of each micro-batch, weighted by its size."""
+        for number, part in enumerate(self._micro_batches(index)):
+            self.prefetcher.load(index, number)
+            losses = self.losses(part)
+            yield {name: value * (len(part) / self.batch_size) for name, value in losses.items()}
+
+    def losses(self, examples: Sequence[Any]) -> StepResult:
+        """Return what `recovery_loss` returns for examples of `batch`, computed as planned."""
+        with checkpointed_layers(self.student, self.plan.gradient_checkpointing):
+            return recovery_loss(self.student, self.teacher, self.task, examples, self.config, self.images)
+
+    def batch(self, index: int) -> Sequence[Any]:
+        """Return the examples of a step, of `Task.open_ended`, with the answers to train on."""
+        rows = batch_at(range(len(self.examples)), self.batch_size, self.config.seed, index)
+        return self.teacher.answered(self.task.open_ended([self.examples[row] for row in rows]))
+
+    def _micro_batches(self, index: int) -> list[Sequence[Any]]:
+        batch, size = self.batch(index), self.plan.micro_batch_size
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+    def _requests(self, index: int) -> list[Requests]:
+        """Return which images each micro-batch of a step has to read."""
+        processor: Any = self.task.processor
+        images = self.images
+
+        def is_kept(key: Any) -> bool:
+            return images is not None and images.has(key)
+
+        return [processor.requests(self.task.pairs(part), None, is_kept) for part in self._micro_batches(index)]
+
+    def choose_plan(self, trained: Sequence[nn.Parameter]) -> None:
+        """Fit a step into the free memory, by the longest prompt of the first one, and print how if it does not fit at once.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        student, config, batch = self.student, self.config, self.batch(0)
+        processor: Any = self.task.processor
+        lengths = [sum(len(processor.encode(prompt).ids) for prompt in self.task.pairs([example])) for example in batch]
+        longest = [batch[lengths.index(max(lengths))]]
+        # Dropout must not draw from the random numbers of the training.
+        with torch.random.fork_rng(devices=[student.device] if student.device.type == "cuda" else []):
+            self.plan = TrainingPlan(1, False, 0)
+            activations = saved_bytes(lambda: self.losses(longest)["loss"], student.parameters())
+        state = max(lengths) * student.feature_size * student.model.dtype.itemsize
+        checkpointed = checkpointed_bytes(activations, len(student.stack.layers), state)
+        kept = 0 if self.images is None else self.images.expected_bytes(len(training_rows(len(self.examples), config)))
+        memory = TrainingMemory(training_bytes(trained), activations, checkpointed, free_bytes(student.model) - kept)
+        self.plan = plan_training(memory, len(batch), config.micro_batch_size, config.gradient_checkpointing)
+        if self.plan.micro_batch_size < len(batch) or self.plan.gradient_checkpointing:
+            again = ", with gradient checkpointing" if self.plan.gradient_checkpointing else ""
+            print(f"memory: gradients are accumulated over {self.plan.micro_batch_size} examples at a time{again}")
 
 
 @contextmanager
@@ -303,9 +454,16 @@ def replace_model(student: VLM, model: Any) -> None:
     student.__init__(model, capabilities=student.capabilities)  # type: ignore[misc]
 
 
-def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
+def recovery_loss(
+    student: VLM,
+    teacher: Teacher,
+    task: Task,
+    examples: Sequence[Any],
+    config: RecoveryConfig,
+    images: TowerOutputs | None = None,
+) -> StepResult:
     """Return `loss`, which is minimised, and its terms in nats: `divergence` and `cross_entropy`."""
-    states, teacher_states = answer_states(student, task, examples), teacher.states(examples)
+    states, teacher_states = answer_states(student, task, examples, images), teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary

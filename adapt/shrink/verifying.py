@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,14 +217,38 @@ def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         return found
 
 
-def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verification:
+@contextmanager
+def off_gpu(vlms: Sequence[VLM]) -> Iterator[None]:
+    """Move models from their GPU to main memory within the block, so that another process has the GPU for itself.
+
+    Models that `device_map` spread over several GPUs stay, and so does what is on the CPU anyway.
+    """
+    device = vlms[0].device
+    if device.type == "cpu" or vlms[0].is_spread:
+        yield
+        return
+    for vlm in vlms:
+        vlm.to("cpu")
+    torch.cuda.empty_cache()  # what torch keeps for its next tensors is not free for others
+    try:
+        yield
+    finally:
+        for vlm in vlms:
+            vlm.to(device)
+
+
+def verify(
+    folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype, others: Sequence[VLM] = ()
+) -> Verification:
     """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
     Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
     plain forward in which the skipped layers are replaced by the identity, or by their adapters. The folder's weights must
-    have the type `dtype`.
+    have the type `dtype`. These models and `others` leave their GPU while the process runs.
     """
-    found = run_in_subprocess(folder, probes.subprocess_input(own_code(smaller.model) is not None))
+    given = probes.subprocess_input(own_code(smaller.model) is not None)
+    with off_gpu([probes.vlm, smaller, *others]):
+        found = run_in_subprocess(folder, given)
     if source_dtype(folder) != dtype:
         raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
     # The subprocess gets token ids, so wrong files of the tokenizer would not show in its logits.

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
-from das_gym.adapt.estimate import checkpointed_bytes
-from das_gym.adapt.hardware import training_bytes
+from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
 from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
 from das_gym.adapt.shrink_experiment import ex as shrink
 from das_gym.agents.pareto_experiment import ex as pareto

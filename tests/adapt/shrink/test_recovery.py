@@ -27,6 +27,7 @@ from das_gym.adapt.shrink.recovery import (
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.features import find_projectors
+from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.layer_removal import decoder_path, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
@@ -273,3 +274,38 @@ def test_recovery_on_two_devices(problem_of: Callable[[str], Problem], method: s
                 assert {str(p.device) for p in layer.parameters()} == {device}
             found = {name: value.cpu() for name, value in state_of(student.model).items()}
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"micro_batch_size": 1, "gradient_checkpointing": True}])
+def test_micro_batches_train_the_same_model(problem_of: Callable[[str], Problem], settings: dict[str, Any]):
+    expected = recovered_state(problem_of("llava"), steps=3)
+    found = recovered_state(problem_of("llava"), steps=3, **settings)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_images_that_a_worker_reads_train_the_same_bits(problem_of: Callable[[str], Problem]):
+    expected = recovered_state(problem_of("llava"), steps=3)
+    found = recovered_state(problem_of("llava"), steps=3, micro_batch_size=4, dataloader_num_workers=1)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*answers are cut off")
+def test_recovery_on_the_full_models_answers(problem_of: Callable[[str], Problem]):
+    """The reference answers are not read: the same model comes out without them."""
+    problem = problem_of("llava")
+    task, train = problem.task, problem.splits.train
+    config = RecoveryConfig(**{**SHORT, "steps": 2, "targets": "teacher"})
+    asked = task.open_ended([train[row] for row in sorted(training_rows(len(train), config))])
+    alone = [replace(prompt, answer=None) for prompt in task.pairs(asked)]
+    texts = generate(problem.vlp, task.processor, alone, "", 8, max_new_tokens=64)
+    said = {example.key: text for example, text in zip(asked, texts, strict=True)}
+    assert any(said.values())
+    teacher = make_teacher(problem.vlp, task, train, config)
+    assert teacher is not None
+    assert teacher.answers == {example.key: said[example.key] or example.answer for example in asked}
+    states = []
+    for examples in (train, [replace(e, answer="" if said.get(e.key) else e.answer) for e in train]):
+        student = pruned_copy(problem.vlp, MASK)
+        trained = recover(student, problem.vlp, task, examples, config)
+        states.append([p.detach().clone() for p in trained])
+    assert all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))

@@ -1,0 +1,106 @@
+"""What recovery and generated answers take in memory, and how many examples at a time fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from das_gym.adapt.step_loss import USABLE
+
+from das_gym.models.transformers.generation import SPARE_TOKENS, left_padded, pad_token
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.recording import cache_name
+
+GENERATE_BATCH_SIZE = 8
+"""Most prompts that are answered at a time."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a training step takes next to the model, in bytes.
+
+    Attributes:
+        fixed: Gradients and the optimizer's state.
+        activations: Of one example.
+        checkpointed: Of one example with gradient checkpointing.
+        free: Free memory of the model's devices.
+    """
+
+    fixed: int
+    activations: int
+    checkpointed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a training step is computed.
+
+    Attributes:
+        micro_batch_size: Examples at a time, over which gradients are accumulated.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        needed: Bytes that it takes next to the model.
+    """
+
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    needed: int
+
+
+def plan_training(
+    memory: TrainingMemory, batch_size: int, micro_batch_size: int | None, gradient_checkpointing: bool | None
+) -> TrainingPlan:
+    """Return how a step of `batch_size` examples fits into memory; what is None is chosen, otherwise kept.
+
+    Gradient checkpointing is chosen where the step does not fit without; then a power of two of examples at a time.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    usable = USABLE * memory.free - memory.fixed
+    size = min(micro_batch_size or batch_size, batch_size)
+    is_checkpointed = gradient_checkpointing
+    if is_checkpointed is None:
+        is_checkpointed = size * memory.activations > usable
+    each = memory.checkpointed if is_checkpointed else memory.activations
+    fits = max(1, int(usable // max(each, 1)))
+    if micro_batch_size is None and fits < size:
+        size = 1 << (fits.bit_length() - 1)
+    needed = memory.fixed + size * each
+    if needed > memory.free:
+        advice = "a smaller `micro_batch_size`" if size > 1 else "a smaller `dtype`, a smaller `rank`, or shorter examples"
+        if not is_checkpointed:
+            advice += ", or gradient_checkpointing=True"
+        raise ValueError(
+            f"recovery does not fit into memory: {size} examples at a time take {needed / 2**30:.2f} GiB next to the model, "
+            f"{memory.free / 2**30:.2f} GiB are free. Use {advice}."
+        )
+    return TrainingPlan(size, is_checkpointed, needed)
+
+
+def answers_at_a_time(vlm: VLM, processor: Any, prompts: Sequence[Any], free: int, most: int) -> int:
+    """Return how many prompts are answered at a time: as many as fit into `free` bytes, from 1 to `most`.
+
+    The longest takes keys and values of all layers, and activations of one layer. Of these, the two within the MLP are the
+    largest, each about four times as wide as the hidden state.
+    """
+    lengths = [len(processor.encode(prompt).ids) for prompt in prompts]
+    longest = prompts[lengths.index(max(lengths))]
+    of_token = cached_values(vlm, processor, longest) + 2 * 4 * vlm.feature_size
+    of_prompt = (max(lengths) + SPARE_TOKENS) * of_token * vlm.model.dtype.itemsize
+    return max(1, min(most, int(USABLE * free // of_prompt)))
+
+
+@torch.no_grad()
+def cached_values(vlm: VLM, processor: Any, prompt: Any) -> int:
+    """Return how many numbers the cache keeps per token: keys and values of every layer that has them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=vlm.text_config)
+    batch = left_padded([processor.encode(prompt, pixels=True)], pad_token(vlm, processor), vlm)
+    model = vlm.model.base_model
+    model(**batch, **{cache_name(type(model).forward): cache}, use_cache=True)
+    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(tensor.numel() // tensor.shape[-2] for tensor in tensors if tensor is not None and tensor.numel())
