@@ -53,13 +53,13 @@ from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import EstimatedSettings, runs_dir_words
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings, runs_dir_words
 from das_gym.commands.settings import nested
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.adapters import parallel_adapters
-from das_gym.problem.config import ProblemConfig, ProblemSettings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.estimate import Part, print_estimate
 from das_gym.problem.loading import AdaptedModel, check_prompts
 from das_gym.processes import is_main_process
@@ -77,10 +77,11 @@ problems of up to 12 layers, half of it finds the best mask in more than 90 % of
 
 
 @dataclass(frozen=True)
-class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
+class AdaptSettings(EstimatedSettings, ResumableSettings, ChoosingSettings):
     """The settings of `python -m adapt`. A search run brings its own model and data.
 
     Attributes:
+        problem: Model and data.
         seed: Random seed of the search and of fine-tuning.
         train: Settings of fine-tuning.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
@@ -92,6 +93,7 @@ class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
 
     group: ClassVar[str] = "Evaluation"
 
+    problem: ProblemConfig = nested(ProblemConfig)
     seed: int = 0
     train: TrainingConfig = nested(TrainingConfig, without=("seed",))
     test_examples: int | None = None
@@ -99,7 +101,6 @@ class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
     references: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.check_choice()
         check_ranges(self, test_examples=(1, math.inf), rank_images=(1, math.inf), seed=(0, 2**32 - 1))
 
@@ -112,14 +113,14 @@ class AdaptSettings(EstimatedSettings, ProblemSettings, ChoosingSettings):
 def check(settings: AdaptSettings) -> None:
     """Raise for a search that cannot be used and for a missing supernet; no model is loaded."""
     choice = choose(settings)
-    problem = settings.problem_config if choice is None else choice.problem
+    problem = settings.problem if choice is None else choice.problem
     _ = problem.supernet_path
 
 
 def adapt(settings: AdaptSettings, run: Run) -> float | None:
     """Search if no mask is given, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     choice = choose(settings)
-    problem = settings.problem_config if choice is None else choice.problem
+    problem = settings.problem if choice is None else choice.problem
     start = load_start(problem, searches=choice is None)
     search = None if choice is not None else search_of(settings, start)
     check_start(start, settings, choice, search)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.pareto_experiment import RECORD as FRONT
 from das_gym.agents.search_experiment import agent_configs, search_in_run
-from das_gym.agents.searching.config import SearchConfig, SearchSettings
+from das_gym.agents.searching.config import SearchConfig, env_kwargs_of
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commands.commandline import format_command
@@ -19,7 +19,7 @@ from das_gym.commands.settings import build, merge, nested
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
-from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
+from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
 from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
@@ -34,8 +34,8 @@ class ChoosingSettings:
             `point`. If neither this nor `mask` is given, a search runs first.
         point: Number of a point of the Pareto front of `search_run`, from 0 on.
         mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
-        search: Settings of the search that runs first, as in `search.evaluations=100`, `search.agent=bandit`.
-            `python -m agents --help` lists them.
+        search: Settings of the search that runs first, as in `evaluations=100`, `agent=bandit`. `python -m agents --help`
+            lists them.
     """
 
     group: ClassVar[str] = "Layers"
@@ -43,7 +43,7 @@ class ChoosingSettings:
     search_run: int | None = None
     point: int | None = None
     mask: tuple[int, ...] | None = None
-    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
+    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
 
     @property
     def needs_search(self) -> bool:
@@ -83,12 +83,11 @@ def named_configs() -> dict[str, dict[str, Any]]:
 
 def choose(settings: Any) -> Choice | None:
     """Return the mask that the settings of a command choose; None if they leave it to a search in the command's own run."""
-    problem = settings.problem_config
     if settings.mask is not None:
-        return Choice(np.array(settings.mask, dtype=bool), problem)
+        return Choice(np.array(settings.mask, dtype=bool), settings.problem)
     if settings.search_run is None:
         return None
-    return choice_from_run(settings.runs_dir, settings.search_run, changed_settings(problem), settings.point)
+    return choice_from_run(settings.runs_dir, settings.search_run, changed_settings(settings.problem), settings.point)
 
 
 def choice_from_run(runs_dir: str, run: int, given: Mapping[str, Any], point: int | None = None) -> Choice:
@@ -165,12 +164,12 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
 
 def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
     """Return the search of a command's own model and data; later overrides win."""
-    own = changed_settings(settings.problem_config)
-    model, task = own.pop("model", settings.model), own.pop("task", settings.task)
-    values = {"seed": settings.seed, "env_id": find_environment(model, task).id, **grouped_settings(own, "env_kwargs")}
+    problem = settings.problem
+    values: dict[str, Any] = {"seed": settings.seed, "env_id": find_environment(problem.model, problem.task).id}
     for each in overrides:
         values = merge(values, each)
-    return build(SearchSettings, values).search_config()
+    values["env_kwargs"] = env_kwargs_of(problem, values.get("env_kwargs", {}))
+    return build(SearchConfig, values, "setting search.")
 
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:

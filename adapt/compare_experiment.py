@@ -40,11 +40,11 @@ from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
-from das_gym.agents.searching.config import SearchConfig, SearchSettings
+from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import library_versions, runs_dir_words
+from das_gym.commands.runs import ResumableSettings, library_versions, runs_dir_words
 from das_gym.commands.settings import choice, nested
 from das_gym.commands.trust import imported_plugins
 from das_gym.data.splits import Splits
@@ -53,7 +53,7 @@ from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.names import check_names
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
+from das_gym.problem.config import ProblemConfig, changed_settings, recorded_settings
 from das_gym.problem.loading import (
     AdaptedModel,
     Problem,
@@ -86,10 +86,11 @@ class CompareTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class CompareSettings(ProblemSettings):
+class CompareSettings(ResumableSettings):
     """The settings of `python -m adapt compare`.
 
     Attributes:
+        problem: Model and data.
         methods: Methods of fine-tuning to compare. Empty means all that the model supports.
         method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
         skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
@@ -98,13 +99,14 @@ class CompareSettings(ProblemSettings):
         seed: Random seed of the first training of each method.
         seeds: Number of trainings of each method, with seeds from `seed` on.
         train: Settings of training.
-        search: Settings of the searches, as in `search.evaluations=100`.
+        search: Settings of the searches, as in `evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
     """
 
     group: ClassVar[str] = "Comparison"
 
+    problem: ProblemConfig = nested(ProblemConfig)
     methods: tuple[str, ...] = choice((), METHODS)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[int, ...] = (2, 4, 6)
@@ -112,12 +114,11 @@ class CompareSettings(ProblemSettings):
     seed: int = 0
     seeds: int = 3
     train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
-    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
+    search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_names(self.methods, METHODS, "method", own=True)
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method in `method_settings`")
@@ -151,7 +152,7 @@ def check_model(settings: CompareSettings, model: AdaptedModel, splits: Splits[A
             "model"
         )
     if any(str(k) not in settings.searches for k in settings.nums_to_search):
-        _ = settings.problem_config.supernet_path  # raises where it is missing
+        _ = settings.problem.supernet_path  # raises where it is missing
     check_prompts(model, splits)
     check_test_images(model.task, splits.test)
 
@@ -175,8 +176,8 @@ def with_methods(settings: CompareSettings, vlp: VLP) -> CompareSettings:
 
 def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
     """Return the search of masks that skip `skip_num` layers: on the bundled table, if one exists."""
-    problem = settings.problem_config
-    entry = find_environment(settings.model, settings.task)
+    problem = settings.problem
+    entry = find_environment(settings.problem.model, settings.problem.task)
     is_bundled = not changed_settings(problem).keys() - {"model", "task", "device"}
     config = search_config(settings, {"skip_num": skip_num}, settings.search)
     if not is_bundled or entry.table is None or "env_id" in settings.search:
@@ -188,7 +189,7 @@ def search_of(settings: CompareSettings, skip_num: int) -> SearchConfig:
 
 def compare(settings: CompareSettings, run: Run) -> float | None:
     """Train and measure all methods, print and save the table; return the best score (of DAS, if it takes part)."""
-    problem = settings.problem_config
+    problem = settings.problem
     splits = load_splits(problem)
     base = with_new_head(load_backbone(problem), problem.task, splits)
     settings = with_methods(settings, base.backbone.vlp)
@@ -205,7 +206,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         rates = tuple((context.recipe.learning_rate or 0.0) * share for share in PAPER_FACTORS)
     count = len(variants) * settings.seeds + (len(rates) - 1) * sum(each.rate_of is None for each in variants)
     print(f"{context.about}\n{counted(count, 'training')}; reduce train.steps, seeds or methods for fewer")
-    model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
+    model = problem.checkpoint or find_environment(problem.model, problem.task).short
     metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
     title = f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
 
@@ -225,7 +226,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": context.metric_name,
-            "report": report_of(f"{settings.model} on {settings.task}", metric, architecture, lines, table),
+            "report": report_of(f"{problem.model} on {problem.task}", metric, architecture, lines, table),
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
             "plugins": imported_plugins(),
@@ -256,7 +257,7 @@ def find_masks(settings: CompareSettings, base: AdaptedModel, splits: Splits[Any
     `base` and `splits` are the loaded model, untrained, and its data.
     """
     folder = required_folder(run)
-    config = settings.problem_config
+    config = settings.problem
     n_layers = len(base.backbone.vlp.layers)
     masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     problem: Problem | None = None

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import build, choice, nested
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
@@ -50,7 +51,7 @@ from das_gym.files import explain_damage, read_json, write_json
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.budget import Budget
-from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
+from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits
 from das_gym.problem.mask_space import MaskSpace, skipped_names
 from das_gym.processes import is_main_process, run_on_main_process
@@ -66,10 +67,11 @@ LOGGED = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 
 
 @dataclass(frozen=True)
-class JointSearchSettings(ProblemSettings):
+class JointSearchSettings(ResumableSettings):
     """The settings of `python -m adapt das`.
 
     Attributes:
+        problem: Model and data.
         recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
         das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
             -m adapt paper` prints them.
@@ -84,6 +86,7 @@ class JointSearchSettings(ProblemSettings):
 
     group: ClassVar[str] = "Pipeline"
 
+    problem: ProblemConfig = nested(ProblemConfig)
     recipe: str = choice(RECIPES[0], RECIPES)
     das: dict[str, Any] = nested(DASSettings, listed=False, default=dict)
     references: bool = True
@@ -94,25 +97,24 @@ class JointSearchSettings(ProblemSettings):
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         counts = dict.fromkeys(("save_every", "test_examples", "rank_images"), (1, math.inf))
         check_ranges(self, seed=(0, 2**32 - 1), **counts)
 
     @cached_property
     def pipeline(self) -> DASSettings:
         """The settings of the pipeline. Adapter widths that are not given are left to a checkpoint that may have some."""
-        recipe = das_settings(self.model, self.task, self.recipe)
-        own = {} if MODELS[self.model].reads_prompts else dict.fromkeys(ADAPTER_FIELDS)
+        recipe = das_settings(self.problem.model, self.problem.task, self.recipe)
+        own = {} if MODELS[self.problem.model].reads_prompts else dict.fromkeys(ADAPTER_FIELDS)
         return build(DASSettings, {**dataclasses.asdict(recipe), **own, **self.das}, "setting das.")
 
     @cached_property
-    def problem_config(self) -> ProblemConfig:
-        """Model and data; the recipe's image size is for a checkpoint that is given."""
+    def problem_of_recipe(self) -> ProblemConfig:
+        """Model and data with the lengths of the recipe; its image size is for a checkpoint that is given."""
         text, image = self.problem.max_text_length, self.problem.image_size
         return dataclasses.replace(
-            super().problem_config,
+            self.problem,
             max_text_length=text or self.pipeline.max_text_length,
-            image_size=image or (self.pipeline.image_size if self.checkpoint else None),
+            image_size=image or (self.pipeline.image_size if self.problem.checkpoint else None),
         )
 
 
@@ -127,8 +129,8 @@ class Untrained:
     @classmethod
     def load(cls, settings: JointSearchSettings) -> Untrained:
         """Load what the settings name."""
-        splits = load_splits(settings.problem_config)
-        model = new_model(settings.problem_config, splits, settings.pipeline, settings.seed)
+        splits = load_splits(settings.problem_of_recipe)
+        model = new_model(settings.problem_of_recipe, splits, settings.pipeline, settings.seed)
         return cls(model, splits, torch.get_rng_state())
 
     def copy(self) -> AdaptedModel:
@@ -151,7 +153,7 @@ class Untrained:
 
 def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
-    problem = settings.problem_config
+    problem = settings.problem_of_recipe
     pipeline = settings.pipeline
     untrained = Untrained.load(settings)
     untrained.check(pipeline)
@@ -182,7 +184,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     keep_subnet(run, folder, models[SUBNET], info, record, JOINT_RECORD)
     if not pipeline.projector_learning_rate:  # a supernet does not include a projector
         words = "bayes", f"skip_num={pipeline.skip_num}", *setting_words({"supernet": str(folder / SUPERNET_FILE)})
-        search = format_command("agents", problem_words(problem, *words, group="env_kwargs"))
+        search = format_command("agents", problem_words(problem, *words))
         print(f"a longer search on the trained adapters: {search}")
     return rows[SUBNET].metric
 

@@ -52,7 +52,7 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
     subject = cut(model, mask)
     task, device = subject.task, subject.backbone.vlp.device
     config, _ = resolve_defaults(settings.training, subject)
-    problem = model.backbone.config or settings.problem_config
+    problem = model.backbone.config or settings.problem
     rng = torch.get_rng_state()  # the run has to draw what it would have drawn without an estimate
     step_loss, trainer = set_up(subject, splits.train, replace(config, trackers=()), None)
     size, activations = step_loss.batch_size, step_loss.activation_bytes()

@@ -155,9 +155,10 @@ def find_reference(
     if path is None or not path.is_file():
         return None
     adaptation = Adaptation.load(path)
-    recorded = adaptation.info.get("settings", {})
+    # A setting that the file does not know had its default. It may know settings that are constants today.
+    recorded = {**deciding_settings(ProblemConfig(), TrainingConfig()), **adaptation.info.get("settings", {})}
     settings = deciding_settings(problem, config)
-    # Other settings give other weights. The files may record settings that are constants today.
+    # Other settings give other weights.
     is_other = any(recorded.get(each) != value for each, value in settings.items()) or adaptation.answers != labels
     return None if is_other else adaptation
 

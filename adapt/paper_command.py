@@ -217,7 +217,7 @@ def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
     name = f"{model.lower()}_{task}"
     das = format_command("adapt das", name, "paper", *files, *TASKS[model][task])
     methods = ",".join(f'"{row.method}"' for row in PUBLISHED if row.model == model and row.method is not None)
-    more: tuple[str, ...] = () if image_size is None else (f"problem.image_size={image_size}",)
+    more: tuple[str, ...] = () if image_size is None else (f"image_size={image_size}",)
     more += ("train.itm_weight=0.5",) if named_environments()[name].task == "retrieval" else ()
     return das, format_command(
         "adapt compare", name, *files, *more, f"'methods=[{methods}]'", "train.steps=STEPS", "seeds=1"

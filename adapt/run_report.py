@@ -25,7 +25,6 @@ from das_gym.commands.runs import RUNS_DIR, PluginSettings, find_run
 from das_gym.commands.settings import build, settings_dict
 from das_gym.drawing.report import RunReport, write_report
 from das_gym.files import read_json
-from das_gym.problem.config import grouped_settings
 
 REPORT = "report.html"
 
@@ -109,9 +108,10 @@ def _command(folder: Path, name: str, record: dict[str, Any]) -> str:
     mask = record["report"]["mask"]
     if name == SHRUNK:
         return command_of(folder, record["problem"], mask)
-    changes = {**grouped_settings(record["problem"]), "search_run": None, "search": None, "searches": None}
+    changes = {"problem": record["problem"], "search_run": None, "search": None, "searches": None}
     # The search is not repeated: its mask is in the record.
     if name == RECORD:
         changes["mask"] = json.dumps(mask, separators=(",", ":"))
     command, settings = COMMANDS[name]
-    return rerun_command(folder, command, settings_dict(pkgutil.resolve_name(settings)()), **changes)
+    cls = pkgutil.resolve_name(settings)
+    return rerun_command(folder, command, cls, settings_dict(cls()), **changes)

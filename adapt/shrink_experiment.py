@@ -38,7 +38,7 @@ def shrink(settings: ShrinkSettings, run: Run) -> float | None:
         print_report(folder)
         return score
     choice = settings.choice()
-    config = settings.problem_config if choice is None else choice.problem
+    config = settings.problem if choice is None else choice.problem
     check_config(settings, config)
     problem = load_problem(config)
     check_loaded(settings, problem, choice)

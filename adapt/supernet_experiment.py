@@ -20,10 +20,11 @@ from das_gym.adapt.training import check_ranges
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
+from das_gym.commands.runs import ResumableSettings
 from das_gym.commands.settings import nested
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemSettings, problem_words
+from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
 
@@ -31,10 +32,11 @@ VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
-class SupernetSettings(ProblemSettings):
+class SupernetSettings(ResumableSettings):
     """The settings of `python -m adapt supernet`.
 
     Attributes:
+        problem: Model and data.
         out: File to write. None is `supernet.safetensors` in the run's folder.
         seed: Random seed, 0..2^32 - 1.
         train: Settings of training.
@@ -42,15 +44,16 @@ class SupernetSettings(ProblemSettings):
 
     group: ClassVar[str] = "Training"
 
+    problem: ProblemConfig = nested(ProblemConfig)
     out: str | None = None
     seed: int = 0
     train: SupernetConfig = nested(SupernetConfig, without=("seed",))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_ranges(self, seed=(0, 2**32 - 1))
-        if self.supernet is not None:
-            raise ValueError(f"supernet={self.supernet}: this command trains a new one; leave supernet out, or see out=")
+        supernet = self.problem.supernet
+        if supernet is not None:
+            raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")
 
 
 def supernet(settings: SupernetSettings, run: Run) -> None:
@@ -58,7 +61,7 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
     folder = required_folder(run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     config = dataclasses.replace(settings.train, seed=settings.seed)
-    train_supernet(config, settings.problem_config, out, folder / "checkpoint.pt", run.log_scalar)
+    train_supernet(config, settings.problem, out, folder / "checkpoint.pt", run.log_scalar)
     if not is_main_process():
         return
     answers = Adaptation.load(out).answers
@@ -66,7 +69,7 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
         write_json(folder / VOCABULARY, list(answers))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     # A search on other data or another checkpoint would score another model.
-    words = problem_words(settings.problem_config, *setting_words({"supernet": str(out)}), group="env_kwargs")
+    words = problem_words(settings.problem, *setting_words({"supernet": str(out)}))
     print(f"supernet: {out}\nNext: {format_command('agents', words)}")
 
 

@@ -26,16 +26,17 @@ from das_gym.agents.compare.comparison import QUARTILES, AgentResult, quantile
 from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS
-from das_gym.agents.searching.config import SearchConfig
+from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of
 from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import RunSettings, library_versions
-from das_gym.commands.settings import choice, settings_dict
+from das_gym.commands.settings import choice, nested, settings_dict
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import WIDTH, Console, Table
 from das_gym.files import write_json
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.text import counted
@@ -64,6 +65,7 @@ class CompareSettings(RunSettings, BudgetSettings):
         masks_per_turn: Masks that are scored between two answers, at least 1.
         live: Whether to score masks with the model instead of a table.
         agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
+        problem: Model and data, for `live`.
         env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`, `env_kwargs.table=FILE`.
     """
 
@@ -77,6 +79,7 @@ class CompareSettings(RunSettings, BudgetSettings):
     masks_per_turn: int = 3
     live: bool = False
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problem: ProblemConfig = nested(ProblemConfig)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,8 +97,9 @@ class CompareSettings(RunSettings, BudgetSettings):
         entry = ENVIRONMENTS.get(self.env_id)
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
+        env_kwargs = env_kwargs_of(self.problem, self.env_kwargs)
         agent_kwargs = self.agent_kwargs.get(agent, {})
-        return SearchConfig(agent=agent, env_kwargs=self.env_kwargs, agent_kwargs=agent_kwargs, **fields)
+        return SearchConfig(agent=agent, env_kwargs=env_kwargs, agent_kwargs=agent_kwargs, **fields)
 
     def oracle(self) -> Oracle:
         """Return the environment that scores masks, with its ground truth."""
@@ -201,5 +205,6 @@ ex = RecordedCommand(
     CompareSettings,
     compare_agents,
     lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()},
+    complete=add_environment,
 )
 """`python -m agents compare`."""

@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.front import DRAWN
 from das_gym.agents.search_experiment import problem_configs, search_parts
-from das_gym.agents.searching.config import EnvSettings, SearchConfig, with_costs
+from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of, with_costs
 from das_gym.agents.searching.loop import check_search, open_for_search, run_turns
 from das_gym.agents.searching.record import Turn, plain_numbers
 from das_gym.agents.searching.scorer import OURS, MaskScorer, open_scorer
@@ -30,7 +30,7 @@ from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
-from das_gym.commands.settings import choice, settings_dict
+from das_gym.commands.settings import choice, nested
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
@@ -38,7 +38,7 @@ from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
 from das_gym.names import check_names
 from das_gym.problem.budget import Budget, Floats, Masks
-from das_gym.problem.config import recorded_settings
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.estimate import print_estimate
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED, MaskCost
@@ -60,7 +60,7 @@ MAX_NUMBERS = 15
 
 
 @dataclass(frozen=True)
-class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
+class ParetoSettings(EstimatedSettings, ResumableSettings):
     """The settings of `python -m agents pareto`.
 
     Attributes:
@@ -70,6 +70,9 @@ class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
             ten budgets each in addition, to compare with the front.
         seed: Random seed of the search, 0..2^32 - 1.
         masks_per_turn: Masks that are scored in one call, at least 1.
+        problem: Model and data of the environment.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
     """
 
     group: ClassVar[str] = "Search"
@@ -79,6 +82,9 @@ class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
     evaluations: int = 400
     seed: int = 0
     masks_per_turn: int = 8
+    problem: ProblemConfig = nested(ProblemConfig)
+    reward_examples: int | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names([self.cost], SAVED.values(), "cost")
@@ -87,6 +93,12 @@ class ParetoSettings(EstimatedSettings, ResumableSettings, EnvSettings):
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
             raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Arguments of the environment but its budget and reward."""
+        kwargs = env_kwargs_of(self.problem, self.env_kwargs)
+        return kwargs if self.reward_examples is None else {"reward_examples": self.reward_examples, **kwargs}
 
     def search_config(self) -> SearchConfig:
         """Return the search that the settings ask for: by the loss, whatever the environment rewards."""
@@ -171,7 +183,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
     reference = reference_point(searched.saved, searched.losses)
     record: dict[str, Any] = {
         "format": 1,
-        "settings": {k: v for k, v in settings_dict(settings).items() if k not in EnvSettings.__dataclass_fields__},
+        "settings": {name: getattr(settings, name) for name in ("cost", "evaluations", "seed", "masks_per_turn")},
         "env_id": settings.env_id,
         "env_kwargs": recorded_settings(settings.all_env_kwargs),
         "cost": settings.cost,
@@ -273,5 +285,5 @@ def plot_front(
     save_figure(figure, path)
 
 
-ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs)
+ex = RecordedCommand("agents pareto", ParetoSettings, search_front, problem_configs, complete=add_environment)
 """`python -m agents pareto`."""

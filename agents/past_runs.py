@@ -55,7 +55,8 @@ def _read(path: Path) -> dict[str, str]:
         status = STATES.get(run["status"], str(run["status"]).lower())
         if status == "running" and not _is_alive(folder, run):
             status = "died"
-        env = config.get("env_id") or f"{config.get('model', '')} {config.get('task', '')}".strip()
+        problem = config.get("problem", {})
+        env = config.get("env_id") or f"{problem.get('model', '')} {problem.get('task', '')}".strip()
         if config.get("search_run") is not None:  # a run that follows a search has the search's problem
             env = f"as run {config['search_run']}"
         result = run.get("result")

@@ -30,11 +30,14 @@ NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
 """Settings that do not change the result of a run, or that `format_command` adds."""
 
 
-def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
-    """Return the command that repeats a run, without default settings; `changes` replace the run's, None leaves one out."""
+def rerun_command(folder: Path, command: str, cls: type, defaults: Mapping[str, Any], **changes: Any) -> str:
+    """Return the command with settings `cls` that repeats a run, without `defaults`.
+
+    `changes` replace the run's settings; None leaves one out.
+    """
     known = {**run_settings(folder), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
-    return format_command(command, *setting_words(chosen, defaults))
+    return format_command(command, *setting_words(chosen, defaults, cls))
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def search_report(folder: Path) -> RunReport:
     commands = []
     if "env_id" in run_settings(folder):  # otherwise the search is a part of a run of another command
         defaults = {**settings_dict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # these are always shown
-        commands = [rerun_command(folder, "agents", defaults)]
+        commands = [rerun_command(folder, "agents", SearchSettings, defaults)]
     return RunReport(
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=search_facts(result),

@@ -29,7 +29,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.run_report import draw_search, search_facts
 from das_gym.agents.sb3.algorithms import ALGORITHMS, SB3_DEFAULTS, is_algorithm
-from das_gym.agents.searching.config import SearchConfig, SearchSettings, with_costs
+from das_gym.agents.searching.config import SearchConfig, SearchSettings, complete_search, with_costs
 from das_gym.agents.searching.loop import check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.agents.searching.scorer import open_scorer
@@ -195,6 +195,7 @@ ex = RecordedCommand(
     SearchSettings,
     search_mask,
     named_configs=lambda: {**problem_configs(), **agent_configs()},
+    complete=complete_search,
     next_command=next_command,
 )
 """`python -m agents`."""

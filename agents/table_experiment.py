@@ -6,7 +6,7 @@ python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
-python -m agents table with meter_vqa problem.workers=ray  over the workers of a Ray cluster, or of this machine
+python -m agents table with meter_vqa workers=ray  over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       continue run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -23,11 +23,12 @@ from das_gym.agents.run_report import masks_table
 
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
-from das_gym.commands.runs import EstimatedSettings
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings
+from das_gym.commands.settings import nested
 from das_gym.engine.scores import Spending
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
-from das_gym.problem.config import ProblemSettings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.estimate import Part, print_estimate, saved_bytes, scoring, time_walk
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import masks_up_to, skipped_names
@@ -45,7 +46,7 @@ SUMMARY_SKIP_NUM = 4
 
 
 @dataclass(frozen=True)
-class TableSettings(EstimatedSettings, ProblemSettings):
+class TableSettings(EstimatedSettings, ResumableSettings):
     """The settings of `python -m agents table`.
 
     Attributes:
@@ -61,6 +62,7 @@ class TableSettings(EstimatedSettings, ProblemSettings):
 
     group: ClassVar[str] = "Table"
 
+    problem: ProblemConfig = nested(ProblemConfig)
     reward_examples: int | None = None
     test_examples: int | None = None
     max_skipped: int | None = None
@@ -69,9 +71,8 @@ class TableSettings(EstimatedSettings, ProblemSettings):
     out: str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.problem.precision != "float32":
-            raise ValueError(f"`problem.precision`: got {self.problem.precision!r}; tables are exact, leave it out")
+            raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
         for name in ("reward_examples", "test_examples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(
@@ -97,13 +98,14 @@ def plan(settings: TableSettings, problem: Problem) -> list[Part]:
 
 def make_table(settings: TableSettings, run: Run) -> None:
     """Build, write and summarise the table."""
-    problem = load_problem(settings.problem_config)
+    problem = load_problem(settings.problem)
     masks_up_to(len(problem.layer_names), settings.max_skipped)  # rejects too many
     if print_estimate(settings, lambda: plan(settings, problem)):
         return
     folder = required_folder(run)
     out = folder / TABLE if settings.out is None else at_home(settings.out)
-    env_id, counts = find_environment(settings.model, settings.task).id, (settings.reward_examples, settings.test_examples)
+    env_id = find_environment(settings.problem.model, settings.problem.task).id
+    counts = (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("max_skipped", "each", "latency_batch")}
         table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update, **options)

@@ -114,8 +114,8 @@ def check(settings: CompareSettings) -> None:
 
 def compare(settings: CompareSettings, run: Run) -> float:
     """Search, measure, print and save; the test loss of the best method before recovery is the result."""
-    check_config(settings.shrink_settings, settings.problem_config)
-    problem = load_problem(settings.problem_config)
+    check_config(settings.shrink_settings, settings.problem)
+    problem = load_problem(settings.problem)
     recovery = settings.recovery()
     check_loaded(settings.shrink_settings, problem, None)
     folder = required_folder(run)
@@ -133,7 +133,7 @@ def compare(settings: CompareSettings, run: Run) -> float:
             if method not in measured:
                 result = searches[method]
                 try:
-                    mask = fallback_if_not_removable(choice_of(result, settings.problem_config), problem).mask
+                    mask = fallback_if_not_removable(choice_of(result, settings.problem), problem).mask
                 except ValueError as error:
                     left_out[method] = str(error)
                     continue
@@ -230,7 +230,7 @@ def title_of(settings: CompareSettings, count: int) -> str:
     """Return the title of the table."""
     name, value = next(iter(settings.budget.items()))
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
-    model = "the bundled model" if settings.checkpoint is None else display_name(Path(settings.checkpoint))
+    model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
     recovery = (
         "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.train.steps, 'step')}"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,12 +14,12 @@ from das_gym.adapt.shrink.saving import SAVED_DTYPES
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.run_report import rerun_command
 
-from das_gym.commands.runs import EstimatedSettings
+from das_gym.commands.runs import EstimatedSettings, ResumableSettings
 from das_gym.commands.settings import choice, nested, settings_dict
 from das_gym.files import at_home
 from das_gym.names import check_names
 from das_gym.problem.budget import check_budget
-from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import MODELS
 from das_gym.tasks.metrics import METRICS
@@ -36,11 +35,17 @@ DEFAULT_SHARE = 0.2
 """Share of the MACs to save without a budget."""
 
 
+def answering_problem() -> ProblemConfig:
+    """Return the default problem: the bundled model that answers questions."""
+    return ProblemConfig(model="VLM", task="answering")
+
+
 @dataclass(frozen=True)
-class AnsweringSettings(ProblemSettings, BudgetSettings):
+class AnsweringSettings(ResumableSettings, BudgetSettings):
     """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
 
     Attributes:
+        problem: Model and data.
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
         recover: How to recover: LoRA in the remaining layers, training all parameters of the decoder and projector, the
@@ -53,8 +58,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
 
     group: ClassVar[str] = "Recovery"
 
-    model: str = "VLM"
-    task: str = "answering"
+    problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
     skip_num: int | None = None
     seed: int = 0
     recover: str = choice("lora", CHOICES)
@@ -63,12 +67,13 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     test_examples: int | None = 500
 
     def __post_init__(self) -> None:
-        if self.model in MODELS and not MODELS[self.model].reads_prompts:
+        model = self.problem.model
+        if not MODELS[model].reads_prompts:
             others = [name for name, entry in MODELS.items() if entry.reads_prompts]
-            raise ValueError(f"`model` must answer in words: got {self.model}, expected {', '.join(others)}. See `adapt`.")
-        super().__post_init__()
+            raise ValueError(f"`model` must answer in words: got {model}, expected {', '.join(others)}. See `adapt`.")
         check_budget(self.asked)
-        self.recovery()  # which checks itself
+        if self.recovery().closed_form == LINEAR and self.problem.skip is None:  # masks are scored with linear maps, too
+            object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
         check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
         check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
 
@@ -81,13 +86,6 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     def budget(self) -> dict[str, Any]:
         """The budget of the search."""
         return self.asked or {"macs_saved": DEFAULT_SHARE}
-
-    @cached_property
-    def problem_config(self) -> ProblemConfig:
-        """Model, task and data. With `recover=linear`, masks are scored with linear maps too, unless `skip` is given."""
-        config = super().problem_config
-        is_linear = config.skip is None and self.recovery().closed_form == LINEAR
-        return replace(config, skip=LINEAR) if is_linear else config
 
     def recovery(self) -> RecoveryConfig:
         """Return the settings of recovery, with the seed."""
@@ -145,5 +143,5 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
 def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
     """Return the command that repeats a run with its mask."""
     found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search"))
-    changes = {**grouped_settings(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
-    return rerun_command(folder, "adapt shrink", settings_dict(ShrinkSettings()), **changes)
+    changes = {"problem": dict(problem), **found_by, "mask": json.dumps(list(mask), separators=(",", ":"))}
+    return rerun_command(folder, "adapt shrink", ShrinkSettings, settings_dict(ShrinkSettings()), **changes)

@@ -279,8 +279,13 @@ def make_agent(
 
 def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
     """Raise a ValueError for a hyperparameter that the agent called `name` does not have."""
+    check_names(agent_kwargs, agent_hyperparameters(name), f"setting of agent {name!r},")
+
+
+def agent_hyperparameters(name: str) -> list[str]:
+    """Return the names of an agent's hyperparameters."""
     own = list(inspect.signature(agent_class(name)).parameters)[2:]  # after space, seed
-    check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
+    return [key for key in own if key != "statistics"]
 
 
 def check_positive(name: str, value: Any, whole: bool = False) -> None:

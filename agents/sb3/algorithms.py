@@ -151,7 +151,7 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
 
     `n_envs` parallel environments share the steps between two updates.
     """
-    names = _hyperparameters(cls)
+    names = hyperparameters(cls)
     check_names(given, names, f"setting of {known.name},")
     # Observations are vectors of numbers: MlpPolicy, or what the algorithm has instead, as RecurrentPPO's MlpLstmPolicy.
     policies = list(getattr(cls, "policy_aliases", {}))
@@ -166,7 +166,7 @@ def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str
     return {name: value for name, value in values.items() if name in names}
 
 
-def _hyperparameters(cls: type[BaseAlgorithm]) -> list[str]:
+def hyperparameters(cls: type[BaseAlgorithm]) -> list[str]:
     """Return the names of a class's hyperparameters, including those that it passes to its parents by **kwargs."""
     names: list[str] = []
     for parent in cls.__mro__:

@@ -11,22 +11,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from das_gym.agents.ask_tell.base import AGENTS, agent_class, check_agent_kwargs, check_agent_name
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.ask_tell.base import AGENTS, agent_class, agent_hyperparameters, check_agent_kwargs, check_agent_name
+from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, hyperparameters, is_algorithm
 from das_gym.agents.searching.record import CHECKPOINT
 from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings
-from das_gym.commands.settings import choice, nested
+from das_gym.commands.settings import choice, merge, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
 from das_gym.problem.budget import check_budget
-from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
+from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, SAVED, BudgetSettings
 from das_gym.problem.rewards import REWARDS
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.registration import (
+    DEFAULT_ENV,
+    DEFAULT_MODEL,
+    DEFAULT_TASK,
+    ENVIRONMENTS,
+    MODELS,
+    TASKS,
+    entry_of,
+    find_environment,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,10 @@ class SearchConfig(BudgetSettings):
             of Stable-Baselines3, its number of parallel environments.
         agent_kwargs: Hyperparameters of the agent, as in `agent_kwargs.learning_rate=10`. `python -m agents list` shows
             them.
-        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas. None means the task's own.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
+            retrieval and text.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`: `macs_price`, `statistics`, ...
         racing: Whether a mask is scored on an eighth, a quarter and half of the reward examples first, and dropped when it
             is clearly worse than the best one so far (`das_gym.agents.searching.racing`). None means where the reward
             allows it, for agents that need only the best masks exactly. `evaluations` count masks on all examples.
@@ -66,6 +78,8 @@ class SearchConfig(BudgetSettings):
     seed: int = 0
     masks_per_turn: int = 3
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    reward: str | None = choice(None, REWARDS)
+    reward_examples: int | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     racing: bool | None = None
     save_every: int = 1
@@ -97,53 +111,74 @@ class SearchConfig(BudgetSettings):
     @property
     def mask_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the environment whose action is a whole mask: those that a record keeps."""
-        return {**self.budget, **self.env_kwargs}
+        rewarded = {name: getattr(self, name) for name in ("reward", "reward_examples") if getattr(self, name) is not None}
+        return {**self.budget, **rewarded, **self.env_kwargs}
 
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's hyperparameters with the defaults of a search."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnvSettings(ModelSettings):
-    """Frequent arguments of the environment as settings. Those that are not the default are passed on.
+@dataclass(frozen=True)
+class SearchSettings(EstimatedSettings, ResumableSettings, SearchConfig):
+    """The settings of `python -m agents search`.
 
     Attributes:
-        reward: How a mask is rewarded. `python -m agents list` shows the formulas. None means the task's own.
-        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
-            retrieval and text.
-        env_kwargs: Further arguments of the environment, such as `table`, `macs_price`, `statistics`, or those that commands
-            of `python -m adapt` take as `problem.NAME`.
+        problem: Model and data of the environment.
     """
 
-    group: ClassVar[str] = "Reward"
-
-    reward: str | None = choice(None, REWARDS)
-    reward_examples: int | None = None
-    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
-
-    @property
-    def all_env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment but its budget: `env_kwargs` and the settings that are not the default."""
-        kwargs = dict(self.env_kwargs)
-        for each in dataclasses.fields(EnvSettings):
-            name, value = each.name, getattr(self, each.name)
-            if name == "env_kwargs" or value == each.default:
-                continue
-            if name in kwargs:
-                raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={kwargs[name]} too; give one of them")
-            kwargs[name] = str(setting_path(name, value)) if name in PATH_SETTINGS else value
-        return kwargs
-
-
-@dataclass(frozen=True)
-class SearchSettings(EstimatedSettings, ResumableSettings, EnvSettings, SearchConfig):
-    """The settings of `python -m agents search`."""
+    problem: ProblemConfig = nested(ProblemConfig)
 
     def search_config(self) -> SearchConfig:
         """Return the search that the settings ask for."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**fields, "env_kwargs": self.all_env_kwargs})
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(SearchConfig)}
+        return SearchConfig(**{**values, "env_kwargs": env_kwargs_of(self.problem, self.env_kwargs)})
+
+
+def env_kwargs_of(problem: ProblemConfig, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the environment of a problem; `env_kwargs` are further ones."""
+    kwargs = {name: value for name, value in changed_settings(problem).items() if name not in ("model", "task")}
+    for name in kwargs.keys() & env_kwargs.keys():
+        raise ValueError(f"{name}={kwargs[name]} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
+    return {**kwargs, **env_kwargs}
+
+
+def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with `env_id` and with the model and task of the problem; what is given of them says the other.
+
+    An environment of another package has no model and no task.
+    """
+    problem = values.get("problem", {})
+    if not isinstance(problem, Mapping):
+        return dict(values)  # `build` reports it
+    if "env_id" not in values:
+        model, task = problem.get("model", DEFAULT_MODEL), problem.get("task", DEFAULT_TASK)
+        known = model in MODELS and task in TASKS  # `build` reports others
+        return {**values, "env_id": find_environment(model, task).id} if known else dict(values)
+    entry = entry_of(str(values["env_id"]))
+    if entry is None:
+        return dict(values)
+    for name, own in (("model", entry.model), ("task", entry.task)):
+        if problem.get(name, own) != own:
+            raise ValueError(f"`env_id` and `{name}` differ: got {values['env_id']} and {problem[name]}. Leave one out.")
+    return {**values, "problem": {**problem, "model": entry.model, "task": entry.task}}
+
+
+def complete_search(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a search with its environment, and with hyperparameters of the agent in `agent_kwargs`.
+
+    `learning_rate=10` is short for `agent_kwargs.learning_rate=10`, if the agent has it and the command no such setting.
+    """
+    completed = add_environment(values)
+    known = {each.name for each in dataclasses.fields(SearchSettings)}
+    others = {name: value for name, value in completed.items() if name not in known}
+    agent = completed.get("agent", SearchConfig.agent)
+    if not others or not isinstance(agent, str) or not (agent in AGENTS or is_algorithm(agent)):
+        return completed
+    accepted = hyperparameters(find_algorithm(agent)[0]) if is_algorithm(agent) else agent_hyperparameters(agent)
+    own = {name: value for name, value in others.items() if name in accepted}
+    rest = {name: value for name, value in completed.items() if name not in own}
+    return merge(rest, {"agent_kwargs": own})
 
 
 def with_costs(config: SearchConfig, folder: Path | None = None, problem: Problem | None = None) -> SearchConfig:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from das_gym.commands.help import defaults_of, help_text, settings_text
 from das_gym.commands.runs import USER_ERRORS, PluginSettings
-from das_gym.commands.settings import build, flatten_settings, merge, nest
+from das_gym.commands.settings import build, flatten_settings, merge, nest, shortest_name
 from das_gym.commands.signals import exit_code, finish, raise_interrupts, stop_message
 from das_gym.commands.streams import prepare_streams, silence_stdout
 from das_gym.commands.trust import add_working_folder, import_plugins, imported_plugins
@@ -177,10 +177,19 @@ def format_command(program: str, *words: str) -> str:
     return escape_control_chars(" ".join([start, *command, *(["with", *given] if given else [])]))
 
 
-def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out."""
+def setting_words(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, cls: type | None = None
+) -> list[str]:
+    """Return settings as they are typed after `with`, quoted for a shell; those that equal a default are left out.
+
+    With the class of a command's settings, names are the shortest ones.
+    """
     flat, known = flatten_settings(settings), flatten_settings(defaults or {})
-    return [shlex.quote(f"{name}={value}") for name, value in flat.items() if name not in known or known[name] != value]
+    words = []
+    for name, value in flat.items():
+        if name not in known or known[name] != value:
+            words.append(shlex.quote(f"{name if cls is None else shortest_name(cls, name)}={value}"))
+    return words
 
 
 def read_settings(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

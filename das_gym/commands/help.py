@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from das_gym.commands.settings import describe_type, group_fields, plain
+from das_gym.commands.settings import describe_type, group_fields, plain, shortest_name
 
 WIDTH = 80
 
@@ -66,20 +66,23 @@ def settings_text(cls: type, values: Mapping[str, Any]) -> str:
         lines += ["", heading]
         for name in names:
             if not fields[name].metadata.get("listed"):
-                lines += _setting_lines(cls, fields[name], name, values[name])
+                lines += _setting_lines(cls, fields[name], name, values[name], default_of(fields[name]))
     for name, field in fields.items():
         if field.metadata.get("listed"):
             inner = field.metadata["group"]
+            defaults = vars(default_of(field))
             given = values[name] if isinstance(values[name], Mapping) else vars(values[name])
             lines += ["", f"{name}.NAME=VALUE", *_wrap(texts.get(name, ""), "      ")]
             for each in group_fields(field).values():
-                lines += _setting_lines(inner, each, f"{name}.{each.name}", given.get(each.name, default_of(each)))
+                typed = shortest_name(cls, f"{name}.{each.name}")
+                default = defaults[each.name]
+                lines += _setting_lines(inner, each, typed, given.get(each.name, default), default)
     return "\n".join(lines[1:])
 
 
-def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any) -> list[str]:
+def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: Any, default: Any) -> list[str]:
     required = field.default is field.default_factory is dataclasses.MISSING
-    value, default = plain(value), plain(default_of(field))
+    value, default = plain(value), plain(default)
     is_changed, is_missing = not required and value != default, required and value is None
     remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""
     allowed = _allowed_values(get_type_hints(cls)[field.name], field.metadata.get("choices"))

@@ -55,7 +55,7 @@ from das_gym.commands.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.commands.settings import build, flatten_settings, merge, nest_settings, plain, settings_dict
+from das_gym.commands.settings import build, flatten_settings, full_names, merge, nest_settings, plain, settings_dict
 from das_gym.commands.trust import ask_to_repeat, import_plugins, imported_plugins, sensitive_settings, unknown_modules
 from das_gym.files import explain_damage, read_bytes, read_json
 from das_gym.names import check_names
@@ -110,6 +110,7 @@ class RecordedCommand(Generic[Settings]):
             `USER_ERRORS` before it has written a file leaves no run behind.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
+        complete: Adds settings that follow from those that are given, before any is checked.
         next_command: Returns the command to continue with, from the run's folder; it is printed on a command line.
         current_run: The last run, finished or not.
 
@@ -124,6 +125,7 @@ class RecordedCommand(Generic[Settings]):
     main: Callable[[Settings, Run], Any]
     named_configs: Callable[[], NamedConfigs] = dict
     check: Callable[[Settings], None] | None = None
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     next_command: Callable[[Path], str] | None = None
     current_run: Run | None = None
 
@@ -235,7 +237,9 @@ class RecordedCommand(Generic[Settings]):
             given["plugins"] = import_plugins(given["plugins"])
         merged: dict[str, Any] = {}
         for part in (*map(self._named_config, named_configs), given):
-            merged = merge(merged, part)
+            merged = merge(merged, full_names(self.settings, part))
+        if self.complete is not None and reopen is None:
+            merged = self.complete(merged)
         return (merged if reopen is None else self._resumed(reopen, merged)), reopen
 
     def _named_config(self, name: str) -> Mapping[str, Any]:
@@ -339,7 +343,8 @@ class RecordedCommand(Generic[Settings]):
         repeated = sensitive_settings(run.config, imported_plugins())
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
-        return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *setting_words(repeated))
+        confirmed = setting_words(repeated, cls=self.settings)
+        return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *confirmed)
 
 
 def _sacred_logger() -> logging.Logger:

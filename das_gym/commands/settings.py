@@ -55,29 +55,81 @@ def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[A
     return {each.name: each for each in fields if each.init and each.name not in field.metadata["without"]}
 
 
+def short_names(cls: type) -> dict[str, list[str]]:
+    """Return the dotted names of the settings in groups of a command, by their last part; settings of its own win."""
+    fields = dataclasses.fields(cls)
+    own = {field.name for field in fields}
+    found: dict[str, list[str]] = {}
+    for field in fields:
+        for name in group_fields(field):
+            if name not in own:
+                found.setdefault(name, []).append(f"{field.name}.{name}")
+    return found
+
+
+def full_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a command by their full names: `{"checkpoint": x}` becomes `{"problem": {"checkpoint": x}}`.
+
+    Raises:
+        ValueError: Several groups have a setting of that name.
+    """
+    known = short_names(cls)
+    if not known:
+        return dict(values)
+    own = {field.name for field in dataclasses.fields(cls)}
+    full: dict[str, Any] = {}
+    for name, value in values.items():
+        places = [name] if name in own else known.get(name, [name])
+        if len(places) > 1:
+            raise ValueError(f"`{name}` is a setting of several groups; give {' or '.join(f'`{each}`' for each in places)}")
+        full = merge(full, nest(places[0], value))
+    return full
+
+
+def shortest_name(cls: type, name: str) -> str:
+    """Return a dotted name of a command's setting without its group, if no other setting has that name."""
+    group, _, rest = name.partition(".")
+    first = rest.partition(".")[0]
+    return rest if short_names(cls).get(first) == [f"{group}.{first}"] else name
+
+
 def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
     """Return an instance of a dataclass from plain values, as JSON or a command line has them.
 
-    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. Error
-    messages call a key `what`.
+    Lists become tuples, ints become floats, and nested mappings become nested dataclasses, as the field types say. A group's
+    settings that are not given are those of the group's default. Error messages call a key `what`.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{values!r} ({type(values).__name__}) is not allowed; give {what}s by name")
+    values = full_names(cls, values)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
     for name, value in values.items():
-        owner = next((field.name for field in fields.values() if name in group_fields(field)), None)
-        if name not in fields and owner is not None:
-            raise ValueError(f"unknown {what} {name!r}. Did you mean `{owner}.{name}`?")
         for inner in fields[name].metadata.get("without", ()) if name in fields and isinstance(value, Mapping) else ():
             if inner in value:
                 raise ValueError(f"unknown {what} '{name}.{inner}'. Did you mean `{inner}`?")
-    check_names(values, fields, what)
+    check_names(values, [*fields, *(name for name in short_names(cls) if name not in values)], what)
+    for name, value in values.items():
+        if group_fields(fields[name]) and isinstance(value, Mapping):
+            values[name] = {**_group_defaults(fields[name]), **value}
     optional = {f.name for f in fields.values() if not f.default is f.default_factory is dataclasses.MISSING}
     missing = [name for name in fields if name not in values and name not in optional]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
     kinds = get_type_hints(cls)
     return cls(**{name: convert(name, value, kinds[name]) for name, value in values.items()})
+
+
+def _group_defaults(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """Return the settings of a group that are not the default of its class."""
+    assert field.default_factory is not dataclasses.MISSING
+    default = field.default_factory()
+    if not dataclasses.is_dataclass(default):
+        return {}
+    changed = {}
+    for name, inner in group_fields(field).items():
+        if inner.default is not dataclasses.MISSING and getattr(default, name) != inner.default:
+            changed[name] = getattr(default, name)
+    return changed
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

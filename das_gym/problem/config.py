@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from das_gym.commands.commandline import format_command, setting_words
-from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import choice, nested
+from das_gym.commands.settings import choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute
 from das_gym.names import check_names
@@ -57,11 +55,13 @@ def download_hint(value: str, setting: str) -> str:
     return f" das_gym downloads nothing. Download it first: `{command}`, then give {setting}=FOLDER."
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which weights and which data to load, and where to.
+@dataclass(frozen=True)
+class ProblemConfig:
+    """Settings of model, task and data, and of how masks are scored on them. The defaults load bundled ones.
 
     Attributes:
+        model: Kind of model.
+        task: Downstream task.
         checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
             name of another bundled model (`llava_mini`). None loads the bundled model.
         data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
@@ -73,26 +73,6 @@ class ModelSettings:
         dtype: Number format of a transformers model: `auto` (as the checkpoint), `float32`, `bfloat16`, `float16`.
         device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         trust_remote_code: Whether Python code in the checkpoint's folder may run.
-    """
-
-    group: ClassVar[str] = "Model and data"
-
-    checkpoint: str | None = None
-    data_root: str | None = None
-    supernet: str | None = None
-    tokenizer: str | None = None
-    units: str | None = choice(None, UNITS)
-    vision: bool | None = None
-    dtype: str | None = None
-    device: str = "auto"
-    trust_remote_code: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProblemOptions:
-    """Settings of model, data and evaluation that are rarely changed. Commands take them as `problem.NAME`.
-
-    Attributes:
         image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
         max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
         context: Tokens of a window of text, for the task `text`. None means 512.
@@ -111,10 +91,26 @@ class ProblemOptions:
         calibration_examples: Number of examples that these maps are fitted on.
         workers: `ray` distributes masks over a Ray cluster: a worker for each CPU, or for each GPU if the model is on one.
             None scores them in this process.
+
+    Example:
+        >>> ProblemConfig(model="ViLT", task="nlvr2").device
+        'auto'
     """
 
     group: ClassVar[str] = "Model and data"
 
+    model: str = choice(DEFAULT_MODEL, MODELS)
+    task: str = choice(DEFAULT_TASK, TASKS)
+    _: KW_ONLY
+    checkpoint: str | None = None
+    data_root: str | None = None
+    supernet: str | None = None
+    tokenizer: str | None = None
+    units: str | None = choice(None, UNITS)
+    vision: bool | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    trust_remote_code: bool | None = None
     image_size: int | None = None
     max_text_length: int | None = None
     context: int | None = None
@@ -130,25 +126,6 @@ class ProblemOptions:
     calibration_examples: int = 256
     workers: str | None = choice(None, ("ray",))
 
-
-@dataclass(frozen=True)
-class ProblemConfig(ModelSettings, ProblemOptions):
-    """Settings of model, task and data. The defaults load bundled ones.
-
-    Attributes:
-        model: Kind of model.
-        task: Downstream task.
-
-    Example:
-        >>> ProblemConfig(model="ViLT", task="nlvr2").device
-        'auto'
-    """
-
-    group: ClassVar[str] = "Model and data"
-
-    model: str = choice(DEFAULT_MODEL, MODELS)
-    task: str = choice(DEFAULT_TASK, TASKS)
-
     def __post_init__(self) -> None:
         if hint := download_hint(self.model, "checkpoint"):
             raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
@@ -156,8 +133,10 @@ class ProblemConfig(ModelSettings, ProblemOptions):
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
-        if self.workers not in (None, "ray"):
-            raise ValueError(f"`workers` is unknown: got {self.workers!r}, expected ray")
+        for name, known in (("units", UNITS), ("workers", ("ray",))):
+            value = getattr(self, name)
+            if value not in (None, *known):
+                raise ValueError(f"`{name}` is unknown: got {value!r}, expected {' or '.join(known)}")
         if not self.tree_gib > 0:
             raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
         for name in ("image_size", "max_text_length", "context", "eval_batch_size", "skip_rank", "calibration_examples"):
@@ -225,50 +204,13 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "workers"}
 
 
-def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
-    """Return the fields of `ProblemConfig` in a mapping as settings of a command: those of `ProblemOptions` in `group`."""
-    names, known = ({field.name for field in fields(each)} for each in (ProblemOptions, ProblemConfig))
-    own = {name: value for name, value in values.items() if name in known - names}
-    options = {name: value for name, value in values.items() if name in names}
-    return {**own, group: options} if options else own
-
-
-def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
-    """Return model and data as typed after `with`: the named config, settings that are not the default, and more words.
-
-    `group` is the setting of the command that holds what `ProblemOptions` has: `problem`, or `env_kwargs` of `agents`.
-    """
+def problem_words(config: ProblemConfig, *more: str) -> str:
+    """Return model and data as typed after `with`: the named config, settings that are not the default, and more words."""
     changed = {name: value for name, value in changed_settings(config).items() if name not in ("model", "task", "supernet")}
-    given = setting_words(grouped_settings(changed, group))
+    given = setting_words(changed)
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 
 def supernet_command(config: ProblemConfig) -> str:
     """Return the command that trains a supernet."""
     return format_command("adapt supernet", problem_words(config))
-
-
-@dataclass(frozen=True)
-class ProblemSettings(ResumableSettings, ModelSettings):
-    """The settings of a command about one model and its data.
-
-    Attributes:
-        model: Kind of model.
-        task: Downstream task.
-        problem: Further settings of model, data and evaluation.
-    """
-
-    group: ClassVar[str] = "Model and data"
-
-    model: str = choice(DEFAULT_MODEL, MODELS)
-    task: str = choice(DEFAULT_TASK, TASKS)
-    problem: ProblemOptions = nested(ProblemOptions)
-
-    def __post_init__(self) -> None:
-        _ = self.problem_config  # which checks itself
-
-    @cached_property
-    def problem_config(self) -> ProblemConfig:
-        """Model, task and data, as `load_problem` takes them."""
-        own = {field.name: getattr(self, field.name) for field in fields(ProblemConfig) if hasattr(self, field.name)}
-        return ProblemConfig(**own, **vars(self.problem))

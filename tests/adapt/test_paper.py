@@ -89,6 +89,6 @@ def test_published_cells_have_commands():
             das, compare = (shlex.split(command) for command in commands(model, task, 384))
             assert das[3:6] == ["das", "with", name]
             assert compare[3] in PROGRAM.commands
-            assert "problem.image_size=384" in compare
+            assert "image_size=384" in compare
             weight = PAPER[model, named_environments()[name].task].itm_weight
             assert (f"train.itm_weight={weight}" in compare) == bool(weight)

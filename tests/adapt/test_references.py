@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,18 @@ from das_gym.adapt.step_loss import resolve_defaults
 
 from das_gym.commands.settings import build
 from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
 
 
 def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
-    problem = settings.problem_config
+    problem = settings.problem
     return cut_subnet(problem, np.zeros(12, bool), adapters=name == FULL_MODEL)
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
     config, _ = resolve_defaults(settings.training, model)
-    return load_reference(model, settings.problem_config, config, name)
+    return load_reference(model, settings.problem, config, name)
 
 
 @pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
@@ -34,7 +34,7 @@ def test_load_reference_serves_the_default_settings(name: str):
     settings = AdaptSettings()
     model = untrained(settings, name)
     assert loads(settings, model, name)
-    kept = Adaptation.load(reference_file(settings.problem_config, name))  # type: ignore[arg-type]
+    kept = Adaptation.load(reference_file(settings.problem, name))  # type: ignore[arg-type]
     assert kept.tensors.keys() == model.adaptation().tensors.keys()
     assert all(torch.equal(tensor, kept.tensors[key]) for key, tensor in model.adaptation().tensors.items())
 
@@ -53,7 +53,7 @@ def test_load_reference_only_serves_settings_that_learn_the_same(changes: dict[s
 
 
 def test_load_reference_serves_no_other_model():
-    settings = dataclasses.replace(AdaptSettings(), model="ViLT")
+    settings = AdaptSettings(problem=ProblemConfig(model="ViLT"))
     assert not loads(settings, untrained(settings, BASELINE), BASELINE)
 
 
@@ -68,5 +68,5 @@ def test_references_are_what_training_gives(name: str, tmp_path, monkeypatch, ca
     settings = AdaptSettings()
     model = untrained(settings, name)
     assert loads(settings, model, name)
-    kept = evaluate(model, load_splits(settings.problem_config).test, name).metric
+    kept = evaluate(model, load_splits(settings.problem).test, name).metric
     assert metric == pytest.approx(100 * kept, abs=0.5)  # another processor rounds otherwise

@@ -16,7 +16,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import Answers, Question, RunReport
 from das_gym.drawing.table import Table
 from das_gym.files import write_json
-from das_gym.problem.config import ProblemConfig, grouped_settings
+from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -37,7 +37,7 @@ def write_run(folder: Path, name: str, config: dict[str, Any], search_run: int |
         **record,
     }
     write_json(folder / "run.json", {})
-    write_json(folder / "config.json", {**grouped_settings(problem), **config})
+    write_json(folder / "config.json", {"problem": problem, **config})
     write_json(folder / name, record)
 
 
@@ -70,7 +70,7 @@ def test_report_of_adapt_includes_its_search(runs: Path):
 @pytest.mark.parametrize(
     ("run", "command"),
     [
-        ("3", "python -m adapt das with das.skip_num=3"),
+        ("3", "python -m adapt das with skip_num=3"),
         ("4", f"python -m adapt shrink with checkpoint=/models/big 'mask={str(MASK).replace(' ', '')}'"),  # not its own
         ("5", "python -m adapt compare with seeds=2 'skip_nums=[4]'"),
     ],

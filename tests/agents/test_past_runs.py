@@ -24,12 +24,13 @@ def runs(tmp_path: Path) -> Path:
     add(1, "agents", 0.5, env_id="DAS-METER-VQA-Tabular-v0", agent="bandit")
     add(2, "agents", 0.7, env_id="DAS-ViLT-VQA-v0", agent="maskable_ppo")
     add(3, "agents", None, "INTERRUPTED", env_id="DAS-METER-VQA-v0", agent="bandit\x1b[2J")
-    add(4, "adapt shrink", 0.9, model="VLM", task="answering")
+    add(4, "adapt shrink", 0.9, problem={"model": "VLM", "task": "answering"})
     return tmp_path
 
 
 def test_past_runs_names_the_search_that_a_run_followed(runs: Path):
-    write_json(runs / "4" / "config.json", {"model": "METER", "task": "vqa", "search_run": 2})  # the first two are defaults
+    config = {"problem": {"model": "METER", "task": "vqa"}, "search_run": 2}  # the first two are defaults
+    write_json(runs / "4" / "config.json", config)
     assert past_runs(str(runs))[0]["environment"] == "as run 2"
 
 

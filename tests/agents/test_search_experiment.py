@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from das_gym.agents.sb3.train import load_sb3
 from das_gym.agents.search_experiment import ex, run_search
-from das_gym.agents.searching.config import SearchSettings
+from das_gym.agents.searching.config import SearchSettings, add_environment, complete_search
 from synthetic import ENV_ID
 
 from das_gym.commands.recorded import RunError
+from das_gym.commands.settings import build
 
 
 @pytest.fixture
@@ -76,16 +78,43 @@ def test_file_storage_sets_only_the_folder_of_runs(small, tmp_path):
 
 
 def test_settings_of_the_environment_reach_it():
-    settings = SearchSettings(data_root="/data", env_kwargs={"reward": "metric", "image_size": 96})
-    assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "image_size": 96}
-    with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
-        SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
+    settings = build(SearchSettings, {"image_size": 96, "reward": "metric", "env_kwargs": {"macs_price": 0.5}})
+    made_with = settings.search_config().mask_kwargs
+    assert made_with == {"skip_num": 4, "reward": "metric", "image_size": 96, "macs_price": 0.5}
+    with pytest.raises(ValueError, match=r"image_size=96 is given, and env_kwargs\.image_size=64 too; give one of them"):
+        build(SearchSettings, {"image_size": 96, "env_kwargs": {"image_size": 64}}).search_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, ("DAS-METER-VQA-v0", "METER", "vqa")),
+        ({"problem": {"model": "ViLT"}}, ("DAS-ViLT-VQA-v0", "ViLT", "vqa")),
+        ({"env_id": "DAS-ViLT-NLVR2-Tabular-v0"}, ("DAS-ViLT-NLVR2-Tabular-v0", "ViLT", "nlvr2")),
+    ],
+)
+def test_environment_and_problem_are_of_one_model(given: dict[str, Any], wanted: tuple[str, str, str]):
+    settings = build(SearchSettings, add_environment(given))
+    assert (settings.env_id, settings.problem.model, settings.problem.task) == wanted
+
+
+@pytest.mark.parametrize("agent", ["bandit", "ppo"])
+def test_hyperparameter_of_the_agent_may_be_given_alone(agent: str):
+    settings = build(SearchSettings, complete_search({"agent": agent, "learning_rate": 3e-4}))
+    assert settings.agent_kwargs == {"learning_rate": 3e-4}
+    with pytest.raises(ValueError, match="unknown setting 'learnin'"):
+        build(SearchSettings, complete_search({"agent": agent, "learnin": 1}))
+
+
+def test_environment_of_another_model_is_rejected():
+    with pytest.raises(ValueError, match="`env_id` and `model` differ"):
+        add_environment({"env_id": "DAS-ViLT-VQA-v0", "problem": {"model": "METER"}})
 
 
 @pytest.mark.parametrize(
     ("update", "text"),
     [
-        ({"image_size": 96}, "Did you mean `env_kwargs.image_size`"),
+        ({"image_siz": 96}, "did you mean 'image_size'"),
         ({"agent": "ppo", "agent_kwargs": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
         ({"agent": "ppo", "agent_kwargs": {"policy": "MlpPolicies"}}, "unknown policy of ppo, 'MlpPolicies'; did you mean"),
         ({"env_id": "meter_vqa"}, "`env_id` is not registered: .*Give env_id=DAS-METER-VQA-v0"),

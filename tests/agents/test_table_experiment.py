@@ -67,7 +67,7 @@ def test_summary_matches_the_table(small_table: SubnetTable, capsys: pytest.Capt
     ("update", "text"),
     [
         ({"reward_examples": 0}, "reward_examples"),
-        ({"problem": {"precision": "bfloat16"}}, "`problem.precision`: got 'bfloat16'"),
+        ({"problem": {"precision": "bfloat16"}}, "`precision`: got 'bfloat16'"),
         ({"max_skipped": 7}, "max_skipped"),
     ],
 )

@@ -139,9 +139,10 @@ def test_command_imports_plugins_first(program, name, capsys):
         (AGENTS, ["with", "bayes", "--seed", "3"], 2, "name=value, without spaces and dashes: got --seed"),
         (AGENTS, ["with", "seed", "=", "3"], 2, "got ="),
         (ADAPT, ["with", "model=meter"], 1, "unknown model 'meter'; did you mean 'METER'?"),
-        (ADAPT, ["with", "steps=3"], 1, "unknown setting 'steps'. Did you mean `train.steps`?"),
+        (ADAPT, ["with", "save_every=3"], 1, "`save_every` is a setting of several groups; give `search.save_every` or"),
+        (ADAPT, ["with", "stepps=3"], 1, "unknown setting 'stepps'; did you mean 'steps'?"),
         (ADAPT, ["with", "train.seed=3"], 1, "Did you mean `seed`?"),
-        (AGENTS, ["with", "precision=x"], 1, "Did you mean `env_kwargs.precision`?"),
+        (AGENTS, ["with", "precison=x"], 1, "did you mean 'precision'?"),
     ],
 )
 def test_program_reports_mistakes_in_a_paragraph(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from das_gym.commands.help import defaults_of, settings_text
-from das_gym.commands.settings import build, nested, settings_dict
+from das_gym.commands.settings import build, full_names, nested, settings_dict, shortest_name
 from das_gym.files import read_array
 from das_gym.names import check_names
 
@@ -109,12 +109,35 @@ def test_nested_settings_are_built_listed_and_suggested():
     assert "train.NAME=VALUE\n      Settings of training.\n* train.rate=1.0  (a number; default 0.5)" in text
     assert "train.seed" not in text
     assert "train.rate=0.5" in settings_text(Grouped, defaults_of(Grouped))
-    with pytest.raises(ValueError, match=r"unknown setting 'rate'\. Did you mean `train\.rate`"):
+    with pytest.raises(ValueError, match=r"`rate` is a setting of several groups; give `train\.rate` or `search\.rate`"):
         build(Grouped, {"rate": 1})
     with pytest.raises(ValueError, match=r"'train\.seed'\. Did you mean `seed`"):
         build(Grouped, {"train": {"seed": 1}})
     with pytest.raises(ValueError, match="unknown setting of train, 'rat'; did you mean 'rate'"):
         build(Grouped, {"train": {"rat": 1}})
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        seed: Random seed.
+        train: Settings of training.
+    """
+
+    seed: int = 0
+    train: Training = nested(Training, default=lambda: Training(rate=0.25))
+
+
+def test_short_name_is_the_setting_of_its_group():
+    assert build(Command, {"rate": 1, "seed": 3}) == Command(3, Training(rate=1.0))  # the command's own seed
+    assert build(Command, {"train": {"seed": 3}}) == Command(0, Training(3, 0.25))  # the rest is the group's default
+    assert full_names(Command, {"rate": 1, "train": {"seed": 2}}) == {"train": {"rate": 1, "seed": 2}}
+    assert [shortest_name(Command, name) for name in ("train.rate", "train.seed", "seed")] == ["rate", "train.seed", "seed"]
+    assert "* rate=1.0  (a number; default 0.25)" in settings_text(Command, {"seed": 0, "train": {"rate": 1.0}})
+    with pytest.raises(ValueError, match="unknown setting 'rat'; did you mean 'rate'"):
+        build(Command, {"rat": 1})
 
 
 @pytest.mark.parametrize("values", [[1, 2], [1, 2, "x"], [1, 2, 10**400], [1, [2], 3], None])

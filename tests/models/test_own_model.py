@@ -140,8 +140,8 @@ def test_das_trains_the_adapters_that_a_mask_leaves(own):
 
 
 def test_pipeline_leaves_sizes_to_the_model(own, settings):
-    asked = JointSearchSettings(model="BridgeTower", **settings)
-    config = asked.problem_config
+    asked = JointSearchSettings(problem=ProblemConfig(model="BridgeTower", **settings))
+    config = asked.problem_of_recipe
     assert (config.image_size, config.max_text_length) == (None, None)
     made = new_model(config, load_splits(config), asked.pipeline, 0)
     assert made.backbone.vlp.skippable(0).skip_adapter.down.out_features == 64 // 8

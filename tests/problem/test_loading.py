@@ -79,7 +79,7 @@ def test_build_problem_checks_the_supernet_first(
     with pytest.raises(ValueError, match="was trained for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
-    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_nlvr2 problem\.image_size=64"):
+    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_nlvr2 image_size=64"):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
 
 

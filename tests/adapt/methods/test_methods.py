@@ -23,12 +23,11 @@ from das_gym.adapt.methods.base import (
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 
-from das_gym.commands.settings import build
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.adaptation import Adaptation, MethodSettings
-from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (
     AdaptedModel,
     example_costs,
@@ -310,7 +309,7 @@ def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, Wor
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
-        settings = with_methods(build(CompareSettings, grouped_settings(changed_settings(world.problem))), vlp)
+        settings = with_methods(CompareSettings(problem=world.problem), vlp)
         left_out = capsys.readouterr().out.splitlines()
         assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
         reasons = [reason for pair, reason in REFUSED.items() if pair[0] == family]
