@@ -67,6 +67,9 @@ NamedConfigs = Mapping[str, Mapping[str, Any]]
 DATABASES = (("--mongo_db", "pymongo", "mongo"), ("--sql", "sqlalchemy", "sql"))
 """Sacred's options for databases, the library that each needs, and the extra that installs it."""
 
+CAPTURE_MODES = ("no", "sys", "fd")
+"""Values of Sacred's option `--capture`."""
+
 COMMANDS = ("print_config", "print_named_configs")
 """Actions of a recorded command besides running, by the word that replaces `with` or precedes it."""
 
@@ -152,7 +155,7 @@ class RecordedCommand(Generic[Settings]):
             given, options = dict(config_updates or {}), dict(options or {})
             if (folder := options.pop("--file_storage", None)) is not None:
                 given["runs_dir"] = folder  # over a setting of that name
-            check_databases(options)
+            check_options(options)
             values, reopen = self.resolve(given, named_configs)
             if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
@@ -377,11 +380,29 @@ def required_folder(run: Run) -> Path:
     return folder
 
 
-def check_databases(options: Mapping[str, Any]) -> None:
-    """Raise a ValueError for an option whose library is missing, before a run starts."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for options of Sacred that it would meet with a traceback, before a run starts."""
+    mode = options.get("--capture")
+    if mode not in (None, *CAPTURE_MODES):
+        raise ValueError(f"`--capture` is unknown: got {mode!r}, expected {', '.join(CAPTURE_MODES)}")
     for option, library, extra in DATABASES:
         if options.get(option) and importlib.util.find_spec(library) is None:
             raise ValueError(f"{option} needs {library}. Run pip install 'das_gym[{extra}]'")
+    if options.get("--sql"):
+        _check_sql(options["--sql"])
+
+
+def _check_sql(url: str) -> None:
+    """Raise a ValueError for an SQL database that cannot be opened."""
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(url)
+        engine.connect().close()
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"`--sql` cannot be opened: got {url!r} ({reason}), expected such as sqlite:///runs.db") from error
 
 
 class _PlainLoader(yaml.SafeLoader):

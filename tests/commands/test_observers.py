@@ -55,6 +55,19 @@ def test_database_and_folder_number_runs_separately(command, tmp_path: Path):
     assert json.loads((folder / "2" / "metrics.json").read_text())["some.loss"]["steps"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("url", ["sqlite:////nonexistent/dir/x.db", "evilmod+x://a", "no url"])
+def test_databases_that_cannot_be_opened_are_rejected(command, tmp_path: Path, url: str):
+    pytest.importorskip("sqlalchemy")
+    with pytest.raises(RunError, match="`--sql` cannot be opened"):
+        command.run({"runs_dir": str(tmp_path)}, options={"--sql": url})
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_capture_modes_are_rejected(command, tmp_path: Path):
+    with pytest.raises(RunError, match="`--capture` is unknown: got 'NOPE'"):
+        command.run({"runs_dir": str(tmp_path)}, options={"--capture": "NOPE"})
+
+
 @pytest.fixture
 def mongodb(monkeypatch) -> Any:
     """A MongoDB server that lives in this process, and the client that everybody gets."""
