@@ -60,12 +60,12 @@ def _place(item: SceneObject) -> tuple[float, float]:
     return item.x / IMAGE_SIZE, item.y / IMAGE_SIZE
 
 
-def _asked_text(question: Question, capital: bool) -> str:
+def _asked_text(question: Question, capital: bool, instructed: bool) -> str:
     """Return the user's text."""
     if question.family == "description":
         return question.text
     first = question.text[0].upper() if capital else question.text[0]
-    return first + question.text[1:] + INSTRUCTION
+    return first + question.text[1:] + (INSTRUCTION if instructed else "")
 
 
 class ConversationBatches:
@@ -75,8 +75,14 @@ class ConversationBatches:
         self.recipe, self.tokenizer, self.seed, self.batch_size = recipe, tokenizer, seed, batch_size
         self.prefix = np.array(tokenizer(recipe.prompt.before)["input_ids"])
 
-    def __call__(self, step: int, described: bool) -> ConversationBatch:
-        """Return the batch of a step; with `described` every scene is described as well."""
+    def __call__(self, step: int, described: bool, instructed: bool = True) -> ConversationBatch:
+        """Return the batch of a step.
+
+        Args:
+            step: Its index.
+            described: Whether every scene is described as well.
+            instructed: Whether the instruction to answer in a word follows each question.
+        """
         rng = np.random.default_rng([self.seed, 2, step])
         scenes = [sample_scene(rng) for _ in range(self.batch_size)]
         asked: list[tuple[int, Question]] = []
@@ -84,14 +90,17 @@ class ConversationBatches:
             asked += [(row, question) for question in questions(rng, scene)]
             asked += [(row, describe(scene))] if described else []
         capitals, around = rng.random(len(asked)) < CAPITALISED, self.recipe.prompt
-        prompts = [_asked_text(q, capital) + around.after for (_, q), capital in zip(asked, capitals, strict=True)]
-        texts = [f"{prompt} {question.answer}{around.end}" for prompt, (_, question) in zip(prompts, asked, strict=True)]
+        prompts = [
+            _asked_text(q, capital, instructed) + around.after for (_, q), capital in zip(asked, capitals, strict=True)
+        ]
+        starts = [prompt + around.answer_space for prompt in prompts]
+        texts = [start + question.answer + around.end for start, (_, question) in zip(starts, asked, strict=True)]
         encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="np")
         ids = encoded["input_ids"]
         labels, counts = np.full(ids.shape, IGNORE), np.full(ids.shape, IGNORE)
         places, targets = np.full((*ids.shape, 2), np.nan, np.float32), np.full((*ids.shape, 2), np.nan, np.float32)
         for index, (row, question) in enumerate(asked):
-            answer, end = encoded.char_to_token(index, len(prompts[index]) + 1), int(encoded["attention_mask"][index].sum())
+            answer, end = encoded.char_to_token(index, len(starts[index])), int(encoded["attention_mask"][index].sum())
             labels[index, answer - 1 : end - 1] = ids[index, answer:end]
             for last, objects in mentions(scenes[row], question.text):
                 token = encoded.char_to_token(index, last)

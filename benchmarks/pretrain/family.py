@@ -115,11 +115,15 @@ def run_stages(model: VLP, state: State, stages: range) -> State:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text that chat template and processor put before the question, between question and answer, and after the answer."""
+    """Text that chat template and processor put before the question, between question and answer, and after the answer.
+
+    `answer_space` stands between `after` and the answer.
+    """
 
     before: str
     after: str
     end: str
+    answer_space: str = " "
 
 
 class AnsweringRecipe(Recipe):

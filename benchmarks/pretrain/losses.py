@@ -162,7 +162,7 @@ class ConversationFeatures:
     """
 
     patches: Tensor
-    states: Sequence[Tensor]
+    states: Sequence[Tensor] | Mapping[int, Tensor]
     last: Tensor
 
 
@@ -206,7 +206,14 @@ def conversation_losses(
     recipe: AnsweringRecipe, model: Any, heads: ConversationHeads, batch: ConversationBatch
 ) -> StepResult:
     """Return all losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
-    read, named = features(recipe, model, batch), batch.counts != IGNORE
+    return losses_of_features(recipe, model, heads, features(recipe, model, batch), batch)
+
+
+def losses_of_features(
+    recipe: AnsweringRecipe, model: Any, heads: ConversationHeads, read: ConversationFeatures, batch: ConversationBatch
+) -> StepResult:
+    """Return what `conversation_losses` returns, from what the decoder has read."""
+    named = batch.counts != IGNORE
     mentions, targets = read.states[recipe.mention_layer], read.states[recipe.target_layer]
     seen, words = image_token_losses(heads, read.patches, batch.images), words_losses(model, read, batch)
     losses = {

