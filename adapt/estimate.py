@@ -64,12 +64,12 @@ def adapt_parts(settings: Any, model: AdaptedModel, splits: Splits[Any], mask: n
 
     drawn = np.random.default_rng(0).permutation(len(splits.train))[: min(config.steps * size, COUNTED)]
     pairs = task.pairs([splits.train[int(row)] for row in drawn])
-    encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     # Encoders run once for an image, however many questions there are about it.
     images = distinct_images(pairs) * max(1.0, min(config.steps * size, len(splits.train)) / COUNTED)
     # The cache holds each image once, and a later epoch costs no encoder.
     batches = images / distinct_images(pairs[:size])
     seconds, timed = time_examples(step, size, device)
+    encode, cached, _ = time_encoders(subject.backbone.vlp, task.processor, pairs[:size])
     torch.set_rng_state(rng)
     names = [FULL_MODEL, BASELINE] if settings.references else []
     models = 1 + sum(find_reference(problem, config, name, task.labels) is None for name in names)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from das_gym.commands.progress import progress
+from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.ranking import rank, recalls
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel
@@ -60,14 +61,21 @@ def with_mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> AdaptedMod
 
 @torch.inference_mode()
 def evaluate(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, rank_images: int | None = RANKED_IMAGES
+    subnet: AdaptedModel,
+    examples: Sequence[Any],
+    title: str,
+    rank_images: int | None = RANKED_IMAGES,
+    encoder: EncoderCache | None = None,
 ) -> Evaluation:
-    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all)."""
+    """Evaluate examples; a retrieval task also ranks its texts with up to `rank_images` images (None = all).
+
+    `encoder` is a cache of the same frozen encoders; None runs them without one.
+    """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
     predictions: list[dict[str, Any]] = []
     others: defaultdict[str, list[float]] = defaultdict(list)
-    for chunk, logits in answered(subnet, examples, title):
+    for chunk, logits in answered(subnet, examples, title, encoder):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
         _check_finite(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
@@ -120,15 +128,19 @@ def generate_texts(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max
     return answers
 
 
-def answered(subnet: AdaptedModel, examples: Sequence[Any], title: str) -> Iterator[tuple[Sequence[Any], Tensor]]:
-    """Yield batches of examples with their logits."""
+def answered(
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, encoder: EncoderCache | None = None
+) -> Iterator[tuple[Sequence[Any], Tensor]]:
+    """Yield batches of examples with their logits; see `evaluate`."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
     step = task.examples_for_pairs(BATCH_PAIRS)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
-            logits = subnet.head(task.group_features(vlp.make_forward(task.processor, task.pairs(chunk))()))
+            pairs = task.pairs(chunk)
+            features = vlp.make_forward(task.processor, pairs)() if encoder is None else vlp.forward_encoded(encoder(pairs))
+            logits = subnet.head(task.group_features(features))
             largest = logits.reshape(len(logits), -1).amax(1)  # small compared with a vocabulary of logits; keeps NaN
             _check_finite(subnet, chunk, largest.isnan() | largest.isposinf())
             yield chunk, logits

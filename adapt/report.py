@@ -19,6 +19,7 @@ from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import RunReport
 from das_gym.drawing.table import Table
+from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.files import write_json
 from das_gym.intervals import difference_interval
 from das_gym.models.macs import share_copy, without_adapters
@@ -114,11 +115,15 @@ def compare(
     # All models in turn, block by block: whatever slows the machine down for a while slows all of them down.
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
     costs = example_costs(models[SUBNET], splits)  # it counts any mask, although the subnet is pruned
+    first = models[SUBNET]
+    encoder = EncoderCache(first.backbone.vlp, first.task.processor)
     results = {}
     for name, model in models.items():
         evaluation = None
         if name not in untrained:
-            evaluation = evaluate(model, splits.test, f"evaluating, {IN_WORDS[name]}", rank_images=rank_images)
+            title = f"evaluating, {IN_WORDS[name]}"
+            shared = None if model.backbone.vlp.encoders_train else encoder
+            evaluation = evaluate(model, splits.test, title, rank_images, shared)
         vlp, is_baseline = model.backbone.vlp, name == BASELINE
         mask = vlp.check_mask(None)  # the mask of a pruned model; nothing skipped in others
         parameters = {*vlp.parameters(), *model.head.parameters()}  # a set: a head may be part of the model

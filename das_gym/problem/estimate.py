@@ -198,7 +198,8 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     """Time the full model on some of the examples, unit by unit, with an evaluator that shares only the model."""
     vlp, task, device, width = problem.vlp, problem.task, problem.vlp.device, len(problem.vlp.layers)
     most = min(problem.evaluator.batch_size, len(examples))
-    evaluator = Evaluator(vlp, problem.head, task, most, precision=problem.evaluator.precision)
+    shared = {"precision": problem.evaluator.precision, "counter": problem.evaluator.counter}
+    evaluator = Evaluator(vlp, problem.head, task, most, **shared)
 
     def score(skipped: bool, some: Sequence[Any]) -> None:
         evaluator.forget()
@@ -237,8 +238,10 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
 
 
 def time_encoders(vlp: VLP, processor: Any, pairs: Sequence[Any]) -> tuple[float, int, State]:
-    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state made from them."""
-    EncoderCache(vlp, processor)(pairs)  # the first batch of a size takes longer
+    """Return the seconds that encoders take for pairs, the bytes of their outputs, and the state made from them.
+
+    They have to have run before: the first batch of a size takes longer.
+    """
     encoder = EncoderCache(vlp, processor)
     first = seconds_of(lambda: encoder(pairs), vlp.device)
     seconds = max(0.0, first - seconds_of(lambda: encoder(pairs), vlp.device))
@@ -265,7 +268,7 @@ def time_examples(call: Callable[[int], object], most: int, device: torch.device
             seconds = seconds_of(partial(call, size), device)
         if size == most or seconds > TIMED_SECONDS / 4:
             return seconds / size, size
-        size = min(most, 4 * size)
+        size = min(most, max(4 * size, int(size * TIMED_SECONDS / 4 / seconds)))
 
 
 def scoring(problem: Problem, walk: Walk, name: str, examples: int, turns: Sequence[np.ndarray], repeats: float) -> Part:
