@@ -27,7 +27,7 @@ OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 """Fields of `ProblemConfig` that are paths."""
 
-COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "workers")
+COMPUTE_SETTINGS = ("device", "precision", "eval_batch_size", "tree_gib", "encoder_cache", "latency_again", "workers")
 """Fields of `ProblemConfig` that control how masks are scored."""
 
 
@@ -85,6 +85,7 @@ class ProblemConfig:
         tree_gib: Memory for all tensors that exist while masks are scored, besides weights and encoder outputs, in GiB. A
             third of it keeps hidden states of the full model between turns.
         encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
+        latency_again: Whether to measure the latency of units again, and not to read what an earlier process measured.
         skip: What replaces a skipped unit of a transformers model: nothing (`delete`, the default), or a linear map that is
             fitted on examples of the train split without training (`linear`).
         skip_rank: Rank of these maps. None is full rank.
@@ -121,6 +122,7 @@ class ProblemConfig:
     eval_batch_size: int | None = None
     tree_gib: float = 3.0
     encoder_cache: str | None = None
+    latency_again: bool = False
     skip: str | None = choice(None, SKIPS)
     skip_rank: int | None = None
     calibration_examples: int = 256
@@ -200,8 +202,8 @@ def changed_settings(config: ProblemConfig) -> dict[str, Any]:
 
 
 def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a record keeps them: without `workers`, so that it can be replayed anywhere."""
-    return {name: value for name, value in settings.items() if name != "workers"}
+    """Return settings as a record keeps them: without those of how, not what, is computed: it can be replayed anywhere."""
+    return {name: value for name, value in settings.items() if name not in ("workers", "latency_again")}
 
 
 def problem_words(config: ProblemConfig, *more: str) -> str:

@@ -4,6 +4,11 @@ Units are timed within whole forwards of the frozen model under random masks. A 
 adapters take turns, so that each unit is timed kept and skipped equally often, and other load on the machine affects all
 alike. The median of each part counts; the latency of a mask is the sum of its parts. `python -m benchmarks.latency` compares
 that with the measured latency of whole subnets.
+
+Whole forwards, with all units and with none, run in the same turns. On a CPU they are measured by the processor time of all
+threads, in which other processes do not count: on a busy machine most whole forwards are interrupted, but most runs of a
+unit are not, so that by the wall clock the parts do not add up to the whole. Where forwards under random masks do not match
+the sums of their parts, the measurement is doubtful: a warning says so, and the next process measures again.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
@@ -30,7 +38,7 @@ from das_gym.commands.settings import build
 from das_gym.data.cache import cache_folder
 from das_gym.files import read_json, write_json
 from das_gym.intervals import bootstrap_interval
-from das_gym.models.base import VLP, no_mark
+from das_gym.models.base import VLP, Mark, no_mark
 from das_gym.models.macs import share_copy, without_adapters
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
@@ -50,6 +58,9 @@ SECONDS = 20.0
 
 WARM_UP = 2
 """Rounds before those that count."""
+
+DOUBTFUL = 0.1
+"""The `error` from which figures are doubtful."""
 
 
 class Spread(NamedTuple):
@@ -112,6 +123,7 @@ class UnitLatencies:
         base: What runs under every mask of the model with adapters: encoders, embeddings, head.
         kept: Each unit that is kept, with its parallel adapters.
         skipped: What replaces each unit.
+        error: Median difference between forwards under random masks and the sums of their parts, as a share of the model's.
         measured: What the figures hold for: machine, device, threads, model, number format, batch.
     """
 
@@ -119,6 +131,7 @@ class UnitLatencies:
     base: float
     kept: tuple[float, ...]
     skipped: tuple[float, ...]
+    error: float = 0.0
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -132,10 +145,16 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.perf_counter) -> UnitLatencies:
+def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = time.process_time) -> UnitLatencies:
     """Return the latencies of a problem's units, from the cache folder if they were measured before.
 
-    A forward pass has the first `batch` examples that score masks; `clock` returns seconds, on a CPU.
+    With the setting `latency_again`, what an earlier process measured is measured again. A line on standard error shows the
+    age of figures that are not new, and a UserWarning says that figures are doubtful (`DOUBTFUL`).
+
+    Args:
+        problem: Its first `batch` examples that score masks are a forward pass.
+        batch: How many examples, at least 1.
+        clock: Returns seconds; used on a CPU.
     """
     if batch < 1:
         raise ValueError(f"`latency_batch` is out of range: got {batch}, expected at least 1")
@@ -144,14 +163,20 @@ def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = ti
     measured = {**_conditions(problem.vlp, timed, len(examples)), "clock": clock.__name__}
     digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "latency" / f"{digest}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file yet, or a damaged one
-        cached = build(UnitLatencies, read_json(path)["latencies"])
-        if len(cached.kept) == n_layers:
-            return cached
+    config = problem.backbone.config
+    cached = read_latencies(path, n_layers, again=config is not None and config.latency_again)
+    if cached is not None:
+        return cached
     bare = without_adapters_sharing(problem.vlp)
     timed_bare = None if bare is None else make_timed_forward(bare, problem.head, problem.task, examples)
     timer = UnitTimer(timed, timed_bare, n_layers, problem.vlp.device, clock)
     found = dataclasses.replace(measure_units(timer), measured=measured)
+    if found.error > DOUBTFUL:
+        warnings.warn(
+            "the measured latency is doubtful: the sum of its parts differs from that of whole forwards by "
+            f"{found.error:.0%}. The machine may be busy. This process uses the figures, the next one measures again",
+            stacklevel=2,
+        )
     record = {
         "costs": {"latency_saved": found.cost.as_dict()},
         "layers": problem.layer_names,
@@ -160,6 +185,35 @@ def latency_of(problem: Problem, batch: int = 1, clock: Callable[[], float] = ti
     with contextlib.suppress(OSError):  # without a writable cache folder, latency is measured each time
         write_json(path, record)
     return found
+
+
+def read_latencies(path: Path, n_layers: int, again: bool) -> UnitLatencies | None:
+    """Return the latencies in a file, and print their age; None for a missing or damaged file.
+
+    Doubtful figures, and with `again` all figures, of earlier processes are ignored. What this process measured is used
+    again, so that all of its environments have the same budget.
+    """
+    try:
+        cached = build(UnitLatencies, read_json(path)["latencies"])
+        written = path.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_ours = written >= psutil.Process().create_time()
+    if len(cached.kept) != n_layers or (not is_ours and (again or cached.error > DOUBTFUL)):
+        return None
+    if not is_ours:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+        line = f"latency: measured {format_age(time.time() - written)} ago ({when}); latency_again=True measures again"
+        print(line, file=sys.stderr)
+    return cached
+
+
+def format_age(seconds: float) -> str:
+    """Return an age such as `5 min`, `3 h` or `12 d`."""
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 24 * 60 else f"{minutes // (24 * 60)} d"
 
 
 def make_timed_forward(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
@@ -192,7 +246,17 @@ def measure_units(
 
 
 class UnitTimer:
-    """Times the units of a model, and of it without adapters if it has any, round by round: on a GPU by events."""
+    """Times the units of a model, and whole forwards, round by round.
+
+    Args:
+        timed: Runs the model with its adapters.
+        timed_bare: Runs it without adapters; None if it has none.
+        n_layers: Number of units.
+        device: On a GPU, events measure all times.
+        clock: Returns the seconds of whole forwards on a CPU.
+        mark_clock: Returns the seconds around each unit on a CPU. It has to be a cheap call: on a virtual machine,
+            reading the processor time between units made each unit 0.14 ms slower.
+    """
 
     def __init__(
         self,
@@ -200,62 +264,84 @@ class UnitTimer:
         timed_bare: Timed | None,
         n_layers: int,
         device: torch.device,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.process_time,
+        mark_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.timed, self.timed_bare, self.n_layers = timed, timed_bare, n_layers
-        self.cuda, self.clock = device.type == "cuda", clock
+        self.timed = timed
+        self.timed_bare = timed_bare
+        self.n_layers = n_layers
+        self.cuda = device.type == "cuda"
+        self.clock = clock
+        self.mark_clock = mark_clock
         self._rng = np.random.default_rng(0)
         self.reset()
 
     def reset(self) -> None:
         """Discard all rounds so far."""
-        self._runs: list[tuple[np.ndarray, np.ndarray, float]] = []  # mask, milliseconds of each unit, and of the rest
-        self._bare: list[float] = []
+        self._runs: list[tuple[np.ndarray, np.ndarray, float]] = []  # mask, milliseconds of each unit, and of the forward
+        self._wholes: list[list[float]] = []  # milliseconds with all units, with none, and without adapters
 
     @torch.inference_mode()
     def round(self) -> None:
-        """Time each unit once kept and once skipped, one run after the other, and once without adapters if it has any."""
+        """Time each unit once kept and once skipped, one run after the other, and whole forwards.
+
+        These have all units, no unit, and if the model has adapters all units without them.
+        """
+        everything = np.zeros(self.n_layers, dtype=bool)
         mask = self._rng.random(self.n_layers) < 0.5
-        self._runs += [(each, *self._run(self.timed, each)) for each in (mask, ~mask)]
+        self._runs += [(each, *self._run_units(each)) for each in (mask, ~mask)]
+        wholes = [self._run(self.timed, everything), self._run(self.timed, ~everything)]
         if self.timed_bare is not None:
-            units, rest = self._run(self.timed_bare, np.zeros(self.n_layers, dtype=bool))
-            self._bare.append(float(units.sum()) + rest)
+            wholes.append(self._run(self.timed_bare, everything))
+        self._wholes.append(wholes)
 
     def latencies(self) -> UnitLatencies:
-        """Return the median of each part over the rounds so far.
+        """Return the latency of each part by the rounds so far.
 
-        An interruption affects few parts of a run, so that medians of parts leave it out, but medians of whole runs do not:
-        all parts are stretched by the ratio of the two.
+        An interruption affects few runs of a unit, so that medians of units leave it out. The sum over all units is that of
+        whole forwards: with all units, and with none. Other load slows the processor down for a while, even by its own time,
+        since caches are shared: forwards are compared with those of the same round.
         """
-        masks, units, rests = (np.array(part) for part in zip(*self._runs, strict=True))
+        masks, units, totals = (np.array(part) for part in zip(*self._runs, strict=True))
+        wholes = np.array(self._wholes)
+        full = float(np.median(wholes[:, 0]))
+        none, *bare = (full * np.median(wholes[:, 1:] / wholes[:, :1], axis=0)).tolist()
         # Each unit was kept in one run of every round, and skipped in the other.
         kept = np.nanmedian(np.where(masks, np.nan, units), axis=0)
         skipped = np.nanmedian(np.where(masks, units, np.nan), axis=0)
-        base = float(np.median(rests))
-        sums = np.where(masks, skipped, kept).sum(axis=1) + base
-        stretch = float(np.median((units.sum(axis=1) + rests) / sums))
-        kept, skipped, base = stretch * kept, stretch * skipped, stretch * base
-        full = float(np.median(self._bare)) if self._bare else base + float(kept.sum())
-        return UnitLatencies(full, base, tuple(kept.tolist()), tuple(skipped.tolist()))
+        gain = float((kept - skipped).sum())
+        stretch = (full - none) / gain if gain > 0 and full > none else 1.0
+        kept = stretch * kept
+        skipped = stretch * skipped
+        base = none - float(skipped.sum())
+        sums = base + np.where(masks, skipped, kept).sum(axis=1)
+        error = abs(float(np.median(totals / wholes[:, 0].repeat(2) - sums / full)))
+        baseline = bare[0] if bare else base + float(kept.sum())
+        return UnitLatencies(baseline, base, tuple(kept.tolist()), tuple(skipped.tolist()), error)
 
-    def _run(self, timed: Timed, mask: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return (n_layers,) milliseconds of each unit in one forward, and those of everything else."""
+    def _run_units(self, mask: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return (n_layers,) milliseconds of each unit in one forward, and those of the whole forward."""
         marks: dict[int, list[Any]] = {}
-        if self.cuda:
-            torch.cuda.synchronize()
-        begin = self._now()
-        timed(mask, lambda index, _: marks.setdefault(index, []).append(self._now()))
-        end = self._now()
-        if self.cuda:
-            torch.cuda.synchronize()
+        total = self._run(self.timed, mask, lambda index, _: marks.setdefault(index, []).append(self._now(self.mark_clock)))
         units = np.zeros(self.n_layers)
         for index, moments in marks.items():
             units[index] = sum(self._between(*pair) for pair in zip(moments[::2], moments[1::2], strict=True))
-        return units, max(self._between(begin, end) - float(units.sum()), 0.0)
+        return units, total
 
-    def _now(self) -> Any:
+    def _run(self, timed: Timed, mask: np.ndarray, mark: Mark = no_mark) -> float:
+        """Return the milliseconds of one forward."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        begin = self._now(self.clock)
+        timed(mask, mark)
+        end = self._now(self.clock)
+        if self.cuda:
+            torch.cuda.synchronize()
+        return self._between(begin, end)
+
+    def _now(self, clock: Callable[[], float]) -> Any:
         if not self.cuda:
-            return self.clock()
+            return clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from das_gym.models.base import no_mark
 from das_gym.problem import latency
 from das_gym.problem.latency import UnitLatencies, UnitTimer, latency_of, make_timed_forward, measure_units
 from das_gym.problem.loading import Problem
@@ -20,13 +25,15 @@ class Machine:
     """A model on a clock: how long each part takes is known."""
 
     def __init__(self) -> None:
-        self.now, self.runs = 0.0, 0
+        self.now = 0.0
+        self.runs = 0
+        self.interruption = 0.0  # milliseconds in a forward with marks, outside of units
 
     def clock(self) -> float:
         return self.now / 1000
 
     def run(self, kept: list[float], mask: np.ndarray, mark) -> None:
-        self.now += BASE / 2
+        self.now += BASE / 2 + (0.0 if mark is no_mark else self.interruption)
         self.runs += 1
         for index, skipped in enumerate(mask):
             mark(index, None)
@@ -36,7 +43,7 @@ class Machine:
 
     def timer(self) -> UnitTimer:
         timed = (lambda mask, mark: self.run(KEPT, mask, mark), lambda mask, mark: self.run(BARE, mask, mark))
-        return UnitTimer(*timed, 3, torch.device("cpu"), self.clock)
+        return UnitTimer(*timed, 3, torch.device("cpu"), self.clock, self.clock)
 
 
 def test_measure_units_distinguishes_parts():
@@ -52,7 +59,14 @@ def test_measure_units_distinguishes_parts():
 def test_measure_units_stops_after_its_time():
     machine = Machine()
     measure_units(machine.timer(), rounds=(3, 50), seconds=0.0, warm_up=1)
-    assert machine.runs == 3 * (3 + 1)
+    assert machine.runs == 5 * (3 + 1)
+
+
+def test_measure_units_compares_the_parts_with_whole_forwards():
+    machine = Machine()
+    assert measure_units(machine.timer(), rounds=(3, 3)).error == pytest.approx(0)
+    machine.interruption = 5.0
+    assert measure_units(machine.timer(), rounds=(3, 3)).error == pytest.approx(5.0 / (BASE + sum(KEPT)))
 
 
 @torch.no_grad()
@@ -76,9 +90,10 @@ def test_without_adapters_shares_weights(small_problem: Problem):
     assert latency.without_adapters_sharing(bare) is None
 
 
-def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
     monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
+    monkeypatch.setattr(latency, "DOUBTFUL", np.inf)
     found = latency_of(small_problem)
     assert min(found.kept) > 0
     assert found.base > 0
@@ -86,6 +101,14 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
     assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
     monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
     assert latency_of(small_problem) == found
+    assert not capsys.readouterr().err  # measured by this process
+    os.utime(path, (0, time.time() - 3 * 86400))
+    assert latency_of(small_problem) == found
+    assert re.match(r"latency: measured 3 d ago \(2.*latency_again=True", capsys.readouterr().err)
+    config = dataclasses.replace(small_problem.backbone.config, latency_again=True)
+    again = dataclasses.replace(small_problem, backbone=dataclasses.replace(small_problem.backbone, config=config))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        latency_of(again)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         latency_of(small_problem, batch=2)
     threads = torch.get_num_threads()
@@ -97,6 +120,20 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
         torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="`latency_batch`"):
         latency_of(small_problem, 0)
+
+
+def test_doubtful_latency_is_said_and_measured_again(small_problem: Problem, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    doubtful = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6, error=0.5)
+    monkeypatch.setattr(latency, "measure_units", lambda timer: doubtful)
+    with pytest.warns(UserWarning, match="doubtful.* 50%"):
+        latency_of(small_problem)
+    monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
+    assert latency_of(small_problem).kept == doubtful.kept
+    (path,) = (tmp_path / "latency").glob("*.json")
+    os.utime(path, (0, 0))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        latency_of(small_problem)
 
 
 @pytest.mark.parametrize("content", [b"[1]", b'{"latencies": {"full": 1}}', None], ids=["list", "incomplete", "no folder"])
