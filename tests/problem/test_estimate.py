@@ -96,7 +96,7 @@ def test_time_examples_takes_a_whole_batch_where_that_is_fast():
     sizes: list[int] = []
     seconds, size = time_examples(sizes.append, 10, torch.device("cpu"))
     assert (seconds < 0.01, size) == (True, 10)
-    assert sizes == [2, 2, 8, 8, 10, 10]
+    assert sizes == [2, 2, 10, 10]
 
 
 @pytest.mark.parametrize("estimate", [None, False, True])
