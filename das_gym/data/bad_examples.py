@@ -26,10 +26,7 @@ POLICIES = ("raise", "skip")
 MANY_IMAGES = 1000
 """From this many images to decode on, a progress bar is shown."""
 
-HINT = (
-    'Correct it, or leave such examples out: on_bad_example="skip" (`problem.on_bad_example=skip` on a command line, '
-    "`env_kwargs.on_bad_example=skip` of a search)"
-)
+HINT = 'Correct it, or leave such examples out: on_bad_example="skip" (`on_bad_example=skip` on a command line)'
 
 
 class BadExamples:

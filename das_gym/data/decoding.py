@@ -21,7 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "MPO"
 PADDING = 3
 """Surplus bytes before a marker that a JPEG may have: some cameras pad to words of four bytes."""
 
-HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `problem.on_bad_example=skip`"
+HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `on_bad_example=skip`"
 """What to do about an image that cannot be used; ends every error of this module."""
 
 
