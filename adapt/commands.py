@@ -51,6 +51,13 @@ PROGRAM = Program(
             "write a fine-tuned subnet for transformers, or as ONNX",
             settings="das_gym.adapt.export.command:ExportSettings",
         ),
+        "report": Command(
+            "das_gym.adapt.run_report:main",
+            "RUN... [with out=...]",
+            "results of runs of any command, side by side, as one HTML file",
+            settings="das_gym.adapt.run_report:ReportSettings",
+            positional="runs",
+        ),
         "paper": Command(
             "das_gym.adapt.paper_command:main",
             "",
@@ -64,6 +71,7 @@ PROGRAM = Program(
         ("with search_run=3", "fine-tune what search 3 found"),
         ("shrink with checkpoint=DIR data_root=DIR macs_saved=0.2", "a smaller folder of transformers"),
         ("das with meter_vqa paper", "the paper's pipeline with its settings"),
+        ("report 3 4", "two runs of any command side by side"),
         ("export with run=4 out=DIR", "a fine-tuned subnet for transformers"),
     ),
     runs_alone=True,

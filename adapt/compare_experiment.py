@@ -9,7 +9,7 @@ python -m adapt compare with resume=9                              continue run 
 
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
 searched first: on the bundled table if one exists, else on the supernet. Random masks are trained for
-comparison. compare.json in this run's folder has every training; `python -m agents report 9` shows the table.
+comparison. compare.json in this run's folder has every training; `python -m adapt report 9` shows the table.
 The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 

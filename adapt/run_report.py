@@ -1,8 +1,8 @@
-"""`python -m agents report`: runs of any command side by side, as one HTML file that opens in any browser.
+"""`python -m adapt report`: runs of any command side by side, as one HTML file that opens in any browser.
 
-python -m agents report 3                         writes runs/3/report.html
-python -m agents report 4 5 with out=both.html    two runs side by side, of any command
-python -m agents report 3 with plugins=my_module  a record imports nothing that is not named again
+python -m adapt report 3                         writes runs/3/report.html
+python -m adapt report 4 5 with out=both.html    two runs side by side, of any command
+python -m adapt report 3 with plugins=my_module  a record imports nothing that is not named again
 """
 
 from __future__ import annotations

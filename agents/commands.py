@@ -17,13 +17,6 @@ PROGRAM = Program(
         ),
         "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
-        "report": Command(
-            "das_gym.adapt.run_report:main",
-            "RUN... [with out=...]",
-            "results of runs of any command, side by side, as one HTML file",
-            settings="das_gym.adapt.run_report:ReportSettings",
-            positional="runs",
-        ),
         "explore": Command(
             "das_gym.agents.explore:main",
             "TABLE [with ...]",
@@ -51,7 +44,6 @@ PROGRAM = Program(
         ("with vlm_answering checkpoint=DIR data_root=DIR bayes", "a model of transformers, on custom data"),
         ("with resume=3", "continue run 3, which was stopped"),
         ("compare with vilt_vqa", "agents against each other on a bundled table"),
-        ("report 3 4", "two runs side by side"),
         ("explore meter_vqa", "click through all 4,096 masks"),
     ),
 )

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.agents.commands import PROGRAM as AGENTS
 
 
 @pytest.fixture
@@ -13,7 +12,7 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[int, str]:
-        code = (AGENTS if words[0] == "report" else PROGRAM).run(words)
+        code = PROGRAM.run(words)
         return code, "".join(capsys.readouterr())
 
     return run

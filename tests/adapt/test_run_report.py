@@ -1,4 +1,4 @@
-"""`python -m agents report`, on records as the commands write them."""
+"""`python -m adapt report`, on records as the commands write them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.das_experiment import charts_of
 from das_gym.adapt.run_report import run_report
-from das_gym.agents.commands import PROGRAM
 from das_gym.agents.search_experiment import run_search
 
 from das_gym.drawing.architecture import Architecture

@@ -1,4 +1,4 @@
-"""`python -m agents report` and `explore`, on a search of a made-up table."""
+"""Reports of searches and `python -m agents explore`, on a search of a made-up table."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_report_escapes_its_commands(canary: Path):
     finished_run()
     Path("runs/1/front.json").unlink()
     write_json(Path("runs/1/config.json"), {"data_root": "a\x1b]0;b\x07", "agent": "</script><img src=x>"})
-    assert call("agents", "report", "runs/1") == 0
+    assert call("adapt", "report", "runs/1") == 0
     page = Path("runs/1/report.html").read_text()
     assert "\x1b" not in page
     assert "<img src=x>" not in page
@@ -176,7 +176,7 @@ def test_symlinked_lock_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPa
 
 
 READERS = {
-    "report": ("agents", "report", "runs/1"),
+    "report": ("adapt", "report", "runs/1"),
     "search_run": ("adapt", "with", "search_run=1"),
     "front": ("adapt", "with", "search_run=1", "point=0"),
     "shrink search_run": ("adapt", "shrink", "with", "search_run=1"),
