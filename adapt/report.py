@@ -186,29 +186,62 @@ def format_speedup(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.2f} ({low:.2f}..{high:.2f})"
 
 
-LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
-    ("{metric} on test, %", lambda m: percent(m["score"])),
-    ("  its 95 % interval", lambda m: f"{percent(m['low'])}..{percent(m['high'])}"),
-    *((f"{name}{{among}}, %", lambda m, name=name: percent(m["numbers"][name])) for name in HEADLINES),
-    ("acc norm, %", lambda m: percent(m["others"]["acc_norm"])),
-    ("loss, nats", lambda m: f"{m['loss']:.4f}"),
-    ("perplexity", lambda m: f"{m.get('perplexity') or m['numbers']['perplexity']:.2f}"),
-    # 0 becomes None, whose TypeError `_cell` shows as "-".
-    ("trainable parameters", lambda m: f"{m['trainable_parameters'] or None:,}"),
-    ("parameters", lambda m: f"{m['parameters']:,}"),
-    ("bytes of the weights", lambda m: f"{m['bytes']:,}"),
-    ("MACs an example, M", lambda m: f"{m['macs'] / 1e6:,.3f}"),
-    ("MACs saved, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
-    ("KV cache, bytes a token", lambda m: f"{m['kv_bytes']:,}"),
-    ("latency, ms", lambda m: format_milliseconds(m["latency_ms"], *m["latency_quartiles_ms"])),
-    ("times as fast", lambda m: format_speedup(m["speedup"], *m["speedup_interval"])),
-    ("first token, ms", lambda m: format_milliseconds(*m["prefill_ms"])),
-    ("  times as fast", lambda m: format_speedup(*m["prefill_speedup"])),
-    ("further tokens, ms", lambda m: format_milliseconds(*m["decode_ms"])),
-    ("  times as fast", lambda m: format_speedup(*m["decode_speedup"])),
-    ("skipped layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
+@dataclass(frozen=True)
+class Line:
+    """A line of a table of models.
+
+    Attributes:
+        heading: What it shows.
+        fields: Fields of a model's record, with a dot before those of a mapping in it.
+        text: Returns the cell for the values of these fields.
+    """
+
+    heading: str
+    fields: tuple[str, ...]
+    text: Callable[..., str]
+
+    def cell(self, record: Mapping[str, Any]) -> str:
+        """Return the cell of a model's record: `-` if one of the fields was not measured, or other commands have it."""
+        values = [value_at(record, field) for field in self.fields]
+        return NOT_MEASURED if any(value is None for value in values) else self.text(*values)
+
+
+def value_at(record: Any, field: str) -> Any:
+    """Return a field of a record, such as `loss` or `numbers.recall`; None if the record does not have it."""
+    for name in field.split("."):
+        record = record.get(name) if isinstance(record, Mapping) else None
+    return record
+
+
+def grouped_digits(count: int) -> str:
+    """Return a whole number with commas between thousands."""
+    return f"{count:,}"
+
+
+NOT_MEASURED = "-"
+
+LINES = (
+    Line("{metric} on test, %", ("score",), percent),
+    Line("  its 95 % interval", ("low", "high"), lambda low, high: f"{percent(low)}..{percent(high)}"),
+    *(Line(f"{name}{{among}}, %", (f"numbers.{name}",), percent) for name in HEADLINES),
+    Line("acc norm, %", ("others.acc_norm",), percent),
+    Line("loss, nats", ("loss",), "{:.4f}".format),
+    Line("perplexity", ("perplexity",), "{:.2f}".format),
+    Line("trainable parameters", ("trainable_parameters",), lambda count: grouped_digits(count) if count else NOT_MEASURED),
+    Line("parameters", ("parameters",), grouped_digits),
+    Line("bytes of the weights", ("bytes",), grouped_digits),
+    Line("MACs an example, M", ("macs",), lambda macs: f"{macs / 1e6:,.3f}"),
+    Line("MACs saved, %", ("macs_saved",), lambda share: f"{100 * share:.2f}"),
+    Line("KV cache, bytes a token", ("kv_bytes",), grouped_digits),
+    Line("latency, ms", ("latency_ms", "latency_quartiles_ms"), lambda median, rest: format_milliseconds(median, *rest)),
+    Line("times as fast", ("speedup", "speedup_interval"), lambda ratio, interval: format_speedup(ratio, *interval)),
+    Line("first token, ms", ("prefill_ms",), lambda values: format_milliseconds(*values)),
+    Line("  times as fast", ("prefill_speedup",), lambda values: format_speedup(*values)),
+    Line("further tokens, ms", ("decode_ms",), lambda values: format_milliseconds(*values)),
+    Line("  times as fast", ("decode_speedup",), lambda values: format_speedup(*values)),
+    Line("skipped layers", ("skipped_layers",), lambda names: ", ".join(names) or "none"),
 )
-"""The lines of a table of models: heading, and the cell of a model's record. Lines that no record has are left out."""
+"""The lines of a table of models. Lines that no record has are left out."""
 
 SHOWN = ("metric_name", "numbers")
 """Parts of an evaluation that the table shows, besides its metric."""
@@ -224,23 +257,18 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "", notes: S
     flat: list[dict[str, Any]] = []
     for model in models:
         evaluation = model.get("evaluation") or model
-        flat.append({"score": evaluation.get("metric"), **{name: evaluation.get(name) for name in SHOWN}, **model})
+        shown = {"score": evaluation.get("metric"), **{name: evaluation.get(name) for name in SHOWN}, **model}
+        perplexity = shown.get("perplexity") or value_at(shown, "numbers.perplexity")
+        flat.append({**shown, "perplexity": perplexity})
     numbers: dict[str, float] = next((model["numbers"] for model in flat if model.get("numbers")), {})
     metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
     among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
     rows = []
-    for heading, cell in LINES:
-        cells = [_cell(cell, model) for model in flat]
-        if any(text != "-" for text in cells):
-            rows.append((heading.format(metric=metric, among=among), *cells))
+    for line in LINES:
+        cells = [line.cell(model) for model in flat]
+        if any(text != NOT_MEASURED for text in cells):
+            rows.append((line.heading.format(metric=metric, among=among), *cells))
     return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, tuple(notes))
-
-
-def _cell(cell: Callable[[Mapping[str, Any]], str], model: Mapping[str, Any]) -> str:
-    try:
-        return cell(model)
-    except (KeyError, TypeError):  # not measured: the field is None, or records of this command do not have it
-        return "-"
 
 
 def report_of(rows: Mapping[str, TunedModelResult], problem: ProblemConfig, done: str, subnet: AdaptedModel) -> RunReport:
