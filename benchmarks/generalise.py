@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
-    parser.add_argument("--sb3-seeds", type=int, default=5, help="agents of examples/sb3_suite.py; 0 for another suite")
+    parser.add_argument("--sb3-seeds", type=int, default=3, help="agents of examples/sb3_suite.py; 0 for another suite")
     parser.add_argument("--cache", type=Path, help="folder for what is done; use another one for other problems")
     options = parser.parse_args(arguments)
     suite = load_suite(options.suite, options.split, budgets=options.budgets)
