@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -176,9 +176,10 @@ def search_of(settings: AdaptSettings, start: Start) -> SearchConfig:
 
 
 def plan(settings: AdaptSettings, start: Start, choice: Choice | None, search: SearchConfig | None) -> list[Part]:
-    """Return the parts of the run, for its estimate."""
-    if choice is not None or search is None:
+    """Return the parts of the run, for its estimate. Without a choice there is a search."""
+    if choice is not None:
         return adapt_parts(settings, start.model, start.splits, choice.mask)
+    assert search is not None
     searching, mask = search_first_parts(search, scored_problem(search, start.problem))
     return [*searching, *adapt_parts(settings, start.model, start.splits, mask)]
 
@@ -193,7 +194,7 @@ def cut_models(base: AdaptedModel, mask: np.ndarray, references: bool) -> dict[s
     return models
 
 
-def log_rows(rows: Mapping[str, TunedModelResult], log: Log) -> None:
+def log_rows(rows: Mapping[str, TunedModelResult], log: Callable[[str, float], None]) -> None:
     """Log the numbers of each model to Sacred."""
     for row in rows.values():
         record = row.record()

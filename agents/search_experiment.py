@@ -62,9 +62,11 @@ def agent_configs() -> dict[str, dict[str, Any]]:
 
 def search_parts(scorer: EngineScorer | None, evaluations: int, masks_per_turn: int) -> list[Part]:
     """Return the parts of a search; none if no model scores its masks (None), or Ray's workers do."""
-    if scorer is None or scorer.problem.backbone.config.workers is not None:
+    if scorer is None:
         return []
     problem = scorer.problem
+    if problem.backbone.config is not None and problem.backbone.config.workers is not None:
+        return []
     examples, rng, n_layers = scorer.fixed_examples, np.random.default_rng(0), scorer.n_layers
     walk = time_walk(problem, examples)
     count = TURNS * masks_per_turn

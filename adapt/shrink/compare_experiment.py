@@ -131,13 +131,13 @@ def compare(settings: CompareSettings, run: Run) -> float:
         for method in settings.methods:
             checkpoint = folder / f"{method}.pt"
             if method not in measured:
-                result = searches[method]
+                searched = searches[method]
                 try:
-                    mask = fallback_if_not_removable(choice_of(result, settings.problem), problem).mask
+                    mask = fallback_if_not_removable(choice_of(searched, settings.problem), problem).mask
                 except ValueError as error:
                     left_out[method] = str(error)
                     continue
-                found = found_by(method, result, mask, seconds_of(folder / method))
+                found = found_by(method, searched, mask, seconds_of(folder / method))
                 # Methods often find the same mask, and recovery takes longest: each mask is measured once.
                 known = next((asdict(result) for result in results if result.mask == found["mask"]), None)
                 measurements = known or measure_mask(mask, method, problem, test, settings, teacher, checkpoint)

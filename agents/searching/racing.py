@@ -116,7 +116,7 @@ class Race:
             losses[racing, start:end] = np.where(np.isfinite(found.losses), found.losses, np.inf)
             metrics[racing, start:end] = found.metrics
             seen[racing] = end
-            beaten = [self._is_beaten(masks[row], groups[row], losses[row, :end]) for row in racing]
+            beaten = [self._is_beaten(masks[row], groups[row], losses[row, :end]) for row in racing.tolist()]
             racing = racing[~np.array(beaten)]
             start = end
             if not len(racing):

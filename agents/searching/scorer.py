@@ -125,7 +125,7 @@ class OwnScorer(MaskScorer):
     def __init__(self, scorer: Scorer, seed: int = 0) -> None:
         self.scorer = scorer
         self.layer_names = scorer.layer_names
-        self.macs_full = scorer.macs.full
+        self.macs_full = int(scorer.macs.full)
         self.scores_shares = scorer.scores_shares
         self.racing_examples = scorer.racing_examples
         self.metric_name = scorer.metric_name

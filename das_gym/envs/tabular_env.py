@@ -108,12 +108,12 @@ class TableScorer(Scorer):
         """Return the scores of the table; see `Scorer.measure`. No examples are drawn."""
         del rng, share
         rows = self.table.rows(masks)
-        scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
+        scores = {name: getattr(self._scores, name)[rows] for name in SCORES}
         missing = rows < 0  # more skipped layers than the table has
         if missing.any():
             worst = zip(SCORES, (np.inf, 0.0, np.inf), strict=True)
-            return Scores(*(np.where(missing, value, getattr(scores, name)) for name, value in worst))
-        return scores
+            scores = {name: np.where(missing, value, scores[name]) for name, value in worst}
+        return Scores(**scores)
 
     def measure_fixed(self, masks: np.ndarray) -> Scores:
         """Score on all examples; see `Scorer.measure_fixed`."""
@@ -233,7 +233,8 @@ class ExampleScorer(TableScorer):
 
     def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:
         found = self._each.means(places, rows)
-        return Scores(*(np.asarray(getattr(found, name), np.float64) for name in SCORES))
+        scores: dict[str, Any] = {name: np.asarray(getattr(found, name), np.float64) for name in SCORES}
+        return Scores(**scores)
 
 
 class TabularEnv(ScoredEnv, gymnasium.Env[Any, Any]):

@@ -198,8 +198,9 @@ def time_walk(problem: Problem, examples: Sequence[Any]) -> Walk:
     """Time the full model on some of the examples, unit by unit, with an evaluator that shares only the model."""
     vlp, task, device, width = problem.vlp, problem.task, problem.vlp.device, len(problem.vlp.layers)
     most = min(problem.evaluator.batch_size, len(examples))
-    shared = {"precision": problem.evaluator.precision, "counter": problem.evaluator.counter}
-    evaluator = Evaluator(vlp, problem.head, task, most, **shared)
+    counted_once = problem.evaluator.counter
+    precision = problem.evaluator.precision
+    evaluator = Evaluator(vlp, problem.head, task, most, precision=precision, counter=counted_once)
 
     def score(skipped: bool, some: Sequence[Any]) -> None:
         evaluator.forget()

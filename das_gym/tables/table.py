@@ -200,8 +200,8 @@ class SubnetTable:
     def float64_scores(self, split: str) -> Scores:
         """Return the scores of a split in float64, from which rewards are computed."""
         check_names([split], SPLITS, "split")
-        losses, *others = (getattr(self.scores[split], name).astype(np.float64) for name in SCORES)
-        return Scores(losses, *others, full_loss=float(losses[0]))
+        losses, metrics, divergences = (getattr(self.scores[split], name).astype(np.float64) for name in SCORES)
+        return Scores(losses, metrics, divergences, full_loss=float(losses[0]))
 
     @property
     def groups_apart(self) -> tuple[str, ...]:
