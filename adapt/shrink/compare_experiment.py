@@ -26,6 +26,7 @@ from das_gym.adapt.shrink.checks import as_vlm, check_config, check_loaded, fall
 from das_gym.adapt.shrink.measuring import Quality, score_model
 from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
 from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_name
@@ -231,9 +232,9 @@ def title_of(settings: CompareSettings, count: int) -> str:
     name, value = next(iter(settings.budget.items()))
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.problem.checkpoint is None else display_name(Path(settings.problem.checkpoint))
-    recovery = (
-        "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.train.steps, 'step')}"
-    )
+    recovery = "no recovery" if settings.recover == "none" else settings.recover
+    if settings.recovery().method is not None:
+        recovery += f", {counted(settings.train.steps, 'step')}"
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
 
 
@@ -260,6 +261,7 @@ def measure_mask(
     if config.recover == "none":
         return found
     started = time.perf_counter()
+    repair(smaller, problem, mask, config)
     trained = recover(smaller, full, task, problem.splits.train, config, checkpoint, teacher)
     with merged(smaller, full, config, trained, checkpoint.parent):
         after = score_model(smaller, task, test, f"{name}, recovered", settings.metric)[0]

@@ -21,22 +21,20 @@ from das_gym.adapt.shrink.measuring import (
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import REFIT, Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
 from das_gym.adapt.training import Log
 
-from das_gym.commands.progress import progress
 from das_gym.commands.runs import library_versions
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
-from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters, insert_linear_skips
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
-from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.models.transformers.stack import IMAGE
 from das_gym.models.transformers.units import ATTENTION, MLP
 from das_gym.models.transformers.weights import source_dtype
@@ -44,7 +42,6 @@ from das_gym.problem.chance import warn_at_chance
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
-from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 from das_gym.text import escape_control_chars
 
 LATENCY_BLOCKS = 9
@@ -81,7 +78,7 @@ class ShrinkJob:
         warn_at_chance(self.choice.problem, task, self.test, scored[FULL][0].score, "test")
         shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)  # as a folder would store it
-        self._repair(final)
+        repair(final, self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
@@ -133,21 +130,6 @@ class ShrinkJob:
         """Return the costs of the full model with other skip adapters than those that scored the search, or without any."""
         backbone = replace(self.problem.backbone, vlp=vlm)
         return example_costs(AdaptedModel(backbone, self.problem.head, self.problem.task), self.problem.splits)
-
-    def _repair(self, final: VLM) -> None:
-        """Repair the final model in closed form, if `recover` asks for it; see `RecoveryConfig.closed_form`."""
-        if self.recovery.closed_form is None:
-            return
-        problem, config = self.problem, self.choice.problem
-        examples = calibration_examples(problem.evaluator, problem.splits.train, config.calibration_examples)
-        states = calibration_states(problem.evaluator, examples)
-        with progress(1, "repairing in closed form", unit="model") as bar:
-            if self.recovery.closed_form == REFIT:
-                refit_before_removed(self.full, final, self.mask, states)
-            else:
-                fit_skip_adapters(self.full, states, config.skip_rank, self.mask)
-                insert_linear_skips(final, self.full, self.mask)
-            bar.update()
 
     def _score(self, vlm: VLM, title: str) -> Scored:
         return score_model(vlm, self.problem.task, self.test, title, self.settings.metric)

@@ -80,6 +80,14 @@ def test_compare_measures_a_mask_of_two_methods_once(given: dict[str, Any], tmp_
     assert all(line["kv_saved"] == sum(line["mask"][::2]) / 4 for line in lines)
 
 
+@pytest.mark.slow
+def test_compare_repairs_in_closed_form(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ex.run({**given, "recover": "linear", "methods": ["angular"], "runs_dir": str(tmp_path / "runs")})
+    (row,) = read_json(tmp_path / "runs" / "1" / "compare.json")["methods"]
+    assert row["after"]["loss"] != row["before"]["loss"]
+    assert "1 layer saved, linear, 6 test examples" in capsys.readouterr().out
+
+
 class WholeTower(Heuristic):
     """Skips the last layers, those of the vision tower if the model has one."""
 
