@@ -180,8 +180,12 @@ class ProblemConfig:
                     f"`{name}` is not supported by {self.model}, only by {', '.join(others)}: got {value}. Leave it out."
                 )
         check_names([] if self.skip is None else [self.skip], SKIPS, "skip")
-        if self.skip == "linear" and MODELS[self.model].reads != "prompts":
+        if self.skip is not None and not MODELS[self.model].reads_prompts:
             raise ValueError(f"`skip` is for transformers models: got {self.skip} for {self.model}. Leave it out.")
+        if self.skip is not None and self.supernet is not None:
+            raise ValueError(
+                f"`skip` is not for a supernet, which has trained skip adapters: got {self.skip}. Leave it out."
+            )
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"`precision` is not supported by {self.model}: got {self.precision}. Use `dtype` instead.")
 

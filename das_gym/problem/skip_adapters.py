@@ -74,13 +74,15 @@ def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:
 
 def _cache_path(evaluator: Evaluator, base: str, examples: Sequence[Any], rank: int | None) -> Path:
     vlp = evaluator.vlp
-    units = [layer.name for layer in vlp.layers]
+    processor: Any = evaluator.task.processor
     read = [
         base,
-        units,
+        [layer.name for layer in vlp.layers],
         str(next(vlp.parameters()).dtype),
         evaluator.task.name,
+        processor.identity(),  # the same examples give other tokens with another chat template
         content_hash(evaluator.task, examples),
+        evaluator.batch_size,  # decides which examples are held out
         rank,
     ]
     name = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]

@@ -53,16 +53,21 @@ def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any],
     """Return hashes of what a table of the problem depends on, 16 hex digits each, the same on every machine.
 
     Returns:
-        `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
+        `model`: frozen parameters. `supernet`: adapters, head and labels, and how linear skip adapters are fitted, if there
+        are any: their own values differ a little from machine to machine. `reward_data`, `test_data`: keys, tokens and
         targets of the examples in order, and the sizes of a few images. With `content`, as tables with every example hold
         them, `reward_content`, `test_content`: all pixels and texts.
     """
     tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
     task = problem.task
+    config = problem.backbone.config
+    words = [*task.labels]
+    if config is not None and config.skip == "linear":
+        words += [f"skip=linear, rank {config.skip_rank}, {config.calibration_examples} examples"]
     hashes = {
         "model": problem.backbone.base,
-        "supernet": hash_tensors([*task.labels], tensors),
+        "supernet": hash_tensors(words, tensors),
         "reward_data": _data_hash(task, reward),
         "test_data": _data_hash(task, test),
     }

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from das_gym.data.cache import CACHE_VARIABLE
+from das_gym.data.cache import CACHE_VARIABLE, cache_folder
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem
 from das_gym.problem.skip_adapters import calibration_examples, skip_adapter_tensors
+from das_gym.tables.build import problem_hashes
 
 LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=16)
 
@@ -67,7 +68,29 @@ def test_no_train_split(linear_problem):
         calibration_examples(linear_problem.evaluator, (), 16)
 
 
-@pytest.mark.parametrize("given", [{"model": "METER", "task": "vqa"}, {"skip": "linaer"}, {"skip_rank": 0}])
+def test_the_cache_tells_ways_of_reading_apart(linear_problem):
+    known = set((cache_folder() / "skip_adapters").iterdir())
+    build_problem(replace(LINEAR, max_text_length=500))  # of the same examples
+    assert len(set((cache_folder() / "skip_adapters").iterdir()) - known) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "METER", "task": "vqa"},
+        {"model": "METER", "task": "vqa", "skip": "delete"},
+        {"supernet": "mine.safetensors"},
+        {"skip": "linaer"},
+        {"skip_rank": 0},
+    ],
+)
 def test_settings_that_cannot_be(given):
     with pytest.raises(ValueError, match="skip"):
         ProblemConfig(**{"model": "VLM", "task": "answering", "skip": "linear", **given})
+
+
+def test_a_table_of_deleted_layers_is_another_one(linear_problem):
+    examples = linear_problem.splits.reward[:2]
+    deleted = build_problem(replace(LINEAR, skip="delete"))
+    hashes = [problem_hashes(each, examples, examples) for each in (linear_problem, deleted)]
+    assert {name for name in hashes[0] if hashes[0][name] != hashes[1][name]} == {"supernet"}
