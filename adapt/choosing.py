@@ -173,11 +173,13 @@ def search_config(settings: Any, *overrides: Mapping[str, Any]) -> SearchConfig:
 
 
 def scored_problem(search: SearchConfig, problem: Problem | None) -> Problem | None:
-    """Return the loaded problem if it scores the masks of a search; None if another environment does, such as a table."""
+    """Return the loaded problem if it scores the masks of a search; None if a table does, or another model or other data."""
     config = None if problem is None else problem.backbone.config
     if config is None or search.env_id != find_environment(config.model, config.task).id:
         return None
-    return problem
+    own = {field.name: getattr(config, field.name) for field in fields(ProblemConfig)}
+    is_same = all(own[name] == value for name, value in search.env_kwargs.items() if name in own)
+    return problem if is_same else None
 
 
 def search_first(

@@ -17,11 +17,13 @@ from das_gym.commands.commandline import format_command
 from das_gym.engine.scores import Scores
 from das_gym.envs.episodes import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.envs.skip_env import EngineScorer
+from das_gym.envs.skip_env import EngineScorer, SkipEnv
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.envs.vector_env import ScoredVectorEnv
+from das_gym.names import check_arguments
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.chance import warn_at_chance
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, MaskCost
 from das_gym.problem.statistics import STATISTICS
@@ -278,6 +280,7 @@ def open_scorer(
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
     settings = {**env_kwargs, **budget}
     if problem is not None:
+        check_arguments(settings, [*signature(SkipEnv).parameters, *BUDGET_SETTINGS, *ProblemConfig.__dataclass_fields__])
         own = signature(EngineScorer).parameters
         limits = {name: value for name, value in settings.items() if name in BUDGET_SETTINGS}
         return OwnScorer(EngineScorer(problem, limits, **{k: v for k, v in settings.items() if k in own}), seed)
