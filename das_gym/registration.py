@@ -86,11 +86,6 @@ class TaskEntry:
     needs_data: bool = False
     reward: str = DEFAULT_REWARD
 
-    @property
-    def gives_prompts(self) -> bool:
-        """Whether its examples are questions that a model answers in words."""
-        return self.gives == "prompts"
-
 
 @dataclass(frozen=True)
 class EnvEntry:
