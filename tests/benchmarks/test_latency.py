@@ -27,7 +27,7 @@ def test_errors_are_those_of_the_clock():
             now[0] += 0.0 if skipped else 0.001 * (index + 1)
             mark(index, None)
 
-    timer = UnitTimer(timed, None, 2, torch.device("cpu"), lambda: now[0])
+    timer = UnitTimer(timed, None, 2, torch.device("cpu"), lambda: now[0], lambda: now[0])
     for _ in range(3):
         timer.round()
     masks = np.array([[False, True], [True, False], [True, False]])

@@ -13,7 +13,7 @@ from das_gym.adapt import commands as adapt_commands
 from das_gym.agents import commands as agents_commands
 from das_gym.agents.ask_tell.base import AGENTS
 
-from das_gym.commands.settings import group_fields
+from das_gym.commands.settings import group_fields, short_names
 from das_gym.tasks.metrics import METRICS
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
@@ -38,7 +38,8 @@ def known(program: str, command: str) -> frozenset[str]:
     named = target.named_configs() if hasattr(target, "named_configs") else ()
     groups = {each.name: group_fields(each) for each in fields(cls)} if cls is not None else {}
     grouped = [f"{name}.{inner}=" for name, group in groups.items() for inner in group]
-    return frozenset([*named, *(f"{name}=" for name in groups), *grouped])
+    short = short_names(cls) if cls is not None else {}
+    return frozenset([*named, *(f"{name}=" for name in [*groups, *short]), *grouped])
 
 
 def wrong_words(words: list[str]) -> str | None:

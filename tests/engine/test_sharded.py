@@ -165,7 +165,7 @@ def test_worker_warnings_and_spending_are_forwarded(small_kwargs):
     worker = sharded.Worker()
     worker._evaluator = problem.evaluator
     for _ in range(2):
-        _, spent, [(category, text)] = worker.score([], MASKS, problem.splits.reward[:4], True, True)
+        _, spent, [(category, text)] = worker.score([], MASKS, problem.splits.reward[:4], True, True, None)
         assert (category, spent.masks) == (RuntimeWarning, len(MASKS))
         assert "skips layers [3]" in text
 

@@ -32,7 +32,7 @@ def test_adapters_repair_what_deletion_breaks(linear_problem):
     masks = np.eye(12, dtype=bool)[[0, 1, 9]]
     examples = linear_problem.splits.reward[:16]
     deleted = build_problem(replace(LINEAR, skip="delete")).evaluator.losses(masks, examples)
-    assert (linear_problem.evaluator.losses(masks, examples) < deleted).all()
+    assert linear_problem.evaluator.losses(masks, examples).mean() < 0.7 * deleted.mean()
 
 
 def test_costs_count_the_adapters(linear_problem):
