@@ -65,7 +65,8 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
 
 def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """Fine-tune the subnet of a mask."""
-    problem, splits = context.problem, context.splits
+    problem, splits = context.base.backbone.config, context.splits
+    assert problem is not None
     if start == "supernet":
         subnet = cut_subnet(problem, mask)
     else:

@@ -118,8 +118,6 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
             CHECKSUM: checksum(tensors, {}),
         },
     }
-    images = json.dumps(model.image_processor, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(images, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.model_max_length = processor.max_text_length
@@ -130,6 +128,8 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     remove_code_settings(folder)
+    images = json.dumps(model.image_processor, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(images, encoding="utf-8")  # may name our own code
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # names our own code
     copy_code(folder, *model.code)
 

@@ -9,6 +9,7 @@ import torch
 
 from das_gym.models.base import bytes_of
 from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.probing import find_tower_reads
@@ -16,8 +17,12 @@ from das_gym.models.transformers.tower import TowerCapabilities, VisionTower
 
 
 def find_frozen_tower(vlm: VLM, processor: PromptProcessor) -> VisionTower | None:
-    """Return a model's vision tower; None where there is none, or its outputs cannot be given to the model again."""
+    """Return a model's vision tower; None where there is none, it trains, or its outputs cannot be given to the model."""
     if not (processor.sees and vlm.capabilities.caches_images and vlm.tower is None):
+        return None
+    projectors = {id(p) for part in find_projectors(vlm.model).values() for p in part.parameters()}  # inside some towers
+    own = vlm.model.get_encoder(modality="image").parameters()
+    if any(p.requires_grad and id(p) not in projectors for p in own):
         return None
     try:
         reads = find_tower_reads(vlm.capabilities, vlm.model, processor)

@@ -162,7 +162,7 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
     with two_devices():
         found = train(dataclasses.replace(worlds["VLM"].problem, device_map="auto"))
         assert not any(isinstance(p, FakeDeviceTensor) for p in found.values())
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("VLM", "parallel")])

@@ -47,7 +47,8 @@ def test_kept_outputs_give_the_states_of_pixels(
     assert len(runs) == len(keys)
     found.square().mean().backward()
     projectors = {id(p) for part in find_projectors(student.model).values() for p in part.parameters()}
-    assert any(p.grad is not None and p.grad.any() for p in trained if id(p) in projectors)
+    if name != "gemma3":  # whose projector is a parameter, without LoRA
+        assert any(p.grad is not None and p.grad.any() for p in trained if id(p) in projectors)
 
 
 def test_outputs_beyond_the_bound_are_computed_again(problem_of: Callable[[str], Problem]):
