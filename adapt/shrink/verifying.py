@@ -18,6 +18,7 @@ import torch
 from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
+from das_gym.commands.runs import FailedResultError
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.generation import (
@@ -54,7 +55,7 @@ TIMEOUT_SECONDS = 3600
 CACHED, UNCACHED, PADDED = "with a cache", "without a cache", "with left padding"
 
 
-class VerificationError(ValueError):
+class VerificationError(FailedResultError):
     """The saved checkpoint's outputs differ from the masked model's."""
 
 

@@ -48,6 +48,7 @@ from das_gym.commands.runs import (
     CONFIG,
     NOT_INSTALLED,
     USER_ERRORS,
+    FailedResultError,
     RunSettings,
     check_links,
     find_run,
@@ -110,7 +111,7 @@ class RecordedCommand(Generic[Settings]):
         name: Program and command, as in "agents table". The run records it.
         settings: The dataclass of its settings; every field has a default.
         main: Called with the settings and Sacred's run; what it returns is the result of the run. A ValueError or another of
-            `USER_ERRORS` before it has written a file leaves no run behind.
+            `USER_ERRORS`, except a `FailedResultError`, before it has written a file leaves no run behind.
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         check: Called with the settings before a run begins; it raises for invalid ones, and loads nothing.
         complete: Adds settings that follow from those that are given, before any is checked.
@@ -167,7 +168,8 @@ class RecordedCommand(Generic[Settings]):
             raise
         except USER_ERRORS as error:
             observer = None if self.current_run is None else run_observer(self.current_run)
-            if observer is not None and observer.is_untouched:
+            is_setting = not isinstance(error, FailedResultError)
+            if observer is not None and is_setting and observer.is_untouched:
                 observer.discard()  # a wrong setting leaves no run behind
                 raise RunError(describe_error(error)) from error
             hint = "" if observer is None else f"\n(the whole traceback is in {Path(observer.dir) / 'run.json'})"

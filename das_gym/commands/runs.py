@@ -24,6 +24,11 @@ CONFIG = "config.json"
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
 """Exceptions that wrong settings and broken files raise: commands print the message, without a traceback."""
 
+
+class FailedResultError(ValueError):
+    """A result is wrong, though no setting was: the folder of the run stays."""
+
+
 LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
 NOT_INSTALLED = "not installed"
 
