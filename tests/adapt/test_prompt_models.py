@@ -70,15 +70,16 @@ def test_predict_answers_questions_without_references(config: ProblemConfig, tmp
     subnet = cut_subnet(config, MASK)
     finetune(subnet, splits, TrainingConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
     save(subnet, tmp_path / "mine")
-    images = [Path(e.images[0].path).name for e in splits.train[:4]]
-    asked = [{"question_id": n, "image": images[n], "text": e.question} for n, e in enumerate(splits.train[:4])]
+    by_image = {Path(e.images[0].path).name: e for e in (*splits.train, *splits.reward, *splits.test)}
+    examples = [by_image[f"{n}.png"] for n in range(4)]
+    asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(examples)]
     file = write_lines(Path(config.data_root or "") / "asked.jsonl", asked)
     words = ("run=mine", f"data_root={file}", "split=questions", "out=said.json", "max_new_tokens=3")
-    with pytest.warns(UserWarning, match="of 4 answers are cut off.*`max_new_tokens=3`"):
+    with pytest.warns(UserWarning, match="4 of 4 answers are cut off.*`max_new_tokens=3`"):
         assert run_here("predict", "with", *words)[0] == 0
     rows = json.loads((tmp_path / "said.json").read_text())
     assert [row["question_id"] for row in rows] == [0, 1, 2, 3]
-    known = [replace(e, answer=row["answer"]) for e, row in zip(splits.train[:4], rows, strict=True)]
+    known = [replace(e, answer=row["answer"]) for e, row in zip(examples, rows, strict=True)]
     forced = [row["teacher_forced"] for row in evaluate(subnet, known, "again").predictions]
     assert all(one.startswith(row["answer"]) for one, row in zip(forced, rows, strict=True))
     assert {row["answer"] for row in rows} - {""}, rows
