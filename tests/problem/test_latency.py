@@ -96,7 +96,7 @@ def test_latency_is_measured_once(small_problem: Problem, tmp_path: Path, monkey
     monkeypatch.setattr(latency, "DOUBTFUL", np.inf)
     found = latency_of(small_problem)
     assert min(found.kept) > 0
-    assert found.full > 0
+    assert found.base > 0
     (path,) = (tmp_path / "latency").glob("*.json")
     assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
     monkeypatch.setattr(latency, "measure_units", lambda timer: pytest.fail("measured again"))
