@@ -152,7 +152,8 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
         torch.manual_seed(0)
         model = dataclasses.replace(worlds["VLM"], problem=problem).model()
         make_method(name).apply(model)
-        parts, trainer = set_up(model, worlds["VLM"].splits.train, TrainingConfig(steps=2, batch_size=4), None)
+        config = TrainingConfig(steps=2, batch_size=4, seed=1)  # with seed 0, Adam's step of one weight depends on rounding
+        parts, trainer = set_up(model, worlds["VLM"].splits.train, config, None)
         trainer.run(parts, name)
         named = model.backbone.vlp.named_parameters()
         # the gradient of a key's bias is 0 but for rounding errors, which Adam makes as large as any
@@ -162,7 +163,7 @@ def test_training_on_two_devices(worlds: dict[str, World], name: str, monkeypatc
     with two_devices():
         found = train(dataclasses.replace(worlds["VLM"].problem, device_map="auto"))
         assert not any(isinstance(p, FakeDeviceTensor) for p in found.values())
-    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("VLM", "parallel")])
