@@ -39,7 +39,7 @@ def warn_at_chance(config: ProblemConfig | None, task: Task, examples: Sequence[
 
 def training_command(config: ProblemConfig) -> str:
     """Return the command that trains the model of a configuration on its data, and what to do with the result."""
-    if MODELS[config.model].reads == "pairs":
+    if not MODELS[config.model].reads_prompts:
         return f"`{supernet_command(config)}`, then give supernet=<the file it writes>"
     train = format_command("adapt compare", problem_words(config, "'methods=[\"lora\"]'"))
     export = format_command("adapt export", "run=<id>", "method=lora", "out=FOLDER")
