@@ -16,7 +16,7 @@ import psutil
 import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.hardware import free_bytes
-from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
+from das_gym.adapt.shrink.recovery import REFIT, trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, check_logits, has_remote_code
@@ -31,6 +31,7 @@ from das_gym.models.macs import share_copy
 from das_gym.models.transformers.layer_removal import check_reloads, counting_attentions, pruned_copy, remove_parts
 from das_gym.models.transformers.loading import check_is_model, read_dtype
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.refitting import check_refit
 from das_gym.models.transformers.stack import IMAGE, JOINT
 from das_gym.models.transformers.units import MLP
 from das_gym.models.transformers.weights import loaded_dtype
@@ -154,6 +155,8 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
         recovery.method.check_recovery(vlm, trainable_parts(vlm))
     if recovery.closed_form and (vlm.unit_kind != "layers" or vlm.tower is not None):
         raise ValueError(f"recover={settings.recover} repairs decoder layers: leave out `units` and `vision`.")
+    if recovery.closed_form == REFIT:
+        check_refit(vlm)
     if recovery.adds_code and has_remote_code(vlm):
         raise ValueError(f"recover={settings.recover} does not support a model with custom code. Use recover=lora.")
 

@@ -46,8 +46,7 @@ def refit_before_removed(
     Raises:
         ValueError: Units are not layers, or an MLP's last map has no known name.
     """
-    if any(unit.kind != LAYER for unit in full.layers) or full.tower is not None or full.capabilities.protected:
-        raise ValueError("recover=refit needs a decoder all of whose layers are units. Use recover=lora.")
+    check_refit(full)
     masked = full_with_parameters_of(full, smaller, mask)
     kept = [place for place in range(len(full.stack.layers)) if place not in full.removed_layers(mask)]
     fits = []
@@ -72,6 +71,14 @@ def refit_before_removed(
             fits.append(LinearFit(masked.layers[unit].name, ridge.strength, ridge.explained))
         before = after
     return fits
+
+
+def check_refit(full: VLM) -> None:
+    """Raise a ValueError for a model that `refit_before_removed` cannot repair under any mask."""
+    if any(unit.kind != LAYER for unit in full.layers) or full.tower is not None or full.capabilities.protected:
+        raise ValueError("recover=refit needs a decoder all of whose layers are units. Use recover=lora.")
+    for layer in full.stack.layers:
+        last_linear(layer)
 
 
 def last_linear(layer: nn.Module) -> nn.Linear:
