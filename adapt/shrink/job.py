@@ -21,7 +21,7 @@ from das_gym.adapt.shrink.measuring import (
     measure,
     score_model,
 )
-from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
+from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
@@ -57,7 +57,9 @@ class ShrinkJob:
         self.problem = problem
         self.choice = choice
         self.full: VLM = as_vlm(self.problem)
-        self.deleted = self._costs_of(VLM(self.full.model, self.full.unit_kind, self.full.capabilities))
+        self.deleted = problem.costs  # of the model whose skipped units are deleted
+        if choice.problem.skip == LINEAR:
+            self.deleted = self._costs_of(VLM(self.full.model, self.full.unit_kind, self.full.capabilities))
         self.mask = self.choice.mask
         self.source = source_of(choice.problem)
         self.dtypes = source_dtype(self.source), self.full.model.dtype, settings.save_dtype

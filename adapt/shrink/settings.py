@@ -72,10 +72,16 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
             others = [name for name, entry in MODELS.items() if entry.reads_prompts]
             raise ValueError(f"`model` must answer in words: got {model}, expected {', '.join(others)}. See `adapt`.")
         check_budget(self.asked)
-        if self.recovery().closed_form == LINEAR and self.problem.skip is None:  # masks are scored with linear maps, too
+        # A search scores masks with linear maps, too. A given mask needs none but its own, which are fitted later.
+        if self.searches and self.recovery().closed_form == LINEAR and self.problem.skip is None:
             object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
         check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
         check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
+
+    @property
+    def searches(self) -> bool:
+        """Whether the command scores masks."""
+        return True
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -122,6 +128,11 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
             raise ValueError(
                 f"`control` is trained like the recovered model: got True with recover={self.recover}. Leave it out."
             )
+
+    @property
+    def searches(self) -> bool:
+        """Whether the command scores masks."""
+        return self.needs_search
 
     def choice(self) -> Choice | None:
         """Return the layers to remove and the model, None before the search."""

@@ -14,6 +14,7 @@ import torch
 from das_gym.adapt.evaluate_command import EvaluateSettings, evaluation_main
 from das_gym.adapt.shrink import checks, job, verifying
 from das_gym.adapt.shrink.checks import check_dtype
+from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import VerificationError
 from das_gym.adapt.shrink_experiment import ex
 from PIL import Image
@@ -22,6 +23,7 @@ from pyarrow import parquet
 from das_gym.commands.recorded import RunError, run_folder
 from das_gym.commands.settings import merge
 from das_gym.files import read_json, write_json
+from das_gym.problem.config import ProblemConfig
 from tests.arrow_tables import jpeg
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
@@ -146,6 +148,13 @@ def test_shrink_saves_linear_maps_with_their_code(shrink: Callable[..., Any], tm
     card = (out / "README.md").read_text()
     assert "Linear maps that were fitted in closed form replace them." in card
     assert ("Then LoRA trained " in card) is (recover == "linear+lora")
+
+
+def test_only_a_search_scores_masks_with_linear_maps():
+    assert ShrinkSettings(recover="linear").problem.skip == "linear"
+    assert ShrinkSettings(recover="linear", mask=(0, 1)).problem.skip is None
+    deleted = ProblemConfig(model="VLM", task="answering", skip="delete")
+    assert ShrinkSettings(recover="linear", problem=deleted).problem.skip == "delete"
 
 
 @pytest.mark.slow
@@ -342,6 +351,8 @@ def test_shrink_rejects_lora_without_linear_layers(shrink: Callable[..., Any], t
     tiny.save("gpt2", tmp_path / "gpt2")
     with pytest.raises(RunError, match="recover=full"):
         shrink(data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
+    with pytest.raises(RunError, match="recover=linear"):
+        shrink(data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"), recover="refit")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
 
