@@ -13,7 +13,7 @@ from das_gym.problem.loading import build_problem
 from das_gym.problem.skip_adapters import calibration_examples, skip_adapter_tensors
 from das_gym.tables.build import problem_hashes
 
-LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=16)
+LINEAR = ProblemConfig(model="VLM", task="answering", skip="linear", calibration_examples=64)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_adapters_repair_what_deletion_breaks(linear_problem):
     masks = np.eye(12, dtype=bool)[[0, 1, 9]]
     examples = linear_problem.splits.reward[:16]
     deleted = build_problem(replace(LINEAR, skip="delete")).evaluator.losses(masks, examples)
-    assert linear_problem.evaluator.losses(masks, examples).mean() < 0.7 * deleted.mean()
+    assert (linear_problem.evaluator.losses(masks, examples) < deleted).all()
 
 
 def test_costs_count_the_adapters(linear_problem):
