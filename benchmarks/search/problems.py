@@ -102,7 +102,7 @@ def short_problems(seeds: int, folder: Path) -> list[SearchProblem]:
 
 
 def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
-    """Return the oracle of a suite's problem as a table of its own, which is written to a folder."""
+    """Return the oracle of a suite's problem as a separate table, which is written to a folder."""
     path = folder / f"{problem.source.name}-{problem.source.task}-{problem.group or 'all'}.npz".replace(" ", "_")
     if not path.exists():
         problem.table.of_all_examples().save(path)

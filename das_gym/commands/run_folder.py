@@ -26,7 +26,7 @@ INFO = "info.json"
 """Sacred writes it only if it has content; incense, which reads run folders, always needs it."""
 
 SACRED_FILES = {"config.json", "cout.txt", INFO, "metrics.json", "run.json", LOCK}
-"""What a run folder holds before its command has written anything."""
+"""Files of a run folder before its command has written anything."""
 
 
 class RunError(ValueError):

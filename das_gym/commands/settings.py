@@ -56,7 +56,10 @@ def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[A
 
 
 def short_names(cls: type) -> dict[str, list[str]]:
-    """Return the dotted names of the settings in groups of a command, by their last part; settings of its own win."""
+    """Return the dotted names of the settings in groups of a command, by their last part.
+
+    Those whose last part is also a setting outside of groups are left out.
+    """
     fields = dataclasses.fields(cls)
     own = {field.name for field in fields}
     found: dict[str, list[str]] = {}

@@ -34,7 +34,7 @@ StoredImage = ImageFile | CellImage
 
 @dataclass(slots=True)
 class _Record:
-    """What is known about the bytes of an image.
+    """Size and hashes of an image, as far as they were needed.
 
     Attributes:
         stamp: Changes when the image changes.

@@ -154,7 +154,7 @@ class WalkMemory:
 
 
 def _leaf_bytes(logits: Tensor) -> int:
-    """Return what a leaf holds: logits of the mask and of the full model, and what `Task.divergences` makes of them."""
+    """Return the tensors of a leaf: logits of the mask and of the full model, and those that `Task.divergences` computes."""
     # in float64: both log-softmaxes, their difference, the probabilities, and their product with it
     doubles = 5 if logits.dtype == torch.float64 else 7  # and both logits, unless they are
     return 2 * bytes_of(logits) + doubles * 8 * logits.numel()

@@ -246,7 +246,7 @@ def make_vector_env(
 
 
 def _own_class(name: str) -> Any:
-    """Return the class that an id is registered with; an `env` that somebody passes instead could call anything."""
+    """Return the class that an id is registered with; an `env` that a caller passes instead could name any class."""
     if not name.startswith("das_gym.envs."):
         raise ValueError(f"`env` is set by the environment's id: got {name}. Leave it out.")
     return find_class(name)

@@ -183,7 +183,7 @@ def walk_bytes(model: AdaptedModel, encoded: State, counter: MacCounter) -> int:
 
 
 def _examples_of(task: Task, splits: Splits[Any], pairs: int) -> int:
-    """Return how many reward examples, at least 1, have so many pairs: some tasks have one for each option."""
+    """Return the number of reward examples, at least 1, that have this many pairs: some tasks have one for each option."""
     few = splits.reward[:COUNTED]
     return max(pairs * len(few) // len(task.pairs(few)), 1)
 

@@ -30,7 +30,7 @@ FORMATS = (
 """The supported formats of a data root."""
 
 SECTION_CHARACTERS, SECTIONS = 2000, 40
-"""A text that has to be divided by itself is cut into about so many sections, of no fewer characters."""
+"""Fewest characters of a section of a single text, and about how many sections a long one is cut into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def find_parts(data_root: str | Path, suffixes: Sequence[str], formats: str) -> 
     if root.is_file():
         return root, {ALL: [root]}
     kinds: dict[str, Mapping[str, Sequence[Path]]] = {"save_to_disk": saved_shards(root)}
-    # `save_to_disk` writes JSON files of its own next to its tables.
+    # `save_to_disk` writes JSON files next to its tables.
     if not kinds["save_to_disk"]:
         kinds |= {suffix: shards_in(root, suffix) for suffix in suffixes}
     found = {kind: shards for kind, shards in kinds.items() if shards}

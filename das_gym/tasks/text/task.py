@@ -22,7 +22,7 @@ DEFAULT_CONTEXT = 512
 """Tokens of a window."""
 
 PAIRS_OF_A_WINDOW = 32
-"""A window takes the memory of so many short prompts: it has logits of the whole vocabulary at every token."""
+"""A window takes the memory of this many short prompts: it has logits of the full vocabulary at every token."""
 
 
 class TextTask(Task):
@@ -108,7 +108,7 @@ class TextTask(Task):
         return list(examples)
 
     def generation_prompt(self, example: WindowExample) -> Passage:
-        """Return the window as the beginning of a text to go on with."""
+        """Return the window as the beginning of a text to continue."""
         return Passage(example.ids, start=len(example.ids))
 
     def format_generated(self, example: WindowExample, text: str) -> dict[str, Any]:
