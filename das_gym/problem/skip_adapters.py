@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ MAX_CACHED = 4
 def calibration_examples(evaluator: Evaluator, train: Sequence[Any], count: int) -> list[Any]:
     """Return the first `count` examples of the train split in the task's order; ValueError if there are none."""
     if not len(train):
-        raise ValueError("skip=linear fits skip adapters on the train split, which has no examples. Use skip=delete.")
+        raise ValueError(
+            "`skip=linear`, `recover=linear` and `recover=refit` are fitted on the train split, which has no examples. Give "
+            "data with a train split, or leave them out."
+        )
     return [train[row] for row in evaluator.task.order(train)[:count].tolist()]
 
 
@@ -57,10 +61,11 @@ def add_linear_skips(evaluator: Evaluator, base: str, train: Sequence[Any], coun
     states = calibration_states(evaluator, examples)
     with progress(len(vlp.layers), "fitting skip adapters", unit="unit") as bar:
         vlp.fit_skip_adapters(states, rank, on_unit=lambda fit: bar.update())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, skip_adapter_tensors(vlp), {})
-    for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
-        old.unlink(missing_ok=True)
+    with suppress(OSError):  # without a writable cache, they are fitted again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, skip_adapter_tensors(vlp), {})
+        for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-MAX_CACHED]:
+            old.unlink(missing_ok=True)
 
 
 def skip_adapter_tensors(vlp: VLP) -> dict[str, Tensor]:

@@ -63,6 +63,13 @@ def test_calibration_never_sees_reward_or_test_examples(linear_problem):
     assert not used & {e.key for split in ("reward", "test") for e in getattr(linear_problem.splits, split)}
 
 
+def test_a_cache_that_cannot_be_written_loses_no_fit(linear_problem, tmp_path, monkeypatch):
+    (tmp_path / "skip_adapters").write_text("a file, where the cache needs a folder")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    fitted = skip_adapter_tensors(build_problem(LINEAR).vlp)
+    assert all((fitted[name] == value).all() for name, value in skip_adapter_tensors(linear_problem.vlp).items())
+
+
 def test_no_train_split(linear_problem):
     with pytest.raises(ValueError, match="skip=linear"):
         calibration_examples(linear_problem.evaluator, (), 16)
