@@ -8,8 +8,10 @@
     python -m agents compare with meter_vqa env_kwargs.table=mine.npz      a custom table (python -m agents table)
     python -m agents compare with meter_vqa live=True seeds=5        on the model; regret to the best mask of any agent
 
-A run is kept in runs/<id>/: compare.json holds the quartiles of every curve, and the answer of every seed with its reward
-and test score; compare.png draws them.
+    python -m agents compare with resume=3                           continue run 3, which was stopped
+
+A run is kept in runs/<id>/: compare.json holds every search and the rows of the table, compare.md the table; compare.png
+draws the quartiles of every curve.
 """
 
 from __future__ import annotations
@@ -17,31 +19,37 @@ from __future__ import annotations
 import os
 from collections import ChainMap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.comparison import QUARTILES, AgentResult, quantile
-from das_gym.agents.compare.comparison import compare_agents as run_comparison
+from das_gym.agents.compare.comparison import (
+    QUARTILES,
+    AgentResult,
+    SearchTrial,
+    check_agent,
+    depends_on_seed,
+    judge,
+    quantile,
+    run_trial,
+)
 from das_gym.agents.compare.oracle import Oracle, make_oracle
+from das_gym.agents.compare.runner import Comparison, grid, mean_in_words
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.config import SearchConfig, add_environment, env_kwargs_of
 from das_gym.agents.searching.loop import check_search
 
-from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
-from das_gym.commands.runs import RunSettings, library_versions
-from das_gym.commands.settings import choice, nested, settings_dict
+from das_gym.commands.runs import ResumableSettings
+from das_gym.commands.settings import choice, nested
 from das_gym.drawing.charts import new_figure, save_figure
-from das_gym.drawing.table import WIDTH, Console, Table
-from das_gym.files import write_json
+from das_gym.drawing.table import Table
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.text import counted
 
-RECORD = "compare.json"
 FIGURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 """The agents that are compared by default: all of ours but the one that scores every mask."""
@@ -53,7 +61,7 @@ EXPLANATION = (
 
 
 @dataclass(frozen=True)
-class CompareSettings(RunSettings, BudgetSettings):
+class CompareSettings(ResumableSettings, BudgetSettings):
     """The settings of `python -m agents compare`.
 
     Attributes:
@@ -112,67 +120,68 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     oracle = settings.oracle()
     for agent in settings.agents:  # the settings of the last one, too, before the first one searches
         check_search(settings.search_config(agent))
-    with progress(len(settings.agents), "comparing", unit="agent") as bar:
-        results = run_comparison(
-            oracle,
-            settings.agents,
-            range(settings.seed, settings.seed + settings.seeds),
-            settings.evaluations,
-            settings.masks_per_turn,
-            settings.agent_kwargs,
-            on_agent=lambda agent: bar.update(),
-        )
+        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
     space, folder = oracle.space, run_folder(run)
-    budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
-    masks = "" if space.size is None else f" ({counted(space.size, 'mask')})"
-    title = f"{oracle.env_id}, {budget}{masks}, {counted(settings.seeds, 'seed')}"
-    print_results(results, title)
-    if folder is None:
-        return
-    record = {
-        "format": 1,
-        "settings": settings_dict(settings),
+    about = {
         "env_id": oracle.env_id,
         "budget": space.budget.as_dict(),
         "masks": space.size,
         "best_reward": oracle.best_reward,
-        "versions": library_versions(),
-        "agents": [result.record() for result in results],
     }
-    write_json(folder / RECORD, record)
-    plot_comparison(folder / FIGURE, results, title)
-    for name in (RECORD, FIGURE):
-        run.add_artifact(folder / name)
-    print(f"record: {folder / RECORD}, figure: {folder / FIGURE}")
+    comparison = Comparison(folder, SearchTrial, settings, about)
+
+    def search(variant: str, seed: int) -> SearchTrial:
+        known = None if depends_on_seed(variant) else comparison.find(variant=variant)
+        if known is not None:
+            return replace(known, seed=seed)
+        own = settings.agent_kwargs.get(variant, {})
+        return run_trial(oracle, variant, seed, settings.evaluations, settings.masks_per_turn, own)
+
+    cells = grid(settings.agents, range(settings.seed, settings.seed + settings.seeds))
+    trials = comparison.run(cells, len(cells), search)
+    searches = [[trial for trial in trials if trial.variant == agent] for agent in settings.agents]
+    results = judge(oracle, [AgentResult.of(each, settings.evaluations) for each in searches])
+    comparison.results["rows"] = [result.record() for result in results]
+    budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
+    masks = "" if space.size is None else f" ({counted(space.size, 'mask')})"
+    title = f"{oracle.env_id}, {budget}{masks}, {counted(settings.seeds, 'seed')}"
+    comparison.finish(run, results_table(results, title))
+    if folder is not None:
+        plot_comparison(folder / FIGURE, results, title)
+        run.add_artifact(folder / FIGURE)
+        print(f"figure: {folder / FIGURE}")
 
 
-def print_results(results: Sequence[AgentResult], title: str) -> None:
-    """Print a table, the agent with the lowest mean regret first."""
+def results_table(results: Sequence[AgentResult], title: str) -> Table:
+    """Return the table, the agent with the lowest mean regret first."""
     evaluations = results[0].regret.shape[1]
     counts = sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
-    rows = [(each.agent, *cells(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
+    rows = [(each.agent, *cells_of(each, counts)) for each in sorted(results, key=AgentResult.mean_regret)]
     note = (
-        "Medians over seeds; the figure has the quartiles. regret at n: the best mask's reward less the answer's, after n "
-        "evaluations; found: share of seeds that found the best mask; needed: evaluations until then"
+        "regret at n: the best mask's reward less the answer's, after n evaluations; mean regret: over all evaluations; "
+        "found: share of seeds that found the best mask; needed: evaluations until then. Mean regret and test metric: mean "
+        "over seeds ± half of the 95 % interval; all others: medians, whose quartiles the figure has"
     )
-    columns = ("agent", *(f"regret at {count}" for count in counts), "rank", "found", "needed", "used", "test metric")
-    Table(columns, tuple(rows), title, (note,)).print(max(Console().width, WIDTH), heading_width=9)
+    columns = ("mean regret", *(f"regret at {count}" for count in counts), "rank", "found", "needed", "used", "test metric")
+    return Table(("agent", *columns), tuple(rows), title, (note,))
 
 
-def cells(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
+def cells_of(result: AgentResult, counts: Sequence[int]) -> tuple[str, ...]:
     """Return a row of the table: regrets, rank, found, needed, used, test metric; "-" for missing numbers."""
 
     def median(values: Any, digits: int = 0) -> str:
         value = float(quantile(values, 50))
         return f"{value:.{digits}f}" if np.isfinite(value) else "-"
 
+    tests = result.test_metrics
     return (
+        mean_in_words(result.mean_regrets(), digits=4),
         *(median(result.regret[:, count - 1], 4) for count in counts),
         "-" if result.ranks is None else median(result.ranks),
         f"{100 * result.found[:, -1].mean():.0f} %",
         median(result.needed()),
         median(result.evaluations),
-        f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",
+        mean_in_words(tests[np.isfinite(tests)], digits=4),
     )
 
 

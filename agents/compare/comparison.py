@@ -24,7 +24,33 @@ QUARTILES = (25, 50, 75)
 ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
 """Settings of agents that otherwise begin on few examples: oracles score every mask on all of them."""
 
-Search = tuple[Masks, Floats, int, float]  # a row of `answers`, `curves`, `evaluations`, `milliseconds` of an `AgentResult`
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """One search of an agent.
+
+    Attributes:
+        variant: Name of the agent.
+        seed: Its random seed.
+        answer: 0 or 1 per layer, 1 = skipped; nothing is skipped where no mask within the budget was scored.
+        improvements: (evaluation, reward) of each scored mask within the budget that is better than all before it.
+        evaluations: Number of scored masks, with those that a model scores for the statistics that the agent reads.
+        milliseconds: Processor time per turn, of ask and tell.
+    """
+
+    variant: str
+    seed: int
+    answer: tuple[int, ...]
+    improvements: tuple[tuple[int, float], ...]
+    evaluations: int
+    milliseconds: float
+
+    def curve(self, evaluations: int) -> Floats:
+        """Return (evaluations,) rewards of the best mask so far, -inf before the first."""
+        rewards = np.full(evaluations, -np.inf)
+        for evaluation, reward in self.improvements:
+            rewards[evaluation - 1 :] = np.maximum(rewards[evaluation - 1 :], reward)
+        return rewards
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +79,17 @@ class AgentResult:
     ranks: Floats | None = None
     test_metrics: Floats = field(default_factory=lambda: np.zeros(0))
 
+    @classmethod
+    def of(cls, trials: Sequence[SearchTrial], evaluations: int) -> AgentResult:
+        """Return the results of one agent's trials, one for each seed."""
+        return cls(
+            agent=trials[0].variant,
+            answers=np.array([trial.answer for trial in trials], dtype=bool),
+            curves=np.array([trial.curve(evaluations) for trial in trials]),
+            evaluations=np.array([trial.evaluations for trial in trials]),
+            milliseconds=np.array([trial.milliseconds for trial in trials]),
+        )
+
     @property
     def regret(self) -> Floats:
         """(seeds, evaluations): the best reward minus the answer's; inf while there is no answer."""
@@ -67,25 +104,26 @@ class AgentResult:
         """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
         return evaluations_needed(self.found)
 
-    def mean_regret(self) -> float:
-        """Return the mean over seeds and evaluations, from each seed's first answer on; inf where a seed never had one."""
+    def mean_regrets(self) -> Floats:
+        """Return (seeds,) means over evaluations, from each seed's first answer on; inf where a seed never had one."""
         regret = self.regret
         has_answer = np.isfinite(regret)
         totals = np.where(has_answer, regret, 0.0).sum(axis=1)
         means = np.full(len(totals), np.inf)
         np.divide(totals, has_answer.sum(axis=1), out=means, where=has_answer.any(axis=1))
-        return float(means.mean())
+        return means
+
+    def mean_regret(self) -> float:
+        """Return the mean of `mean_regrets`."""
+        return float(self.mean_regrets().mean())
 
     def record(self) -> dict[str, Any]:
         """Return plain JSON values: quartiles of the regret, and each seed's end; None where there is no answer."""
         return {
-            "agent": self.agent,
+            "variant": self.agent,
             "regret": {f"q{percent}": _plain(quantile(self.regret, percent)) for percent in QUARTILES},
             "found": self.found.mean(axis=0).tolist(),
             "needed": _plain(self.needed(), int),
-            "evaluations": self.evaluations.tolist(),
-            "answers": self.answers.astype(int).tolist(),
-            "rewards": _plain(self.curves[:, -1]),
             "ranks": None if self.ranks is None else _plain(self.ranks, int),
             "test_metrics": _plain(self.test_metrics),
         }
@@ -167,14 +205,22 @@ def run_agent(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> AgentResult:
     """Run an agent once per seed; an agent that does not depend on the seed runs once. See `compare_agents`."""
+    different = seeds if depends_on_seed(agent) else seeds[:1]
+    trials = [run_trial(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    return AgentResult.of(trials if len(trials) == len(seeds) else trials * len(seeds), evaluations)
+
+
+def depends_on_seed(agent: str) -> bool:
+    """Return True if an agent draws random numbers: a rule answers alike with every seed."""
+    return is_algorithm(agent) or agent_class(agent).draws
+
+
+def run_trial(
+    oracle: Oracle, agent: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> SearchTrial:
+    """Search once with an agent or an algorithm of Stable-Baselines3. See `compare_agents`."""
     run_once = _train_once if is_algorithm(agent) else _search_once
-    # A rule answers alike with every seed: one search stands for all of them.
-    different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
-    searches = [run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
-    if len(different) < len(seeds):
-        searches = searches * len(seeds)
-    answers, curves, used, milliseconds = (np.array(column) for column in zip(*searches, strict=True))
-    return AgentResult(agent, answers, curves, used, milliseconds)
+    return run_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs)
 
 
 def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
@@ -195,7 +241,7 @@ def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any])
 
 def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> Search:
+) -> SearchTrial:
     agent = _make(oracle, name, seed, agent_kwargs)
     scored = _Scored(oracle, evaluations, masks_needed(agent.statistics_read, agent.n_layers))
     turns, seconds = 0, 0.0
@@ -211,12 +257,12 @@ def _search_once(
         turns += 1
     if scored.used < evaluations:  # the agent is done, and may answer with a mask that it did not ask for
         scored.score_answer(answer(agent, name))
-    return scored.answer, scored.curve(), scored.used, 1e3 * seconds / max(turns, 1)
+    return scored.trial(name, seed, 1e3 * seconds / max(turns, 1))
 
 
 def _train_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> Search:
+) -> SearchTrial:
     """Search with an algorithm of Stable-Baselines3 on `masks_per_turn` parallel environments.
 
     At the end its answer is the best scored mask or the policy's own, whichever is better. Its time is that of the whole
@@ -238,10 +284,10 @@ def _train_once(
     scored = _Scored(oracle, evaluations, masks_needed(oracle.statistics, oracle.space.n_layers))
     for turn in result.history:
         scored.score(np.array(turn.masks, dtype=bool))
-    curve, final = scored.curve(), np.array(result.mask, dtype=bool)
+    trial, final = scored.trial(name, seed, milliseconds), np.array(result.mask, dtype=bool)
     if oracle.space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
-        curve[-1] = max(curve[-1], oracle.rewards(final[None])[0])
-    return final, curve, scored.used, milliseconds
+        trial = replace(trial, improvements=(*trial.improvements, (evaluations, float(oracle.rewards(final[None])[0]))))
+    return replace(trial, answer=tuple(result.mask))
 
 
 class _Scored:
@@ -255,22 +301,22 @@ class _Scored:
     """
 
     def __init__(self, oracle: Oracle, evaluations: int, used: int) -> None:
-        self.oracle, self.used = oracle, used
+        self.oracle = oracle
+        self.evaluations = evaluations
+        self.used = used
         self.answer = np.zeros(oracle.space.n_layers, dtype=bool)
-        self._best = -np.inf
-        self._rewards = np.full(evaluations, -np.inf)
+        self.improvements: list[tuple[int, float]] = []
         self._known: set[bytes] = set()
 
     def score(self, masks: Masks) -> Floats:
         """Return the (m,) rewards of masks, within the budget or not."""
         rewards = self.oracle.rewards(masks)
-        earned = np.where(self.oracle.space.contains(masks), rewards, -np.inf)
-        end = self.used + len(masks)
-        self._rewards[self.used : end] = earned[: max(len(self._rewards) - self.used, 0)]
-        self.used = end
-        self._known.update(mask.tobytes() for mask in masks)
-        if earned.max() > self._best:
-            self.answer, self._best = masks[earned.argmax()].copy(), float(earned.max())
+        for mask, reward, is_allowed in zip(masks, rewards.tolist(), self.oracle.space.contains(masks), strict=True):
+            self.used += 1
+            self._known.add(mask.tobytes())
+            if is_allowed and (not self.improvements or reward > self.improvements[-1][1]):
+                self.answer = mask.copy()
+                self.improvements.append((self.used, reward))
         return rewards
 
     def score_answer(self, mask: Masks) -> None:
@@ -278,6 +324,7 @@ class _Scored:
         if mask.tobytes() not in self._known:
             self.score(mask[None])
 
-    def curve(self) -> Floats:
-        """Return (evaluations,) rewards of the best mask within the budget of the first 1, 2, ... scored masks."""
-        return np.maximum.accumulate(self._rewards)
+    def trial(self, agent: str, seed: int, milliseconds: float) -> SearchTrial:
+        """Return the search so far; masks that were scored after the last evaluation do not count for its curve."""
+        counted = tuple(each for each in self.improvements if each[0] <= self.evaluations)
+        return SearchTrial(agent, seed, tuple(self.answer.astype(int).tolist()), counted, self.used, milliseconds)

@@ -17,10 +17,14 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     ex.run({**settings, "agents": agents}, ["meter_vqa"])
     folder = tmp_path / "runs" / "1"
     record = json.loads((folder / "compare.json").read_text())
-    assert [entry["agent"] for entry in record["agents"]] == agents
+    assert [row["variant"] for row in record["rows"]] == agents
+    assert [(trial["variant"], trial["seed"]) for trial in record["trials"][:6]] == [
+        *((agent, 0) for agent in agents),
+        ("random", 1),
+    ]
     assert record["masks"] == 70
     assert record["settings"]["seeds"] == 5
-    median = record["agents"][0]["regret"]["q50"]
+    median = record["rows"][0]["regret"]["q50"]
     # After each mask, whatever the size of a turn: the best of more masks is no worse.
     assert len(median) == 20
     assert median == sorted(median, reverse=True)
@@ -29,6 +33,22 @@ def test_compare_command_saves_record_and_figure(made_up_table, tmp_path, monkey
     printed = capsys.readouterr().out
     assert f"{TABULAR}, k = 4 (70 masks), 5 seeds" in printed
     assert all(agent in printed for agent in agents)
+
+
+def test_a_stopped_comparison_repeats_no_trial(made_up_table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"env_kwargs": {"table": str(made_up_table)}, "seeds": 3, "evaluations": 9, "agents": ["random", "uniform"]}
+    ex.run(settings)
+    record = tmp_path / "runs" / "1" / "compare.json"
+    whole = json.loads(record.read_text())
+    marked = [{**trial, "milliseconds": -1.0} for trial in whole["trials"][:3]]
+    record.write_text(json.dumps({"trials": marked}))
+    run = json.loads((record.parent / "run.json").read_text())
+    (record.parent / "run.json").write_text(json.dumps({**run, "status": "INTERRUPTED"}))
+    ex.run({"resume": 1})
+    again = json.loads(record.read_text())
+    assert [trial["milliseconds"] == -1.0 for trial in again["trials"]] == [True] * 4 + [False, True]  # a rule searches once
+    assert again["rows"] == whole["rows"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from das_gym.agents import Agent, SearchConfig, search
 from das_gym.agents.compare.comparison import AgentResult, compare_agents, judge, run_agent
 from das_gym.agents.compare.oracle import TableOracle, make_oracle
-from das_gym.agents.compare_experiment import cells, plot_comparison, print_results
+from das_gym.agents.compare_experiment import cells_of, plot_comparison, results_table
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 NONE = -np.inf
@@ -156,9 +156,9 @@ def test_results_before_the_first_answer(oracle, tmp_path):
     assert record["ranks"] == [1, 1]
     assert record["needed"] == [4, 3]
     record = json.loads(json.dumps(none.record(), allow_nan=False))
-    assert record["test_metrics"] == record["rewards"] == record["needed"] == [None, None]
+    assert record["test_metrics"] == record["needed"] == [None, None]
     for results in ([one, other, none], [none]):
-        print_results(results, "three agents")
+        results_table(results, "three agents").print()
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells(none, [1, 2, 4]) == ("-", "-", "-", "-", "0 %", "-", "0", "-")
+    assert cells_of(none, [1, 2, 4]) == ("-", "-", "-", "-", "-", "0 %", "-", "0", "-")
