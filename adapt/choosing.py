@@ -22,7 +22,7 @@ from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import Problem
 from das_gym.processes import run_on_main_process
-from das_gym.registration import CHECKPOINT_TABLES, entry_of, find_environment, named_problems
+from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of, find_environment, named_problems
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _recorded_problem(record: Mapping[str, Any], path: Path, given: Mapping[str,
     # A record may come from anyone: what it would import or run has to be named again.
     trusted = trusted_settings(path, record.get("plugins", ()), recorded)
     if (entry := entry_of(record["env_id"])) is not None:
-        named = {"checkpoint": CHECKPOINT_TABLES[record["env_id"]][1]} if record["env_id"] in CHECKPOINT_TABLES else {}
+        _, folder = CHECKPOINT_TABLES.get(record["env_id"], (entry.id, ""))
+        named = {"checkpoint": folder} if folder in MODELS[entry.model].named else {}
         return build(ProblemConfig, {"model": entry.model, "task": entry.task, **named, **trusted, **given})
     raise ValueError(
         f"{path} is of {record['env_id']}, which is not registered: import the module that registers its model and task "

@@ -41,7 +41,7 @@ WARM_UPS = 2
 def search_first_parts(config: SearchConfig, problem: Problem | None) -> tuple[list[Part], np.ndarray]:
     """Return the parts of the search that runs first, and a random mask that stands for its answer."""
     scorer = open_scorer(config.env_id, config.mask_kwargs, problem=problem)
-    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
     nothing = np.zeros(budget.n_layers, dtype=bool)
     mask = nothing if budget.is_free else MaskSpace(budget).sample(np.random.default_rng(0))
     return search_parts(scorer.engine, config.evaluations, config.masks_per_turn), mask

@@ -4,12 +4,14 @@
     python -m benchmarks.after_recovery --checkpoint llava_mini --skip-num 8 --out FILE
     python -m benchmarks.after_recovery --task text --checkpoint DIR --data-root DIR --context 96 --skip-num 9 --out FILE
     python -m benchmarks.after_recovery ... --layers 3,4,5 3,12,13 --steps 70 --out FILE       given masks instead
+    python -m benchmarks.after_recovery ... --other-data-root DIR --out FILE    losses on other data, too
 
 Each of `--masks` masks is removed and recovered in the same ways. A third of the masks are random; the others are the best
 of random ones, half by the loss after deletion and half by the loss with linear skip adapters, so that the masks that a
 search would choose between are among them. Predictors are measured on the reward split, losses after recovery on the test
 split. Printed are Spearman's correlation over masks with its 95 % bootstrap interval, and the regret: the loss after
-recovery of the mask that a predictor prefers, less the least loss. FILE keeps every mask; the same command continues it.
+recovery of the mask that a predictor prefers, less the least loss. For given masks, the losses are printed instead. FILE
+keeps every mask; the same command continues it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from das_gym.models.transformers.linear_skips import fit_skip_adapters
 from das_gym.models.transformers.refitting import refit_before_removed
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem, shuffled
+from das_gym.problem.loading import Problem, build_problem, load_splits, shuffled
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.skip_adapters import calibration_examples, calibration_states
 from das_gym.problem.statistic_inputs import measure_activity
@@ -46,6 +48,8 @@ POOL = 60
 
 MIN_MASKS = 5
 """Correlations of as few masks are not printed."""
+
+RECOVERIES = ("none", "lora", LINEAR, f"{LINEAR}+lora", REFIT, f"{REFIT}+lora")
 
 PREDICTORS = ("deletion", "linear", "block_influence", "leave_one_out")
 
@@ -79,10 +83,10 @@ def choose_masks(problem: Problem, linear: Problem, count: int, skip_num: int, e
     return pool[chosen]
 
 
-def recovered_loss(
-    problem: Problem, states: Any, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, test: Any
-) -> float:
-    """Return the loss on the test examples of the model without the layers of a mask, recovered."""
+def recovered_losses(
+    problem: Problem, states: Any, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, tests: list[Any]
+) -> list[float]:
+    """Return the loss on each list of test examples of the model without the layers of a mask, recovered."""
     full, task = as_vlm(problem), problem.task
     student = pruned_copy(full, mask)
     if config.closed_form == LINEAR:
@@ -92,7 +96,7 @@ def recovered_loss(
         refit_before_removed(full, student, mask, states)
     trained = recover(student, full, task, problem.splits.train, config, teacher=teacher)
     with merged(student, full, config, trained):
-        return loss_of(student, task, test, BATCH, "loss")
+        return [loss_of(student, task, test, BATCH, "loss") for test in tests]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,15 +108,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     linear = build_problem(dataclasses.replace(config, skip="linear"))
     task, splits = problem.task, problem.splits
     reward = shuffled(task, splits.reward, options.examples)
-    test = task.open_ended(shuffled(task, splits.test, options.examples))
-    steps = {"recover": "lora", "batch_size": options.batch_size, "seed": options.seed}
-    ways = {"deleted": RecoveryConfig(recover="none")}
-    ways |= {f"lora, {count} steps": RecoveryConfig(steps=count, **steps) for count in options.steps}
-    for name in (LINEAR, REFIT):
-        ways[name] = RecoveryConfig(recover=name)
-        for count in options.steps[:1]:
-            both = {**steps, "recover": f"{name}+lora"}
-            ways[f"{name}, then lora, {count} steps"] = RecoveryConfig(**both, steps=count)
+    tests = [task.open_ended(shuffled(task, splits.test, options.examples))]
+    if options.other_data_root:
+        other = load_splits(dataclasses.replace(config, data_root=options.other_data_root))
+        tests.append(task.open_ended(shuffled(task, other.test, options.examples)))
+    ways = {}
+    for name in options.recover:
+        for count in options.steps if "lora" in name else [0]:
+            settings = {"recover": name, "batch_size": options.batch_size, "seed": options.seed}
+            label = f"{name}, {count} steps" if count else name
+            ways[label] = RecoveryConfig(**settings, **({"steps": count} if count else {}))
     if options.layers:
         every = np.arange(len(problem.layer_names))
         masks = np.stack([np.isin(every, [int(layer) for layer in layers.split(",")]) for layers in options.layers])
@@ -129,8 +134,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found = {}
         for name, way in ways.items():
             started = time.process_time()
-            loss = recovered_loss(problem, states, mask, way, teacher, test)
-            found[name] = {"loss": loss, "seconds": time.process_time() - started}
+            losses = recovered_losses(problem, states, mask, way, teacher, tests)
+            found[name] = {"loss": losses[0], "losses": losses, "seconds": time.process_time() - started}
         record["rows"].append({"mask": mask.astype(int).tolist(), "recovered": found})
         write_json(path, record)
         print(
@@ -139,8 +144,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             {name: round(each["loss"], 4) for name, each in found.items()},
             flush=True,
         )
-    full = loss_of(as_vlm(problem), task, test, BATCH, "loss")
-    record |= {"full": full, "predictors": {name: values.tolist() for name, values in scores.items()}}
+    full = [loss_of(as_vlm(problem), task, test, BATCH, "loss") for test in tests]
+    record |= {
+        "full": full[0],
+        "full_losses": full,
+        "predictors": {name: values.tolist() for name, values in scores.items()},
+    }
     write_json(path, record)
     return record
 
@@ -162,6 +171,18 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(markdown_table(("recovery", "predictor", "Spearman", "regret, nats"), rows, (0, 1)))
 
 
+def loss_table(record: dict[str, Any]) -> str:
+    """Return the losses of each mask after each recovery, on the test split and the other data, and seconds, as Markdown."""
+    ways = list(record["rows"][0]["recovered"])
+    rows = [["full model", *[" / ".join(f"{loss:.4f}" for loss in record["full_losses"])], *[""] * (len(ways) - 1)]]
+    for row in record["rows"]:
+        layers = " ".join(str(layer) for layer in np.flatnonzero(row["mask"]))
+        found = [row["recovered"][way] for way in ways]
+        cells = [f"{' / '.join(f'{loss:.4f}' for loss in each['losses'])} ({each['seconds']:.0f} s)" for each in found]
+        rows.append([layers, *cells])
+    return "\n".join(markdown_table(("skipped", *ways), rows, (0,)))
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure and print; return the record."""
     parser = make_parser("after_recovery", __doc__)
@@ -169,18 +190,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--task", default="answering")
     parser.add_argument("--checkpoint", help="folder of a model of transformers; default: the bundled SmolVLM-mini")
     parser.add_argument("--data-root")
+    parser.add_argument("--other-data-root", help="data of the same task whose test split is measured, too")
     parser.add_argument("--context", type=int, help="tokens of a window of text")
     parser.add_argument("--masks", type=int, default=30)
     parser.add_argument("--layers", nargs="+", help="masks: layers to skip, from 0 on, separated by commas")
     parser.add_argument("--skip-num", type=int, default=4)
     parser.add_argument("--steps", type=int, nargs="*", default=[70, 300], help="of LoRA")
+    parser.add_argument("--recover", nargs="+", default=list(RECOVERIES), help="ways of recovery")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="largest number of examples of the reward and test split")
     parser.add_argument("--seed", type=int, default=0)
     record = measure(parser.parse_args(arguments))
     print(f"full model: loss {record['full']:.4f}")
-    if len(record["rows"]) > MIN_MASKS:
-        print(table(record))
+    print(table(record) if len(record["rows"]) > MIN_MASKS else loss_table(record))
     return record
 
 

@@ -198,13 +198,13 @@ DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "science
 """Named configs for the paper's data sets, and their environments. The user gives the files with `data_root`."""
 
 REWARD_THRESHOLDS = {
-    "DAS-METER-VQA-Tabular-v0": 0.8111,
-    "DAS-METER-NLVR2-Tabular-v0": 0.8024,
-    "DAS-METER-F30K-Tabular-v0": 0.7085,
+    "DAS-METER-VQA-Tabular-v0": 0.8118,
+    "DAS-METER-NLVR2-Tabular-v0": 0.8039,
+    "DAS-METER-F30K-Tabular-v0": 0.7418,
     "DAS-ViLT-VQA-Tabular-v0": 0.6655,
-    "DAS-ViLT-NLVR2-Tabular-v0": 0.7925,
+    "DAS-ViLT-NLVR2-Tabular-v0": 0.7712,
     "DAS-ViLT-F30K-Tabular-v0": 0.7173,
-    "DAS-VLM-Answering-Tabular-v0": 0.9205,
+    "DAS-VLM-Answering-Tabular-v0": 0.9224,
     "DAS-LLaVA-Answering-Tabular-v0": 0.8897,
 }
 """`reward_threshold` of the specs: the best reward in each bundled table at the default settings, rounded down.
@@ -217,8 +217,10 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that fit, by id; `register_all` fills it."""
 
 
-CHECKPOINT_TABLES = {"DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini")}
-"""Ids of tables of further bundled checkpoints (`ModelEntry.others`), to their environment and checkpoint."""
+CHECKPOINT_TABLES = {
+    "DAS-LLaVA-Answering-Tabular-v0": ("DAS-VLM-Answering-v0", "llava_mini"),
+}
+"""Ids of bundled tables of further checkpoints, to their environment and folder in `ASSETS`."""
 
 
 def entry_of(id: str) -> EnvEntry | None:
@@ -335,11 +337,11 @@ def register_all() -> None:
             ENVIRONMENTS[entry.id] = entry
             for id, env in ((entry.id, live), (entry.tabular_id, tabular)):
                 _register(id, f"{env}Env", f"{env}VectorEnv", {"model": entry.model, "task": entry.task})
-    for id, (live_id, checkpoint) in CHECKPOINT_TABLES.items():
+    for id, (live_id, folder) in CHECKPOINT_TABLES.items():
         if id in registry:  # a model that replaces a bundled one need not have its checkpoints
             continue
         entry = ENVIRONMENTS[live_id]
-        table = str(MODELS[entry.model].named[checkpoint] / f"{entry.task}_table.npz")
+        table = str(ASSETS / folder / f"{entry.task}_table.npz")
         settings = {"model": entry.model, "task": entry.task, "table": table}
         _register(id, f"{tabular}Env", f"{tabular}VectorEnv", settings)
 

@@ -177,7 +177,7 @@ def check_search(config: SearchConfig, problem: Problem | None = None) -> None:
 def agent_of(config: SearchConfig, scorer: MaskScorer, statistics: Mapping[str, Floats]) -> Agent:
     """Make the agent of a search that knows these layer statistics."""
     settings = config.agent_settings()
-    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of)
+    budget = pick_budget(len(scorer.layer_names), config.budget, scorer.cost_of, scorer.max_skipped)
     if accepts_hyperparameter(config.agent, "stages") and not scorer.scores_shares:
         settings = {"stages": [1.0], **settings}
     return make_search_agent(config.agent, MaskSpace(budget), config.seed, settings, statistics, scorer.blocks)

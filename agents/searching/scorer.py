@@ -58,6 +58,11 @@ class MaskScorer(ABC):
     tabular: TableScorer | None = None
 
     @property
+    def max_skipped(self) -> int | None:
+        """Most units that a mask may skip; None = any number."""
+        return None if self.tabular is None else self.tabular.table.meta.max_skipped
+
+    @property
     @abstractmethod
     def statistics(self) -> Mapping[str, Floats]:
         """Name to (n_layers,) float64 of the full model's layer statistics: those observed, and others on demand."""

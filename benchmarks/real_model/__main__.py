@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.machine import make_parser
 from benchmarks.real_model.assembling import assemble, evaluate, write_weights
-from benchmarks.real_model.comparing import EVALUATIONS, compare, landscape, report
+from benchmarks.real_model.comparing import EVALUATIONS, RULES, SEARCHES, compare, landscape, report
 from benchmarks.real_model.prepare import prepare
 from benchmarks.real_model.training import train
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folder", type=Path, help="of the model, the texts and all results")
     parser.add_argument("--skipped", type=int, nargs="+", default=list(EVALUATIONS), help="numbers of layers")
+    parser.add_argument("--skip", default="delete", choices=("delete", "linear"), help="what replaces a skipped layer")
+    parser.add_argument("--methods", nargs="+", default=[*RULES, *SEARCHES], help="of `compare`")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the scores of a search")
     parser.add_argument("--steps", type=int, default=1050, help="of the training")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="what `train` writes and `assemble` reads")
@@ -46,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "landscape":
         landscape(given.folder)
     elif given.command == "compare":
-        compare(given.folder, given.skipped, given.dtype)
+        compare(given.folder, given.skipped, given.dtype, given.skip, given.methods)
     elif given.command == "report":
-        report(given.folder)
+        report(given.folder, given.skip)
     elif given.command == "train":
         train(given.folder / "smollm2", given.folder / "vision", given.steps)
         write_weights(given.folder / "vision" / "trained.pt", given.weights)

@@ -11,6 +11,7 @@ import numpy as np
 from das_gym.agents import Budget, MaskSpace, make_agent
 
 from benchmarks.real_model.prepare import WINDOW
+from benchmarks.search.rivals import register_rivals
 from das_gym import ProblemConfig, load_problem
 from das_gym.drawing.table import markdown_table
 from das_gym.problem.statistic_inputs import measure_activity
@@ -22,7 +23,7 @@ MASKS_PER_TURN = 3
 """The paper's. A turn of greedy removal is a whole round."""
 
 RULES = ("last", "before_last", "block_influence", "leave_one_out", "greedy")
-SEARCHES = ("bayes", "random", "bandit")
+SEARCHES = ("bayes", "random", "evopress", "heat_kernel", "quadratic_regression", "bandit")
 SEEDS = (0, 1, 2)
 TEXTS = (("prose", "reward"), ("prose", "test"), ("news", "test"))
 SETTINGS = {"bandit": {"learning_rate": 20.0}}
@@ -36,9 +37,10 @@ class Scorer:
         data: The texts, `prose` or `news`.
         split: `reward` or `test`.
         dtype: Of the model.
+        skip: `delete`, or `linear` for linear skip adapters.
     """
 
-    def __init__(self, folder: Path, data: str, split: str, dtype: str = "float32") -> None:
+    def __init__(self, folder: Path, data: str, split: str, dtype: str = "float32", skip: str = "delete") -> None:
         config = ProblemConfig(
             model="VLM",
             task="text",
@@ -46,11 +48,12 @@ class Scorer:
             data_root=str(folder / data),
             dtype=dtype,
             context=WINDOW,
+            skip=skip,
         )
         self.problem = load_problem(config)
         self.examples: Sequence[Any] = list(getattr(self.problem.splits, split))
         self.layers = len(self.problem.layer_names)
-        self.file = folder / f"{data}_{split}_{dtype}.jsonl"
+        self.file = folder / f"{data}_{split}_{dtype}_{skip}.jsonl"
         self.known = {entry["mask"]: entry["loss"] for entry in read_lines(self.file)}
 
     def losses(self, masks: np.ndarray) -> np.ndarray:
@@ -109,14 +112,15 @@ def landscape(folder: Path) -> None:
     print("without one layer, 0 to 29: " + ", ".join(f"{value:.4g}" for value in without))
 
 
-def compare(folder: Path, skip_numbers: Sequence[int], dtype: str) -> None:
+def compare(folder: Path, skip_numbers: Sequence[int], dtype: str, skip: str, methods: Sequence[str]) -> None:
     """Run the searches that are not done, those that cost little first; print each answer and add it to a file."""
-    scorer = Scorer(folder, "prose", "reward", dtype)
+    register_rivals()
+    scorer = Scorer(folder, "prose", "reward", dtype, skip)
     influence = measure_activity(scorer.problem.evaluator, scorer.examples).block_influence_tokens
-    file = folder / "answers.jsonl"
+    file = folder / f"answers_{skip}.jsonl"
     done = {(entry["method"], entry["skipped"], entry["seed"]) for entry in read_lines(file)}
-    planned = [(method, k, 0) for method in RULES for k in skip_numbers]
-    planned += [(method, k, seed) for seed in SEEDS for method in SEARCHES for k in skip_numbers]
+    planned = [(method, k, 0) for method in RULES for k in skip_numbers if method in methods]
+    planned += [(method, k, seed) for method in SEARCHES for seed in SEEDS for k in skip_numbers if method in methods]
     for method, k, seed in planned:
         if (method, k, seed) in done:
             continue
@@ -126,10 +130,10 @@ def compare(folder: Path, skip_numbers: Sequence[int], dtype: str) -> None:
         print(f"{entry} perplexity {np.exp(scorer.losses(mask[None])[0]):.2f}", flush=True)
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, skip: str) -> None:
     """Print a table of the answers in float32: on the reward texts, held out, and on news, which nothing saw."""
-    answers = read_lines(folder / "answers.jsonl")
-    scorers = [Scorer(folder, data, split) for data, split in TEXTS]
+    answers = read_lines(folder / f"answers_{skip}.jsonl")
+    scorers = [Scorer(folder, data, split, skip=skip) for data, split in TEXTS]
     masks = np.zeros((len(answers) + 1, scorers[0].layers), dtype=bool)
     for mask, answer in zip(masks[1:], answers, strict=True):
         mask[answer["layers"]] = True

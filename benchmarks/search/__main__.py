@@ -1,13 +1,13 @@
 """Compare search agents on planted losses and on tables of real models.
 
     python -m benchmarks.search --cache FOLDER                              every suite; hours on one core
-    python -m benchmarks.search --cache FOLDER --suites nk-24 tables-24     some suites
+    python -m benchmarks.search --cache FOLDER --suites nk-24 tables-large  some suites
     python -m benchmarks.search --cache FOLDER --agents bayes local_search --seeds 10
     python -m benchmarks.search --cache FOLDER --train --seeds 10           the problems on which constants are tuned
 
 FOLDER keeps the searches: a stopped command continues where it was. Use another folder after changing an agent.
 
-  tables-24              the two bundled tables of 24 units, 4 skipped, 120 evaluations
+  tables-large           the bundled tables of 24 units, 4 skipped, and 30 units, 3 skipped; 120 evaluations
   tables-12              the seven bundled tables of 12 units, 4 skipped, 120 evaluations
   greedy-12              the same with 3 to 7 skipped, and as many evaluations as greedy removal uses
   llava-6, llava-8       LLaVA-mini with 6 and 8 of 24 layers skipped, scored by the engine; evaluations as in greedy-12

@@ -22,24 +22,27 @@ SEARCHED = ("bundled-", "test-00", "test-03", "test-06")
 """Tables of the bundled suite's `test` that are searched: the others give similar problems."""
 
 EVALUATIONS, LONG_EVALUATIONS = 40, 120
-VLM = "DAS-VLM-Answering-Tabular-v0"
 LONG_TABLES = {
-    "smolvlm_mini, 24 sub-layers": ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz",
-    "llava_mini, 24 layers": ASSETS / "llava_mini" / "answering_table.npz",
+    "smolvlm_mini, 24 sub-layers, 4 skipped": (
+        "DAS-VLM-Answering-Tabular-v0",
+        "smolvlm_mini/answering_sublayers_table.npz",
+        4,
+    ),
+    "llava_mini, 24 layers, 4 skipped": ("DAS-LLaVA-Answering-Tabular-v0", "llava_mini/answering_table.npz", 4),
 }
-"""Tables of 24 units. Each holds all masks of up to 4 units."""
+"""Environment, file and number of skipped units of tables that hold all masks of at most this number of units."""
 
 GREEDY_COUNTS = (3, 4, 5, 6, 7)
 
-TRAIN_SEEDS = {"tables-24": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
-TEST_SEEDS = {"tables-24": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
+TRAIN_SEEDS = {"tables-large": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
+TEST_SEEDS = {"tables-large": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
 TEST_SEEDS["planted"] = range(1000, 1030)
 LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 710), 50
 LIVE = {"llava-6": ("layers", 6, 129), "llava-8": ("layers", 8, 164), "llava-sublayers-12": ("sublayers", 12, 240)}
 """Units of LLaVA-mini, how many are skipped, and evaluations: of 24 layers, as many as greedy removal uses."""
 
 PLANTED_SUITES = tuple(f"{family}-{n}" for n in PLANTED_EVALUATIONS for family in FAMILIES)
-SUITES = ("tables-24", "tables-12", "greedy-12", *PLANTED_SUITES, *LIVE)
+SUITES = ("tables-large", "tables-12", "greedy-12", *PLANTED_SUITES, *LIVE)
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,13 @@ def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
 
 
 def long_problems(seeds: Sequence[int]) -> list[SearchProblem]:
-    """Return the problems of 24 units, k = 4, in the order of `LONG_TABLES`."""
-    oracles = [TableOracle(VLM, {"skip_num": 4}, {"table": str(path)}) for path in LONG_TABLES.values()]
-    names = [path.parent.name for path in LONG_TABLES.values()]
-    return [SearchProblem(name, oracle, seeds, LONG_EVALUATIONS) for name, oracle in zip(names, oracles, strict=True)]
+    """Return the problems of 24 and 30 units, in the order of `LONG_TABLES`."""
+    found = []
+    for env_id, file, skip_num in LONG_TABLES.values():
+        path = ASSETS / file
+        oracle = TableOracle(env_id, {"skip_num": skip_num}, {"table": str(path)})
+        found.append(SearchProblem(path.parent.name, oracle, seeds, LONG_EVALUATIONS))
+    return found
 
 
 def planted_problem(family: str, n_layers: int, seed: int) -> SearchProblem:
@@ -128,7 +134,7 @@ def suite_problems(suite: str, count: int | None = None, train: bool = False) ->
     """Return the problems of a suite with its first `count` seeds, all by default; see `python -m benchmarks.search`."""
     split = TRAIN_SEEDS if train else TEST_SEEDS
     seeds = split.get(suite, split["planted"])[:count]
-    if suite == "tables-24":
+    if suite == "tables-large":
         return long_problems(seeds)
     if suite in split:
         found = []

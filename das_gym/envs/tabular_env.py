@@ -57,10 +57,10 @@ class TableScorer(Scorer):
         self.table = table
         self.path = path
         self._costs = {**table.costs, **given_costs(costs)}
-        bound = pick_budget(table.n_layers, budget, self.cost_of)
+        most = table.meta.max_skipped
+        bound = pick_budget(table.n_layers, budget, self.cost_of, most)
         # A mask that the table lacks raises an error when it is scored. Without a budget that is left to the agent: greedy
         # removal, say, asks for smaller masks than its answer.
-        most = table.meta.max_skipped
         if most is not None and (bound.saved is not None or (bound.skip_num or 0) > most):
             raise ValueError(f"`skip_num` is out of range: this table holds masks of up to {most} layers, give 0..{most}")
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)

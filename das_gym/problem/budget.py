@@ -146,10 +146,12 @@ def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None
             raise ValueError(f"`skip_num` is out of range: got {value!r}, expected an integer {most}, or None")
 
 
-def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str], MaskCost]) -> Budget:
+def pick_budget(
+    n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str], MaskCost], max_skipped: int | None = None
+) -> Budget:
     """Return the budget of `n_layers` units from fields of `BudgetSettings`; `cost_of` is called for the cost to save.
 
-    Without a share to save, a missing or "auto" `skip_num` means min(4, n_layers).
+    Without a share to save, a missing or "auto" `skip_num` means 4, or `n_layers` or `max_skipped` if that is less.
     """
     check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}
@@ -157,7 +159,9 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
         ((setting, share),) = saved.items()
         return Budget(n_layers, saved=share, cost=cost_of(setting))
     skip_num = budget.get("skip_num", "auto")
-    return Budget(n_layers, min(DEFAULT_SKIP_NUM, n_layers) if skip_num == "auto" else skip_num)
+    if skip_num == "auto":
+        skip_num = min(DEFAULT_SKIP_NUM, n_layers, n_layers if max_skipped is None else max_skipped)
+    return Budget(n_layers, skip_num)
 
 
 def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:

@@ -101,7 +101,7 @@ class SubnetTable:
         >>> from das_gym.registration import ASSETS
         >>> table = SubnetTable.load(ASSETS / "meter_mini" / "vqa_table.npz")
         >>> table.best(skip_num=4).astype(int)
-        array([0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0])
+        array([0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0])
     """
 
     meta: TableMeta

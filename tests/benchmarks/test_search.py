@@ -28,7 +28,7 @@ def test_planted_oracle_knows_the_best_mask(family):
 
 
 def test_suites_hold_their_problems():
-    assert [problem.oracle.space.size for problem in suite_problems("tables-24", 1)] == [10626, 10626]
+    assert [problem.oracle.space.size for problem in suite_problems("tables-large", 1)] == [10626, 10626]
     assert {problem.evaluations for problem in suite_problems("greedy-12", 1)} == {33, 42, 50, 57, 63}
     assert len(suite_problems("groups-24", 2)) == 2
     assert set(suite_problems("tables-12")[0].seeds).isdisjoint(suite_problems("tables-12", train=True)[0].seeds)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,12 +16,16 @@ from das_gym.envs.scoring import INFO_KEYS, Scorer
 from das_gym.envs.skip_env import EngineScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS
+from das_gym.registration import CHECKPOINT_TABLES, REWARD_THRESHOLDS, EnvEntry
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
+LARGER_TABLES = ("DAS-ViLT-F30K-v0",)
+"""Environments whose table averages over more reward examples than they score by default."""
+
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
 
 
@@ -165,6 +170,28 @@ def test_only_the_best_mask_reaches_the_reward_threshold():
         rewards = env.scorer.score(env.table.masks, env.np_random)[0]
         assert (rewards >= env.spec.reward_threshold).sum() == 1
         assert rewards.max() - env.spec.reward_threshold < 1e-4
+
+
+def bundled_entries() -> list[Any]:
+    """Return the environments with a bundled table; those other than the first take half a minute each."""
+    entries = [entry for entry in ENVIRONMENTS.values() if entry.table and entry.id not in LARGER_TABLES]
+    marks = [pytest.mark.slow, *[(pytest.mark.slow, pytest.mark.long)] * (len(entries) - 1)]
+    return [pytest.param(entry, marks=mark, id=entry.id) for entry, mark in zip(entries, marks, strict=True)]
+
+
+@pytest.mark.parametrize("entry", bundled_entries())
+def test_table_and_model_return_the_same_numbers(entry: EnvEntry):
+    live = gymnasium.make(entry.id).unwrapped
+    tabular = gymnasium.make(entry.tabular_id).unwrapped
+    np.testing.assert_allclose(live.reset(seed=0)[0], tabular.reset(seed=0)[0], atol=1e-5)
+    space = MaskSpace(tabular.scorer.budget)
+    rng = np.random.default_rng(0)
+    masks = np.array([space.sample(rng) for _ in range(50)])
+    expected, scores = tabular.scorer.score(masks, rng)
+    rewards, live_scores = live.scorer.score(masks, rng)
+    np.testing.assert_allclose(rewards, expected, atol=1e-6)
+    np.testing.assert_allclose(live_scores["metric"], scores["metric"], atol=1e-6)
+    assert live.step(masks[0])[1] == pytest.approx(tabular.step(masks[0])[1], abs=1e-6)
 
 
 def test_missing_table_names_the_command_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
