@@ -12,7 +12,6 @@ python -m adapt with resume=4                          continue run 4, which was
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,14 @@ from das_gym.adapt.report import (
 )
 from das_gym.adapt.step_loss import check_training, resolve_defaults
 from das_gym.adapt.subnets import RECORD
-from das_gym.adapt.training import Log, TrainingConfig, add_prefix, check_ranges
+from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 from das_gym.agents.searching.config import SearchConfig
 from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings, runs_dir_words
-from das_gym.commands.settings import nested
+from das_gym.commands.settings import PositiveInt, Seed, nested
 from das_gym.data.bad_examples import require_readable
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
@@ -94,15 +93,15 @@ class AdaptSettings(EstimatedSettings, ResumableSettings, ChoosingSettings):
     group: ClassVar[str] = "Evaluation"
 
     problem: ProblemConfig = nested(ProblemConfig)
-    seed: int = 0
+    seed: Seed = 0
     train: TrainingConfig = nested(TrainingConfig, without=("seed",))
-    test_examples: int | None = None
-    rank_images: int | None = RANKED_IMAGES
+    test_examples: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
     references: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_choice()
-        check_ranges(self, test_examples=(1, math.inf), rank_images=(1, math.inf), seed=(0, 2**32 - 1))
 
     @property
     def training(self) -> TrainingConfig:

@@ -15,7 +15,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.runs import find_run
-from das_gym.commands.settings import build, merge, nested
+from das_gym.commands.settings import Settings, build, merge, nested
 from das_gym.commands.trust import trusted_settings
 from das_gym.files import explain_damage, read_json
 from das_gym.problem.budget import keeps_budget
@@ -26,7 +26,7 @@ from das_gym.registration import CHECKPOINT_TABLES, MODELS, entry_of, find_envir
 
 
 @dataclass(frozen=True)
-class ChoosingSettings:
+class ChoosingSettings(Settings):
     """Which mask a command takes.
 
     Attributes:

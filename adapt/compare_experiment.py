@@ -39,13 +39,13 @@ from das_gym.adapt.finetune import with_new_head
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.report import recorded_command
 from das_gym.adapt.step_loss import check_training
-from das_gym.adapt.training import TrainingConfig, check_ranges
+from das_gym.adapt.training import TrainingConfig
 from das_gym.agents.searching.config import SearchConfig
 
 from das_gym.commands.commandline import format_command
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import ResumableSettings, library_versions, runs_dir_words
-from das_gym.commands.settings import choice, nested
+from das_gym.commands.settings import NonNegativeInt, PositiveFloat, PositiveInt, Seed, choice, nested
 from das_gym.commands.trust import imported_plugins
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
@@ -82,7 +82,7 @@ PAPER_FACTORS = (0.25, 1.0, 4.0)
 class CompareTraining(TrainingConfig):
     """Settings of training for a comparison."""
 
-    steps: int = 600
+    steps: PositiveInt = 600
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,19 @@ class CompareSettings(ResumableSettings):
     group: ClassVar[str] = "Comparison"
 
     problem: ProblemConfig = nested(ProblemConfig)
-    methods: tuple[str, ...] = choice((), METHODS)
+    methods: tuple[str, ...] = choice((), METHODS, own=True)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skip_nums: tuple[int, ...] = (2, 4, 6)
-    learning_rates: tuple[float, ...] = ()
-    seed: int = 0
-    seeds: int = 3
+    skip_nums: tuple[NonNegativeInt, ...] = (2, 4, 6)
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    seed: Seed = 0
+    seeds: PositiveInt = 3
     train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
     search: dict[str, Any] = nested(SearchConfig, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
-    test_examples: int | None = None
+    test_examples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        check_names(self.methods, METHODS, "method", own=True)
+        super().__post_init__()
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method in `method_settings`")
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
@@ -128,12 +128,6 @@ class CompareSettings(ResumableSettings):
                 raise ValueError("`skip_nums` is empty: expected one or more numbers")
             if len(set(given)) < len(given):
                 raise ValueError(f"`{name}` has duplicates: got {list(given)}. Give each once")
-        check_ranges(self, seed=(0, 2**32 - 1), seeds=(1, float("inf")), test_examples=(1, float("inf")))
-        if min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
-            raise ValueError(
-                f"`learning_rates` or `skip_nums` is out of range: got {list(self.learning_rates)} and "
-                f"{list(self.skip_nums)}, expected rates above 0 and numbers of at least 0"
-            )
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
     @property

@@ -37,14 +37,14 @@ from das_gym.adapt.report import (
     write_answers,
 )
 from das_gym.adapt.subnets import JOINT_RECORD
-from das_gym.adapt.training import Log, add_prefix, check_ranges
+from das_gym.adapt.training import Log, add_prefix
 from das_gym.agents.ask_tell.bandit import Bandit
 from torch import Tensor
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import build, choice, nested
+from das_gym.commands.settings import PositiveInt, Seed, build, choice, nested
 from das_gym.data.splits import Splits
 from das_gym.drawing.report import Heat, Progress
 from das_gym.files import explain_damage, read_json, write_json
@@ -90,15 +90,11 @@ class JointSearchSettings(ResumableSettings):
     recipe: str = choice(RECIPES[0], RECIPES)
     das: dict[str, Any] = nested(DASSettings, listed=False, default=dict)
     references: bool = True
-    seed: int = 0
+    seed: Seed = 0
     train: Hardware = nested(Hardware)
-    test_examples: int | None = None
-    rank_images: int | None = RANKED_IMAGES
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("save_every", "test_examples", "rank_images"), (1, math.inf))
-        check_ranges(self, seed=(0, 2**32 - 1), **counts)
+    test_examples: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
+    save_every: PositiveInt = 100
 
     @cached_property
     def pipeline(self) -> DASSettings:

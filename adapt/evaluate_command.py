@@ -14,7 +14,6 @@ the options of the question; without options the file holds the likeliest token 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +27,11 @@ from das_gym.adapt.subnets import (
     load_with_overrides,
     recorded_data,
 )
-from das_gym.adapt.training import check_ranges
 
 from das_gym.commands.runs import RUNS_DIR, PluginSettings
-from das_gym.commands.settings import choice
+from das_gym.commands.settings import PositiveInt, choice
 from das_gym.drawing.table import Table
 from das_gym.files import at_home, write_json
-from das_gym.names import check_names
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, reader_options, reads_tokens, task_class
 from das_gym.tasks.metrics import METRICS, score_texts
@@ -71,13 +68,13 @@ class EvaluateSettings(PluginSettings):
     data_root: str | None = None
     task: str = "answering"
     columns: str | None = None
-    context: int | None = None
+    context: PositiveInt | None = None
     out: str | None = None
     method: str | None = None
-    metric: str | None = None
-    limit: int | None = None
-    rank_images: int | None = RANKED_IMAGES
-    max_new_tokens: int = NEW_TOKENS
+    metric: str | None = choice(None, METRICS, own=True)
+    limit: PositiveInt | None = None
+    rank_images: PositiveInt | None = RANKED_IMAGES
+    max_new_tokens: PositiveInt = NEW_TOKENS
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device: str = "auto"
     checkpoint: str | None = None
@@ -85,8 +82,7 @@ class EvaluateSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
-        check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
-        check_ranges(self, **dict.fromkeys(("rank_images", "limit", "max_new_tokens", "context"), (1, math.inf)))
+        super().__post_init__()
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"`out` exists: got {self.out}. Give another file.")
 

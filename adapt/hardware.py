@@ -8,7 +8,6 @@ the same batch size. The main process keeps the run.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from das_gym.commands.settings import choice
-from das_gym.names import check_names
+from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, choice
 from das_gym.processes import join, rank, world_size
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ ADAMW_BYTES = 2 * 4
 
 
 @dataclass(frozen=True)
-class Hardware:
+class Hardware(Settings):
     """Settings of devices, precision and memory of a training. They change the trained weights by rounding only.
 
     Attributes:
@@ -49,19 +47,12 @@ class Hardware:
 
     group: ClassVar[str] = "Hardware"
 
-    micro_batch_size: int | None = None
+    micro_batch_size: PositiveInt | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
     trackers: tuple[str, ...] = choice((), TRACKERS)
-    encoder_cache_gib: float = 2.0
-    dataloader_num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        check_names(self.trackers, TRACKERS, "tracker")
-        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0), ("dataloader_num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < math.inf:
-                raise ValueError(f"`{name}` is out of range: got {value}, expected {low} or more.")
+    encoder_cache_gib: NonNegativeFloat = 2.0
+    dataloader_num_workers: NonNegativeInt = 0
 
 
 def process_share(examples: Sequence[Example]) -> Sequence[Example]:

@@ -5,22 +5,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
 
-from das_gym.adapt.training import POSITIVE, SCHEDULES, check_ranges
-
+from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Settings, choice
 from das_gym.names import check_names
 from das_gym.registration import TASKS, find_class
 
 
-def _from(value: Any, source: str) -> Any:
-    return field(default=value, metadata={"source": source})
-
-
 @dataclass(frozen=True)
-class DASSettings:
+class DASSettings(Settings):
     """How layers are searched while adapters train, and how the found subnet is fine-tuned; by default METER's on VQA.
 
     Attributes:
@@ -55,52 +49,69 @@ class DASSettings:
         schedule: How the learning rate falls to 0: `linear` or `cosine`.
     """
 
-    skip_num: int = _from(4, "released scripts; ViLT's code defaults to 4 and its script says 1")
-    warmup_epochs: int = _from(1, "code: no turn in the first epoch")
-    search_epochs: int = _from(3, "paper, implementation details; scripts")
-    finetune_epochs: int = _from(10, "paper, implementation details; scripts")
-    finetune_from: str = _from("new", "code: the found layers are pasted into a command that trains from scratch")
-    steps_per_turn: int = _from(10, "paper, implementation details; code")
-    masks_per_turn: int = _from(3, "paper, implementation details; code")
-    update_rate: float = _from(1.0, "code; for METER it also declares 0.1, which nothing uses")
-    reward_examples: int = _from(32, "code: one batch of its validation loader")
-    reward_shuffled: bool = _from(
-        False, "code: each turn creates the loader again, which never shuffles, so the batch is the same"
-    )
-    reward_split: str = _from("reward", "code: NLVR2 scores on train, the others on validation data")
-    train_on_reward: bool = _from(True, "code: METER's VQA and Flickr30k train on train + val and score on val")
-    reward_dropout: bool = _from(True, "code: the model stays in train mode")
-    dropout: float = _from(0.1, "code")
-    augment: bool = _from(True, "scripts: image keys with randaug")
-    bottleneck: int | None = _from(96, "paper, implementation details; code")
-    skip_bottleneck: int | None = _from(288, "code: 3 x 96 for METER, 2 x 96 for ViLT")
-    image_size: int | None = _from(384, "scripts; METER's VQA config says 576; LLaVA's processor decides")
-    max_text_length: int | None = _from(50, "code's configs")
-    batch_size: int = _from(512, "scripts")
-    learning_rate: float = _from(2.5e-5, "scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
-    finetune_learning_rate: float | None = _from(None, "LLaVA's scripts: 6e-4, and 2e-4 in the search")
-    projector_learning_rate: float = _from(0.0, "LLaVA's scripts; METER and ViLT have no projector")
-    head_multiplier: float = _from(50.0, "scripts and code's configs")
-    fusion_multiplier: float = _from(5.0, "code's configs; ViLT has none")
-    warmup: float = _from(0.1, "code's configs")
-    weight_decay: float = _from(0.01, "code's configs")
-    itm_weight: float = _from(0.0, "code's configs of retrieval; 0 for other tasks")
-    schedule: str = _from("linear", "code's configs: polynomial decay of power 1; LLaVA's scripts: cosine")
+    skip_num: NonNegativeInt = 4
+    warmup_epochs: NonNegativeInt = 1
+    search_epochs: PositiveInt = 3
+    finetune_epochs: NonNegativeInt = 10
+    finetune_from: str = choice("new", ("new", "search"))
+    steps_per_turn: PositiveInt = 10
+    masks_per_turn: Annotated[int, Range(2)] = 3
+    update_rate: PositiveFloat = 1.0
+    reward_examples: PositiveInt = 32
+    reward_shuffled: bool = False
+    reward_split: str = choice("reward", ("reward", "train"))
+    train_on_reward: bool = True
+    reward_dropout: bool = True
+    dropout: Annotated[float, Range(0, 0.99)] = 0.1
+    augment: bool = True
+    bottleneck: int | None = 96
+    skip_bottleneck: int | None = 288
+    image_size: int | None = 384
+    max_text_length: int | None = 50
+    batch_size: PositiveInt = 512
+    learning_rate: PositiveFloat = 2.5e-5
+    finetune_learning_rate: PositiveFloat | None = None
+    projector_learning_rate: NonNegativeFloat = 0.0
+    head_multiplier: PositiveFloat = 50.0
+    fusion_multiplier: PositiveFloat = 5.0
+    warmup: Annotated[float, Range(0, 1)] = 0.1
+    weight_decay: NonNegativeFloat = 0.01
+    itm_weight: NonNegativeFloat = 0.0
+    schedule: str = choice("linear", ("linear", "cosine"))
 
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {"masks_per_turn": (2, math.inf), "dropout": (0, 1 - 1e-9)}
-        for name in ("search_epochs", "steps_per_turn", "reward_examples", "batch_size"):
-            ranges[name] = (1, math.inf)
-        for name in ("skip_num", "warmup_epochs", "finetune_epochs", "projector_learning_rate", "itm_weight"):
-            ranges[name] = (0, math.inf)
-        for name in ("update_rate", "learning_rate", "finetune_learning_rate"):
-            ranges[name] = POSITIVE
-        ranges |= {"head_multiplier": POSITIVE, "fusion_multiplier": POSITIVE}
-        check_ranges(self, **ranges)
-        check_names([self.schedule], SCHEDULES, "schedule")
-        check_names([self.finetune_from], ("new", "search"), "finetune_from")
-        check_names([self.reward_split], ("reward", "train"), "reward_split")
 
+SOURCES = {
+    "skip_num": "released scripts; ViLT's code defaults to 4 and its script says 1",
+    "warmup_epochs": "code: no turn in the first epoch",
+    "search_epochs": "paper, implementation details; scripts",
+    "finetune_epochs": "paper, implementation details; scripts",
+    "finetune_from": "code: the found layers are pasted into a command that trains from scratch",
+    "steps_per_turn": "paper, implementation details; code",
+    "masks_per_turn": "paper, implementation details; code",
+    "update_rate": "code; for METER it also declares 0.1, which nothing uses",
+    "reward_examples": "code: one batch of its validation loader",
+    "reward_shuffled": "code: each turn creates the loader again, which never shuffles, so the batch is the same",
+    "reward_split": "code: NLVR2 scores on train, the others on validation data",
+    "train_on_reward": "code: METER's VQA and Flickr30k train on train + val and score on val",
+    "reward_dropout": "code: the model stays in train mode",
+    "dropout": "code",
+    "augment": "scripts: image keys with randaug",
+    "bottleneck": "paper, implementation details; code",
+    "skip_bottleneck": "code: 3 x 96 for METER, 2 x 96 for ViLT",
+    "image_size": "scripts; METER's VQA config says 576; LLaVA's processor decides",
+    "max_text_length": "code's configs",
+    "batch_size": "scripts",
+    "learning_rate": "scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without",
+    "finetune_learning_rate": "LLaVA's scripts: 6e-4, and 2e-4 in the search",
+    "projector_learning_rate": "LLaVA's scripts; METER and ViLT have no projector",
+    "head_multiplier": "scripts and code's configs",
+    "fusion_multiplier": "code's configs; ViLT has none",
+    "warmup": "code's configs",
+    "weight_decay": "code's configs",
+    "itm_weight": "code's configs of retrieval; 0 for other tasks",
+    "schedule": "code's configs: polynomial decay of power 1; LLaVA's scripts: cosine",
+}
+"""Where the paper, its scripts or its code state each default of `DASSettings`."""
 
 _VILT = DASSettings(skip_num=1, skip_bottleneck=192, max_text_length=40, fusion_multiplier=1.0, reward_examples=64)
 
@@ -219,8 +230,3 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
 def ours_of(model: str) -> dict[str, tuple[Any, str]]:
     """Return `OURS` with the entries that apply to this model only."""
     return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}
-
-
-def sources() -> dict[str, str]:
-    """Return the source in the paper of each setting, by name."""
-    return {f.name: f.metadata["source"] for f in fields(DASSettings)}

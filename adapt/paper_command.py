@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, ours_of, sources
+from das_gym.adapt.paper import DIFFERENCES, PAPER, PUBLISHED_LAYERS, SOURCES, ours_of
 from torch import Tensor
 
 from das_gym.commands.commandline import format_command
@@ -113,7 +113,7 @@ def main(settings: PluginSettings) -> None:
     print("Settings of the paper's pipeline, and ours where they differ:")
     for model in dict.fromkeys(model for model, _ in PAPER):
         settings_table(model).print()
-    print_lines("Where each comes from:", sources())
+    print_lines("Where each comes from:", SOURCES)
     print_lines("Why ours differ:", {f"{name}={value}": reason for name, (value, reason) in ours_of("VLM").items()})
     print_lines("Where the paper, its scripts and its code differ:", dict(DIFFERENCES))
     print_lines("Layers of LLaVA-1.5-7B that its scripts skip:", {n: str(each) for n, each in PUBLISHED_LAYERS.items()})
@@ -135,7 +135,7 @@ def settings_table(model: str) -> Table:
     """Return the settings of a model for each task, and ours."""
     of_tasks = {task: settings for (name, task), settings in PAPER.items() if name == model}
     own, rows = ours_of(model), []
-    for name in sources():
+    for name in SOURCES:
         ours = str(own[name][0]) if name in own else "same"
         rows.append((name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours))
     columns = ("setting", *of_tasks, "ours")

@@ -53,6 +53,7 @@ class ReportSettings(PluginSettings):
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
 

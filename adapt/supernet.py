@@ -5,7 +5,6 @@ Afterwards any mask can be scored without training, which is what the environmen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.step_loss import check_training, resolve_defaults, set_up
-from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
+from das_gym.adapt.training import Log, StepResult, TrainingConfig
 
+from das_gym.commands.settings import NonNegativeInt, PositiveInt
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.problem.config import ProblemConfig
@@ -45,15 +45,11 @@ class SupernetConfig(TrainingConfig):
     default_learning_rate: ClassVar[float] = 2e-3
     warmup: ClassVar[float] = 0.05
 
-    steps: int = 4000
-    save_every: int = 250
-    max_skipped: int = 8
+    steps: PositiveInt = 4000
+    save_every: PositiveInt = 250
+    max_skipped: NonNegativeInt = 8
     vocabulary: str | None = None
-    min_answer_count: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, max_skipped=(0, math.inf), min_answer_count=(1, math.inf))
+    min_answer_count: PositiveInt | None = None
 
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:

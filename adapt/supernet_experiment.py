@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
-from das_gym.adapt.training import check_ranges
 
 from das_gym.commands.commandline import format_command, setting_words
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import nested
+from das_gym.commands.settings import Seed, nested
 from das_gym.files import write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, problem_words
@@ -46,11 +45,11 @@ class SupernetSettings(ResumableSettings):
 
     problem: ProblemConfig = nested(ProblemConfig)
     out: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     train: SupernetConfig = nested(SupernetConfig, without=("seed",))
 
     def __post_init__(self) -> None:
-        check_ranges(self, seed=(0, 2**32 - 1))
+        super().__post_init__()
         supernet = self.problem.supernet
         if supernet is not None:
             raise ValueError(f"supernet={supernet}: this command trains a new one; leave supernet out, or see out=")

@@ -16,6 +16,7 @@ from das_gym.adapt.prefetching import Prefetcher
 from torch import Tensor, nn
 
 from das_gym.commands.progress import progress
+from das_gym.commands.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_main_process, rank, world_size
@@ -36,19 +37,6 @@ Step = Callable[[int], StepResult | Iterable[StepResult]]
 Results of several processes are averaged, so each process multiplies its parts by the number of processes.
 """
 
-SCHEDULES = ("linear", "cosine")
-POSITIVE = (math.ulp(0.0), math.inf)
-TRAINING_RANGES = {
-    "steps": POSITIVE,
-    "batch_size": POSITIVE,
-    "learning_rate": POSITIVE,
-    "warmup": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "save_every": POSITIVE,
-    "seed": (0, 2**32 - 1),
-}
-"""Smallest and largest value of settings that every training has."""
-
 WEIGHT_DECAY = 0.01
 """Weight decay of METER's and ViLT's configs."""
 
@@ -57,16 +45,6 @@ MAX_NORM = 1.0
 
 LOG_EVERY = 50
 """Steps whose means are logged as one value."""
-
-
-def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
-    """Check that fields lie in their ranges; None is in every range."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and (not low <= value <= high or math.isinf(value)):
-            at_least = "more than 0" if low == POSITIVE[0] else f"{low:g} or more"
-            expected = at_least if math.isinf(high) else f"{low:g}..{high:g}"
-            raise ValueError(f"`{name}` is out of range: got {value}, expected {expected}.")
 
 
 @dataclass(frozen=True)
@@ -93,18 +71,13 @@ class TrainingConfig(Hardware):
     default_learning_rate: ClassVar[float] = 1e-3
     warmup: ClassVar[float] = 0.1  # fraction of the steps in which the learning rate rises; it then falls linearly to 0
 
-    seed: int = 0
-    steps: int = 300
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    head_learning_rate: float | None = None
-    itm_weight: float = 0.0
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
-        check_ranges(self, **ranges, head_learning_rate=POSITIVE, itm_weight=(0.0, math.inf))
+    seed: Seed = 0
+    steps: PositiveInt = 300
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    head_learning_rate: PositiveFloat | None = None
+    itm_weight: NonNegativeFloat = 0.0
+    save_every: PositiveInt = 100
 
 
 def adamw(groups: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float) -> torch.optim.AdamW:

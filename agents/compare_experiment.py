@@ -42,7 +42,7 @@ from das_gym.agents.searching.loop import check_search
 
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import ResumableSettings
-from das_gym.commands.settings import choice, nested
+from das_gym.commands.settings import PositiveInt, Seed, choice, nested
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.problem.config import ProblemConfig
@@ -79,20 +79,19 @@ class CompareSettings(ResumableSettings, BudgetSettings):
 
     group: ClassVar[str] = "Comparison"
 
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
-    agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS))
-    seeds: int = 50
-    evaluations: int = 120
-    seed: int = 0
-    masks_per_turn: int = 3
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
+    agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
+    seeds: PositiveInt = 50
+    evaluations: PositiveInt = 120
+    seed: Seed = 0
+    masks_per_turn: PositiveInt = 3
     live: bool = False
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
     problem: ProblemConfig = nested(ProblemConfig)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"`seeds` is out of range: got {self.seeds}, expected at least 1")
+        super().__post_init__()
         if not self.agents:
             raise ValueError(f"`agents` is empty: expected one or more of {', '.join(AGENTS)}")
         for name in self.agent_kwargs.keys() - set(self.agents):

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.front import DRAWN
@@ -30,13 +30,12 @@ from das_gym.commands.commandline import format_command
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, run_folder
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings, library_versions, runs_dir_words
-from das_gym.commands.settings import choice, nested
+from das_gym.commands.settings import PositiveInt, Range, Seed, choice, nested
 from das_gym.commands.trust import imported_plugins
 from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.drawing.table import Table
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.files import write_json
-from das_gym.names import check_names
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.estimate import print_estimate
@@ -77,19 +76,17 @@ class ParetoSettings(EstimatedSettings, ResumableSettings):
 
     group: ClassVar[str] = "Search"
 
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
     cost: str = choice("MACs", tuple(SAVED.values()))
-    evaluations: int = 400
-    seed: int = 0
-    masks_per_turn: int = 8
+    evaluations: Annotated[int, Range(DRAWN)] = 400
+    seed: Seed = 0
+    masks_per_turn: PositiveInt = 8
     problem: ProblemConfig = nested(ProblemConfig)
-    reward_examples: int | None = None
+    reward_examples: PositiveInt | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_names([self.cost], SAVED.values(), "cost")
-        if self.evaluations < DRAWN:
-            raise ValueError(f"`evaluations` is out of range: got {self.evaluations}, expected at least {DRAWN}")
+        super().__post_init__()
         batches = self.env_kwargs.get("reward_batches", "fixed")
         if batches != "fixed":
             raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")

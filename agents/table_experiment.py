@@ -24,7 +24,7 @@ from das_gym.agents.run_report import masks_table
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings
-from das_gym.commands.settings import nested
+from das_gym.commands.settings import NonNegativeInt, PositiveInt, nested
 from das_gym.engine.scores import Spending
 from das_gym.files import at_home, write_json
 from das_gym.intervals import spearman
@@ -63,21 +63,17 @@ class TableSettings(EstimatedSettings, ResumableSettings):
     group: ClassVar[str] = "Table"
 
     problem: ProblemConfig = nested(ProblemConfig)
-    reward_examples: int | None = None
-    test_examples: int | None = None
-    max_skipped: int | None = None
+    reward_examples: PositiveInt | None = None
+    test_examples: PositiveInt | None = None
+    max_skipped: NonNegativeInt | None = None
     each: bool = False
-    latency_batch: int | None = None
+    latency_batch: PositiveInt | None = None
     out: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.problem.precision != "float32":
             raise ValueError(f"`precision`: got {self.problem.precision!r}; tables are exact, leave it out")
-        for name in ("reward_examples", "test_examples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None for the whole split"
-                )
 
 
 def plan(settings: TableSettings, problem: Problem) -> list[Part]:

@@ -24,7 +24,6 @@ from das_gym.adapt.subnets import JOINT_RECORD, RECORD, find_subnet, load_with_o
 from das_gym.commands.runs import RUNS_DIR, PluginSettings
 from das_gym.commands.settings import choice
 from das_gym.files import read_json
-from das_gym.names import check_names
 from das_gym.registration import MODELS, find_class
 
 
@@ -52,9 +51,6 @@ class ExportSettings(PluginSettings):
     checkpoint: str | None = None
     trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
-
-    def __post_init__(self) -> None:
-        check_names([self.dtype], SAVED_DTYPES, "dtype")
 
 
 def run_export(settings: ExportSettings) -> ExportedFolder:

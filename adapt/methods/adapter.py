@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
-from das_gym.adapt.training import check_ranges
+from das_gym.adapt.methods.base import Method, PrunedModel, Width, all_sites
 from torch import nn
 
+from das_gym.commands.settings import Range
 from das_gym.models.adapters import Adapter, SequentialAdapter, parallel_adapters
 from das_gym.models.base import VLP
 
@@ -29,10 +29,7 @@ class AdapterTuning(Method):
     title: ClassVar[str] = "adapter"
     remaining: ClassVar[str] = "adapters after its sub-layers"
 
-    bottleneck: int | None = None
-
-    def __post_init__(self) -> None:
-        check_widths(self, "bottleneck")
+    bottleneck: Width | None = None
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert a `SequentialAdapter` around the last linear layer of each sub-layer."""
@@ -61,12 +58,8 @@ class ScaledParallel(Method):
     title: ClassVar[str] = "scaled parallel adapter"
     remaining: ClassVar[str] = "adapters parallel to its MLPs"
 
-    bottleneck: int | None = None
-    scale: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_widths(self, "bottleneck")
-        check_ranges(self, scale=(1e-6, 1e6))
+    bottleneck: Width | None = None
+    scale: Annotated[float, Range(1e-6, 1e6)] = 4.0
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert an `Adapter` parallel to each MLP."""

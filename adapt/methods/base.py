@@ -12,13 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from das_gym.adapt.training import check_ranges
 from torch import Tensor, nn
 
-from das_gym.commands.settings import build
+from das_gym.commands.settings import Range, Settings, build
 from das_gym.models.base import VLP, Site
 from das_gym.models.macs import meta_twin, without_content
 from das_gym.names import add_entry, check_names
@@ -37,6 +36,8 @@ METHODS: dict[str, str | type[Method]] = {
     "das": "das_gym.adapt.methods.adapter:DAS",
 }
 """Name to class, or to its `module:class`."""
+
+Width = Annotated[int, Range(1, 2**20)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class PrunedModel:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(Settings, ABC):
     """A way to train. Its fields are its settings.
 
     A head that the task brings always trains, and with `poolers` what the model trains under every mask. `insert` decides
@@ -99,7 +100,7 @@ class Method(ABC):
         """Return the weights of a trained model that `finish` changes; by default none."""
         return []
 
-    def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
+    def finish(self, vlp: VLP) -> None:
         """Finish the training: merge what can be merged into the weights, also into those that other models share."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
@@ -149,11 +150,6 @@ def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
     """Return the sub-layers of every skippable layer, of some kinds or of all."""
     sites = [site for index in range(len(vlp.layers)) for site in vlp.sites(index)]
     return [site for site in sites if not kinds or site.kind in kinds]
-
-
-def check_widths(method: Method, *names: str) -> None:
-    """Check that widths are 1 or more."""
-    check_ranges(method, **dict.fromkeys(names, (1, 2**20)))
 
 
 def register_method(name: str, method: str | type[Method]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
+from das_gym.adapt.methods.base import Method, PrunedModel, Width, all_sites
 from torch import nn
 
 from das_gym.models.base import HALVES, VLP
@@ -26,10 +26,7 @@ class LoRA(Method):
 
     title: ClassVar[str] = "LoRA"
 
-    rank: int = 4
-
-    def __post_init__(self) -> None:
-        check_widths(self, "rank")
+    rank: Width = 4
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert LoRA around queries and values."""

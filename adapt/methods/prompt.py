@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.methods.base import Method, check_widths
+from das_gym.adapt.methods.base import Method, Width
 from torch import nn
 
 from das_gym.models.base import VLP, State
@@ -24,10 +24,7 @@ class Prompt(Method):
     title: ClassVar[str] = "prompt tuning"
     remaining: ClassVar[str] = "virtual tokens in its input"
 
-    tokens: int = 16
-
-    def __post_init__(self) -> None:
-        check_widths(self, "tokens")
+    tokens: Width = 16
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """Insert the virtual tokens."""

@@ -28,7 +28,6 @@ from das_gym.adapt.shrink.memory import cached_values
 from das_gym.adapt.shrink.recovery import Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.repairing import repair
 from das_gym.adapt.shrink.settings import AnsweringSettings, ShrinkSettings
-from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.ask_tell.base import check_agent_name
 from das_gym.agents.searching.record import RECORD as SEARCHED
 from das_gym.agents.searching.record import SearchResult, best_rows
@@ -36,7 +35,7 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 from das_gym.commands.progress import progress
 from das_gym.commands.recorded import RecordedCommand, Run, required_folder
 from das_gym.commands.runs import library_versions
-from das_gym.commands.settings import build
+from das_gym.commands.settings import PositiveInt, build
 from das_gym.drawing.table import Table
 from das_gym.files import explain_damage, read_json, write_json, write_text
 from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
@@ -92,11 +91,10 @@ class CompareSettings(AnsweringSettings):
     group: ClassVar[str] = "Comparison"
 
     methods: tuple[str, ...] = METHODS
-    evaluations: int = 120
+    evaluations: PositiveInt = 120
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, evaluations=POSITIVE)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
 

@@ -25,12 +25,12 @@ from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
 from das_gym.adapt.step_loss import batch_at
-from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Log, StepResult, Trainer, adamw, check_ranges, decay
+from das_gym.adapt.training import Log, StepResult, Trainer, adamw, decay
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from das_gym.commands.progress import progress
-from das_gym.commands.settings import choice
+from das_gym.commands.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, choice
 from das_gym.models.base import HALVES
 from das_gym.models.inputs import Requests
 from das_gym.models.transformers.features import find_projectors
@@ -71,7 +71,7 @@ CHOICES = ("lora", "full", "adapters", LINEAR, "linear+lora", REFIT, "refit+lora
 
 
 @dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(Settings):
     """Settings of the training that follows a deletion.
 
     Attributes:
@@ -97,35 +97,24 @@ class RecoveryConfig:
 
     group: ClassVar[str] = "Recovery"
 
-    recover: str = choice("lora", CHOICES)
-    seed: int = 0
-    steps: int = 800
-    batch_size: int = 16
-    learning_rate: float | None = None
-    rank: int = 16
-    distillation: float = 1.0
-    cross_entropy: float = 0.5
+    recover: str = choice("lora", CHOICES, others=True)
+    seed: Seed = 0
+    steps: PositiveInt = 800
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat | None = None
+    rank: PositiveInt = 16
+    distillation: NonNegativeFloat = 1.0
+    cross_entropy: NonNegativeFloat = 0.5
     targets: str = choice("reference", TARGETS)
-    save_every: int = 100
-    micro_batch_size: int | None = None
+    save_every: PositiveInt = 100
+    micro_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool | None = None
-    encoder_cache_gib: float = 2.0
-    dataloader_num_workers: int = 0
+    encoder_cache_gib: NonNegativeFloat = 2.0
+    dataloader_num_workers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_names([self.recover], ("none", LINEAR, REFIT, *ALIASES, *METHODS), "recover", own=True)
-        ranges = {name: allowed for name, allowed in TRAINING_RANGES.items() if hasattr(self, name)}
-        weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
-        check_ranges(
-            self,
-            **ranges,
-            rank=POSITIVE,
-            micro_batch_size=(1, math.inf),
-            encoder_cache_gib=(0.0, math.inf),
-            dataloader_num_workers=(0, math.inf),
-            **weights,
-        )
-        check_names([self.targets], TARGETS, "targets")
         if not (self.distillation or self.cross_entropy):
             raise ValueError("Both terms of the loss are off: set `distillation` or `cross_entropy`.")
 

@@ -11,13 +11,11 @@ from typing import Any, ClassVar
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import CHOICES, LINEAR, RecoveryConfig
 from das_gym.adapt.shrink.saving import SAVED_DTYPES
-from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.run_report import rerun_command
 
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings
-from das_gym.commands.settings import choice, nested, settings_dict
+from das_gym.commands.settings import PositiveInt, Seed, choice, nested, settings_dict
 from das_gym.files import at_home
-from das_gym.names import check_names
 from das_gym.problem.budget import check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import BUDGET_SETTINGS, BudgetSettings
@@ -60,13 +58,14 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
 
     problem: ProblemConfig = nested(ProblemConfig, default=answering_problem)
     skip_num: int | None = None
-    seed: int = 0
-    recover: str = choice("lora", CHOICES)
+    seed: Seed = 0
+    recover: str = choice("lora", CHOICES, others=True)
     train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
-    metric: str | None = None
-    test_examples: int | None = 500
+    metric: str | None = choice(None, METRICS, own=True)
+    test_examples: PositiveInt | None = 500
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         model = self.problem.model
         if not MODELS[model].reads_prompts:
             others = [name for name, entry in MODELS.items() if entry.reads_prompts]
@@ -75,8 +74,6 @@ class AnsweringSettings(ResumableSettings, BudgetSettings):
         # A search scores masks with linear maps, too. A given mask needs none but its own, which are fitted later.
         if self.searches and self.recovery().closed_form == LINEAR and self.problem.skip is None:
             object.__setattr__(self, "problem", replace(self.problem, skip=LINEAR))
-        check_names([self.metric] if self.metric else [], METRICS, "metric", own=True)
-        check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
 
     @property
     def searches(self) -> bool:
@@ -123,7 +120,6 @@ class ShrinkSettings(EstimatedSettings, AnsweringSettings, ChoosingSettings):
             raise ValueError(
                 f"`{next(iter(self.asked))}` is the budget of a search: leave it out with `mask` or `search_run`"
             )
-        check_names([self.save_dtype], SAVED_DTYPES, "save_dtype")
         if self.control and self.recovery().method is None:
             raise ValueError(
                 f"`control` is trained like the recovered model: got True with recover={self.recover}. Leave it out."

@@ -18,7 +18,7 @@ from das_gym.agents.searching.scorer import open_scorer
 from das_gym.agents.searching.setup import SEARCH_DEFAULTS
 
 from das_gym.commands.runs import EstimatedSettings, ResumableSettings
-from das_gym.commands.settings import choice, merge, nested
+from das_gym.commands.settings import PositiveInt, Seed, choice, merge, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.files import read_json
 from das_gym.problem.budget import check_budget
@@ -72,25 +72,22 @@ class SearchConfig(BudgetSettings):
 
     group: ClassVar[str] = "Search"
 
-    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS)
-    agent: str = choice("bayes", ChainMap[str, Any](ALGORITHMS, AGENTS))
-    evaluations: int = 240
-    seed: int = 0
-    masks_per_turn: int = 3
+    env_id: str = choice(DEFAULT_ENV, ENVIRONMENTS, others=True)
+    agent: str = choice("bayes", ChainMap[str, Any](ALGORITHMS, AGENTS), others=True)
+    evaluations: PositiveInt = 240
+    seed: Seed = 0
+    masks_per_turn: PositiveInt = 3
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
-    reward: str | None = choice(None, REWARDS)
-    reward_examples: int | None = None
+    reward: str | None = choice(None, REWARDS, own=True)
+    reward_examples: PositiveInt | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     racing: bool | None = None
-    save_every: int = 1
+    save_every: PositiveInt = 1
     action: str | None = choice(None, ACTION_MODES)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_agent_name(self.agent)
-        for name, least in {"seed": 0, "masks_per_turn": 1, "evaluations": 1, "save_every": 1}.items():
-            value = getattr(self, name)
-            if not least <= value < 2**32:
-                raise ValueError(f"`{name}` is out of range: got {value}, expected a whole number from {least} to 2^32 - 1")
         for name in {*BUDGET_SETTINGS, "num_envs", "action"} & self.env_kwargs.keys():
             own = "masks_per_turn" if name == "num_envs" else name
             raise ValueError(f"`env_kwargs` must not hold `{name}`. Use the setting `{own}` of the search")

@@ -9,9 +9,9 @@ import re
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
-from das_gym.commands.settings import describe_type, group_fields, plain, shortest_name
+from das_gym.commands.settings import describe_type, field_types, group_fields, plain, shortest_name
 
 WIDTH = 80
 
@@ -85,7 +85,7 @@ def _setting_lines(cls: type, field: dataclasses.Field[Any], name: str, value: A
     value, default = plain(value), plain(default)
     is_changed, is_missing = not required and value != default, required and value is None
     remark = "; required" if is_missing else f"; default {_format_value(default)}" if is_changed else ""
-    allowed = _allowed_values(get_type_hints(cls)[field.name], field.metadata.get("choices"))
+    allowed = _allowed_values(field_types(cls)[field.name], field.metadata.get("choices"))
     line = f"{name}={'...' if is_missing else _format_value(value)}  ({allowed}{remark})"
     mark = "* " if is_changed else "  "
     head = textwrap.wrap(line, WIDTH, break_on_hyphens=False, initial_indent=mark, subsequent_indent=" " * 10)

@@ -16,6 +16,7 @@ import gymnasium
 from filelock import FileLock, Timeout
 
 import das_gym
+from das_gym.commands.settings import Settings
 from das_gym.files import read_json
 
 RUNS_DIR = "runs"
@@ -40,7 +41,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PluginSettings:
+class PluginSettings(Settings):
     """The setting of every command; it is read first.
 
     Attributes:
@@ -80,7 +81,7 @@ class ResumableSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatedSettings:
+class EstimatedSettings(Settings):
     """The setting of commands that print how long they take and how much memory before they start.
 
     Attributes:

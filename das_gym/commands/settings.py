@@ -1,13 +1,19 @@
-"""Build frozen dataclasses from plain mappings: unknown keys and wrong types raise an error with a suggestion."""
+"""Settings: frozen dataclasses whose fields say which types, numbers and names they take, and are checked by that.
+
+`build` makes them from plain mappings, as JSON or a command line has them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -26,12 +32,72 @@ _TYPE_NAMES = {
 }
 
 
-def choice(default: Any, names: Iterable[str]) -> Any:
-    """Return a dataclass field that only accepts `names`, as its value or each entry of it.
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes, as in `Annotated[float, Range(0)]`; infinity is never one of them.
+
+    Attributes:
+        low, high: The smallest and the largest number.
+        above: Whether a number has to be larger than `low`.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        at_least = value > self.low if self.above else value >= self.low
+        return at_least and value <= self.high and value != math.inf
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"from {self.low} to {self.high}"
+        return f"above {self.low}" if self.above else f"of at least {self.low}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+PositiveFloat = Annotated[float, Range(0, above=True)]
+NonNegativeInt = Annotated[int, Range(0)]
+NonNegativeFloat = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base class of settings: values become what the types of their fields say, or raise an error.
+
+    Raises:
+        TypeError: A value of another type.
+        ValueError: A number out of its range, or a name that is none of the `choice`.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = convert(field.name, getattr(self, field.name), field_types(type(self))[field.name])
+            if field.metadata.get("is_closed") and value is not None:
+                names = (value,) if isinstance(value, str) else value
+                check_names(names, field.metadata["choices"], field.name, own=field.metadata["own"])
+            object.__setattr__(self, field.name, value)
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the types of the fields of a dataclass, with their ranges."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def choice(default: Any, names: Iterable[str], own: bool = False, others: bool = False) -> Any:
+    """Return a dataclass field that accepts `names`, as its value or each entry of it.
 
     Help texts list them, those added to a registry too.
+
+    Args:
+        default: The field's default.
+        names: Its allowed values.
+        own: Whether a user's module may register more.
+        others: Whether other values are allowed too.
     """
-    return dataclasses.field(default=default, metadata={"choices": names})
+    return dataclasses.field(default=default, metadata={"choices": names, "own": own, "is_closed": not others})
 
 
 def nested(cls: type, without: Sequence[str] = (), listed: bool = True, default: Callable[[], Any] | None = None) -> Any:
@@ -118,7 +184,7 @@ def build(cls: type[Config], values: Any, what: str = "setting") -> Config:
     missing = [name for name in fields if name not in values and name not in optional]
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
-    kinds = get_type_hints(cls)
+    kinds = field_types(cls)
     return cls(**{name: convert(name, value, kinds[name]) for name, value in values.items()})
 
 
@@ -140,6 +206,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or (origin is Literal and any(value == each and type(value) is type(each) for each in inner)):
         return value
+    if origin is Annotated:
+        return _convert_number(name, value, *inner)
     if origin in (Union, types.UnionType):
         return _convert_union(name, value, kind)
     if origin in (tuple, list):
@@ -151,6 +219,13 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     if origin is not None:
         raise _type_error(name, value, kind)
     return _convert_plain(name, value, kind)
+
+
+def _convert_number(name: str, value: Any, kind: Any, allowed: Range) -> Any:
+    number = convert(name, value, kind)
+    if number not in allowed:
+        raise ValueError(f"`{name}` is out of range: got {value!r}, expected {_TYPE_NAMES[kind]} {allowed}")
+    return number
 
 
 def _convert_union(name: str, value: Any, kind: Any) -> Any:
@@ -186,9 +261,9 @@ def _convert_plain(name: str, value: Any, kind: Any) -> Any:
             return float(value)
         except OverflowError:  # JSON holds whole numbers of any length
             raise _type_error(name, value, kind) from None
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if kind not in (bool, int, float, Path) and isinstance(value, kind):
+    if kind in (Path, str) and isinstance(value, (str, Path)):
+        return kind(value)
+    if kind not in (bool, int, float, str, Path) and isinstance(value, kind):
         return value
     raise _type_error(name, value, kind)
 
@@ -200,6 +275,8 @@ def _type_error(name: str, value: Any, kind: Any) -> TypeError:
 def describe_type(kind: Any) -> str:
     """Return a field type in words, for messages and help texts."""
     origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return f"{_TYPE_NAMES[inner[0]]} {inner[1]}"
     if origin in (Union, types.UnionType):
         words = [describe_type(each) for each in inner]
         return f"{', '.join(words[:-1])} or {words[-1]}"

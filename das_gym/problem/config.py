@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from das_gym.commands.commandline import format_command, setting_words
-from das_gym.commands.settings import choice
+from das_gym.commands.settings import PositiveFloat, PositiveInt, Settings, choice
 from das_gym.commands.trust import REMOTE_CODE
 from das_gym.files import absolute
-from das_gym.names import check_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 UNITS = ("layers", "sublayers")
@@ -56,7 +55,7 @@ def download_hint(value: str, setting: str) -> str:
 
 
 @dataclass(frozen=True)
-class ProblemConfig:
+class ProblemConfig(Settings):
     """Settings of model, task and data, and of how masks are scored on them. The defaults load bundled ones.
 
     Attributes:
@@ -100,8 +99,8 @@ class ProblemConfig:
 
     group: ClassVar[str] = "Model and data"
 
-    model: str = choice(DEFAULT_MODEL, MODELS)
-    task: str = choice(DEFAULT_TASK, TASKS)
+    model: str = choice(DEFAULT_MODEL, MODELS, own=True)
+    task: str = choice(DEFAULT_TASK, TASKS, own=True)
     _: KW_ONLY
     checkpoint: str | None = None
     data_root: str | None = None
@@ -112,38 +111,28 @@ class ProblemConfig:
     dtype: str | None = None
     device: str = "auto"
     trust_remote_code: bool | None = None
-    image_size: int | None = None
-    max_text_length: int | None = None
-    context: int | None = None
+    image_size: PositiveInt | None = None
+    max_text_length: PositiveInt | None = None
+    context: PositiveInt | None = None
     columns: str | None = None
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device_map: str | None = None
     precision: str = choice("float32", PRECISIONS)
-    eval_batch_size: int | None = None
-    tree_gib: float = 3.0
+    eval_batch_size: PositiveInt | None = None
+    tree_gib: PositiveFloat = 3.0
     encoder_cache: str | None = None
     latency_again: bool = False
     skip: str | None = choice(None, SKIPS)
-    skip_rank: int | None = None
-    calibration_examples: int = 256
+    skip_rank: PositiveInt | None = None
+    calibration_examples: PositiveInt = 256
     workers: str | None = choice(None, ("ray",))
 
     def __post_init__(self) -> None:
-        if hint := download_hint(self.model, "checkpoint"):
+        if hint := download_hint(str(self.model), "checkpoint"):
             raise ValueError(f"`model` is unknown: got {self.model}, expected {', '.join(MODELS)}.{hint}")
-        check_names([self.model], MODELS, "model", own=True)
-        check_names([self.task], TASKS, "task", own=True)
+        super().__post_init__()
         find_environment(self.model, self.task)
         self._check_options()
-        for name, known in (("units", UNITS), ("workers", ("ray",))):
-            value = getattr(self, name)
-            if value not in (None, *known):
-                raise ValueError(f"`{name}` is unknown: got {value!r}, expected {' or '.join(known)}")
-        if not self.tree_gib > 0:
-            raise ValueError(f"`tree_gib` is out of range: got {self.tree_gib}, expected more than 0")
-        for name in ("image_size", "max_text_length", "context", "eval_batch_size", "skip_rank", "calibration_examples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is out of range: got {getattr(self, name)}, expected at least 1, or None")
         for name in PATH_SETTINGS:
             value = getattr(self, name)
             if value is None:
@@ -179,7 +168,6 @@ class ProblemConfig:
                 raise ValueError(
                     f"`{name}` is not supported by {self.model}, only by {', '.join(others)}: got {value}. Leave it out."
                 )
-        check_names([] if self.skip is None else [self.skip], SKIPS, "skip")
         if self.skip is not None and not MODELS[self.model].reads_prompts:
             raise ValueError(f"`skip` is for transformers models: got {self.skip} for {self.model}. Leave it out.")
         if self.skip is not None and self.supernet is not None:

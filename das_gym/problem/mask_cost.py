@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from das_gym.commands.settings import Settings
 from das_gym.files import at_home, read_json
 from das_gym.names import check_names
 
@@ -105,7 +106,7 @@ SAVED = {setting: kind.word for setting, kind in COST_KINDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetSettings:
+class BudgetSettings(Settings):
     """A budget as a user gives it: how many units to skip, or the share of one cost to save. At most one of them.
 
     Attributes:

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.paper import OURS, PAPER, DASSettings, das_settings, sources
+from das_gym.adapt.paper import OURS, PAPER, SOURCES, DASSettings, das_settings
 from das_gym.adapt.paper_command import NEEDED, PUBLISHED, TASKS, commands, count, main
 
 from das_gym.commands.runs import PluginSettings
@@ -32,8 +32,8 @@ def test_published_settings():
 
 
 def test_paper_settings_have_sources_and_differences_reasons():
-    assert sources().keys() == FIELDS
-    assert all(sources().values())
+    assert SOURCES.keys() == FIELDS
+    assert all(SOURCES.values())
     assert OURS.keys() <= FIELDS
     assert all(
         why == "as above" or any(value != getattr(settings, name) for settings in PAPER.values())

@@ -2,13 +2,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 
 from das_gym.commands.help import defaults_of, settings_text
-from das_gym.commands.settings import build, full_names, nested, settings_dict, shortest_name
+from das_gym.commands.settings import (
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Seed,
+    Settings,
+    build,
+    choice,
+    full_names,
+    nested,
+    settings_dict,
+    shortest_name,
+)
 from das_gym.files import read_array
 from das_gym.names import check_names
 
@@ -59,6 +71,50 @@ def test_wrong_type_is_rejected_with_allowed_types(values, text):
     with pytest.raises(TypeError) as error:
         build(Outer, {"count": 1, **values})
     assert str(error.value).endswith(text)
+
+
+@dataclass(frozen=True)
+class Checked(Settings):
+    """Checked.
+
+    Attributes:
+        rates: Learning rates.
+    """
+
+    seed: Seed = 0
+    size: PositiveInt | None = None
+    share: Annotated[float, Range(0, 1)] = 0.5
+    rates: tuple[PositiveFloat, ...] = ()
+    mode: str = choice("a", ("a", "b"))
+    parts: tuple[str, ...] = choice((), ("left", "right"), own=True)
+
+
+def test_python_users_get_the_conversions_and_checks_of_the_command_line():
+    settings = Checked(size=np.int64(3), share=1, rates=[1, 0.5], parts=["left"])  # type: ignore[arg-type]
+    assert settings == Checked(0, 3, 1.0, (1.0, 0.5), "a", ("left",))
+    assert (type(settings.size), type(settings.share)) == (int, float)
+    assert "rates=[]  (a list, each a number above 0)\n      Learning rates." in settings_text(Checked, defaults_of(Checked))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": -1}, "`seed` is out of range: got -1, expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "`seed` is out of range"),
+        ({"size": 0}, "`size` is out of range: got 0, expected a whole number of at least 1"),
+        ({"share": 1.1}, "`share` is out of range: got 1.1, expected a number from 0 to 1"),
+        ({"share": float("nan")}, "`share` is out of range"),
+        ({"rates": (1.0, 0.0)}, r"`rates\[1\]` is out of range: got 0.0, expected a number above 0"),
+        ({"rates": (float("inf"),)}, r"`rates\[0\]` is out of range"),
+        ({"mode": "c"}, "unknown mode 'c'; known: a, b"),
+        ({"parts": ("left", "rigth")}, "unknown parts 'rigth'; did you mean 'right'"),
+    ],
+)
+def test_number_out_of_range_and_unknown_choice_are_rejected(values, message):
+    with pytest.raises(ValueError, match=message):
+        Checked(**values)
+    with pytest.raises(ValueError, match=message):
+        build(Checked, values)
 
 
 def test_unknown_key_is_rejected_with_the_nearest_known_one():

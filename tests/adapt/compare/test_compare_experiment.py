@@ -114,7 +114,7 @@ def test_kept_models(tmp_path: Path):
 
 def test_compare_rejects_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
-        ("methods=['lorra']", "unknown method 'lorra'"),
+        ("methods=['lorra']", "unknown methods 'lorra'"),
         ("skip_nums=[7]", "`skip_nums` is out of range: got [7], expected 0..6"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("train.itm_weight=0.5", "vqa has no image-text-matching loss"),
