@@ -75,7 +75,9 @@ class StepLoss:
         hardware: Hardware = ONE_DEVICE,
         itm_weight: float = 0.0,
     ) -> None:
-        backbone, head, task = model.backbone, model.head, model.task
+        backbone = model.backbone
+        head = model.head
+        task = model.task
         check_training(backbone, task, hardware, itm_weight)
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
@@ -120,7 +122,8 @@ class StepLoss:
 
     def _requests(self, step: int) -> list[Requests]:
         """Return which images each micro-batch of a step has to read: those whose encoder outputs are not cached."""
-        processor, augment = self.prefetcher.processor, self._augmentation(step)
+        processor = self.prefetcher.processor
+        augment = self._augmentation(step)
         caches = self.caches_encoders and augment is None
 
         def cached(key: Any) -> bool:
@@ -165,7 +168,8 @@ class StepLoss:
 
     def activation_bytes(self) -> int:
         """Return how many bytes the forward pass of the first example keeps for the backward pass, without parameters."""
-        example, device = self.examples[:1], self.vlp.device
+        example = self.examples[:1]
+        device = self.vlp.device
         augment = (self.seed, 0) if self.augment else None
         parameters = [*self.vlp.parameters(), *self.head.parameters()]
         # dropout must not draw from the random numbers of the training
@@ -174,9 +178,12 @@ class StepLoss:
 
     def choose_micro_batch_size(self, parameters: Iterable[Tensor], batch_size: int) -> None:
         """Set `micro_batch_size` if it is None and the batch does not fit into memory; print what does not fit."""
-        fixed, per_example, free = training_bytes(parameters), self.activation_bytes(), free_bytes(self.vlp)
+        fixed = training_bytes(parameters)
+        per_example = self.activation_bytes()
+        free = free_bytes(self.vlp)
         fits = max(1, int((USABLE * free - fixed) // max(per_example, 1)))
-        size, message = min(self.micro_batch_size or batch_size, batch_size), ""
+        size = min(self.micro_batch_size or batch_size, batch_size)
+        message = ""
         if self.micro_batch_size is None and fits < size:
             size = self.micro_batch_size = 1 << (fits.bit_length() - 1)  # a power of two
             message = f"memory: {batch_size} examples at a time do not fit: gradients are accumulated over {size} at a time"
@@ -192,10 +199,9 @@ class StepLoss:
 
 def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     """Return the settings with learning rates and batch size filled in, and a line that describes them."""
-    backbone, task = model.backbone, model.task
-    name = "" if backbone.config is None else backbone.config.model
+    name = "" if model.backbone.config is None else model.backbone.config.model
     # The paper's values are for models of its size alone.
-    paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
+    paper = PAPER.get((name, model.task.name)) if model.backbone.vlp.size == "base" else None
     defaults: dict[str, Any] = dict.fromkeys(("learning_rate", "head_learning_rate"), config.default_learning_rate)
     if paper is not None:
         defaults["learning_rate"] = paper.learning_rate * paper.fusion_multiplier
@@ -203,7 +209,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
         defaults["batch_size"] = paper.batch_size
     missing = {field: value for field, value in defaults.items() if getattr(config, field) is None}
     config = dataclasses.replace(config, **missing)
-    examples = config.batch_size or task.examples_for_pairs(config.pairs_per_step)
+    examples = config.batch_size or model.task.examples_for_pairs(config.pairs_per_step)
     line = (
         f"{config.steps} steps of {examples} examples, learning rate {config.learning_rate:g}, of the head "
         f"{config.head_learning_rate:g}"
@@ -212,7 +218,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
         return config, line
     if missing:
         line += ": defaults of the paper"
-    size = getattr(task.processor, "image_size", None)
+    size = getattr(model.task.processor, "image_size", None)
     if paper.image_size is not None and size != paper.image_size:
         line += f"; images of {size} px, the paper has image_size={paper.image_size}"
     return config, line
@@ -232,13 +238,12 @@ def make_trainer(step_loss: StepLoss, hardware: Hardware, **settings: Any) -> Tr
 
     Trackers write to the folder of the checkpoint. `settings` are those of `Trainer`.
     """
-    vlp, checkpoint = step_loss.vlp, settings["checkpoint"]
-    vlp.gradient_checkpointing = hardware.gradient_checkpointing
-    accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
+    step_loss.vlp.gradient_checkpointing = hardware.gradient_checkpointing
+    accelerator = make_accelerator(hardware, step_loss.vlp.device, settings["checkpoint"] and settings["checkpoint"].parent)
     parameters = [p for group in settings["optimizer"].param_groups for p in group["params"]]
     with accelerator.autocast():
         step_loss.choose_micro_batch_size(parameters, -(-step_loss.batch_size // world_size()))
-    modules = {"vlp": vlp, "head": step_loss.head}
+    modules = {"vlp": step_loss.vlp, "head": step_loss.head}
     return Trainer(modules, accelerator=accelerator, prefetcher=step_loss.prefetcher, **settings)
 
 
@@ -251,12 +256,11 @@ def set_up(
 ) -> tuple[StepLoss, Trainer]:
     """Return the loss of a step and the `Trainer` of the parameters of model and head that require a gradient."""
     config, _ = resolve_defaults(config, model)
-    vlp, head, task = model.backbone.vlp, model.head, model.task
-    batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
+    batch_size = min(config.batch_size or model.task.examples_for_pairs(config.pairs_per_step), len(examples))
     step_loss = StepLoss(model, examples, batch_size, config.seed, False, encoder, config, config.itm_weight)
     groups = (
-        ([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
-        (list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
+        ([p for p in model.backbone.vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
+        (list(own_parameters(model.backbone.vlp, model.head).values()), config.head_learning_rate or 0.0),
     )
     trainer = make_trainer(
         step_loss,

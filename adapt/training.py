@@ -212,7 +212,9 @@ class Trainer:
 
     def take_step(self, step_function: Step, describe_step: Callable[[], str] | None = None) -> dict[str, float]:
         """Take one optimizer step, and return its losses and metrics by name."""
-        accelerator, trained, sums = self.accelerator, list(self._trained.values()), dict[str, float]()
+        accelerator = self.accelerator
+        trained = list(self._trained.values())
+        sums = dict[str, float]()
         self.optimizer.zero_grad()
         with accelerator.autocast():
             result = step_function(self.step)
@@ -288,14 +290,14 @@ class Trainer:
         device_rng = self._gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
         if not is_main_process():  # all take part in gathering, one writes
             return
-        scaler, buffer = self.accelerator.scaler, io.BytesIO()
+        buffer = io.BytesIO()
         state = {
             "step": self.step,
             "parameters": {name: p.detach() for name, p in self._trained.items()},
             "optimizer": self.optimizer.state_dict(),
             "rng": rng,
             "device_rng": device_rng,
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "logged": self._logged,
             "window": self._window,  # so that a resumed training logs the means of an uninterrupted one
             "stateful": {name: json.dumps(each.state_dict()) for name, each in self.stateful.items()},
@@ -319,13 +321,13 @@ class Trainer:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Raise for the checkpoint of another training."""
-        saved, processes = state["parameters"], len(state["rng"])
-        shapes = {name: (p.shape, p.dtype) for name, p in saved.items()}
+        processes = len(state["rng"])
+        shapes = {name: (p.shape, p.dtype) for name, p in state["parameters"].items()}
         if not 0 <= state["step"] <= self.steps or shapes != {name: (p.shape, p.dtype) for name, p in self._trained.items()}:
             raise ValueError("it was saved by another configuration")
         if processes != world_size():
             raise ValueError(f"it was saved by {processes} processes, expected {world_size()}")
-        check_finite(saved.items(), Path("the parameters"))
+        check_finite(state["parameters"].items(), Path("the parameters"))
         owners = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, kept in state["optimizer"]["state"].items():  # before `load_state_dict` copies a tensor of huge strides
             for name, value in kept.items():
@@ -342,7 +344,8 @@ class Trainer:
         for name, each in self.stateful.items():
             each.load_state_dict(json.loads(state["stateful"][name]))
         self.step = int(state["step"])
-        self._logged, self._window = list(state["logged"]), dict(state["window"])
+        self._logged = list(state["logged"])
+        self._window = dict(state["window"])
         self._scheduler.last_epoch = self.step  # all that a `LambdaLR` keeps; the optimizer's state has the current rates
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

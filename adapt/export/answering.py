@@ -39,10 +39,12 @@ def export_answering(
     subnet: AdaptedModel, out: Path, record: Mapping[str, Any], wanted_dtype: str = "auto"
 ) -> ExportedFolder:
     """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process."""
-    vlm, config = subnet.backbone.vlp, subnet.backbone.config
+    vlm = subnet.backbone.vlp
+    config = subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
-    smaller, source = export_form(vlm), source_of(config)
+    smaller = export_form(vlm)
+    source = source_of(config)
     dtypes = source_dtype(source), vlm.model.dtype, wanted_dtype
     dtype = saved_dtype(*dtypes)
     task_processor: Any = subnet.task.processor
@@ -78,7 +80,8 @@ def export_answering(
 
 def _card(source: Path, exported: ExportedFolder, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
     auto = exported.loads_with.rpartition(".")[2]
-    name, remote = display_name(source), has_remote_code(vlm)
+    name = display_name(source)
+    remote = has_remote_code(vlm)
     removed = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))
     about = [f"Made from `{name}` by `python -m adapt export` of das_gym."]
     if "row" in record:

@@ -69,17 +69,17 @@ def run_export(settings: ExportSettings) -> ExportedFolder:
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
     subnet = load_with_overrides(place, "cpu", settings.checkpoint, settings.trust_remote_code)
-    vlp, config = subnet.backbone.vlp, subnet.backbone.config
+    vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
     if place != folder:
         record = _compared(record, kept_trials(folder)[place])
-    if config is None or not MODELS[config.model].reads_prompts:
+    if subnet.backbone.config is None or not MODELS[subnet.backbone.config.model].reads_prompts:
         if settings.dtype != "auto":
             raise ValueError(f"`dtype` is not supported by {type(vlp).__name__}: got {settings.dtype}. Leave it out.")
         return export(subnet, out, settings.onnx, record)
     if settings.onnx:
-        raise ValueError(f"`onnx` is not supported for generative models: got {config.model}. Leave it out.")
+        raise ValueError(f"`onnx` is not supported for generative models: got {subnet.backbone.config.model}. Leave it out.")
     from das_gym.adapt.export.answering import export_answering
 
     return export_answering(subnet, out, record, settings.dtype)

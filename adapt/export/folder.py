@@ -94,10 +94,11 @@ def export(
 
 def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_labels: int, num_images: int) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
-    processor, task, vlp = subnet.task.processor, subnet.task, subnet.backbone.vlp
-    mask = vlp.check_mask(None)
-    names = task.logit_names
-    labels = names if len(names) == num_labels else [f"LABEL_{i}" for i in range(num_labels)]
+    processor = subnet.task.processor
+    mask = subnet.backbone.vlp.check_mask(None)
+    labels = subnet.task.logit_names
+    if len(labels) != num_labels:
+        labels = [f"LABEL_{i}" for i in range(num_labels)]
     versions = library_versions()
     config = {
         **model.config,
@@ -106,10 +107,10 @@ def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, num_l
         "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
         "transformers_version": versions["transformers"],
         METADATA_KEY: {  # read by `load_exported`
-            "task": task.name,
-            "labels": list(task.labels),
+            "task": subnet.task.name,
+            "labels": list(subnet.task.labels),
             "mask": mask.astype(int).tolist(),
-            "skipped_layers": skipped_names((layer.name for layer in vlp.layers), mask),
+            "skipped_layers": skipped_names((layer.name for layer in subnet.backbone.vlp.layers), mask),
             "image_size": processor.image_size,
             "max_text_length": processor.max_text_length,
             "num_images": num_images,
@@ -159,19 +160,22 @@ def subnet_card(
     subnet: AdaptedModel, model: ExportedModel, exported: ExportedFolder, record: Mapping[str, Any], num_images: int
 ) -> str:
     """Return the text of the folder's README.md."""
-    vlp, task = subnet.backbone.vlp, subnet.task.name
-    kinds, mask = layer_kinds(vlp), vlp.check_mask(None).astype(int).tolist()
-    title, how = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers", DAS
+    vlp = subnet.backbone.vlp
+    kinds = layer_kinds(vlp)
+    mask = vlp.check_mask(None).astype(int).tolist()
+    title = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers"
+    how = DAS
     if "row" in record and not sum(mask):  # another method than DAS
-        title, how = f"{type(vlp).__name__}, fine-tuned", f"A row of `python -m adapt compare`: {record['row']}."
+        title = f"{type(vlp).__name__}, fine-tuned"
+        how = f"A row of `python -m adapt compare`: {record['row']}."
     loads_with = f"This is a plain `{exported.loads_with}` with fewer blocks."
     if model.code:
         loads_with = f"Its code is `{exported.loads_with}` and what that imports. It needs torch and transformers alone."
     layers = ", ".join(f"{layer.name} {kind}" for layer, kind in zip(vlp.layers, kinds, strict=True))
     onnx = "" if exported.onnx_difference is None else f", those of `model.onnx` by {exported.onnx_difference:.1e}"
     return model_card(
-        f"---\nlibrary_name: transformers\ntags: [layer-skipping, {model.config['model_type']}, {task}]\n---",
-        f"{title}, for {task}",
+        f"---\nlibrary_name: transformers\ntags: [layer-skipping, {model.config['model_type']}, {subnet.task.name}]\n---",
+        f"{title}, for {subnet.task.name}",
         [
             f"Made by `python -m adapt export` of das_gym. {how}",
             " ".join([loads_with, *model.notes]),

@@ -51,13 +51,15 @@ class SubnetGraph(nn.Module):
 
     def __init__(self, subnet: AdaptedModel, num_images: int) -> None:
         super().__init__()
-        self.vlp, self.num_images = subnet.backbone.vlp, num_images
+        self.vlp = subnet.backbone.vlp
+        self.num_images = num_images
         parts = subnet.head if isinstance(subnet.head, nn.Sequential) else [subnet.head]
         self.head = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Flatten)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """Return (batch, num_labels) logits."""
-        count, types = self.num_images, dict[str, Tensor]()
+        count = self.num_images
+        types = dict[str, Tensor]()
         if count > 1:
             input_ids, attention_mask = (t.repeat_interleave(count, dim=0) for t in (input_ids, attention_mask))
             numbers = torch.arange(1, 1 + count, device=pixel_values.device)
@@ -72,9 +74,11 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     import onnxruntime
 
     names = ("input_ids", "attention_mask", "pixel_values")
-    processor, traced = subnet.task.processor, probe(subnet, num_images, rows=2)
+    processor = subnet.task.processor
+    traced = probe(subnet, num_images, rows=2)
     batch = as_transformers(traced, num_images)
-    size, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=processor.max_text_length)
+    size = torch.export.Dim("batch")
+    tokens = torch.export.Dim("tokens", max=processor.max_text_length)
     image: dict[int, Any] = {0: size}
     if traced["image"].shape[-1] != traced["image"].shape[-2]:  # images keep their shapes
         sides = (torch.export.Dim("rows"), torch.export.Dim("columns"))
@@ -113,16 +117,16 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
 
 def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
     """Return a batch of das_gym on the subnet's device. Every second image is wider than high, unless they are `square`."""
-    task, side = subnet.task, subnet.task.processor.image_size
+    side = subnet.task.processor.image_size
     pairs = []
     for row in range(rows):
         width = side if square or row % 2 else 3 * side // 2
-        for number in range(task.passes):
+        for number in range(subnet.task.passes):
             word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
-            image = NoiseImage(task.passes * row + number, width, side)
+            image = NoiseImage(subnet.task.passes * row + number, width, side)
             pairs.append(Pair(f"{word} {row}", image, 1 + number % num_images))
     dtype = next(subnet.backbone.vlp.parameters()).dtype
-    batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
+    batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in subnet.task.processor(pairs).items()}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 

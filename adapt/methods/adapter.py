@@ -37,11 +37,10 @@ class AdapterTuning(Method):
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
-            layer = site.last
             adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
-            adapter.to(layer.weight.device)
+            adapter.to(site.last.weight.device)
             # In place of the linear layer: the code of any layer runs it there.
-            site.owner.set_submodule(site.out, SequentialAdapter(layer, adapter))
+            site.owner.set_submodule(site.out, SequentialAdapter(site.last, adapter))
             trained += adapter.parameters()
         return trained
 
@@ -101,8 +100,7 @@ class DAS(Method):
 
     def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert adapters, which start without effect."""
-        width = pruned.vlp.feature_size
-        return pruned.insert_adapters(max(8, width // 64), max(8, width // 16))
+        return pruned.insert_adapters(max(8, pruned.vlp.feature_size // 64), max(8, pruned.vlp.feature_size // 16))
 
     def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that layers have a known place for adapters."""

@@ -56,7 +56,8 @@ class Prompts(nn.Module):
 
     def forward(self, state: State) -> State:
         """Return the state with longer streams; the position that the head reads stays the same."""
-        hidden, attend = dict(state.hidden), dict(state.attend)
+        hidden = dict(state.hidden)
+        attend = dict(state.attend)
         for stream, embedding in self.streams.items():
             own = hidden[stream]
             virtual_tokens = embedding(torch.arange(self.tokens, device=own.device))

@@ -166,9 +166,13 @@ def check_verification_memory(vlm: VLM) -> None:
 
     A model on one GPU waits in main memory meanwhile, through which the process loads its own.
     """
-    needed, free, place = bytes_of(list(vlm.model.parameters())), free_bytes(vlm), "memory"
+    needed = bytes_of(list(vlm.model.parameters()))
+    free = free_bytes(vlm)
+    place = "memory"
     if vlm.device.type != "cpu" and not vlm.is_spread:
-        needed, free, place = 2 * needed, psutil.virtual_memory().available, "main memory"
+        needed = 2 * needed
+        free = psutil.virtual_memory().available
+        place = "main memory"
     if needed > free:
         raise ValueError(
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
@@ -225,12 +229,14 @@ _REASONS: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
 def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
     """Return why a model cannot generate correctly without the layers of a mask; empty if it can."""
     vlm = as_vlm(problem)
-    known, key = _REASONS.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
+    known = _REASONS.setdefault(vlm, {})
+    key = np.asarray(mask, bool).tobytes()
     if key not in known:
         # Tried once for each mask: `check` and `ShrinkJob` ask for the same ones.
         known[key] = ""
         try:
-            smaller, probes = pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1)
+            smaller = pruned_copy(vlm, mask)
+            probes = Probes.of(vlm, problem.task, problem.splits.test, count=1)
             check_generation(smaller, probes)
             if vlm.removed_parts(mask):
                 check_logits(smaller, mask, probes)

@@ -38,22 +38,24 @@ SUBPROCESS_SECONDS = 6.0
 
 def shrink_parts(settings: ShrinkSettings, problem: Problem, choice: Choice | None) -> list[Part]:
     """Return the parts of `python -m adapt shrink` after its search; without a choice, a random mask stands for it."""
-    full, task, config = problem.vlp, problem.task, settings.recovery()
+    full = problem.vlp
+    config = settings.recovery()
     assert isinstance(full, VLM)
-    test = shuffled(task, problem.splits.test, settings.test_examples)
-    timed = time_answers(full, task, test)
-    alone = timed.alone
+    test = shuffled(problem.task, problem.splits.test, settings.test_examples)
+    timed = time_answers(full, problem.task, test)
     # Without a cache, each token of one prompt takes a forward.
-    forwards, tokens = 10 * PROMPTS + NEW_TOKENS + 1, (PROMPTS + 1) * NEW_TOKENS
-    seconds = SUBPROCESS_SECONDS + forwards * float(alone[0]) + tokens * float(alone[1:].mean())
+    forwards = 10 * PROMPTS + NEW_TOKENS + 1
+    tokens = (PROMPTS + 1) * NEW_TOKENS
+    seconds = SUBPROCESS_SECONDS + forwards * float(timed.alone[0]) + tokens * float(timed.alone[1:].mean())
     verification = Part("verification", seconds)
-    answering, timing = timed.scoring(timed.own_tokens), 2 * (1 + LATENCY_BLOCKS) * float(alone.sum())
+    answering = timed.scoring(timed.own_tokens)
+    timing = 2 * (1 + LATENCY_BLOCKS) * float(timed.alone.sum())
     # The answers of the model that is not recovered may not end.
     measuring = answering + timed.scoring(timed.most_tokens) + timing
     if config.method is None:
         return [Part("measuring", measuring), verification]
     mask = random_mask(settings, problem) if choice is None else choice.mask
-    teacher, recovery = recovery_parts(pruned_copy(full, mask), full, task, problem.splits.train, config)
+    teacher, recovery = recovery_parts(pruned_copy(full, mask), full, problem.task, problem.splits.train, config)
     parts = [teacher, recovery, Part("measuring", measuring + answering), verification]
     if settings.control is False:
         return parts
@@ -66,7 +68,8 @@ def shrink_parts(settings: ShrinkSettings, problem: Problem, choice: Choice | No
 
 def random_mask(settings: ShrinkSettings, problem: Problem) -> np.ndarray:
     """Return a mask that keeps the budget and can be removed; the full model's if 10 draws have none."""
-    space, rng = MaskSpace(budget_of(settings, problem, settings.budget)), np.random.default_rng(0)
+    space = MaskSpace(budget_of(settings, problem, settings.budget))
+    rng = np.random.default_rng(0)
     draws = (space.sample(rng) for _ in range(10))
     nothing = np.zeros(len(problem.vlp.layers), dtype=bool)
     return next((mask for mask in draws if not why_not_removable(problem, mask)), nothing)
@@ -104,7 +107,8 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:
     processor: Any = task.processor
     open_ended = task.open_ended(test)
     prompts: Any = task.pairs(open_ended)
-    size, timed = min(len(test), GENERATE_BATCH_SIZE), 1 + DECODED_TOKENS
+    size = min(len(test), GENERATE_BATCH_SIZE)
+    timed = 1 + DECODED_TOKENS
     settings = greedy_settings(full, processor, timed, least=timed)
     if not task.generates:
         forward, _ = time_examples(lambda n: score_model(full, task, test[:n], ""), size, full.device)
@@ -122,16 +126,17 @@ def time_answers(full: VLM, task: Task, test: Sequence[Any]) -> AnswerTimes:
 
 def recovery_parts(student: VLM, full: VLM, task: Task, train: Sequence[Any], config: RecoveryConfig) -> tuple[Part, Part]:
     """Return the parts of a recovery: running the teacher, and training. The student cannot be used afterwards."""
-    size, rows = min(config.batch_size, len(train)), training_rows(len(train), config)
+    size = min(config.batch_size, len(train))
+    rows = training_rows(len(train), config)
     batch = task.open_ended([train[row] for row in batch_at(range(len(train)), size, config.seed, step=0)])
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
-    method = config.method
-    assert method is not None
-    trained = insert_trained(student, full, method)
+    assert config.method is not None
+    trained = insert_trained(student, full, config.method)
     steps = RecoverySteps(student, teacher, task, train, config)
     steps.choose_plan(trained)
-    at_a_time, fixed = steps.plan.micro_batch_size, training_bytes(trained)
+    at_a_time = steps.plan.micro_batch_size
+    fixed = training_bytes(trained)
     seconds, timed = time_examples(lambda n: steps.losses(batch[:n])["loss"].backward(), at_a_time, full.device)
     held = fixed + (at_a_time - timed) * ((steps.plan.needed - fixed) // at_a_time)
     return Part("teacher", len(rows) * taught), Part("recovery", config.steps * size * seconds, held=held)

@@ -74,12 +74,15 @@ class ShrinkJob:
         """Run the whole job, and print the report."""
         if self.choice.remark:
             print(escape_control_chars(self.choice.remark))
-        task, splits, source, dtype, mask = self.problem.task, self.problem.splits, self.source, self.dtype, self.mask
+        task = self.problem.task
+        splits = self.problem.splits
+        mask = self.mask
         # Before hours of recovery, which cannot help a model that answers by chance.
         scored = {FULL: self._score(self.full, f"{FULL} model")}
         warn_at_chance(self.choice.problem, task, self.test, scored[FULL][0].score, "test")
-        shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
-        round_parameters(shrunk.model, dtype)  # as a folder would store it
+        shrunk = pruned_copy(self.full, mask)
+        final = pruned_copy(self.full, mask)
+        round_parameters(shrunk.model, self.dtype)  # as a folder would store it
         repair(final, self.problem, mask, self.recovery)
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         trained = recover(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher, log)
@@ -89,15 +92,16 @@ class ShrinkJob:
         probes = Probes.of(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
-            tokenizer = self.choice.problem.tokenizer
-            processor = source if tokenizer is None else Path(tokenizer)
-            own_code, names_dtype = has_remote_code(self.full), self.settings.save_dtype != "auto"
+            processor = self.source if self.choice.problem.tokenizer is None else Path(self.choice.problem.tokenizer)
+            own_code = has_remote_code(self.full)
+            names_dtype = self.settings.save_dtype != "auto"
             with merged(final, self.full, self.recovery, trained, self.folder):
-                round_parameters(final.model, dtype)  # so that what is measured is what is saved
-                save(final.model, part, source, processor, dtype, own_code, names_dtype)
-                verified = verify(part, final, mask, probes, dtype, [shrunk])
+                round_parameters(final.model, self.dtype)  # so that what is measured is what is saved
+                save(final.model, part, self.source, processor, self.dtype, own_code, names_dtype)
+                verified = verify(part, final, mask, probes, self.dtype, [shrunk])
                 if self.recovery.recover != "none":
-                    models[RECOVERED], scored[RECOVERED] = final, self._score(final, f"{RECOVERED} model")
+                    models[RECOVERED] = final
+                    scored[RECOVERED] = self._score(final, f"{RECOVERED} model")
             measured = self._measure(models, scored)
             size = sum(p.numel() for p in trained)
             del shrunk, final, trained  # the control takes their memory
@@ -107,7 +111,7 @@ class ShrinkJob:
             card = shrunk_card(
                 full=self.full,
                 mask=mask.tolist(),
-                source=source,
+                source=self.source,
                 origin=self._origin(),
                 recovery=self.recovery,
                 trained=(size, len(splits.train)),
@@ -141,20 +145,20 @@ class ShrinkJob:
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
             costs[RECOVERED] = self._costs_of(full_with_adapters_of(self.full, final, self.mask))
-        task, dtypes = self.problem.task, (self.dtypes[0], self.dtype)
-        metric = self.settings.metric or task.metric_name
-        return measure(models, costs, self.mask, task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
+        dtypes = (self.dtypes[0], self.dtype)
+        metric = self.settings.metric or self.problem.task.metric_name
+        return measure(models, costs, self.mask, self.problem.task, self.test[0], dtypes, LATENCY_BLOCKS, scored, metric)
 
     def _with_control(self, measured: Measured, teacher: Teacher | None) -> Measured:
         """Train and score the full model, too: with `control`, or if that is None and the recovered model is better."""
-        full, final, task = measured.rows[FULL], measured.final, self.problem.task
-        wins = final.score > full.score or final.loss < full.loss
+        full = measured.rows[FULL]
+        wins = measured.final.score > full.score or measured.final.loss < full.loss
         if self.recovery.method is None or not (wins if self.settings.control is None else self.settings.control):
             return measured
         if self.settings.control is None:
             print("The recovered model is better than the full one. The full model is trained alike, as a control.")
         control = pruned_copy(self.full, np.zeros(len(self.full.layers), bool))
-        parts = task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
+        parts = self.problem.task, self.problem.splits.train, self.recovery, self.folder / CONTROL_CHECKPOINT, teacher
         trained = recover(control, self.full, *parts, title="training the control")
         with merged(control, self.full, self.recovery, trained, self.folder):
             round_parameters(control.model, self.dtype)
@@ -176,7 +180,8 @@ class ShrinkJob:
 
     def _record(self, measured: Measured, verified: Verification) -> dict[str, Any]:
         task: Any = self.problem.task
-        mask, parts = self.mask, self.full.removed_parts(self.mask).items()
+        mask = self.mask
+        parts = self.full.removed_parts(self.mask).items()
         answers = []
         for number, example in enumerate(self.test):
             texts = {name: texts[number] for name, texts in measured.texts.items()}

@@ -144,10 +144,13 @@ def measure(
     # without adapters, the recovered model has the shrunk model's architecture, which is timed once
     timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
     times = latencies(timed, processor, prompt, latency_blocks)
-    rows, texts, scores = {}, {}, {}
+    rows = {}
+    texts = {}
+    scores = {}
     for name, vlm in models.items():
         quality, texts[name], scores[name] = scored[name]
-        own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
+        own_mask = np.zeros_like(mask) if name == FULL else mask
+        own_costs = costs.get(name, costs[FULL])
         own_times = times.get(name) or times[SHRUNK]
         speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
         parameters = sum(p.numel() for p in vlm.model.parameters())
@@ -171,7 +174,8 @@ def score_model(vlm: VLM, task: Task, examples: Sequence[Any], title: str, metri
     """Return loss and mean score of a model, its answers, and the score of each."""
     if not task.generates:
         return score_likelihoods(vlm, task, examples, title)
-    open_ended, processor = task.open_ended(examples), cast(Any, task.processor)
+    open_ended = task.open_ended(examples)
+    processor = cast(Any, task.processor)
     prompts: Any = task.pairs(open_ended)
     loss = loss_of(vlm, task, open_ended, GENERATE_BATCH_SIZE, f"loss, {title}")
     size = answers_at_a_time(vlm, processor, prompts, free_bytes(vlm), GENERATE_BATCH_SIZE)
@@ -244,7 +248,8 @@ def latencies(
     models: Mapping[str, VLM], processor: Any, prompt: Any, blocks: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return (blocks,) milliseconds of the first token and of each further token, by model. Models take turns."""
-    encoding, count = processor.encode(prompt, pixels=True), 1 + DECODED_TOKENS
+    encoding = processor.encode(prompt, pixels=True)
+    count = 1 + DECODED_TOKENS
 
     def times_of(vlm: VLM) -> np.ndarray:
         return 1000 * time_tokens(vlm, processor, [encoding], greedy_settings(vlm, processor, count, least=count))
@@ -271,7 +276,8 @@ class TokenClock:
 
 def time_tokens(vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any]) -> np.ndarray:
     """Return (tokens,) seconds that each token of a batch's answers takes, the first with prompt and images."""
-    clock, start = TokenClock(), time.perf_counter()
+    clock = TokenClock()
+    start = time.perf_counter()
     generate_batch(vlm, processor, encodings, settings, streamer=clock)
     # `generate` puts the prompt before the first token.
     return np.diff([start, *clock.times[1:]])

@@ -54,7 +54,8 @@ WARMUP = 0.03
 TEACHER_BYTES = 2**30
 """Most bytes of the full model's hidden states to keep. Those of every token of a text are many."""
 
-LINEAR, REFIT = "linear", "refit"
+LINEAR = "linear"
+REFIT = "refit"
 """Repairs in closed form, without training: linear maps instead of removed layers (`models.transformers.linear_skips`), and
 refitted MLPs before them (`models.transformers.refitting`)."""
 
@@ -287,16 +288,15 @@ def recover(
     The full model, which shares weights with the student, stays as it is. Use the student within `merged` afterwards. An
     existing checkpoint is resumed. `teacher` is that of `make_teacher`; None makes one.
     """
-    method = config.method
-    if method is None:
+    if config.method is None:
         return []
     teacher = teacher or make_teacher(full_model, task, examples, config)
     if teacher is None:
         raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
     torch.manual_seed(config.seed)
-    if method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
+    if config.method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
         replace_model(student, copy.deepcopy(student.model).float())
-    parameters = insert_trained(student, full_model, method)
+    parameters = insert_trained(student, full_model, config.method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
     schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
     steps = RecoverySteps(student, teacher, task, examples, config)
@@ -362,16 +362,16 @@ class RecoverySteps:
         return self.teacher.answered(self.task.open_ended([self.examples[row] for row in rows]))
 
     def _micro_batches(self, index: int) -> list[Sequence[Any]]:
-        batch, size = self.batch(index), self.plan.micro_batch_size
+        batch = self.batch(index)
+        size = self.plan.micro_batch_size
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _requests(self, index: int) -> list[Requests]:
         """Return which images each micro-batch of a step has to read."""
         processor: Any = self.task.processor
-        images = self.images
 
         def is_kept(key: Any) -> bool:
-            return images is not None and images.has(key)
+            return self.images is not None and self.images.has(key)
 
         return [processor.requests(self.task.pairs(part), None, is_kept) for part in self._micro_batches(index)]
 
@@ -381,7 +381,8 @@ class RecoverySteps:
         Raises:
             ValueError: it does not fit.
         """
-        student, config, batch = self.student, self.config, self.batch(0)
+        student = self.student
+        batch = self.batch(0)
         processor: Any = self.task.processor
         lengths = [sum(len(processor.encode(prompt).ids) for prompt in self.task.pairs([example])) for example in batch]
         longest = [batch[lengths.index(max(lengths))]]
@@ -391,9 +392,9 @@ class RecoverySteps:
             activations = saved_bytes(lambda: self.losses(longest)["loss"], student.parameters())
         state = max(lengths) * student.feature_size * student.model.dtype.itemsize
         checkpointed = checkpointed_bytes(activations, len(student.stack.layers), state)
-        kept = 0 if self.images is None else self.images.expected_bytes(len(training_rows(len(self.examples), config)))
+        kept = 0 if self.images is None else self.images.expected_bytes(len(training_rows(len(self.examples), self.config)))
         memory = TrainingMemory(training_bytes(trained), activations, checkpointed, free_bytes(student.model) - kept)
-        self.plan = plan_training(memory, len(batch), config.micro_batch_size, config.gradient_checkpointing)
+        self.plan = plan_training(memory, len(batch), self.config.micro_batch_size, self.config.gradient_checkpointing)
         if self.plan.micro_batch_size < len(batch) or self.plan.gradient_checkpointing:
             again = ", with gradient checkpointing" if self.plan.gradient_checkpointing else ""
             print(f"memory: gradients are accumulated over {self.plan.micro_batch_size} examples at a time{again}")
@@ -408,12 +409,12 @@ def merged(
     The full model shares these weights, so that it must not be used in the block, and there is no second copy in memory:
     they are written to a file in `folder`, and read again after the block, when the student has lost its LoRA.
     """
-    method, dtype = config.method, full_model.model.dtype
-    if method is None:
+    dtype = full_model.model.dtype
+    if config.method is None:
         yield
         return
-    with _restored_afterwards(method.merged_weights(student), folder):
-        method.finish(student)
+    with _restored_afterwards(config.method.merged_weights(student), folder):
+        config.method.finish(student)
         if student.model.dtype != dtype:  # asked first: it is the dtype of one parameter, which may have trained
             replace_model(student, student.model.to(dtype))
         for parameter in trained:  # inserted ones train in 32 bits, too
@@ -452,7 +453,8 @@ def recovery_loss(
     images: TowerOutputs | None = None,
 ) -> StepResult:
     """Return `loss`, which is minimised, and its terms in nats: `divergence` and `cross_entropy`."""
-    states, teacher_states = answer_states(student, task, examples, images), teacher.states(examples)
+    states = answer_states(student, task, examples, images)
+    teacher_states = teacher.states(examples)
     targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()  # 16 bits lose small probabilities of a vocabulary

@@ -58,11 +58,11 @@ def report_of(
 
 def conclusion(measured: Measured) -> str:
     """Return a sentence on how the saved model's score compares, and how much of the loss recovery regained."""
-    final, control = measured.final, measured.control
+    final = measured.final
     difference, low, high = (100 * value for value in measured.difference())
     against = f"the baseline's {percent(measured.rows[FULL].score)} %"
-    if control is not None:
-        against += f" and {percent(control.score)} % of the full model trained alike (the control)"
+    if measured.control is not None:
+        against += f" and {percent(measured.control.score)} % of the full model trained alike (the control)"
     # The better of baseline and control: a model that training alone improves as much was not helped by losing layers.
     than = "control" if measured.reference == CONTROL else "baseline"
     if final.perplexity is not None:
@@ -88,8 +88,10 @@ def shrunk_card(
     command: str,
 ) -> str:
     """Return the text of the card; `trained` are the numbers of trained parameters and of training examples."""
-    name, auto = display_name(source), auto_class(full.model.config).__name__
-    layers, parts = len(full.stack.layers), full.removed_parts(mask)
+    name = display_name(source)
+    auto = auto_class(full.model.config).__name__
+    layers = len(full.stack.layers)
+    parts = full.removed_parts(mask)
     removed = [("decoder layers", full.removed_layers(mask), layers)]
     for kind, what in ((ATTENTION, "attentions"), (MLP, "MLPs")):
         removed.append((f"{what} of decoder layers", [place for place, part in parts.items() if part == kind], layers))

@@ -159,7 +159,8 @@ def _set_config_dtype(folder: Path, source: Path, dtype: torch.dtype, names_dtyp
 
     The source's dtype may differ from that of its weights. If it names none, the weights' own is written.
     """
-    config, before = read_json(folder / "config.json"), read_json(source / "config.json")
+    config = read_json(folder / "config.json")
+    before = read_json(source / "config.json")
     saved = str(dtype).removeprefix("torch.")
     nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
     for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):

@@ -40,12 +40,12 @@ def main(folder: str, input_path: str, output_path: str) -> None:
     import transformers
 
     given = torch.load(input_path, weights_only=True)
-    device, dtype = given["device"], getattr(torch, given["dtype"])
+    dtype = getattr(torch, given["dtype"])
     torch.set_num_threads(given["threads"])
     options = {"local_files_only": True, "trust_remote_code": given["trust_remote_code"]}
     auto = getattr(transformers, given["auto"])
     model = auto.from_pretrained(folder, dtype=dtype, device_map=given["device_map"], **options).eval()
-    model = model if given["device_map"] else model.to(device)
+    model = model if given["device_map"] else model.to(given["device"])
     if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
     options["trust_remote_code"] = given["trust_processor"]

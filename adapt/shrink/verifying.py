@@ -97,18 +97,18 @@ class Probes:
 
     def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
         """Return the input of `subprocess_main`."""
-        vlm, encodings = self.vlm, self.encodings
+        vlm = self.vlm
         pad = pad_token(vlm, self.processor)
 
         def cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.cpu() for name, value in batch.items()}
 
-        alone = [cpu(left_padded([e], pad, vlm)) for e in encodings]
+        alone = [cpu(left_padded([e], pad, vlm)) for e in self.encodings]
         ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone[:1], {"use_cache": False})}
-        if pads_left(vlm, encodings, pad):
-            padded = left_padded(_same_form(encodings), pad, vlm, extra=3)
+        if pads_left(vlm, self.encodings, pad):
+            padded = left_padded(_same_form(self.encodings), pad, vlm, extra=3)
             ways[PADDED] = ([cpu(padded)], {"use_cache": True})
-        teacher_forced = [(cpu(left_padded([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in encodings]
+        teacher_forced = [(cpu(left_padded([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in self.encodings]
         return {
             "texts": self.texts,
             "teacher_forced": teacher_forced,
@@ -141,15 +141,15 @@ def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
 
 def check_generation(smaller: VLM, probes: Probes) -> None:
     """Raise, before training, if a pruned model generates differently with and without a cache."""
-    processor, encodings = probes.processor, probes.encodings[:1]
-    settings = endless_greedy_settings(smaller, processor)
+    encodings = probes.encodings[:1]
+    settings = endless_greedy_settings(smaller, probes.processor)
     ways: dict[str, dict[str, Any]] = {UNCACHED: {"use_cache": False}, CACHED: {"use_cache": True}}
-    if pads_left(probes.vlm, encodings, pad_token(smaller, processor)):
+    if pads_left(probes.vlm, encodings, pad_token(smaller, probes.processor)):
         ways[PADDED] = {"use_cache": True, "extra": 3}
 
     def generated(vlm: VLM, way: str) -> list[int] | str:
         try:
-            tokens: list[int] = generate_batch(vlm, processor, encodings, settings, (), **ways[way])[0]
+            tokens: list[int] = generate_batch(vlm, probes.processor, encodings, settings, (), **ways[way])[0]
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             return f"nothing ({first_line(error)})"
         return tokens
@@ -253,13 +253,13 @@ def verify(
     if source_dtype(folder) != dtype:
         raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
     # The subprocess gets token ids, so wrong files of the tokenizer would not show in its logits.
-    tokenizer = probes.processor.tokenizer
-    if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
+    if found["tokens"] != [probes.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
         raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     # The full model with what recovery changed, so that both sides differ in the removal alone.
     masked = merge(probes.vlm, smaller, mask)
-    computed, wanted = probes.vlm.model.dtype, replay_logits(masked, probes, mask)
+    computed = probes.vlm.model.dtype
+    wanted = replay_logits(masked, probes, mask)
     what = f"{folder} differ from the masked model's"
     difference = compare_logits(found["logits"], wanted, computed, what, "This type of model cannot be shrunk.")
     tolerance = TOLERANCES.get(computed, 0.1)

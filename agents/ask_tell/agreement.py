@@ -22,7 +22,9 @@ MIDDLE = np.log([0.1, 0.1, 2.0, 3e-3])
 DEVIATION = np.array([1.5, 1.5, 0.7, 1.5])
 """Prior of the logarithms of `pairs`, `heat`, `rate` and the noise. That of a weight has deviation 1."""
 
-LARGEST_STEP, SMALLEST_STEP, FIRST_STEP = 0.5, 0.01, 0.1
+LARGEST_STEP = 0.5
+SMALLEST_STEP = 0.01
+FIRST_STEP = 0.1
 
 
 class AgreementProcess(Process):
@@ -64,7 +66,8 @@ class AgreementProcess(Process):
         # The heat kernel is a product over layers, so that of a swap is the product of two factors. In the polynomial the
         # two steps of a swap also multiply each other, through u^2.
         signs = 2.0 * mask - 1.0
-        u, steps = self._weighted @ signs, self._weighted * (-2.0 * signs)
+        u = self._weighted @ signs
+        steps = self._weighted * (-2.0 * signs)
         factors = np.where(steps < 0.0, self._factors, 1.0 / self._factors)
         decay = self.heat * self.weights * np.exp(self.rate * (u - 1.0))
         here = float(self.weights @ self._polynomial(u))
@@ -107,7 +110,8 @@ class AgreementLearner:
         self._middle = np.append(np.zeros(n_layers), MIDDLE)
         self._deviation = np.append(np.ones(n_layers), DEVIATION)
         self.logs = self._middle.copy()
-        self._steps, self._slopes = np.full(n_layers + 4, FIRST_STEP), np.zeros(n_layers + 4)
+        self._steps = np.full(n_layers + 4, FIRST_STEP)
+        self._slopes = np.zeros(n_layers + 4)
 
     def fit(self, masks: Masks, values: Floats, steps: int) -> AgreementProcess:
         """Take steps, and return the process that observed `values`."""
@@ -116,7 +120,8 @@ class AgreementLearner:
             slopes = process.gradient() - (self.logs - self._middle) / self._deviation**2
             self._slopes, self._steps = next_steps(slopes, self._slopes, self._steps)
             # Where the likelihood is flat, unclipped steps grow until exp() overflows.
-            low, high = self._middle - 3.0 * self._deviation, self._middle + 3.0 * self._deviation
+            low = self._middle - 3.0 * self._deviation
+            high = self._middle + 3.0 * self._deviation
             self.logs = np.clip(self.logs + np.sign(self._slopes) * self._steps, low, high)
             process = self.process(masks, values)
         return process

@@ -156,7 +156,8 @@ class Agent(ABC):
 
     def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
         """Return the arguments of `tell` as arrays, or raise its ValueError."""
-        given, rewards = np.asarray(masks), np.asarray(rewards, dtype=np.float64)
+        given = np.asarray(masks)
+        rewards = np.asarray(rewards, dtype=np.float64)
         masks = given.astype(bool)
         if (given != masks).any():
             raise ValueError("`masks` holds values other than 0 (keep) and 1 (skip)")
@@ -270,7 +271,8 @@ def make_agent(
         >>> masks = agent.ask(3)
         >>> agent.tell(masks, masks[:, 0].astype(float))
     """
-    cls, kwargs = agent_class(name), dict(agent_kwargs or {})
+    cls = agent_class(name)
+    kwargs = dict(agent_kwargs or {})
     check_agent_kwargs(name, kwargs)
     if "statistics" in inspect.signature(cls).parameters:
         kwargs["statistics"] = {} if statistics is None else statistics  # an empty mapping may still measure on demand

@@ -62,7 +62,8 @@ class Greedy(Agent):
     def _replay(self) -> tuple[Masks, Floats, Masks]:
         """Return the current mask, each layer's latest reward of skipping it in addition, and the round's unscored masks."""
         # Stored rewards are the only state, so a resumed search cannot disagree with them.
-        current, scores = np.zeros(self.n_layers, dtype=bool), np.full(self.n_layers, -np.inf)
+        current = np.zeros(self.n_layers, dtype=bool)
+        scores = np.full(self.n_layers, -np.inf)
         nothing = np.zeros((0, self.n_layers), dtype=bool)
         rounds = 0
         while rounds not in (self.max_rounds, self.n_layers) and not self.space.contains(current[None])[0]:

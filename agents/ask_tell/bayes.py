@@ -57,7 +57,8 @@ DRAWN = 6
 SMALL = 6
 """Small masks skip one in this many of the layers that the budget asks for, if that makes at least two."""
 
-NOTHING, EVERYTHING = 2.5, -8.0
+NOTHING = 2.5
+EVERYTHING = -8.0
 """Scores that are assumed for the two ends under a budget by cost, in standard deviations of the known scores."""
 
 DOUBT = 1.0
@@ -66,7 +67,8 @@ DOUBT = 1.0
 LISTED = 5000
 """Up to this many masks within the budget are all candidates."""
 
-CANDIDATES, POOL_CANDIDATES = 1000, 500
+CANDIDATES = 1000
+POOL_CANDIDATES = 500
 """Variances are computed for this many candidates with the highest means: where masks are listed, and where they are not."""
 
 OFTEN = 120
@@ -127,7 +129,8 @@ class Bayes(Agent):
             if len(candidates) <= n:
                 return candidates
             # The best posterior mean, not the best score: no mask may ever reach a score that was good by chance.
-            best, posterior = float(process.mean(allowed).max()), process.posterior(candidates)
+            best = float(process.mean(allowed).max())
+            posterior = process.posterior(candidates)
             gain = expected_improvement(posterior.mean, posterior.variance, best)
             if gain.max() > LITTLE:
                 break
@@ -172,14 +175,16 @@ class Bayes(Agent):
 
     def _small_masks(self, n: int) -> Masks:
         """Return up to n small masks, until each layer was skipped; none where the answer skips few layers."""
-        masks, size = np.zeros((0, self.n_layers), dtype=bool), self.space.top(np.zeros(self.n_layers)).sum() // SMALL
+        masks = np.zeros((0, self.n_layers), dtype=bool)
+        size = self.space.top(np.zeros(self.n_layers)).sum() // SMALL
         if size < 2 or self._is_listed or not self.free_budget:
             return masks
         skipped = self.scored_masks().sum(axis=0, dtype=float)
         while len(masks) < n and skipped.min() == 0.0:
             mask = np.zeros(self.n_layers, dtype=bool)
             mask[np.argsort(skipped + self.rng.random(self.n_layers))[:size]] = True
-            masks, skipped = np.vstack((masks, mask)), skipped + mask
+            masks = np.vstack((masks, mask))
+            skipped = skipped + mask
         return masks
 
     def _first_masks(self, n: int) -> Masks:
@@ -195,10 +200,12 @@ class Bayes(Agent):
 
     def _observations(self) -> tuple[Masks, Floats]:
         """Return masks and scores: the scored ones and, under a budget by cost, the two ends unless they were scored."""
-        masks, rewards = self.scored_masks(), np.array(list(self.rewards.values()))
+        masks = self.scored_masks()
+        rewards = np.array(list(self.rewards.values()))
         allowed = self.space.contains(masks)
         if allowed.sum() >= self.n_layers:
-            masks, rewards = masks[allowed], rewards[allowed]
+            masks = masks[allowed]
+            rewards = rewards[allowed]
         scores = 0.5 * log_scores(rewards) + 0.5 * normal_scores(rewards)
         if self.space.skip_num is not None:
             return masks, scores
@@ -214,7 +221,9 @@ class Bayes(Agent):
         """Improve the settings of both processes, and return the one to trust, and maybe one to replace it."""
         # Settings start from where the last ask left them, and one more reward changes them little: a step is enough.
         self.turns += 1
-        turn, axes, steps = self.turns, list(range(len(GRID))), STEPS
+        turn = self.turns
+        axes = list(range(len(GRID)))
+        steps = STEPS
         if len(masks) > OFTEN:
             axes, steps = ([], 1) if turn % 2 and not self.noisy else ([turn // 2 % len(GRID)], 0)
         process, self.indices = climb(partial(MaskProcess, masks, scores), self.indices, axes)
@@ -231,9 +240,11 @@ class Bayes(Agent):
         """Return the (m, n_layers) unscored masks with the highest means."""
         means: Floats | None = None
         if self._is_listed:
-            masks, most = self.space.masks, CANDIDATES
+            masks = self.space.masks
+            most = CANDIDATES
         else:
-            (masks, means), most = self._pool(process), POOL_CANDIDATES
+            masks, means = self._pool(process)
+            most = POOL_CANDIDATES
         fresh = np.array([mask.tobytes() not in self.rewards for mask in masks], dtype=bool)
         if fresh.sum() <= most:
             return masks[fresh]
@@ -245,7 +256,8 @@ class Bayes(Agent):
 
         They are random masks, and those on climbs from the best of them and from the best scored ones.
         """
-        masks, rewards = self.scored_masks(), np.array(list(self.rewards.values()))
+        masks = self.scored_masks()
+        rewards = np.array(list(self.rewards.values()))
         allowed = self.space.contains(masks)
         starts = masks[allowed][np.argsort(-rewards[allowed], kind="stable")[:_CLIMBS]]
         drawn = self.space.distinct(_POOL_DRAWS, lambda: self.space.sample(self.rng), self.rng, self.rewards)
@@ -265,7 +277,8 @@ class Bayes(Agent):
             found.update(zip((each.tobytes() for each in neighbours), means[best], strict=True))
             if means[best[0]] <= height + 1e-12:  # rounding could make two masks better than each other, forever
                 break
-            mask, height = neighbours[0], means[best[0]]
+            mask = neighbours[0]
+            height = means[best[0]]
 
 
 def normal_scores(rewards: Sequence[float] | Floats) -> Floats:

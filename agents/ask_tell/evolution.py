@@ -48,7 +48,9 @@ class Evolution(Agent):
         are_fractions = isinstance(stages, (list, tuple)) and all(isinstance(s, (int, float)) and 0 < s <= 1 for s in stages)
         if not are_fractions or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
             raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
-        self.initial, self.offspring, self.max_swaps = offspring, offspring, max_swaps
+        self.initial = offspring
+        self.offspring = offspring
+        self.max_swaps = max_swaps
         self.survivors: int | None = None  # masks of a generation that enter the next stage; None = the better half
         self.stages = tuple(float(fraction) for fraction in stages)
         self.parent: Masks | None = None
@@ -118,12 +120,14 @@ class Evolution(Agent):
     def _end_stage(self) -> None:
         """Promote the better masks to the next stage; after the last stage, choose the next parent."""
         if self._stage == len(self.stages) - 1:
-            self.parent, self._stage = self.best(), 0
+            self.parent = self.best()
+            self._stage = 0
         else:
             ranked = sorted(self._scored, key=lambda key: -self._scored[key])
             kept = (len(ranked) + 1) // 2 if self.survivors is None else self.survivors
             self._rejected |= dict.fromkeys(ranked[kept:])
-            self._waiting, self._stage = ranked[:kept], self._stage + 1
+            self._waiting = ranked[:kept]
+            self._stage = self._stage + 1
         self._scored = {}
 
     def _draw(self) -> Masks:
@@ -167,7 +171,8 @@ class EvoPress(Evolution):
         super().__init__(space, seed, offspring, stages=stages)
         check_positive("initial", initial, whole=True)
         check_positive("survivors", survivors, whole=True)
-        self.initial, self.survivors = initial, survivors
+        self.initial = initial
+        self.survivors = survivors
         sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))
         self._sizes = np.unique(sizes, return_inverse=True)[1]
 

@@ -70,7 +70,8 @@ class FrontSearch(Agent):
         """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
         if len(self.rewards) < min(DRAWN, 2**self.n_layers):
             return self.random_masks(min(n, DRAWN - len(self.rewards)))
-        masks, losses = self.scored_masks(), -np.array(list(self.rewards.values()))
+        masks = self.scored_masks()
+        losses = -np.array(list(self.rewards.values()))
         losses[losses >= MAX_LOSS] = np.inf  # `neg_loss` bounds losses that are not finite
         values = log_goodness(losses)
         process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
@@ -129,7 +130,9 @@ class FrontSearch(Agent):
         levels = np.searchsorted(self._edges, self.saved(candidates), side="right")
         order = np.argsort(needed - process.mean(candidates), kind="stable")
         rows = np.sort(np.concatenate([order[levels[order] == level][:CANDIDATES] for level in range(LEVELS)]))
-        posterior, levels, needed = process.posterior(candidates[rows]), levels[rows], needed[rows]
+        posterior = process.posterior(candidates[rows])
+        levels = levels[rows]
+        needed = needed[rows]
         chosen: list[int] = []
         while len(chosen) < min(n, len(rows)):
             chosen.append(self._next(posterior, levels, needed, chosen))

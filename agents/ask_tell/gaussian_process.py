@@ -60,11 +60,10 @@ class Posterior:
 
     def observe(self, index: int) -> None:
         """Shrink the variances as if candidate `index` had been observed at its mean."""
-        process = self.process
-        prior = process.covariance(self.masks[index : index + 1], self.masks)[0]
-        left = prior * process.scale - self._weights[:, index] @ self._weights
+        prior = self.process.covariance(self.masks[index : index + 1], self.masks)[0]
+        left = prior * self.process.scale - self._weights[:, index] @ self._weights
         # One more row of the whitened covariances, as Cholesky would add it: no factorization for each mask of a turn.
-        row = left / math.sqrt(self.variance[index] + process.noise * process.scale)
+        row = left / math.sqrt(self.variance[index] + self.process.noise * self.process.scale)
         self._weights = np.vstack((self._weights, row))
         self.variance = np.maximum(self.variance - row**2, 0.0)
 
@@ -83,17 +82,22 @@ class Process(ABC):
     """
 
     def __init__(self, masks: Masks, values: Floats, noise: float) -> None:
-        self.masks, self.noise = masks, noise
-        covariance, m = self.covariance(masks, masks), len(masks)
+        self.masks = masks
+        self.noise = noise
+        covariance = self.covariance(masks, masks)
+        m = len(masks)
         covariance[np.diag_indices(m)] += noise
         # The last row of the factor of [[covariance, values], [values, large]] is L^-1 values: a likelihood takes one
         # factorization, and the inverse is computed only for the process that predicts.
         joint = np.empty((m + 1, m + 1))
-        joint[:m, :m], joint[m, :m], joint[:m, m] = covariance, values, values
+        joint[:m, :m] = covariance
+        joint[m, :m] = values
+        joint[:m, m] = values
         # Its corner has to exceed values K^-1 values, which is at most |values|^2 / noise, or there is no factor.
         joint[m, m] = 1.0 + 2.0 * float(values @ values) / noise
         factor: Floats = np.linalg.cholesky(joint).astype(np.float64, copy=False)
-        self._factor, self._white = factor[:m, :m], factor[m, :m]
+        self._factor = factor[:m, :m]
+        self._white = factor[m, :m]
         # Equal values have a scale of 0, whose logarithm is infinite.
         self.scale = max(float(self._white @ self._white) / m, 1e-9)
         self.log_likelihood = -0.5 * m * math.log(self.scale) - float(np.log(np.diag(self._factor)).sum())
@@ -217,7 +221,8 @@ def climb(
             if 0 <= tried[axis] < len(GRID[axis]):
                 process = make(tried)
                 if process.log_likelihood > best.log_likelihood:
-                    best, best_indices = process, tried
+                    best = process
+                    best_indices = tried
     return best, best_indices
 
 
@@ -226,7 +231,8 @@ def invert_lower(factor: Floats) -> Floats:
     m = len(factor)
     if m <= 64:
         return np.linalg.inv(factor).astype(np.float64, copy=False)
-    half, inverse = m // 2, np.zeros_like(factor)
+    half = m // 2
+    inverse = np.zeros_like(factor)
     inverse[:half, :half] = invert_lower(factor[:half, :half])
     inverse[half:, half:] = invert_lower(factor[half:, half:])
     inverse[half:, :half] = -inverse[half:, half:] @ (factor[half:, :half] @ inverse[:half, :half])

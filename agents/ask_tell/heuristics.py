@@ -181,10 +181,10 @@ class Angular(BlockHeuristic):
 
     def _shortest_block(self, first: int) -> tuple[float, Masks] | None:
         """Return distance and mask of the shortest block from a stage on that satisfies the budget; None if none does."""
-        stages, streams = self.blocks.stages, self.blocks.streams
+        stages = self.blocks.stages
         mask = np.zeros(self.n_layers, dtype=bool)
         for length, last in enumerate(stages[first:], start=1):
-            if {streams[i] for i in last} != {streams[i] for i in stages[first]}:
+            if {self.blocks.streams[i] for i in last} != {self.blocks.streams[i] for i in stages[first]}:
                 return None
             for layer in sorted(last, key=self._single):
                 mask[layer] = True

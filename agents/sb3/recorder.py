@@ -40,7 +40,9 @@ class Recorder(VectorWrapper):
         on_turn: OnTurn | None = None,
     ) -> None:
         super().__init__(env)
-        self.config, self.folder, self.on_turn = config, folder, on_turn
+        self.config = config
+        self.folder = folder
+        self.on_turn = on_turn
         self.turns: list[Turn] = []
         self.saved_turns = 0
         self.evaluations = self.steps = 0

@@ -132,7 +132,8 @@ def _learn(model: BaseAlgorithm, recorder: Recorder, action: str, writers: list[
         writers.append(TensorBoardOutputFormat(str(recorder.folder / "tensorboard")))
     logger = Logger(folder=None, output_formats=writers)
     model.set_logger(logger)
-    evaluations, base = recorder.config.evaluations, cast(Any, recorder.unwrapped)
+    evaluations = recorder.config.evaluations
+    base = cast(Any, recorder.unwrapped)
     # in updates; for an algorithm with a replay buffer, in episodes
     interval = max(1, evaluations // LOGS) if isinstance(model, OffPolicyAlgorithm) else 1
     steps_per_mask = max(1, base.skip_num or len(base.layer_names) // 2) if action == "sequence" else 1

@@ -11,7 +11,8 @@ import torch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NUM_OPS, MAGNITUDE = 2, 9
+NUM_OPS = 2
+MAGNITUDE = 9
 """Operations per image, and their strength, 0..30. Source: ViLT (arXiv 2102.03334), section 4.1; METER alike."""
 
 

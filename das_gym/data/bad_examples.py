@@ -103,7 +103,8 @@ class BadExamples:
         With `skip`, every image is decoded. With `raise`, only missing files are found; damage is reported when an image is
         opened.
         """
-        distinct, listings = {image.key: image for image in images}, FolderListings()
+        distinct = {image.key: image for image in images}
+        listings = FolderListings()
         if self.skips:  # without the advice: the example is being skipped
             return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
         # On network file systems, a listing is much faster than asking for each of 100,000 files.

@@ -154,7 +154,8 @@ def warn_of_shared_images(parts: Mapping[str, Sequence[Any]], contents: Mapping[
         for second in names[number + 1 :]:
             shared = [content for content in images[first] if content in images[second]]
             if shared:
-                one, other = images[first][shared[0]], images[second][shared[0]]
+                one = images[first][shared[0]]
+                other = images[second][shared[0]]
                 example = one if one == other else f"{one} is {other}"
                 warnings.warn(
                     f"{len(shared)} images of the {first} split are in the {second} split too, such as {example}: scores on "

@@ -92,7 +92,8 @@ def open_table(path: Path, read: Iterable[str], kinds: Mapping[str, str] | None 
 @lru_cache(maxsize=256)
 def _open(path: Path, read: tuple[str, ...], kinds: tuple[tuple[str, str], ...], size: int, changed: int) -> pyarrow.Table:
     del size, changed  # parts of the cache's key
-    pa, schema = import_pyarrow(), read_schema(path)
+    pa = import_pyarrow()
+    schema = read_schema(path)
     if not schema.names:
         return pa.table({})
     for name, kind in kinds:
@@ -128,7 +129,8 @@ def _arrow_copy(path: Path) -> Path:
     texts = (str(path), f"{stat.st_size} {stat.st_mtime_ns}")
     own, stamp = (hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for t in texts)
     copy = cache_folder() / "parquet" / f"{own}-{stamp}.arrow"
-    pa, limit = import_pyarrow(), max(MIN_UNPACKED, MAX_RATIO * stat.st_size)
+    pa = import_pyarrow()
+    limit = max(MIN_UNPACKED, MAX_RATIO * stat.st_size)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.with_name(f"{own}.lock")):
         if copy.is_file():

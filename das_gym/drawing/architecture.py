@@ -55,10 +55,10 @@ class Architecture:
     @classmethod
     def of_table(cls, table: SubnetTable) -> Architecture:
         """Return the architecture of a table, whose statistic `depth` determines the stages."""
-        stages, meta = None, table.meta
-        if "depth" in meta.statistics:
+        stages = None
+        if "depth" in table.meta.statistics:
             stages = np.unique(table.statistic("depth"), return_inverse=True)[1].tolist()
-        return cls.of(meta.layer_names, stages, table.layer_macs)
+        return cls.of(table.meta.layer_names, stages, table.layer_macs)
 
     @property
     def lanes(self) -> tuple[str, ...]:

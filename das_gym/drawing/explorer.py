@@ -16,7 +16,9 @@ from das_gym.tables.table import SPLITS, SubnetTable
 
 def write_explorer(path: str | os.PathLike[str], table: SubnetTable) -> Path:
     """Write the page and return its path. It holds the whole table: about 22 bytes a mask, and 11 a group of examples."""
-    meta, groups, keys = table.meta, [], None
+    meta = table.meta
+    groups = []
+    keys = None
     if meta.max_skipped is not None:  # a complete table needs none: the bits of a row number are its mask
         keys = ";".join(",".join(map(str, np.flatnonzero(mask))) for mask in table.masks)
     for name in table.groups_apart:

@@ -22,7 +22,8 @@ BOX = 22
 BAND_STAGES = 24
 """Largest number of stages side by side; further ones are drawn in another band below."""
 
-LINE, FACTS = 22, 6
+LINE = 22
+FACTS = 6
 """Height of a line of text in pixels, and the number of lines below the units."""
 
 TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
@@ -45,7 +46,8 @@ class Layout(NamedTuple):
 @lru_cache(maxsize=64)
 def layout(architecture: Architecture) -> Layout:
     """Return the places of units: stages from left to right, a lane for each kind of unit."""
-    units, stages = architecture.units, architecture.stages
+    units = architecture.units
+    stages = architecture.stages
     shares = [1.0 if unit.share is None else unit.share for unit in units]
     # Bands of the same length, so that no last band has a single stage.
     n_bands = max(1, -(-len(stages) // BAND_STAGES))
@@ -54,7 +56,8 @@ def layout(architecture: Architecture) -> Layout:
     column = (WIDTH - indent - MARGIN) / each
     scale = (column - 6) / max(*shares, 1e-9)  # all shares are 0 if adapters cost more than the layers
     boxes: list[Box] = [(0, 0, 0, 0)] * len(units)
-    lanes, top = [], TOP
+    lanes = []
+    top = TOP
     for start in range(0, len(stages), each):
         band = stages[start : start + each]
         present = {units[i].lane for stage in band for i in stage}
@@ -63,7 +66,8 @@ def layout(architecture: Architecture) -> Layout:
         for place, stage in enumerate(band):
             middle = indent + (place + 0.5) * column
             for i in stage:
-                half, y = max(4.0, scale * shares[i]) / 2, top + names.index(units[i].lane) * LANE
+                half = max(4.0, scale * shares[i]) / 2
+                y = top + names.index(units[i].lane) * LANE
                 boxes[i] = (middle - half, y, middle + half, y + BOX)
         top += len(names) * LANE + 16
     return Layout(tuple(boxes), tuple(lanes), top)
@@ -136,7 +140,8 @@ def _draw_curve(canvas: Any, best: np.ndarray, box: Box) -> None:
     left, top, right, bottom = box
     canvas.text((left - 70, top), "best reward so far, over evaluations", GREY, font(SMALL))
     canvas.line((left, top + 24, left, bottom, right, bottom), GREY, 1)
-    low, high = float(best[0]), float(best[-1])
+    low = float(best[0])
+    high = float(best[-1])
     x = left + (right - left) * np.arange(1, len(best) + 1) / len(best)
     y = bottom - 8 - (bottom - top - 36) * (best - low) / (high - low or 1.0)
     for value, at in ((low, y[0]), (high, y[-1])):

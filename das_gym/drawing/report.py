@@ -71,9 +71,11 @@ class CostChart:
         """Return the chart of a search, over the masks of a table if there is one."""
         if table is None:
             saved, losses = np.array(tried).reshape(-1, 2).T
-            some, about = np.array([], int), "the masks that the search scored"
+            some = np.array([], int)
+            about = "the masks that the search scored"
         else:
-            losses, saved = table.values("loss", split), table.macs_saved
+            losses = table.values("loss", split)
+            saved = table.macs_saved
             some = np.flatnonzero(np.isfinite(losses))
             if len(some) > MAX_DOTS:
                 # The same dots each time, so that the same run gives the same file.

@@ -18,7 +18,8 @@ from das_gym.models.base import VLP, State, bytes_of, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
 
-HIDDEN, FORM = "hidden", "form"
+HIDDEN = "hidden"
+FORM = "form"
 """In a file: the name of a single tensor; the key of the metadata for the form of a structure of tensors."""
 
 

@@ -219,7 +219,8 @@ class Evaluator:
 
     def _check_masks(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """Return the masks as bool; other shapes and values are a ValueError, and so are no examples."""
-        array, width = np.asarray(masks), len(self.vlp.layers)
+        array = np.asarray(masks)
+        width = len(self.vlp.layers)
         if array.shape == (0,):
             array = array.reshape(0, width)
         if array.ndim != 2 or array.shape[1] != width:

@@ -47,7 +47,8 @@ class ScoreMemory:
         """Clear the cache if a source has changed since the last call, and return whether one has."""
         # torch raises `_version` with every in-place write; an inference tensor has none, but cannot be trained either.
         writes = sum(0 if source.is_inference() else source._version for source in self._sources)
-        before, self._version = self._version, (writes, hash(tuple(source.data_ptr() for source in self._sources)))
+        before = self._version
+        self._version = (writes, hash(tuple(source.data_ptr() for source in self._sources)))
         if before == self._version:
             return False
         self.forget()

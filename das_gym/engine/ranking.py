@@ -113,10 +113,9 @@ class _Side:
 
 def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
     """Return (n, feature_size): the pooled features of n texts with one image."""
-    rows = len(texts.hidden)
     state = State({"text": texts.hidden, "image": image.hidden}, {"text": texts.attend, "image": image.attend})
     if not vlp.streams_apart:
-        state = vlp.embed(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(rows, -1, -1)}))
+        state = vlp.embed(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(len(texts.hidden), -1, -1)}))
 
     def memo(key: tuple, compute: Callable[[], Any]) -> Any:
         for side in (texts, image):
@@ -131,7 +130,7 @@ def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tenso
             stream = vlp.layers[index].stream
             hidden[stream] = vlp.run_layer(index, state, bool(mask[index]), memo, pooled_only=last)
         state = state.with_hidden(hidden)
-    return vlp.pool(state.with_hidden({name: h.expand(rows, -1, -1) for name, h in state.hidden.items()}))
+    return vlp.pool(state.with_hidden({name: h.expand(len(texts.hidden), -1, -1) for name, h in state.hidden.items()}))
 
 
 def _text_lots(
@@ -152,7 +151,8 @@ def _text_lots(
         size = (1 + SHARED_PARTS) * hidden.numel() * hidden.element_size()
         if lot and kept + size > max_bytes:
             yield lot
-            lot, kept = [], 0
+            lot = []
+            kept = 0
         lot.append((columns, _Side(encoder.vlp, "text", hidden, attend)))
         kept += size
     yield lot

@@ -111,7 +111,8 @@ class ShardedEvaluator(Evaluator):
         if ray.is_initialized():
             for worker in self._workers:
                 ray.kill(worker)
-        self._box, self._workers = [], []
+        self._box = []
+        self._workers = []
 
     def _start(self) -> list[Any]:
         """Return the workers, which are made if there are none."""
@@ -158,7 +159,8 @@ class ShardedEvaluator(Evaluator):
         """Return (3, m) losses, metrics and divergences (0 unless requested), or (3, m, n) with `each`: of each example."""
         import ray
 
-        workers, shared_examples = self._start(), ray.put(examples)
+        workers = self._start()
+        shared_examples = ray.put(examples)
         shards = [rows for rows in np.array_split(tree_order(masks, self.vlp.stages), len(workers)) if len(rows)]
         pending = [
             worker.score.remote(self._box, masks[rows], shared_examples, each, divergences, block)

@@ -67,7 +67,9 @@ class MaskTree:
         Yields:
             Rows of `masks` that are the same mask, and its pooled features; the full model, if included, comes first.
         """
-        rows, self._keep, self._watch = np.arange(len(self.masks)), trunk, watch
+        rows = np.arange(len(self.masks))
+        self._keep = trunk
+        self._watch = watch
         if not self._front or known is None:
             yield from self._below(state, 0, rows, {}, trunk)
             return

@@ -103,7 +103,8 @@ class WalkMemory:
             logits: From pooled features to the logits of the head, on `meta`.
         """
         state = self.counter.embed(encoded)[0]
-        held, inner = bytes_of(state), 0
+        held = bytes_of(state)
+        inner = 0
         variants = dict.fromkeys(state.hidden, 1)  # how many tensors of a stream exist at a time
         for stage in range(len(self.vlp.stages)):
             entered, _ = self.vlp.enter(state, stage)
@@ -121,7 +122,8 @@ class WalkMemory:
                 held += sum(_copies(read, variants) * size for run in runs for read, size in run.shared.items())
                 inner = max(inner, *(run.inner for run in runs))
                 hidden[stream] = self.counter.run_layer(index, entered, False, self._is_last(index))[0]
-            state, variants = entered.with_hidden(hidden), below
+            state = entered.with_hidden(hidden)
+            variants = below
         return held + max(inner, _leaf_bytes(logits(self.counter.pool(state)[0])))
 
     def _is_last(self, index: int) -> bool:
@@ -147,9 +149,8 @@ class WalkMemory:
             results.append(result)
             return result
 
-        twin = self.counter.twin
         with torch.no_grad(), FusedAttention(), LiveBytes() as live:
-            output = twin.run_layer(index, state, skipped, memo, pooled_only=self._is_last(index))
+            output = self.counter.twin.run_layer(index, state, skipped, memo, pooled_only=self._is_last(index))
         return LayerBytes(bytes_of(output), shared, live.peak - bytes_of([output, results]))
 
 

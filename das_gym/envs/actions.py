@@ -60,7 +60,9 @@ class ActionMode(ABC):
     feature_names: tuple[str, ...] = ()
 
     def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
-        self.budget, self.macs, self.rows = budget, macs, rows
+        self.budget = budget
+        self.macs = macs
+        self.rows = rows
         self.n_layers = len(layer_names)
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
@@ -130,7 +132,8 @@ class MaskMode(ActionMode):
 
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """See `ActionMode.step`."""
-        array, shape = np.asarray(actions), (*batch, self.n_layers)
+        array = np.asarray(actions)
+        shape = (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(
                 f"`action` is not a skip mask: got shape {array.shape}, expected {shape}, one 0 (keep) or 1 (skip) per layer"
@@ -156,7 +159,8 @@ class ScoreMode(ActionMode):
     def step(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
         """Skip the highest scores; only their order counts, so values beyond -1 and 1 are allowed. See `ActionMode.step`."""
         # Policies draw from unbounded Gaussians: values beyond the space are as good as any, but NaN has no order.
-        array, shape = np.asarray(actions, dtype=np.float64), (*batch, self.n_layers)
+        array = np.asarray(actions, dtype=np.float64)
+        shape = (*batch, self.n_layers)
         if array.shape != shape:
             raise ValueError(f"`action` has the wrong shape: got {array.shape}, expected {shape}, one score per layer")
         if np.count_nonzero(np.isnan(array)):
@@ -266,7 +270,8 @@ class SequenceMode(ActionMode):
         return np.concatenate(numbers, axis=1, dtype=np.float32)
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
-        array, count = np.asarray(actions), int(self.space.n)  # type: ignore[attr-defined]
+        array = np.asarray(actions)
+        count = int(self.space.n)  # type: ignore[attr-defined]
         if array.shape != batch or array.dtype.kind not in "iu" or np.count_nonzero((array < 0) | (array >= count)):
             stop = f" ({self.n_layers} stops)" if self.can_stop else ""
             raise ValueError(

@@ -66,7 +66,8 @@ class Episodes:
 
     def observe(self) -> Any:
         """Return the layer statistics and the state of the action space, (m, size) float32."""
-        statistics, features = self.scorer.observation(), self.mode.features()
+        statistics = self.scorer.observation()
+        features = self.mode.features()
         # One allocation: np.concatenate would need the statistics repeated for each row first.
         observations = np.empty((self.mode.rows, len(statistics) + features.shape[1]), dtype=np.float32)
         observations[:, : len(statistics)] = statistics
@@ -118,8 +119,11 @@ class MaskEnv(gymnasium.Env[Any, Any]):
     def __init__(self, episodes: Episodes, render_mode: str | None) -> None:
         if render_mode not in (None, *RENDER_MODES):
             raise ValueError(f"`render_mode` is unknown: got {render_mode!r}, expected 'ansi', 'rgb_array' or None")
-        self.episodes, self.mode, self.render_mode = episodes, episodes.mode, render_mode
-        self.observation_space, self.action_space = episodes.observation_space, self.mode.space
+        self.episodes = episodes
+        self.mode = episodes.mode
+        self.render_mode = render_mode
+        self.observation_space = episodes.observation_space
+        self.action_space = self.mode.space
         self._last: LastStep | None = None
 
     @property

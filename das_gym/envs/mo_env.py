@@ -44,7 +44,8 @@ class VectorReward:
             )
         if reference is not None and (len(reference) != len(names) or not np.isfinite(reference).all()):
             raise ValueError(f"`reference` is not allowed: got {reference}, expected {len(names)} finite numbers")
-        self._names, self._given_reference = names, reference
+        self._names = names
+        self._given_reference = reference
         self._fronts: dict[tuple[int, int], Floats] = {}
         self._volumes: dict[tuple[int, int], float] = {}
         self._announce()
@@ -55,7 +56,9 @@ class VectorReward:
         # 0 is the reward within an episode, and what a mask off its budget saves.
         low, high = ([bound(0.0, *ends) for ends in ranges] for bound in (min, max))
         space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
-        self.unwrapped.reward_space, self.unwrapped.reward_dim, self.unwrapped.objectives = space, len(ranges), self._names
+        self.unwrapped.reward_space = space
+        self.unwrapped.reward_dim = len(ranges)
+        self.unwrapped.objectives = self._names
 
     @cached_property
     def reference(self) -> Floats:
@@ -73,7 +76,8 @@ class VectorReward:
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self.unwrapped.set_state(state)
-        self._fronts, self._volumes = {(copy, problem): np.array(front) for copy, problem, front in state["fronts"]}, {}
+        self._fronts = {(copy, problem): np.array(front) for copy, problem, front in state["fronts"]}
+        self._volumes = {}
 
     def _vectors(self, rewards: Floats, info: Mapping[str, Any], scored: np.ndarray) -> Floats:
         """Return (m, reward_dim) reward vectors: no savings off the budget, and zeros within an episode."""
@@ -98,7 +102,8 @@ class VectorReward:
         return self._volumes.get(key, 0.0)
 
     def _forget(self) -> None:
-        self._fronts, self._volumes = {}, {}
+        self._fronts = {}
+        self._volumes = {}
 
 
 class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
@@ -169,9 +174,11 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
 
         `dominated_volume` of the rewards from `reference` is the largest possible `hypervolume`.
         """
-        table, scorer = self.get_wrapper_attr("table"), self.get_wrapper_attr("scorer")
+        table = self.get_wrapper_attr("table")
+        scorer = self.get_wrapper_attr("scorer")
         kept = scorer.budget.is_kept_by(table.masks)
-        masks, rewards = table.masks[kept], table.values(scorer.objective, scorer.split)[kept]
+        masks = table.masks[kept]
+        rewards = table.values(scorer.objective, scorer.split)[kept]
         points = np.column_stack((rewards, *(scorer.cost_of(name).saved(masks) for name in self._names[1:])))
         rows = undominated_rows(points)
         return masks[rows], points[rows]

@@ -43,7 +43,9 @@ class SB3VecEnv(VecEnv):
             )
         if isinstance(env, MultiObjectiveVectorReward):
             raise ValueError(f"`env` has vector rewards, but Stable-Baselines3 needs one number: got {env}. Wrap it first.")
-        self.env, self.spec, self._base = env, env.spec, env.unwrapped
+        self.env = env
+        self.spec = env.spec
+        self._base = env.unwrapped
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
@@ -68,7 +70,8 @@ class SB3VecEnv(VecEnv):
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
-            last, final = info_rows(_changed(info["final_info"], info), self.num_envs), info["final_obs"]
+            last = info_rows(_changed(info["final_info"], info), self.num_envs)
+            final = info["final_obs"]
             for index in np.flatnonzero(dones).tolist():
                 begun = self.reset_infos[index] = infos[index]
                 # wrappers such as RecordEpisodeStatistics add keys next to final_info
@@ -104,9 +107,11 @@ class SB3VecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
         """Return for each environment whether the vector environment is wrapped in that class."""
-        env, found = self.env, False
+        env = self.env
+        found = False
         while isinstance(env, VectorWrapper):
-            found, env = found or isinstance(env, wrapper_class), env.env
+            found = found or isinstance(env, wrapper_class)
+            env = env.env
         return [found for _ in self._get_indices(indices)]
 
     def get_images(self) -> list[Any]:

@@ -156,7 +156,9 @@ class Scorer(ABC):
         check_names([reward_batches], REWARD_BATCHES, "reward_batches")
         if size < 1:
             raise ValueError(f"`reward_examples` is out of range: got {size}, expected at least 1")
-        self.reward_batches, self.batch_size, self.total = reward_batches, min(size, total), total
+        self.reward_batches = reward_batches
+        self.batch_size = min(size, total)
+        self.total = total
 
     def next_places(self, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
         """Return (size,) int64 indices into the reward split: the examples that score the masks of the next step.
@@ -216,7 +218,8 @@ class Scorer(ABC):
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
             found = self.measure(masks[scored], rng, share)
-            losses[scored], metrics[scored] = found.losses, found.metrics
+            losses[scored] = found.losses
+            metrics[scored] = found.metrics
             # The engine computes divergences only for rewards that need them.
             divergences[scored] = np.nan if found.divergences is None else found.divergences
         scores = Scores(losses, metrics, divergences, self.full_loss)
@@ -245,8 +248,8 @@ class Scorer(ABC):
     def full_model_info(self) -> dict[str, Any]:
         """Return the info of the full model as plain numbers; it does not count as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
-        scores, feasible = self.measure_fixed(mask), self.budget.is_kept_by(mask)
-        return first_row(self._info(mask, scores, feasible, np.array([self.evaluations])))
+        feasible = self.budget.is_kept_by(mask)
+        return first_row(self._info(mask, self.measure_fixed(mask), feasible, np.array([self.evaluations])))
 
     def _count(self, scored: np.ndarray) -> np.ndarray:
         """Return (m,) int64 evaluations after each of m masks, as if one environment had scored them in turn."""

@@ -130,9 +130,8 @@ class EngineScorer(Scorer):
     @cached_property
     def _inputs(self) -> StatisticInputs:
         """The inputs of statistics. Masks that several statistics need are scored once."""
-        evaluator, examples = self.problem.evaluator, self.fixed_examples
-        activity = measure_activity(evaluator, examples)
-        return StatisticInputs(evaluator, self.problem.costs, examples, activity)
+        activity = measure_activity(self.problem.evaluator, self.fixed_examples)
+        return StatisticInputs(self.problem.evaluator, self.problem.costs, self.fixed_examples, activity)
 
 
 class SkipEnv(ScoredEnv, gymnasium.Env[Any, Any]):

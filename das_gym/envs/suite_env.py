@@ -200,13 +200,16 @@ class SuiteSearchEnv(SuiteEnv, gymnasium.Env[Any, Any]):
         """Score a mask."""
         moves = self.episodes.step(action)
         rewards, info = self.episodes.score(moves, self.np_random)
-        place, self._count = self._count, self._count + 1
+        place = self._count
+        self._count = self._count + 1
         ended = self._count == self.evaluations
         # To its action mode every mask ends an episode; here the last one does.
         self.mode.over[:] = ended
-        scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
+        scaled = float(np.clip(rewards[0], -1.0, 1.0))
+        history = self._history
         history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]
-        history["rewards"][place], history["scored"][place] = scaled, 1.0
+        history["rewards"][place] = scaled
+        history["scored"][place] = 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
         told = first_row(info) | {"scaled_reward": scaled} | self._progress()

@@ -45,7 +45,8 @@ class SuiteEpisodes(Episodes):
     range = (-1.0, 1.0)
 
     def __init__(self, suite: Suite, action: str, flat: bool, rows: int) -> None:
-        self.suite, self.flat = suite, flat
+        self.suite = suite
+        self.flat = flat
         self.which = np.zeros(rows, np.int64)
         self.costs = list(suite.other_costs)
         names = tuple(f"unit.{number}" for number in range(MAX_UNITS))
@@ -146,7 +147,8 @@ class SuiteEpisodes(Episodes):
         """See `Episodes.score`; nothing is drawn."""
         suite = self.suite
         rows = suite.rows(self.which, moves.masks)
-        kept, raw = suite.kept[rows], suite.raw[rows]
+        kept = suite.kept[rows]
+        raw = suite.raw[rows]
         info = {
             "raw_reward": np.where(kept, raw, -np.inf),
             "regret": np.where(kept, suite.optima[self.which] - raw, np.inf),
@@ -181,8 +183,8 @@ class SuiteEpisodes(Episodes):
 
     def problem_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of the problems, each (m,)."""
-        which, suite = self.which, self.suite
-        return {"problem": which.copy(), "random_mean": suite.random_means[which], "optimum": suite.optima[which]}
+        which = self.which
+        return {"problem": which.copy(), "random_mean": self.suite.random_means[which], "optimum": self.suite.optima[which]}
 
     def reset_info(self) -> dict[str, np.ndarray]:
         """Return the `info` of a reset, each with m rows."""

@@ -66,7 +66,8 @@ class TableScorer(Scorer):
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
         usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
-        self.split, self._scores = split, table.float64_scores(split)
+        self.split = split
+        self._scores = table.float64_scores(split)
         self._rows_known: dict[bytes, tuple[float, dict[str, Any]]] = {}
         self.observation()  # raises for a statistic that the table does not know
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
@@ -135,11 +136,14 @@ class TableScorer(Scorer):
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended, share)
-        rewards, info = self._known[0][rows], {key: values[rows] for key, values in self._known[1].items()}
+        rewards = self._known[0][rows]
+        info = {key: values[rows] for key, values in self._known[1].items()}
         scored = info["feasible"]
         if ended is not None and not ended.all():
-            scored, rewards = scored & ended, np.where(ended, rewards, 0.0)
-            info["loss"][~ended], info["metric"][~ended] = np.inf, 0.0
+            scored = scored & ended
+            rewards = np.where(ended, rewards, 0.0)
+            info["loss"][~ended] = np.inf
+            info["metric"][~ended] = 0.0
         return rewards, {**info, "evaluations": self._count(scored)}
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:

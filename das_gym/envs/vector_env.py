@@ -36,7 +36,8 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if not is_whole(num_envs) or num_envs < 1:
             raise ValueError(f"`num_envs` is out of range: got {num_envs!r}, expected an integer of at least 1")
-        self.num_envs, self.render_mode = num_envs, render_mode
+        self.num_envs = num_envs
+        self.render_mode = render_mode
         self.template = self.env_class(render_mode=render_mode, **kwargs)
         self.episodes: Episodes = self.template.episodes.copies(num_envs)
         self.mode = self.episodes.mode
@@ -66,20 +67,19 @@ class MaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each environment, and score the masks that are complete."""
-        episodes = self.episodes
-        moves = episodes.step(actions, (self.num_envs,))
+        moves = self.episodes.step(actions, (self.num_envs,))
         ended = moves.ended
-        rewards, info = episodes.score(moves, self.np_random)
+        rewards, info = self.episodes.score(moves, self.np_random)
         self._last = (moves, rewards, info)
         final: dict[str, Any] = {}
         if ended.any():
             final_info = with_presence(info, ended)
             final = {"final_obs": self._rows_of(ended), "_final_obs": ended, "final_info": final_info, "_final_info": ended}
-            episodes.begin(ended, self.np_random)
+            self.episodes.begin(ended, self.np_random)
             if "action_mask" in info:  # the next action is chosen in the state after the reset
                 info = info | {"action_mask": self.mode.action_masks()}
         present = with_presence(info, np.ones(self.num_envs, dtype=bool))
-        return episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), present | final
+        return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, dtype=bool), present | final
 
     def render(self) -> tuple[Any, ...] | None:
         """Return the architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""

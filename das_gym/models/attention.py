@@ -34,7 +34,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
         """Return (batch, queries, hidden_size) of the queries `x`; a batch of 1 on one side fits any on the other."""
-        queries, (keys, values) = self._split(self.query(x)), keys_values
+        queries = self._split(self.query(x))
+        keys, values = keys_values
         if queries.shape[0] != keys.shape[0]:
             rows = max(queries.shape[0], keys.shape[0])
             queries, keys, values = (part.expand(rows, -1, -1, -1) for part in (queries, keys, values))

@@ -103,7 +103,8 @@ class VLP(nn.Module, ABC):
 
     def encode(self, batch: Mapping[str, Tensor]) -> State:
         """Return encoder outputs: everything that neither a mask nor a tunable parameter affects."""
-        text, image = self.text_stream(batch), self.image_stream(batch)
+        text = self.text_stream(batch)
+        image = self.image_stream(batch)
         return State(
             hidden={"text": text[0], "image": image[0]},
             attend={"text": text[1], "image": image[1]},
@@ -131,7 +132,8 @@ class VLP(nn.Module, ABC):
         Yields:
             Key, (tokens, hidden_size) without padding, and the MACs of encoding it, 0 without a counter.
         """
-        keys, values = list(items), list(items.values())
+        keys = list(items)
+        values = list(items.values())
         encode = self.text_stream if stream == "text" else self.image_stream
         blocks = text_blocks(processor.texts(values)) if stream == "text" else image_blocks(processor, values)
         for rows, batch in blocks:
@@ -265,7 +267,8 @@ class VLP(nn.Module, ABC):
 
         Its arguments are a mask and a `Mark`; it returns features, (n, feature_size).
         """
-        forward, run_layer = self.make_forward(processor, pairs), self.run_layer
+        forward = self.make_forward(processor, pairs)
+        run_layer = self.run_layer
 
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
             def run(index: int, state: State, *args: Any, **kwargs: Any) -> Tensor:

@@ -30,7 +30,8 @@ FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.check
 ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")
 """Config fields that size adapters: they may differ from those of a file without adapters."""
 
-HEAD_WIDTH, BASE_WIDTH = 64, 512
+HEAD_WIDTH = 64
+BASE_WIDTH = 512
 """Width of an attention head if the file does not give it, and the smallest model width for which it is assumed."""
 
 
@@ -213,7 +214,8 @@ def assemble(
 
 def _recognise(file: TensorFile) -> tuple[Family, Format, Sequence[bool]]:
     """Return family, format, and the mask of a model that lacks layers."""
-    known, config = families(), file.config
+    known = families()
+    config = file.config
     exported = str(config.get("model_type")).endswith("_subnet")
     if exported or "model" in config:  # our names, sizes in config.json
         name = config["model_type"].removesuffix("_subnet") if exported else config["model"]

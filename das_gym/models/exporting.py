@@ -113,7 +113,8 @@ def export_with_code(
 
     `code` are the modules that the folder carries besides `SHARED_CODE`; the first has the class.
     """
-    kinds, name = layer_kinds(vlp), model.partition(":")[2]
+    kinds = layer_kinds(vlp)
+    name = model.partition(":")[2]
     file = code[0].rpartition(".")[2]
     sizes = dataclasses.replace(  # where adapters were removed, the folder has none either
         vlp.config,

@@ -21,7 +21,11 @@ Heads = dict[str, dict[str, Tensor]]
 HEADS = "heads."
 """Prefix of the names of head tensors, `heads.<head>.<tensor>`."""
 
-MAX_LAYERS, MAX_SIDE, MAX_PATCHES, MAX_BOTTLENECK, MAX_WIDTH = 512, 2**13, 2**9, 2**14, 2**24
+MAX_LAYERS = 512
+MAX_SIDE = 2**13
+MAX_PATCHES = 2**9
+MAX_BOTTLENECK = 2**14
+MAX_WIDTH = 2**24
 """Limits of configs: layers; pixels and patches a side of an image; widths of adapters; other widths and vocabularies.
 
 A damaged or hostile config must not build a model of any size.
@@ -146,21 +150,28 @@ def derive_rank_output(heads: Heads) -> None:
 def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
     """Check a config, a dataclass of numbers; `head_fields` are names of numbers of heads, and of the width of each."""
     for each in dataclasses.fields(config):
-        name, value, low, high = each.name, getattr(config, each.name), 1, MAX_WIDTH
+        name = each.name
+        value = getattr(config, each.name)
+        low = 1
+        high = MAX_WIDTH
         if name.endswith("layers"):
             high = MAX_LAYERS
         elif name.endswith("bottleneck"):
-            low, high = 0, MAX_BOTTLENECK
+            low = 0
+            high = MAX_BOTTLENECK
         elif isinstance(each.default, float):
-            low, high = 0, 1
+            low = 0
+            high = 1
         else:
             high = {"image_size": MAX_SIDE, "position_grid": MAX_PATCHES}.get(name, MAX_WIDTH)
         if value is not None and not low <= value <= high:
             raise ValueError(f"invalid `{name}`: got {value}, expected {low}..{high}")
     for name, width_name in head_fields.items():
-        heads, width = getattr(config, name), getattr(config, width_name)
+        heads = getattr(config, name)
+        width = getattr(config, width_name)
         if width % heads:
             raise ValueError(f"invalid `{name}`: got {heads}, expected a divisor of {width_name}={width}")
-    size, patch = config.image_size, config.patch_size
+    size = config.image_size
+    patch = config.patch_size
     if size % patch or size // patch > MAX_PATCHES:
         raise ValueError(f"invalid `image_size`: got {size}, expected a multiple of {patch} up to {MAX_PATCHES * patch}")

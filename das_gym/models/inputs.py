@@ -239,8 +239,7 @@ def _blocks(rows: list[int]) -> Iterator[list[int]]:
 
 def text_blocks(inputs: Mapping[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield rows and their batch, all of the same padded length."""
-    longest = inputs["input_ids"].shape[1]
-    lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
+    lengths = [min(padded_length(int(real)), inputs["input_ids"].shape[1]) for real in inputs["attention_mask"].sum(dim=1)]
     for length in sorted(set(lengths)):
         for rows in _blocks([row for row, other in enumerate(lengths) if other == length]):
             yield rows, {name: tensor[rows, :length] for name, tensor in inputs.items()}
@@ -315,7 +314,8 @@ def find_tokenizer(
         raise ValueError(
             f"the tokenizer in {folder} is not this model's: got {len(tokenizer)} tokens, expected at most {vocab_size}"
         )
-    ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
+    ids = tokenizer("a")["input_ids"]
+    special = set(tokenizer.all_special_ids)
     wanted = {
         "pads with": (tokenizer.pad_token_id, {pad}),
         "begins texts with": (ids[0], special if first is None else {first}),

@@ -148,7 +148,8 @@ class MacCounter:
         key = ("layer", self.alike(index), skipped, pooled_only, *self._shapes(state))
         if key in self._found:
             return self._found[key]
-        without, parts = self.without_content(state), dict[str, int]()
+        without = self.without_content(state)
+        parts = dict[str, int]()
 
         def memo(memo_key: tuple, compute: Callable[[], Any]) -> Any:
             result, macs = counted(compute)
@@ -192,7 +193,8 @@ class MacCounter:
     def without_content(self, given: Any) -> Any:
         """Return a batch or state without content, of the model's own floating point type."""
         # `extras` once a batch, as in `_shapes`
-        dtype, made = next(self.twin.parameters()).dtype, dict[int, Tensor]()
+        dtype = next(self.twin.parameters()).dtype
+        made = dict[int, Tensor]()
 
         def bare(tensor: Tensor) -> Tensor:
             kind = dtype if tensor.is_floating_point() else tensor.dtype

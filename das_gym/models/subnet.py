@@ -52,7 +52,8 @@ class Subnet(PreTrainedModel):
 
     def build_head(self, features: int) -> None:
         """Add the classifier, which reads `features` numbers of each image."""
-        features, inside = features * self.config.num_images, self.config.head_width
+        features = features * self.config.num_images
+        inside = self.config.head_width
         parts: list[nn.Module] = [nn.Linear(features, inside or self.config.num_labels)]
         if inside:
             parts += [nn.LayerNorm(inside), nn.GELU(), nn.Linear(inside, self.config.num_labels)]
@@ -82,13 +83,15 @@ class Subnet(PreTrainedModel):
         if pixel_values is None:
             raise ValueError("`pixel_values` is missing: each text needs its image. AutoImageProcessor makes them")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text, count = self.read_text(input_ids, attention_mask), self.config.num_images
+        text = self.read_text(input_ids, attention_mask)
+        count = self.config.num_images
         features = []
         for number in range(count):
             image = pixel_values if count == 1 else pixel_values[:, number]
             mask = pixel_mask if count == 1 or pixel_mask is None else pixel_mask[:, number]
             features.append(self.fuse(text, attention_mask.bool(), image, mask, 1 + number))
-        logits, loss = self.classifier(torch.cat(features, dim=-1)), None
+        logits = self.classifier(torch.cat(features, dim=-1))
+        loss = None
         if labels is not None and labels.is_floating_point():  # summed over labels
             loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[0]
         elif labels is not None:

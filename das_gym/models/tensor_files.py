@@ -56,7 +56,8 @@ def read_tensors(path: str | Path) -> TensorFile:
         if weights is None or not (path / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"no checkpoint in {path}: got {found}, expected config.json and {' or '.join(WEIGHTS)}")
-        file, config = read_tensors(weights), _read_config(path / "config.json")
+        file = read_tensors(weights)
+        config = _read_config(path / "config.json")
         about = config.get(METADATA_KEY)
         if isinstance(about, dict) and CHECKSUM in about:  # an exported folder
             _compare(weights, file.tensors, {}, about[CHECKSUM])
@@ -212,7 +213,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} holds no state_dict: got a {type(content).__name__}. Save {{'state_dict': ...}} instead")
-    size, seen, tensors = path.stat().st_size, set[int](), {}
+    size = path.stat().st_size
+    seen = set[int]()
+    tensors = {}
     for name, tensor in state.items():
         dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not dense or tensor.is_quantized or tensor.is_nested:

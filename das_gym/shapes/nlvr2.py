@@ -19,7 +19,9 @@ from das_gym.shapes.writing import bundled_root, check_counts, new_data_set
 VERSION = 1
 """Names the folder in the cache. Raise it with every change of images or statements, so that no stale folder is read."""
 
-DIRECTORIES, DIRECTORY_SETS, TEST_SETS = 9, 125, 190
+DIRECTORIES = 9
+DIRECTORY_SETS = 125
+TEST_SETS = 190
 """Directories of train, and sets of statements in each of them and in test1. A set has eight statements."""
 
 
@@ -35,7 +37,8 @@ def write_shapes_nlvr2(
     A set is four pairs of images and two sentences, each true of two of the pairs. The same arguments write the same data.
     `folder` is new or empty. Train has two directories or more: the reader takes one or more of them as the reward split.
     """
-    folder, train_sets = absolute(folder), directories * directory_sets
+    folder = absolute(folder)
+    train_sets = directories * directory_sets
     check_counts(0, seed=seed)
     check_counts(1, directory_sets=directory_sets, test_sets=test_sets)
     check_counts(2, directories=directories)

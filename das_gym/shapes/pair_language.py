@@ -75,19 +75,23 @@ def _one_of_two(text: str, family: str, present: Kind, absent: Kind) -> Statemen
 
 
 def _draw_existence(rng: np.random.Generator) -> Statement:
-    color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
+    color = pick(rng, list(COLORS))
+    shape = pick(rng, SHAPES)
     present = Kind(((color, shape),), lambda scene: len(scene.matching(color, shape)) == 1)
     absent = Kind((), lambda scene: not scene.matching(color, shape))
     return _one_of_two(f"there is 1 {color} {shape}.", "existence", present, absent)
 
 
 def _draw_attribute(rng: np.random.Generator) -> Statement:
-    color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
+    color = pick(rng, list(COLORS))
+    shape = pick(rng, SHAPES)
     known: Name
     if rng.random() < 0.5:
-        text, known = f"1 {shape} is {color}.", (None, shape)
+        text = f"1 {shape} is {color}."
+        known = (None, shape)
     else:
-        text, known = f"1 {color} object is a {shape}.", (color, None)
+        text = f"1 {color} object is a {shape}."
+        known = (color, None)
 
     def kind(wanted: bool) -> Kind:
         def holds(scene: Scene) -> bool:
@@ -108,22 +112,26 @@ def _draw_count(rng: np.random.Generator) -> Statement:
         noun = f"{known[0]} objects"
     else:
         shape = pick(rng, SHAPES)
-        known, noun = (None, shape), plural(shape)
+        known = (None, shape)
+        noun = plural(shape)
 
     def kind(number: int) -> Kind:
         return Kind((known,) * number, lambda scene: len(scene.matching(*known)) == number)
 
-    left, right = (kind(first), kind(second)), (kind(total - first), kind(total - second))
+    left = (kind(first), kind(second))
+    right = (kind(total - first), kind(total - second))
     return Statement(f"there are {total} {noun}.", "count", left, right)
 
 
 def _draw_relation(rng: np.random.Generator) -> Statement:
     names = [(color, shape) for color in COLORS for shape in SHAPES]
-    (a, b), word = rng.choice(len(names), 2, replace=False).tolist(), pick(rng, list(OPPOSITES))
+    a, b = rng.choice(len(names), 2, replace=False).tolist()
+    word = pick(rng, list(OPPOSITES))
 
     def kind(wanted: bool) -> Kind:
         def holds(scene: Scene) -> bool:
-            first, second = scene.matching(*names[a]), scene.matching(*names[b])
+            first = scene.matching(*names[a])
+            second = scene.matching(*names[b])
             by = RELATIONS[word if wanted else OPPOSITES[word]]
             return len(first) == len(second) == 1 and by(first[0], second[0]) >= RELATION_MARGIN
 

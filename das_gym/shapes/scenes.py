@@ -98,7 +98,8 @@ def sample_object(
 
     Where neither is given, half of the objects repeat the colour or the shape of another.
     """
-    colors, shapes = list(COLORS), list(SHAPES)
+    colors = list(COLORS)
+    shapes = list(SHAPES)
     # The order of draws decides the bundled data: tests/shapes/test_writing.py knows their digests.
     free = color is None and shape is None
     color = color or colors[rng.integers(len(colors))]
@@ -138,7 +139,8 @@ def _outline(item: SceneObject) -> list[tuple[float, float]]:
         angles = [math.pi * (k / 5 - 0.5) for k in range(10)]
         radii = [1.15 * r if k % 2 == 0 else 0.5 * r for k in range(10)]
         return [(x + q * math.cos(a), y + q * math.sin(a)) for a, q in zip(angles, radii, strict=True)]
-    a, b = 0.35 * r, r
+    a = 0.35 * r
+    b = r
     corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
     return [(x + dx, y + dy) for dx, dy in corners]
 

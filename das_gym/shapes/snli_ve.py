@@ -48,7 +48,8 @@ def _draw_hypothesis(rng: np.random.Generator, scene: Scene, curtain: bool) -> t
     """Draw a hypothesis, and return its label too."""
     while (caption := sample_scene_caption(rng, scene)) is None:
         pass
-    hypothesis, is_true = SceneCaption((pick(rng, caption.facts),)), bool(rng.random() < 0.5)
+    hypothesis = SceneCaption((pick(rng, caption.facts),))
+    is_true = bool(rng.random() < 0.5)
     hypothesis = hypothesis if is_true else pick(rng, hypothesis.changed(scene))
     return str(hypothesis), label_of(hypothesis, is_true, scene, curtain)
 
@@ -57,7 +58,8 @@ def _draw(rng: np.random.Generator) -> tuple[Scene, bool, bytes]:
     """Draw a scene that has captions, and whether it has a curtain, which hides no object; return its JPEG file too."""
     left = pick(rng, (0, IMAGE_SIZE - CURTAIN_WIDTH))
     curtain = bool(rng.random() < 0.5)
-    nearest, furthest = left - MAX_RADIUS, left + CURTAIN_WIDTH + MAX_RADIUS
+    nearest = left - MAX_RADIUS
+    furthest = left + CURTAIN_WIDTH + MAX_RADIUS
     while True:
         scene = sample_scene(rng)
         # No object may touch the curtain: what is visible is visible as a whole.
@@ -90,7 +92,8 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
     folder = absolute(folder)
     check_counts(0, seed=seed)
     check_counts(1, **{part: scenes.get(part, 0) for part in SCENES})
-    images, number = NewImages(), 0
+    images = NewImages()
+    number = 0
     with new_data_set(folder, "Shapes-SNLI-VE", sum(scenes.values())) as (partial, bar):
         (partial / "flickr30k_images").mkdir()
         for rng, part in zip(np.random.default_rng(seed).spawn(len(SCENES)), SCENES, strict=True):

@@ -17,7 +17,8 @@ from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change of images or questions, so that no stale folder is read."""
 
-TRAIN_SCENES, VAL_SCENES = 6000, 800
+TRAIN_SCENES = 6000
+VAL_SCENES = 800
 """Scenes of the bundled data set: train2014, val2014."""
 
 FIRST_IMAGE_ID = {"train2014": 1, "val2014": 500_001}
@@ -51,7 +52,8 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     folder = absolute(folder)
     check_counts(0, seed=seed)
     check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
-    images, counts = NewImages(), {"train2014": train_scenes, "val2014": val_scenes}
+    images = NewImages()
+    counts = {"train2014": train_scenes, "val2014": val_scenes}
     with new_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
         # A generator for each split: val2014 does not depend on the number of training scenes.
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
@@ -64,7 +66,8 @@ def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator,
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / split).mkdir()
-    image_id, end = FIRST_IMAGE_ID[split], FIRST_IMAGE_ID[split] + count
+    image_id = FIRST_IMAGE_ID[split]
+    end = FIRST_IMAGE_ID[split] + count
     while image_id < end:
         scene = sample_scene(rng)
         content = jpeg(render(scene))

@@ -237,7 +237,9 @@ class _Progress:
         self, task: Task, examples: Mapping[str, Sequence[Any]], identity: dict[str, Any], masks: int, each: bool
     ) -> None:
         groups = identity["groups"]
-        self.identity, self.done, self.spent = identity, dict.fromkeys(SPLITS, 0), Spending()
+        self.identity = identity
+        self.done = dict.fromkeys(SPLITS, 0)
+        self.spent = Spending()
         self.sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
         self.each: dict[str, ExampleScores] = {}
         for split, part in examples.items() if each else ():
@@ -269,7 +271,8 @@ class _Progress:
         try:
             arrays = read_arrays(path)
             meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
-            done, spent = {split: int(meta["done"][split]) for split in SPLITS}, build(Spending, meta["spent"])
+            done = {split: int(meta["done"][split]) for split in SPLITS}
+            spent = build(Spending, meta["spent"])
             # Whatever the checkpoint lacks or has in addition differs, too.
             wanted = {"format": CHECKPOINT_FORMAT, **self.identity, "done": meta["done"], "spent": meta["spent"]}
             differing = [name for name in {**wanted, **meta} if meta.get(name) != wanted.get(name)]
@@ -284,6 +287,7 @@ class _Progress:
                     read = ExampleScores.of(arrays, split)
                     read.check(split, each.losses.shape[1], len(each.keys), len(self.identity["groups"]))
                     self.each[split] = read
-            self.done, self.spent = done, spent
+            self.done = done
+            self.spent = spent
         except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{path} cannot be resumed ({error}). Start a new run") from error

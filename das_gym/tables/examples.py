@@ -75,7 +75,8 @@ class ExampleScores:
     def empty(cls, masks: int, groups: np.ndarray, images: np.ndarray, keys: Sequence[str]) -> ExampleScores:
         """Return the scores of examples before any is scored; `put` adds them."""
         shape = (len(keys), masks)
-        losses, metrics = np.zeros(shape, np.float16), np.zeros(shape, np.uint8)
+        losses = np.zeros(shape, np.float16)
+        metrics = np.zeros(shape, np.uint8)
         return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
 
     def put(self, first: int, scores: Scores) -> ExampleScores:

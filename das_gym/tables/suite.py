@@ -139,7 +139,8 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
         useful: (n,) bool, units that serve the budget.
     """
     allowed = ~(masks & ~useful).any(axis=1)
-    count, sizes = int(useful.sum()), masks.sum(axis=1)
+    count = int(useful.sum())
+    sizes = masks.sum(axis=1)
     # A mask of s units is reached in (s - 1)! orders of those before the last, times (count - s)! of those after it.
     orders = np.array([math.factorial(max(s - 1, 0)) * math.factorial(max(count - s, 0)) for s in range(masks.shape[1] + 1)])
     lasts = np.zeros(len(masks))  # units that can be the last one skipped: without them the budget is not yet satisfied
@@ -205,7 +206,8 @@ def problems_of(
             continue
         chances = random_probabilities(table.masks, kept, budget.useful_layers)
         for group, part in parts.items():
-            mean, best = float(chances @ rewards[group]), float(rewards[group][kept].max())
+            mean = float(chances @ rewards[group])
+            best = float(rewards[group][kept].max())
             if best - mean >= LEAST_SPREAD:
                 problems.append(SuiteProblem(source, group, budget, part, rewards[group], mean, best))
     return problems
@@ -235,7 +237,8 @@ class Suite:
     ) -> None:
         if not problems:
             raise ValueError("a suite needs at least one problem")
-        self.problems, self.made_by = tuple(problems), made_by
+        self.problems = tuple(problems)
+        self.made_by = made_by
         self.statistics = DEFAULT_STATISTICS if statistics is None else tuple(statistics)
         count = len(problems)
         self.units = np.zeros((count, MAX_UNITS), bool)
@@ -244,7 +247,9 @@ class Suite:
         self.observed = np.zeros((count, MAX_UNITS, len(self.statistics)), np.float32)
         self.goals = np.zeros((count, 2), np.float32)
         for row, problem in enumerate(problems):
-            n, table, budget = problem.table.n_layers, problem.table, problem.budget
+            n = problem.table.n_layers
+            table = problem.table
+            budget = problem.budget
             if n > MAX_UNITS or table.meta.max_skipped is not None:
                 raise ValueError(f"{problem.source.file} has {n} units: suites need complete tables of at most {MAX_UNITS}")
             self.units[row, :n] = True
@@ -311,10 +316,10 @@ class Suite:
 
     def skip_highest(self, which: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return (m, MAX_UNITS) bool: units skipped from the highest score down, until the budget is satisfied."""
-        m = len(which)
         # Units that serve no purpose come last, where they are never reached.
         order = np.argsort(np.where(self.useful[which], -scores, np.inf), axis=1, kind="stable")
-        masks, everyone = np.zeros((m, MAX_UNITS), bool), np.arange(m)
+        masks = np.zeros((len(which), MAX_UNITS), bool)
+        everyone = np.arange(len(which))
         for place in range(MAX_UNITS):
             going = ~self.kept[self.rows(which, masks)]
             if not going.any():

@@ -41,7 +41,8 @@ FORMATS = ("das_gym table 1", "das_gym table 2")
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
 
-MAX_LAYERS, MAX_MACS = 1024, 2**53
+MAX_LAYERS = 1024
+MAX_MACS = 2**53
 """Limits for files: masks would fill the memory, and MACs would not be exact in float64."""
 
 
@@ -116,7 +117,8 @@ class SubnetTable:
             raise ValueError(f"too many layers: got {self.n_layers:,}, expected at most {MAX_LAYERS:,}")
         if not 1 <= self.meta.macs_full <= MAX_MACS:
             raise ValueError(f"`macs_full` is out of range: expected 1 to {MAX_MACS:,}")
-        rows, statistics = len(self.masks), (self.n_layers, len(self.meta.statistics))
+        rows = len(self.masks)
+        statistics = (self.n_layers, len(self.meta.statistics))
         check_array("macs", self.macs, "iu", (rows,), 0, MAX_MACS)
         check_array("statistics", self.statistics, "f", statistics)
         for split in SPLITS:
@@ -125,10 +127,9 @@ class SubnetTable:
             check_array(f"{split}_metrics", scores.metrics, "f", (rows,), 0, 1)
             check_array(f"{split}_divergences", scores.divergences, "f", (rows,), 0, np.inf, may_lack=True)
         if self.examples is not None:
-            groups = len(self.meta.groups)
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
-                self.examples[split].check(split, rows, count, groups)
-            check_array("group_statistics", self.group_statistics, "f", (groups, *statistics))
+                self.examples[split].check(split, rows, count, len(self.meta.groups))
+            check_array("group_statistics", self.group_statistics, "f", (len(self.meta.groups), *statistics))
 
     @property
     def n_layers(self) -> int:
@@ -239,7 +240,8 @@ class SubnetTable:
             raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
         rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
         scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
-        names, removed = tuple(self.meta.layer_names[layer] for layer in kept), np.isin(np.arange(self.n_layers), layers)
+        names = tuple(self.meta.layer_names[layer] for layer in kept)
+        removed = np.isin(np.arange(self.n_layers), layers)
         costs = {name: cost.without(removed).as_dict() for name, cost in given_costs(self.meta.costs).items()}
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs=costs, groups=())
         remaining = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
@@ -301,7 +303,8 @@ class SubnetTable:
 
     def regret(self, masks: np.ndarray, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
         """Return (...) float64: by how much the best mask within the budget is better, in the unit of `by`."""
-        within, goodness = self._competing(by, **budget), self._goodness(by, split)
+        within = self._competing(by, **budget)
+        goodness = self._goodness(by, split)
         return goodness[within].max() - goodness[self._rows_within(masks, within)]
 
     def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:

@@ -179,7 +179,8 @@ class Task(ABC):
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Return KL(full model || subnet) of each example, (batch,), in nats."""
         del targets
-        full, subnet = full_logits.log_softmax(-1), logits.log_softmax(-1)
+        full = full_logits.log_softmax(-1)
+        subnet = logits.log_softmax(-1)
         return (full.exp() * (full - subnet)).sum(-1)
 
     def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:
@@ -209,9 +210,9 @@ class Task(ABC):
     def format_prediction(self, example: Any, prediction: Mapping[str, Any]) -> str:
         """Return an entry of `predictions` as text for reports."""
         del example
-        answer, names = prediction.get("prediction"), self.logit_names
-        if isinstance(answer, int) and 0 <= answer < len(names):
-            return names[answer]
+        answer = prediction.get("prediction")
+        if isinstance(answer, int) and 0 <= answer < len(self.logit_names):
+            return self.logit_names[answer]
         return "" if answer is None else str(answer)
 
     def group(self, example: Any) -> str:

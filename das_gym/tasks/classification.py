@@ -14,7 +14,8 @@ from das_gym.tasks.base import Task
 
 def build_classifier(input_size: int, num_classes: int, hidden_size: int) -> nn.Sequential:
     """Return Linear, LayerNorm, GELU, Linear: (batch, input_size) to (batch, num_classes) logits."""
-    first, last = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, num_classes)
+    first = nn.Linear(input_size, hidden_size)
+    last = nn.Linear(hidden_size, num_classes)
     for layer in (first, last):  # as METER and ViLT initialize their heads
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)

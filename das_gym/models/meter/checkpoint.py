@@ -35,7 +35,7 @@ FIRST_TOKEN = "first_text_token"
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config fields from the shapes of an official METER checkpoint."""
     del config
-    text, image = shapes["cross_modal_text_transform.weight"], shapes["cross_modal_image_transform.weight"]
+    text = shapes["cross_modal_text_transform.weight"]
     patch = shapes["vit_model.visual.conv1.weight"][-1]
     layers = {stream: count(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}
     if layers["text"] != layers["image"]:
@@ -46,7 +46,7 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         "patch_size": patch,
         "hidden_size": text[0],
         "fusion_layers": layers["text"],
-        "vision_width": image[1],
+        "vision_width": shapes["cross_modal_image_transform.weight"][1],
         "vision_layers": count(shapes, "vit_model.visual.transformer.resblocks"),
         "text_width": text[1],
         "text_layers": count(shapes, "text_transformer.encoder.layer"),
@@ -57,7 +57,8 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fusion_rules(stream: str, letter: str) -> Rules:
-    theirs, ours = rf"cross_modal_{stream}_layers\.(\d+)\.", rf"{stream}_layers.\1.layer."
+    theirs = rf"cross_modal_{stream}_layers\.(\d+)\."
+    ours = rf"{stream}_layers.\1.layer."
     parts = {
         "attention.output.dense": "self_attention.out",
         "attention.output.LayerNorm": "self_norm",
@@ -84,7 +85,8 @@ def _fusion_rules(stream: str, letter: str) -> Rules:
 
 
 _CLIP = r"vit_model\.visual\."
-_CLIP_BLOCK, _OUR_CLIP_BLOCK = rf"{_CLIP}transformer\.resblocks\.(\d+)\.", r"image_encoder.encoder.layers.\1."
+_CLIP_BLOCK = rf"{_CLIP}transformer\.resblocks\.(\d+)\."
+_OUR_CLIP_BLOCK = r"image_encoder.encoder.layers.\1."
 _CLIP_PARTS = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",

@@ -23,14 +23,16 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
     """Return the central square of the image with its shorter side at `size`, the other rounded down as in torchvision."""
     width, height = image.size
     shape = (size, size * height // width) if width <= height else (size * width // height, size)
-    left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+    left = round((shape[0] - size) / 2)
+    top = round((shape[1] - size) / 2)
     square = (left, top, left + size, top + size)
     if min(width, height) == size:
         return image.crop(square)
     if max(shape) < STRIP * size:
         return image.resize(shape, Image.Resampling.BICUBIC).crop(square)
     # The same up to rounding. The whole resampled strip can take gigabytes.
-    x, y = width / shape[0], height / shape[1]
+    x = width / shape[0]
+    y = height / shape[1]
     box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
@@ -54,5 +56,6 @@ def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tens
     if size < 1 or patch < 1 or size % patch:
         raise ValueError(f"invalid `size`: got {size} pixels, expected a positive multiple of the patch size, {patch}")
     pixels = np.array(_centre(image.convert("RGB"), size), dtype=np.float32)
-    mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
+    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD).view(3, 1, 1)
     return ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std).contiguous()

@@ -100,8 +100,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Return outputs of the text encoder, before token types."""
-        attention_mask = batch["attention_mask"]
-        return self.encode_text(batch["input_ids"], attention_mask), attention_mask[:, None, None].bool()
+        return self.encode_text(batch["input_ids"], batch["attention_mask"]), batch["attention_mask"][:, None, None].bool()
 
     def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Return outputs of the image encoder, before token types."""
@@ -109,15 +108,15 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def embed(self, encoded: State) -> State:
         """Return the state before stage 0; see `VLP.embed`."""
-        hidden, image_types = encoded.hidden, encoded.extras.get("image_types", 1)
-        text, image = self.embed_streams(hidden["text"], hidden["image"], image_types)
+        image_types = encoded.extras.get("image_types", 1)
+        text, image = self.embed_streams(encoded.hidden["text"], encoded.hidden["image"], image_types)
         return encoded.with_hidden({"text": text, "image": image})
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """Return new hidden vectors of the layer's stream; masks share what depends on one stream; see `VLP.run_layer`."""
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"
-        x, y = state.hidden[stream], state.hidden[other]
+        x = state.hidden[stream]
         module: Any = self.skippable(index).chosen(skipped)
 
         def share(part: str, read: Tensor, compute: Callable[[], Any]) -> Any:
@@ -125,7 +124,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
 
         if skipped:
             return share("skip", x, lambda: module(x[:, :1] if pooled_only else x))
-        return module(x, y, state.attend[stream], state.attend[other], pooled_only, share)
+        return module(x, state.hidden[other], state.attend[stream], state.attend[other], pooled_only, share)
 
     def pool(self, state: State) -> Tensor:
         """Return (batch, 2 * hidden_size) features: text, then image."""

@@ -54,7 +54,8 @@ class MeterSubnet(METERNetwork, Subnet):
         """Return (batch, 2 * hidden_size) features of encoded texts with one image each."""
         del pixel_mask  # METER's images have no padding
         text, image = self.embed_streams(text, self.encode_image(pixels), image_type)
-        last, attend = len(self.text_layers) - 1, attend[:, None, None]
+        last = len(self.text_layers) - 1
+        attend = attend[:, None, None]
         for stage, (text_slot, image_slot) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
             text, image = (  # both layers of a stage read the state before it
                 self.run_slot(text_slot, stage == last, text, image, attend, None),

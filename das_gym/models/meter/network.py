@@ -115,7 +115,8 @@ class FusionLayer(nn.Module):
     def attend_self(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
         """Run the first sub-layer, which reads this stream alone."""
         if pooled_only:
-            mixed, x = self.self_attention.pooled(x[:, :1], x, attend), x[:, :1]
+            mixed = self.self_attention.pooled(x[:, :1], x, attend)
+            x = x[:, :1]
         else:
             mixed = self.self_attention(x, self.self_attention.keys_values(x), attend)
         return self.self_norm(add_to(self.dropout(mixed), x, self.self_adapter(x)))
@@ -128,7 +129,8 @@ class METERNetwork(nn.Module):
         """Create all modules; `make_layer` makes a fusion layer from its index: text layers first, then image layers."""
         from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
-        size, count = config.hidden_size, config.fusion_layers
+        size = config.hidden_size
+        count = config.fusion_layers
         self.image_encoder = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=config.vision_width,
@@ -169,7 +171,8 @@ class METERNetwork(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (batch, tokens, hidden_size), before token types."""
-        length, longest = input_ids.shape[1], self.text_encoder.config.max_position_embeddings - SPARE_POSITIONS
+        length = input_ids.shape[1]
+        longest = self.text_encoder.config.max_position_embeddings - SPARE_POSITIONS
         if length > longest:
             raise ValueError(f"text too long: got `input_ids` of {length} tokens, expected at most {longest}. Truncate it")
         real = None if attention_mask.is_meta else attention_mask  # transformers reads the values of masks

@@ -29,7 +29,8 @@ QUERY_VALUE = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "wqkv"
 TUNABLE = ("das_adapter", "skip_adapter.adapter")
 """Parts of the names of the parameters that train."""
 
-BOTTLENECK, SKIP_BOTTLENECK = 64, 256
+BOTTLENECK = 64
+SKIP_BOTTLENECK = 256
 """Widths of the adapters before attention and MLP, and of skip adapters, of LLaVA-1.5 in the paper's code."""
 
 

@@ -152,7 +152,9 @@ class Comparison:
 
         With `tokens`, only those of the first `tokens` tokens of each answer.
         """
-        vlm, head, found = VLM(model), model.get_output_embeddings(), []
+        vlm = VLM(model)
+        head = model.get_output_embeddings()
+        found = []
         project: Any = None if head is None else head.forward
 
         def project_answer(start: int, hidden: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ class Comparison:
 
     def same(self, one: Any, other: Any) -> bool:
         """Return True if two structures of tensors are equal up to rounding, and neither has a NaN."""
-        ones, others = tree_leaves(one), tree_leaves(other)
+        ones = tree_leaves(one)
+        others = tree_leaves(other)
         if len(ones) != len(others):
             return False
         tolerance = TOLERANCES.get(next(self.model.parameters()).dtype, 0.1)
@@ -203,7 +206,8 @@ class Comparison:
                 continue
             if not isinstance(its, Tensor) or mine.shape != its.shape:
                 return False
-            mine, its = mine.double(), its.double()
+            mine = mine.double()
+            its = its.double()
             differences = torch.where(mine == its, 0.0, mine - its)  # infinite where both forbid a token
             largest = its[its.isfinite()].abs().max() if its.isfinite().any() else its.new_zeros(())
             if its.numel() and not float(differences.abs().max()) <= tolerance * (float(largest) + 1e-6):  # false for NaN
@@ -217,5 +221,6 @@ def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Mod
     for place, (layer, call) in enumerate(zip(stack.layers, recording.calls, strict=True)):
         given = [leaf if isinstance(leaf, int | float | str) else id(leaf) for leaf in tree_leaves((call.args, call.kwargs))]
         kinds[structure(layer), tuple(given), call.made, place in recording.added].append(layer)
-    first, last = (running + 1) // 2, running // 2
+    first = (running + 1) // 2
+    last = running // 2
     return [layer for alike in kinds.values() for layer in alike[first : max(first, len(alike) - last)]]

@@ -62,7 +62,8 @@ def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_
         for group in [rows] if prefix else [[row] for row in rows]:
             # A block is rectangular: as many rows for each prefix, with lengths that differ by less than TEXT_BLOCK tokens:
             # little is computed for padding. The model's forward concatenates images, which need one form.
-            one, longest = encodings[group[0]], max(len(encodings[row].ids) for row in group)
+            one = encodings[group[0]]
+            longest = max(len(encodings[row].ids) for row in group)
             form = tuple(one.types), tuple(one.sizes), tuple((name, *value.shape[1:]) for name, value in one.pixels.items())
             alike[prefix, len(group), padded_length(longest - prefix), form] += group
     return [Plan(rows, each, prefix) for (prefix, each, *_), rows in alike.items()]
@@ -88,7 +89,8 @@ def first_answer(encodings: Sequence[Encoding]) -> int:
 
 def images_end(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
     """Return the position after the last image token of any row."""
-    end, tokens = 0, torch.tensor(list(image_tokens), dtype=torch.long)
+    end = 0
+    tokens = torch.tensor(list(image_tokens), dtype=torch.long)
     for encoding in encodings:
         places = torch.isin(encoding.ids, tokens).nonzero()
         end = max(end, int(places.max()) + 1 if len(places) else 0)
@@ -162,7 +164,9 @@ def make_block(
     `record_part` records the model's forward on the tokens from one place to another of some prompts. With `at_answers`, it
     also records what `run_at_answers` needs.
     """
-    rows, start, end = plan.rows, plan.prefix, max(len(encoding.ids) for encoding in encodings)
+    rows = plan.rows
+    start = plan.prefix
+    end = max(len(encoding.ids) for encoding in encodings)
     first = first_answer(encodings)
     if start:
         shared = record_part(rows[:: plan.each], 0, start)
@@ -262,7 +266,8 @@ def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
 def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, tokens, size), each row after its prefix, and the (rows, tokens) bool mask of tokens without padding."""
     longest = max(block.prefix + block.tokens for block in blocks)
-    padded, real = [], []
+    padded = []
+    real = []
     for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
         prefixes, rows = block.split(part)
         rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)

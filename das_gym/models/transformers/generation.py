@@ -19,7 +19,8 @@ from das_gym.models.transformers.model import VLM
 SPARE_TOKENS = 8
 """How many tokens longer than the longest reference an answer may be."""
 
-PROBED, PROBES = 64, 4
+PROBED = 64
+PROBES = 4
 """Prompts among which some with different images are looked for, and how many of these are tried padded at the left."""
 
 PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -188,8 +189,10 @@ def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
     # Some types place padding wrongly: rotary positions that count it, or convolutions that read it.
     with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
         for rows in batches_of(encodings, len(encodings)):
-            alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)
-            difference, largest = float((alone - together).abs().max()), float(alone.abs().max())
+            alone = torch.cat([logits([row], 0) for row in rows])
+            together = logits(rows, 5)
+            difference = float((alone - together).abs().max())
+            largest = float(alone.abs().max())
             if not difference <= tolerance * (largest + 1e-6):  # NaN is no less wrong than a large difference
                 return False
     return True

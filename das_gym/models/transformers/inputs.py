@@ -150,7 +150,8 @@ class PromptProcessor:
         self._check_images(prompt)
         if self._opened[0] != prompt.images:  # questions about the same images are read one after the other
             self._opened = prompt.images, [image.open() for image in prompt.images]
-        images, asked = self._opened[1], None
+        images = self._opened[1]
+        asked = None
         if self._has_template:
             messages = self._messages(prompt, images)
             asked = self._write(messages)
@@ -165,7 +166,9 @@ class PromptProcessor:
         if tokens > self.max_length:
             advice = "Remove it from the data, shorten it, or use smaller images."
             raise _unreadable(prompt, f"has {tokens} tokens with its answer, expected at most {self.max_length}. {advice}")
-        types, sizes, pixels = {}, {}, {}
+        types = {}
+        sizes = {}
+        pixels = {}
         for name, value in question.items():
             if name.startswith("pixel") or name.endswith("pixel_values"):  # DeepSeek-VL's high_res_pixel_values
                 pixels[name] = value
@@ -198,7 +201,8 @@ class PromptProcessor:
 
     def _encode_lines(self, prompt: Prompt, images: list[Any]) -> dict[str, Tensor]:
         """Encode a question without a chat template."""
-        text, token = _lines(prompt), getattr(self.processor, "image_token", None) or IMAGE_MARK
+        text = _lines(prompt)
+        token = getattr(self.processor, "image_token", None) or IMAGE_MARK
         if not self.sees:
             return dict(self.processor(text, return_tensors="pt"))
         text = token * (len(images) - text.count(IMAGE_MARK)) + text.replace(IMAGE_MARK, token)

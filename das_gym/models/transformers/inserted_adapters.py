@@ -110,7 +110,8 @@ def _insert(smaller: VLM, kept: list[int], norms: list[Any], bottleneck: int, sk
 
 def export_form(subnet: VLM) -> VLM:
     """Return a fine-tuned, pruned subnet as it is saved: skipped layers removed, adapters inserted, the rest shared."""
-    mask, model = subnet.check_mask(None), share_copy(subnet.model)
+    mask = subnet.check_mask(None)
+    model = share_copy(subnet.model)
     for layer in find_decoder(model).layers:
         strip_adapters(layer)
     for projector in find_projectors(model).values():  # one that trained computes in 32 bits, by hooks
@@ -157,7 +158,8 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
 
 def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapter, Adapter]]:
     """Yield each adapter that runs in a supernet under a mask, with that of the smaller model."""
-    removed, kept = iter(_skipped_layers(smaller)), iter(smaller.stack.layers)
+    removed = iter(_skipped_layers(smaller))
+    kept = iter(smaller.stack.layers)
     index_of = {place: index for index, place in enumerate(masked.places)}
     for place, layer in enumerate(masked.stack.layers):
         index = index_of.get(place)

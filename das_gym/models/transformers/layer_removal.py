@@ -157,7 +157,8 @@ def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
     `A` is a layer of which the attention is left, `M` one of which the MLP is left.
     """
     stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
-    signs, words = {"layer": "□", "mlp": "A", "attention": "M"}, []
+    signs = {"layer": "□", "mlp": "A", "attention": "M"}
+    words = []
     for stream, stack in stacks:
         kinds = vlm.skipped_kinds(mask, stream)
         words.append("".join(signs.get(kinds.get(place, ""), "■") for place in range(len(stack.layers))))
@@ -233,7 +234,8 @@ def remove_parts(model: Any, removed: Mapping[int, str]) -> Any:
     Such a model is saved with the code that loads it, see `own_code` and `modeling_removed_sublayers`.
     `stack.note_layer_parts` has to have noted what its layers consist of.
     """
-    stack, config = find_decoder(model), model.config.get_text_config(decoder=True)
+    stack = find_decoder(model)
+    config = model.config.get_text_config(decoder=True)
     parts: dict[str, Any] = {"layers": path_of(model, stack.layers)}
     parts |= {kind: {} for kind in PART_NAMES}
     for place, layer in enumerate(stack.layers):
@@ -326,9 +328,11 @@ def reload_difference(model: Any) -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return f"its configuration is rejected ({lines[-1]})"
     # Shapes alone would miss what a layer takes from its position: a window, a scale, experts or none. Those are attributes.
-    mine, its = dict(model.named_modules()), dict(twin.named_modules())
+    mine = dict(model.named_modules())
+    its = dict(twin.named_modules())
     for name in sorted(mine.keys() | its.keys()):
-        module, other = mine.get(name), its.get(name)
+        module = mine.get(name)
+        other = its.get(name)
         if module is None or other is None:
             return f"the module {name} is {'missing' if other is None else 'new'}"
         if type(module) is not type(other):

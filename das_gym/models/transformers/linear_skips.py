@@ -161,13 +161,12 @@ def tokens_of(vlm: VLM, state: State, stream: str, hidden: Tensor) -> Tensor:
 
 def _fit_unit(vlm: VLM, index: int, pairs: Sequence[tuple[Tensor, Tensor]], rank: int | None) -> LinearFit:
     """Fit one unit, and give it its skip adapter."""
-    name = vlm.layers[index].name
-    ridge = fit_ridge(pairs, rank, what=name)
+    ridge = fit_ridge(pairs, rank, what=vlm.layers[index].name)
     weights = {"up.weight": ridge.up.T, "up.bias": ridge.bias}
     if ridge.down is not None:
         weights["down.weight"] = ridge.down.T
     _put(vlm, index, weights)
-    return LinearFit(name, ridge.strength, ridge.explained)
+    return LinearFit(vlm.layers[index].name, ridge.strength, ridge.explained)
 
 
 def put_skip_adapters(vlm: VLM, tensors: Mapping[str, Tensor]) -> None:

@@ -88,7 +88,8 @@ def load_vlm(
         if vision:
             capabilities = with_tower(capabilities, model, wrapped)
         vlm = VLM(model, units, capabilities)
-        vlm.source_processor, wrapped = processor, vlm.processor_of(processor)
+        vlm.source_processor = processor
+        wrapped = vlm.processor_of(processor)
         if units != UNITS[0]:
             check_sublayers(vlm, wrapped)
         elif not vlm.untrainable and not only_runs:

@@ -179,8 +179,7 @@ class VLM(UnitModel):
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch to the model's device, floating point values in the dtype of its weights."""
-        dtype = self.model.dtype
-        return {n: t.to(self.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
+        return {n: t.to(self.device, self.model.dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
 
     def gather(self, processor: Any, pairs: Sequence[Any], kept: Kept) -> State:
         """Return the state before the first unit; `kept` gives what `encode_items` computes, by key of the images."""
@@ -212,7 +211,9 @@ class VLM(UnitModel):
         able = self.capabilities
         encodings = [processor.encode(p, pixels=not able.caches_images and bool(p.images)) for p in prompts]
         image_tokens = image_tokens_of(self.model)
-        blocks, hidden, read = [], [], []  # `read`: prompt and token of each answer, in the order of the blocks
+        blocks = []
+        hidden = []
+        read = []  # `read`: prompt and token of each answer, in the order of the blocks
 
         def record_part(rows: list[int], start: int, end: int) -> Recording:
             own = [encodings[row] for row in rows]
@@ -311,7 +312,8 @@ class VLM(UnitModel):
         """After the last vision unit, run everything up to the first unit of the decoder; return the state and its MACs."""
         if self.tower is None or stage != self.front:
             return state, 0
-        tower, later = self.tower, state.extras["decoder_inputs"]
+        tower = self.tower
+        later = state.extras["decoder_inputs"]
 
         def begin() -> State:
             features = tower.features(state.hidden[IMAGE], state.extras["images"], later.slices, later.given)
@@ -332,7 +334,9 @@ class VLM(UnitModel):
 
     def run_unit(self, index: int, state: State, skipped: bool, pooled_only: bool = False) -> Tensor:
         """Return what `run_layer` returns, before the layers between this unit and the next, which no mask skips."""
-        place, kind, chosen = self.places[index], self.layers[index].kind, self.skippable(index).chosen(skipped)
+        place = self.places[index]
+        kind = self.layers[index].kind
+        chosen = self.skippable(index).chosen(skipped)
         is_last = pooled_only and place == len(self.stack.layers) - 1
         is_removed = skipped and isinstance(chosen, nn.Identity)
         if self.layers[index].stream == IMAGE:
@@ -362,7 +366,8 @@ class VLM(UnitModel):
 
     def run_after(self, index: int, state: State, hidden: Tensor, pooled_only: bool = False) -> Tensor:
         """Run the layers between a unit, which gave `hidden`, and the next one; see `run_unit`."""
-        start, end = self.places[index] + 1, self._end(index)
+        start = self.places[index] + 1
+        end = self._end(index)
         if self.layers[index].stream == IMAGE:
             return self._run_fixed_vision(state, hidden, start, end)
         return self._run_fixed(state, hidden, start, end, pooled_only)
@@ -453,7 +458,8 @@ class VLM(UnitModel):
             return forward
 
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
-            skipped, modules = self.skip_forwards(mask), map(self.module_of, range(len(self.layers)))
+            skipped = self.skip_forwards(mask)
+            modules = map(self.module_of, range(len(self.layers)))
             with replace_forwards({m: marked(n, skipped.get(m, m.forward), mark) for n, m in enumerate(modules)}):
                 return self.run(encodings).last_hidden_state[:, -1]
 

@@ -48,7 +48,8 @@ def remove_sublayers(model: Any, parts: Mapping[str, Any]) -> Any:
             the layer calls that part, `outputs`: see `RemovedPart`, `norms`: the norms that serve that part alone.
     """
     config = model.config.get_text_config(decoder=True)
-    removed, attentions = [], []
+    removed = []
+    attentions = []
     for place, layer in enumerate(model.get_submodule(parts["layers"])):
         skip = getattr(config.per_layer_config[place], "skip", ())
         removed += [(layer, parts[kind][str(place)]) for kind in skip]
@@ -74,7 +75,8 @@ def renumber_cache_slots(config: Any, attentions: list[tuple[Any, bool]]) -> Non
     for (attention, kept), kind in zip(attentions, kinds, strict=True):
         if not kept:
             continue
-        before, after = attention.layer_idx, free[kind].pop(0)
+        before = attention.layer_idx
+        after = free[kind].pop(0)
         for module in attention.modules():
             if getattr(module, "layer_idx", None) == before:
                 module.layer_idx = after

@@ -71,7 +71,8 @@ def own_code(model: Any) -> OwnCode | None:
 def write_code(folder: Path, model: Any, code: OwnCode) -> None:
     """Put the code that loads a saved model, see `own_code`, into its folder, and its name into the configuration."""
     base = type(model).__name__  # a class of transformers itself: its own code is not copied
-    name, file = f"{base}{code.ending}", folder / f"{code.modules[0].rpartition('.')[2]}.py"
+    name = f"{base}{code.ending}"
+    file = folder / f"{code.modules[0].rpartition('.')[2]}.py"
     copy_code(folder, *code.modules)
     text = CLASS.format(base=base, name=name, variant=VARIANT, **code._asdict())
     write_text(file, file.read_text(encoding="utf-8") + text)

@@ -60,7 +60,8 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
     With `only_runs`, nothing is removed from the model, so that this is not tried.
     """
     _reject_unsupported(model)
-    compare, plain = Comparison(model, processor), VLM(model)
+    compare = Comparison(model, processor)
+    plain = VLM(model)
     one = compare.encodings(compare.prompts(1))
     with compare.rejecting("its own forward fails on the output of its processor"):
         note_layer_parts(plain.stack, lambda: plain.run(one))
@@ -77,15 +78,15 @@ def probe_capabilities(model: Any, processor: PromptProcessor, only_runs: bool =
 
 def _reject_unsupported(model: Any) -> None:
     """Reject types that are known not to work, and layers that share keys and values."""
-    config, kind = model.config.get_text_config(decoder=True), model.config.model_type
-    reason = REJECTED.get(kind)
+    config = model.config.get_text_config(decoder=True)
+    reason = REJECTED.get(model.config.model_type)
     if getattr(config, "num_kv_shared_layers", None):
         reason = f"{SHARED_KEYS} (`num_kv_shared_layers`)"
     sources = getattr(config, "kv_source_layers", None)
     if sources is not None and list(sources) != list(range(len(sources))):
         reason = f"{SHARED_KEYS} (`kv_source_layers`)"
     if reason:
-        raise ValueError(f"{type(model).__name__} ({kind}) is not supported: {reason}")
+        raise ValueError(f"{type(model).__name__} ({model.config.model_type}) is not supported: {reason}")
 
 
 def _probe_decoder(compare: Comparison, plain: VLM, one: Sequence[Encoding]) -> ModelCapabilities:
@@ -166,7 +167,8 @@ def _logit_scale(plain: Tensor, own: Tensor, softcap: float | None, config: Any)
         return 1.0
     if softcap is not None:
         clear = own.abs() < 0.9 * softcap  # beyond that, rounding errors near the cap dominate
-        plain, own = plain[clear], softcap * torch.atanh(own[clear] / softcap)
+        plain = plain[clear]
+        own = softcap * torch.atanh(own[clear] / softcap)
     scale = float((plain * own).sum() / (plain * plain).sum())
     if not np.isfinite(scale):
         return 1.0
@@ -197,7 +199,8 @@ def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None
     """
     _check_one_removal(compare, capabilities)
     vlm = compare.with_capabilities(capabilities)
-    encodings, state = compare.encodings(compare.prompts(1)), compare.begin(vlm, 1)
+    encodings = compare.encodings(compare.prompts(1))
+    state = compare.begin(vlm, 1)
     compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
     for several in separating_sets(_running(compare, vlm)):
         with compare.rejecting(f"without its layers {several} its own forward fails"):
@@ -218,7 +221,8 @@ def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, pro
     if len(vlm.places) < 2:
         raise compare.unsupported(f"it has only {len(vlm.places)} decoder layers that could be skipped.")
     places = _running(compare, vlm)
-    removed, encodings = [places[len(places) // 2]], compare.encodings(compare.prompts(prompts))
+    removed = [places[len(places) // 2]]
+    encodings = compare.encodings(compare.prompts(prompts))
     skipped = compare.driven_logits(vlm, removed, compare.begin(vlm, prompts))
     smaller = delete_layers(share_copy(compare.model), removed)
     difference = reload_difference(smaller)
@@ -278,7 +282,8 @@ def with_tower(capabilities: ModelCapabilities, model: Any, processor: PromptPro
     with compare.with_few_layers(vision=True), compare.in_float32():
         with compare.rejecting("its vision layers cannot be skipped. Leave out `vision`"):
             tower = _probe_tower(compare)
-        richer, layers = replace(capabilities, tower=tower), find_vision_tower(model).layers
+        richer = replace(capabilities, tower=tower)
+        layers = find_vision_tower(model).layers
         idle = [place for place, layer in enumerate(layers) if layer in compare.idle and place not in tower.protected]
         if not compare.same(*(compare.driven_logits(compare.with_capabilities(c)) for c in (richer, capabilities))):
             raise ValueError(
@@ -302,7 +307,8 @@ def find_tower_reads(capabilities: ModelCapabilities, model: Any, processor: Pro
 def _probe_tower(compare: Comparison) -> TowerCapabilities:
     """Find out how the layers of a vision tower can be skipped; ValueError if they cannot."""
     given = compare.pixels()
-    reads, count = _tower_reads(compare, given), len(find_vision_tower(compare.model).layers)
+    reads = _tower_reads(compare, given)
+    count = len(find_vision_tower(compare.model).layers)
     last = max(reads)
     found = TowerCapabilities(reads, dict.fromkeys(range(last + 1, count), UNREAD))
     if not compare.same(_replay(compare, found, given, ()), image_features(compare.model, given)):

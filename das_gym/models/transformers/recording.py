@@ -67,7 +67,8 @@ def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] 
         # reads besides zeros was added by the model between its layers.
         hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPLAYED}
-        inputs[position], calls[position] = hidden, Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))
+        inputs[position] = hidden
+        calls[position] = Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))
         return in_output_form(layers[position], torch.zeros_like(hidden))
 
     with replace_forwards({layer: functools.partial(stub, n) for n, layer in enumerate(layers)}):
@@ -114,7 +115,8 @@ def filled_cache(rows: int, tokens: int, layers: int) -> Any:
     """
     from transformers import DynamicCache
 
-    cache, nothing = DynamicCache(), torch.zeros(rows, 1, tokens, 1)
+    cache = DynamicCache()
+    nothing = torch.zeros(rows, 1, tokens, 1)
     for layer in range(layers):
         cache.update(nothing, nothing, layer)
     return cache
@@ -140,7 +142,8 @@ class LayerCache:
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return keys and values of all positions. The first call keeps its own."""
         if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
+            self.keys = keys
+            self.values = values
             return keys, values
         return self._append(self.keys, keys), self._append(self.values, values)
 
@@ -162,7 +165,8 @@ class _StopForwardError(Exception):
 
 class _StoppingCache(LayerCache):
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = keys, values
+        self.keys = keys
+        self.values = values
         raise _StopForwardError
 
 

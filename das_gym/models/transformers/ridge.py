@@ -56,7 +56,8 @@ def fit_ridge(
         ValueError: `rank` is larger than a width.
         FloatingPointError: Hidden states are not finite.
     """
-    width, out = pairs[0][0].shape[1], pairs[0][1].shape[1]
+    width = pairs[0][0].shape[1]
+    out = pairs[0][1].shape[1]
     if rank is not None and not 1 <= rank <= min(width, out):
         raise ValueError(f"`rank` is out of range: got {rank}, expected 1 to {min(width, out)}, the width of {what}")
     sums = _Sums(width, out, bias)
@@ -101,7 +102,8 @@ class _Sums:
         penalty[-1] = 0.0 if self.bias else 1.0  # a penalty gives the solution 0
         penalized = self.gram + torch.diag(penalty)
         solution = torch.cholesky_solve(self.product, torch.linalg.cholesky(penalized))
-        weight, bias = solution[:-1], solution[-1]
+        weight = solution[:-1]
+        bias = solution[-1]
         if rank is None:
             return Ridge(None, weight, bias)
         # Reduced-rank regression: keep the directions in which the fitted outputs vary most (Izenman 1975).

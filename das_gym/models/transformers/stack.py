@@ -44,8 +44,8 @@ class Stack:
 
 def find_decoder(model: nn.Module) -> Stack:
     """Find the decoder layers of a model of transformers, and the norm after them; ValueError if there are none."""
-    name, config = type(model).__name__, model.config
-    if getattr(config, "is_encoder_decoder", False):
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model, which is not supported. Use a decoder-only model.")
     decoder: Any = model.get_decoder()  # type: ignore[operator]
     for _ in range(3):  # some wrap their language model, head included: BLIP-2's OPT
@@ -68,7 +68,8 @@ def find_vision_tower(model: Any) -> Stack:
     """Find the layers of a model's vision tower; several lists of layers, or none, are a ValueError."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    tower, decoder = model.get_encoder(modality="image"), find_decoder(model).owner
+    tower = model.get_encoder(modality="image")
+    decoder = find_decoder(model).owner
     has_tower = tower is not model and tower is not model.base_model and decoder not in set(tower.modules())
     found = []
     for owner in tower.modules() if has_tower else ():

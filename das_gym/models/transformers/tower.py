@@ -104,7 +104,8 @@ class VisionTower:
         by_shape: dict[tuple[int, ...], int] = {}
         for key, one in given.items():
             recording = self.record(one)
-            embedded, arguments = recording.embedded, [(call.args, call.kwargs) for call in recording.calls]
+            embedded = recording.embedded
+            arguments = [(call.args, call.kwargs) for call in recording.calls]
             calls = tuple(Call(*tree_map(IntegerTensor.of, each)) for each in arguments)
             # images that no argument depends on run together with others of their shape
             joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(arguments))
@@ -162,7 +163,8 @@ class VisionTower:
         """
         if hidden.is_meta:
             hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=next(self.stack.layers.parameters()).device)
-        sizes, found = [batch.tokens for batch in batches], {}
+        sizes = [batch.tokens for batch in batches]
+        found = {}
         outputs = [part.split(sizes, dim=1) for part in hidden.split(sum(sizes), dim=1)] if batches else []
         for key, (number, rows) in slices.items():
             own = [part[number].view(batches[number].shape) for part in outputs]
@@ -210,7 +212,8 @@ def padded_images(
     """
     sizes = [batch.tokens for batch in batches]
     parts = hidden[:, hidden.shape[1] - sum(sizes) :].split(sizes, dim=1)
-    rows, real = [], []
+    rows = []
+    real = []
     for one in slices:
         row = hidden.new_zeros(1, hidden.shape[-1])
         if one is not None:

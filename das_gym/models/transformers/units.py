@@ -122,10 +122,10 @@ class UnitModel(VLP):
 
     def module_of(self, index: int) -> nn.Module:
         """Return the module of the model that unit `index` stands for: a layer, its attention or its MLP."""
-        layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
-        if kind == LAYER:
+        layer = self.stack_of(index).layers[self.places[index]]
+        if self.layers[index].kind == LAYER:
             return layer
-        return child(layer, PART_NAMES[kind])  # type: ignore[return-value]
+        return child(layer, PART_NAMES[self.layers[index].kind])  # type: ignore[return-value]
 
     def _end(self, index: int) -> int:
         """Return the position of the next unit's layer; after the last unit, the number of layers."""
@@ -181,7 +181,9 @@ class UnitModel(VLP):
     def remove_adapters(self) -> None:
         """Remove all adapters, as `VLP.remove_adapters`, and freeze the projector. `prune` then deletes layers for good."""
         super().remove_adapters()
-        self.trained_tower, self.projector, self.tunable = None, (), ()
+        self.trained_tower = None
+        self.projector = ()
+        self.tunable = ()
         for layer in self.stack.layers:
             strip_adapters(layer)
 
@@ -242,7 +244,8 @@ class UnitModel(VLP):
 
     def part_forward(self, index: int) -> Callable[..., Any]:
         """Return the forward of a skipped attention or MLP: zeros, or its skip adapter, which reads what the part reads."""
-        module, adapter = self.module_of(index), self.skippable(index).chosen(True)
+        module = self.module_of(index)
+        adapter = self.skippable(index).chosen(True)
         return zero_forward(module) if isinstance(adapter, nn.Identity) else skip_forward(module, adapter)
 
 

@@ -30,7 +30,8 @@ def source_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of most weights in a folder; for torch's own files, the dtype in the configuration, if any."""
     from safetensors import SafetensorError, safe_open
 
-    counts, files = Counter[Any](), weight_files(folder)
+    counts = Counter[Any]()
+    files = weight_files(folder)
     for path in files:
         if path.suffix == ".safetensors":
             try:

@@ -40,7 +40,8 @@ _OUR_BLOCK = r"blocks.\1.layer."
 
 def _sizes(shapes: Shapes, texts: str, positions: str, patches: str, blocks: str) -> dict[str, Any]:
     """Return config fields from the shapes of tensors with these names."""
-    patch, grid = shapes[patches][-1], grid_side(shapes[positions][-2])
+    patch = shapes[patches][-1]
+    grid = grid_side(shapes[positions][-2])
     vocab_size, hidden_size = shapes[f"{texts}.word_embeddings.weight"]
     return {
         "image_size": patch * grid,
@@ -63,7 +64,8 @@ def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config fields from shapes and config.json of a transformers ViLT."""
-    kind, act = config.get("model_type", "vilt"), config.get("hidden_act", "gelu")
+    kind = config.get("model_type", "vilt")
+    act = config.get("hidden_act", "gelu")
     if kind != "vilt" or act != "gelu":
         raise ValueError(f"it holds a {kind} model with {act}; of transformers' models only ViLT with gelu is read")
     patches = "embeddings.patch_embeddings.projection.weight"

@@ -85,14 +85,13 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
 
     def embed(self, encoded: State) -> State:
         """Return the state before stage 0; see `VLP.embed`."""
-        hidden, image_types = encoded.hidden, encoded.extras.get("image_types", 1)
-        joint = self.join_streams(hidden["text"], hidden["image"], image_types)
+        joint = self.join_streams(encoded.hidden["text"], encoded.hidden["image"], encoded.extras.get("image_types", 1))
         masks = [encoded.attend["text"], encoded.attend["image"]]
         if masks[0] is None and masks[1] is None:
             return State({"joint": joint}, {"joint": None})
         for number, stream in enumerate(("text", "image")):
             if masks[number] is None:
-                batch, tokens = hidden[stream].shape[:2]
+                batch, tokens = encoded.hidden[stream].shape[:2]
                 masks[number] = torch.ones(batch, 1, 1, tokens, dtype=torch.bool, device=joint.device)
         return State({"joint": joint}, {"joint": torch.cat(masks, dim=-1)})  # type: ignore[arg-type]
 

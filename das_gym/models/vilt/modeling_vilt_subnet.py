@@ -48,7 +48,8 @@ class ViltSubnet(ViLTNetwork, Subnet):
     def fuse(self, text: Tensor, attend: Tensor, pixels: Tensor, pixel_mask: Tensor | None, image_type: int) -> Tensor:
         """Return (batch, hidden_size) features of embedded texts with one image each."""
         image, seen = self.embed_image(pixels, pixel_mask)
-        x, attend = self.join_streams(text, image, image_type), torch.cat((attend, seen), dim=1)[:, None, None]
+        x = self.join_streams(text, image, image_type)
+        attend = torch.cat((attend, seen), dim=1)[:, None, None]
         for index, slot in enumerate(self.blocks):
             x = self.run_slot(slot, index == len(self.blocks) - 1, x, attend)
         return self.pool_joint(x)

@@ -82,7 +82,8 @@ class ViLTBlock(nn.Module):
         """Return new hidden vectors; with `pooled_only` those of the first token alone."""
         normed = self.attention_norm(x)
         if pooled_only:
-            mixed, x = self.attention.pooled(normed[:, :1], normed, attend), x[:, :1]
+            mixed = self.attention.pooled(normed[:, :1], normed, attend)
+            x = x[:, :1]
         else:
             mixed = self.attention(normed, self.attention.keys_values(normed), attend)
         x = add_to(self.dropout(mixed), x, self.attention_adapter(x))
@@ -128,7 +129,8 @@ class ViLTNetwork(nn.Module):
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """Return (batch, tokens, hidden_size): words and positions, before token types and the LayerNorm."""
-        length, longest = input_ids.shape[1], self.text_positions.num_embeddings
+        length = input_ids.shape[1]
+        longest = self.text_positions.num_embeddings
         if length > longest:
             raise ValueError(f"text too long: got `input_ids` of {length} tokens, expected at most {longest}. Truncate it")
         return self.word_embeddings(input_ids) + self.text_positions.weight[:length]

@@ -182,7 +182,8 @@ def _disjoint(parts: Sequence[Conversations], contents: Mapping[str, str], bad: 
     for later in range(len(parts) - 1, 0, -1):
         where_of = {contents[image.key]: (image.key, c.where) for c in kept[later] for image in c.images}
         for earlier in range(later):
-            before, left = kept[earlier], []
+            before = kept[earlier]
+            left = []
             for conversation in before:
                 shared = next((image.key for image in conversation.images if contents[image.key] in where_of), None)
                 if shared is None:

@@ -22,7 +22,8 @@ FIRST_ENTRIES = 20
 IMAGE_FOLDERS = ("images", "imgs", "image", "img", "")
 """Where images are looked for first: in the folder of the file that names them, the data root, and that folder's parent."""
 
-DEPTH, MAX_FOLDERS = 2, 256
+DEPTH = 2
+MAX_FOLDERS = 256
 """If they are not there, the folders of the data root are searched, up to this depth and number."""
 
 MISSPELLED = "conversatons"
@@ -83,7 +84,9 @@ def data_file(path: Path) -> DataFile:
     # Files may have a gigabyte: only the first entries are parsed, with a decoder that takes them one by one.
     with path.open("rb") as file:
         text = file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
-    decoder, place, kind = json.JSONDecoder(), int(text.startswith("[")), ""
+    decoder = json.JSONDecoder()
+    place = int(text.startswith("["))
+    kind = ""
     with contextlib.suppress(ValueError, RecursionError):  # the end of the list, or of what was read
         for _ in range(FIRST_ENTRIES):
             place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr] # always matches
@@ -169,7 +172,8 @@ class ImageFinder:
 
 def folders_below(root: Path) -> Iterator[Path]:
     """Yield the folders in a folder, then those in these, up to `DEPTH` and `MAX_FOLDERS`, by name."""
-    level, left = [root], MAX_FOLDERS
+    level = [root]
+    left = MAX_FOLDERS
     for _ in range(DEPTH):
         level = [inner for folder in level for inner in subfolders(folder)][:left]
         left -= len(level)

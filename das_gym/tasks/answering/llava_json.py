@@ -51,11 +51,14 @@ def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
 
 def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> list[AnswerExample]:
     """Read a file for evaluation as LLaVA has them, without answers: `question_id`, `text`, optionally `image` per line."""
-    bad, finder, seen = BadExamples(on_bad_example), ImageFinder(path.parent, root), dict[str, str]()
+    bad = BadExamples(on_bad_example)
+    finder = ImageFinder(path.parent, root)
+    seen = dict[str, str]()
 
     def example(entry: Any, where: str) -> AnswerExample:
         check_fields(entry, {"question_id": (int, str), "text": str}, where)
-        number, kind = entry["question_id"], entry.get("category")
+        number = entry["question_id"]
+        kind = entry.get("category")
         question = check_text(entry["text"], f"{where}: `text`")
         check_text(question.replace(IMAGE_MARK, ""), f"{where}: the question in `text`")
         images = tuple(finder.find(name, where) for name in _image_names(entry.get("image"), where))
@@ -103,7 +106,8 @@ def _conversation(entry: Any, key: str, where: str, finder: ImageFinder) -> Conv
         raise ValueError(
             f"{where}: wrong number of images: got {len(images)}, expected one for each of {marks} {IMAGE_MARK}"
         )
-    kind, options = entry.get("answer_type") or "", entry.get("options") or []
+    kind = entry.get("answer_type") or ""
+    options = entry.get("options") or []
     check_fields({"answer_type": kind, "options": options}, {"answer_type": str, "options": list}, where)
     options = tuple(check_text(option, f"{where}: `options`") for option in options)
     for _, answer in rounds if options else ():
@@ -115,7 +119,8 @@ def _rounds(turns: list[Any], where: str) -> Rounds:
     """Return question and answer of each round; a last question without an answer is left out."""
     texts = []
     for number, turn in enumerate(turns):
-        here, role = f"{where}: conversations[{number}]", ROLES[number % 2]
+        here = f"{where}: conversations[{number}]"
+        role = ROLES[number % 2]
         check_fields(turn, {"from": str, "value": str}, here)
         if turn["from"] != role:
             raise ValueError(f"{here}: wrong `from`: got {turn['from']!r:.40}, expected {role!r}. human and gpt take turns")

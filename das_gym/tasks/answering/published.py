@@ -40,7 +40,8 @@ LANGUAGE = "en"
 
 _SLAKE_FIELDS: Fields = {"img_name": str, "question": str, "answer": (str, int)}
 
-PROBLEMS, PID_SPLITS = "problems.json", "pid_splits.json"
+PROBLEMS = "problems.json"
+PID_SPLITS = "pid_splits.json"
 
 SPLITS = ("train", "val", "test")
 """The official splits that are read; the small ones are parts of them."""
@@ -61,7 +62,8 @@ def load_slake(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
 
 
 def _read_slake(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
-    finder, seen = ImageFinder(path.parent, root), dict[str, str]()
+    finder = ImageFinder(path.parent, root)
+    seen = dict[str, str]()
 
     def conversation(entry: Any, where: str) -> Conversation | None:
         if isinstance(entry, dict) and entry.get("q_lang", LANGUAGE) != LANGUAGE:
@@ -83,8 +85,11 @@ def _read_slake(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
 
 def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
     """Read the files in a folder."""
-    bad, finder, seen = BadExamples(on_bad_example), ImageFinder(folder, folder), dict[str, str]()
-    problems, pids = read_json(folder / PROBLEMS), read_json(folder / PID_SPLITS)
+    bad = BadExamples(on_bad_example)
+    finder = ImageFinder(folder, folder)
+    seen = dict[str, str]()
+    problems = read_json(folder / PROBLEMS)
+    pids = read_json(folder / PID_SPLITS)
     if not isinstance(problems, dict):
         raise ValueError(f"{folder / PROBLEMS} has an unexpected JSON structure: got {problems!r:.30}, expected an object")
     listed = {split: pids[split] for split in SPLITS if isinstance(pids, dict) and isinstance(pids.get(split), list)}
@@ -108,8 +113,10 @@ def load_scienceqa(folder: Path, on_bad_example: str = "raise") -> Splits[Answer
 
 def _problem(split: str, pid: str, problem: Any, where: str, finder: ImageFinder) -> Conversation:
     check_fields(problem, _PROBLEM_FIELDS, where)
-    question, choices, answer, hint = problem["question"], problem["choices"], problem["answer"], problem.get("hint") or ""
-    check_text(question, f"{where}: `question`")
+    choices = problem["choices"]
+    answer = problem["answer"]
+    hint = problem.get("hint") or ""
+    check_text(problem["question"], f"{where}: `question`")
     image = problem.get("image") or ""
     check_fields({"hint": hint, "image": image}, {"hint": str, "image": str}, where)
     check_characters(hint, f"{where}: `hint`")
@@ -121,7 +128,7 @@ def _problem(split: str, pid: str, problem: Any, where: str, finder: ImageFinder
         raise ValueError(f"{where}: wrong `answer`: got {answer}, expected 0..{len(choices) - 1}")
     names = (f"{split}/{pid}/{image}",) if image else ()  # every image is called image.png
     images = tuple(finder.find(name, where) for name in names)
-    rounds = ((multiple_choice(question, hint, choices), LETTERS[answer]),)
+    rounds = ((multiple_choice(problem["question"], hint, choices), LETTERS[answer]),)
     kind = str(problem.get("subject") or "").strip()
     return Conversation(where, f"{split}/{pid}", images, names, rounds, tuple(LETTERS[: len(choices)]), kind)
 
@@ -157,7 +164,8 @@ def load_class_folders(
     parts: Mapping[str, Mapping[Path, Sequence[str]]], root: Path, on_bad_example: str = "raise"
 ) -> Splits[AnswerExample]:
     """Read what `class_folders` found in `root`; errors are those of `Task.load_splits`."""
-    bad, question = BadExamples(on_bad_example), instructed(CLASS_QUESTION)
+    bad = BadExamples(on_bad_example)
+    question = instructed(CLASS_QUESTION)
     class_names = sorted({folder.name for classes in parts.values() for folder in classes})
     for name in class_names:
         check_characters(name, f"{root}: the name of the folder {name!a}")

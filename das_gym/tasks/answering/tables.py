@@ -43,7 +43,9 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 
 OPTIONAL = ("answer_type", "options")
 
-STATE, INFO, SPLIT_NAMES = "state.json", "dataset_info.json", "dataset_dict.json"
+STATE = "state.json"
+INFO = "dataset_info.json"
+SPLIT_NAMES = "dataset_dict.json"
 """Files that `save_to_disk` writes: two next to the arrow files of a data set, one next to the folders of its splits."""
 
 HINT = "save the data set again"
@@ -142,7 +144,9 @@ def _read(path: Path, root: Path, columns: str | None, bad: BadExamples) -> list
     optional = [name for name in OPTIONAL if name in schema.names and name not in (image, question, answer)]
     classes = class_names(schema, answer)
     table = open_table(path, list(dict.fromkeys((image, question, answer, *optional))))
-    cells, name, finder = table[image], path.relative_to(root).as_posix(), ImageFinder(path.parent, root)
+    cells = table[image]
+    name = path.relative_to(root).as_posix()
+    finder = ImageFinder(path.parent, root)
 
     def source(row: int, place: int, data: Any, where: str) -> ImageSource:
         return finder.find(data, where) if isinstance(data, str) else CellImage(path, row, image, place, digest_of(data))

@@ -120,9 +120,11 @@ def _question(row: Row, images: Sequence[tuple[str, ImageSource]], key: str, whe
 
 def _options(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the texts of options, and their labels: letters where the row has none."""
-    texts, labels = value, list(LETTERS)
+    texts = value
+    labels = list(LETTERS)
     if isinstance(value, dict):
-        texts, labels = value.get("text"), value.get("label") or labels
+        texts = value.get("text")
+        labels = value.get("label") or labels
     if not isinstance(texts, list):
         raise ValueError(f"{where}: the options are not a list: got {value!r:.60}, expected texts")
     return tuple(check_text(text, f"{where}: an option") for text in texts), tuple(map(str, labels))

@@ -90,7 +90,8 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
     bad = BadExamples(on_bad_example)
     if TABLES.is_in(data_root):
         tables = TABLES.find(data_root)
-        train_path, test_path = require_table(tables, "train"), require_table(tables, *TEST_SPLITS)
+        train_path = require_table(tables, "train")
+        test_path = require_table(tables, *TEST_SPLITS)
         train, test = (_read_table(path, bad) for path in (train_path, test_path))
         buckets = [example.identifier.rsplit("-", 2)[0] for example in train]
     else:
@@ -132,7 +133,8 @@ def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
 
     def example(entry: Any, where: str) -> NLVR2Example:
         check_fields(entry, fields, where)
-        identifier, label = entry["identifier"], entry["label"]
+        identifier = entry["identifier"]
+        label = entry["label"]
         parts = identifier.split("-")
         if len(parts) != 4 or parts[0] != split or not all(part.isascii() and part.isdigit() for part in parts[1:]):
             raise ValueError(f"{where}: wrong `identifier`: got {identifier!r:.80}, expected {split}-set-pair-sentence")
@@ -159,7 +161,9 @@ def _read_table(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
     seen: dict[str, str] = {}
 
     def example(item: dict[str, Any], where: str) -> NLVR2Example:
-        pair, sentence, label = item["identifier"] or "", item["questions"], item["answers"]
+        pair = item["identifier"] or ""
+        sentence = item["questions"]
+        label = item["answers"]
         image_set, _, number = pair.rpartition("-")
         if pair.count("-") != 2 or not all(part.isascii() and part.isdigit() for part in (image_set.split("-")[1], number)):
             raise ValueError(f"{where}: wrong `identifier`: got {pair!r:.60}, expected split-set-pair, such as dev-12-0")

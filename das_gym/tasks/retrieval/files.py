@@ -52,7 +52,8 @@ def load_captions(data_root: str | Path, on_bad_example: str = "raise") -> Split
     if TABLES.is_in(data_root):
         return _load_tables(TABLES.find(data_root), bad)
     path, root = _find_file(absolute(data_root))
-    reader, entries = _Reader(root), read_list(path, "images")
+    reader = _Reader(root)
+    entries = read_list(path, "images")
     read = bad.parse(((f"{path}: images[{n}]", entry) for n, entry in enumerate(entries)), reader.image)
     images = bad.drop_broken(read, str(path), lambda e: f"imgid {e.image_id}")
 
@@ -98,7 +99,9 @@ class _Reader:
     def image(self, entry: Any, where: str) -> CaptionedImage:
         """Return the image of an entry with its captions."""
         check_fields(entry, _IMAGE_FIELDS, where)
-        filename, folder, imgid = entry["filename"], entry.get("filepath") or "", entry["imgid"]
+        filename = entry["filename"]
+        folder = entry.get("filepath") or ""
+        imgid = entry["imgid"]
         for name, value in {"filename": filename, "filepath": folder}.items():
             if value or name == "filename":
                 check_text(value, f"{where}: `{name}`")
@@ -141,7 +144,9 @@ class _Reader:
 
 def _load_tables(tables: Mapping[str, Path], bad: BadExamples) -> Splits[RetrievalExample]:
     """Read arrow tables."""
-    image_ids, caption_ids, seen = count(), count(), dict[str, str]()
+    image_ids = count()
+    caption_ids = count()
+    seen = dict[str, str]()
 
     def checked(item: dict[str, Any], where: str) -> dict[str, Any]:
         if not item["image_id"]:

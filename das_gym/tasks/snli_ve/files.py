@@ -69,11 +69,15 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
         return bad.splits(train, reward, test, attrgetter("hypothesis"))
     root = data_folder(data_root, "snli_ve_train.jsonl and the images of Flickr30k")
     paths = [find_file(root, [f"snli_ve_{part}.jsonl"], ("", "data")) for part in PARTS]
-    listings, images, seen = FolderListings(), dict[str, ImageFile](), dict[str, str]()
+    listings = FolderListings()
+    images = dict[str, ImageFile]()
+    seen = dict[str, str]()
 
     def example(entry: Any, where: str) -> SNLIVEExample | None:
         check_fields(entry, _FIELDS, where)
-        label, key, name = entry["gold_label"], entry["pairID"], entry["Flickr30K_ID"]
+        label = entry["gold_label"]
+        key = entry["pairID"]
+        name = entry["Flickr30K_ID"]
         if label == UNDECIDED:
             return None
         if label not in LABELS:
@@ -94,7 +98,8 @@ def _read_table(path: Path, part: str, bad: BadExamples) -> list[SNLIVEExample]:
     """Read the examples of a table."""
 
     def example(item: dict[str, Any], where: str) -> SNLIVEExample:
-        pair, label = item["sentences"], item["labels"]
+        pair = item["sentences"]
+        label = item["labels"]
         if pair is None or len(pair) != 2:
             raise ValueError(f"{where}: wrong `sentences`: got {pair!r:.60}, expected a premise and a hypothesis")
         if label is None or not 0 <= label < len(LABELS):

@@ -29,7 +29,8 @@ FORMATS = (
 )
 """The supported formats of a data root."""
 
-SECTION_CHARACTERS, SECTIONS = 2000, 40
+SECTION_CHARACTERS = 2000
+SECTIONS = 40
 """Fewest characters of a section of a single text, and about how many sections a long one is cut into."""
 
 

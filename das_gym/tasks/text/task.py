@@ -132,5 +132,4 @@ class TextTask(Task):
 
 def _mean(values: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """Return the means of (tokens,) values by window."""
-    windows = targets["prompt"]
-    return mean_by(values, windows, int(windows[-1]) + 1)
+    return mean_by(values, targets["prompt"], int(targets["prompt"][-1]) + 1)

@@ -70,6 +70,7 @@ def split_into_windows(documents: Sequence[Document], tokenizer: Any, context: i
 
 def beginning_of(tokenizer: Any) -> tuple[int, ...]:
     """Return the special tokens that a tokenizer puts before every text, such as `<s>`."""
-    whole, bare = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     count = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
     return tuple(whole[:count])

@@ -107,5 +107,6 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     matches = sum(normalize_answer(other) == given for other in answers)
     if matches == total:
         return 1.0
-    one_match_out, another_out = min((matches - 1) / 3, 1.0), min(matches / 3, 1.0)
+    one_match_out = min((matches - 1) / 3, 1.0)
+    another_out = min(matches / 3, 1.0)
     return (matches * one_match_out + (total - matches) * another_out) / total

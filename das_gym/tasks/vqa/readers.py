@@ -79,7 +79,8 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
         ten = _ten_answers(item, where)
         # `max` returns the first of equals: the answers are in the order of the table's scores.
         most_frequent = max(ten, key=lambda answer: (answer != OUT_OF_VOCABULARY, ten.count(answer)))
-        ids, image = (item["question_id"], item["image_id"]), CellImage(path, item["row"])
+        ids = (item["question_id"], item["image_id"])
+        image = CellImage(path, item["row"])
         answers = normalize_answer(most_frequent), normalized_answers(ten)
         return VQAExample(*ids, image, item["questions"], "", "", *answers, split)
 
@@ -91,7 +92,8 @@ def _read(paths: list[Path], split: str, bad: BadExamples) -> list[VQAExample]:
 
 def _ten_answers(item: dict[str, Any], where: str) -> list[str]:
     """Return each answer as often as its soft score says, then `OUT_OF_VOCABULARY`."""
-    answers, scores = item["answers"] or [], item["answer_scores"] or []
+    answers = item["answers"] or []
+    scores = item["answer_scores"] or []
     if not answers or len(answers) != len(scores):
         raise ValueError(
             f"{where}: got {len(answers)} answers and {len(scores)} scores, expected equal numbers of one or more"

@@ -129,7 +129,8 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     """
     if split not in (*SPLITS, *UNANSWERED):
         raise ValueError(f"unknown `split`: got {split!r}, expected {', '.join((*SPLITS, *UNANSWERED))}")
-    root, bad = data_folder(data_root, "VQAv2's JSON files and images"), bad or BadExamples()
+    root = data_folder(data_root, "VQAv2's JSON files and images")
+    bad = bad or BadExamples()
     questions = find_file(root, [f"v2_OpenEnded_mscoco_{split}_questions.json"])
     annotations = find_file(root, [f"v2_mscoco_{split}_annotations.json"]) if split in SPLITS else None
     folder = root / UNANSWERED.get(split, split)
@@ -165,7 +166,8 @@ def read_questions(
         annotations = _read_entries(annotations_path, "annotations", _ANNOTATION_FIELDS, bad, reported)
 
     def example(number: int, where: str) -> VQAExample | None:
-        question, annotation = questions.get(number), annotations.get(number)
+        question = questions.get(number)
+        annotation = annotations.get(number)
         if question is None or annotation is None:
             if number in reported:  # its counterpart exists, but is bad
                 return None
@@ -263,7 +265,8 @@ def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None
         raise ValueError(
             f"too few different answers: got {some(list(counts)) or 'none'}, expected two or more to choose from"
         )
-    total, second = counts.total(), counts.most_common(2)[1][1]
+    total = counts.total()
+    second = counts.most_common(2)[1][1]
     if min_count is None:
         min_count = 1
         # A small data set has few answers of nine questions: its threshold falls until most questions can be answered.
