@@ -87,7 +87,8 @@ def recovered_losses(
     problem: Problem, states: Any, mask: np.ndarray, config: RecoveryConfig, teacher: Teacher, tests: list[Any]
 ) -> list[float]:
     """Return the loss on each list of test examples of the model without the layers of a mask, recovered."""
-    full, task = as_vlm(problem), problem.task
+    full = as_vlm(problem)
+    task = problem.task
     student = pruned_copy(full, mask)
     if config.closed_form == LINEAR:
         fit_skip_adapters(full, states, mask=mask)
@@ -106,7 +107,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = ProblemConfig(model="VLM", task=options.task, **given)
     problem = build_problem(config)
     linear = build_problem(dataclasses.replace(config, skip="linear"))
-    task, splits = problem.task, problem.splits
+    task = problem.task
+    splits = problem.splits
     reward = shuffled(task, splits.reward, options.examples)
     tests = [task.open_ended(shuffled(task, splits.test, options.examples))]
     if options.other_data_root:

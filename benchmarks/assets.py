@@ -51,7 +51,8 @@ def write_checksums() -> Path:
 def write_reference(name: str) -> Path:
     """Train the full model or the baseline of the default problem, from the seed."""
     problem = ProblemConfig()
-    splits, nothing = load_splits(problem), np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
+    splits = load_splits(problem)
+    nothing = np.zeros(len(load_backbone(problem).vlp.layers), dtype=bool)
     model = cut_subnet(problem, nothing, adapters=name == FULL_MODEL)
     config, _ = resolve_defaults(TrainingConfig(), model)
     finetune(model, splits, config, f"fine-tuning, {name}")

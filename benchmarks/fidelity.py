@@ -42,7 +42,8 @@ from das_gym.tables.table import SubnetTable
 
 STARTS = ("supernet", "new")
 SKIPPED = 4
-SHORT, SHORT_SEED = "short", 1000
+SHORT = "short"
+SHORT_SEED = 1000
 """Key of short trainings, and their seed."""
 
 
@@ -50,7 +51,8 @@ def choose_masks(table: SubnetTable, count: int) -> tuple[np.ndarray, np.ndarray
     """Return (count, n_layers) masks, and (count,) bool whether each is of the best tenth by reward."""
     masks = every_mask(table.n_layers, SKIPPED)
     order = np.argsort(-table.values("exp_neg_loss")[table.index(masks)], kind="stable")
-    rng, tenth = np.random.default_rng(0), len(masks) // 10
+    rng = np.random.default_rng(0)
+    tenth = len(masks) // 10
     top = order[np.sort(rng.permutation(tenth)[: count // 2])]
     rest = order[tenth + np.sort(rng.permutation(len(masks) - tenth)[: count - len(top)])]
     return masks[np.concatenate((top, rest))], np.arange(count) < len(top)
@@ -58,24 +60,25 @@ def choose_masks(table: SubnetTable, count: int) -> tuple[np.ndarray, np.ndarray
 
 def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     """Return (m,) predictions for (m, n_layers) masks by predictor; higher is better."""
-    rows, sums = table.index(masks), masks.astype(float) @ table.statistics.astype(float)
+    rows = table.index(masks)
+    sums = masks.astype(float) @ table.statistics.astype(float)
     found = {"reward": table.values("exp_neg_loss")[rows], "metric on the reward split": table.values("metric")[rows]}
     return found | {f"sum of {name}": -sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
 def fine_tuned(context: ComparisonContext, mask: np.ndarray, start: str, config: TrainingConfig) -> AdaptedModel:
     """Fine-tune the subnet of a mask."""
-    problem, splits = context.base.backbone.config, context.splits
+    problem = context.base.backbone.config
     assert problem is not None
     if start == "supernet":
         subnet = cut_subnet(problem, mask)
     else:
         backbone = load_backbone(problem)
         torch.manual_seed(config.seed)
-        subnet = with_new_head(backbone, problem.task, splits)
+        subnet = with_new_head(backbone, problem.task, context.splits)
         subnet.backbone.vlp.prune(mask)
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, None, context.encoder)
+    step_loss, trainer = set_up(subnet, context.splits.train, config, None, context.encoder)
     trainer.run(step_loss.parts, "fine-tuning")
     return subnet
 
@@ -166,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     entry = environments[options.env]
-    problem, table = ProblemConfig(model=entry.model, task=entry.task), SubnetTable.load(entry.table)
+    problem = ProblemConfig(model=entry.model, task=entry.task)
+    table = SubnetTable.load(entry.table)
     masks, top = choose_masks(table, options.masks)
     starts = STARTS if problem.supernet_path else ("new",)
     options.start = options.start or list(starts)

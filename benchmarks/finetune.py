@@ -32,7 +32,8 @@ def trained(
     subject: Subject, mask: np.ndarray, reuse: bool, batch_size: int, steps: int
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Return the trained tensors by name, and the steps per second after the first epoch."""
-    vlp, head = copy.deepcopy(subject.vlp), copy.deepcopy(subject.head).train().requires_grad_(True)
+    vlp = copy.deepcopy(subject.vlp)
+    head = copy.deepcopy(subject.head).train().requires_grad_(True)
     vlp.prune(mask)
     vlp.freeze()
     model = AdaptedModel(Backbone(vlp, subject.task.processor, ""), head, subject.task)

@@ -109,7 +109,8 @@ def measure(suite: Suite, split: str, sb3_seeds: int, folder: Path | None) -> di
 
 def cluster_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """Return the 95 % t-interval of the mean of (n,) values of independent clusters, (n,) names; unbounded for 1 or 2."""
-    mean, names = values.mean(), np.unique(clusters)
+    mean = values.mean()
+    names = np.unique(clusters)
     if len(names) < 3:
         return -np.inf, np.inf
     sums = np.array([(values[clusters == name] - mean).sum() for name in names])

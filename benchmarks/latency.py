@@ -43,7 +43,9 @@ def random_masks(n_layers: int, count: int) -> np.ndarray:
 def measure(size: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
     """Return the record of a size of METER at one batch size."""
     subject = load_subject(size, batch)
-    vlp, task, names = subject.vlp, subject.task, [layer.name for layer in subject.vlp.layers]
+    vlp = subject.vlp
+    task = subject.task
+    names = [layer.name for layer in subject.vlp.layers]
     masks = np.concatenate((random_masks(len(names), subnets), [[each in DAS for each in names]]))
 
     def timed_forward(model: VLP) -> Timed:
@@ -89,10 +91,12 @@ def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskC
         masks: (subnets, n_layers) masks, the last one that of DAS.
         macs: Cost of masks in MACs.
     """
-    cost, full = timer.latencies().cost, taken[:, -1]
-    predicted, measured = cost.amounts(masks)[:-1], np.median(taken[:, :-2], axis=0)
-    errors = np.abs(predicted / measured - 1)
-    macs_saved, saved = float(macs.saved(masks[-1:])[0]), Spread.of(1 - taken[:, -2] / full)
+    cost = timer.latencies().cost
+    full = taken[:, -1]
+    predicted = cost.amounts(masks)[:-1]
+    errors = np.abs(predicted / np.median(taken[:, :-2], axis=0) - 1)
+    macs_saved = float(macs.saved(masks[-1:])[0])
+    saved = Spread.of(1 - taken[:, -2] / full)
     return {
         "full_ms": float(np.median(full)),
         "predicted_ms": predicted.tolist(),
@@ -107,7 +111,9 @@ def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskC
 
 def describe(size: str, batch: int, record: dict[str, Any]) -> str:
     """Return a record as text."""
-    error, saved, count = record["error"], record["measured_saved"], len(record["predicted_ms"])
+    error = record["error"]
+    saved = record["measured_saved"]
+    count = len(record["predicted_ms"])
     return (
         f"METER-{size}, batch {batch}: {count} random subnets, predicted within {error.median:.1%} of the clock in the "
         f"median (quartiles {error.low:.1%}..{error.high:.1%}, at most {record['largest_error']:.1%}); "

@@ -41,7 +41,8 @@ PLAIN = {"mini": 40, "base": 6}
 
 def mask_sets(n_layers: int) -> dict[str, list[np.ndarray]]:
     """Return the sets of masks by name; a turn is drawn several times."""
-    every, four = every_mask(n_layers), every_mask(n_layers, 4)
+    every = every_mask(n_layers)
+    four = every_mask(n_layers, 4)
     rng = np.random.default_rng(0)
     return {TURN: [four[rng.choice(len(four), 3, replace=False)] for _ in range(TURNS)], FOUR: [four], ALL: [every]}
 
@@ -56,7 +57,8 @@ def seconds_of(call: Callable[[], object]) -> float:
 @torch.inference_mode()
 def time_plain_forwards(subject: Subject, masks: np.ndarray, count: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the seconds of a forward after the encoders, the rows of the timed masks and their losses."""
-    encoded, targets = subject.vlp.encode(subject.batch()), subject.task.targets(subject.examples)
+    encoded = subject.vlp.encode(subject.batch())
+    targets = subject.task.targets(subject.examples)
     rows = np.unique(np.linspace(0, len(masks) - 1, min(count, len(masks))).astype(int))
     subject.logits(encoded, masks[0])  # warm
     started = time.perf_counter()
@@ -69,7 +71,9 @@ def measure(
     subject: Subject, name: str, sets: list[np.ndarray], precisions: Sequence[str], plain_count: int
 ) -> list[dict[str, Any]]:
     """Return one record per precision for one of the `mask_sets`."""
-    count, batch, pairs = len(sets[0]), subject.batch(), subject.task.pairs(subject.examples)
+    count = len(sets[0])
+    batch = subject.batch()
+    pairs = subject.task.pairs(subject.examples)
     encode_seconds = min(seconds_of(lambda: subject.vlp.encode(batch)) for _ in range(3))
     plain, rows, plain_losses = time_plain_forwards(subject, np.concatenate(sets), plain_count)
     records: list[dict[str, Any]] = []
@@ -82,7 +86,8 @@ def measure(
         for masks in sets:
             evaluator.forget()
             losses.append(evaluator.losses(masks, subject.examples))
-        spent, seconds = evaluator.spent, evaluator.spent.seconds / len(sets)
+        spent = evaluator.spent
+        seconds = spent.seconds / len(sets)
         records.append(
             {
                 "set": name,

@@ -25,7 +25,8 @@ from das_gym.tasks.vqa.vqav2 import VQAExample
 EXAMPLES = {"mini": 64, "base": 2}
 """Number of examples, evaluated in one batch, by model size."""
 
-BASE_TEXT, BASE_ANSWERS = 40, 3129
+BASE_TEXT = 40
+BASE_ANSWERS = 3129
 """METER-base on VQA 2.0: text tokens, and answers."""
 
 DAS = ("text.1", "text.3", "image.1", "image.3")
@@ -63,7 +64,8 @@ def load_subject(size: str, examples: int | None = None) -> Subject:
     torch.manual_seed(0)
     vlp = METER()
     vlp.freeze()
-    tokenizer, config = load_tokenizer(ASSETS / "meter_mini"), vlp.config
+    tokenizer = load_tokenizer(ASSETS / "meter_mini")
+    config = vlp.config
     processor = Processor(tokenizer, meter_transform, config.image_size, config.patch_size, max_text_length=BASE_TEXT)
     task = VQATask(processor, [str(answer) for answer in range(BASE_ANSWERS)])
     head = task.build_head(vlp.feature_size).eval().requires_grad_(False)

@@ -75,7 +75,8 @@ def survivors(session: Path) -> tuple[int, list[str]]:
 def run(target: tuple[str, ...], clone: Path, limit: int | None) -> tuple[int, list[str]]:
     """Edit a module in a clone of the repository; returns what `survivors` does."""
     module, *tests = target
-    config, session = clone / "mutation.toml", clone / "mutation.sqlite"
+    config = clone / "mutation.toml"
+    session = clone / "mutation.sqlite"
     session.unlink(missing_ok=True)
     config.write_text(CONFIG.format(module=module, timeout=SLOWEST, python=sys.executable, tests=" ".join(tests)))
     subprocess.run([*COSMIC_RAY, "init", config, session], check=True, cwd=clone)

@@ -42,7 +42,8 @@ def make_search(table: SubnetTable, seed: int) -> FrontSearch:
 
 def ours(table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """`python -m agents pareto`'s search."""
-    search, losses = make_search(table, seed), table.values("loss", "reward")
+    search = make_search(table, seed)
+    losses = table.values("loss", "reward")
     while len(search.rewards) < evaluations:
         masks = search.ask(min(TURN, evaluations - len(search.rewards)))
         search.tell(masks, -losses[table.index(masks)])
@@ -66,7 +67,8 @@ def at_budgets(count: int, table: SubnetTable, evaluations: int, seed: int) -> M
     shares = np.linspace(0.0, table.layer_macs.range[1], count + 1)[:-1]
     for number, share in enumerate(shares):
         space = MaskSpace(Budget(table.n_layers, saved=float(share), cost=table.layer_macs))
-        agent, left = make_agent("bayes", space, seed * 1000 + number), (evaluations - len(asked)) // (count - number)
+        agent = make_agent("bayes", space, seed * 1000 + number)
+        left = (evaluations - len(asked)) // (count - number)
         while left > 0 and len(masks := agent.ask(min(TURN, left))):
             agent.tell(masks, rewards[table.index(masks)])
             asked += list(masks)
@@ -84,7 +86,8 @@ METHODS: dict[str, Method] = {
 
 def measure(table: SubnetTable, method: Method, seed: int, marks: list[int]) -> dict[str, Any]:
     """Return shares of the true hypervolume after `evaluations`, share of the true front's losses found, seconds."""
-    saved, losses = table.layer_macs.saved(table.masks), table.values("loss", "reward")
+    saved = table.layer_macs.saved(table.masks)
+    losses = table.values("loss", "reward")
     reference = reference_point(saved, losses)
     whole = hypervolume(saved, losses, reference)
     started = time.perf_counter()

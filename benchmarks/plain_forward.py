@@ -56,9 +56,8 @@ class ReferenceLike:
 
     def text(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Run RoBERTa."""
-        encoder = self.vlp.text_encoder
-        hidden = encoder.embeddings(input_ids=input_ids)
-        for layer in encoder.encoder.layer:
+        hidden = self.vlp.text_encoder.embeddings(input_ids=input_ids)
+        for layer in self.vlp.text_encoder.encoder.layer:
             inner = layer.attention.self
             mixed = attention(inner.query(hidden), inner.key(hidden), inner.value(hidden), self.vlp.config.text_heads, mask)
             hidden = layer.attention.output(mixed, hidden)
@@ -70,10 +69,10 @@ class ReferenceLike:
         encoder = self.vlp.image_encoder
         hidden = encoder.pre_layrnorm(encoder.embeddings(image)).permute(1, 0, 2)
         for layer, (weight, bias) in zip(encoder.encoder.layers, self.packed, strict=True):
-            normed, out = layer.layer_norm1(hidden), layer.self_attn.out_proj
+            normed = layer.layer_norm1(hidden)
             mixed, _ = F.multi_head_attention_forward(
                 normed, normed, normed, normed.shape[-1], self.vlp.config.vision_heads, weight, bias, None, None, False, 0.0,
-                out.weight, out.bias, training=False, need_weights=False,
+                layer.self_attn.out_proj.weight, layer.self_attn.out_proj.bias, training=False, need_weights=False,
             )  # fmt: skip
             hidden = hidden + mixed
             inner = layer.mlp.fc1(layer.layer_norm2(hidden))
@@ -96,12 +95,12 @@ class ReferenceLike:
         """Return (batch, 2 * hidden_size) features."""
         vlp = self.vlp
         text_mask = (1.0 - batch["attention_mask"][:, None, None].float()) * -10000.0
-        text, image = self.text(batch["input_ids"], text_mask), self.image(batch["image"])
+        text = self.text(batch["input_ids"], text_mask)
+        image = self.image(batch["image"])
         image_mask = torch.zeros(len(image), 1, 1, image.shape[1])
         text = torch.cat((vlp.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)
-        types = vlp.token_types
-        text = text + types(torch.zeros(text.shape[:2], dtype=torch.long))
-        image = image + types(torch.ones(image.shape[:2], dtype=torch.long))
+        text = text + vlp.token_types(torch.zeros(text.shape[:2], dtype=torch.long))
+        image = image + vlp.token_types(torch.ones(image.shape[:2], dtype=torch.long))
         for text_layer, image_layer in zip(vlp.text_layers, vlp.image_layers, strict=True):
             text, image = (
                 self.fusion(text_layer.layer, text, image, text_mask, image_mask),
@@ -122,7 +121,8 @@ def make_batch(config: METERConfig, rows: int) -> dict[str, Tensor]:
 @torch.inference_mode()
 def measure(vlp: METER, rows: int, repeats: int) -> dict[str, Any]:
     """Return the record of one batch size."""
-    batch, reference = make_batch(vlp.config, rows), ReferenceLike(vlp)
+    batch = make_batch(vlp.config, rows)
+    reference = ReferenceLike(vlp)
     difference = float((vlp(batch) - reference(batch)).abs().max())
     times = measure_latency({"ours": lambda: vlp(batch), "reference": lambda: reference(batch)}, repeats, runs=1)
     ratio = Spread.of(times["reference"] / times["ours"])
@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     vlp = build()
     for rows in options.batch:
         record = measure(vlp, rows, options.repeats)
-        ratio, times = record["faster"], record["milliseconds"]
+        ratio = record["faster"]
+        times = record["milliseconds"]
         print(
             f"batch {rows}: {ratio['median']:.3f} times as fast ({ratio['low']:.3f}..{ratio['high']:.3f}); "
             f"{times['ours']:.0f} ms instead of {times['reference']:.0f} ms; features differ by at most "

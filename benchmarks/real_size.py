@@ -114,7 +114,8 @@ def qwen2_vl_2b() -> tuple[Any, Any]:
     }
     config = t.Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **ids)
     size = {"size": {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}}
-    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
+    tokenizer.image_token = "<|image_pad|>"
+    tokenizer.video_token = "<|video_pad|>"
     processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(**size), tokenizer, t.Qwen2VLVideoProcessor(**size))
     processor.chat_template = QWEN_TEMPLATE
     return config, processor
@@ -161,15 +162,19 @@ def compare_with_clock(name: str, words: Sequence[str]) -> None:
     command = [sys.executable, "-u", "-m", f"das_gym.{words[0]}", *words[1:]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    line, start = "", time.perf_counter()
+    line = ""
+    start = time.perf_counter()
     for printed in process.stdout:
         if printed.startswith("estimate: "):
-            line, start = printed.strip(), time.perf_counter()
+            line = printed.strip()
+            start = time.perf_counter()
     _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**20
+    seconds = time.perf_counter() - start
+    peak = usage.ru_maxrss / 2**20
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    expected, memory = seconds_in(line), float(line.split()[-2])
+    expected = seconds_in(line)
+    memory = float(line.split()[-2])
     print(
         f"{name}: {line}\n{name}: {expected:.0f} s expected, {seconds:.0f} s taken (ratio {expected / seconds:.2f}); "
         f"{memory:.2f} GiB expected, {peak:.2f} GiB taken (ratio {memory / peak:.2f})",
@@ -192,9 +197,11 @@ def remove_layers(folder: Path, out: Path) -> None:
     restart_peak()
     start = time.perf_counter()
     model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
-    loaded, count = time.perf_counter(), model.config.get_text_config(decoder=True).num_hidden_layers
+    loaded = time.perf_counter()
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, np.arange(count) % 7 == 3).save_pretrained(out)
-    saved, size = time.perf_counter(), sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    saved = time.perf_counter()
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print(
         f"removal from {folder.name}: {loaded - start:.0f} s to load, {saved - loaded:.0f} s to remove and save "
         f"{size / 2**30:.1f} GiB; peak memory {memory_mib('VmHWM') / 1024:.1f} GiB",
@@ -221,7 +228,8 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
         vlm = VLM(LlavaForConditionalGeneration(llava_7b()))
         torch.set_default_dtype(torch.float32)
     vlm.freeze()
-    layers, decoder = len(vlm.layers), vlm.model.get_decoder()
+    layers = len(vlm.layers)
+    decoder = vlm.model.get_decoder()
     weights = bytes_of(list(vlm.parameters()))
     state = torch.empty(1, tokens, vlm.feature_size, dtype=torch.bfloat16, device="meta")
     causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")  # given, it is not computed from values

@@ -60,8 +60,10 @@ def format_share(share: float | None) -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Compare the settings on one model, printing each."""
     config = ProblemConfig(model="VLM", task="answering", checkpoint=options.checkpoint, data_root=options.data_root)
-    mask, problem = find_mask(options), load_problem(config)
-    task, full, train = problem.task, as_vlm(problem), problem.splits.train
+    mask = find_mask(options)
+    problem = load_problem(config)
+    task = problem.task
+    full = as_vlm(problem)
     held_out, test = (shuffled(task, part, options.examples) for part in (problem.splits.reward, problem.splits.test))
     same = {"batch_size": options.batch_size, "seed": options.seed}
     every = [
@@ -69,13 +71,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for r, s, rate in itertools.product(options.recover, options.steps, options.learning_rates)
     ]
     # The teacher's outputs are computed once, for the settings with the most steps.
-    teacher = make_teacher(full, task, train, max(every, key=lambda settings: settings.steps))
+    teacher = make_teacher(full, task, problem.splits.train, max(every, key=lambda settings: settings.steps))
 
     def loss(vlm: VLM, examples: Sequence[Any]) -> float:
         return loss_of(vlm, task, task.open_ended(examples), BATCH, "loss")
 
     shrunk = pruned_copy(full, mask)
-    held, saved = {"full": loss(full, held_out), "shrunk": loss(shrunk, held_out)}, problem.costs.macs_saved(mask)
+    held = {"full": loss(full, held_out), "shrunk": loss(shrunk, held_out)}
+    saved = problem.costs.macs_saved(mask)
     removed = f"{draw_mask(full, mask)}, {100 * saved:.1f} % of the MACs saved"
     print(f"{removed}; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     prompts = task.pairs(task.open_ended(test))
@@ -87,8 +90,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     results = {"full": tested(full), "shrunk": tested(shrunk)}
     for settings in every:
-        student, started = pruned_copy(full, mask), time.perf_counter()
-        trained = recover(student, full, task, train, settings, teacher=teacher)
+        student = pruned_copy(full, mask)
+        started = time.perf_counter()
+        trained = recover(student, full, task, problem.splits.train, settings, teacher=teacher)
         seconds = time.perf_counter() - started
         with merged(student, full, settings, trained):
             found = loss(student, held_out)

@@ -108,7 +108,8 @@ class Workplace:
     @cache  # noqa: B019
     def finetuned(self, model: str) -> Path:
         """Return the run folder of `python -m adapt`: METER after a search of 30 masks, ViLT with a given mask."""
-        chosen, runs = [f"mask={MASK}"], f"runs_dir=runs_{model}"
+        chosen = [f"mask={MASK}"]
+        runs = f"runs_dir=runs_{model}"
         if model == "METER":
             chosen = ["search.agent=bayes", "search.skip_num=4", "search.evaluations=30"]
         training = ["train.steps=20", "train.batch_size=32", "seed=0"]
@@ -182,12 +183,14 @@ def losses(_: Workplace) -> Values:
     found: Values = {}
     for name, settings in FAMILIES.items():
         problem = load_problem(ProblemConfig(**settings, device="cpu", precision="float32"))  # type: ignore[arg-type]
-        vlp, task, examples = problem.vlp, problem.task, problem.splits.reward[:12]
+        task = problem.task
+        examples = problem.splits.reward[:12]
         rng = np.random.default_rng(0)
         counts = np.arange(40) % 7
-        masks = np.array([rng.permutation(len(vlp.layers)) < count for count in counts])
+        masks = np.array([rng.permutation(len(problem.vlp.layers)) < count for count in counts])
         found[f"{name}: engine"] = problem.evaluator.losses(masks, examples).tolist()
-        forward, targets = vlp.make_forward(task.processor, task.pairs(examples)), task.targets(examples)
+        forward = problem.vlp.make_forward(task.processor, task.pairs(examples))
+        targets = task.targets(examples)
         plain = [task.losses(problem.head(task.group_features(forward(mask))), targets).double().mean() for mask in masks]
         found[f"{name}: plain"] = [float(loss) for loss in plain]
     return found
@@ -239,7 +242,8 @@ def export(place: Workplace) -> Values:
 
     found: Values = {}
     for model in ("METER", "ViLT"):
-        run, out = place.finetuned(model), place.folder / f"exported_{model}"
+        run = place.finetuned(model)
+        out = place.folder / f"exported_{model}"
         place.run("das_gym.adapt", "export", "with", f"run={run}", f"out={out}")
         config = read(out / "config.json")
         kind = getattr(transformers, config["architectures"][0], transformers.AutoModel)
@@ -285,7 +289,8 @@ def resume(place: Workplace) -> Values:
     found = {}
     for runs in ("runs_whole", "runs_killed"):
         run = place.folder / runs / "1"
-        result, turns = read(run / "search.json"), read(run / "search_history.json")["turns"]
+        result = read(run / "search.json")
+        turns = read(run / "search_history.json")["turns"]
         found[f"{runs}: mask"] = bits(result["mask"])
         found[f"{runs}: reward"] = result["reward"]
         found[f"{runs}: rewards"] = [reward for turn in turns for reward in turn["rewards"]]
@@ -364,7 +369,8 @@ def compare(recorded: Values, found: dict[str, Values], same: bool) -> int:
             close = one == other
             if not close and isinstance(one, float | int) and isinstance(other, float | int):
                 close = abs(one - other) <= allowed * max(1.0, abs(one))
-            equal, different = equal + close, different + (not close)
+            equal += close
+            different += not close
             if not close:
                 print(f"{section}, {name}: expected {one}, got {other}, tolerance {allowed:g}")
     print(f"{equal} values are equal, {different} differ")
@@ -379,7 +385,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some sections alone")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    machine, found = describe_machine(), measure(options.sections)
+    machine = describe_machine()
+    found = measure(options.sections)
     if options.what == "record":
         kept = read(options.json)["sections"] if options.json.exists() else {}
         write_json(options.json, {"machine": machine, "sections": {**kept, **found}})

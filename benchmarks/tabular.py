@@ -23,7 +23,9 @@ import das_gym
 from benchmarks.machine import make_parser
 
 ACTIONS = ("mask", "sequence", "scores")
-NUM_ENVS, SB3_ENVS, LIVE_ENVS = (1, 16, 256, 1024), 16, 16
+NUM_ENVS = (1, 16, 256, 1024)
+SB3_ENVS = 16
+LIVE_ENVS = 16
 BATCHES = 64
 """Different batches of actions in a measurement."""
 
@@ -36,7 +38,8 @@ def steps_per_second(env: Any, seconds: float, n_envs: int = 1) -> float:
     actions = [sample() for _ in range(BATCHES)]
     if isinstance(env, VecEnv):
         actions = [np.stack([sample() for _ in range(n_envs)]) for _ in range(BATCHES)]
-    steps, started = 0, time.perf_counter()
+    steps = 0
+    started = time.perf_counter()
     while time.perf_counter() - started < seconds:
         for action in actions:
             result = env.step(action)

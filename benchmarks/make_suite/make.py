@@ -56,7 +56,8 @@ def make_suite(out: Path, seed: int = SEED, only: str = "", bundled: bool = True
         only: Make only the models whose names start with this text, and no index.
         bundled: Whether the tables of the bundled models are part of the `test` split.
     """
-    work, tables = out / "work", out / "tables"
+    work = out / "work"
+    tables = out / "tables"
     work.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     try:
@@ -76,7 +77,8 @@ def _make_one(spec: SuiteModel, work: Path, tables: Path) -> SuiteTable:
     """Make the table of a model if it does not exist."""
     path = tables / f"{spec.name}.npz"
     if not path.is_file():
-        started, used = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
+        used = time.process_time()
         config = make_model(spec, _data(spec, work), work / spec.name)
         env_id = find_environment(spec.model, spec.task).id
         counts = EXAMPLES.get(spec.task, USUAL_EXAMPLES)
@@ -117,7 +119,8 @@ def _data(spec: SuiteModel, work: Path) -> Path:
 
 def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
     """Make the table of a bundled model, with the statistics that tables made from now on have."""
-    model, task = entry.model, entry.task
+    model = entry.model
+    task = entry.task
     path = tables / f"bundled-{model.lower()}-{task}.npz"
     if entry.table is not None and not path.is_file():
         table = SubnetTable.load(entry.table).of_all_examples()

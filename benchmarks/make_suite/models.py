@@ -32,7 +32,8 @@ from das_gym.registration import MODELS
 DEPTHS = {"METER": (("text_layers", "image_layers"), "fusion_layers"), "ViLT": (("blocks",), "num_layers")}
 """By model: its lists of layers, and the config entry with their length."""
 
-DECODER_BATCH, DECODER_RATE = 6, 5e-4
+DECODER_BATCH = 6
+DECODER_RATE = 5e-4
 """Images a step, and the learning rate, of training a decoder on."""
 
 
@@ -76,7 +77,9 @@ def make_model(spec: SuiteModel, data: Path, folder: Path) -> ProblemConfig:
         if not folder.is_dir():
             _write_decoder(spec, folder)
         return ProblemConfig(**given, checkpoint=str(folder), units=spec.units)
-    checkpoint, supernet, first = folder / "model", folder / "supernet.safetensors", folder / "first.safetensors"
+    checkpoint = folder / "model"
+    supernet = folder / "supernet.safetensors"
+    first = folder / "first.safetensors"
     if not first.is_file():
         _write_pairs_model(spec, checkpoint, first)
     problem = ProblemConfig(**given, checkpoint=str(checkpoint))
@@ -156,7 +159,8 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
 
     from das_gym.models.transformers.layer_removal import prune
 
-    source, name = _assets(spec.model, spec.checkpoint), "SmolVLM" if spec.checkpoint is None else "LLaVA"
+    source = _assets(spec.model, spec.checkpoint)
+    name = "SmolVLM" if spec.checkpoint is None else "LLaVA"
     with bars_on_terminals():
         model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers

@@ -83,7 +83,8 @@ def _draw(rng: np.random.Generator, split: str, name: str, kind: Kind, task: str
     count = int(rng.choice(kind.kept))
     lists = 2 if kind.model == "METER" else 1
     kept = tuple(_places(rng, kind.layers, count, first=lists == 1) for _ in range(lists))
-    decoder, own = kind.model == "VLM", int(rng.integers(2**31))
+    decoder = kind.model == "VLM"
+    own = int(rng.integers(2**31))
     return SuiteModel(
         name=name,
         split=split,

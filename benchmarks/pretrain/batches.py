@@ -93,8 +93,12 @@ def image_batch(seed: int, step: int, batch_size: int, normalise: Normalise) -> 
 def scene_images(scenes: Sequence[Scene], normalise: Normalise) -> ImageBatch:
     """Return the images of scenes, and what they show."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
-    color_names, shape_names = list(COLORS), list(SHAPES)
-    colors, shapes, centers, silhouettes = [], [], [], []
+    color_names = list(COLORS)
+    shape_names = list(SHAPES)
+    colors = []
+    shapes = []
+    centers = []
+    silhouettes = []
     for scene in scenes:
         owner = patch_owners(scene)
         # An owner of -1, the background, picks the last entry.
@@ -126,7 +130,8 @@ def _captioned_scene(rng: np.random.Generator) -> tuple[Scene, Caption]:
 def _places(scene: Scene, caption: Caption, colors: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     """Return (tokens, 2) the centre of the one mentioned object that a word names; NaN where there is none or several."""
     mentioned = [scene.objects[i] for i in (*caption.subjects, *caption.others)]
-    color_names, shape_names = list(COLORS), list(SHAPES)
+    color_names = list(COLORS)
+    shape_names = list(SHAPES)
     places = np.full((len(colors), 2), np.nan, dtype=np.float32)
     for token in np.flatnonzero((colors >= 0) | (shapes >= 0)):
         if colors[token] >= 0:
@@ -142,7 +147,8 @@ def _offset(scene: Scene, caption: Caption) -> np.ndarray:
     """Return (2,) from the subject to the other object; NaN unless there is one of each."""
     if len(caption.subjects) != 1 or len(caption.others) != 1:
         return np.full(2, np.nan, dtype=np.float32)
-    subject, other = scene.objects[caption.subjects[0]], scene.objects[caption.others[0]]
+    subject = scene.objects[caption.subjects[0]]
+    other = scene.objects[caption.others[0]]
     return np.array([other.x - subject.x, other.y - subject.y], dtype=np.float32) / IMAGE_SIZE
 
 
@@ -150,8 +156,12 @@ class CaptionBatches:
     """Makes caption batches with a tokenizer that knows every colour and every shape as one token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, batch_size: int, normalise: Normalise) -> None:
-        self.tokenizer, self.seed, self.batch_size, self.normalise = tokenizer, seed, batch_size, normalise
-        self._color_of, self._shape_of = self._word_table(list(COLORS)), self._word_table(list(SHAPES))
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.batch_size = batch_size
+        self.normalise = normalise
+        self._color_of = self._word_table(list(COLORS))
+        self._shape_of = self._word_table(list(SHAPES))
 
     def _word_table(self, words: list[str]) -> np.ndarray:
         """Return (vocab_size,) the index of the word that a token is, or -1."""
@@ -171,7 +181,8 @@ class CaptionBatches:
         texts = [c.false_text if wrong else c.text for (_, c), wrong in zip(pairs, false, strict=True)]
         encoded = self.tokenizer(texts, padding=True, return_tensors="np")
         ids, words = self._hide(rng, encoded["input_ids"], kind < 2)
-        colors, shapes = self._color_of[ids], self._shape_of[ids]
+        colors = self._color_of[ids]
+        shapes = self._shape_of[ids]
         roles = np.full((self.batch_size, len(owners[0])), NOT_MENTIONED)
         for row, ((_, caption), owner) in enumerate(zip(pairs, owners, strict=True)):
             roles[row][np.isin(owner, caption.subjects)] = SUBJECT

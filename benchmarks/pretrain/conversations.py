@@ -72,7 +72,10 @@ class ConversationBatches:
     """Makes batches of conversations, with `batch_size` images each."""
 
     def __init__(self, recipe: AnsweringRecipe, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
-        self.recipe, self.tokenizer, self.seed, self.batch_size = recipe, tokenizer, seed, batch_size
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.batch_size = batch_size
         self.prefix = np.array(tokenizer(recipe.prompt.before)["input_ids"])
 
     def __call__(self, step: int, described: bool, instructed: bool = True) -> ConversationBatch:
@@ -89,7 +92,8 @@ class ConversationBatches:
         for row, scene in enumerate(scenes):
             asked += [(row, question) for question in questions(rng, scene)]
             asked += [(row, describe(scene))] if described else []
-        capitals, around = rng.random(len(asked)) < CAPITALISED, self.recipe.prompt
+        capitals = rng.random(len(asked)) < CAPITALISED
+        around = self.recipe.prompt
         prompts = [
             _asked_text(q, capital, instructed) + around.after for (_, q), capital in zip(asked, capitals, strict=True)
         ]
@@ -97,10 +101,13 @@ class ConversationBatches:
         texts = [start + question.answer + around.end for start, (_, question) in zip(starts, asked, strict=True)]
         encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="np")
         ids = encoded["input_ids"]
-        labels, counts = np.full(ids.shape, IGNORE), np.full(ids.shape, IGNORE)
-        places, targets = np.full((*ids.shape, 2), np.nan, np.float32), np.full((*ids.shape, 2), np.nan, np.float32)
+        labels = np.full(ids.shape, IGNORE)
+        counts = np.full(ids.shape, IGNORE)
+        places = np.full((*ids.shape, 2), np.nan, np.float32)
+        targets = np.full((*ids.shape, 2), np.nan, np.float32)
         for index, (row, question) in enumerate(asked):
-            answer, end = encoded.char_to_token(index, len(starts[index])), int(encoded["attention_mask"][index].sum())
+            answer = encoded.char_to_token(index, len(starts[index]))
+            end = int(encoded["attention_mask"][index].sum())
             labels[index, answer - 1 : end - 1] = ids[index, answer:end]
             for last, objects in mentions(scenes[row], question.text):
                 token = encoded.char_to_token(index, last)

@@ -116,11 +116,12 @@ def patch_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> St
 
 def pointing_loss(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> Tensor:
     """Return the binary cross-entropy of each colour or shape word against the patches that show it."""
-    text, patches = features.text, features.patches
+    patches = features.patches
     row, token = torch.nonzero((batch.color_words >= 0) | (batch.shape_words >= 0), as_tuple=True)
-    color, shape = batch.color_words[row, token, None], batch.shape_words[row, token, None]
+    color = batch.color_words[row, token, None]
+    shape = batch.shape_words[row, token, None]
     shown = torch.where(color >= 0, batch.scenes.colors[row] == color, batch.scenes.shapes[row] == shape)
-    score = torch.einsum("nd,npd->np", heads.pointing(text[row, token]), patches[row]) * patches.shape[-1] ** -0.5
+    score = torch.einsum("nd,npd->np", heads.pointing(features.text[row, token]), patches[row]) * patches.shape[-1] ** -0.5
     return F.binary_cross_entropy_with_logits(score, shown.float())
 
 
@@ -169,7 +170,8 @@ class ConversationFeatures:
 def features(recipe: AnsweringRecipe, model: Any, batch: ConversationBatch) -> ConversationFeatures:
     """Run the decoder once over the images, and once over all that is asked about them."""
     patches = recipe.image_tokens(model, batch.images.image)
-    decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
+    decoder = model.get_decoder()
+    embeddings = model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
     name = cache_name(type(decoder).forward)
@@ -214,13 +216,14 @@ def losses_of_features(
 ) -> StepResult:
     """Return what `conversation_losses` returns, from what the decoder has read."""
     named = batch.counts != IGNORE
-    mentions, targets = read.states[recipe.mention_layer], read.states[recipe.target_layer]
-    seen, words = image_token_losses(heads, read.patches, batch.images), words_losses(model, read, batch)
+    mentions = read.states[recipe.mention_layer]
+    seen = image_token_losses(heads, read.patches, batch.images)
+    words = words_losses(model, read, batch)
     losses = {
         "words": words["words"],
         "counts": F.cross_entropy(heads.count(mentions[named]), batch.counts[named]),
         "places": masked_mse(heads.place(mentions), batch.places),
-        "targets": masked_mse(heads.target(targets), batch.targets),
+        "targets": masked_mse(heads.target(read.states[recipe.target_layer]), batch.targets),
         "image": seen.pop("loss"),
     }
     return {"loss": weighted(losses, CONVERSATION_WEIGHTS), **losses, **seen, "right": words["right"]}

@@ -33,7 +33,8 @@ class MeterMini(PairRecipe):
     size = Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4)
     mean, std = CLIP_MEAN, CLIP_STD
     tokens = ROBERTA
-    positions, words = r"image_encoder.*position", r"embedding"
+    positions = r"image_encoder.*position"
+    words = r"embedding"
 
     def build(self, hidden_size: int, vocab_size: int, bottleneck: int) -> METER:
         config = METERConfig(
@@ -90,7 +91,8 @@ class ViltMini(PairRecipe):
     def features(self, model: ViLT, batch: Mapping[str, Tensor]) -> Features:
         early = run_stages(model, model.embed(model.encode(batch)), range(EARLY))
         state = run_stages(model, early, range(EARLY, len(model.stages)))
-        early_hidden, hidden = _normed(early), model.final_norm(state.hidden["joint"])
+        early_hidden = _normed(early)
+        hidden = model.final_norm(state.hidden["joint"])
         tokens = batch["input_ids"].shape[1]
         return Features(
             text=early_hidden[:, :tokens],
@@ -103,5 +105,4 @@ class ViltMini(PairRecipe):
 
 def _normed(state: State) -> Tensor:
     """Return the joint stream at an even scale: blocks add to it without end."""
-    joint = state.hidden["joint"]
-    return F.layer_norm(joint, joint.shape[-1:])
+    return F.layer_norm(state.hidden["joint"], state.hidden["joint"].shape[-1:])

@@ -58,7 +58,9 @@ SAVE_EVERY = 250
 BOTTLENECK = 16
 """Width of the parallel adapters that METER and ViLT get after pre-training."""
 
-IMAGE_LEARNING_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 0.04, 0.01
+IMAGE_LEARNING_RATE = 2e-3
+WARMUP = 0.04
+WEIGHT_DECAY = 0.01
 
 DESCRIBED = 0.6
 """Share of the second part's steps in which scenes are described too."""

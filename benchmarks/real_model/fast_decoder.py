@@ -128,7 +128,8 @@ class FastDecoder(nn.Module):
         self, projected: Tensor, prefix: torch.Size, tokens: int, rows: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Return the attention's output, (all tokens, size), of the queries, keys and values of all tokens."""
-        queries, keys = self.config.num_attention_heads, self.config.num_key_value_heads
+        queries = self.config.num_attention_heads
+        keys = self.config.num_key_value_heads
         each_head = projected.view(len(projected), queries + 2 * keys, -1)
         q, k = self.rotate(each_head[:, :-keys], *rotary).split((queries, keys), 1)
         v = each_head[:, -keys:]

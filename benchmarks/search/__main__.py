@@ -46,7 +46,8 @@ def report(scores: Scores) -> list[str]:
     rows = []
     first = scores.final_regrets(next(iter(scores.results)))
     for agent, results in scores.results.items():
-        regrets, needed = scores.final_regrets(agent), scores.needed(agent)
+        regrets = scores.final_regrets(agent)
+        needed = scores.needed(agent)
         median = float(np.median(needed))
         rows.append(
             [

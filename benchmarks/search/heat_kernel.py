@@ -81,18 +81,21 @@ class HeatKernel(Bayes):
             "steps": np.full(size, FIRST_STEP),
             "slopes": np.zeros(size),
         }
-        self.radius, self.failures = self.n_layers, 0
+        self.radius = self.n_layers
+        self.failures = 0
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
         """Store the rewards, and grow or shrink the trust region."""
         before = max(self.rewards.values(), default=-math.inf)
         super().tell(masks, rewards)
         if max(self.rewards.values(), default=-math.inf) > before:
-            self.radius, self.failures = min(2 * self.radius, self.n_layers), 0
+            self.radius = min(2 * self.radius, self.n_layers)
+            self.failures = 0
             return
         self.failures += 1
         if self.failures == FAILURES:
-            self.radius, self.failures = self.radius // 2 if self.radius > 2 else self.n_layers, 0
+            self.radius = self.radius // 2 if self.radius > 2 else self.n_layers
+            self.failures = 0
 
     def _observations(self) -> tuple[Masks, Floats]:
         return self.scored_masks(), normal_scores(list(self.rewards.values()))
@@ -101,7 +104,8 @@ class HeatKernel(Bayes):
         """Take steps by resilient propagation, as `AgreementLearner` does."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
-            logs, steps = self.learned["logs"], self.learned["steps"]
+            logs = self.learned["logs"]
+            steps = self.learned["steps"]
             spread = logs[:-1] - (mean := logs[:-1].mean())
             pull = spread / SPREADS[1] ** 2 + (mean - self._prior) / SPREADS[0] ** 2 / self.n_layers
             slopes = process.gradient() - np.append(pull, (logs[-1] - NOISE) / SPREADS[2] ** 2)
@@ -114,7 +118,8 @@ class HeatKernel(Bayes):
 
     def _candidates(self, process: Process) -> Masks:
         """Return the candidates of `Bayes` within the trust region; all of them where none is."""
-        fresh, scored = super()._candidates(process), self.scored_masks()
+        fresh = super()._candidates(process)
+        scored = self.scored_masks()
         rewards = np.where(self.space.contains(scored), list(self.rewards.values()), -np.inf)
         near = fresh[(fresh != scored[rewards.argmax()]).sum(axis=1) <= self.radius]
         return near if len(near) else fresh

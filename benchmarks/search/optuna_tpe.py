@@ -31,10 +31,14 @@ def run_optuna(
 
     del agent_kwargs
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    answers, curves, times = [], [], []
+    answers = []
+    curves = []
+    times = []
     for seed in seeds:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True), direction="maximize")
-        masks, rewards, started = [], [], time.process_time()
+        masks = []
+        rewards = []
+        started = time.process_time()
         for _ in range(evaluations):
             trial = study.ask()
             scores = [trial.suggest_float(str(layer), 0, 1) for layer in range(oracle.space.n_layers)]

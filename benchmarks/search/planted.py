@@ -25,7 +25,8 @@ SWAPS = 64
 def nk_loss(n: int, rng: np.random.Generator, order: int = 4) -> Loss:
     """NK landscape: each layer's cost is a random number for each state of itself and `order` others."""
     near = np.array([np.append(i, rng.permutation(np.delete(np.arange(n), i))[:order]) for i in range(n)])
-    values, powers = rng.random((n, 2 ** (order + 1))), 1 << np.arange(order + 1)
+    values = rng.random((n, 2 ** (order + 1)))
+    powers = 1 << np.arange(order + 1)
     return lambda masks: 4.0 * values[np.arange(n), (masks[:, near] * powers).sum(axis=2)].mean(axis=1)
 
 
@@ -47,7 +48,8 @@ def group_loss(n: int, rng: np.random.Generator) -> Loss:
     single = rng.lognormal(-2.5, 1.0, n)
     sizes = rng.integers(3, 7, n)
     groups = rng.random((n, n)).argsort(axis=1).argsort(axis=1) < sizes[:, None]
-    spared, weights = rng.integers(1, sizes - 1), rng.lognormal(-2.0, 1.0, n)
+    spared = rng.integers(1, sizes - 1)
+    weights = rng.lognormal(-2.0, 1.0, n)
 
     def losses(masks: Masks) -> Floats:
         skipped = masks.astype(float)
@@ -62,8 +64,10 @@ def redundancy_loss(n: int, rng: np.random.Generator, sharpness: float = 4.0) ->
     sizes = rng.integers(2, 7, n)
     label = np.repeat(np.arange(n), sizes)[:n][np.argsort(rng.permutation(n))]
     share = np.eye(label.max() + 1)[label] * rng.uniform(0.3, 1.0, n)[:, None]
-    total, groups = share.sum(axis=0), share.shape[1]
-    weight, power, own = rng.lognormal(0.3, 0.6, groups), rng.uniform(2, 4, groups), rng.lognormal(-3.5, 1.0, n)
+    total = share.sum(axis=0)
+    weight = rng.lognormal(0.3, 0.6, share.shape[1])
+    power = rng.uniform(2, 4, share.shape[1])
+    own = rng.lognormal(-3.5, 1.0, n)
 
     def losses(masks: Masks) -> Floats:
         skipped = masks.astype(float)
@@ -102,7 +106,9 @@ class PlantedOracle(Oracle):
 
     def __init__(self, family: str, n_layers: int, seed: int) -> None:
         rng = np.random.default_rng((list(FAMILIES).index(family), n_layers, seed))
-        self.env_id, self.env_kwargs, self.statistics = f"{family}-{n_layers}-{seed}", {}, {}
+        self.env_id = f"{family}-{n_layers}-{seed}"
+        self.env_kwargs = {}
+        self.statistics = {}
         self.space = MaskSpace(Budget(n_layers, n_layers // 3))
         self.losses = FAMILIES[family](n_layers, rng)
         random = np.array([self.space.sample(rng) for _ in range(RANDOM_MASKS)])
@@ -129,7 +135,8 @@ class PlantedOracle(Oracle):
                 around = flipped(mask, swaps)
                 found = self.losses(around)
                 if found.min() < loss - 1e-12:
-                    mask, loss = around[found.argmin()], float(found.min())
+                    mask = around[found.argmin()]
+                    loss = float(found.min())
                     break
             else:
                 return loss

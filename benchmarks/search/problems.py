@@ -37,7 +37,8 @@ GREEDY_COUNTS = (3, 4, 5, 6, 7)
 TRAIN_SEEDS = {"tables-large": range(400, 440), "tables-12": range(5), "greedy-12": range(400, 410), "planted": range(30)}
 TEST_SEEDS = {"tables-large": range(700, 760), "tables-12": range(700, 710), "greedy-12": range(700, 705)}
 TEST_SEEDS["planted"] = range(1000, 1030)
-LIVE_SEEDS, LIVE_RANDOM_MASKS = range(700, 710), 50
+LIVE_SEEDS = range(700, 710)
+LIVE_RANDOM_MASKS = 50
 LIVE = {"llava-6": ("layers", 6, 129), "llava-8": ("layers", 8, 164), "llava-sublayers-12": ("sublayers", 12, 240)}
 """Units of LLaVA-mini, how many are skipped, and evaluations: of 24 layers, as many as greedy removal uses."""
 

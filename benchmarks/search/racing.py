@@ -130,7 +130,10 @@ def run_search(scorer: MaskScorer, stages: Sequence[float], z: float, least: int
     space = MaskSpace(Budget(len(scorer.layer_names), SKIPPED))
     agent = make_search_agent("bayes", space, seed, {}, scorer.statistics, scorer.blocks)
     race = Race(scorer, space, stages, z, least) if stages else None
-    rows, best, masks, cost = [], np.inf, 0, 0.0
+    rows = []
+    best = np.inf
+    masks = 0
+    cost = 0.0
     started = time.process_time()
     while masks < MASKS:
         turn = run_turn(agent, scorer, race, ask(agent, "bayes", MASKS_PER_TURN))

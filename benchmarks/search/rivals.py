@@ -41,7 +41,8 @@ class LocalSearch(Agent):
             return self.space.sample(self.rng)
         if self._here is not None and self._queue:
             return flipped(self._here, self._queue.pop()[None])[0]
-        mask, self._here = self.best(), None
+        mask = self.best()
+        self._here = None
         for _ in range(KICKS):
             moves = self.space.moves(mask)
             mask = flipped(mask, moves[self.rng.integers(len(moves))][None])[0]
@@ -52,7 +53,8 @@ class LocalSearch(Agent):
         super().tell(masks, rewards)
         for mask, reward in zip(masks, rewards, strict=True):
             if self._here is None or reward > self._height:
-                self._here, self._height = np.array(mask), float(reward)
+                self._here = np.array(mask)
+                self._height = float(reward)
                 self._queue = list(self.rng.permutation(self.space.moves(self._here)))
 
 

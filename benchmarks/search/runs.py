@@ -50,7 +50,8 @@ def run_cached(folder: Path | None, problem: SearchProblem, agent: str) -> Agent
     an agent.
     """
     seeds = problem.seeds[:SB3_SEEDS] if is_algorithm(agent) else problem.seeds
-    oracle, shape = problem.oracle, (seeds, problem.evaluations, MASKS_PER_TURN, {})
+    oracle = problem.oracle
+    shape = (seeds, problem.evaluations, MASKS_PER_TURN, {})
     named = (oracle.env_id, oracle.space.budget.as_dict(), oracle.best_reward, oracle.random_reward)
     key = hashlib.sha256(repr((das_gym.__version__, named, (agent, *shape))).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")

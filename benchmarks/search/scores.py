@@ -38,7 +38,8 @@ class Scores:
     """
 
     def __init__(self, problems: Sequence[SearchProblem], results: Mapping[str, Sequence[AgentResult]]) -> None:
-        self.problems, self.results = problems, results
+        self.problems = problems
+        self.results = results
         self.models = tuple(dict.fromkeys(problem.model for problem in problems))
 
     @cached_property
