@@ -63,7 +63,7 @@ def _strip_punctuation(text: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def as_written(text: str) -> str:
+def strip_whitespace(text: str) -> str:
     """Return an answer with single-line, stripped white space: the form in which unanimous answers are compared."""
     return re.sub(r"[\n\t]", " ", text).strip()
 
@@ -80,7 +80,7 @@ def normalize_answer(text: str) -> str:
         >>> normalize_answer("The  two dogs!")
         '2 dogs'
     """
-    words = [NUMBER_WORDS.get(word, word) for word in _strip_punctuation(as_written(text)).lower().split()]
+    words = [NUMBER_WORDS.get(word, word) for word in _strip_punctuation(strip_whitespace(text)).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
@@ -99,9 +99,9 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """
     if isinstance(answers, str) or not answers:
         raise ValueError(f"wrong `answers`: got {answers!r}, expected a list of one or more texts")
-    written = {as_written(other) for other in answers}
+    written = {strip_whitespace(other) for other in answers}
     if len(written) == 1:
-        return float(as_written(answer) in written)
+        return float(strip_whitespace(answer) in written)
     given = normalize_answer(answer)
     total = len(answers)
     matches = sum(normalize_answer(other) == given for other in answers)

@@ -28,7 +28,7 @@ from das_gym.data.entries import (
     some,
 )
 from das_gym.data.images import SUFFIXES, ImageFile, ImageSource, files_in
-from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
+from das_gym.tasks.vqa.accuracy import normalize_answer, strip_whitespace
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
@@ -94,7 +94,7 @@ def normalized_answers(answers: Sequence[str]) -> tuple[str, ...]:
 
     The official script compares a unanimous answer as it is written.
     """
-    written = {as_written(answer) for answer in set(answers)}
+    written = {strip_whitespace(answer) for answer in set(answers)}
     if len(written) == 1:
         return (sys.intern(written.pop()),) * len(answers)
     return tuple(sys.intern(normalize_answer(answer)) for answer in answers)  # VQAv2 has millions, few of them distinct
