@@ -123,7 +123,7 @@ def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
     task = entry.task
     path = tables / f"bundled-{model.lower()}-{task}.npz"
     if entry.table is not None and not path.is_file():
-        table = SubnetTable.load(entry.table).of_all_examples()
+        table = SubnetTable.load(entry.table).without_groups()
         problem = build_problem(ProblemConfig(model=model, task=task))
         count = EXAMPLES.get(task, (BUNDLED_EXAMPLES, 0))[0]
         timed(with_statistics(table, problem, tuple(STATISTICS), count), problem).save(path)

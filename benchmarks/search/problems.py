@@ -109,7 +109,7 @@ def suite_oracle(problem: SuiteProblem, folder: Path) -> TableOracle:
     """Return the oracle of a suite's problem as a separate table, which is written to a folder."""
     path = folder / f"{problem.source.name}-{problem.source.task}-{problem.group or 'all'}.npz".replace(" ", "_")
     if not path.exists():
-        problem.table.of_all_examples().save(path)
+        problem.table.without_groups().save(path)
     budget = {name: value for name, value in problem.budget.settings.items() if value is not None}
     env_id = ENVIRONMENTS[problem.table.meta.env_id].tabular_id
     return TableOracle(env_id, budget, {"table": str(path)})

@@ -359,7 +359,7 @@ class SubnetTable:
         examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
         return cls(*common, examples, arrays["group_statistics"])
 
-    def of_all_examples(self) -> SubnetTable:
+    def without_groups(self) -> SubnetTable:
         """Return the table without groups and single examples."""
         meta = dataclasses.replace(self.meta, groups=())
         return SubnetTable(meta, self.scores, self.macs, self.statistics)

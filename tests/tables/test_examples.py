@@ -76,7 +76,7 @@ def test_group_table_needs_examples_in_both_splits(tmp_path: Path):
     with pytest.raises(ValueError, match="no example of 'count' is in one of the splits"):
         lacking.group_table("count")
     assert "What breaks first" in write_explorer(tmp_path / "page.html", lacking).read_text()
-    means = table.of_all_examples()
+    means = table.without_groups()
     assert (means.groups_apart, means.meta.groups) == ((), ())
     assert "What breaks first" not in write_explorer(tmp_path / "means.html", means).read_text()
     with pytest.raises(ValueError, match="`each=True`"):

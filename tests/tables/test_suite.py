@@ -68,7 +68,7 @@ def test_problems_of_leaves_out_trivial_ones():
     assert [problem.group for problem in found] == ["", "color", "count"]
     flat = np.full(32, 0.5, np.float32)
     scores = dict.fromkeys(("reward", "test"), Scores(flat, flat, flat))
-    assert not list(problems_of(source, dataclasses.replace(table.of_all_examples(), scores=scores)))
+    assert not list(problems_of(source, dataclasses.replace(table.without_groups(), scores=scores)))
 
 
 def test_table_without_layers_agrees_with_the_full_one():
