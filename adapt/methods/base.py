@@ -136,7 +136,7 @@ class Method(Settings, ABC):
             raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} has its own head.")
 
 
-def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+def copy_parameters(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Replace parameters of a model, which another model may share, by copies, and return these."""
     copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in parameters}
     for module in model.modules():
@@ -228,6 +228,6 @@ def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, pa
     if (None if mask is None else tuple(mask.astype(int).tolist())) != adaptation.mask:
         raise ValueError(f"{path} is damaged: its mask is not that of its method, {saved.name}. Train it again.")
     adaptation.put(trained_parameters(model))
-    own_copies(backbone.vlp, method.merged_weights(backbone.vlp))  # a kept model may share them, see `load_backbone`
+    copy_parameters(backbone.vlp, method.merged_weights(backbone.vlp))  # a kept model may share them, see `load_backbone`
     method.finish(backbone.vlp)
     return model

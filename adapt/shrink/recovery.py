@@ -20,7 +20,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from das_gym.adapt.hardware import checkpointed_bytes, free_bytes, training_bytes
-from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class, own_copies
+from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, copy_parameters, make_method, method_class
 from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE, TrainingMemory, TrainingPlan, answers_at_a_time, plan_training
@@ -258,7 +258,7 @@ def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Par
     pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
     parameters = method.insert_for_recovery(pruned)
     # The full model, which is the teacher, shares the weights.
-    parameters = own_copies(student.model, parameters) if method.trains_weights else parameters
+    parameters = copy_parameters(student.model, parameters) if method.trains_weights else parameters
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
