@@ -27,7 +27,7 @@ import torch
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.shrink.memory import GENERATE_BATCH_SIZE
-from das_gym.adapt.shrink.recovery import insert_trained
+from das_gym.adapt.shrink.recovery import insert_trainable
 
 from benchmarks.machine import describe_machine, make_parser, memory_mib, restart_peak
 from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
@@ -244,7 +244,7 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     student = pruned_copy(vlm, mask)
     run = partial(student.model.get_decoder(), *run.args, **run.keywords)
     with torch.enable_grad():
-        trained = insert_trained(student, vlm, make_method("lora", {"rank": 16}))
+        trained = insert_trainable(student, vlm, make_method("lora", {"rank": 16}))
         plain = saved_bytes(lambda: run().last_hidden_state, student.parameters())
     again = checkpointed_bytes(plain, layers - removed, bytes_of(state))
     adapters = bytes_of(trained) + training_bytes(trained)

@@ -17,7 +17,7 @@ from das_gym.adapt.shrink.recovery import (
     RecoveryConfig,
     RecoverySteps,
     Teacher,
-    insert_trained,
+    insert_trainable,
     training_rows,
 )
 from das_gym.adapt.shrink.settings import ShrinkSettings
@@ -132,7 +132,7 @@ def recovery_parts(student: VLM, full: VLM, task: Task, train: Sequence[Any], co
     teacher = Teacher(full, task, batch, size)
     taught, _ = time_examples(lambda n: Teacher(full, task, batch[:n], n), size, full.device)
     assert config.method is not None
-    trained = insert_trained(student, full, config.method)
+    trained = insert_trainable(student, full, config.method)
     steps = RecoverySteps(student, teacher, task, train, config)
     steps.choose_plan(trained)
     at_a_time = steps.plan.micro_batch_size

@@ -252,7 +252,7 @@ def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
     return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
-def insert_trained(student: VLM, full_model: VLM, method: Method) -> list[nn.Parameter]:
+def insert_trainable(student: VLM, full_model: VLM, method: Method) -> list[nn.Parameter]:
     """Insert what a method trains into a pruned copy, which keeps sharing all other parameters; return what trains."""
     insert_adapters = partial(insert_into_pruned, student, full_model)
     pruned = PrunedModel(student, student.model, trainable_parts(student), insert_adapters)
@@ -296,7 +296,7 @@ def recover(
     torch.manual_seed(config.seed)
     if config.method.trains_weights and student.model.dtype in HALVES:  # an update of 1e-4 of a weight is lost in 16 bits
         replace_model(student, copy.deepcopy(student.model).float())
-    parameters = insert_trained(student, full_model, config.method)
+    parameters = insert_trainable(student, full_model, config.method)
     optimizer = adamw([(parameters, config.peak_rate(student.feature_size))], weight_decay=0.0)
     schedule = partial(decay, steps=config.steps, warmup=WARMUP, schedule="cosine")
     steps = RecoverySteps(student, teacher, task, examples, config)

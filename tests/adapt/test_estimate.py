@@ -11,7 +11,7 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import ex as adapt
 from das_gym.adapt.hardware import checkpointed_bytes, training_bytes
-from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trained, recovery_loss
+from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, checkpointed_layers, insert_trainable, recovery_loss
 from das_gym.adapt.shrink_experiment import ex as shrink
 from das_gym.agents.pareto_experiment import ex as pareto
 from das_gym.agents.search_experiment import ex as search
@@ -72,7 +72,7 @@ def test_shrink_prints_an_estimate(
 def test_student_shares_all_that_does_not_train(problem_of: Callable[[str], Problem], method: str):  # noqa: F811
     full = problem_of("llava").vlp
     student: Any = pruned_copy(full, MASK)
-    trained = insert_trained(student, full, RecoveryConfig(recover=method).method)
+    trained = insert_trainable(student, full, RecoveryConfig(recover=method).method)
     own = {p.untyped_storage().data_ptr() for p in trained}
     shared = {p.untyped_storage().data_ptr() for p in full.parameters()}
     assert not own & shared
@@ -87,7 +87,7 @@ def test_gradient_checkpointing_of_recovery_gives_the_same_gradients(problem_of:
     for active in (False, True):
         torch.manual_seed(0)
         student: Any = pruned_copy(problem.vlp, MASK)
-        trained = insert_trained(student, problem.vlp, config.method)
+        trained = insert_trainable(student, problem.vlp, config.method)
         with checkpointed_layers(student, active):
             loss = recovery_loss(student, teacher, problem.task, examples, config)["loss"]
         loss.backward()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from das_gym.adapt.shrink.images import TowerOutputs, find_frozen_tower
-from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, insert_trained
+from das_gym.adapt.shrink.recovery import RecoveryConfig, answer_states, insert_trainable
 
 from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.layer_removal import pruned_copy
@@ -23,7 +23,7 @@ def test_kept_outputs_give_the_states_of_pixels(
 ):
     problem = problem_of(name)
     student = pruned_copy(problem.vlp, MASK)
-    trained = insert_trained(student, problem.vlp, RecoveryConfig().method)
+    trained = insert_trainable(student, problem.vlp, RecoveryConfig().method)
     for parameter in trained:
         torch.nn.init.normal_(parameter, std=0.1)  # LoRA starts with zeros
     task, examples = problem.task, problem.task.open_ended(problem.splits.test)
