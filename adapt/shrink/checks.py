@@ -201,7 +201,7 @@ def _check_budget_leaves_a_layer(vlm: VLM, budget: Budget) -> None:
     np.put_along_axis(largest, kept, False, axis=1)
     if budget.skip_num is not None and budget.skip_num > (count := largest.sum(axis=1).max()):
         raise ValueError(f"`skip_num` must leave one {left}: got {budget.skip_num}, expected {count} or less.")
-    if budget.cost is not None and not budget.is_kept_by(largest).any():
+    if budget.cost is not None and not budget.is_feasible(largest).any():
         reach = math.floor(budget.cost.saved(largest).max() * 1e4) / 1e4
         raise ValueError(
             f"`{budget.cost.setting}` is out of reach if one {left} must stay: got {budget.saved}, expected {reach:.4f} or "

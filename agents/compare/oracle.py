@@ -205,7 +205,7 @@ def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[i
         return None
     env = make_scored(env_id, {}, env_kwargs)
     table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
-    if not scorer.budget.is_kept_by(chosen[None])[0]:
+    if not scorer.budget.is_feasible(chosen[None])[0]:
         return None
     rank, regret = (measure(chosen, scorer.objective, scorer.split) for measure in (table.rank, table.regret))
-    return GroundTruth(int(rank), int(scorer.budget.is_kept_by(table.masks).sum()), float(regret))
+    return GroundTruth(int(rank), int(scorer.budget.is_feasible(table.masks).sum()), float(regret))

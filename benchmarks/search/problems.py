@@ -99,7 +99,7 @@ def short_problems(seeds: int, folder: Path) -> list[SearchProblem]:
     suite = load_suite(None, "test")
     for problem in suite.problems:
         source = problem.source  # the bundled models' own tables are in the suite, too
-        if source.file.startswith(SEARCHED) and problem.budget.is_kept_by(problem.table.masks).sum() >= MIN_MASKS:
+        if source.file.startswith(SEARCHED) and problem.budget.is_feasible(problem.table.masks).sum() >= MIN_MASKS:
             model = f"{source.model.lower()}_mini" if source.file.startswith("bundled-") else source.name
             found.append(SearchProblem(model, suite_oracle(problem, folder), range(seeds), EVALUATIONS))
     return found

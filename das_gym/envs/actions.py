@@ -260,7 +260,7 @@ class SequenceMode(ActionMode):
             complete = np.asarray(self.masks.all(axis=1))
             choices = np.concatenate((~self.masks, np.ones((self.rows, 1), dtype=bool)), axis=1)
         else:
-            complete = self.budget.is_kept_by(self.masks)
+            complete = self.budget.is_feasible(self.masks)
             choices = ~self.masks & ~complete[:, None] & self.budget.useful_layers
         # Where no action has an effect, all are allowed: MaskablePPO cannot normalize a row without any.
         return complete, choices, choices | ~choices.any(axis=1, keepdims=True)

@@ -176,7 +176,7 @@ class MultiObjectiveReward(VectorReward, gymnasium.Wrapper[np.ndarray, Any, np.n
         """
         table = self.get_wrapper_attr("table")
         scorer = self.get_wrapper_attr("scorer")
-        kept = scorer.budget.is_kept_by(table.masks)
+        kept = scorer.budget.is_feasible(table.masks)
         masks = table.masks[kept]
         rewards = table.values(scorer.objective, scorer.split)[kept]
         points = np.column_stack((rewards, *(scorer.cost_of(name).saved(masks) for name in self._names[1:])))

@@ -96,7 +96,7 @@ class Scorer(ABC):
     def rewards_of(self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, Info]:
         """Return the rewards and `info` of masks with (m,) mean losses and metrics; no evaluation is counted."""
         scores = Scores(losses, metrics, None, self.full_loss)
-        feasible = self.budget.is_kept_by(masks)
+        feasible = self.budget.is_feasible(masks)
         evaluations = np.full(len(masks), self.evaluations)
         return self.objective.rewards(masks, scores), self._info(masks, scores, feasible, evaluations)
 
@@ -212,7 +212,7 @@ class Scorer(ABC):
             If none is, no examples are drawn.
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
-        feasible = self.budget.is_kept_by(masks)
+        feasible = self.budget.is_feasible(masks)
         # Masks off the budget are never evaluated: they cost no time, and their loss cannot be learned from.
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
@@ -248,7 +248,7 @@ class Scorer(ABC):
     def full_model_info(self) -> dict[str, Any]:
         """Return the info of the full model as plain numbers; it does not count as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
-        feasible = self.budget.is_kept_by(mask)
+        feasible = self.budget.is_feasible(mask)
         return first_row(self._info(mask, self.measure_fixed(mask), feasible, np.array([self.evaluations])))
 
     def _count(self, scored: np.ndarray) -> np.ndarray:

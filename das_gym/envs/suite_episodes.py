@@ -111,7 +111,7 @@ class SuiteEpisodes(Episodes):
         """(m, MAX_UNITS) bool: units that serve the budget of each problem."""
         return self.suite.useful[self.which]
 
-    def is_kept_by(self, masks: Masks) -> Masks:
+    def is_feasible(self, masks: Masks) -> Masks:
         """Return (m,) bool: which masks satisfy the budgets."""
         return self.suite.kept[self.suite.rows(self.which, masks)]
 

@@ -32,7 +32,7 @@ class Budget:
 
     Example:
         >>> import numpy as np
-        >>> Budget(n_layers=4, skip_num=2).is_kept_by(np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=bool))
+        >>> Budget(n_layers=4, skip_num=2).is_feasible(np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=bool))
         array([ True, False])
     """
 
@@ -86,7 +86,7 @@ class Budget:
             return np.clip(self.saved - self.cost.saved(masks), 0.0, 1.0)
         return np.zeros(len(masks))
 
-    def is_kept_by(self, masks: np.ndarray) -> Masks:
+    def is_feasible(self, masks: np.ndarray) -> Masks:
         """Return (m,) bool: which of (m, n_layers) masks satisfy it."""
         return self.violations(masks) == 0
 
@@ -121,7 +121,7 @@ class Budget:
         order = np.lexsort((-scores, np.broadcast_to(~self.useful_layers, scores.shape)), axis=1)
         ranks = np.argsort(order, axis=1)
         prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row
-        kept = self.is_kept_by(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1)
+        kept = self.is_feasible(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1)
         return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
 
     def describe(self) -> str:

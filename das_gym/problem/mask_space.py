@@ -117,7 +117,7 @@ class MaskSpace:
 
     def contains(self, masks: Masks) -> Masks:
         """Return (m,) bool: which of the (m, n_layers) masks are allowed."""
-        return self.budget.is_kept_by(np.asarray(masks, dtype=bool))
+        return self.budget.is_feasible(np.asarray(masks, dtype=bool))
 
     def top(self, values: Floats) -> Masks:
         """Return the mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.

@@ -201,7 +201,7 @@ def problems_of(
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     problems = []
     for budget in budgets_of(table, budgets):
-        kept = budget.is_kept_by(table.masks)
+        kept = budget.is_feasible(table.masks)
         if kept.sum() < FEWEST_MASKS:
             continue
         chances = random_probabilities(table.masks, kept, budget.useful_layers)

@@ -281,7 +281,7 @@ class SubnetTable:
 
     def within(self, skip_num: int | None = None, macs_saved: float | None = None) -> np.ndarray:
         """Return (n_masks,) bool: masks that satisfy the budget."""
-        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_kept_by(self.masks)
+        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_feasible(self.masks)
 
     def best(self, by: str | Objective = "loss", split: str = "reward", **budget: Any) -> np.ndarray:
         """Return (n_layers,) bool: the best mask within the budget; of equal ones that with the fewest MACs."""
@@ -366,7 +366,7 @@ class SubnetTable:
 
     def _competing(self, by: str | Objective, **budget: Any) -> np.ndarray:
         if isinstance(by, Objective) and not any(value is not None for value in budget.values()):
-            return by.budget.is_kept_by(self.masks)
+            return by.budget.is_feasible(self.masks)
         return self.within(**budget)
 
     def _goodness(self, by: str | Objective, split: str) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_sequence_takes_masked_actions_as_they_are_and_satisfies_the_budget(budg
             move = sequence.step(chosen[-1])
             assert not move.info["invalid_action"][0]
         assert np.flatnonzero(move.masks[0]).tolist() == sorted(layer for layer in chosen if layer < 4)
-        assert budget.is_kept_by(move.masks)[0]
+        assert budget.is_feasible(move.masks)[0]
 
 
 def test_sequence_excludes_layers_that_save_nothing():

@@ -47,7 +47,7 @@ def test_measured_latency_is_pickled_with_the_environment(small_kwargs, monkeypa
 def test_table_takes_costs_and_rejects_those_that_it_lacks(small_table, small_table_file, tmp_path):
     write_json(tmp_path / "figures.json", COSTS)
     env = make(TABULAR, table=small_table_file, latency_saved=0.4, costs=str(tmp_path / "figures.json"))
-    assert env.budget.is_kept_by(np.array([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0]], dtype=bool)).tolist() == [True, False]
+    assert env.budget.is_feasible(np.array([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0]], dtype=bool)).tolist() == [True, False]
     replace(small_table, meta=replace(small_table.meta, costs={})).save(tmp_path / "old.npz")
     for path, setting in ((small_table_file, "latency_saved"), (str(tmp_path / "old.npz"), "memory_saved")):
         with pytest.raises(ValueError, match=f"`{setting}`"):

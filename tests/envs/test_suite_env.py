@@ -25,7 +25,7 @@ def test_reward_agrees_with_the_table(suite: str):
         _, info = env.reset(options={"problem": name})
         assert info["optimum"] == problem.optimum
         n = problem.table.n_layers
-        best = problem.table.masks[np.where(problem.budget.is_kept_by(problem.table.masks), problem.rewards, -1).argmax()]
+        best = problem.table.masks[np.where(problem.budget.is_feasible(problem.table.masks), problem.rewards, -1).argmax()]
         action = np.ones(16, np.int8)  # units beyond the model's are not there, whatever the action says
         action[:n] = best
         _, reward, ended, _, info = env.step(action)
@@ -166,7 +166,7 @@ def test_search_forgets_masks_at_reset(suite: str):
     env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, action="mask").unwrapped
     env.reset(options={"problem": 0})
     problem = env.suite.problems[0]
-    kept = np.flatnonzero(problem.budget.is_kept_by(problem.table.masks))
+    kept = np.flatnonzero(problem.budget.is_feasible(problem.table.masks))
     order = kept[np.argsort(problem.rewards[kept])]
     rows = order[[-3, -5, -1, 0]]
     first, second, _, _ = problem.scaled(problem.rewards[rows])

@@ -33,7 +33,7 @@ def test_violations_and_what_is_left_are_shares():
     assert Budget(4, skip_num=2).left(masks).tolist() == [0.5, 0.25, 0.0]
     assert Budget(4, saved=0.5, cost=MACS).violations(masks) == pytest.approx([0.55, 0.25, 0.0])
     assert Budget(4, saved=0.5, cost=MACS).left(masks) == pytest.approx([0.55, 0.25, 0.0])
-    assert Budget(4, saved=0.5, cost=MACS).is_kept_by(masks).tolist() == [False, False, True]
+    assert Budget(4, saved=0.5, cost=MACS).is_feasible(masks).tolist() == [False, False, True]
     assert Budget(4).violations(masks).tolist() == [0.0, 0.0, 0.0]
     assert Budget(4).left(masks).tolist() == [1.0, 0.75, 0.0]
 
@@ -58,7 +58,7 @@ def test_pick_budget_takes_every_cost(setting: str, word: str):
     assert budget.describe() == f"at least 50 % of the {word} saved"
     assert budget.settings == {"skip_num": None, setting: 0.5}
     masks = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 1, 1]], dtype=bool)
-    assert budget.is_kept_by(masks).tolist() == [False, True, True]
+    assert budget.is_feasible(masks).tolist() == [False, True, True]
     told = {**budget.settings, **budget.known_costs}
     assert [keeps_budget(told, mask, 0.55) for mask in masks.astype(int).tolist()] == [setting == "macs_saved", True, True]
     with pytest.raises(ValueError, match=rf"`{setting}` is out of reach.* 0\.5550 \(55\.50 %\)"):

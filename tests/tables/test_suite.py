@@ -37,11 +37,11 @@ def test_random_probabilities_agree_with_all_orders(budget: Budget):
     for order in orders:
         mask = np.zeros(5, bool)
         for unit in order:
-            if budget.is_kept_by(mask[None])[0]:
+            if budget.is_feasible(mask[None])[0]:
                 break
             mask[unit] = True
         counts[mask @ (1 << np.arange(5))] += 1
-    found = random_probabilities(masks, budget.is_kept_by(masks), budget.useful_layers)
+    found = random_probabilities(masks, budget.is_feasible(masks), budget.useful_layers)
     np.testing.assert_allclose(found, counts / len(orders))
 
 
@@ -53,7 +53,7 @@ def test_load_suite_gives_a_problem_for_each_group_and_budget(made_up_suite: Pat
     assert {name.split("/")[2] for name in names} == {"all", "color", "count"}
     assert {name.split("/")[3].split("=")[0] for name in names} == {"skip_num", "macs_saved"}
     for row, problem in enumerate(suite.problems):
-        kept = problem.budget.is_kept_by(problem.table.masks)
+        kept = problem.budget.is_feasible(problem.table.masks)
         scaled = problem.scaled(problem.rewards)
         assert scaled[kept].max() == pytest.approx(1)
         assert suite.units[row].sum() == problem.table.n_layers
