@@ -11,7 +11,7 @@ There is one plain way to run a layer, and two exact short cuts, which a model u
 that they give the same:
 
   `run_plain`          every prompt by itself, each layer at all its positions
-  `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
+  `run_with_prefixes`         prompts with a common beginning (an image) run it once, and read its keys and values
   `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values at others
 
 For the short cuts the model's forward is recorded in parts, each with a cache of the tokens before it, as in generation.
@@ -212,7 +212,7 @@ def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows
     return prefixes, run_layer(layer, rows, block.calls[place])
 
 
-def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def run_with_prefixes(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer on prefixes, and on the rows that follow them."""
     # The prefix runs under the same mask as its rows, since its hidden states depend on the layers before; so its keys and
     # values are those that each row would compute for itself, as long as attention is causal.
@@ -223,7 +223,7 @@ def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, row
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer at all positions."""
-    return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
+    return (run_with_prefixes if block.prefix else run_plain)(layer, place, block, prefixes, rows)
 
 
 def run_at_answers(

@@ -50,7 +50,7 @@ class ModelCapabilities:
         additive_layers: Before which decoder layers the model adds something to the hidden states.
         protected: Positions of layers that are never skipped, with the reason.
         caches_images: Whether image features can be kept and given to the model again.
-        shares_prefix: Whether prompts on the same images can share what they begin with (`driver.run_shared`).
+        shares_prefix: Whether prompts on the same images can share what they begin with (`driver.run_with_prefixes`).
         supports_kv_only_last_layer: Whether the last layer can compute keys and values alone (`driver.run_at_answers`).
         answer_type: The token type of answers; None = that of the token before them.
         logit_scale: What products with the output embeddings are multiplied by.
