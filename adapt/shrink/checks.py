@@ -236,7 +236,7 @@ def why_not_removable(problem: Problem, mask: np.ndarray) -> str:
         known[key] = ""
         try:
             smaller = pruned_copy(vlm, mask)
-            probes = Probes.of(vlm, problem.task, problem.splits.test, count=1)
+            probes = Probes.from_examples(vlm, problem.task, problem.splits.test, count=1)
             check_generation(smaller, probes)
             if vlm.removed_parts(mask):
                 check_logits(smaller, mask, probes)

@@ -89,7 +89,7 @@ class ShrinkJob:
         models: dict[str, VLM] = {FULL: self.full, SHRUNK: shrunk}
         # Before `merged`, which changes weights that the full model shares with the recovered one.
         scored[SHRUNK] = self._score(shrunk, f"{SHRUNK} model")
-        probes = Probes.of(self.full, task, self.test)
+        probes = Probes.from_examples(self.full, task, self.test)
         # Card and record are written while the folder has its hidden name: a model that exists has both.
         with new_folder(self.out) as part:
             processor = self.source if self.choice.problem.tokenizer is None else Path(self.choice.problem.tokenizer)

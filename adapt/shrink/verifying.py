@@ -77,7 +77,7 @@ class Probes:
     prompts: Sequence[Prompt]
 
     @classmethod
-    def of(cls, vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Probes:
+    def from_examples(cls, vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Probes:
         """Return prompts of different lengths from some of the examples."""
         processor: Any = task.processor
         prompts: list[Any] = list(task.pairs(task.open_ended(examples[:32])))

@@ -52,7 +52,7 @@ def test_saved_code_gives_logits_of_the_mask(
 ):
     """Two pieces of code that share nothing: adapters as a supernet has them, and as the folder brings them."""
     problem = problem_of(name)
-    probes = Probes.of(problem.vlp, problem.task, problem.splits.test)
+    probes = Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
     open_ended = problem.task.open_ended(problem.splits.test)
     examples = [e for p in probes.prompts for e in open_ended if problem.task.pairs([e])[0] == p]
     mask = np.array(MASKS[name], dtype=bool)
@@ -135,7 +135,7 @@ def test_saved_folder_runs_no_code_of_its_source(
     for name in ("tokenizer_config.json", "processor_config.json"):
         brought = {"AutoTokenizer": ["evil_code.Evil", "evil_code.Evil"], "AutoProcessor": "evil_code.Evil"}
         write_json(source / name, {**read_json(source / name), "auto_map": brought})
-    probes = Probes.of(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
+    probes = Probes.from_examples(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
     save(probes.vlm.model, tmp_path / "out", source, source, torch.float32)
     assert run_in_subprocess(tmp_path / "out", probes.subprocess_input(True))["logits"]
     assert not canary.exists()

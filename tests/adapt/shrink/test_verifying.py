@@ -53,7 +53,7 @@ def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     with merged(smaller, problem.vlp, config, recover(smaller, problem.vlp, problem.task, problem.splits.train, config)):
         pass  # what `full` trains is the student's own
     save(smaller.model, folder, source, source, torch.float32)
-    return smaller, Probes.of(problem.vlp, problem.task, problem.splits.test)
+    return smaller, Probes.from_examples(problem.vlp, problem.task, problem.splits.test)
 
 
 def test_verify_accepts_the_saved_model_and_no_other(
@@ -137,7 +137,7 @@ def test_check_generation_rejects_a_wrong_first_layer(tmp_path: Path):
 def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, monkeypatch: pytest.MonkeyPatch):
     """Gemma 2 counts padding into its sliding window, so that the full model's output changes with padding, too."""
     problem = problem_of("llava")
-    probes = Probes.of(problem.vlp, problem.task, problem.splits.reward)
+    probes = Probes.from_examples(problem.vlp, problem.task, problem.splits.reward)
     smaller, full_model_differs = pruned_copy(problem.vlp, MASK), True
 
     def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
