@@ -23,7 +23,7 @@ from das_gym.adapt.shrink.measuring import (
 )
 from das_gym.adapt.shrink.recovery import LINEAR, Teacher, make_teacher, merged, recover
 from das_gym.adapt.shrink.repairing import repair
-from das_gym.adapt.shrink.report import report_of, shrunk_card, table_of
+from das_gym.adapt.shrink.report import shrink_report, shrunk_card, table_of
 from das_gym.adapt.shrink.saving import describe_dtype, new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, CONTROL_CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
 from das_gym.adapt.shrink.verifying import Probes, Verification, has_remote_code, verify
@@ -188,7 +188,7 @@ class ShrinkJob:
             answers.append({"key": example.key, "question": task.question(example), **texts})
         difference, low, high = measured.difference()
         architecture = Architecture.of_layers(self.full.layers, self.deleted.macs_cost)
-        report = report_of(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
+        report = shrink_report(measured, self.source, self.out, mask.astype(int).tolist(), architecture, self.data)
         return {
             "settings": recorded_command(self.settings),
             "problem": recorded_settings(asdict(self.choice.problem)),

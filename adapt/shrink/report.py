@@ -37,7 +37,7 @@ def table_of(measured: Measured, title: str = "") -> Table:
     return results_table(models, title, (*notes, conclusion(measured)))
 
 
-def report_of(
+def shrink_report(
     measured: Measured, source: Path, out: Path, mask: Sequence[int], architecture: Architecture, title: str
 ) -> RunReport:
     """Return the report of a run that shrank a model."""
