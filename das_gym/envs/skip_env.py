@@ -64,7 +64,7 @@ class EngineScorer(Scorer):
         objective = Objective(bound, rewarded, self.cost_of("macs_saved"), macs_price)
         super().__init__(problem.layer_names, objective, DEFAULT_STATISTICS if statistics is None else statistics)
         # The task's order mixes images, so that a small number of examples is a fair sample.
-        self._order = problem.task.order(problem.splits.reward)
+        self._order = problem.task.shuffled_order(problem.splits.reward)
         self.fixed_examples = self._examples(np.arange(self.batch_size))
 
     def close(self) -> None:

@@ -442,8 +442,8 @@ def check_prompts(model: AdaptedModel, splits: Splits[Any]) -> None:
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
-    """Return the examples, or the first `count` of them, in `Task.order`."""
-    return tuple(examples[i] for i in task.order(examples)[:count].tolist())
+    """Return the examples, or the first `count` of them, in `Task.shuffled_order`."""
+    return tuple(examples[i] for i in task.shuffled_order(examples)[:count].tolist())
 
 
 def _make_evaluator(

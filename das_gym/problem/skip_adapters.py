@@ -30,7 +30,7 @@ def calibration_examples(evaluator: Evaluator, train: Sequence[Any], count: int)
             "`skip=linear`, `recover=linear` and `recover=refit` are fitted on the train split, which has no examples. Give "
             "data with a train split, or leave them out."
         )
-    return [train[row] for row in evaluator.task.order(train)[:count].tolist()]
+    return [train[row] for row in evaluator.task.shuffled_order(train)[:count].tolist()]
 
 
 def calibration_states(evaluator: Evaluator, examples: Sequence[Any]) -> list[Any]:

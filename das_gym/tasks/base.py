@@ -245,7 +245,7 @@ class Task(ABC):
         del examples, max_images
         return None
 
-    def order(self, examples: Sequence[Any]) -> np.ndarray:
+    def shuffled_order(self, examples: Sequence[Any]) -> np.ndarray:
         """Return an order that mixes the examples, (len(examples),) int64, the same on every machine."""
         return np.random.default_rng(0).permutation(len(examples))
 

@@ -81,7 +81,7 @@ class AnsweringTask(Task):
             "reference": counts.cumsum(0) - counts + right,
         }
 
-    def order(self, examples: Sequence[AnswerExample]) -> np.ndarray:
+    def shuffled_order(self, examples: Sequence[AnswerExample]) -> np.ndarray:
         """Return an order that mixes images and keeps the questions about an image together, (len(examples),) int64.
 
         They share the computation for the image, under every mask.
