@@ -54,7 +54,7 @@ class BridgeTower(VLP):
         extras = {"towers": towers, "padding": additive(encoded.attend["text"], encoded.hidden["text"])}
         return State({stream: parts[0] for stream, parts in towers.items()}, encoded.attend, extras)
 
-    def skippable(self, index):
+    def skippable_layer(self, index):
         return self.parts[index]
 
     def run_layer(self, index, state, skipped, memo=no_memo, pooled_only=False):

@@ -111,7 +111,7 @@ class DAS(Method):
 def das_bottleneck(vlp: VLP) -> int | None:
     """Return the width of a model's parallel adapters; None if it has none."""
     for index in range(len(vlp.layers)):
-        layer = vlp.skippable(index).layer
+        layer = vlp.skippable_layer(index).layer
         for adapter in parallel_adapters(layer) if layer is not None else ():
             return adapter.down.out_features
     return None

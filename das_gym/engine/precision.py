@@ -72,7 +72,7 @@ def with_bfloat16_layers(vlp: VLP) -> VLP:
     shared: dict[int, Any] = {id(parameter): parameter for parameter in vlp.parameters()}
     twin = copy.deepcopy(vlp, shared)
     for index in range(len(twin.layers)):
-        for part in twin.skippable(index).modules():
+        for part in twin.skippable_layer(index).modules():
             if isinstance(part, nn.Linear):
                 part.weight = nn.Parameter(part.weight.detach().bfloat16(), requires_grad=False)
     return twin

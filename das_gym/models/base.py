@@ -185,7 +185,7 @@ class VLP(nn.Module, ABC):
         return state, 0
 
     @abstractmethod
-    def skippable(self, index: int) -> SkippableLayer:
+    def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the module of layer `index`."""
 
     @abstractmethod
@@ -327,7 +327,7 @@ class VLP(nn.Module, ABC):
         """Remove skipped layers, and the skip adapters of kept ones: the model really is smaller."""
         array = self.check_mask(mask)
         for index, skipped in enumerate(array):
-            self.skippable(index).prune(bool(skipped))
+            self.skippable_layer(index).prune(bool(skipped))
         self.pruned_mask = array
         self._pruned = tuple(array.tolist())
 
@@ -335,7 +335,7 @@ class VLP(nn.Module, ABC):
         """Remove all adapters: kept layers are as in the checkpoint, and skipped ones have no replacement."""
         without_adapters(self)
         for index in range(len(self.layers)):
-            self.skippable(index).skip_adapter = nn.Identity()
+            self.skippable_layer(index).skip_adapter = nn.Identity()
 
     def fit_skip_adapters(
         self, states: Sequence[State], rank: int | None = None, on_unit: Callable[[Any], object] | None = None
@@ -373,14 +373,14 @@ class VLP(nn.Module, ABC):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the tunable parameters outside of skippable layers, which train under any mask: poolers and the like."""
-        inside = {id(p) for index in range(len(self.layers)) for p in self.skippable(index).parameters()}
+        inside = {id(p) for index in range(len(self.layers)) for p in self.skippable_layer(index).parameters()}
         wanted = {id(p) for p in self.tunable_state().values()} - inside
         return [p for p in self.parameters() if id(p) in wanted]
 
     @property
     def encoders_train(self) -> bool:
         """Whether something trains on which encoder outputs depend, so that they cannot be cached."""
-        parts = (self.prompts, *(self.skippable(index) for index in range(len(self.layers))))
+        parts = (self.prompts, *(self.skippable_layer(index) for index in range(len(self.layers))))
         # What comes before stage 0 trains if any other parameter does: layers and tunable parameters run after the cache.
         free = {id(p) for part in parts if part is not None for p in part.parameters()}
         free |= {id(p) for p in self.tunable_state().values()}

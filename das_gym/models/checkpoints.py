@@ -139,7 +139,7 @@ class FamilyModel:
     def alike(self, index: int) -> Hashable:
         """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
         vlp = cast(VLP, self)
-        return vlp.layers[index].stream, structure(vlp.skippable(index))
+        return vlp.layers[index].stream, structure(vlp.skippable_layer(index))
 
 
 def save_checkpoint(

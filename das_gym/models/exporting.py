@@ -96,7 +96,7 @@ def layer_kinds(vlp: VLP) -> list[str]:
         raise ValueError("this model is not pruned: call `vlp.prune(mask)` first; a mask of zeros keeps every layer")
     kinds = []
     for index, skipped in enumerate(vlp.pruned_mask.tolist()):
-        replacement = "nothing" if isinstance(vlp.skippable(index).skip_adapter, nn.Identity) else "adapter"
+        replacement = "nothing" if isinstance(vlp.skippable_layer(index).skip_adapter, nn.Identity) else "adapter"
         kinds.append(replacement if skipped else "layer")
     return kinds
 

@@ -150,7 +150,7 @@ def test_scores_are_cached_until_forget(meter):
 @pytest.mark.parametrize("part", ["skip adapter", "token types", "head"])
 def test_training_invalidates_scores_and_keeps_encoder_outputs(new_world, part):
     world = new_world()
-    layer = world.vlp.skippable(3)
+    layer = world.vlp.skippable_layer(3)
     trained = {
         "skip adapter": layer.skip_adapter.up.weight,
         "token types": world.vlp.token_types.weight,
@@ -197,7 +197,7 @@ def test_memories_stay_within_their_bounds():
 def test_broken_mask_has_infinite_loss_and_affects_no_other(new_world):
     world = new_world()
     with torch.no_grad():
-        world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+        world.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
     evaluator = world.evaluator()
     scores = evaluator.evaluate(ONE_EACH, world.examples, divergences=True)
     assert scores.broken.tolist() == [i == 3 for i in range(12)]
@@ -229,7 +229,7 @@ def test_broken_full_model_affects_divergences_alone(new_world):
     world = new_world()
     masks = np.ones((1, 12), dtype=bool)
     with torch.no_grad():
-        world.vlp.skippable(3).layer.feed_adapter.up.bias.fill_(float("nan"))
+        world.vlp.skippable_layer(3).layer.feed_adapter.up.bias.fill_(float("nan"))
     with pytest.warns(RuntimeWarning, match="the full model"):
         scores = world.evaluator().evaluate(masks, world.examples, divergences=True)
     np.testing.assert_allclose(scores.losses, world.plain(masks, world.examples)[0], atol=1e-5)

@@ -115,7 +115,7 @@ def test_rank_of_a_pruned_model_equals_that_under_its_mask(new_world):
 def test_rank_names_a_score_that_is_not_finite(new_world):
     world = new_world()
     with torch.no_grad():
-        world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+        world.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"28 of 28 scores .* noise 0 40 40 with 'a red star\.'"):
         rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, np.arange(12) == 3)
 

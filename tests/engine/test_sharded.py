@@ -133,7 +133,7 @@ def test_workers_get_adapters_as_they_are_now(unconnected, small_kwargs, monkeyp
     monkeypatch.setattr(unconnected.evaluator, "close", lambda: ended.append(True))
     for problem in (alone, unconnected):
         with torch.no_grad():
-            problem.vlp.skippable(0).skip_adapter.up.bias.add_(1.0)
+            problem.vlp.skippable_layer(0).skip_adapter.up.bias.add_(1.0)
     there = unconnected.evaluator.recipe()()
     assert type(there) is Evaluator
     np.testing.assert_array_equal(there.losses(MASKS, examples), alone.evaluator.losses(MASKS, examples))
@@ -161,7 +161,7 @@ def test_worker_evaluator_equals_the_problems(monkeypatch, model, task):
 def test_worker_warnings_and_spending_are_forwarded(small_kwargs):
     problem = build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
     with torch.no_grad():
-        problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+        problem.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
     worker = sharded.Worker()
     worker._evaluator = problem.evaluator
     for _ in range(2):

@@ -39,7 +39,7 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """A supernet whose weights are finite, and whose numbers are not where layer 3 is skipped."""
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
-        problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
+        problem.vlp.skippable_layer(3).skip_adapter.up.weight.fill_(HUGE)
     path = tmp_path / "diverged.safetensors"
     about = {"task": "vqa", "answers": problem.task.labels, "base": problem.backbone.base}
     Adaptation.of(problem.vlp, problem.head, **about).save(path)
@@ -63,7 +63,7 @@ def test_bfloat16_overflow_is_reported_and_affects_one_mask(small_kwargs: dict[s
     monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16"))
     with torch.no_grad():
-        problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
+        problem.vlp.skippable_layer(3).skip_adapter.up.weight.fill_(HUGE)
     with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is NaN or infinite, on examples"):
         scores = problem.evaluator.evaluate(np.eye(6, dtype=bool), problem.splits.reward[:4])
     assert scores.broken.tolist() == [False, False, False, True, False, False]
@@ -100,7 +100,7 @@ def test_diverged_small_model_is_not_used(diverged: dict[str, str], say):
 def test_diverged_full_model_is_not_observed(small_kwargs: dict[str, str], measure):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
-        problem.vlp.skippable(3).layer.feed_adapter.up.bias.fill_(float("inf"))
+        problem.vlp.skippable_layer(3).layer.feed_adapter.up.bias.fill_(float("inf"))
     text = rf"layer {problem.layer_names[3]} of the full model .* on examples '\S+', '\S+': try float32"
     with pytest.raises(FloatingPointError, match=text):
         measure(problem.evaluator, problem.splits.reward[:2])

@@ -24,7 +24,7 @@ class Toy(VLP):
         self.parts = nn.ModuleList(SkippableLayer(nn.Linear(3, 3), nn.Identity()) for _ in self.layers)
         self.adapter = nn.Linear(1, 1)
 
-    def skippable(self, index):
+    def skippable_layer(self, index):
         return self.parts[index]
 
     text_stream = image_stream = embed = run_layer = pool = inputs = None

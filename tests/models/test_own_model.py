@@ -133,7 +133,7 @@ def test_das_trains_the_adapters_that_a_mask_leaves(own):
     assert make_method("das").insert(vlp) == []
     vlp = own.load(own.checkpoint)
     trained = make_method("das", {"mask": (1, 0, 0) * 4}).insert(vlp)
-    assert sum(p.numel() for p in trained) == sum(p.numel() for p in vlp.skippable(0).skip_adapter.parameters()) * 4
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in vlp.skippable_layer(0).skip_adapter.parameters()) * 4
     vlp.remove_adapters()
     with pytest.raises(ValueError, match="DAS: this BridgeTower has no adapters"):
         make_method("das").insert(vlp)
@@ -144,9 +144,11 @@ def test_pipeline_leaves_sizes_to_the_model(own, settings):
     config = asked.problem_of_recipe
     assert (config.image_size, config.max_text_length) == (None, None)
     made = new_model(config, load_splits(config), asked.pipeline, 0)
-    assert made.backbone.vlp.skippable(0).skip_adapter.down.out_features == 64 // 8
+    assert made.backbone.vlp.skippable_layer(0).skip_adapter.down.out_features == 64 // 8
     wide = das_settings("BridgeTower", "vqa", skip_bottleneck=24)
-    assert new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable(0).skip_adapter.down.out_features == 24
+    assert (
+        new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable_layer(0).skip_adapter.down.out_features == 24
+    )
     with pytest.raises(ValueError, match="`bottleneck`"):
         load_backbone(config, bottleneck=24)
     with pytest.raises(ValueError, match="`image_size`"):
@@ -159,7 +161,7 @@ def test_lora_finds_modules_below_the_owner_of_a_site(own):
     batch = {"input_ids": torch.arange(8)[None] + 5, "attention_mask": torch.ones(1, 8), "image": torch.ones(1, 3, 32, 32)}
 
     def sites(index: int) -> tuple[Site, ...]:
-        attention = vlp.skippable(index).layer.attention
+        attention = vlp.skippable_layer(index).layer.attention
         return (Site("attention", attention, "output.dense", ("self.query", "self.value"), print),)
 
     vlp.sites = sites

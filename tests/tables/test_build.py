@@ -97,7 +97,7 @@ def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path
 def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
-        problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+        problem.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
     with pytest.warns(RuntimeWarning, match=r"skips layers \[3\], and of 31 other masks"):
         table, _ = build_table(problem, ENV_ID, 2, 2)
     broken = table.masks[:, 3]
@@ -116,7 +116,7 @@ def test_check_table_rejects_other_problems(small_problem: Problem, small_table:
         other = replace(other, backbone=replace(other.backbone, base="0123456789abcdef"))
     elif what == "supernet":
         with torch.no_grad():
-            other.vlp.skippable(0).skip_adapter.up.bias[0] += 1e-3
+            other.vlp.skippable_layer(0).skip_adapter.up.bias[0] += 1e-3
     else:
         split = what.removesuffix("_data")
         first = table_examples(other, split, 1)[0]

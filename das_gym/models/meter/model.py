@@ -83,14 +83,14 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)
         return Processor(tokenizer, meter_transform, config.image_size, config.patch_size, longest)
 
-    def skippable(self, index: int) -> SkippableLayer:
+    def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the module of layer `index`."""
         layer = self.layers[index]
         return cast(SkippableLayer, (self.text_layers if layer.stream == "text" else self.image_layers)[layer.stage])
 
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return the three sub-layers of a fusion layer; DAS inserts its adapters next to them."""
-        layer: Any = self.skippable(index).chosen(False)
+        layer: Any = self.skippable_layer(index).chosen(False)
         beside = partial(partial, setattr, layer)
         return (
             Site("attention", layer.self_attention, "out", ("query", "value"), beside("self_adapter")),
@@ -117,7 +117,7 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         stream = self.layers[index].stream
         other = "image" if stream == "text" else "text"
         x = state.hidden[stream]
-        module: Any = self.skippable(index).chosen(skipped)
+        module: Any = self.skippable_layer(index).chosen(skipped)
 
         def share(part: str, read: Tensor, compute: Callable[[], Any]) -> Any:
             return memo((index, part, id(read)), compute)

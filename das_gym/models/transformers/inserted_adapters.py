@@ -55,7 +55,7 @@ def insert_linear_skips(smaller: VLM, full: VLM, mask: np.ndarray) -> None:
     """
     if full.unit_kind != "layers" or full.removed_layers(mask, IMAGE):
         raise ValueError("recover=linear replaces decoder layers: leave out `units` and `vision`, or use recover=lora.")
-    skipped: list[Any] = [full.skippable(index).chosen(True) for index in np.flatnonzero(mask).tolist()]
+    skipped: list[Any] = [full.skippable_layer(index).chosen(True) for index in np.flatnonzero(mask).tolist()]
     kept = _kept_places(smaller, full)
     _add_and_note(smaller, {"form": "linear", "rank": skipped[0].rank, **_positions(smaller, kept, len(skipped))})
     for mine, its in zip(_skipped_layers(smaller), skipped, strict=True):
@@ -128,7 +128,7 @@ def export_form(subnet: VLM) -> VLM:
         )
     smaller = VLM(model, capabilities=pruned_capabilities(subnet))
     if subnet.tunable:
-        skip_adapters: list[Any] = [subnet.skippable(index).skip_adapter for index in np.flatnonzero(mask).tolist()]
+        skip_adapters: list[Any] = [subnet.skippable_layer(index).skip_adapter for index in np.flatnonzero(mask).tolist()]
         kept = [place for place in range(len(subnet.stack.layers)) if place not in removed]
         adapters = [module for module in subnet.stack.layers.modules() if isinstance(module, Adapter)]
         widths = [adapter.down.out_features for adapter in (*adapters, *(unit.adapter for unit in skip_adapters))]
@@ -145,7 +145,7 @@ def full_with_adapters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     if settings.get("form") == "linear":
         masked = full_with_parameters_of(full, smaller, mask)
         for index, unit in zip(np.flatnonzero(mask).tolist(), _skipped_layers(smaller), strict=True):
-            masked.skippable(index).skip_adapter = unit
+            masked.skippable_layer(index).skip_adapter = unit
         return masked
     masked = VLM(share_copy(full.model), capabilities=full.capabilities)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
@@ -164,7 +164,7 @@ def _pairs(masked: VLM, smaller: VLM, mask: np.ndarray) -> Iterator[tuple[Adapte
     for place, layer in enumerate(masked.stack.layers):
         index = index_of.get(place)
         if index is not None and mask[index]:
-            unit: Any = masked.skippable(index).skip_adapter
+            unit: Any = masked.skippable_layer(index).skip_adapter
             yield unit.adapter, next(removed).adapter
             continue
         its: Any = next(kept)

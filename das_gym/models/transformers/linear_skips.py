@@ -192,4 +192,4 @@ def _put(vlm: VLM, index: int, weights: Mapping[str, Tensor]) -> None:
     adapter = kind(weights["down.weight"].shape[1] if is_low_rank else inner, out, inner if is_low_rank else None)
     parameter = next(vlm.module_of(index).parameters())
     adapter.to(parameter.device, parameter.dtype).load_state_dict(dict(weights))
-    vlm.skippable(index).skip_adapter = adapter.requires_grad_(False)
+    vlm.skippable_layer(index).skip_adapter = adapter.requires_grad_(False)

@@ -115,7 +115,7 @@ class UnitModel(VLP):
         """Return the list of layers that a unit belongs to."""
         return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
 
-    def skippable(self, index: int) -> SkippableLayer:
+    def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the wrapper that runs or skips unit `index`."""
         unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
         return unit
@@ -138,7 +138,7 @@ class UnitModel(VLP):
             return index
         end = self._end(index)
         layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
-        return self.layers[index].kind, layers, structure(self.skippable(index)), end == len(self.stack.layers)
+        return self.layers[index].kind, layers, structure(self.skippable_layer(index)), end == len(self.stack.layers)
 
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
@@ -153,7 +153,7 @@ class UnitModel(VLP):
             raise ValueError(self.untrainable)
         for index, place in enumerate(self.places):
             layer = self.stack.layers[place]
-            self.skippable(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
+            self.skippable_layer(index).skip_adapter = make_skip_unit(layer, self.feature_size, widths[1], generator)
             insert_adapters(layer, self.feature_size, widths[0], generator)
         self.tunable = TUNABLE
 
@@ -237,7 +237,7 @@ class UnitModel(VLP):
         for index in np.flatnonzero(self.check_mask(mask)).tolist():
             module = self.module_of(index)
             if self.layers[index].kind == LAYER:
-                found[module] = skip_forward(module, self.skippable(index).chosen(True))
+                found[module] = skip_forward(module, self.skippable_layer(index).chosen(True))
             else:
                 found[module] = self.part_forward(index)
         return found
@@ -245,7 +245,7 @@ class UnitModel(VLP):
     def part_forward(self, index: int) -> Callable[..., Any]:
         """Return the forward of a skipped attention or MLP: zeros, or its skip adapter, which reads what the part reads."""
         module = self.module_of(index)
-        adapter = self.skippable(index).chosen(True)
+        adapter = self.skippable_layer(index).chosen(True)
         return zero_forward(module) if isinstance(adapter, nn.Identity) else skip_forward(module, adapter)
 
 

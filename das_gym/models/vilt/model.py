@@ -61,13 +61,13 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions)
         return Processor(tokenizer, vilt_transform, config.image_size, config.patch_size, longest)
 
-    def skippable(self, index: int) -> SkippableLayer:
+    def skippable_layer(self, index: int) -> SkippableLayer:
         """Return the module of block `index`."""
         return cast(SkippableLayer, self.blocks[index])
 
     def sites(self, index: int) -> tuple[Site, ...]:
         """Return attention and multi-layer perceptron of a block; DAS inserts its adapters next to them."""
-        block: Any = self.skippable(index).chosen(False)
+        block: Any = self.skippable_layer(index).chosen(False)
         beside = partial(partial, setattr, block)
         return (
             Site("attention", block.attention, "out", ("query", "value"), beside("attention_adapter")),
@@ -99,7 +99,7 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         """Return new hidden vectors of the joint stream; see `VLP.run_layer`."""
         del memo  # with one layer a stage, no two runs have a part in common
         x = state.hidden["joint"]
-        module = self.skippable(index).chosen(skipped)
+        module = self.skippable_layer(index).chosen(skipped)
         if skipped:
             return module(x[:, :1] if pooled_only else x)
         return module(x, state.attend["joint"], pooled_only)

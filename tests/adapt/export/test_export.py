@@ -177,7 +177,7 @@ def test_export_of_an_untrained_model(model, tmp_path):
     subnet = build(model, "vqa")
     vlp = without_adapters(subnet.backbone.vlp)
     for index in range(4):
-        vlp.skippable(index).skip_adapter = nn.Identity() if vlp.pruned_mask[index] else None
+        vlp.skippable_layer(index).skip_adapter = nn.Identity() if vlp.pruned_mask[index] else None
     batch = probe(subnet, 1)
     written = export(subnet, tmp_path / "out")
     assert bool(list(written.folder.glob("*.py"))) is (model == "METER")

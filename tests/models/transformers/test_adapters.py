@@ -65,7 +65,7 @@ def test_kept_layer_by_hand(adapted):
 
 
 def test_skipped_layer_by_hand(adapted):
-    unit: Any = adapted.skippable(2).skip_adapter
+    unit: Any = adapted.skippable_layer(2).skip_adapter
     x = adapted.stack.layers[2].input_layernorm(HIDDEN).float()
     expected = HIDDEN + unit.adapter.up(torch.relu(unit.adapter.down(x))).double()
     torch.testing.assert_close(unit(HIDDEN), expected)
@@ -102,7 +102,7 @@ def test_prune_keeps_skip_adapters(model):
     wanted = model.logits(model.prompts(), mask)
     before = sum(p.numel() for p in vlm.parameters())
     weights = sum(p.numel() for p in vlm.stack.layers[1].parameters())
-    skip = sum(p.numel() for p in vlm.skippable(1).skip_adapter.parameters())  # type: ignore[union-attr]
+    skip = sum(p.numel() for p in vlm.skippable_layer(1).skip_adapter.parameters())  # type: ignore[union-attr]
     vlm.prune(mask)
     torch.testing.assert_close(model.logits(model.prompts(), mask), wanted)
     assert before - sum(p.numel() for p in vlm.parameters()) == 2 * weights + 2 * skip

@@ -49,7 +49,7 @@ def plain_losses(model: Driven, mask: np.ndarray, evaluator: Any, examples: Any)
     forwards = {}
     for index in np.flatnonzero(mask).tolist():
         module = vlm.module_of(index)
-        forwards[module] = plain_forward(vlm.skippable(index).skip_adapter, module, vlm.layers[index].kind == "layer")
+        forwards[module] = plain_forward(vlm.skippable_layer(index).skip_adapter, module, vlm.layers[index].kind == "layer")
     with replace_forwards(forwards):
         logits = model.plain(model.prompts())
     return float(evaluator.task.losses(logits, evaluator.task.targets(examples)).mean())
@@ -104,7 +104,7 @@ def test_fit_is_ridge_regression_on_hidden_states(driven):
     x, added = torch.cat(read), torch.cat(written) - torch.cat(read)
     x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     weight, bias = own_ridge(x, added, fits[1].strength)
-    adapter: Any = model.vlm.skippable(1).skip_adapter
+    adapter: Any = model.vlm.skippable_layer(1).skip_adapter
     torch.testing.assert_close(adapter.up.weight.T, weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(adapter.up.bias, bias, rtol=1e-6, atol=1e-8)
 
@@ -121,7 +121,7 @@ def test_held_out_tokens_choose_the_strength(driven):
 def test_a_rank_stores_two_factors_and_full_rank_loses_nothing(driven):
     model = driven("llama")
     narrow, whole, full = (fitted(model, rank=rank) for rank in (3, tiny.WIDTH, None))
-    adapter: Any = narrow.vlm.skippable(0).skip_adapter
+    adapter: Any = narrow.vlm.skippable_layer(0).skip_adapter
     assert adapter.down.weight.shape == (3, tiny.WIDTH)
     mask = np.array([True, False, True, False])
     logits = [each.logits(each.prompts(), mask) for each in (narrow, whole, full)]
@@ -133,8 +133,8 @@ def test_units_of_a_mask_are_fitted_in_order(driven):
     model = driven("llama")
     mask = np.array([True, True, False, True])
     alone, chained = fitted(model), fitted(model, mask=mask)
-    assert isinstance(chained.vlm.skippable(2).skip_adapter, torch.nn.Identity)
-    first: list[Any] = [each.vlm.skippable(0).skip_adapter for each in (alone, chained)]
+    assert isinstance(chained.vlm.skippable_layer(2).skip_adapter, torch.nn.Identity)
+    first: list[Any] = [each.vlm.skippable_layer(0).skip_adapter for each in (alone, chained)]
     torch.testing.assert_close(first[0].up.weight, first[1].up.weight)
     full = model.logits(model.prompts(), ~mask & mask)
     errors = [float((each.logits(each.prompts(), mask) - full).pow(2).mean()) for each in (alone, chained)]

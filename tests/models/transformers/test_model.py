@@ -109,7 +109,7 @@ def test_macs_count_what_runs(driven, name):
     ways = ((False, False), (False, True), (True, True))
     everywhere, answers, skipped = (sum(counter.layer(last, state, *way).values()) for way in ways)
     tokens = state.hidden["joint"].shape[1]
-    matrices = sum(p.numel() for p in vlm.skippable(last).layer.parameters() if p.dim() == 2)
+    matrices = sum(p.numel() for p in vlm.skippable_layer(last).layer.parameters() if p.dim() == 2)
     assert everywhere >= tokens * matrices if name != "mllama" else everywhere > 0
     able = vlm.capabilities
     saves = able.supports_kv_only_last_layer and (able.caches_images or not model.processor.sees)
