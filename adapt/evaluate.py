@@ -14,7 +14,7 @@ from torch import Tensor
 
 from das_gym.commands.progress import progress
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.engine.ranking import rank, recalls
+from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.engine.scores import format_examples, format_mask
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import MODELS, find_class
@@ -90,7 +90,7 @@ def evaluate(
     if gallery is not None:  # every text with every image, which takes longer than all the rest
         images, texts = gallery.images, gallery.texts
         with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
-            scores = rank(subnet.backbone.vlp, subnet.head, task.processor, images, texts, progress=bar.update)
+            scores = score_pairs(subnet.backbone.vlp, subnet.head, task.processor, images, texts, progress=bar.update)
         # recall at 1, 5 and 10 both ways: tr_r1, ..., ir_r10
         numbers |= {**recalls(scores, gallery.image_of_text), "ranked_images": float(len(images))}
     metric = numbers[task.metric_name]

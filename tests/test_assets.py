@@ -9,7 +9,7 @@ import pytest
 from das_gym.adapt.evaluate import evaluate, with_mean_image
 from das_gym.adapt.finetune import cut_subnet
 
-from das_gym.engine.ranking import rank, recalls
+from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
@@ -39,7 +39,7 @@ def test_bundled_environments_have_tables_of_their_supernets(entry: EnvEntry):
 def test_retrieval_is_ten_times_better_than_chance(model: str):
     problem, images = load_problem(ProblemConfig(model=model, task="retrieval")), 20
     ranked = problem.task.gallery(problem.splits.test, images)
-    scores = rank(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
+    scores = score_pairs(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
     found = recalls(scores, ranked.image_of_text)
     assert min(found["tr_r1"], found["ir_r1"]) >= 10 / images
 

@@ -32,7 +32,7 @@ IMAGE_BLOCK = 32
 
 
 @torch.inference_mode()
-def rank(
+def score_pairs(
     vlp: VLP,
     head: nn.Module,
     processor: Processor,
@@ -162,7 +162,7 @@ def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> di
     """Return how often the right match is among the best 1, 5 and 10.
 
     Args:
-        scores: (n_images, n_texts) finite, as `rank` gives them.
+        scores: (n_images, n_texts) finite, as `score_pairs` gives them.
         image_of_text: (n_texts,) the index of each text's image; every image has a text.
 
     Returns:

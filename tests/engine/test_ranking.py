@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from das_gym.data.images import NoiseImage
-from das_gym.engine.ranking import rank, recalls
+from das_gym.engine.ranking import recalls, score_pairs
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
 from das_gym.tasks.retrieval.task import build_rank_head
@@ -74,7 +74,7 @@ def test_rank_equals_plain_forwards(worlds, model, skipped):
             assert expected.std(axis=0).mean() > 0.01
             assert expected.std(axis=1).mean() > 0.01
         for batch_size in (3, 64):
-            got = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask, batch_size)
+            got = score_pairs(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask, batch_size)
             assert got.dtype == np.float32
             np.testing.assert_allclose(got, expected, atol=tolerance, rtol=tolerance)
 
@@ -89,27 +89,27 @@ def test_stage_0_runs_once_per_text_and_once_per_image(meter, monkeypatch):
             return original(x, *rest)
 
         monkeypatch.setattr(layer, "attend_self", counted)
-    rank(meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS, batch_size=3)
+    score_pairs(meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS, batch_size=3)
     assert runs == {"text": len(TEXTS), "image": len(IMAGES)}
 
 
 def test_memory_bound_changes_no_score(meter):
     arguments = (meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS)
-    expected = rank(*arguments, batch_size=2)
-    np.testing.assert_array_equal(rank(*arguments, batch_size=2, max_bytes=1), expected)
+    expected = score_pairs(*arguments, batch_size=2)
+    np.testing.assert_array_equal(score_pairs(*arguments, batch_size=2, max_bytes=1), expected)
 
 
 def test_rank_of_a_pruned_model_equals_that_under_its_mask(new_world):
     world = calm(new_world())
     head, mask = head_for(world), np.isin(np.arange(12), (0, 1, 6, 7))
-    expected = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask)
+    expected = score_pairs(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask)
     world.vlp.prune(mask)
     done: list[int] = []
-    got = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, batch_size=4, progress=done.append)
+    got = score_pairs(world.vlp, head, world.task.processor, IMAGES, TEXTS, batch_size=4, progress=done.append)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert sum(done) == len(IMAGES) * len(TEXTS)
     with pytest.raises(ValueError, match="train mode"):
-        rank(METER(world.vlp.config), head, world.task.processor, IMAGES, TEXTS)
+        score_pairs(METER(world.vlp.config), head, world.task.processor, IMAGES, TEXTS)
 
 
 def test_rank_names_a_score_that_is_not_finite(new_world):
@@ -117,7 +117,7 @@ def test_rank_names_a_score_that_is_not_finite(new_world):
     with torch.no_grad():
         world.vlp.skippable_layer(3).skip_adapter.up.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"28 of 28 scores .* noise 0 40 40 with 'a red star\.'"):
-        rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, np.arange(12) == 3)
+        score_pairs(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, np.arange(12) == 3)
 
 
 def test_recalls_by_hand():
