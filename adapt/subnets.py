@@ -159,7 +159,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     # Nothing of it is trained, and dropout would change its answers.
     vlp.freeze()
     with quiet_loading():  # transformers warns that it does not know the model's type when it looks for the tokenizer
-        processor = vlp.inputs(folder, max_text_length or about.max_text_length)
+        processor = vlp.make_processor(folder, max_text_length or about.max_text_length)
     task = task_class(about.task)(processor, about.labels)
     head = task.build_head(vlp.feature_size, vlp.head_size)
     tensors = next(iter(loaded.heads.values()), {})

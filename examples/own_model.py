@@ -29,7 +29,7 @@ class BridgeTower(VLP):
         bridge.cross_modal_text_layers = bridge.cross_modal_image_layers = None  # prune takes them from one place
         self.parts = torch.nn.ModuleList(SkippableLayer(part, SkipAdapter(width, bottleneck)) for part in parts)
 
-    def inputs(self, folder, max_text_length=None):
+    def make_processor(self, folder, max_text_length=None):
         text, image = self.bridge.config.text_config, self.bridge.config.vision_config
         tokenizer = find_tokenizer(folder, text.vocab_size, pad=1, first=0, last=2)
         longest = min(max_text_length or 50, text.max_position_embeddings - 2)

@@ -38,7 +38,7 @@ HALVES = (torch.float16, torch.bfloat16)
 class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
-    A custom model sets `layers`, `feature_size` and `tunable`, and defines the abstract methods, `inputs`, and
+    A custom model sets `layers`, `feature_size` and `tunable`, and defines the abstract methods, `make_processor`, and
     `text_stream` and `image_stream` or `gather`. Everything else has a default. `das_gym.ModelEntry` takes the class and
     a function that loads it.
 
@@ -82,7 +82,7 @@ class VLP(nn.Module, ABC):
 
     # ---- from texts and images to the state before stage 0
 
-    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
+    def make_processor(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """Return the `Processor` that makes batches of texts and images for this model.
 
         Args:

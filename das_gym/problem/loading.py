@@ -267,7 +267,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         warnings.warn(f"{checkpoint}: {problems}", stacklevel=2)
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
+    processor = vlp.make_processor(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
     heads = getattr(loaded, "heads", {})
     untrained = tuple(name for name in getattr(report, "missing", ()) if "adapter" not in name)

@@ -76,8 +76,8 @@ class METER(METERNetwork, FamilyModel, VLP):  # type: ignore[override]
         nn.init.normal_(self.token_types.weight, std=0.02)
         nn.init.normal_(self.first_text_token, std=0.02)
 
-    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
-        """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.inputs`."""
+    def make_processor(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """Return the processor for RoBERTa's tokens (padding has id 1) and METER's pixels; see `VLP.make_processor`."""
         config = self.config
         tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
         longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions - SPARE_POSITIONS)

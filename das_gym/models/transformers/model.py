@@ -137,7 +137,7 @@ class VLM(UnitModel):
 
     # ---- from prompts to the state before the first unit ----
 
-    def inputs(self, folder: Path, max_text_length: int | None = None) -> PromptProcessor:  # type: ignore[override]
+    def make_processor(self, folder: Path, max_text_length: int | None = None) -> PromptProcessor:  # type: ignore[override]
         """Return the model's own processor, from the folder's files."""
         processor = load_processor(folder) if self.source_processor is None else self.source_processor
         return self.processor_of(processor, max_text_length)

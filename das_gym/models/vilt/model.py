@@ -54,8 +54,8 @@ class ViLT(ViLTNetwork, FamilyModel, VLP):  # type: ignore[override]
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.image_positions, std=0.02)
 
-    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
-        """Return what makes BERT's tokens, whose padding has id 0, and ViLT's pixels; see `VLP.inputs`."""
+    def make_processor(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """Return what makes BERT's tokens, whose padding has id 0, and ViLT's pixels; see `VLP.make_processor`."""
         config = self.config
         tokenizer = find_tokenizer(folder, config.vocab_size, pad=0)
         longest = min(max_text_length or MAX_TEXT_LENGTH, config.max_positions)

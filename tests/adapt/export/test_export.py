@@ -50,7 +50,7 @@ def build(model: str, task: str, layers: int = 4, **adapters: int) -> AdaptedMod
     else:
         vlp = ViLT(ViLTConfig(**sizes, num_layers=layers, vocab_size=vocab, max_positions=32))
     vlp.freeze()
-    processor = vlp.inputs(assets)
+    processor = vlp.make_processor(assets)
     of_task = task_class(task)(processor, LABELS[task])
     head = of_task.build_head(vlp.feature_size, vlp.head_size)
     for parameter in (*vlp.parameters(), *head.parameters()):

@@ -121,7 +121,7 @@ def probes_of(source: Path) -> Probes:
     vlm = load_vlm(source)
     vlm.remove_adapters()
     vlm.freeze()
-    processor: Any = vlm.inputs(source)
+    processor: Any = vlm.make_processor(source)
     images = [(NoiseImage(n, 32 * n, 32),) if processor.sees else () for n in (1, 2)]
     prompts = [Prompt("how many circles", images[0], "2"), Prompt("what colour is it then", images[1], "red green")]
     return Probes(vlm, processor, prompts)

@@ -48,7 +48,7 @@ class Driven:
         """Load it from a folder, without adapters."""
         vlm = load_vlm(folder, units=units)
         vlm.remove_adapters()
-        return cls(vlm, vlm.inputs(folder))
+        return cls(vlm, vlm.make_processor(folder))
 
     def with_model(self, model: Any) -> Driven:
         """Return the same processor with another model of transformers."""

@@ -42,7 +42,7 @@ def adapted(folder_of: Callable[[str], Path]) -> VLM:
 
 @pytest.fixture
 def model(adapted: VLM, folder_of: Callable[[str], Path]) -> Driven:
-    return Driven(adapted, adapted.inputs(folder_of("llava")))
+    return Driven(adapted, adapted.make_processor(folder_of("llava")))
 
 
 @pytest.mark.parametrize(("hidden_size", "widths"), [(4096, (64, 256)), (576, (64, 216)), (2, (1, 1))])

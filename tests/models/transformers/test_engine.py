@@ -71,7 +71,7 @@ def test_device_map_over_two_devices(folder_of, name, options):
         vlm = load_vlm(folder_of(name), device_map=device_map, generator=torch.Generator().manual_seed(0), **options)
         if device_map:
             assert {str(p.device) for p in vlm.stack.layers.parameters()} == {DEVICE, OTHER_DEVICE}
-        model, count = Driven(vlm, vlm.inputs(folder_of(name))), len(vlm.layers)
+        model, count = Driven(vlm, vlm.make_processor(folder_of(name))), len(vlm.layers)
         masks = np.vstack((np.eye(count), np.ones(count))).astype(bool)
         return evaluator_of(model, trunk_bytes=2**20).losses(masks, examples_of(model))
 
