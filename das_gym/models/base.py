@@ -160,7 +160,7 @@ class VLP(nn.Module, ABC):
         second image.
         """
 
-    def begin(self, encoded: State) -> State:
+    def initial_state(self, encoded: State) -> State:
         """Return the state before stage 0, with learned tokens if there are any."""
         state = self.embed(encoded)
         return state if self.prompts is None else self.prompts(state)
@@ -228,7 +228,7 @@ class VLP(nn.Module, ABC):
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
         """Return pooled features from encoder outputs."""
         skips = self._skips(mask)
-        state = self.begin(encoded)
+        state = self.initial_state(encoded)
         for stage in range(len(self.stages)):
             state = self.advance(state, stage, skips)
         return self.pool(state)

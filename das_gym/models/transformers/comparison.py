@@ -168,7 +168,7 @@ class Comparison:
             found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
-    def begin(self, vlm: VLM, count: int = 3) -> State:
+    def initial_state(self, vlm: VLM, count: int = 3) -> State:
         """Return the state of prompts before the first layer."""
         with self.rejecting("its layers do not run one by one"):
             return vlm.gather_uncached(self.processor, self.prompts(count))
@@ -180,7 +180,7 @@ class Comparison:
 
     def driven_features(self, vlm: VLM, removed: Sequence[int] = (), state: State | None = None) -> Tensor:
         """Return the hidden states from which the head computes `driven_logits`."""
-        state = self.begin(vlm) if state is None else state
+        state = self.initial_state(vlm) if state is None else state
         mask = [unit.stream == JOINT and place in removed for place, unit in zip(vlm.places, vlm.layers, strict=True)]
         with self.rejecting("its layers do not run one by one"):
             return vlm.forward_encoded(state, mask)

@@ -200,7 +200,7 @@ def _check_removal(compare: Comparison, capabilities: ModelCapabilities) -> None
     _check_one_removal(compare, capabilities)
     vlm = compare.with_capabilities(capabilities)
     encodings = compare.encodings(compare.prompts(1))
-    state = compare.begin(vlm, 1)
+    state = compare.initial_state(vlm, 1)
     compare.driven_features(vlm, (), state)  # leaves behind what the next mask must not read, as each mask does
     for several in separating_sets(_running(compare, vlm)):
         with compare.rejecting(f"without its layers {several} its own forward fails"):
@@ -223,7 +223,7 @@ def _check_one_removal(compare: Comparison, capabilities: ModelCapabilities, pro
     places = _running(compare, vlm)
     removed = [places[len(places) // 2]]
     encodings = compare.encodings(compare.prompts(prompts))
-    skipped = compare.driven_logits(vlm, removed, compare.begin(vlm, prompts))
+    skipped = compare.driven_logits(vlm, removed, compare.initial_state(vlm, prompts))
     smaller = delete_layers(share_copy(compare.model), removed)
     difference = reload_difference(smaller)
     if difference is not None:

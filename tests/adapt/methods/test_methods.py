@@ -297,7 +297,7 @@ def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
         make_method("prompt", {"tokens": 3}).apply(model)
         vlp, encoded = model.backbone.vlp, model.task.processor(model.task.pairs(worlds[family].splits.train[:2]))
         before = vlp.embed(vlp.encode(encoded))
-        after = vlp.begin(vlp.encode(encoded))
+        after = vlp.initial_state(vlp.encode(encoded))
         for stream, hidden in before.hidden.items():
             assert torch.equal(after.hidden[stream][:, : hidden.shape[1]], hidden)
             assert after.hidden[stream].shape[1] == hidden.shape[1] + 3
