@@ -187,7 +187,7 @@ class VLM(UnitModel):
         features = kept("image", wanted)
         if self.tower is not None:
             given = {key: features[key] for key in wanted}
-            hidden, batches, slices = self.tower.begin(given)
+            hidden, batches, slices = self.tower.record_images(given)
             later = DecoderInputs(processor, pairs, given, slices)
             return State({IMAGE: hidden}, {IMAGE: None}, {"images": batches, "decoder_inputs": later})
         if self.trained_tower is not None:

@@ -346,7 +346,7 @@ def _tower_reads(compare: Comparison, given: Mapping[str, Tensor]) -> tuple[int,
 def _replay(compare: Comparison, able: TowerCapabilities, given: Mapping[str, Tensor], removed: Sequence[int]) -> dict:
     """Compute the features of an image layer by layer, without some layers."""
     tower = VisionTower(compare.model, able)
-    hidden, images, slices = tower.begin({"": given})
+    hidden, images, slices = tower.record_images({"": given})
     for place in range(max(able.reads) + 1):
         run = None if place in removed else partial(run_layer, tower.stack.layers[place])
         hidden = tower.step(hidden, images, place, run)

@@ -90,7 +90,7 @@ class VisionTower:
         self.capabilities = capabilities
         self.stack = find_vision_tower(model)
 
-    def begin(
+    def record_images(
         self, given: Mapping[Any, Mapping[str, Tensor]]
     ) -> tuple[Tensor, tuple[ImageBatch, ...], dict[Any, ImageSlice]]:
         """Record how the tower runs on images, given as pixels and sizes by key.
@@ -159,7 +159,7 @@ class VisionTower:
     ) -> dict[Any, dict[str, Any]]:
         """Compute the features of the images of each key from the stream after the last layer that is read.
 
-        Without content (on `meta`), zeros are taken. The other arguments are those of `begin`, and what it returned.
+        Without content (on `meta`), zeros are taken. The other arguments are those of `record_images`, and what it returned.
         """
         if hidden.is_meta:
             hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=next(self.stack.layers.parameters()).device)
