@@ -132,7 +132,7 @@ class WalkMemory:
     def _layer(self, index: int, state: State, skipped: bool) -> LayerBytes:
         """Return the bytes of a run of a layer, which are counted once for equal layers and shapes."""
         shapes = tuple(tuple(tensor.shape) for tensor in state.hidden.values())
-        key = self.counter.alike(index), skipped, self._is_last(index), shapes
+        key = self.counter.cost_key(index), skipped, self._is_last(index), shapes
         if key not in self._found:
             self._found[key] = self._count(index, self.counter.without_content(state), skipped)
         return self._found[key]

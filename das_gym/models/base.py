@@ -305,7 +305,7 @@ class VLP(nn.Module, ABC):
         """Return an upper bound of the bytes of the hidden vectors of a state, on the way through the stages."""
         return bytes_of(dict(encoded.hidden))
 
-    def alike(self, index: int) -> Hashable:
+    def cost_key(self, index: int) -> Hashable:
         """Return a key that is equal for layers of equal cost, so that only one of them is counted.
 
         By default each layer is counted by itself.

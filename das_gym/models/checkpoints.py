@@ -136,8 +136,8 @@ class FamilyModel:
         config: Any = self.config  # type: ignore[attr-defined]
         return "base" if config.hidden_size == type(config).hidden_size else "mini"
 
-    def alike(self, index: int) -> Hashable:
-        """Return a key that is equal for identically built layers of one stream; see `VLP.alike`."""
+    def cost_key(self, index: int) -> Hashable:
+        """Return a key that is equal for identically built layers of one stream; see `VLP.cost_key`."""
         vlp = cast(VLP, self)
         return vlp.layers[index].stream, structure(vlp.skippable_layer(index))
 

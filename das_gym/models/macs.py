@@ -145,7 +145,7 @@ class MacCounter:
 
     def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
         """Return the layer's output, without content, and what `layer` returns."""
-        key = ("layer", self.alike(index), skipped, pooled_only, *self._shapes(state))
+        key = ("layer", self.cost_key(index), skipped, pooled_only, *self._shapes(state))
         if key in self._found:
             return self._found[key]
         without = self.without_content(state)
@@ -160,10 +160,10 @@ class MacCounter:
         self._found[key] = hidden, {OWN: total - sum(parts.values()), **parts}
         return self._found[key]
 
-    def alike(self, index: int) -> Hashable:
-        """Return a key that layers of equal cost share; see `VLP.alike`."""
+    def cost_key(self, index: int) -> Hashable:
+        """Return a key that layers of equal cost share; see `VLP.cost_key`."""
         if index not in self._alike:
-            self._alike[index] = self.twin.alike(index)
+            self._alike[index] = self.twin.cost_key(index)
         return self._alike[index]
 
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:

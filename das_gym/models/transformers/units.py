@@ -132,7 +132,7 @@ class UnitModel(VLP):
         follows = index + 1 < len(self.places) and self.layers[index + 1].stream == self.layers[index].stream
         return self.places[index + 1] if follows else len(self.stack_of(index).layers)
 
-    def alike(self, index: int) -> Hashable:
+    def cost_key(self, index: int) -> Hashable:
         """Return a key that is equal for identically built decoder layers, with the same layers up to the next unit."""
         if self.layers[index].stream == IMAGE:
             return index
