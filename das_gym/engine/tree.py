@@ -59,7 +59,7 @@ class MaskTree:
 
         Args:
             state: The state before stage 0.
-            trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives after
+            trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter_stage` gives after
                 `VLP.front` stages, by the bits of those.
             known: Looks those states up: masks whose first bits are known start after those stages.
             watch: Called for every layer of the full model; needs a trunk and nothing `known`.
@@ -94,7 +94,7 @@ class MaskTree:
         so what was computed from a tensor is dropped with it. `trunk` is None once something was skipped.
         """
         if stage < len(self._stages):
-            state, macs = self.vlp.enter(state, stage)
+            state, macs = self.vlp.enter_stage(state, stage)
             self.spent.macs += macs
             if self._front and stage == self.vlp.front and self._keep is not None:
                 entered = state
@@ -104,7 +104,7 @@ class MaskTree:
     def _run_children(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield the leaves below a state that `VLP.enter` has returned."""
+        """Yield the leaves below a state that `VLP.enter_stage` has returned."""
         if stage == len(self._stages):
             features = self.vlp.pool(state)
             self.spent.macs += self.counter.pool(state)[1]

@@ -107,7 +107,7 @@ class WalkMemory:
         inner = 0
         variants = dict.fromkeys(state.hidden, 1)  # how many tensors of a stream exist at a time
         for stage in range(len(self.vlp.stages)):
-            entered, _ = self.vlp.enter(state, stage)
+            entered, _ = self.vlp.enter_stage(state, stage)
             if entered is not state:
                 held += bytes_of(entered)
                 variants = dict.fromkeys(entered.hidden, 1)

@@ -42,7 +42,7 @@ class VLP(nn.Module, ABC):
     `text_stream` and `image_stream` or `gather`. Everything else has a default. `das_gym.ModelEntry` takes the class and
     a function that loads it.
 
-    `forward(batch, mask)` is `encode`, `embed`, one `enter` and `advance` a stage, and `pool` in a row. Within a stage
+    `forward(batch, mask)` is `encode`, `embed`, one `enter_stage` and `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.
 
     Attributes:
@@ -57,7 +57,7 @@ class VLP(nn.Module, ABC):
         promptless: Why prompt tuning cannot add learned tokens; empty if it can.
         gradient_checkpointing: Whether to use gradient checkpointing.
         prompts: The module that adds learned tokens to the state before stage 0; None adds none.
-        front: How many stages come before the one that `enter` does something for: their results are worth caching.
+        front: How many stages come before the one that `enter_stage` does something for: their results are worth caching.
         streams_apart: Whether text and image enter stage 0 as separate hidden vectors, a batch of 1 fitting any.
     """
 
@@ -175,7 +175,7 @@ class VLP(nn.Module, ABC):
             stages[layer.stage].append(index)
         return tuple(map(tuple, stages))
 
-    def enter(self, state: State, stage: int) -> tuple[State, int]:
+    def enter_stage(self, state: State, stage: int) -> tuple[State, int]:
         """Return the state as the layers of `stage` read it, and the MACs of making it.
 
         For what runs between two stages and depends on the masks of those before, such as a projector between layers of a
@@ -208,7 +208,7 @@ class VLP(nn.Module, ABC):
         """Return the state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
         stages = self.stages
         last = stage == len(stages) - 1
-        state, _ = self.enter(state, stage)
+        state, _ = self.enter_stage(state, stage)
         hidden = dict(state.hidden)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         # The reentrant kind would drop gradients here: the input of a frozen model's first layers needs none itself.

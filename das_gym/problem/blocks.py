@@ -41,7 +41,7 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         pooled: dict[str, list[Tensor]] = defaultdict(list)  # what each of them has read at the pooled token
         whole: dict[str, list[Tensor]] = defaultdict(list)  # and at every token, the last few
         for number, stage in enumerate(vlp.stages):
-            state, _ = vlp.enter(state, number)
+            state, _ = vlp.enter_stage(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream

@@ -102,7 +102,7 @@ def count_costs(
     kept, plain, skip = (np.zeros(len(vlp.layers), dtype=np.int64) for _ in range(3))
     for stage, indices in enumerate(vlp.stages):
         pooled_only = counting == "runs" and stage == len(vlp.stages) - 1
-        state, macs = vlp.enter(state, stage)
+        state, macs = vlp.enter_stage(state, stage)
         embed_macs += macs
         hidden = dict(state.hidden)
         for index in indices:

@@ -149,7 +149,7 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
     kept: list[Tensor] = [torch.empty(0)] * len(vlp.layers)
     skipped, states = list(kept), list[State]([state] * len(vlp.layers))
     for number, stage in enumerate(vlp.stages):
-        state, _ = vlp.enter(state, number)
+        state, _ = vlp.enter_stage(state, number)
         hidden = dict(state.hidden)
         for index in stage:
             kept[index] = hidden[vlp.layers[index].stream] = vlp.run_layer(index, state, skipped=False)

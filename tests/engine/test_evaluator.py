@@ -87,7 +87,7 @@ def test_masks_start_after_known_front_stages(new_world, monkeypatch):
     """With a front of two stages (layers 0, 6, 1 and 7), masks whose bits there are known run only the stages after it."""
     world, entered = new_world(), []
     monkeypatch.setattr(world.vlp, "front", 2)
-    monkeypatch.setattr(world.vlp, "enter", lambda state, stage: (entered.append(stage), (state, 0))[1])
+    monkeypatch.setattr(world.vlp, "enter_stage", lambda state, stage: (entered.append(stage), (state, 0))[1])
     evaluator = world.evaluator(trunk_bytes=2**30)
 
     def check(*skipped: tuple[int, ...], layer_runs: int, stages: list[int], divergences: bool = False) -> None:

@@ -83,8 +83,8 @@ def fit_skip_adapters(
     full = list(states)
     short = full if mask is None else list(states)
     for stage, (index,) in enumerate(vlm.stages):
-        full = [vlm.enter(state, stage)[0] for state in full]
-        short = full if mask is None else [vlm.enter(state, stage)[0] for state in short]
+        full = [vlm.enter_stage(state, stage)[0] for state in full]
+        short = full if mask is None else [vlm.enter_stage(state, stage)[0] for state in short]
         is_fitted = mask is None or bool(mask[index])
         outputs = [_run_unit(vlm, index, state) for state in full]
         if is_fitted:

@@ -308,7 +308,7 @@ class VLM(UnitModel):
             return encoded.with_hidden({IMAGE: hidden})
         return encoded.with_hidden({JOINT: self._run_fixed(encoded, encoded.hidden[JOINT], 0, self.places[0], False)})
 
-    def enter(self, state: State, stage: int) -> tuple[State, int]:
+    def enter_stage(self, state: State, stage: int) -> tuple[State, int]:
         """After the last vision unit, run everything up to the first unit of the decoder; return the state and its MACs."""
         if self.tower is None or stage != self.front:
             return state, 0

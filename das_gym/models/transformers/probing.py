@@ -249,7 +249,7 @@ def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> 
         counter = MacCounter(vlm)
         state, _ = counter.embed(vlm.sample(compare.processor, compare.prompts(1), counter)[0])
         for number, indices in enumerate(vlm.stages):
-            state, _ = vlm.enter(state, number)
+            state, _ = vlm.enter_stage(state, number)
             for index in indices:
                 hidden, _ = counter.run_layer(index, state, False, False)
                 state = state.with_hidden({vlm.layers[index].stream: hidden})
