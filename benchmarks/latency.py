@@ -67,7 +67,9 @@ def measure(size: str, batch: int, subnets: int, rounds: int) -> dict[str, Any]:
             taken = []
         timer.round()
         taken.append(in_turns(calls, time.perf_counter, np.random.default_rng(number)))
-    sample = vlp.sample(task.processor, task.pairs(subject.examples), MacCounter(vlp))  # as long as the longest example
+    sample = vlp.cost_example(
+        task.processor, task.pairs(subject.examples), MacCounter(vlp)
+    )  # as long as the longest example
     macs = count_costs(vlp, sample, subject.head, task.group_features, task.passes).macs_cost
     return compared(timer, np.array(taken), masks, macs)
 

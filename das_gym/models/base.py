@@ -143,7 +143,7 @@ class VLP(nn.Module, ABC):
             for position, row in enumerate(rows):
                 yield keys[row], real_tokens(hidden[position], attend, position), macs
 
-    def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
+    def cost_example(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the encoder outputs of one pair without content, and the MACs of its encoders: where costs are counted.
 
         The longest text of all pairs, with a square image, stands for them.

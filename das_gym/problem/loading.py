@@ -425,10 +425,10 @@ def _costs_of(model: AdaptedModel, sample: tuple[State, int], counter: MacCounte
 
 
 def sample_of(model: AdaptedModel, splits: Splits[Any], counter: MacCounter) -> tuple[State, int]:
-    """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`."""
+    """Return the encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.cost_example`."""
     vlp, task, examples = model.backbone.vlp, model.task, splits.reward[:COST_SAMPLE]
     try:
-        return vlp.sample(task.processor, task.pairs(examples), counter)
+        return vlp.cost_example(task.processor, task.pairs(examples), counter)
     except PromptError as error:
         key = next(example.key for example in examples if error.prompt in task.pairs([example]))
         raise ValueError(f"{key}: {error}") from error

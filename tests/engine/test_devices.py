@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_cpu(new_world, model):
 def test_statistics_run_on_the_device(new_world, model):
     def computed(world: World) -> np.ndarray:
         evaluator, examples = world.evaluator(), world.examples
-        sample = world.vlp.sample(world.task.processor, world.task.pairs(examples), MacCounter(world.vlp))
+        sample = world.vlp.cost_example(world.task.processor, world.task.pairs(examples), MacCounter(world.vlp))
         costs = count_costs(world.vlp, sample, world.head)
         inputs = StatisticInputs(evaluator, costs, examples, measure_activity(evaluator, examples))
         return compute_statistics(tuple(STATISTICS.values()), inputs)

@@ -282,7 +282,7 @@ class VLM(UnitModel):
             self.model(**batch)
         return BaseModelOutput(last_hidden_state=given[0])
 
-    def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
+    def cost_example(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """Return the state of the longest prompt, and the MACs of encoding its images."""
         longest = max(pairs, key=lambda prompt: prompt.length)
         if not (longest.images and self.capabilities.caches_images):

@@ -247,7 +247,7 @@ def check_mac_counting(compare: Comparison, capabilities: ModelCapabilities) -> 
     vlm = compare.with_capabilities(capabilities)
     with compare.rejecting("the MACs of its layers cannot be counted without computing them"):
         counter = MacCounter(vlm)
-        state, _ = counter.embed(vlm.sample(compare.processor, compare.prompts(1), counter)[0])
+        state, _ = counter.embed(vlm.cost_example(compare.processor, compare.prompts(1), counter)[0])
         for number, indices in enumerate(vlm.stages):
             state, _ = vlm.enter_stage(state, number)
             for index in indices:

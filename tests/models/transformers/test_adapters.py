@@ -82,7 +82,7 @@ def test_adapters_train_and_nothing_else(adapted):
 
 def test_macs_of_adapters(model):
     with_them, bare = MacCounter(model.vlm), MacCounter(model.vlm, adapters=False)
-    state, _ = model.vlm.sample(model.processor, model.prompts()[:1], with_them)
+    state, _ = model.vlm.cost_example(model.processor, model.prompts()[:1], with_them)
     tokens = state.hidden["joint"].shape[1]
     ways = ((with_them, False), (bare, False), (with_them, True))
     kept, plain, skipped = (sum(counter.layer(0, state, skip, False).values()) for counter, skip in ways)

@@ -102,7 +102,7 @@ def test_macs_count_what_runs(driven, name):
     """A layer costs its matrix products at every position, fewer at the end of the decoder, none if it is skipped."""
     model = driven(name)
     vlm, counter = model.vlm, MacCounter(model.vlm)
-    state, macs = vlm.sample(model.processor, model.prompts()[:1], counter)
+    state, macs = vlm.cost_example(model.processor, model.prompts()[:1], counter)
     assert (macs > 0) == model.processor.sees
     state, _ = counter.embed(state)
     last = len(vlm.layers) - 1
@@ -122,7 +122,7 @@ def test_macs_of_llama_by_hand(driven):
     values are of all tokens, and everything else only where answers are read."""
     model = driven("llama")
     counter, encoding = MacCounter(model.vlm), model.processor.encode(model.prompts()[0])
-    state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
+    state, _ = model.vlm.cost_example(model.processor, model.prompts()[:1], counter)
     tokens, asking = len(encoding.ids), len(encoding.ids) - encoding.answer + 1
     projections, mlp, square = 32 * 32 + 32 * 16 * 2, 3 * 32 * 48, 32 * 32
     layer, last = (sum(counter.layer(n, state, False, n > 0).values()) for n in (0, tiny.LAYERS - 1))

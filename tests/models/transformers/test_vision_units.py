@@ -134,9 +134,9 @@ def test_vision_layers_are_removed_next_to_sublayers(driven, folder_of, tmp_path
 def test_costs_and_statistics(driven, name):
     model = driven(name, vision=True)
     vlm, examples = model.vlm, examples_of(model)
-    costs = count_costs(vlm, vlm.sample(model.processor, model.prompts(), MacCounter(vlm)), model.head)
+    costs = count_costs(vlm, vlm.cost_example(model.processor, model.prompts(), MacCounter(vlm)), model.head)
     plain = driven(name).vlm
-    whole = count_costs(plain, plain.sample(model.processor, model.prompts(), MacCounter(plain)), model.head)
+    whole = count_costs(plain, plain.cost_example(model.processor, model.prompts(), MacCounter(plain)), model.head)
     unread = 1 if vlm.capabilities.tower.protected.get(2) == UNREAD else 0
     tower = costs.layer_macs[vlm.decoder_units :]
     assert (costs.layer_macs[: vlm.decoder_units] == whole.layer_macs).all()
