@@ -33,7 +33,7 @@ from benchmarks.machine import describe_machine, make_parser, memory_mib, restar
 from benchmarks.pretrain.answering_models import SMOLVLM_TEMPLATE, SMOLVLM_TOKENS
 from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
 from das_gym.models.base import bytes_of
-from das_gym.models.macs import counted
+from das_gym.models.macs import count_macs
 from das_gym.models.transformers.layer_removal import prune, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.estimate import saved_bytes
@@ -234,7 +234,7 @@ def estimate_7b(tokens: int, batch: int, removed: int, cached_images: int, tree_
     state = torch.empty(1, tokens, vlm.feature_size, dtype=torch.bfloat16, device="meta")
     causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")  # given, it is not computed from values
     run = partial(decoder, inputs_embeds=state, attention_mask=causal, use_cache=False)
-    macs = counted(run)[1]
+    macs = count_macs(run)[1]
     features = cached_images * 576 * vlm.feature_size * 2
     say = partial(print, flush=True)
     say(f"weights: {weights / gib:.1f} GiB; decoder: {macs / 1e12:.2f} T MACs for {tokens} tokens")

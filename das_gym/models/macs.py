@@ -84,7 +84,7 @@ def structure(module: nn.Module) -> Hashable:
     return tuple(parts)
 
 
-def counted(function: Callable[[], Result]) -> tuple[Result, int]:
+def count_macs(function: Callable[[], Result]) -> tuple[Result, int]:
     """Call a function, and return its result and the MACs of its matrix products."""
     # The math kernel of attention consists of plain products, which are counted alike on every device, `meta` among them.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -94,7 +94,7 @@ def counted(function: Callable[[], Result]) -> tuple[Result, int]:
 
 def head_macs(head: nn.Module, features: Tensor) -> int:
     """Return the MACs of a head that reads features of that shape."""
-    return counted(lambda: meta_twin(head)(torch.empty_like(features, device="meta")))[1]
+    return count_macs(lambda: meta_twin(head)(torch.empty_like(features, device="meta")))[1]
 
 
 class MacCounter:
@@ -152,11 +152,11 @@ class MacCounter:
         parts = dict[str, int]()
 
         def memo(memo_key: tuple, compute: Callable[[], Any]) -> Any:
-            result, macs = counted(compute)
+            result, macs = count_macs(compute)
             parts[memo_key[1]] = parts.get(memo_key[1], 0) + macs
             return result
 
-        hidden, total = counted(lambda: self.twin.run_layer(index, without, skipped, memo, pooled_only))
+        hidden, total = count_macs(lambda: self.twin.run_layer(index, without, skipped, memo, pooled_only))
         self._found[key] = hidden, {OWN: total - sum(parts.values()), **parts}
         return self._found[key]
 
@@ -171,7 +171,7 @@ class MacCounter:
         if key not in self._found:
             try:
                 without = self.without_content(given)
-                self._found[key] = counted(lambda: function(without))
+                self._found[key] = count_macs(lambda: function(without))
             except (NotImplementedError, RuntimeError) as error:
                 raise TypeError(
                     f"cannot count MACs: `{what[0]}` of a {type(self.twin).__name__} reads the values of tensors, which "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from das_gym.models.base import Forward, Kept, Mark, Memo, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
-from das_gym.models.macs import MacCounter, counted
+from das_gym.models.macs import MacCounter, count_macs
 from das_gym.models.transformers import driver, linear_skips
 from das_gym.models.transformers.driver import Block, make_block, plan_blocks, run_blocks
 from das_gym.models.transformers.features import image_features, use_features
@@ -166,7 +166,7 @@ class VLM(UnitModel):
             shapes = self.trained_tower is None, sizes, tuple((name, t.shape) for name, t in encoding.pixels.items())
             if counter is not None and shapes not in self._image_macs:
                 # counting uses other attention kernels, so that its output is not used
-                self._image_macs[shapes] = counted(partial(self._encode_images, encoding))[1]
+                self._image_macs[shapes] = count_macs(partial(self._encode_images, encoding))[1]
             with torch.no_grad():
                 features = self._encode_images(encoding)
             yield key, features, 0 if counter is None else self._image_macs[shapes]
@@ -286,7 +286,7 @@ class VLM(UnitModel):
         """Return the state of the longest prompt, and the MACs of encoding its images."""
         longest = max(pairs, key=lambda prompt: prompt.length)
         if not (longest.images and self.capabilities.caches_images):
-            return counted(lambda: self.gather(processor, [longest], lambda _, items: {}))
+            return count_macs(lambda: self.gather(processor, [longest], lambda _, items: {}))
         (_, part, macs), *_ = self.encode_items(processor, "image", {0: longest}, counter)
         return self.gather(processor, [longest], lambda _, items: dict.fromkeys(items, part)), macs
 
@@ -324,7 +324,7 @@ class VLM(UnitModel):
         lengths = [(p.image_key, len(e.ids), e.answer) for p, e in zip(later.prompts, encodings, strict=True)]
         key = (*(batch.shape for batch in state.extras["images"]), *lengths)
         if key not in self._enter_macs:  # counting uses other attention kernels, so that its output is not used
-            self._enter_macs[key] = counted(begin)[1]
+            self._enter_macs[key] = count_macs(begin)[1]
         return begin(), self._enter_macs[key]
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
