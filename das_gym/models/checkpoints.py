@@ -20,7 +20,7 @@ from das_gym.commands.settings import build
 from das_gym.files import at_home, replacing_folder
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, Family, Format, Heads, check_sizes
-from das_gym.models.macs import structure, without_content
+from das_gym.models.macs import structure_key, without_content
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_tensors
 from das_gym.names import check_names
 
@@ -139,7 +139,7 @@ class FamilyModel:
     def cost_key(self, index: int) -> Hashable:
         """Return a key that is equal for identically built layers of one stream; see `VLP.cost_key`."""
         vlp = cast(VLP, self)
-        return vlp.layers[index].stream, structure(vlp.skippable_layer(index))
+        return vlp.layers[index].stream, structure_key(vlp.skippable_layer(index))
 
 
 def save_checkpoint(

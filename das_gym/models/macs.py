@@ -73,7 +73,7 @@ def without_adapters(module: Module) -> Module:
     return module
 
 
-def structure(module: nn.Module) -> Hashable:
+def structure_key(module: nn.Module) -> Hashable:
     """Return a key that modules with the same cost share: classes, settings, and shapes of parameters, part by part."""
     parts = []
     for name, part in module.named_modules():

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from das_gym.data.images import NoiseImage
 from das_gym.models.base import HALVES, State
 from das_gym.models.inputs import Prompt
-from das_gym.models.macs import structure
+from das_gym.models.macs import structure_key
 from das_gym.models.transformers.features import image_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
@@ -220,7 +220,7 @@ def idle_layers(stack: Stack, recording: Recording, running: int) -> list[nn.Mod
     kinds = defaultdict(list)
     for place, (layer, call) in enumerate(zip(stack.layers, recording.calls, strict=True)):
         given = [leaf if isinstance(leaf, int | float | str) else id(leaf) for leaf in tree_leaves((call.args, call.kwargs))]
-        kinds[structure(layer), tuple(given), call.made, place in recording.added].append(layer)
+        kinds[structure_key(layer), tuple(given), call.made, place in recording.added].append(layer)
     first = (running + 1) // 2
     last = running // 2
     return [layer for alike in kinds.values() for layer in alike[first : max(first, len(alike) - last)]]

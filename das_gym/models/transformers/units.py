@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from das_gym.models.base import VLP, Layer, Site, SkippableLayer
-from das_gym.models.macs import structure
+from das_gym.models.macs import structure_key
 from das_gym.models.transformers.adapters import (
     TUNABLE,
     default_widths,
@@ -137,8 +137,8 @@ class UnitModel(VLP):
         if self.layers[index].stream == IMAGE:
             return index
         end = self._end(index)
-        layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
-        return self.layers[index].kind, layers, structure(self.skippable_layer(index)), end == len(self.stack.layers)
+        layers = tuple(structure_key(layer) for layer in self.stack.layers[self.places[index] : end])
+        return self.layers[index].kind, layers, structure_key(self.skippable_layer(index)), end == len(self.stack.layers)
 
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
